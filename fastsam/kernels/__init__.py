@@ -1,0 +1,1 @@
+"""Typed, validating Python face of every native kernel, and a readable PyTorch reference of each."""
