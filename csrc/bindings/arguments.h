@@ -1,0 +1,45 @@
+// How Python's arguments become the plain structs of the launch API.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "fastsam/sam.h"
+
+namespace fastsam::bindings {
+
+// An address that Python passes as an integer.
+template <class T>
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline DType dtype_of(int64_t code) {
+  if (code < 0 || code > static_cast<int64_t>(DType::kFloat16)) {
+    throw std::invalid_argument("unknown dtype code " + std::to_string(code) +
+                                "; expected 0 (float32), 1 (float64), 2 (bfloat16) or 3 (float16)");
+  }
+  return static_cast<DType>(code);
+}
+
+// Keeps the exporter of a buffer alive while a launch reads its table.
+class TableArgument {
+ public:
+  explicit TableArgument(const pybind11::buffer& buffer) : info_(buffer.request()) {
+    if (info_.itemsize != sizeof(int64_t) || info_.ndim != 1 || info_.size % kColumns != 0) {
+      throw std::invalid_argument("table must be a one-dimensional int64 buffer of " +
+                                  std::to_string(kColumns) + " * count cells, got " +
+                                  std::to_string(info_.size) + " items of " + std::to_string(info_.itemsize) +
+                                  " bytes");
+    }
+  }
+  TensorTable table() const { return {info_.size / kColumns, static_cast<const int64_t*>(info_.ptr)}; }
+
+ private:
+  pybind11::buffer_info info_;
+};
+
+}  // namespace fastsam::bindings

@@ -1,0 +1,70 @@
+// Threads and instruction sets of the CPU kernels.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+// One binary serves every x86-64: each marked function is compiled for several instruction sets and the
+// dynamic loader picks one. Sanitizers run before the loader can, so they get the plain version.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define FASTSAM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FASTSAM_CLONES
+#endif
+
+// Inlined into each clone, so that it is compiled for the clone's instruction set.
+#if defined(__GNUC__)
+#define FASTSAM_INLINE inline __attribute__((always_inline))
+#else
+#define FASTSAM_INLINE inline
+#endif
+
+// The operands of one launch never overlap except element on element, so the loop may be vectorised.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FASTSAM_INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(__clang__)
+#define FASTSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FASTSAM_INDEPENDENT
+#endif
+
+namespace fastsam::cpu {
+
+// Below this many elements a second thread costs more than it brings: waking one takes some 5 to 50 us.
+constexpr int64_t kSerialElements = 1 << 16;
+
+// Runs body(i) for i in [0, count) on at most `threads` threads. Bodies write to places of their own, so
+// which thread runs which index never shows in the result.
+template <class Body>
+void parallel_for(int threads, int64_t count, int64_t elements, const Body& body) {
+  const int64_t wanted = elements < kSerialElements ? 1 : std::min<int64_t>(threads, count);
+#if defined(_OPENMP)
+  if (wanted > 1) {
+#pragma omp parallel for schedule(dynamic, 4) num_threads(static_cast<int>(wanted))
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+#endif
+  (void)wanted;
+  for (int64_t i = 0; i < count; ++i) body(i);
+}
+
+// Sum of term(i) over [0, count) in float64, as 16 interleaved sums that are added in a fixed order: wide
+// enough to vectorise, and the same bits for every instruction set without fused multiply-add differences
+// in order.
+template <class Term>
+FASTSAM_INLINE double interleaved_sum(int64_t count, const Term& term) {
+  constexpr int64_t kLanes = 16;
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
+  }
+  for (int64_t lane = 0; i < count; ++i, ++lane) lanes[lane] += term(i);
+  double sum = 0.0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+}  // namespace fastsam::cpu

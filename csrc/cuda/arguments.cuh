@@ -1,0 +1,131 @@
+// The table of tensors that a multi-tensor launch carries by value in its kernel arguments, how a block finds
+// its chunk in it, and the loop that cuts a table into as few launches as the arguments allow.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "chunks.h"
+#include "host_device.h"
+#include "launch.cuh"
+
+namespace fastsam::cuda {
+
+// Elements of one chunk, the work of one block: 16 per thread, four 16-byte accesses in float32.
+constexpr int64_t kChunkElements = 16 * kThreads;
+
+// Kernel arguments may take 4 KB everywhere, and 32,764 bytes from CUDA 12.1 and sm_70 on. A little is left
+// for a launch's other arguments.
+constexpr int64_t kSmallArguments = 4096 - 256;
+constexpr int64_t kLargeArguments = 32764 - 256;
+
+// Rows of a TensorTable with only the operands that a phase needs, in at most kBytes bytes.
+template <int64_t kBytes, Column... kOperands>
+struct Arguments {
+  static constexpr int64_t kCapacity =
+      (kBytes - 32) /
+      static_cast<int64_t>((sizeof...(kOperands) + 1) * sizeof(int64_t) + 2 * sizeof(int32_t));
+
+  int64_t first_chunk;  // number of this launch's first chunk within the phase
+  bool first_run, last_run;
+  int32_t rows;
+  int64_t size[kCapacity];
+  int64_t address[sizeof...(kOperands)][kCapacity];
+  int32_t chunk_end[kCapacity];        // chunks of rows [0, i]
+  int32_t group_and_flags[kCapacity];  // group * 2 + adaptive
+
+  FASTSAM_HD static constexpr int index_of(Column column) {
+    const Column operands[] = {kOperands...};
+    int index = 0;
+    while (operands[index] != column) ++index;
+    return index;
+  }
+
+  template <Column kColumn>
+  __device__ int64_t at(int row) const {
+    constexpr int index = index_of(kColumn);
+    return address[index][row];
+  }
+};
+
+// A block's part of a launch: elements [begin, begin + size) of one row, or no elements at all.
+struct BlockChunk {
+  int row;
+  int64_t begin;
+  int64_t size;
+};
+
+template <class Table>
+__device__ inline BlockChunk block_chunk(const Table& table) {
+  const int32_t block = static_cast<int32_t>(blockIdx.x);
+  if (table.rows == 0 || block >= table.chunk_end[table.rows - 1]) return {0, 0, 0};
+  int low = 0;
+  int high = table.rows - 1;
+  while (low < high) {  // first row whose chunks end after this block
+    const int middle = (low + high) / 2;
+    if (table.chunk_end[middle] > block) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  const int32_t first = low == 0 ? 0 : table.chunk_end[low - 1];
+  const int64_t begin = (block - first) * kChunkElements;
+  const int64_t left = table.size[low] - begin;
+  return {low, begin, left < kChunkElements ? left : kChunkElements};
+}
+
+// True where the driver takes 32 KB of kernel arguments on the current device.
+inline bool takes_large_arguments() {
+#if CUDART_VERSION >= 12010
+  int driver = 0;
+  int device = 0;
+  int major = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return driver >= 12010 && major >= 7;
+#else
+  return false;
+#endif
+}
+
+// Calls launch(arguments, blocks) for one run of rows after the other, at least once.
+template <int64_t kBytes, Column... kOperands, class Launch>
+void launch_in_runs(const TensorTable& table, const Launch& launch) {
+  using Table = Arguments<kBytes, kOperands...>;
+  const Column operands[] = {kOperands...};
+  const Chunks chunks(table, kChunkElements);
+  int64_t row = 0;
+  do {
+    Table arguments;
+    arguments.rows = static_cast<int32_t>(std::min(Table::kCapacity, table.count - row));
+    arguments.first_run = row == 0;
+    arguments.last_run = row + arguments.rows == table.count;
+    arguments.first_chunk = row == 0 ? 0 : chunks.end(row - 1);
+    for (int32_t i = 0; i < arguments.rows; ++i) {
+      arguments.size[i] = table.at(kSize, row + i);
+      arguments.chunk_end[i] = static_cast<int32_t>(chunks.end(row + i) - arguments.first_chunk);
+      arguments.group_and_flags[i] =
+          static_cast<int32_t>(table.at(kGroup, row + i) * 2 + (table.at(kFlags, row + i) & kAdaptive));
+      for (size_t k = 0; k < sizeof...(kOperands); ++k)
+        arguments.address[k][i] = table.at(operands[k], row + i);
+    }
+    const int32_t blocks = arguments.rows == 0 ? 0 : arguments.chunk_end[arguments.rows - 1];
+    launch(arguments, static_cast<unsigned int>(std::max(blocks, 1)));
+    row += arguments.rows;
+  } while (row < table.count);
+}
+
+// Launches a phase with the operands it needs, in the large argument form where it helps and may be used.
+template <Column... kOperands, class Launch>
+void launch_phase(const TensorTable& table, const Launch& launch) {
+  if (table.count > Arguments<kSmallArguments, kOperands...>::kCapacity && takes_large_arguments()) {
+    launch_in_runs<kLargeArguments, kOperands...>(table, launch);
+  } else {
+    launch_in_runs<kSmallArguments, kOperands...>(table, launch);
+  }
+  check(cudaGetLastError(), "a SAM kernel launch");
+}
+
+}  // namespace fastsam::cuda

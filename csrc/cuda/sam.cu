@@ -1,0 +1,513 @@
+#include "arguments.cuh"
+#include "dispatch.h"
+#include "fastsam/sam.h"
+#include "launch.cuh"
+#include "sam_math.h"
+
+namespace fastsam::cuda {
+namespace {
+
+// --- element loops --------------------------------------------------------------------------------------
+
+template <class T, int kSize>
+struct alignas(sizeof(T) * kSize) Pack {
+  T value[kSize];
+};
+
+// Independent packs that a thread loads before it uses the first: enough bytes in flight to fill the memory
+// pipe.
+constexpr int kUnroll = 2;
+
+// Calls element.load(i, registers) and then element.apply(i, registers) for all elements of a chunk: packs of
+// 16 bytes, kUnroll of them at a time, where all operands are aligned (`addresses` is the bitwise or of their
+// addresses), and single elements for the rest.
+template <class T, class Element>
+__device__ void sweep(Element& element, int64_t size, int64_t addresses) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int64_t packs = addresses % 16 == 0 ? size / kPack : 0;
+  for (int64_t first = threadIdx.x; first < packs; first += kThreads * kUnroll) {
+    typename Element::template Registers<kPack> registers[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t pack = first + u * kThreads;
+      if (pack < packs) element.load(pack * kPack, registers[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t pack = first + u * kThreads;
+      if (pack < packs) element.apply(pack * kPack, registers[u]);
+    }
+  }
+  for (int64_t i = packs * kPack + threadIdx.x; i < size; i += kThreads) {
+    typename Element::template Registers<1> registers;
+    element.load(i, registers);
+    element.apply(i, registers);
+  }
+}
+
+template <int kPack, class T>
+__device__ Pack<T, kPack> read(const T* address) {
+  return *reinterpret_cast<const Pack<T, kPack>*>(address);
+}
+
+template <int kPack, class T>
+__device__ void write(T* address, const Pack<T, kPack>& pack) {
+  *reinterpret_cast<Pack<T, kPack>*>(address) = pack;
+}
+
+template <class T>
+__device__ T* at(int64_t address, int64_t begin) {
+  return address == 0 ? nullptr : reinterpret_cast<T*>(address) + begin;
+}
+
+__device__ bool is_adaptive(int32_t group_and_flags) { return group_and_flags % 2 != 0; }
+
+__device__ const double* hyper_row(const double* hyper, int32_t group_and_flags) {
+  return hyper + (group_and_flags / 2) * kHyperColumns;
+}
+
+__device__ double loss_scale(const SamScalars& scalars) {
+  return scalars.grad_scale == nullptr ? 1.0 : static_cast<double>(*scalars.grad_scale);
+}
+
+// --- norm -----------------------------------------------------------------------------------------------
+
+template <class T>
+struct NormElement {
+  const T* gradient;  // [size]
+  const T* weight;    // [size]; null where the norm is not adaptive
+  double eta;
+  double sum;
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> g, w;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.g = read<kPack>(gradient + i);
+    if (weight != nullptr) r.w = read<kPack>(weight + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t, const Registers<kPack>& r) {
+    for (int k = 0; k < kPack; ++k) {
+      double g = fastsam::load(r.g.value[k]);
+      if (weight != nullptr) g *= normalisation<double>(fastsam::load(r.w.value[k]), eta);
+      sum += g * g;
+    }
+  }
+};
+
+// partials [phase_chunks], counter [1]; the last block of the last launch adds all partial sums.
+template <class T, class Table>
+__global__ void norm_kernel(const __grid_constant__ Table table, const double* hyper, double* partials,
+                            unsigned int* counter, int64_t phase_chunks, double* squared_norm) {
+  FASTSAM_SHARED(double, warp_sums, kWarps);
+  FASTSAM_SHARED(int, flag, 1);
+  const BlockChunk chunk = block_chunk(table);
+  NormElement<T> element{nullptr, nullptr, 0.0, 0.0};
+  if (chunk.size > 0) {
+    const int32_t group_and_flags = table.group_and_flags[chunk.row];
+    const int64_t gradient = table.template at<kGradient>(chunk.row);
+    const int64_t weight = is_adaptive(group_and_flags) ? table.template at<kWeight>(chunk.row) : 0;
+    if (gradient != 0) {
+      element.gradient = at<const T>(gradient, chunk.begin);
+      element.weight = at<const T>(weight, chunk.begin);
+      element.eta = hyper_row(hyper, group_and_flags)[kEta];
+      sweep<T>(element, chunk.size, gradient | weight);
+    }
+  }
+  const double sum = block_sum(element.sum, warp_sums);
+  if (threadIdx.x == 0 && chunk.size > 0) partials[table.first_chunk + blockIdx.x] = sum;
+  if (!table.last_run || !is_last_block(counter, gridDim.x, flag)) return;
+  double total = 0.0;
+  for (int64_t i = threadIdx.x; i < phase_chunks; i += kThreads) total += partials[i];
+  total = block_sum(total, warp_sums);
+  if (threadIdx.x == 0) *squared_norm = total;
+}
+
+// --- perturb --------------------------------------------------------------------------------------------
+
+template <class T>
+struct PerturbElement {
+  T* weight;          // [size]
+  const T* gradient;  // [size]
+  T* backup;          // [size]
+  Arithmetic<T> scale, eta;
+  bool skip, adaptive;
+  int64_t unchanged;
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> w, g;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.w = read<kPack>(weight + i);
+    r.g = read<kPack>(gradient + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t i, const Registers<kPack>& r) {
+    write<kPack>(backup + i, r.w);
+    if (skip) return;
+    Pack<T, kPack> result;
+    for (int k = 0; k < kPack; ++k) {
+      const Arithmetic<T> w = fastsam::load(r.w.value[k]);
+      const Arithmetic<T> g = fastsam::load(r.g.value[k]);
+      store(perturbed(w, g, scale, eta, adaptive), result.value[k]);
+      unchanged += fastsam::load(result.value[k]) == w && g != 0;
+    }
+    write<kPack>(weight + i, result);
+  }
+};
+
+template <class T, class Table>
+__global__ void perturb_kernel(const __grid_constant__ Table table, SamScalars scalars) {
+  double squared_norm = 0.0;
+  for (int64_t i = 0; i < scalars.norm_count; ++i) squared_norm += scalars.squared_norms[i];
+  const double grad_scale = loss_scale(scalars);
+  bool skip = !is_finite(squared_norm);
+  for (int64_t group = 0; group < scalars.group_count; ++group) {
+    skip = skip ||
+           !is_finite(ascent_scale(squared_norm, scalars.hyper[group * kHyperColumns + kRho], grad_scale));
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0 && table.first_run) *scalars.found_inf = skip ? 1.0f : 0.0f;
+
+  const BlockChunk chunk = block_chunk(table);
+  if (chunk.size == 0) return;
+  const int64_t gradient = table.template at<kGradient>(chunk.row);
+  if (gradient == 0) return;
+  const int64_t weight = table.template at<kWeight>(chunk.row);
+  const int64_t backup = table.template at<kBackup>(chunk.row);
+  const int32_t group_and_flags = table.group_and_flags[chunk.row];
+  const double* const row = hyper_row(scalars.hyper, group_and_flags);
+  PerturbElement<T> element{at<T>(weight, chunk.begin),
+                            at<const T>(gradient, chunk.begin),
+                            at<T>(backup, chunk.begin),
+                            static_cast<Arithmetic<T>>(ascent_scale(squared_norm, row[kRho], grad_scale)),
+                            static_cast<Arithmetic<T>>(row[kEta]),
+                            skip,
+                            is_adaptive(group_and_flags),
+                            0};
+  sweep<T>(element, chunk.size, weight | gradient | backup);
+  if (scalars.unchanged != nullptr && element.unchanged != 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(scalars.unchanged),
+              static_cast<unsigned long long>(element.unchanged));
+  }
+}
+
+// --- check ----------------------------------------------------------------------------------------------
+
+template <class T>
+struct CheckElement {
+  const T* gradient;  // [size]
+  bool finite;
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> g;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.g = read<kPack>(gradient + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t, const Registers<kPack>& r) {
+    for (int k = 0; k < kPack; ++k) finite = finite && is_finite(fastsam::load(r.g.value[k]));
+  }
+};
+
+template <class T, class Table>
+__global__ void check_kernel(const __grid_constant__ Table table, float* found_inf) {
+  const BlockChunk chunk = block_chunk(table);
+  if (chunk.size == 0) return;
+  const int64_t gradient = table.template at<kGradient>(chunk.row);
+  if (gradient == 0) return;
+  CheckElement<T> element{at<const T>(gradient, chunk.begin), true};
+  sweep<T>(element, chunk.size, gradient);
+  if (!element.finite) atomicExch(found_inf, 1.0f);
+}
+
+// --- restore and update ---------------------------------------------------------------------------------
+
+template <class T>
+struct RestoreElement {
+  T* weight;        // [size]
+  const T* backup;  // [size]
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> w;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.w = read<kPack>(backup + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t i, const Registers<kPack>& r) const {
+    write<kPack>(weight + i, r.w);
+  }
+};
+
+template <class T, class Table>
+__device__ void restore_block(const Table& table, const BlockChunk& chunk) {
+  const int64_t weight = table.template at<kWeight>(chunk.row);
+  const int64_t backup = table.template at<kBackup>(chunk.row);
+  if (backup == 0 || backup == weight) return;
+  RestoreElement<T> element{at<T>(weight, chunk.begin), at<const T>(backup, chunk.begin)};
+  sweep<T>(element, chunk.size, weight | backup);
+}
+
+template <class T, class Table>
+__global__ void restore_kernel(const __grid_constant__ Table table) {
+  const BlockChunk chunk = block_chunk(table);
+  if (chunk.size > 0) restore_block<T>(table, chunk);
+}
+
+template <class T>
+struct SgdElement {
+  T* weight;          // [size]
+  const T* backup;    // [size]
+  const T* gradient;  // [size]
+  T* momentum;        // [size]; null without momentum
+  SgdSettings<Arithmetic<T>> settings;
+  bool first;
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> w, g, m;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.w = read<kPack>(backup + i);
+    r.g = read<kPack>(gradient + i);
+    if (momentum != nullptr && !first) r.m = read<kPack>(momentum + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t i, Registers<kPack>& r) const {
+    const bool has_momentum = momentum != nullptr;
+    for (int k = 0; k < kPack; ++k) {
+      Arithmetic<T> buffer = has_momentum && !first ? fastsam::load(r.m.value[k]) : Arithmetic<T>(0);
+      store(sgd_step(fastsam::load(r.w.value[k]), fastsam::load(r.g.value[k]), buffer, has_momentum, first,
+                     settings),
+            r.w.value[k]);
+      store(buffer, r.m.value[k]);
+    }
+    if (has_momentum) write<kPack>(momentum + i, r.m);
+    write<kPack>(weight + i, r.w);
+  }
+};
+
+template <class T>
+struct AdamElement {
+  T* weight;          // [size]
+  const T* backup;    // [size]
+  const T* gradient;  // [size]
+  T* first;           // [size]
+  T* second;          // [size]
+  T* maximum;         // [size]; null without amsgrad
+  AdamSettings<Arithmetic<T>> settings;
+
+  template <int kPack>
+  struct Registers {
+    Pack<T, kPack> w, g, m, v, v_max;
+  };
+
+  template <int kPack>
+  __device__ void load(int64_t i, Registers<kPack>& r) const {
+    r.w = read<kPack>(backup + i);
+    r.g = read<kPack>(gradient + i);
+    r.m = read<kPack>(first + i);
+    r.v = read<kPack>(second + i);
+    if (maximum != nullptr) r.v_max = read<kPack>(maximum + i);
+  }
+
+  template <int kPack>
+  __device__ void apply(int64_t i, Registers<kPack>& r) const {
+    for (int k = 0; k < kPack; ++k) {
+      Arithmetic<T> m = fastsam::load(r.m.value[k]);
+      Arithmetic<T> v = fastsam::load(r.v.value[k]);
+      Arithmetic<T> v_max = maximum != nullptr ? fastsam::load(r.v_max.value[k]) : Arithmetic<T>(0);
+      const Arithmetic<T> w = fastsam::load(r.w.value[k]);
+      const Arithmetic<T> g = fastsam::load(r.g.value[k]);
+      store(adam_step(w, g, m, v, v_max, maximum != nullptr, settings), r.w.value[k]);
+      store(m, r.m.value[k]);
+      store(v, r.v.value[k]);
+      if (maximum != nullptr) store(v_max, r.v_max.value[k]);
+    }
+    write<kPack>(first + i, r.m);
+    write<kPack>(second + i, r.v);
+    if (maximum != nullptr) write<kPack>(maximum + i, r.v_max);
+    write<kPack>(weight + i, r.w);
+  }
+};
+
+struct Sgd {
+  template <class T, class Table>
+  static __device__ void update(const Table& table, const BlockChunk& chunk, const double* row,
+                                double grad_scale) {
+    const int64_t weight = table.template at<kWeight>(chunk.row);
+    const int64_t backup = table.template at<kBackup>(chunk.row);
+    const int64_t gradient = table.template at<kGradient>(chunk.row);
+    const int64_t momentum = table.template at<kState0>(chunk.row);
+    const int64_t step = table.template at<kStep>(chunk.row);
+    SgdElement<T> element{at<T>(weight, chunk.begin),
+                          at<const T>(backup, chunk.begin),
+                          at<const T>(gradient, chunk.begin),
+                          at<T>(momentum, chunk.begin),
+                          sgd_settings<Arithmetic<T>>(row, grad_scale),
+                          step != 0 && *reinterpret_cast<const float*>(step) == 0.0f};
+    sweep<T>(element, chunk.size, weight | backup | gradient | momentum);
+  }
+};
+
+struct Adam {
+  template <class T, class Table>
+  static __device__ void update(const Table& table, const BlockChunk& chunk, const double* row,
+                                double grad_scale) {
+    const int64_t weight = table.template at<kWeight>(chunk.row);
+    const int64_t backup = table.template at<kBackup>(chunk.row);
+    const int64_t gradient = table.template at<kGradient>(chunk.row);
+    const int64_t first = table.template at<kState0>(chunk.row);
+    const int64_t second = table.template at<kState1>(chunk.row);
+    const int64_t maximum = table.template at<kState2>(chunk.row);
+    const double step = *reinterpret_cast<const float*>(table.template at<kStep>(chunk.row)) + 1.0;
+    AdamElement<T> element{at<T>(weight, chunk.begin),
+                           at<const T>(backup, chunk.begin),
+                           at<const T>(gradient, chunk.begin),
+                           at<T>(first, chunk.begin),
+                           at<T>(second, chunk.begin),
+                           at<T>(maximum, chunk.begin),
+                           adam_settings<Arithmetic<T>>(row, step, grad_scale)};
+    sweep<T>(element, chunk.size, weight | backup | gradient | first | second | maximum);
+  }
+};
+
+template <class Optimizer, class T, class Table>
+__global__ void update_kernel(const __grid_constant__ Table table, SamScalars scalars,
+                              unsigned int* counter) {
+  FASTSAM_SHARED(int, flag, 1);
+  const bool skip = *scalars.found_inf != 0.0f ||
+                    (scalars.external_found_inf != nullptr && *scalars.external_found_inf != 0.0f);
+  const BlockChunk chunk = block_chunk(table);
+  if (chunk.size > 0) {
+    if (skip || table.template at<kGradient>(chunk.row) == 0) {
+      restore_block<T>(table, chunk);
+    } else {
+      Optimizer::template update<T>(table, chunk, hyper_row(scalars.hyper, table.group_and_flags[chunk.row]),
+                                    loss_scale(scalars));
+    }
+  }
+  // The counters may change only when every block has read them.
+  if (!is_last_block(counter, gridDim.x, flag)) return;
+  if (skip) {
+    if (threadIdx.x == 0 && table.first_run && scalars.skipped_steps != nullptr) *scalars.skipped_steps += 1;
+    return;
+  }
+  for (int row = threadIdx.x; row < table.rows; row += kThreads) {
+    const int64_t step = table.template at<kStep>(row);
+    if (step != 0 && table.template at<kGradient>(row) != 0) *reinterpret_cast<float*>(step) += 1.0f;
+  }
+}
+
+// --- scratch: the block counter in the first 16 bytes, then the partial sums
+// --------------------------------
+
+constexpr int64_t kCounterBytes = 16;
+
+unsigned int* counter_of(void* scratch) { return static_cast<unsigned int*>(scratch); }
+double* partials_of(void* scratch) {
+  return reinterpret_cast<double*>(static_cast<unsigned char*>(scratch) + kCounterBytes);
+}
+
+}  // namespace
+
+int64_t sam_scratch_bytes(const TensorTable& table) {
+  return kCounterBytes + Chunks(table, kChunkElements).count() * static_cast<int64_t>(sizeof(double));
+}
+
+void sam_norm(const Execution& execution, DType dtype, const TensorTable& table, const double* hyper,
+              double* squared_norm, void* scratch) {
+  const DeviceGuard guard(execution.device);
+  const int64_t chunks = Chunks(table, kChunkElements).count();
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kGradient, kWeight>(table, [&](const auto& arguments, unsigned int grid) {
+      FASTSAM_LAUNCH((norm_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                     stream_of(execution), arguments, hyper, partials_of(scratch), counter_of(scratch),
+                     chunks, squared_norm);
+    });
+  });
+}
+
+void sam_perturb(const Execution& execution, DType dtype, const TensorTable& table,
+                 const SamScalars& scalars) {
+  const DeviceGuard guard(execution.device);
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kWeight, kGradient, kBackup>(table, [&](const auto& arguments, unsigned int grid) {
+      FASTSAM_LAUNCH((perturb_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                     stream_of(execution), arguments, scalars);
+    });
+  });
+}
+
+void sam_check(const Execution& execution, DType dtype, const TensorTable& table, float* found_inf) {
+  const DeviceGuard guard(execution.device);
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kGradient>(table, [&](const auto& arguments, unsigned int grid) {
+      FASTSAM_LAUNCH((check_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                     stream_of(execution), arguments, found_inf);
+    });
+  });
+}
+
+void sam_restore(const Execution& execution, DType dtype, const TensorTable& table) {
+  const DeviceGuard guard(execution.device);
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kWeight, kBackup>(table, [&](const auto& arguments, unsigned int grid) {
+      FASTSAM_LAUNCH((restore_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                     stream_of(execution), arguments);
+    });
+  });
+}
+
+void sam_update_sgd(const Execution& execution, DType dtype, const TensorTable& table,
+                    const SamScalars& scalars, void* scratch) {
+  const DeviceGuard guard(execution.device);
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kWeight, kGradient, kBackup, kState0, kStep>(
+        table, [&](const auto& arguments, unsigned int grid) {
+          FASTSAM_LAUNCH((update_kernel<Sgd, T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                         stream_of(execution), arguments, scalars, counter_of(scratch));
+        });
+  });
+}
+
+void sam_update_adam(const Execution& execution, DType dtype, const TensorTable& table,
+                     const SamScalars& scalars, void* scratch) {
+  const DeviceGuard guard(execution.device);
+  dispatch(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch_phase<kWeight, kGradient, kBackup, kState0, kState1, kState2, kStep>(
+        table, [&](const auto& arguments, unsigned int grid) {
+          FASTSAM_LAUNCH((update_kernel<Adam, T, std::decay_t<decltype(arguments)>>), grid, kThreads,
+                         stream_of(execution), arguments, scalars, counter_of(scratch));
+        });
+  });
+}
+
+}  // namespace fastsam::cuda

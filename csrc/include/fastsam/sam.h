@@ -1,0 +1,99 @@
+// Launch API of the SAM phases: gradient norm, perturbation with backup, finite check, restore, and the
+// restore fused with the base optimizer's update. One call covers all parameters of one dtype and device.
+// fastsam::cpu and fastsam::cuda hold functions of the same names and meanings.
+#pragma once
+
+#include "types.h"
+
+namespace fastsam {
+
+// The columns of a table of tensors: int64 [kColumns, count] on the host. An address of 0 means "none".
+enum Column : int64_t {
+  kSize = 0,  // elements
+  kGroup,     // row of the block of hyper-parameters
+  kFlags,     // kAdaptive
+  kWeight,    // address of w       [size], overwritten
+  kGradient,  // address of g       [size]; 0: no gradient in this pass
+  kBackup,    // address of backup  [size]; equal to kWeight: the weight was not perturbed
+  kState0,    // address of momentum buffer or first moment [size]; 0: none
+  kState1,    // address of second moment                   [size]; 0: none
+  kState2,    // address of amsgrad's maximum               [size]; 0: none
+  kStep,      // address of the float32 scalar that counts updates; 0: none
+  kColumns
+};
+
+enum Flag : int64_t { kAdaptive = 1 };
+
+// A row of the block of hyper-parameters: float64 [groups, kHyperColumns] on the device.
+enum Hyper : int64_t {
+  kRho = 0,
+  kEta,
+  kLr,
+  kWeightDecay,
+  kMomentum,
+  kDampening,
+  kNesterov,
+  kMaximize,
+  kBeta1,
+  kBeta2,
+  kEps,
+  kDecoupled,
+  kHyperColumns
+};
+
+struct TensorTable {
+  int64_t count;
+  const int64_t* cells;  // [kColumns, count]
+
+  int64_t at(Column column, int64_t row) const { return cells[column * count + row]; }
+};
+
+// Device scalars of one optimizer.
+struct SamScalars {
+  const double* hyper;  // [group_count, kHyperColumns]
+  int64_t group_count;
+  const double* squared_norms;  // [norm_count]; their sum is ||T_w g||^2 over all buckets
+  int64_t norm_count;
+  float* found_inf;                 // 1 when this step must be skipped; written by perturb and check
+  const float* external_found_inf;  // a GradScaler's flag, or null
+  const float* grad_scale;          // loss scale that the gradients still carry, or null for 1
+  int64_t* skipped_steps;           // incremented once by an update that is skipped, or null
+  int64_t* unchanged;               // += elements that a non-zero perturbation could not change, or null
+};
+
+#define FASTSAM_DECLARE_SAM_LAUNCHES                                                                         \
+  /* Bytes of scratch that sam_norm and the updates need; zero-filled by the caller before its first use. */ \
+  int64_t sam_scratch_bytes(const TensorTable& table);                                                       \
+                                                                                                             \
+  /* squared_norm[0] = sum over tensors with a gradient of ||T_w g||^2, in float64, in a fixed order. */     \
+  void sam_norm(const Execution& execution, DType dtype, const TensorTable& table, const double* hyper,      \
+                double* squared_norm, void* scratch);                                                        \
+                                                                                                             \
+  /* backup = w; w += T_w^2 g rho / (norm + 1e-12), for tensors with a gradient. A non-finite factor leaves  \
+     w alone and sets found_inf to 1, a finite one sets it to 0. */                                          \
+  void sam_perturb(const Execution& execution, DType dtype, const TensorTable& table,                        \
+                   const SamScalars& scalars);                                                               \
+                                                                                                             \
+  /* found_inf = 1 where any gradient is inf or NaN; never sets it to 0. */                                  \
+  void sam_check(const Execution& execution, DType dtype, const TensorTable& table, float* found_inf);       \
+                                                                                                             \
+  /* w = backup, bit for bit. */                                                                             \
+  void sam_restore(const Execution& execution, DType dtype, const TensorTable& table);                       \
+                                                                                                             \
+  /* w = update(backup, g, state); only w = backup where g is none or a flag says skip. */                   \
+  void sam_update_sgd(const Execution& execution, DType dtype, const TensorTable& table,                     \
+                      const SamScalars& scalars, void* scratch);                                             \
+  void sam_update_adam(const Execution& execution, DType dtype, const TensorTable& table,                    \
+                       const SamScalars& scalars, void* scratch);
+
+namespace cpu {
+FASTSAM_DECLARE_SAM_LAUNCHES
+}  // namespace cpu
+
+namespace cuda {
+FASTSAM_DECLARE_SAM_LAUNCHES
+}  // namespace cuda
+
+#undef FASTSAM_DECLARE_SAM_LAUNCHES
+
+}  // namespace fastsam

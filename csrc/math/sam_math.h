@@ -1,0 +1,108 @@
+// Per-element formulas of SAM, ASAM and the base optimizers that are fused with the restore.
+#pragma once
+
+#include <math.h>
+
+#include "fastsam/sam.h"
+#include "scalar.h"
+
+namespace fastsam {
+
+// ASAM's normalisation operator T_w (Kwon et al. 2021, section 3): |w| + eta where it applies, 1 elsewhere.
+template <class A>
+FASTSAM_HD A normalisation(A weight, A eta) {
+  return (weight < A(0) ? -weight : weight) + eta;
+}
+
+// rho / (||T_w g|| + 1e-12), or a non-finite number when the step must be skipped. The epsilon is that of
+// the reference implementation; `grad_scale` is the loss scale that the gradients still carry.
+FASTSAM_HD double ascent_scale(double squared_norm, double rho, double grad_scale) {
+  return rho / (sqrt(squared_norm) / grad_scale + 1e-12) / grad_scale;
+}
+
+// w + T_w^2 g * scale.
+template <class A>
+FASTSAM_HD A perturbed(A weight, A gradient, A scale, A eta, bool adaptive) {
+  const A t = adaptive ? normalisation(weight, eta) : A(1);
+  return weight + t * t * gradient * scale;
+}
+
+// One row of the block of hyper-parameters, converted once per chunk to the arithmetic type.
+template <class A>
+struct SgdSettings {
+  A lr, weight_decay, momentum, undamped, gradient_factor;
+  bool nesterov, decays;
+};
+
+template <class A>
+FASTSAM_HD SgdSettings<A> sgd_settings(const double* row, double grad_scale) {
+  SgdSettings<A> s;
+  s.lr = static_cast<A>(row[kLr]);
+  s.weight_decay = static_cast<A>(row[kWeightDecay]);
+  s.momentum = static_cast<A>(row[kMomentum]);
+  s.undamped = static_cast<A>(1.0 - row[kDampening]);
+  s.gradient_factor = static_cast<A>((row[kMaximize] != 0.0 ? -1.0 : 1.0) / grad_scale);
+  s.nesterov = row[kNesterov] != 0.0;
+  s.decays = row[kWeightDecay] != 0.0;
+  return s;
+}
+
+// torch.optim.SGD. `first` says that the buffer holds nothing yet: it becomes the gradient, undamped.
+template <class A>
+FASTSAM_HD A sgd_step(A weight, A gradient, A& buffer, bool has_momentum, bool first,
+                      const SgdSettings<A>& s) {
+  A direction = gradient * s.gradient_factor;
+  if (s.decays) direction += s.weight_decay * weight;
+  if (has_momentum) {
+    buffer = first ? direction : s.momentum * buffer + s.undamped * direction;
+    direction = s.nesterov ? direction + s.momentum * buffer : buffer;
+  }
+  return weight - s.lr * direction;
+}
+
+template <class A>
+struct AdamSettings {
+  A beta1, beta2, one_minus_beta1, one_minus_beta2, eps, gradient_factor;
+  A l2, shrink;              // coupled decay added to the gradient; decoupled decay's factor on the weight
+  A step_size, root_bias_2;  // lr / (1 - beta1^t) and sqrt(1 - beta2^t)
+};
+
+// `step` is the number of this update, from 1.
+template <class A>
+FASTSAM_HD AdamSettings<A> adam_settings(const double* row, double step, double grad_scale) {
+  AdamSettings<A> s;
+  const double beta1 = row[kBeta1], beta2 = row[kBeta2], lr = row[kLr], decay = row[kWeightDecay];
+  const bool decoupled = row[kDecoupled] != 0.0;
+  s.beta1 = static_cast<A>(beta1);
+  s.beta2 = static_cast<A>(beta2);
+  s.one_minus_beta1 = static_cast<A>(1.0 - beta1);
+  s.one_minus_beta2 = static_cast<A>(1.0 - beta2);
+  s.eps = static_cast<A>(row[kEps]);
+  s.gradient_factor = static_cast<A>((row[kMaximize] != 0.0 ? -1.0 : 1.0) / grad_scale);
+  s.l2 = static_cast<A>(decoupled ? 0.0 : decay);
+  s.shrink = static_cast<A>(decoupled ? 1.0 - lr * decay : 1.0);
+  s.step_size = static_cast<A>(lr / (1.0 - pow(beta1, step)));
+  s.root_bias_2 = static_cast<A>(sqrt(1.0 - pow(beta2, step)));
+  return s;
+}
+
+FASTSAM_HD float square_root(float value) { return sqrtf(value); }
+FASTSAM_HD double square_root(double value) { return sqrt(value); }
+
+// torch.optim.Adam and AdamW, with `maximum` the running maximum of `second` under amsgrad.
+template <class A>
+FASTSAM_HD A adam_step(A weight, A gradient, A& first, A& second, A& maximum, bool amsgrad,
+                       const AdamSettings<A>& s) {
+  const A direction = gradient * s.gradient_factor + s.l2 * weight;
+  first = first + s.one_minus_beta1 * (direction - first);
+  second = s.beta2 * second + s.one_minus_beta2 * direction * direction;
+  A scale = second;
+  if (amsgrad) {
+    maximum = second > maximum ? second : maximum;
+    scale = maximum;
+  }
+  const A denominator = square_root(scale) / s.root_bias_2 + s.eps;
+  return weight * s.shrink - s.step_size * first / denominator;
+}
+
+}  // namespace fastsam

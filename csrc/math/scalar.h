@@ -1,0 +1,93 @@
+// Storage types of the 16-bit formats, and for every storage type the type its arithmetic is done in.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "host_device.h"
+
+namespace fastsam {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+// Arithmetic on 16-bit and float32 storage is float32, on float64 it is float64; sums are always float64.
+template <class T>
+struct ArithmeticOf {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using type = double;
+};
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+FASTSAM_HD uint32_t float_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+FASTSAM_HD float bits_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+FASTSAM_HD float load(float stored) { return stored; }
+FASTSAM_HD double load(double stored) { return stored; }
+FASTSAM_HD float load(BFloat16 stored) { return bits_float(static_cast<uint32_t>(stored.bits) << 16); }
+
+FASTSAM_HD float load(Float16 stored) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored.bits));
+  return value;
+#else
+  // Multiplying by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals on the way.
+  const float magnitude = bits_float(static_cast<uint32_t>(stored.bits & 0x7fffu) << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 65536.0f ? 0x7f800000u : 0u;  // inf and NaN keep a full exponent
+  return bits_float(float_bits(magnitude) | special | static_cast<uint32_t>(stored.bits & 0x8000u) << 16);
+#endif
+}
+
+FASTSAM_HD void store(float value, float& stored) { stored = value; }
+FASTSAM_HD void store(double value, double& stored) { stored = value; }
+
+FASTSAM_HD void store(float value, BFloat16& stored) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  stored.bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+}
+
+FASTSAM_HD void store(float value, Float16& stored) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+#else
+  const uint32_t bits = float_bits(value);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  // Adding 0.5 lines a subnormal's last bit up with float's last bit, so the hardware does the rounding.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t result = magnitude >= 0x47800000u ? special : finite;
+  stored.bits = static_cast<uint16_t>(result | ((bits >> 16) & 0x8000u));
+#endif
+}
+
+FASTSAM_HD bool is_finite(float value) { return (float_bits(value) & 0x7f800000u) != 0x7f800000u; }
+
+FASTSAM_HD bool is_finite(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return (bits & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
+}
+
+}  // namespace fastsam

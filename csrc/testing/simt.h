@@ -1,0 +1,170 @@
+// A small host emulation of the part of CUDA that the kernels use, so that the same .cu files compile as
+// C++20 and run where there is no GPU, under AddressSanitizer, UBSan and ThreadSanitizer. One std::thread per
+// CUDA thread of a block, std::barrier for __syncthreads, an exchange per warp for shuffles, std::atomic_ref
+// for atomics. Blocks run in turn, or FASTSAM_SIMT_LIVE_BLOCKS of them at once: ThreadSanitizer sees
+// races between blocks only when at least two are alive. Kernels must keep to plain loads and stores,
+// shuffles, barriers and atomics, and launch with full warps whose threads all reach every barrier.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x_ = 1, unsigned int y_ = 1, unsigned int z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace fastsam::simt {
+
+constexpr unsigned int kLanes = 32;
+
+struct Warp {
+  std::barrier<> barrier{kLanes};
+  uint64_t slots[kLanes] = {};
+};
+
+class Block {
+ public:
+  explicit Block(unsigned int threads)
+      : barrier(static_cast<std::ptrdiff_t>(threads)), warps(threads / kLanes) {}
+
+  // The `index`-th shared array that the kernel declares; an allocation of its own, so that overruns show.
+  void* shared(size_t index, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (arrays_.size() <= index) arrays_.push_back(nullptr);
+    if (!arrays_[index]) {
+      arrays_[index] = std::make_unique<std::max_align_t[]>(bytes / sizeof(std::max_align_t) + 1);
+      memset(arrays_[index].get(), 0xff, bytes);  // NaN: shared memory starts with no promise
+    }
+    return arrays_[index].get();
+  }
+
+  std::barrier<> barrier;
+  std::vector<Warp> warps;
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<std::max_align_t[]>> arrays_;
+};
+
+struct ThreadState {
+  dim3 thread_index, block_index, block_size, grid_size;
+  Block* block = nullptr;
+  size_t shared_arrays = 0;
+};
+
+inline thread_local ThreadState current;
+
+inline unsigned int live_blocks() {
+  const char* const value = std::getenv("FASTSAM_SIMT_LIVE_BLOCKS");
+  return value == nullptr ? 1u : std::max(1u, static_cast<unsigned int>(std::atoi(value)));
+}
+
+// Arguments are copied at the launch, as CUDA does.
+template <class... Parameters, class... Arguments>
+void launch(dim3 grid, dim3 threads, void (*kernel)(Parameters...), Arguments... arguments) {
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  const uint64_t alive = live_blocks();
+  for (uint64_t first = 0; first < blocks; first += alive) {
+    std::vector<std::unique_ptr<Block>> wave;
+    std::vector<std::thread> pool;
+    for (uint64_t index = first; index < std::min(blocks, first + alive); ++index) {
+      wave.push_back(std::make_unique<Block>(threads.x));
+      Block* const block = wave.back().get();
+      const dim3 block_index(static_cast<unsigned int>(index % grid.x),
+                             static_cast<unsigned int>(index / grid.x % grid.y),
+                             static_cast<unsigned int>(index / grid.x / grid.y));
+      for (unsigned int thread = 0; thread < threads.x; ++thread) {
+        pool.emplace_back([&, block, block_index, thread] {
+          current = ThreadState{dim3(thread), block_index, threads, grid, block, 0};
+          kernel(arguments...);
+        });
+      }
+    }
+    for (std::thread& thread : pool) thread.join();
+  }
+}
+
+template <class T>
+T* shared_array(size_t count) {
+  return static_cast<T*>(current.block->shared(current.shared_arrays++, count * sizeof(T)));
+}
+
+}  // namespace fastsam::simt
+
+#define threadIdx (::fastsam::simt::current.thread_index)
+#define blockIdx (::fastsam::simt::current.block_index)
+#define blockDim (::fastsam::simt::current.block_size)
+#define gridDim (::fastsam::simt::current.grid_size)
+
+#define FASTSAM_LAUNCH(kernel, grid, block, stream, ...) \
+  ((void)(stream), ::fastsam::simt::launch(grid, block, kernel, __VA_ARGS__))
+#define FASTSAM_SHARED(type, name, count) type* const name = ::fastsam::simt::shared_array<type>(count)
+
+inline void __syncthreads() { ::fastsam::simt::current.block->barrier.arrive_and_wait(); }
+
+// The atomics below are sequentially consistent, so the fence has nothing left to order.
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_down_sync(unsigned int, T value, int offset) {
+  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
+  auto& warp = fastsam::simt::current.block->warps[threadIdx.x / fastsam::simt::kLanes];
+  const unsigned int lane = threadIdx.x % fastsam::simt::kLanes;
+  memcpy(&warp.slots[lane], &value, sizeof(T));
+  warp.barrier.arrive_and_wait();
+  const unsigned int source = lane + static_cast<unsigned int>(offset);
+  T result;
+  memcpy(&result, &warp.slots[source < fastsam::simt::kLanes ? source : lane], sizeof(T));
+  warp.barrier.arrive_and_wait();
+  return result;
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  return std::atomic_ref<T>(*address).fetch_add(value);
+}
+
+inline float atomicExch(float* address, float value) {
+  return std::atomic_ref<float>(*address).exchange(value);
+}
+
+// --- the runtime calls that the launch code makes ---------------------------------------------------------
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+
+// With FASTSAM_SIMT_SMALL_ARGUMENTS the emulated driver is too old for 32 KB of kernel arguments.
+#define CUDART_VERSION 13000
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = std::getenv("FASTSAM_SIMT_SMALL_ARGUMENTS") == nullptr ? 13000 : 12000;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 9;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
