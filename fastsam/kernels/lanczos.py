@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fastsam.kernels import reference
+from fastsam.kernels import native
 
 
 @dataclass(eq=False)
@@ -28,6 +28,17 @@ class Recurrence:
     bound: Tensor
     active: Tensor
     steps_taken: Tensor
+    _scratch: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def probes(self) -> int:
+        """Number of probes."""
+        return self.alpha.shape[0]
+
+    @property
+    def steps(self) -> int:
+        """Most steps that the recurrence can hold."""
+        return self.alpha.shape[1]
 
     @classmethod
     def start(cls, probes: int, steps: int, *, device: torch.device | str = "cpu") -> Recurrence:
@@ -66,5 +77,93 @@ def orthogonalize(
         recurrence: T so far; column ``step`` is written.
         step: index j of this step, from 0.
         eps: machine epsilon of the product's dtype, for the breakdown test.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device does not fit; nothing was changed.
+
+    Example:
+        >>> import torch
+        >>> from fastsam.kernels.lanczos import Recurrence, orthogonalize
+        >>> basis = torch.zeros(1, 2, 3, dtype=torch.float64)
+        >>> basis[0, 0, 0] = 1
+        >>> product = torch.tensor([[3.0, 4.0, 0.0]], dtype=torch.float64)
+        >>> recurrence = Recurrence.start(probes=1, steps=2)
+        >>> orthogonalize(basis[:, :1], product, basis[:, 1], recurrence, step=0, eps=2.2e-16)
+        >>> recurrence.alpha[0, 0].item(), recurrence.beta[0, 0].item(), basis[0, 1].tolist()
+        (3.0, 4.0, [0.0, 1.0, 0.0])
     """
-    reference.orthogonalize(rows, vector, successor, recurrence, step=step, eps=eps)
+    _check(rows, vector, successor, recurrence, step)
+    probes, count, size = rows.shape
+    backend = native.backend(rows.device)
+    backend.orthogonalize(
+        native.execution(rows.device),
+        native.DTYPE_CODES[rows.dtype],
+        native.module().LanczosStep(
+            rows=rows.data_ptr(),
+            probe_stride=rows.stride(0),
+            row_stride=rows.stride(1),
+            vector=vector.data_ptr(),
+            successor=0 if successor is None else successor.data_ptr(),
+            successor_stride=0 if successor is None else successor.stride(0),
+            probes=probes,
+            count=count,
+            size=size,
+            step=step,
+            eps=eps,
+        ),
+        native.module().Recurrence(
+            alpha=recurrence.alpha.data_ptr(),
+            beta=recurrence.beta.data_ptr(),
+            bound=recurrence.bound.data_ptr(),
+            active=recurrence.active.data_ptr(),
+            steps_taken=recurrence.steps_taken.data_ptr(),
+            steps=recurrence.steps,
+        ),
+        _scratch(
+            recurrence, backend.orthogonalize_scratch_bytes(probes, count, size), rows.device
+        ).data_ptr(),
+    )
+    written = [vector, recurrence.alpha, recurrence.beta, recurrence.bound]
+    written += [recurrence.active, recurrence.steps_taken]
+    torch.autograd.graph.increment_version(written if successor is None else [*written, successor])
+
+
+def _scratch(recurrence: Recurrence, size: int, device: torch.device) -> Tensor:
+    """The recurrence's scratch memory, grown to ``size`` bytes; its counters must start as zeros."""
+    if recurrence._scratch is None or recurrence._scratch.numel() < size:
+        recurrence._scratch = torch.zeros(size, dtype=torch.uint8, device=device)
+    return recurrence._scratch
+
+
+def _check(
+    rows: Tensor, vector: Tensor, successor: Tensor | None, recurrence: Recurrence, step: int
+) -> None:
+    if rows.dim() != 3 or rows.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"rows must be [probes, count, n] in float32 or float64, got {tuple(rows.shape)} {rows.dtype}"
+        )
+    probes, count, size = rows.shape
+    if count < 1:
+        raise ValueError("rows must hold at least one basis vector, the current one")
+    if probes != recurrence.probes or not 0 <= step < recurrence.steps:
+        raise ValueError(
+            f"recurrence holds {recurrence.probes} probes and {recurrence.steps} steps, "
+            f"which does not fit {probes} probes at step {step}"
+        )
+    for name, tensor in (("vector", vector), ("successor", successor)):
+        if tensor is None:
+            continue
+        if tensor.shape != (probes, size) or tensor.dtype != rows.dtype:
+            raise ValueError(
+                f"{name} must be {(probes, size)} {rows.dtype} like rows, "
+                f"got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if tensor.device != rows.device:
+            raise ValueError(f"{name} is on {tensor.device}, rows on {rows.device}")
+    for name, tensor in (("rows", rows), ("vector", vector), ("successor", successor)):
+        if tensor is not None and size > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"the last dimension of {name} must be contiguous")
+    if not vector.is_contiguous():
+        raise ValueError("vector must be contiguous")
+    if recurrence.alpha.device != rows.device:
+        raise ValueError(f"recurrence is on {recurrence.alpha.device}, rows on {rows.device}")

@@ -1,0 +1,78 @@
+"""Finds the native module and the backend of a device, and says what is missing when there is none."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch  # noqa: F401  # loads the OpenMP runtime that _native then shares
+
+try:
+    from fastsam import _native
+except ImportError as error:  # reported by `module()` when a kernel is first needed
+    _native = None  # type: ignore[assignment]
+    _load_error: ImportError | None = error
+else:
+    _load_error = None
+
+if TYPE_CHECKING:
+    from fastsam._native import Execution
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""Storage types of the kernels, by the codes of ``csrc/include/fastsam/types.h``."""
+
+
+def module() -> ModuleType:
+    """The native module.
+
+    Raises:
+        ImportError: it could not be loaded; the message says why and what to do.
+    """
+    if _native is None:
+        raise ImportError(
+            f"fastsam's native module could not be loaded ({_load_error}). Reinstall with "
+            "`pip install --force-reinstall --no-deps fastsam`, or `pip install .` in a checkout; "
+            "`fastsam doctor` shows what was found."
+        ) from _load_error
+    return _native
+
+
+def backend(device: torch.device) -> Any:
+    """The launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
+
+    Raises:
+        RuntimeError: there are no kernels for this device.
+    """
+    if device.type == "cpu":
+        return module().cpu
+    if device.type == "cuda":
+        cuda = getattr(module(), "cuda", None)
+        if cuda is None:
+            raise RuntimeError(
+                "fastsam was built without CUDA kernels, but a tensor is on a CUDA device. Install the "
+                "CUDA toolkit (nvcc) and reinstall fastsam, or move the model to the CPU."
+            )
+        return cuda
+    raise RuntimeError(
+        f"fastsam has kernels for cpu and cuda, not for {device.type!r}: move the model to one of them."
+    )
+
+
+def execution(device: torch.device) -> Execution:
+    """Where and how a launch runs: torch's current stream on CUDA, torch's number of threads on the CPU."""
+    native = module()
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        return native.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
+    return native.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
+
+
+def build_info() -> dict[str, Any]:
+    """How the native module was built and what it finds on this machine.
+
+    Example:
+        >>> import fastsam
+        >>> sorted(fastsam.build_info())[:2]
+        ['compiler', 'cuda']
+    """
+    return dict(module().build_info())
