@@ -1,0 +1,19 @@
+"""Spectra of Hessians and other symmetric operators by batched Lanczos."""
+
+from fastsam.curvature.api import class_spectra, operator_spectrum, spectral_density
+from fastsam.curvature.losses import BatchLoss
+from fastsam.curvature.operators import CallableOperator, MatrixOperator, Operator
+from fastsam.curvature.spectrum import Estimate, Spectrum, merge
+
+__all__ = [
+    "BatchLoss",
+    "CallableOperator",
+    "Estimate",
+    "MatrixOperator",
+    "Operator",
+    "Spectrum",
+    "class_spectra",
+    "merge",
+    "operator_spectrum",
+    "spectral_density",
+]

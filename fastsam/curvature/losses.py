@@ -1,0 +1,193 @@
+"""How a loss function is read: the summed loss of a batch and the weight of that sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LossFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A loss of any form, told exactly: the *sum* of a batch's losses and the weight of that sum.
+
+    Use it wherever ``criterion(model(inputs), targets)`` with mean reduction does not describe the
+    loss. The operator is the Hessian of (sum of all loss sums) / (sum of all weights).
+
+    Args:
+        function: ``function(model, batch) -> (loss_sum, weight)``; ``loss_sum`` is a scalar tensor,
+            ``weight`` a number or scalar tensor that does not depend on the model's parameters.
+
+    Example:
+        >>> def summed(model, batch):
+        ...     error = model(batch["inputs"]) - batch["targets"]
+        ...     return error.square().sum(), len(error)
+        >>> loss = BatchLoss(summed)
+    """
+
+    function: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
+
+
+class Objective(nn.Module):
+    """A model together with its loss: maps a batch to (sum of its losses, weight of that sum).
+
+    The model is the submodule ``model``, so that the names of its parameters are ``model.<name>``.
+    """
+
+    separable = False
+    """Whether a batch may be cut along its first dimension without changing the sums."""
+
+    def __init__(self, model: nn.Module, loss: BatchLoss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) of a batch."""
+        result = self._loss.function(self.model, batch)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                "the function of a BatchLoss must return (loss_sum, weight), got "
+                f"{type(result).__name__}"
+            )
+        loss, weight = result
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(
+                "the loss_sum returned by a BatchLoss must be a tensor with one element"
+            )
+        return loss.reshape(()), torch.as_tensor(weight, device=loss.device).detach()
+
+
+class CriterionObjective(Objective):
+    """``criterion(model(inputs), targets)`` over batches ``(inputs, targets)``, un-averaged."""
+
+    separable = True
+
+    def __init__(self, model: nn.Module, criterion: LossFunction) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+        self.criterion = (
+            criterion  # a module's buffers (class weights) follow the run's dtype and device
+        )
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) of a batch."""
+        inputs, targets = pair(batch)
+        return self.loss(self.model(inputs), targets)
+
+    def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of ``outputs`` and its weight."""
+        criterion = self.criterion
+        if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+            return _summed_likelihood(criterion, outputs, targets)
+        samples = len(targets) if isinstance(targets, Tensor) and targets.ndim else len(outputs)
+        weight = torch.tensor(float(samples), device=outputs.device)
+        value = criterion(outputs, targets)
+        reduction = getattr(criterion, "reduction", "mean")
+        if reduction in ("none", "sum"):
+            return value.sum(), weight
+        if value.numel() != 1:
+            raise TypeError(
+                f"the loss function returned shape {tuple(value.shape)}, expected a scalar (mean "
+                "reduction); "
+                "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
+            )
+        return value.reshape(()) * samples, weight
+
+
+def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objective:
+    """Join a model and a loss function, as :func:`fastsam.spectral_density` describes.
+
+    Raises:
+        TypeError: ``loss_fn`` is neither callable nor a :class:`BatchLoss`.
+        ValueError: a criterion whose normalisation cannot be known, for example a class-weighted
+            one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(loss_fn, BatchLoss):
+        return Objective(model, loss_fn)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a criterion or a BatchLoss, got {type(loss_fn).__name__}")
+    if loss_fn is F.cross_entropy:
+        loss_fn = nn.CrossEntropyLoss()
+    elif loss_fn is F.nll_loss:
+        loss_fn = nn.NLLLoss()
+    of_torch = type(loss_fn).__module__ == "torch.nn.modules.loss"
+    reduction = getattr(loss_fn, "reduction", "mean")
+    if reduction not in ("mean", "sum", "none") and not (of_torch and reduction == "batchmean"):
+        raise ValueError(
+            f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; "
+            "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
+        )
+    if (
+        not of_torch
+        and reduction == "mean"
+        and isinstance(getattr(loss_fn, "weight", None), Tensor)
+    ):
+        raise ValueError(
+            f"{type(loss_fn).__name__} carries class weights, and whether its mean divides by "
+            "them is not known; "
+            "use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
+        )
+    return CriterionObjective(model, loss_fn)
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """``(inputs, targets)`` of a batch, as every plain criterion needs it."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        raise TypeError(
+            "a batch for a plain criterion must be (inputs, targets) with a tensor of inputs, "
+            f"got {_shape_of(batch)}; "
+            "for any other form use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, "
+            "weight))"
+        )
+    return batch[0], batch[1]
+
+
+def _shape_of(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"{type(batch).__name__}({', '.join(type(item).__name__ for item in batch)})"
+    return type(batch).__name__
+
+
+def _summed_likelihood(
+    criterion: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed loss and the denominator that the criterion's own mean reduction would have used."""
+    class_weights = criterion.weight
+    if isinstance(criterion, nn.NLLLoss):
+        value = F.nll_loss(
+            outputs,
+            targets,
+            class_weights,
+            ignore_index=criterion.ignore_index,
+            reduction="sum",
+        )
+    else:
+        value = F.cross_entropy(
+            outputs,
+            targets,
+            class_weights,
+            ignore_index=criterion.ignore_index,
+            reduction="sum",
+            label_smoothing=criterion.label_smoothing,
+        )
+        if (
+            targets.is_floating_point()
+        ):  # class probabilities: the mean is over positions, weighted or not
+            return value, torch.tensor(
+                float(targets.numel() // targets.shape[1]) if targets.ndim > 1 else 1.0,
+                device=value.device,
+            )
+    counted = targets != criterion.ignore_index
+    if class_weights is None:
+        return value, counted.sum().to(value.dtype)
+    indices = torch.where(counted, targets, torch.zeros_like(targets))
+    return value, (class_weights[indices] * counted).sum().detach()
