@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401  # loads the OpenMP runtime that _native then shares
+import torch  # loads the OpenMP runtime that _native then shares
 
 try:
     from fastsam import _native
@@ -17,6 +17,12 @@ else:
 
 if TYPE_CHECKING:
     from fastsam._native import Execution
+
+TABLE_COLUMNS: tuple[str, ...] = () if _native is None else _native.TABLE_COLUMNS
+"""Columns of a table of tensors, in the order of ``csrc/include/fastsam/sam.h``."""
+
+HYPER_COLUMNS: tuple[str, ...] = () if _native is None else _native.HYPER_COLUMNS
+"""Columns of a row of hyper-parameters, in the order of ``csrc/include/fastsam/sam.h``."""
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """Storage types of the kernels, by the codes of ``csrc/include/fastsam/types.h``."""

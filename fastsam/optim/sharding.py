@@ -1,0 +1,86 @@
+"""Parameters that are spread over ranks: the local part, and the ranks that hold the other parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
+
+if is_available():
+    from torch.distributed.tensor import DTensor, Shard
+else:  # a build of torch without distributed support has no DTensor to meet
+    DTensor = None  # type: ignore[assignment, misc]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor."""
+    return DTensor is not None and isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of ``tensor`` that this rank holds; ``tensor`` itself unless it is a DTensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
+    """A DTensor with the mesh, placements and shape of ``parameter`` whose local part is ``part``."""
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,  # type: ignore[attr-defined]
+        parameter.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def local_gradient(parameter: Tensor) -> Tensor | None:
+    """The gradient's part that belongs to the local part of ``parameter``."""
+    gradient = parameter.grad
+    if gradient is None or not is_sharded(parameter):
+        return gradient
+    if not is_sharded(gradient):
+        raise ValueError(
+            "a DTensor parameter has a gradient that is not a DTensor; redistribute it like the parameter"
+        )
+    if gradient.placements != parameter.placements:  # type: ignore[attr-defined]
+        gradient = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    return local(gradient)
+
+
+def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
+    """Process groups over which the parts of ``parameter`` add up to the whole.
+
+    One group for every dimension of the mesh along which the parameter is sharded; none for the dimensions
+    along which it is replicated, where every rank already holds the same part.
+    """
+    if not is_sharded(parameter):
+        return ()
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    groups = []
+    for dimension, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
+        if placement.is_partial():
+            raise ValueError(
+                "a parameter with a Partial placement cannot be optimised; redistribute it"
+            )
+        if isinstance(placement, Shard) or placement.is_shard():
+            groups.append(mesh.get_group(dimension))
+    return tuple(groups)
+
+
+def reduce_sum(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
+    """Adds ``value`` over the ranks of each group, in place."""
+    for group in groups:
+        all_reduce(value, ReduceOp.SUM, group)
+
+
+def reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
+    """Takes the maximum of ``value`` over the ranks of each group, in place."""
+    for group in groups:
+        all_reduce(value, ReduceOp.MAX, group)
+
+
+def increment_versions(tensors: list[Tensor]) -> None:
+    """Tells autograd that ``tensors`` were written natively, so that a stale graph is noticed."""
+    if tensors:
+        torch.autograd.graph.increment_version(tensors)
