@@ -1,0 +1,331 @@
+"""Every setting of a training run, and which of them a given method, optimizer or data set has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
+from fastsam.longtail.errors import UsageError, unknown
+from fastsam.longtail.methods import Method
+from fastsam.longtail.models import HEADS, MODELS, Head
+
+OPTIMIZERS: dict[str, str] = {
+    "sgd": "stochastic gradient descent with momentum",
+    "sam": "sharpness-aware minimization on SGD",
+    "asam": "adaptive sharpness-aware minimization on SGD",
+}
+SAM_FAMILY = ("sam", "asam")
+
+LR_SCHEDULES = ("multistep", "cosine")
+RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
+WEIGHTINGS = ("effective", "inverse", "algorithm1")
+
+
+def _only(help_text: str, **owners: tuple[str, ...]) -> dict[str, Any]:
+    """Metadata of a setting that exists only where one of ``owners`` is chosen.
+
+    Args:
+        help_text: what the setting means.
+        **owners: for a choice (data, optimizer, loss, rule, or another setting) the values that
+            bring this setting with them.
+    """
+    return {"help": help_text, "owners": owners}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one run; every value is final. A setting that does not apply is None.
+
+    :func:`fastsam.longtail.recipe` fills in published values; build a config by hand only to leave
+    them. Each field's meaning is in its metadata, from which the command line takes its help.
+
+    Raises:
+        UsageError: for an unknown name, a value out of range, a setting that is missing, or one
+            that the chosen data, method or optimizer does not have.
+    """
+
+    data: str = field(metadata={"help": "data set"})
+    method: str = field(metadata={"help": "loss[-rule], for instance ce, ce-drw, ldam-drw, vs"})
+    optimizer: str = field(metadata={"help": "optimizer"})
+
+    imbalance: float | None = field(
+        default=None, metadata=_only("imbalance factor: largest over smallest class count")
+    )
+    kind: ImbalanceKind | None = field(
+        default=None, metadata=_only("shape of the imbalance: exp or step")
+    )
+    subset_seed: int | None = field(
+        default=None, metadata=_only("seed of the subset, apart from the seed of the training")
+    )
+
+    model: str = field(metadata={"help": "network"})
+    head: Head = field(metadata={"help": "classifier: linear or cosine"})
+    epochs: int = field(metadata={"help": "passes over the training set"})
+    batch_size: int = field(metadata={"help": "images in a batch"})
+    augment: bool = field(metadata={"help": "draw the data set's training augmentation"})
+
+    lr: float = field(metadata={"help": "learning rate after warm-up"})
+    momentum: float = field(metadata={"help": "momentum of SGD"})
+    nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
+    weight_decay: float = field(metadata={"help": "L2 penalty of SGD, on every parameter"})
+    warmup_epochs: int = field(
+        metadata={"help": "epochs of linear warm-up: lr * epoch / warmup_epochs"}
+    )
+    lr_schedule: str = field(metadata={"help": "after warm-up: multistep or cosine"})
+    lr_milestones: tuple[int, ...] | None = field(
+        default=None,
+        metadata=_only(
+            "last epoch of each phase of a multistep schedule", lr_schedule=("multistep",)
+        ),
+    )
+    lr_factors: tuple[float, ...] | None = field(
+        default=None,
+        metadata=_only("factor on lr after each milestone", lr_schedule=("multistep",)),
+    )
+
+    defer_epoch: int | None = field(
+        default=None,
+        metadata=_only(
+            "last epoch before drw, drs or ib take effect", rule=("drw", "drs"), loss=("ib",)
+        ),
+    )
+    weighting: str | None = field(
+        default=None,
+        metadata=_only(
+            "class weights: effective (number of samples) or inverse (frequency), both summing to "
+            "the number of classes, mean over the batch's weights; algorithm1: 1/n, mean over "
+            "samples",
+            rule=("rw", "drw"),
+        ),
+    )
+    beta: float | None = field(
+        default=None,
+        metadata=_only("beta of the effective number of samples", weighting=("effective",)),
+    )
+    max_margin: float | None = field(
+        default=None, metadata=_only("margin of the smallest class", loss=("ldam",))
+    )
+    scale: float | None = field(
+        default=None, metadata=_only("factor on cosine logits", loss=("ldam",))
+    )
+    focal_gamma: float | None = field(
+        default=None, metadata=_only("exponent of the focal loss", loss=("focal",))
+    )
+    gamma: float | None = field(
+        default=None, metadata=_only("exponent of the logits' divisors", loss=("vs", "cdt"))
+    )
+    tau: float | None = field(
+        default=None, metadata=_only("factor on the log prior", loss=("vs", "la"))
+    )
+    eql_threshold: float | None = field(
+        default=None, metadata=_only("frequency below which a class is rare", loss=("eql",))
+    )
+    eql_drop: float | None = field(
+        default=None,
+        metadata=_only("probability of leaving a rare class out of a denominator", loss=("eql",)),
+    )
+    ib_alpha: float | None = field(
+        default=None, metadata=_only("factor of the influence-balanced loss", loss=("ib",))
+    )
+
+    rho: tuple[float, ...] | None = field(
+        default=None,
+        metadata=_only(
+            "radius of the ascent step: one value, or one per phase of the rho schedule",
+            optimizer=SAM_FAMILY,
+        ),
+    )
+    rho_schedule: str | None = field(
+        default=None,
+        metadata=_only(
+            "constant; step (at rho_milestones); linear (first to last epoch); deferred (second "
+            "value after defer_epoch, as Algorithm 1)",
+            optimizer=SAM_FAMILY,
+        ),
+    )
+    rho_milestones: tuple[int, ...] | None = field(
+        default=None,
+        metadata=_only("last epoch of each phase of a stepped rho", rho_schedule=("step",)),
+    )
+
+    seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
+    device: str = field(default="cpu", metadata={"help": "device: cpu, cuda, cuda:1, ..."})
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_owners(self)
+        _check_values(self)
+        _check_schedules(self)
+
+    @property
+    def parsed_method(self) -> Method:
+        """The method, taken apart."""
+        return Method.parse(self.method)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that JSON and ``torch.load(weights_only=True)`` accept."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            UsageError: for a setting that does not exist, or one that is missing.
+        """
+        known = {item.name: item for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise unknown("setting", name, sorted(known))
+        for name, item in known.items():
+            if name not in values and item.default is MISSING:
+                raise UsageError(f"{name} is missing: {item.metadata['help']}")
+        final: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**final)
+
+
+def choices_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """What decides which settings exist: the names chosen in ``values``, where they count.
+
+    Args:
+        values: settings by name; at least ``data``, ``method`` and ``optimizer``.
+    """
+    method = Method.parse(values["method"])
+    choices = {
+        "data": values["data"],
+        "optimizer": values["optimizer"],
+        "loss": method.loss,
+        "rule": method.rule,
+        "lr_schedule": values.get("lr_schedule"),
+        "weighting": values.get("weighting") if method.weighted else None,
+        "rho_schedule": (values.get("rho_schedule") if values["optimizer"] in SAM_FAMILY else None),
+    }
+    return {kind: name for kind, name in choices.items() if name is not None}
+
+
+def applies(name: str, choices: Mapping[str, str]) -> bool:
+    """Whether the setting called ``name`` exists under ``choices``; one fitting owner is enough.
+
+    Raises:
+        UsageError: if there is no such setting at all.
+    """
+    by_name = {item.name: item for item in fields(TrainConfig)}
+    if name not in by_name:
+        raise unknown("setting", name, sorted(by_name))
+    owners: dict[str, tuple[str, ...]] = by_name[name].metadata.get("owners", {})
+    return not owners or any(choices.get(kind) in names for kind, names in owners.items())
+
+
+def check_applies(name: str, choices: Mapping[str, str]) -> None:
+    """Raise :class:`UsageError` unless the setting called ``name`` exists under ``choices``."""
+    if not applies(name, choices):
+        owners = next(f for f in fields(TrainConfig) if f.name == name).metadata["owners"]
+        reasons = " or ".join(f"{kind} {', '.join(names)}" for kind, names in owners.items())
+        chosen = ", ".join(f"{kind} {choices.get(kind, 'none')}" for kind in owners)
+        raise UsageError(f"{name} needs {reasons}, but the run has {chosen}")
+
+
+def _check_names(config: TrainConfig) -> None:
+    choices: tuple[tuple[str, str | None, Iterable[str]], ...] = (
+        ("data", config.data, tuple(DATASETS)),
+        ("optimizer", config.optimizer, tuple(OPTIMIZERS)),
+        ("model", config.model, tuple(MODELS)),
+        ("head", config.head, HEADS),
+        ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
+        ("kind", config.kind, IMBALANCE_KINDS),
+        ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
+        ("weighting", config.weighting, WEIGHTINGS),
+    )
+    for kind, name, valid in choices:
+        if name is not None and name not in valid:
+            raise unknown(kind, name, valid)
+
+
+def _check_owners(config: TrainConfig) -> None:
+    choices = choices_of(vars(config))
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value is not None:
+            check_applies(item.name, choices)
+        elif applies(item.name, choices):
+            raise UsageError(f"{item.name} is missing: {item.metadata['help']}")
+
+
+def _check_values(config: TrainConfig) -> None:
+    def check(name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
+        given = getattr(config, name)
+        values = given if isinstance(given, tuple) else () if given is None else (given,)
+        for value in values:
+            fits = math.isfinite(value) and value <= high
+            if not (fits and (value > low if open_low else value >= low)):
+                bound = f"above {low:g}" if open_low else f"at least {low:g}"
+                limit = "" if math.isinf(high) else f" and at most {high:g}"
+                raise UsageError(f"{name} must be {bound}{limit}, got {value}")
+
+    check("epochs", low=1)
+    check("batch_size", low=1)
+    check("lr", low=0, open_low=True)
+    check("momentum", low=0, high=1)
+    check("weight_decay", low=0)
+    check("warmup_epochs", low=0)
+    check("lr_milestones", low=1)
+    check("lr_factors", low=0)
+    check("defer_epoch", low=0)
+    check("beta", low=0, high=1)
+    check("max_margin", low=0)
+    check("scale", low=0, open_low=True)
+    check("focal_gamma", low=0)
+    check("gamma", low=0)
+    check("tau", low=0)
+    check("eql_threshold", low=0, high=1)
+    check("eql_drop", low=0, high=1)
+    check("ib_alpha", low=0, open_low=True)
+    check("rho", low=0)
+    check("rho_milestones", low=1)
+    check("imbalance", low=1)
+    check("seed", low=0)
+    check("subset_seed", low=0, high=2**32 - 1)
+
+
+def _check_schedules(config: TrainConfig) -> None:
+    def rising(name: str) -> tuple[int, ...]:
+        milestones: tuple[int, ...] = getattr(config, name) or ()
+        if list(milestones) != sorted(milestones) or any(m > config.epochs for m in milestones):
+            raise UsageError(
+                f"{name} must rise and be at most epochs ({config.epochs}), got {milestones}"
+            )
+        return milestones
+
+    if config.defer_epoch is not None and config.defer_epoch >= config.epochs:
+        raise UsageError(
+            f"defer_epoch must be below epochs ({config.epochs}), got {config.defer_epoch}: "
+            f"{config.method} would never take effect"
+        )
+    milestones = rising("lr_milestones")
+    if len(milestones) != len(config.lr_factors or ()):
+        raise UsageError(
+            f"lr_factors needs one value per milestone: {len(milestones)} expected, "
+            f"got {len(config.lr_factors or ())}"
+        )
+    if config.rho is not None:
+        expected = {"constant": 1, "linear": 2, "deferred": 2}
+        steps = len(rising("rho_milestones")) + 1
+        needed = expected.get(config.rho_schedule or "", steps)
+        if len(config.rho) != needed:
+            raise UsageError(
+                f"rho needs {needed} value(s) with rho_schedule {config.rho_schedule}, "
+                f"got {len(config.rho)}; for a fixed radius choose rho_schedule constant"
+            )
+        if config.rho_schedule == "deferred" and config.defer_epoch is None:
+            raise UsageError(
+                "rho_schedule deferred needs a method with a deferral epoch (drw, drs)"
+            )

@@ -1,0 +1,207 @@
+"""The form every data set has once it is loaded, whatever its files look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam.longtail.data.augment import BatchAugmentation
+from fastsam.longtail.errors import DataError, UsageError
+from fastsam.longtail.seeds import Stream, torch_generator
+
+GROUPS = ("head", "mid", "tail")
+
+
+class Batch(NamedTuple):
+    """One batch on its device.
+
+    Attributes:
+        inputs: normalised images, float32 ``[B, C, H, W]``.
+        targets: classes, int64 ``[B]``.
+        indices: positions of the samples in their :class:`Images`, int64 ``[B]``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class Images(Protocol):
+    """A labelled set of images that can be read in any order."""
+
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        order: Sequence[NDArray[np.int64]],
+        *,
+        augment: bool,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """The batches whose sample indices ``order`` lists.
+
+        Args:
+            order: for each batch the indices of its samples, int64.
+            augment: whether to draw the training augmentation or to read the plain images.
+            seed: seed of the run, from which the augmentation is drawn.
+            epoch: epoch of the draw; the same seed and epoch give the same images.
+            device: where the batch is wanted.
+        """
+        ...
+
+
+@dataclass(eq=False)
+class TensorImages:
+    """Images that fit in memory, augmented in whole batches on the device.
+
+    Attributes:
+        images: raw pixels, uint8 ``[N, C, H, W]``.
+        targets: classes, int64 ``[N]``.
+        white: pixel value that becomes 1 before normalisation (255, or 16 for the 8x8 digits).
+        mean: mean of each channel after that scaling.
+        std: standard deviation of each channel after that scaling.
+        augmentation: what ``augment=True`` draws; None for sets that are only evaluated.
+    """
+
+    images: Tensor
+    targets: NDArray[np.int64]
+    white: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: BatchAugmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def select(
+        self, indices: NDArray[np.int64], *, augmentation: BatchAugmentation | None = None
+    ) -> TensorImages:
+        """The subset at ``indices`` (int64), with its own augmentation."""
+        images = self.images[torch.from_numpy(indices)]
+        return TensorImages(
+            images, self.targets[indices], self.white, self.mean, self.std, augmentation
+        )
+
+    def batches(
+        self,
+        order: Sequence[NDArray[np.int64]],
+        *,
+        augment: bool,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """See :meth:`Images.batches`."""
+        if augment and self.augmentation is None:
+            raise UsageError("these images have no augmentation; read them with augment=False")
+        images = self.images.to(device)
+        targets = torch.from_numpy(self.targets).to(device)
+        mean = torch.tensor(self.mean, device=device)[:, None, None]
+        std = torch.tensor(self.std, device=device)[:, None, None]
+        for number, chosen in enumerate(order):
+            indices = torch.from_numpy(chosen).to(device)
+            raw = images[indices]
+            if augment and self.augmentation is not None:
+                raw = self.augmentation(raw, torch_generator(seed, Stream.AUGMENT, epoch, number))
+            inputs = (raw.float() / self.white - mean) / std
+            yield Batch(inputs, targets[indices], indices)
+
+
+@dataclass(eq=False)
+class LongTailData:
+    """A training set with a long tail and the sets that judge what was learnt from it.
+
+    Attributes:
+        name: name on the command line.
+        train: the long-tailed training images.
+        validation: images for choosing hyper-parameters; None where the data set has none.
+        test: images for the reported result, the same whatever the imbalance.
+        class_names: one name per class.
+        groups: the classes called head, mid and tail by the paper.
+        subset_hash: SHA-256 of the training subset; None where the whole list is used.
+    """
+
+    name: str
+    train: Images
+    validation: Images | None
+    test: Images
+    class_names: tuple[str, ...]
+    groups: Mapping[str, tuple[int, ...]]
+    subset_hash: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Training images of each class, int64 ``[num_classes]``."""
+        return np.bincount(self.train.targets, minlength=self.num_classes).astype(np.int64)
+
+    def split(self, name: str) -> Images:
+        """The images of ``train``, ``validation`` or ``test``."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        images = splits.get(name)
+        if images is None:
+            have = ", ".join(key for key, value in splits.items() if value is not None)
+            raise UsageError(f"{self.name} has no split {name!r}; valid: {have}")
+        return images
+
+
+def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Head, mid and tail as ranges of classes that are ordered by falling count (the paper's rule).
+
+    Args:
+        num_classes: number of classes C.
+        boundaries: first class of mid and first class of tail.
+
+    Example:
+        >>> groups_by_rank(10, (3, 7))["tail"]
+        (7, 8, 9)
+    """
+    edges = (0, *boundaries, num_classes)
+    return {name: tuple(range(edges[i], edges[i + 1])) for i, name in enumerate(GROUPS)}
+
+
+def groups_by_count(
+    counts: NDArray[np.int64], *, many: int = 100, few: int = 20
+) -> dict[str, tuple[int, ...]]:
+    """Head, mid and tail by training count: above ``many``, ``few`` to ``many``, below ``few``.
+
+    The usual rule since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World"
+    (CVPR 2019).
+
+    Args:
+        counts: training images of each class, int64 ``[C]``.
+        many: a class with more images than this is head.
+        few: a class with fewer images than this is tail.
+
+    Example:
+        >>> groups_by_count(np.array([500, 100, 20, 19]))
+        {'head': (0,), 'mid': (1, 2), 'tail': (3,)}
+    """
+    head, tail = counts > many, counts < few
+    members = {"head": head, "mid": ~(head | tail), "tail": tail}
+    return {name: tuple(np.flatnonzero(members[name]).tolist()) for name in GROUPS}
+
+
+def check_every_class(counts: NDArray[np.int64], where: str) -> None:
+    """Raise :class:`DataError` if a class has no image in ``where``."""
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        shown = ", ".join(str(label) for label in empty[:10]) + (", ..." if len(empty) > 10 else "")
+        raise DataError(
+            f"{len(empty)} of {len(counts)} classes have no image in {where}: {shown}; "
+            "add images or remove these classes from the list"
+        )

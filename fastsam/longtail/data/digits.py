@@ -1,0 +1,64 @@
+"""``digits-lt``: scikit-learn's 1,797 handwritten digits, made long-tailed. Needs no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastsam.longtail.data.augment import RandomCrop
+from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
+from fastsam.longtail.data.subset import (
+    ImbalanceKind,
+    longtail_counts,
+    longtail_indices,
+    shuffled_by_class,
+    subset_hash,
+)
+
+POOL = 100
+"""Images of each class from which the long tail is drawn."""
+VALIDATION = 24
+"""Images of each class, after the pool, for choosing hyper-parameters; the rest is test."""
+
+# Mean and standard deviation of all 1,797 images scaled to [0, 1].
+_MEAN, _STD = 0.3053, 0.3760
+
+
+def load_digits_lt(
+    *, imbalance: float = 50.0, kind: ImbalanceKind = "exp", subset_seed: int = 0
+) -> LongTailData:
+    """Handwritten digits of 8x8 pixels, 10 classes, with a long tail.
+
+    Every class is shuffled by ``subset_seed``; its first 100 images are the pool from which the
+    long tail is drawn, the next 24 are validation and the rest (50 to 59) test, whatever the
+    imbalance.
+
+    Args:
+        imbalance: largest over smallest class count, 1 to 100.
+        kind: exponential or step profile.
+        subset_seed: seed of the split and the selection, apart from the seed of the training.
+
+    Example:
+        >>> load_digits_lt(imbalance=50).counts.tolist()
+        [100, 64, 41, 27, 17, 11, 7, 4, 3, 2]
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    targets = np.asarray(bunch.target, dtype=np.int64)
+    pixels = torch.from_numpy(np.asarray(bunch.images, dtype=np.uint8))[:, None]
+    digits = TensorImages(pixels, targets, white=16.0, mean=(_MEAN,), std=(_STD,))
+    counts = longtail_counts(POOL, 10, imbalance, kind)
+    order = shuffled_by_class(targets, 10, subset_seed)
+    train = longtail_indices(targets, counts, subset_seed)
+    validation = np.concatenate([indices[POOL : POOL + VALIDATION] for indices in order])
+    test = np.concatenate([indices[POOL + VALIDATION :] for indices in order])
+    return LongTailData(
+        name="digits-lt",
+        train=digits.select(train, augmentation=RandomCrop(padding=1)),
+        validation=digits.select(validation),
+        test=digits.select(test),
+        class_names=tuple(str(digit) for digit in range(10)),
+        groups=groups_by_rank(10, (3, 7) if kind == "exp" else (5, 5)),
+        subset_hash=subset_hash(train),
+    )

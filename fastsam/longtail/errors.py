@@ -1,0 +1,35 @@
+"""What can go wrong, as exceptions whose message is one line and says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class LongTailError(Exception):
+    """A problem the user can mend. The command line prints its message and exits with code 1."""
+
+
+class UsageError(LongTailError, ValueError):
+    """The call itself asks for something that does not exist or makes no sense (exit code 2)."""
+
+
+class DataError(LongTailError, ValueError):
+    """Files, labels or counts are missing or disagree with each other."""
+
+
+class CheckpointError(LongTailError):
+    """A checkpoint is missing, damaged, not ours, or of another model."""
+
+
+class TrainingError(LongTailError):
+    """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+def unknown(kind: str, name: object, valid: Iterable[object]) -> UsageError:
+    """The error for a name that is not in a list, naming the whole list.
+
+    Example:
+        >>> str(unknown("colour", "gren", ["red", "green"]))
+        "unknown colour 'gren'; valid: red, green"
+    """
+    return UsageError(f"unknown {kind} {name!r}; valid: {', '.join(str(item) for item in valid)}")

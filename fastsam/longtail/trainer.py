@@ -1,0 +1,318 @@
+"""Training of one configuration, from the first weights to the metrics on the test set."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import Images, LongTailData, load_dataset
+from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
+from fastsam.longtail.losses import LongTailLoss
+from fastsam.longtail.metrics import Metrics, evaluate
+from fastsam.longtail.models import Classifier, build_model
+from fastsam.longtail.objectives import Objective
+from fastsam.longtail.optimizers import build_optimizer, set_schedule, take_step
+from fastsam.longtail.results import Epoch, Result, RunFolder
+from fastsam.longtail.samplers import build_sampler
+from fastsam.longtail.schedules import ascent_radius, learning_rate
+from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.progress import ProgressBar
+
+EVALUATION_BATCH = 512
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written after an epoch if the last one is older than this, and after the last."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step saw, at the weights before it.
+
+    Attributes:
+        epoch: counted from 1.
+        batch: batch of the epoch, counted from 0.
+        loss: scalar loss that was differentiated.
+        logits: ``[B, C]``.
+        targets: int64 ``[B]``.
+        indices: samples of the batch, positions in the training set, int64 ``[B]``.
+    """
+
+    epoch: int
+    batch: int
+    loss: Tensor
+    logits: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class Trainer:
+    """Trains one configuration and judges the weights after the last epoch.
+
+    Args:
+        config: the settings; :func:`fastsam.longtail.recipe` makes them.
+        data: the data set; None to load the one that ``config`` names.
+        sources: where each setting comes from, kept with the result.
+        out: folder for checkpoint and results; None to write nothing.
+        resume: go on with the run in ``out``.
+        overwrite: replace the run in ``out``.
+        on_step: called after every step with what it saw.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        UsageError: an ``out`` that is not empty, or a device that does not exist.
+        DataError: data that is missing or damaged.
+        CheckpointError: a run that cannot be gone on with.
+
+    Example:
+        >>> from fastsam.longtail import Trainer, recipe
+        >>> config = recipe("digits-lt", "ce", "sgd", epochs=1).config()
+        >>> sorted(Trainer(config).fit().test.groups)
+        ['head', 'mid', 'tail']
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        data: LongTailData | None = None,
+        sources: dict[str, str] | None = None,
+        out: Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        on_step: Callable[[Step], None] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        self.data = data if data is not None else load_configured(config)
+        self.sources = sources or {}
+        self.on_step = on_step
+        self.progress = progress
+        self.folder = None if out is None else RunFolder(out)
+
+        first = next(iter(_read(self.data.test, self.device, limit=1)))
+        self.channels = first.inputs.shape[1]
+        self.model: Classifier = build_model(
+            config.model,
+            self.data.num_classes,
+            head=config.head,
+            channels=self.channels,
+            seed=derived_seed(config.seed, Stream.MODEL),
+        ).to(self.device)
+        self.optimizer = build_optimizer(config, self.model)
+        self.objective = Objective(config, self.data.counts, device=self.device)
+        self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
+        self.history: list[Epoch] = []
+
+        resumed = self._load(resume) if self.folder is not None else None
+        if self.folder is not None:
+            self.folder.prepare(resume=resume, overwrite=overwrite)
+        if resumed is not None:
+            self.model.load_state_dict(resumed.model)
+            self.optimizer.load_state_dict(resumed.optimizer)
+            self.history = [Epoch(**record) for record in resumed.history]
+
+    def fit(self) -> Result:
+        """Train to the last epoch, write the results to the folder, and return them.
+
+        Raises:
+            TrainingError: if the loss is no longer finite; the folder keeps its last checkpoint.
+        """
+        began = saved = time.perf_counter()
+        with ProgressBar(
+            total=self.config.epochs,
+            description=f"{self.config.method} {self.config.optimizer}",
+            unit="epoch",
+            enabled=self.progress,
+        ) as bar:
+            bar.update(len(self.history))
+            while len(self.history) < self.config.epochs:
+                record = self._train_epoch(len(self.history) + 1)
+                self.history.append(record)
+                now = time.perf_counter()
+                if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
+                    self._save()
+                    saved = now
+                bar.update(note=f"loss {record.loss:.3f}")
+        result = self._result(seconds=time.perf_counter() - began)
+        if self.folder is not None:
+            self.folder.write(result)
+        return result
+
+    def _train_epoch(self, epoch: int) -> Epoch:
+        began = time.perf_counter()
+        config = self.config
+        lr, rho = learning_rate(config, epoch), ascent_radius(config, epoch)
+        set_schedule(self.optimizer, lr=lr, rho=rho)
+        loss_fn = self.objective.at(epoch)
+        order = self.sampler.order(epoch)
+        self.model.train()
+        # Sums stay on the device: reading them back at every batch would stall an accelerator.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        batches = self.data.train.batches(
+            np.array_split(order, range(config.batch_size, len(order), config.batch_size)),
+            augment=config.augment,
+            seed=config.seed,
+            epoch=epoch,
+            device=self.device,
+        )
+        for number, batch in enumerate(batches):
+            passes: list[tuple[Tensor, Tensor]] = []
+
+            def gradient(batch: Any = batch, number: int = number, passes: Any = passes) -> Tensor:
+                loss_fn.reseed(derived_seed(config.seed, Stream.LOSS, epoch, number))
+                loss, logits = forward(self.model, loss_fn, batch.inputs, batch.targets)
+                loss.backward()  # type: ignore[no-untyped-call]
+                passes.append((loss.detach(), logits.detach()))
+                return loss
+
+            take_step(self.optimizer, self.model, gradient)
+            loss, logits = passes[0]
+            loss_sum += loss.double() * len(batch.targets)
+            right += (logits.argmax(dim=1) == batch.targets).sum()
+            if self.on_step is not None:
+                step = Step(epoch, number, loss, logits, batch.targets, batch.indices)
+                self.on_step(step)
+        mean = float(loss_sum) / len(order)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss is {mean} in epoch {epoch}; lower the learning rate (now {lr:g})"
+                + ("" if rho is None else f" or rho (now {rho:g})")
+            )
+        validation = self.data.validation
+        return Epoch(
+            epoch=epoch,
+            lr=lr,
+            rho=rho,
+            loss=mean,
+            train_accuracy=100.0 * int(right) / len(order),
+            validation_accuracy=None if validation is None else self._accuracy(validation),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _accuracy(self, images: Images) -> float:
+        logits, targets = predict(self.model, images, self.device)
+        return 100.0 * float((logits.argmax(dim=1) == targets).double().mean())
+
+    def _metrics(self, images: Images) -> Metrics:
+        logits, targets = predict(self.model, images, self.device)
+        return evaluate(logits, targets, self.data.groups)
+
+    def _result(self, *, seconds: float) -> Result:
+        data = self.data
+        return Result(
+            config=self.config.as_dict(),
+            sources=self.sources,
+            counts=data.counts.tolist(),
+            class_names=list(data.class_names),
+            groups={name: list(members) for name, members in data.groups.items()},
+            subset_hash=data.subset_hash,
+            rule="last epoch",
+            test=self._metrics(data.test),
+            validation=None if data.validation is None else self._metrics(data.validation),
+            history=self.history,
+            seconds=seconds,
+            environment=environment(self.device),
+        )
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            Checkpoint(
+                config=self.config,
+                epoch=len(self.history),
+                channels=self.channels,
+                num_classes=self.data.num_classes,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                history=[asdict(record) for record in self.history],
+            ).save(self.folder.checkpoint)
+
+    def _load(self, resume: bool) -> Checkpoint | None:
+        if not resume or self.folder is None:
+            return None
+        checkpoint = Checkpoint.load(self.folder.checkpoint)
+        stored, wanted = checkpoint.config.as_dict(), self.config.as_dict()
+        for name, value in wanted.items():
+            if stored[name] != value and name != "device":
+                raise CheckpointError(
+                    f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there "
+                    f"and {value} here; resume with the same settings or choose another --out"
+                )
+        checkpoint.build_model()
+        return checkpoint
+
+
+def forward(
+    model: Classifier, loss_fn: LongTailLoss, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss (scalar) and logits ``[B, C]`` of one batch, with features where the loss needs them."""
+    features = model.features(inputs)
+    logits = model.head(features)
+    return loss_fn(logits, targets, features if loss_fn.needs_features else None), logits
+
+
+@torch.no_grad()
+def predict(model: Classifier, images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, C]`` and targets ``[N]`` of a whole set, in evaluation mode, on the CPU."""
+    training = model.training
+    model.eval()
+    try:
+        pairs = [
+            (model(batch.inputs).cpu(), batch.targets.cpu()) for batch in _read(images, device)
+        ]
+    finally:
+        model.train(training)
+    logits, targets = zip(*pairs, strict=True)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def load_configured(config: TrainConfig) -> LongTailData:
+    """The data set of a configuration."""
+    return load_dataset(
+        config.data,
+        imbalance=config.imbalance or 1.0,
+        kind=config.kind or "exp",
+        subset_seed=config.subset_seed or 0,
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, threads and device, for the record."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _read(images: Images, device: torch.device, *, limit: int | None = None) -> Any:
+    count = len(images) if limit is None else min(limit, len(images))
+    chunks: list[NDArray[np.int64]] = np.array_split(
+        np.arange(count), range(EVALUATION_BATCH, count, EVALUATION_BATCH)
+    )
+    return images.batches(chunks, augment=False, seed=0, epoch=0, device=device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}; valid: cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
+    return device
