@@ -153,6 +153,7 @@ class TrainConfig:
 
     seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
     device: str = field(default="cpu", metadata={"help": "device: cpu, cuda, cuda:1, ..."})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves torch's own choice"})
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -293,6 +294,7 @@ def _check_values(config: TrainConfig) -> None:
     check("rho_milestones", low=1)
     check("imbalance", low=1)
     check("seed", low=0)
+    check("threads", low=0)
     check("subset_seed", low=0, high=2**32 - 1)
 
 

@@ -67,6 +67,7 @@ DATA: dict[str, Layer] = {
             lr_factors=(0.01, 0.0001),
             defer_epoch=80,
         ),
+        **_layer("two threads are slower than one on 8x8 images", threads=1),
     },
 }
 
@@ -105,7 +106,7 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("digits-lt", "*", "asam"): _layer("starting point", known=False, rho=(0.5,)),
 }
 
-_ALWAYS: Layer = _layer("default", head="linear", augment=True, seed=0, device="cpu")
+_ALWAYS: Layer = _layer("default", head="linear", augment=True, seed=0, device="cpu", threads=0)
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,14 @@ class Recipe:
         return TrainConfig.from_dict(self._names | self._values)
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Where each setting comes from; a value that no source states is marked as such."""
+        return {
+            name: entry.source + ("" if entry.known else " (not a published value)")
+            for name, entry in self.entries.items()
+        }
+
+    @property
     def _names(self) -> dict[str, Any]:
         return {"data": self.data, "method": self.method, "optimizer": self.optimizer}
 
@@ -163,7 +172,7 @@ class Recipe:
 
 def _rescaled(entries: Layer, epochs: int, *, keep: Layer) -> dict[str, Entry]:
     """The schedules of ``entries``, all but ``keep``, stretched to another number of epochs."""
-    published = entries["epochs"].value
+    published: int = entries["epochs"].value
     source = f"in proportion to {published} epochs"
 
     def scaled(epoch: int) -> int:
@@ -172,7 +181,7 @@ def _rescaled(entries: Layer, epochs: int, *, keep: Layer) -> dict[str, Entry]:
     stretched = {}
     for name in ("warmup_epochs", "lr_milestones", "rho_milestones", "defer_epoch"):
         if name in entries and name not in keep and epochs != published:
-            value = entries[name].value
+            value: Any = entries[name].value
             if isinstance(value, tuple):
                 value = tuple(scaled(epoch) for epoch in value)
             elif name == "defer_epoch":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,13 @@ class Trainer:
             TrainingError: if the loss is no longer finite; the folder keeps its last checkpoint.
         """
         began = saved = time.perf_counter()
-        with ProgressBar(
+        bar = ProgressBar(
             total=self.config.epochs,
             description=f"{self.config.method} {self.config.optimizer}",
             unit="epoch",
             enabled=self.progress,
-        ) as bar:
+        )
+        with cpu_threads(self.config.threads), bar:
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -145,7 +147,7 @@ class Trainer:
                     self._save()
                     saved = now
                 bar.update(note=f"loss {record.loss:.3f}")
-        result = self._result(seconds=time.perf_counter() - began)
+            result = self._result(seconds=time.perf_counter() - began)
         if self.folder is not None:
             self.folder.write(result)
         return result
@@ -286,6 +288,17 @@ def load_configured(config: TrainConfig) -> LongTailData:
         kind=config.kind or "exp",
         subset_seed=config.subset_seed or 0,
     )
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run with ``count`` threads of torch, 0 for as many as there are now; then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

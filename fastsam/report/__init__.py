@@ -1,0 +1,14 @@
+"""Runs as tables, figures and one self-contained page."""
+
+from fastsam.report.page import read_runs, render, write_report
+from fastsam.report.tables import Table, accuracy_table, settings_table, spectrum_table
+
+__all__ = [
+    "Table",
+    "accuracy_table",
+    "read_runs",
+    "render",
+    "settings_table",
+    "spectrum_table",
+    "write_report",
+]

@@ -1,0 +1,248 @@
+"""Class-wise Hessian spectra of a trained network, with what is needed to read them.
+
+A negative eigenvalue is a saddle only where the gradient is small, and with batch normalisation
+curvature scales with the weights; so the class loss, its gradient norm and the weight norm belong
+beside every eigenvalue.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastsam.curvature import BatchLoss, Spectrum, spectral_density
+from fastsam.curvature.losses import LossFunction
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.data import Images, LongTailData
+from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.longtail.models import Classifier
+from fastsam.longtail.objectives import Objective
+
+LOSS_CHOICES = ("ce", "as-trained")
+REDRAWN = "redrawn"
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a class spectrum is the spectrum of.
+
+    Attributes:
+        run: which training run, ``method optimizer``.
+        label: the class.
+        name: its name.
+        group: head, mid or tail.
+        images: images of the class in the split.
+        split: ``train``, ``validation`` or ``test``.
+        loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
+        augment: ``none``; the number of fixed draws of each image; or ``redrawn``, a mistake.
+    """
+
+    run: str
+    label: int
+    name: str
+    group: str
+    images: int
+    split: str
+    loss: str
+    augment: str
+
+    @property
+    def title(self) -> str:
+        """One line that leaves nothing open."""
+        augment = {
+            "none": "no augmentation",
+            REDRAWN: "augmentation re-drawn at every product",
+        }.get(self.augment, f"{self.augment} fixed draws of each image")
+        return (
+            f"{self.run}, class {self.name} ({self.group}, {self.images} {self.split} images), "
+            f"loss {self.loss}, {augment}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSpectrum:
+    """A spectrum and what it is of.
+
+    Attributes:
+        subject: run, class, split, loss and augmentation.
+        spectrum: the result of the Lanczos run.
+    """
+
+    subject: Subject
+    spectrum: Spectrum
+
+    @property
+    def ratio_bounds(self) -> tuple[float, float]:
+        """Smallest and largest ``|lambda_min / lambda_max|`` within the Ritz residual bounds."""
+        low, high = self.spectrum.lambda_min, self.spectrum.lambda_max
+        low_error, high_error = self.spectrum.lambda_min_residual, self.spectrum.lambda_max_residual
+        largest = abs(high) - high_error
+        upper = (abs(low) + low_error) / largest if largest > 0 else float("inf")
+        return max(abs(low) - low_error, 0.0) / (abs(high) + high_error), upper
+
+    def save(self, folder: Path) -> Path:
+        """Write ``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json`` and return its path."""
+        subject = self.subject
+        name = f"class-{subject.label}-{subject.split}-{subject.loss}-{subject.augment}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {**self.spectrum.settings, "subject": asdict(subject)}
+        replace(self.spectrum, settings=settings).save(folder / name)
+        return folder / name
+
+    @classmethod
+    def load(cls, path: Path) -> ClassSpectrum:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: if the file is something else.
+        """
+        try:
+            spectrum = Spectrum.load(path)
+            return cls(Subject(**spectrum.settings["subject"]), spectrum)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is not a class spectrum: {error}") from error
+
+
+def landscape(
+    model: Classifier,
+    data: LongTailData,
+    checkpoint: Checkpoint,
+    classes: Iterable[int],
+    *,
+    split: str = "train",
+    loss: str = "ce",
+    augment: str = "none",
+    steps: int = 80,
+    probes: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[ClassSpectrum]:
+    """Spectra of the mean loss of single classes at the weights of ``model``.
+
+    Args:
+        model: the trained network.
+        data: the data set it was trained on.
+        checkpoint: its run, for the loss it was trained with.
+        classes: labels of the classes.
+        split: whose images: ``train``, ``validation`` or ``test``.
+        loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
+        augment: ``none``; a number K, for K draws of each image that stay the same throughout; or
+            ``redrawn``, which draws anew at every product as published tools do. Only the first two
+            have *a* Hessian: noise from re-drawing makes the extremes symmetric about 0.
+        steps: Lanczos steps, at least 1.
+        probes: random start vectors, at least 1.
+        seed: seed of probes and draws.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        UsageError: for a name or number that is not valid.
+        DataError: for a class without an image in the split.
+    """
+    if loss not in LOSS_CHOICES:
+        raise unknown("loss", loss, LOSS_CHOICES)
+    for name, value in (("steps", steps), ("probes", probes)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    draws = _draws(augment)
+    images = data.split(split)
+    config = checkpoint.config
+    spectra = []
+    for label in classes:
+        if not 0 <= label < data.num_classes:
+            raise unknown("class", label, (f"0 to {data.num_classes - 1}",))
+        members = np.flatnonzero(images.targets == label)
+        if len(members) == 0:
+            raise DataError(f"class {label} has no image in the {split} set of {data.name}")
+        reader = _ClassReader(images, members, draws, seed, next(model.parameters()).device)
+        groups = (name for name, labels in data.groups.items() if label in labels)
+        subject = Subject(
+            run=f"{config.method} {config.optimizer}",
+            label=label,
+            name=data.class_names[label],
+            group=next(groups, "none"),
+            images=len(members),
+            split=split,
+            loss=loss,
+            augment=augment,
+        )
+        spectrum = spectral_density(
+            model,
+            nn.CrossEntropyLoss() if loss == "ce" else _as_trained(checkpoint, data, model),
+            reader,
+            steps=steps,
+            probes=probes,
+            seed=seed,
+            # A kept graph would freeze the first draw.
+            strategy="rebuild" if draws is None else "auto",
+            verify_data=draws is not None,
+            progress=progress,
+            description=f"class {label}",
+        )
+        spectra.append(ClassSpectrum(subject, spectrum))
+    return spectra
+
+
+def _draws(augment: str) -> int | None:
+    """How many fixed draws of each image; 0 for plain images, None for new ones each time."""
+    if augment == "none":
+        return 0
+    if augment == REDRAWN:
+        return None
+    if augment.isdecimal() and int(augment) >= 1:
+        return int(augment)
+    raise unknown("augment", augment, ("none", "a number of fixed draws", REDRAWN))
+
+
+@dataclass(eq=False)
+class _ClassReader:
+    """The images of one class as an iterable of ``(inputs, targets)`` batches."""
+
+    images: Images
+    members: Any
+    draws: int | None
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._fresh = itertools.count(1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        cuts = range(_BATCH, len(self.members), _BATCH)
+        order = np.array_split(self.members, cuts)
+        if self.draws == 0:
+            epochs: Iterable[int] = (0,)
+        elif self.draws is None:
+            epochs = (next(self._fresh),)
+        else:
+            epochs = range(1, self.draws + 1)
+        for epoch in epochs:
+            for batch in self.images.batches(
+                order, augment=epoch > 0, seed=self.seed, epoch=epoch, device=self.device
+            ):
+                yield batch.inputs, batch.targets
+
+
+def _as_trained(
+    checkpoint: Checkpoint, data: LongTailData, model: Classifier
+) -> BatchLoss | LossFunction:
+    """The loss of the last epoch, as a sum and the weight it is divided by."""
+    config = checkpoint.config
+    device = next(model.parameters()).device
+    loss_fn = Objective(config, data.counts, device=device).at(config.epochs).eval()
+
+    def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        features = model.features(inputs)
+        return loss_fn.sums(
+            model.head(features), targets, features if loss_fn.needs_features else None
+        )
+
+    return BatchLoss(sums)

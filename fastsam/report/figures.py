@@ -1,0 +1,100 @@
+"""The figures of a report, each as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from fastsam.curvature.plots import plot_density
+from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
+from fastsam.longtail.results import Result
+from fastsam.report.tables import run_name
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    # The object interface needs no global backend and leaves the caller's figures alone.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    # Without date and with a fixed salt, the same numbers give the same file.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "fastsam"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def accuracy_bars(results: Sequence[Result]) -> str:
+    """Test accuracy overall and by group, one bar per run."""
+    figure, axes = _figure(1, 1, (7.0, 3.4))
+    ax = axes[0, 0]
+    names = ["all", *results[0].test.groups]
+    width = 0.8 / len(results)
+    for position, result in enumerate(results):
+        heights = [result.test.accuracy, *result.test.groups.values()]
+        places = [i - 0.4 + width * (position + 0.5) for i in range(len(names))]
+        bars = ax.bar(places, heights, width, label=run_name(result))
+        ax.bar_label(bars, fmt="%.1f", fontsize=7)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylim(0, 109)
+    ax.set_ylabel("test accuracy, %")
+    ax.legend(loc="lower left", fontsize=8)
+    return _svg(figure)
+
+
+def training_curves(results: Sequence[Result]) -> str:
+    """Training loss and validation accuracy by epoch."""
+    figure, axes = _figure(1, 2, (9.0, 3.0))
+    loss, accuracy = axes[0]
+    for result in results:
+        epochs = [record.epoch for record in result.history]
+        loss.plot(epochs, [record.loss for record in result.history], label=run_name(result))
+        shares = [record.validation_accuracy for record in result.history]
+        if None not in shares:
+            accuracy.plot(epochs, shares, label=run_name(result))
+    loss.set_yscale("log")
+    loss.set_ylabel("training loss")
+    accuracy.set_ylabel("validation accuracy, %")
+    for ax in (loss, accuracy):
+        ax.set_xlabel("epoch")
+    loss.legend(fontsize=8)
+    return _svg(figure)
+
+
+def spectra_panels(spectra: Sequence[ClassSpectrum]) -> str:
+    """One density per panel, eigenvalues on a symlog and densities on a log axis."""
+    columns = min(2, len(spectra))
+    rows = -(-len(spectra) // columns)
+    figure, axes = _figure(rows, columns, (5.0 * columns, 3.2 * rows))
+    panels = list(axes.flat)
+    for ax, item in zip(panels, spectra, strict=False):
+        plot_density([item.spectrum], axes=ax)
+        wrong = item.subject.augment == REDRAWN
+        ax.set_title(
+            ("MISTAKE: " if wrong else "") + item.subject.title.replace(", loss", ",\nloss"),
+            fontsize=7.5,
+            color="firebrick" if wrong else "black",
+        )
+        low, high = item.spectrum.lambda_min, item.spectrum.lambda_max
+        for value in (low, high):
+            ax.axvline(value, linewidth=0.6, linestyle=":", color="grey")
+        ax.annotate(
+            f"{low:.3g} ... {high:.3g}\n|min/max| {item.spectrum.ratio:.3g}",
+            (0.98, 0.95),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
+    for ax in panels[len(spectra) :]:
+        ax.remove()
+    return _svg(figure)

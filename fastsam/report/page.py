@@ -1,0 +1,115 @@
+"""One self-contained HTML page about one or more training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from fastsam.longtail.atomic import write_text
+from fastsam.longtail.errors import DataError
+from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
+from fastsam.longtail.results import Result
+from fastsam.report.figures import accuracy_bars, spectra_panels, training_curves
+from fastsam.report.tables import Table, accuracy_table, settings_table, spectrum_table
+from fastsam.report.timing import StepTiming
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; font-size: 13px; margin: 1em 0; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+svg { max-width: 100%; height: auto; }
+.mistake { border-left: 4px solid #b22222; padding-left: 1em; }
+"""
+
+
+def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
+    """Everything that runs left in ``folder`` and the folders below it, in the order of the names.
+
+    Raises:
+        DataError: if there is no result at all, or a damaged one.
+    """
+    results = [
+        Result.from_json(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))
+    ]
+    if not results:
+        raise DataError(
+            f"no result.json in {folder} or below it; run `fastsam train --out {folder}`"
+        )
+    spectra = [ClassSpectrum.load(path) for path in sorted(folder.rglob("class-*.json"))]
+    timing = folder / StepTiming.FILE
+    return results, spectra, StepTiming.load(timing) if timing.is_file() else None
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` about the runs in ``folder`` and return its path.
+
+    The page holds its figures and needs no other file and no network.
+    """
+    page = folder / "report.html"
+    write_text(page, render(*read_runs(folder)))
+    return page
+
+
+def render(
+    results: Sequence[Result], spectra: Sequence[ClassSpectrum], timing: StepTiming | None
+) -> str:
+    """The page as HTML text."""
+    first = results[0]
+    imbalance = first.config.get("imbalance")
+    sections = [
+        f"<h1>fastsam: {escape(first.config['data'])}"
+        + (f", imbalance {imbalance:g}" if imbalance is not None else "")
+        + "</h1>",
+        f"<p>{sum(first.counts)} training images in {len(first.counts)} classes, "
+        f"{max(first.counts)} in the largest and {min(first.counts)} in the smallest. "
+        f"Accuracies are those of the {escape(first.rule)} on the test set.</p>",
+        "<h2>Accuracy</h2>",
+        accuracy_bars(results),
+        _html(accuracy_table(results)),
+        "<h2>Training</h2>",
+        training_curves(results),
+    ]
+    sound = [item for item in spectra if item.subject.augment != REDRAWN]
+    mistaken = [item for item in spectra if item.subject.augment == REDRAWN]
+    if sound:
+        sections += [
+            "<h2>Hessian spectra by class</h2>",
+            "<p>Density of the eigenvalues of the Hessian of the mean loss of one class, from "
+            "Lanczos runs with full re-orthogonalisation. An eigenvalue lies within the stated "
+            "distance of each extreme. Negative curvature is a saddle only where the gradient is "
+            "small, and curvature scales with the weights.</p>",
+            spectra_panels(sound),
+            _html(spectrum_table(sound)),
+        ]
+    if mistaken:
+        sections += [
+            '<div class="mistake"><h2>A mistake, on purpose</h2>',
+            "<p>Here the training augmentation is drawn anew at every Hessian-vector product, as "
+            "published tools do. There is then no one Hessian: the noise enters the off-diagonal "
+            "of the Lanczos matrix and makes the extremes symmetric about 0, also where every "
+            "single Hessian is positive semi-definite. These numbers are not curvature.</p>",
+            spectra_panels(mistaken),
+            _html(spectrum_table(mistaken)),
+            "</div>",
+        ]
+    if timing is not None:
+        sections += ["<h2>Cost of the SAM step</h2>", f"<p>{escape(timing.sentence())}</p>"]
+    sections += ["<h2>Settings</h2>", _html(settings_table(results)), "<h2>Environment</h2>"]
+    rows = [(name, str(value)) for name, value in first.environment.items()]
+    rows.append(("training subset, SHA-256", str(first.subset_hash)))
+    sections.append(_html(Table(("", ""), tuple(rows))))
+    return (
+        "<!doctype html>\n"
+        '<html lang="en"><head><meta charset="utf-8"><title>fastsam report</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+
+
+def _html(table: Table) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

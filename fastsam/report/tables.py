@@ -1,0 +1,109 @@
+"""The numbers of runs as rows of text, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
+from fastsam.longtail.results import Result
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """Columns aligned with spaces; the first to the left, the others to the right."""
+        lines = (self.header, *self.rows)
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def run_name(result: Result) -> str:
+    """How a run is called in tables and figures: ``method optimizer``."""
+    return f"{result.config['method']} {result.config['optimizer']}"
+
+
+def accuracy_table(results: Sequence[Result]) -> Table:
+    """Test accuracy in percent, overall and by group, and the calibration error of each run."""
+    groups = list(results[0].test.groups) if results else []
+    rows = tuple(
+        (
+            run_name(result),
+            f"{result.test.accuracy:.1f}",
+            *(f"{result.test.groups.get(name, float('nan')):.1f}" for name in groups),
+            f"{result.test.ece:.1f}",
+            f"{result.seconds:.1f}",
+        )
+        for result in results
+    )
+    return Table(("test accuracy, %", "all", *groups, "ECE", "seconds"), rows)
+
+
+def spectrum_table(spectra: Sequence[ClassSpectrum]) -> Table:
+    """Both extremes with their Ritz residual bounds, and what is needed to judge them."""
+    rows = []
+    for item in spectra:
+        spectrum, subject = item.spectrum, item.subject
+        low, high = item.ratio_bounds
+        rows.append(
+            (
+                f"{subject.run}, class {subject.name} ({subject.group})"
+                + (" RE-DRAWN" if subject.augment == REDRAWN else ""),
+                _with_error(spectrum.lambda_max, spectrum.lambda_max_residual),
+                _with_error(spectrum.lambda_min, spectrum.lambda_min_residual),
+                f"{spectrum.ratio:.4f} [{low:.4f}, {high:.4f}]",
+                _number(spectrum.loss),
+                _number(spectrum.gradient_norm),
+                _number(spectrum.weight_norm),
+            )
+        )
+    header = (
+        "spectrum of",
+        "lambda_max",
+        "lambda_min",
+        "|min/max|",
+        "class loss",
+        "|gradient|",
+        "|weights|",
+    )
+    return Table(header, tuple(rows))
+
+
+def settings_table(results: Sequence[Result]) -> Table:
+    """Every setting of every run and where it comes from; settings that no run has are left out."""
+    names = [
+        name
+        for name in (results[0].config if results else {})
+        if any(result.config[name] is not None for result in results)
+    ]
+    rows = []
+    for name in names:
+        sources = {result.sources[name]: None for result in results if name in result.sources}
+        values = (_setting(result.config[name]) for result in results)
+        rows.append((name, *values, "; ".join(sources)))
+    return Table(("setting", *(run_name(result) for result in results), "source"), tuple(rows))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.4g} +- {error:.1g}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
