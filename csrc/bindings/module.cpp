@@ -28,13 +28,13 @@ namespace {
 using fastsam::bindings::pointer;
 
 void define_structs(py::module_& module) {
-  py::class_<fastsam::Execution>(module, "Execution")
+  py::class_<fastsam::Execution>(module, "Execution", py::module_local())
       .def(py::init([](int device, int64_t stream, int threads) {
              return fastsam::Execution{device, pointer<void>(stream), threads};
            }),
            py::arg("device"), py::arg("stream"), py::arg("threads"));
 
-  py::class_<fastsam::SamScalars>(module, "SamScalars")
+  py::class_<fastsam::SamScalars>(module, "SamScalars", py::module_local())
       .def(py::init([](int64_t hyper, int64_t group_count, int64_t squared_norms, int64_t norm_count,
                        int64_t found_inf, int64_t external_found_inf, int64_t grad_scale,
                        int64_t skipped_steps, int64_t unchanged) {
@@ -48,7 +48,7 @@ void define_structs(py::module_& module) {
            py::arg("norm_count"), py::arg("found_inf"), py::arg("external_found_inf") = 0,
            py::arg("grad_scale") = 0, py::arg("skipped_steps") = 0, py::arg("unchanged") = 0);
 
-  py::class_<fastsam::LanczosStep>(module, "LanczosStep")
+  py::class_<fastsam::LanczosStep>(module, "LanczosStep", py::module_local())
       .def(py::init([](int64_t rows, int64_t probe_stride, int64_t row_stride, int64_t vector,
                        int64_t successor, int64_t successor_stride, int64_t probes, int64_t count,
                        int64_t size, int64_t step, double eps) {
@@ -68,7 +68,7 @@ void define_structs(py::module_& module) {
            py::arg("successor"), py::arg("successor_stride"), py::arg("probes"), py::arg("count"),
            py::arg("size"), py::arg("step"), py::arg("eps"));
 
-  py::class_<fastsam::Recurrence>(module, "Recurrence")
+  py::class_<fastsam::Recurrence>(module, "Recurrence", py::module_local())
       .def(py::init([](int64_t alpha, int64_t beta, int64_t bound, int64_t active, int64_t steps_taken,
                        int64_t steps) {
              return fastsam::Recurrence{pointer<double>(alpha),        pointer<double>(beta),

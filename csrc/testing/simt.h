@@ -1,9 +1,9 @@
 // A small host emulation of the part of CUDA that the kernels use, so that the same .cu files compile as
 // C++20 and run where there is no GPU, under AddressSanitizer, UBSan and ThreadSanitizer. One std::thread per
 // CUDA thread of a block, std::barrier for __syncthreads, an exchange per warp for shuffles, std::atomic_ref
-// for atomics. Blocks run in turn, or FASTSAM_SIMT_LIVE_BLOCKS of them at once: ThreadSanitizer sees
-// races between blocks only when at least two are alive. Kernels must keep to plain loads and stores,
-// shuffles, barriers and atomics, and launch with full warps whose threads all reach every barrier.
+// for atomics. FASTSAM_SIMT_LIVE_BLOCKS of the blocks have threads of their own (default 1): ThreadSanitizer
+// sees races between blocks only when at least two are alive at once. Kernels must keep to plain loads and
+// stores, shuffles, barriers and atomics, and launch with full warps whose threads all reach every barrier.
 #pragma once
 
 #include <algorithm>
@@ -76,29 +76,28 @@ inline unsigned int live_blocks() {
   return value == nullptr ? 1u : std::max(1u, static_cast<unsigned int>(std::atoi(value)));
 }
 
-// Arguments are copied at the launch, as CUDA does.
+// Arguments are copied at the launch, as CUDA does. Each host thread plays one CUDA thread index of every
+// live_blocks()-th block; nothing holds it back from entering its next block before others left the last one.
 template <class... Parameters, class... Arguments>
 void launch(dim3 grid, dim3 threads, void (*kernel)(Parameters...), Arguments... arguments) {
-  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  const uint64_t alive = live_blocks();
-  for (uint64_t first = 0; first < blocks; first += alive) {
-    std::vector<std::unique_ptr<Block>> wave;
-    std::vector<std::thread> pool;
-    for (uint64_t index = first; index < std::min(blocks, first + alive); ++index) {
-      wave.push_back(std::make_unique<Block>(threads.x));
-      Block* const block = wave.back().get();
-      const dim3 block_index(static_cast<unsigned int>(index % grid.x),
-                             static_cast<unsigned int>(index / grid.x % grid.y),
-                             static_cast<unsigned int>(index / grid.x / grid.y));
-      for (unsigned int thread = 0; thread < threads.x; ++thread) {
-        pool.emplace_back([&, block, block_index, thread] {
-          current = ThreadState{dim3(thread), block_index, threads, grid, block, 0};
+  std::vector<std::unique_ptr<Block>> blocks(static_cast<size_t>(grid.x) * grid.y * grid.z);
+  for (std::unique_ptr<Block>& block : blocks) block = std::make_unique<Block>(threads.x);
+  const size_t lanes = std::min<size_t>(live_blocks(), blocks.size());
+  std::vector<std::thread> pool;
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    for (unsigned int thread = 0; thread < threads.x; ++thread) {
+      pool.emplace_back([&, lane, thread] {
+        for (size_t index = lane; index < blocks.size(); index += lanes) {
+          const dim3 block_index(static_cast<unsigned int>(index % grid.x),
+                                 static_cast<unsigned int>(index / grid.x % grid.y),
+                                 static_cast<unsigned int>(index / grid.x / grid.y));
+          current = ThreadState{dim3(thread), block_index, threads, grid, blocks[index].get(), 0};
           kernel(arguments...);
-        });
-      }
+        }
+      });
     }
-    for (std::thread& thread : pool) thread.join();
   }
+  for (std::thread& thread : pool) thread.join();
 }
 
 template <class T>

@@ -17,6 +17,10 @@ from torch import Tensor
 from fastsam.kernels import native
 
 
+_EMPTY = 16
+"""Address of the gradient of an empty tensor, which has no memory but is there; never read."""
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements of ``tensor`` fill one run of memory without gaps or overlap, in any order."""
     if tensor.is_contiguous():
@@ -125,7 +129,7 @@ class TensorTable:
                     weight, memory_format=torch.preserve_format, requires_grad=False
                 ).copy_(gradient.detach())
                 kept.append(gradient)
-            append(gradient.data_ptr())
+            append(gradient.data_ptr() or _EMPTY)
         self._gradients = kept
         self._set("gradient", addresses)
 
