@@ -49,7 +49,7 @@ class Block {
     const std::lock_guard<std::mutex> lock(mutex_);
     while (arrays_.size() <= index) arrays_.push_back(nullptr);
     if (!arrays_[index]) {
-      arrays_[index] = std::make_unique<std::max_align_t[]>(bytes / sizeof(std::max_align_t) + 1);
+      arrays_[index] = std::make_unique<unsigned char[]>(bytes);
       memset(arrays_[index].get(), 0xff, bytes);  // NaN: shared memory starts with no promise
     }
     return arrays_[index].get();
@@ -60,7 +60,7 @@ class Block {
 
  private:
   std::mutex mutex_;
-  std::vector<std::unique_ptr<std::max_align_t[]>> arrays_;
+  std::vector<std::unique_ptr<unsigned char[]>> arrays_;
 };
 
 struct ThreadState {

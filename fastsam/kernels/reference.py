@@ -55,3 +55,76 @@ def orthogonalize(
         # Selection, not a product with 0: a probe that broke down may hold inf or NaN.
         quotient = vector.double() / torch.where(continues, beta, torch.ones_like(beta))[:, None]
         successor.copy_(torch.where(continues[:, None], quotient, torch.zeros_like(quotient)))
+
+
+def squared_norm(gradient: Tensor, weight: Tensor, *, adaptive: bool, eta: float) -> Tensor:
+    """``||T_w g||^2`` of one tensor, float64 scalar; T_w is ``|w| + eta`` or 1."""
+    scaled = gradient.double()
+    if adaptive:
+        scaled = scaled * (weight.double().abs() + eta)
+    return scaled.square().sum()
+
+
+def perturb(
+    weight: Tensor, gradient: Tensor, *, norm: float, rho: float, adaptive: bool, eta: float
+) -> Tensor:
+    """``w + T_w^2 g rho / (norm + 1e-12)``, or w itself where that factor is not finite."""
+    scale = rho / (norm + 1e-12)
+    if not torch.isfinite(torch.tensor(scale)) or not torch.isfinite(torch.tensor(norm)):
+        return weight.clone()
+    normalisation = weight.double().abs() + eta if adaptive else 1.0
+    return (weight.double() + normalisation**2 * gradient.double() * scale).to(weight.dtype)
+
+
+def update_sgd(
+    weight: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    *,
+    first: bool,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> tuple[Tensor, Tensor]:
+    """``torch.optim.SGD``: the new weight and the new momentum buffer."""
+    w, buffer = weight.double(), momentum_buffer.double()
+    direction = (-1.0 if maximize else 1.0) * gradient.double() + weight_decay * w
+    if momentum != 0.0:
+        buffer = direction if first else momentum * buffer + (1.0 - dampening) * direction
+        direction = direction + momentum * buffer if nesterov else buffer
+    return (w - lr * direction).to(weight.dtype), buffer.to(weight.dtype)
+
+
+def update_adam(
+    weight: Tensor,
+    gradient: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    amsgrad: bool,
+    maximize: bool,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """``torch.optim.Adam`` and ``AdamW`` at update ``step`` (from 1): the new weight and moments."""
+    w = weight.double()
+    first, second, maximum = (moment.double() for moment in state)
+    direction = (-1.0 if maximize else 1.0) * gradient.double()
+    if decoupled:
+        w = w * (1.0 - lr * weight_decay)
+    else:
+        direction = direction + weight_decay * w
+    first = beta1 * first + (1.0 - beta1) * direction
+    second = beta2 * second + (1.0 - beta2) * direction.square()
+    maximum = torch.maximum(maximum, second) if amsgrad else maximum
+    root = ((maximum if amsgrad else second) / (1.0 - beta2**step)).sqrt()
+    w = w - lr * first / (1.0 - beta1**step) / (root + eps)
+    moments = (first.to(weight.dtype), second.to(weight.dtype), maximum.to(weight.dtype))
+    return w.to(weight.dtype), moments

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fastsam.kernels import native
 
-
 _EMPTY = 16
 """Address of the gradient of an empty tensor, which has no memory but is there; never read."""
 

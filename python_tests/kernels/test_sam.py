@@ -1,0 +1,448 @@
+"""Every phase of a SAM step against its readable reference, over dtypes, sizes, layouts and backends."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastsam.kernels import native, reference
+from fastsam.kernels import sam as kernels
+
+Draw = Callable[..., Tensor]
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ODD_SIZES = [1, 0, 3, 1025, 64, 4097, 7, 20001]
+GROUPS = [
+    {"rho": 0.05, "eta": 0.0, "lr": 0.1, "momentum": 0.9, "dampening": 0.2, "beta1": 0.9},
+    {"rho": 0.5, "eta": 0.01, "lr": 0.01, "weight_decay": 0.1, "nesterov": 1.0, "momentum": 0.5},
+    {"rho": 0.0, "lr": 0.3, "maximize": 1.0, "beta1": 0.5, "decoupled": 1.0, "weight_decay": 0.2},
+]
+DEFAULTS = dict.fromkeys(native.HYPER_COLUMNS, 0.0) | {"beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Rounding of a handful of operations, relative to values of order one."""
+    return 16 * torch.finfo(dtype).eps
+
+
+class Problem:
+    """Tensors, a table over them and the device scalars of a step."""
+
+    def __init__(self, draw: Draw, sizes: list[int], dtype: torch.dtype, device: torch.device):
+        self.device, self.dtype = device, dtype
+        self.weights = [draw(size, dtype=dtype) for size in sizes]
+        self.gradients: list[Tensor | None] = [draw(size, dtype=dtype) for size in sizes]
+        self.groups = [i % len(GROUPS) for i in range(len(sizes))]
+        self.adaptive = [i % 2 == 1 for i in range(len(sizes))]
+        self.backups = [torch.full_like(weight, math.nan) for weight in self.weights]
+        self.state = [[draw(size, dtype=dtype).abs() for size in sizes] for _ in range(3)]
+        self.steps = [
+            torch.full((), float(i % 3), dtype=torch.float32, device=device)
+            for i in range(len(sizes))
+        ]
+        self.hyper = [DEFAULTS | group for group in GROUPS]
+        self.scalars = kernels.Scalars(
+            hyper=torch.tensor(
+                [[group[name] for name in native.HYPER_COLUMNS] for group in self.hyper],
+                dtype=torch.float64,
+                device=device,
+            ),
+            squared_norms=torch.full((1,), math.nan, dtype=torch.float64, device=device),
+            found_inf=torch.full((1,), 9.0, dtype=torch.float32, device=device),
+            skipped_steps=torch.zeros(1, dtype=torch.int64, device=device),
+            unchanged=torch.zeros(1, dtype=torch.int64, device=device),
+        )
+        self.table = kernels.TensorTable(self.weights, groups=self.groups, adaptive=self.adaptive)
+        self.scratch = self.table.scratch()
+        self.table.set_backups([backup.data_ptr() for backup in self.backups])
+        self.table.set_gradients(self.gradients)
+
+    def climb(self) -> None:
+        kernels.norm(self.table, self.scalars.hyper, self.scalars.squared_norms, self.scratch)
+        kernels.perturb(self.table, self.scalars.as_native())
+
+    def expected_norm(self) -> float:
+        return math.sqrt(
+            sum(
+                reference.squared_norm(
+                    gradient, weight, adaptive=adaptive, eta=self.hyper[group]["eta"]
+                ).item()
+                for weight, gradient, adaptive, group in zip(
+                    self.weights, self.gradients, self.adaptive, self.groups, strict=True
+                )
+                if gradient is not None
+            )
+        )
+
+
+def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=tolerance(dtype), atol=tolerance(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_adds_all_tensors_in_float64(
+    dtype: torch.dtype, draw: Draw, device: torch.device
+) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    problem.gradients[3] = None
+    problem.table.set_gradients(problem.gradients)
+    for _ in range(2):  # the second launch finds the scratch memory as the first left it
+        problem.scalars.squared_norms.fill_(math.nan)
+        kernels.norm(
+            problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
+        )
+        norm = problem.scalars.squared_norms.sqrt().item()
+        assert norm == pytest.approx(problem.expected_norm(), rel=1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_perturb_climbs_and_keeps_a_backup(
+    dtype: torch.dtype, draw: Draw, device: torch.device
+) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    problem.gradients[0] = None
+    problem.table.set_gradients(problem.gradients)
+    before = [weight.clone() for weight in problem.weights]
+    norm = problem.expected_norm()
+    problem.climb()
+    assert problem.scalars.found_inf.item() == 0.0
+    unchanged = 0
+    for i, weight in enumerate(before):
+        gradient, group = problem.gradients[i], problem.hyper[problem.groups[i]]
+        if gradient is None:
+            assert torch.equal(problem.weights[i], weight)
+            continue
+        assert torch.equal(problem.backups[i], weight)
+        expected = reference.perturb(
+            weight,
+            gradient,
+            norm=norm,
+            rho=group["rho"],
+            adaptive=problem.adaptive[i],
+            eta=group["eta"],
+        )
+        assert_near(problem.weights[i], expected, dtype)
+        unchanged += int(((problem.weights[i] == weight) & (gradient != 0)).sum())
+    assert problem.scalars.unchanged is not None
+    assert problem.scalars.unchanged.item() == unchanged
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    dtype: torch.dtype, value: float, draw: Draw, device: torch.device
+) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    gradient = problem.gradients[-1]
+    assert gradient is not None
+    gradient[-1] = value  # the last element of the last tensor
+    before = [weight.clone() for weight in problem.weights]
+    state = [[tensor.clone() for tensor in column] for column in problem.state]
+    problem.climb()
+    assert problem.scalars.found_inf.item() == 1.0
+    assert all(map(torch.equal, problem.weights, before))
+    problem.scalars.found_inf.zero_()
+    kernels.check(problem.table, problem.scalars.found_inf)
+    assert problem.scalars.found_inf.item() == 1.0
+    bind_state(problem)
+    for rule in ("sgd", "adam"):
+        kernels.update(
+            problem.table,
+            problem.scalars.as_native(count_skip=True),
+            problem.scratch,
+            rule=rule,  # type: ignore[arg-type]
+        )
+    assert problem.scalars.skipped_steps.item() == 2
+    assert all(map(torch.equal, problem.weights, before))
+    for column, old in zip(problem.state, state, strict=True):
+        assert all(map(torch.equal, column, old))
+    assert [step.item() for step in problem.steps] == [float(i % 3) for i in range(len(before))]
+
+
+def test_check_leaves_a_raised_flag_alone(draw: Draw, device: torch.device) -> None:
+    problem = Problem(draw, [5, 3000], torch.float32, device)
+    for flag in (0.0, 1.0):
+        problem.scalars.found_inf.fill_(flag)
+        kernels.check(problem.table, problem.scalars.found_inf)
+        assert problem.scalars.found_inf.item() == flag
+
+
+def bind_state(problem: Problem, *, amsgrad: bool = True) -> None:
+    problem.table.set_state(0, problem.state[0])
+    problem.table.set_state(1, problem.state[1])
+    nothing: list[Tensor | None] = [None] * len(problem.weights)
+    problem.table.set_state(2, problem.state[2] if amsgrad else nothing)
+    problem.table.set_steps(problem.steps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_restore_is_bit_exact(dtype: torch.dtype, draw: Draw, device: torch.device) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    before = [weight.clone() for weight in problem.weights]
+    problem.climb()
+    assert not torch.equal(problem.weights[-1], before[-1])
+    kernels.restore(problem.table)
+    assert all(map(torch.equal, problem.weights, before))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sgd_updates_from_the_backup(dtype: torch.dtype, draw: Draw, device: torch.device) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    before = [weight.clone() for weight in problem.weights]
+    momenta = [tensor.clone() for tensor in problem.state[0]]
+    problem.climb()
+    bind_state(problem)
+    problem.gradients[4] = None
+    problem.table.set_gradients(problem.gradients)
+    kernels.update(problem.table, problem.scalars.as_native(), problem.scratch, rule="sgd")
+    names = ("lr", "momentum", "dampening", "weight_decay")
+    for i, weight in enumerate(before):
+        gradient, group = problem.gradients[i], problem.hyper[problem.groups[i]]
+        if gradient is None:
+            assert torch.equal(problem.weights[i], weight)
+            assert torch.equal(problem.state[0][i], momenta[i])
+            continue
+        expected, momentum = reference.update_sgd(
+            weight,
+            gradient,
+            momenta[i],
+            first=i % 3 == 0,
+            nesterov=group["nesterov"] != 0,
+            maximize=group["maximize"] != 0,
+            **{name: group[name] for name in names},
+        )
+        if group["momentum"] == 0:
+            # The kernel keeps a buffer that it was given, with momentum 0; the weight is what counts.
+            momentum = problem.state[0][i]
+        assert_near(problem.weights[i], expected, dtype)
+        assert_near(problem.state[0][i], momentum, dtype)
+        assert problem.steps[i].item() == i % 3 + 1
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_updates_from_the_backup(
+    dtype: torch.dtype, amsgrad: bool, draw: Draw, device: torch.device
+) -> None:
+    problem = Problem(draw, ODD_SIZES, dtype, device)
+    before = [weight.clone() for weight in problem.weights]
+    state = [[tensor.clone() for tensor in column] for column in problem.state]
+    problem.climb()
+    bind_state(problem, amsgrad=amsgrad)
+    kernels.update(problem.table, problem.scalars.as_native(), problem.scratch, rule="adam")
+    names = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    for i, weight in enumerate(before):
+        gradient, group = problem.gradients[i], problem.hyper[problem.groups[i]]
+        assert gradient is not None
+        expected, moments = reference.update_adam(
+            weight,
+            gradient,
+            (state[0][i], state[1][i], state[2][i]),
+            step=i % 3 + 1,
+            amsgrad=amsgrad,
+            decoupled=group["decoupled"] != 0,
+            maximize=group["maximize"] != 0,
+            **{name: group[name] for name in names},
+        )
+        assert_near(problem.weights[i], expected, dtype)
+        for slot, moment in enumerate(moments):
+            assert_near(problem.state[slot][i], moment, dtype)
+        assert problem.steps[i].item() == i % 3 + 1
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_loss_scale_is_divided_out(rule: str, draw: Draw, device: torch.device) -> None:
+    scale = torch.tensor(1024.0, device=device)
+    results = []
+    plain = Problem(draw, ODD_SIZES, torch.float32, device)
+    scaled = Problem(draw, ODD_SIZES, torch.float32, device)
+    for i, weight in enumerate(plain.weights):
+        scaled.weights[i].copy_(weight)
+        for slot in range(3):
+            scaled.state[slot][i].copy_(plain.state[slot][i])
+    scaled.gradients = [g * 1024.0 for g in plain.gradients if g is not None]
+    scaled.table.set_gradients(scaled.gradients)
+    for problem, factor in ((plain, None), (scaled, scale)):
+        kernels.norm(
+            problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
+        )
+        scalars = problem.scalars.as_native(grad_scale=factor)
+        kernels.perturb(problem.table, scalars)
+        results.append([weight.clone() for weight in problem.weights])
+        bind_state(problem)
+        kernels.update(problem.table, scalars, problem.scratch, rule=rule)  # type: ignore[arg-type]
+        results[-1] += [weight.clone() for weight in problem.weights]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_an_external_flag_skips(draw: Draw, device: torch.device) -> None:
+    problem = Problem(draw, [100], torch.float32, device)
+    before = problem.weights[0].clone()
+    problem.climb()
+    bind_state(problem)
+    flag = torch.ones((), device=device)
+    scalars = problem.scalars.as_native(external_found_inf=flag, count_skip=True)
+    kernels.update(problem.table, scalars, problem.scratch, rule="sgd")
+    assert torch.equal(problem.weights[0], before)
+    assert problem.scalars.skipped_steps.item() == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 700])
+def test_many_tensors_and_empty_ones(count: int, draw: Draw, device: torch.device) -> None:
+    """700 tensors need more than one launch; empty tensors have an address of 0 and still a gradient."""
+    problem = Problem(draw, [0, 0, *[5] * count], torch.float32, device)
+    before = [weight.clone() for weight in problem.weights]
+    norm = problem.expected_norm()
+    problem.climb()
+    assert problem.scalars.squared_norms.sqrt().item() == pytest.approx(norm, rel=1e-13)
+    assert problem.scalars.found_inf.item() == 0.0
+    bind_state(problem)
+    kernels.update(problem.table, problem.scalars.as_native(), problem.scratch, rule="adam")
+    assert [step.item() for step in problem.steps] == [i % 3 + 1 for i in range(count + 2)]
+    kernels.restore(problem.table)
+    assert all(map(torch.equal, problem.weights, before))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [1, 3])
+def test_unaligned_views(dtype: torch.dtype, offset: int, draw: Draw, device: torch.device) -> None:
+    memory = draw(3, 5000, dtype=dtype)
+    weight, gradient = memory[0, offset:4000], memory[1, offset:4000]
+    before, outside = weight.clone(), memory[0, 4000:].clone()
+    backup = torch.full_like(weight, math.nan)
+    problem = Problem(draw, [weight.numel()], dtype, device)
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
+    table.set_gradients([gradient])
+    table.set_backups([backup.data_ptr()])
+    kernels.norm(table, problem.scalars.hyper, problem.scalars.squared_norms, table.scratch())
+    kernels.perturb(table, problem.scalars.as_native())
+    norm = reference.squared_norm(gradient, before, adaptive=False, eta=0.0).sqrt().item()
+    expected = reference.perturb(before, gradient, norm=norm, rho=0.05, adaptive=False, eta=0.0)
+    assert_near(weight, expected, dtype)
+    assert torch.equal(memory[0, 4000:], outside)
+    kernels.restore(table)
+    assert torch.equal(weight, before)
+
+
+def test_the_same_bits_on_every_run_and_thread_count(draw: Draw, device: torch.device) -> None:
+    problem = Problem(draw, [300_001, 70_000, 13], torch.float32, device)
+    threads = torch.get_num_threads()
+    norms = set()
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            kernels.norm(
+                problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
+            )
+            norms.add(problem.scalars.squared_norms.item())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(norms) == 1
+
+
+def test_float16_conversion_agrees_with_torch(draw: Draw, device: torch.device) -> None:
+    """Every float16 bit pattern survives load and store; a rho of 0 adds nothing."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    weight = bits.view(torch.float16).clone().to(device)
+    problem = Problem(draw, [weight.numel()], torch.float16, device)
+    problem.scalars.hyper.zero_()
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
+    backup = torch.zeros_like(weight)
+    table.set_backups([backup.data_ptr()])
+    table.set_gradients([torch.ones_like(weight)])
+    before = weight.clone()
+    kernels.norm(table, problem.scalars.hyper, problem.scalars.squared_norms, table.scratch())
+    kernels.perturb(table, problem.scalars.as_native())
+    finite = torch.isfinite(before)
+    assert torch.equal(weight[finite], before[finite])
+    assert torch.equal(weight.isnan(), before.isnan())
+    assert torch.equal(weight.isinf(), before.isinf())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_rounding_is_to_nearest_even(
+    dtype: torch.dtype, draw: Draw, device: torch.device
+) -> None:
+    """1 + g with norm 1 and rho 1, for g over many magnitudes, rounds as torch rounds float32 to 16 bits."""
+    scale = torch.logspace(-9, 4, 4000, dtype=torch.float64).to(device)
+    gradient = (draw(4000, dtype=torch.float64) * scale).to(dtype)
+    gradient = gradient[torch.isfinite(gradient)]
+    weight = draw(gradient.numel(), dtype=dtype)
+    before = weight.clone()
+    problem = Problem(draw, [weight.numel()], dtype, device)
+    problem.scalars.hyper[0, 0] = 1.0
+    problem.scalars.squared_norms.fill_(1.0)
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
+    backup = torch.zeros_like(weight)
+    table.set_backups([backup.data_ptr()])
+    table.set_gradients([gradient])
+    kernels.perturb(table, problem.scalars.as_native())
+    assert torch.equal(weight, (before.float() + gradient.float()).to(dtype))
+
+
+# --- the face says what is wrong ---------------------------------------------------------------------
+
+
+def test_columns_are_those_of_the_native_module() -> None:
+    assert len(native.TABLE_COLUMNS) == 10
+    assert len(native.HYPER_COLUMNS) == 12
+    with pytest.raises(ValueError, match="one-dimensional int64 buffer"):
+        native.module().cpu.sam_scratch_bytes(array("q", [1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (torch.zeros(3), "must agree"),
+        (torch.zeros(4, dtype=torch.float64), "must agree"),
+        (torch.zeros(4).to_sparse(), "sparse"),
+        (torch.zeros(4, device="meta"), "must agree"),
+    ],
+)
+def test_a_gradient_that_does_not_fit_is_refused(gradient: Tensor, message: str) -> None:
+    table = kernels.TensorTable([torch.zeros(4)], groups=[0], adaptive=[False])
+    before = table.cells[:]
+    with pytest.raises(ValueError, match=message):
+        table.set_gradients([gradient])
+    assert table.cells == before
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([], "at least one"),
+        ([torch.zeros(2, dtype=torch.int32)], "float32, float64"),
+        ([torch.zeros(2), torch.zeros(2, dtype=torch.float64)], "share one device"),
+        ([torch.zeros(4, 4)[:, :2]], "gaps"),
+        ([torch.zeros(1).expand(4)], "gaps"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.TensorTable(weights, groups=[0] * len(weights), adaptive=[False] * len(weights))
+
+
+def test_gradients_in_another_layout_are_laid_out_like_the_weight(
+    draw: Draw, device: torch.device
+) -> None:
+    weight = draw(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    gradient = draw(4, 3, 2, 2)
+    before = weight.clone()
+    problem = Problem(draw, [weight.numel()], torch.float32, device)
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
+    backup = torch.zeros_like(weight)
+    table.set_backups([backup.data_ptr()])
+    table.set_gradients([gradient])
+    kernels.norm(table, problem.scalars.hyper, problem.scalars.squared_norms, table.scratch())
+    kernels.perturb(table, problem.scalars.as_native())
+    norm = gradient.double().norm().item()
+    expected = reference.perturb(before, gradient, norm=norm, rho=0.05, adaptive=False, eta=0.0)
+    assert_near(weight, expected, torch.float32)

@@ -1,0 +1,124 @@
+"""The CUDA kernels on the host under sanitizers, and proof that planted faults are caught."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from python_tests.kernels.emulation import ROOT, cmake, compile_command
+
+KERNEL = "csrc/cuda/lanczos.cu"
+
+
+def build(sanitizer: str) -> Path:
+    return cmake(
+        ROOT / "build" / f"check-{sanitizer.partition(',')[0]}",
+        f"-DFASTSAM_SANITIZE={sanitizer}",
+        target="kernel_check",
+    )
+
+
+@pytest.fixture(scope="session")
+def address_build() -> Path:
+    return build("address,undefined")
+
+
+@pytest.fixture(scope="session")
+def thread_build() -> Path:
+    return build("thread")
+
+
+def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    seed = str(secrets.randbits(32))
+    return subprocess.run(
+        [str(program), seed, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", **environment},
+    )
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["32 KB arguments", "4 KB arguments"])
+def test_address_and_undefined_behaviour_sanitizers_are_silent(
+    address_build: Path, small: bool
+) -> None:
+    environment = {"FASTSAM_SIMT_SMALL_ARGUMENTS": "1"} if small else {}
+    outcome = run(address_build / "kernel_check", **environment)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert outcome.stderr == ""
+    assert "0 failed" in outcome.stdout
+
+
+def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path) -> None:
+    outcome = run(thread_build / "kernel_check", FASTSAM_SIMT_LIVE_BLOCKS="3")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert outcome.stderr == ""
+
+
+def plant(build_folder: Path, folder: Path, original: str, fault: str) -> Path:
+    """A kernel_check whose Lanczos kernels have ``original`` replaced by ``fault``."""
+    source = (ROOT / KERNEL).read_text()
+    assert source.count(original) == 1, f"{original!r} must name one place in {KERNEL}"
+    mutant = folder / "lanczos.cu"
+    mutant.write_text(source.replace(original, fault))
+    command = compile_command(build_folder, KERNEL)
+    include = ["-I", str((ROOT / KERNEL).parent)]
+    subprocess.run(
+        [*command, *include, "-c", str(mutant), "-o", str(folder / "mutant.o")],
+        check=True,
+        capture_output=True,
+        cwd=build_folder,
+    )
+    objects = [
+        path
+        for path in build_folder.glob("CMakeFiles/**/*.o")
+        if path.name != "lanczos.cu.o" and "native" not in path.parts[-4:][0]
+    ]
+    sanitize = [word for word in command if word.startswith("-fsanitize")]
+    program = folder / "kernel_check"
+    subprocess.run(
+        [command[0], *sanitize, *map(str, objects), str(folder / "mutant.o"), "-o", str(program)],
+        check=True,
+        capture_output=True,
+    )
+    return program
+
+
+def test_a_missing_barrier_is_caught(thread_build: Path, tmp_path: Path) -> None:
+    barrier = "__syncthreads();\n    project_tile"
+    program = plant(thread_build, tmp_path, barrier, "project_tile")
+    outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="2")
+    assert outcome.returncode != 0
+    assert "data race" in outcome.stderr
+
+
+def test_a_missing_wait_for_the_last_block_is_caught(thread_build: Path, tmp_path: Path) -> None:
+    """Every block adds up the partial sums, whether or not the others are done: a race between blocks."""
+    wait = "if (!is_last_block(counters + probe, gridDim.x, flag)) return;\n  add_blocks"
+    program = plant(
+        thread_build,
+        tmp_path,
+        wait,
+        "is_last_block(counters + probe, gridDim.x, flag);\n  add_blocks",
+    )
+    outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="2")
+    assert outcome.returncode != 0
+    assert "data race" in outcome.stderr
+
+
+def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
+    program = plant(
+        address_build,
+        tmp_path,
+        "for (int64_t i = lane; i < columns; i += kWarp)",
+        "for (int64_t i = lane; i <= columns; i += kWarp)",
+    )
+    outcome = run(program, "few")
+    assert outcome.returncode != 0
+    assert "AddressSanitizer" in outcome.stderr or "runtime error" in outcome.stderr
