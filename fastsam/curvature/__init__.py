@@ -1,6 +1,12 @@
 """Spectra of Hessians and other symmetric operators by batched Lanczos."""
 
-from fastsam.curvature.api import class_spectra, operator_spectrum, spectral_density
+from fastsam.curvature.api import (
+    class_spectra,
+    group_spectra,
+    layer_spectra,
+    operator_spectrum,
+    spectral_density,
+)
 from fastsam.curvature.losses import BatchLoss
 from fastsam.curvature.operators import CallableOperator, MatrixOperator, Operator
 from fastsam.curvature.spectrum import Estimate, Spectrum, merge
@@ -13,6 +19,8 @@ __all__ = [
     "Operator",
     "Spectrum",
     "class_spectra",
+    "group_spectra",
+    "layer_spectra",
     "merge",
     "operator_spectrum",
     "spectral_density",

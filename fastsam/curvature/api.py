@@ -3,23 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from typing_extensions import Unpack
 
+from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.data import read_batches
-from fastsam.curvature.hessian import HessianOperator
-from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.lanczos import REORTHOGONALIZE, lanczos, sphere_probes
+from fastsam.curvature.isolation import thread_count, undisturbed
+from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
+from fastsam.curvature.model import ModelOperator
 from fastsam.curvature.operators import Operator
-from fastsam.curvature.products import STRATEGIES
 from fastsam.curvature.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+GroupName = TypeVar("GroupName", bound=Hashable)
+
+
+class LanczosOptions(TypedDict, total=False):
+    """Options of a run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
+
+    steps: int
+    probes: int
+    seed: int
+    probe_indices: range | None
+    reorthogonalize: str
+    tolerance: float | None
+    basis: str | Path
+    checkpoint: str | Path | None
+    checkpoint_interval: float
+    memory_limit: int | None
+    progress: bool
+    description: str
+
+
+class SpectrumOptions(LanczosOptions, total=False):
+    """Options of :func:`spectral_density`, which describes each."""
+
+    curvature: str
+    params: Iterable[str] | None
+    dtype: torch.dtype | None
+    strategy: str
+    micro_batch: int | None
+    freeze: int | None
+    verify_data: bool
+    data_memory: int
 
 
 def spectral_density(
@@ -34,8 +71,17 @@ def spectral_density(
     seed: int = 0,
     reorthogonalize: str = "full",
     strategy: str = "auto",
+    curvature: str = "hessian",
+    tolerance: float | None = None,
+    basis: str | Path = "device",
+    checkpoint: str | Path | None = None,
+    checkpoint_interval: float = 60.0,
+    memory_limit: int | None = None,
+    micro_batch: int | None = None,
     freeze: int | None = None,
     verify_data: bool = True,
+    data_memory: int = 2**31,
+    probe_indices: range | None = None,
     progress: bool = True,
     description: str = "Lanczos",
 ) -> Spectrum:
@@ -43,7 +89,8 @@ def spectral_density(
 
     The operator is the Hessian of (sum of losses) / (sum of weights) over all of ``data``, with the
     model in evaluation mode. Model, gradients and random state are afterwards as they were before,
-    whatever happens.
+    whatever happens. Scaled-dot-product attention runs on its math backend, the one that can be
+    differentiated twice.
 
     Args:
         model: any module; its parameters must be on one device.
@@ -60,13 +107,31 @@ def spectral_density(
         dtype: torch.float32 or torch.float64, of weights, data and vectors; None for that of the
             parameters, at least float32.
         seed: of the probes. Same seed, same probes, on every device.
-        reorthogonalize: ``"full"`` or ``"none"``; see :func:`fastsam.curvature.lanczos.lanczos`.
-        strategy: how Hessian-vector products are computed; ``"auto"`` chooses, and the choice is
-            recorded in ``Spectrum.settings``.
+        reorthogonalize: ``"full"``, ``"selective"`` or ``"none"``; see
+            :class:`fastsam.curvature.lanczos.LanczosSettings`.
+        strategy: how products are computed, one of :data:`fastsam.curvature.products.STRATEGIES`;
+            ``"auto"`` chooses by memory and predicted time, and ``Spectrum.settings`` records the
+            choice. It is the one source of rounding differences between equal calls.
+        curvature: ``"hessian"``, ``"gauss-newton"``, ``"fisher"`` or ``"fisher-mc"``; see
+            :data:`fastsam.curvature.factored.CURVATURES`.
+        tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
+            ||T||``.
+        basis: where the basis lives: ``"device"``, ``"host"``, or a ``pathlib.Path`` of a folder
+            for a memory-mapped file.
+        checkpoint: a folder in which the run is kept; a run found there is continued to the same
+            bits.
+        checkpoint_interval: seconds between two writes; 0 writes after every step.
+        memory_limit: bytes the run may use on its device; None for 80 % of what is free.
+        micro_batch: cut batches into passes of at most this many samples; None only where memory
+            demands it.
         freeze: hold this many draws of every sample of a loader whose samples change.
         verify_data: False skips the comparison and reads the data anew at every product. With
             re-drawn augmentation the result is then *wrong*: noise makes the Ritz values symmetric
             about 0.
+        data_memory: bytes of batches that may be held in main memory; a larger loader is read at
+            every product.
+        probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
+            indices can be merged.
         progress: show a progress bar on a terminal.
         description: its label.
 
@@ -81,57 +146,65 @@ def spectral_density(
         >>> spectral_density(model, nn.CrossEntropyLoss(), batch, steps=4).dimension
         8
     """
-    _check(steps, probes, reorthogonalize, strategy)
+    settings = LanczosSettings(
+        steps=steps,
+        probes=probes,
+        seed=seed,
+        probe_indices=probe_indices,
+        reorthogonalize=reorthogonalize,
+        tolerance=tolerance,
+        basis=basis,
+        checkpoint=checkpoint,
+        checkpoint_interval=checkpoint_interval,
+        memory_limit=memory_limit,
+        progress=progress,
+        description=description,
+    )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    with undisturbed(model):
-        batches = read_batches(data, freeze=freeze, verify=verify_data)
-        operator = HessianOperator(
-            model, loss_fn, batches, params=params, dtype=dtype, strategy=strategy
-        )
-        spectrum = operator_spectrum(
-            operator,
-            steps=steps,
-            probes=probes,
+    earlier = None if checkpoint is None else Checkpoint.identity_of(Path(checkpoint))
+    threads = None if earlier is None else earlier.get("threads")
+    with undisturbed(model), thread_count(threads):
+        batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
+        if earlier is not None and strategy == "auto":
+            strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]
+        operator = ModelOperator(
+            model,
+            loss_fn,
+            batches,
+            curvature=curvature,
+            params=params,
+            dtype=dtype,
+            strategy=strategy,
+            micro_batch=micro_batch,
             seed=seed,
-            reorthogonalize=reorthogonalize,
-            progress=progress,
-            description=description,
         )
-    return Spectrum(
-        alpha=spectrum.alpha,
-        beta=spectrum.beta,
-        order=spectrum.order,
-        dimension=spectrum.dimension,
-        eps=spectrum.eps,
+        operator.prepare(
+            probes=len(settings.indices),
+            steps=min(steps, operator.shape[0]),
+            memory_limit=memory_limit,
+            reserved=settings.basis_bytes(operator) if basis == "device" else 0,
+        )
+        spectrum = _run(operator, settings, operator.identity)
+    return replace(
+        spectrum,
         loss=operator.loss,
-        gradient_norm=operator.gradient_norm,
+        gradient_norm=float(operator.gradient.double().norm()),
         weight_norm=operator.weight_norm,
         weight=operator.weight,
         settings={
             **spectrum.settings,
+            "curvature": curvature,
             "strategy": operator.strategy,
+            "micro_batch": operator.micro_batch,
+            "predicted_bytes": operator.predicted_bytes,
+            "predicted_seconds": operator.predicted_seconds,
             "samples": batches.samples,
             "data_fingerprint": batches.fingerprint,
             "data_verified": batches.fingerprint is not None,
             "freeze": freeze,
         },
     )
-
-
-class SpectrumOptions(TypedDict, total=False):
-    """The options of :func:`spectral_density` that :func:`class_spectra` passes on."""
-
-    steps: int
-    probes: int
-    params: Iterable[str] | None
-    dtype: torch.dtype | None
-    seed: int
-    reorthogonalize: str
-    strategy: str
-    freeze: int | None
-    verify_data: bool
-    progress: bool
 
 
 def class_spectra(
@@ -158,7 +231,7 @@ def class_spectra(
             once).
         batch_size: samples in one pass.
         collate_fn: as for ``DataLoader``.
-        **options: as in :func:`spectral_density`.
+        **options: as in :func:`spectral_density`; a checkpoint gets one folder per class.
 
     Raises:
         ValueError: a class with no sample; otherwise as :func:`spectral_density`.
@@ -169,37 +242,143 @@ def class_spectra(
         steps=4) >>> sorted(spectra)
         [0, 1]
     """
-    if isinstance(dataset, (tuple, list)):
-        dataset = TensorDataset(*dataset)
+    dataset = _as_dataset(dataset)
     labels = _class_of_samples(dataset, targets)
-    present = np.unique(labels)
-    chosen = present.tolist() if classes is None else [int(label) for label in classes]
-    missing = [label for label in chosen if label not in present]
-    if missing:
-        raise ValueError(
-            f"class {missing[0]} has no sample in the dataset; classes present: {present.tolist()}"
-        )
+    chosen = np.unique(labels).tolist() if classes is None else [int(label) for label in classes]
+    return group_spectra(
+        model,
+        loss_fn,
+        dataset,
+        {label: [label] for label in chosen},
+        targets=torch.from_numpy(labels),
+        batch_size=batch_size,
+        collate_fn=collate_fn,
+        **options,
+    )
+
+
+def group_spectra(
+    model: nn.Module,
+    loss_fn: LossFunction | BatchLoss,
+    dataset: Dataset[Any] | tuple[Tensor, Tensor],
+    groups: Mapping[GroupName, Iterable[int]],
+    *,
+    targets: Sequence[int] | Tensor | None = None,
+    batch_size: int = 256,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    **options: Unpack[SpectrumOptions],
+) -> dict[GroupName, Spectrum]:
+    """Spectrum of the mean loss over each group of classes, such as head, mid and tail.
+
+    Args:
+        model: as in :func:`spectral_density`.
+        loss_fn: likewise.
+        dataset: as in :func:`class_spectra`, also ``targets``, ``batch_size`` and ``collate_fn``.
+        groups: the classes of each group, by the group's name.
+        targets: see ``dataset``.
+        batch_size: see ``dataset``.
+        collate_fn: see ``dataset``.
+        **options: as in :func:`spectral_density`; a checkpoint gets one folder per group.
+
+    Raises:
+        ValueError: a class with no sample; otherwise as :func:`spectral_density`.
+
+    Example:
+        >>> data = torch.randn(8, 3), torch.arange(8) % 4
+        >>> groups = {"head": [0, 1], "tail": [2, 3]}
+        >>> spectra = group_spectra(nn.Linear(3, 4), nn.CrossEntropyLoss(), data, groups, steps=4)
+        >>> list(spectra)
+        ['head', 'tail']
+    """
+    samples = _as_dataset(dataset)
+    labels = _class_of_samples(samples, targets)
+    members = {name: [int(label) for label in classes] for name, classes in groups.items()}
+    present = np.unique(labels).tolist()
+    for label in (label for classes in members.values() for label in classes):
+        if label not in present:
+            raise ValueError(
+                f"class {label} has no sample in the dataset; classes present: {present}"
+            )
+    rest: dict[str, Any] = {**options}
+    folder = rest.pop("checkpoint", None)
+    rest.pop("description", None)
     spectra = {}
-    for label in chosen:
-        subset = Subset(dataset, np.flatnonzero(labels == label).tolist())
+    for name, classes in members.items():
+        subset = Subset(samples, np.flatnonzero(np.isin(labels, classes)).tolist())
         loader: DataLoader[Any] = DataLoader(subset, batch_size=batch_size, collate_fn=collate_fn)
-        spectra[label] = spectral_density(
-            model, loss_fn, loader, description=f"class {label}", **options
+        spectra[name] = spectral_density(
+            model,
+            loss_fn,
+            loader,
+            description=f"class {name}" if classes == [name] else str(name),
+            checkpoint=None if folder is None else Path(folder) / f"group-{name}",
+            **rest,
         )
     return spectra
 
 
-def operator_spectrum(
-    operator: Operator,
-    *,
-    steps: int = 80,
-    probes: int = 1,
-    seed: int = 0,
-    reorthogonalize: str = "full",
-    progress: bool = True,
-    description: str = "Lanczos",
-) -> Spectrum:
-    """Spectrum of any symmetric operator; arguments as in :func:`spectral_density`.
+def layer_spectra(
+    model: nn.Module,
+    loss_fn: LossFunction | BatchLoss,
+    data: Any,
+    layers: Iterable[str] | None = None,
+    **options: Unpack[SpectrumOptions],
+) -> dict[str, Spectrum]:
+    """Spectrum of each layer's diagonal block of the Hessian.
+
+    Args:
+        model: as in :func:`spectral_density`.
+        loss_fn: likewise.
+        data: likewise.
+        layers: names of modules or parameters; None for every module that owns a parameter which
+            requires a gradient.
+        **options: as in :func:`spectral_density`, without ``params``.
+
+    Raises:
+        ValueError: ``params`` is given, or as :func:`spectral_density`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> batch = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> list(layer_spectra(model, nn.CrossEntropyLoss(), batch, steps=4))
+        ['0', '2']
+    """
+    if "params" in options:
+        raise ValueError("layer_spectra takes layers=, not params=")
+    selections: dict[str, list[str]] = {}
+    if layers is None:
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                selections.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    else:
+        selections = {layer: [layer] for layer in layers}
+    rest: dict[str, Any] = {**options}
+    folder = rest.pop("checkpoint", None)
+    rest.pop("description", None)
+    return {
+        layer: spectral_density(
+            model,
+            loss_fn,
+            data,
+            params=names,
+            description=layer,
+            checkpoint=None if folder is None else Path(folder) / f"layer-{layer}",
+            **rest,
+        )
+        for layer, names in selections.items()
+    }
+
+
+def operator_spectrum(operator: Operator, **options: Unpack[LanczosOptions]) -> Spectrum:
+    """Spectrum of any symmetric operator.
+
+    Args:
+        operator: anything with ``shape``, ``dtype``, ``device`` and ``matmat``.
+        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`.
+
+    Raises:
+        ValueError: a bad option, or a basis that does not fit.
+        FloatingPointError: a product held NaN or infinity.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator
@@ -207,62 +386,46 @@ def operator_spectrum(
         >>> round(operator_spectrum(operator, steps=3).lambda_max, 4)
         5.0
     """
-    _check(steps, probes, reorthogonalize, "auto")
-    dimension = operator.shape[0]
+    return _run(operator, LanczosSettings(**options), getattr(operator, "identity", {}))
+
+
+def _run(operator: Operator, settings: LanczosSettings, identity: Mapping[str, Any]) -> Spectrum:
     began = time.perf_counter()
-    start = sphere_probes(
-        dimension, range(probes), seed=seed, dtype=operator.dtype, device=operator.device
-    )
-    matrices = lanczos(
-        operator,
-        start,
-        steps=min(steps, dimension),
-        reorthogonalize=reorthogonalize,
-        progress=progress,
-        description=description,
-    )
-    return Spectrum(
-        alpha=matrices.alpha,
-        beta=matrices.beta,
-        order=matrices.order,
-        dimension=dimension,
-        eps=torch.finfo(operator.dtype).eps,
-        settings={
-            "steps": steps,
-            "probe_indices": list(range(probes)),
-            "seed": seed,
-            "dtype": str(operator.dtype).removeprefix("torch."),
-            "device": str(operator.device),
-            "reorthogonalize": reorthogonalize,
-            "seconds": time.perf_counter() - began,
-            "torch": torch.__version__,
-        },
-    )
-
-
-def _check(steps: int, probes: int, reorthogonalize: str, strategy: str) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-    if reorthogonalize not in REORTHOGONALIZE:
-        raise ValueError(
-            f"reorthogonalize must be one of {', '.join(REORTHOGONALIZE)}, got {reorthogonalize!r}"
-        )
-    if strategy != "auto" and strategy not in STRATEGIES:
-        raise ValueError(
-            f"strategy must be 'auto' or one of {', '.join(STRATEGIES)}, got {strategy!r}"
+    with lanczos(operator, settings, identity=identity) as run:
+        return Spectrum(
+            alpha=run.alpha,
+            beta=run.beta,
+            order=run.order,
+            dimension=operator.shape[0],
+            eps=torch.finfo(operator.dtype).eps,
+            settings={
+                "steps": settings.steps,
+                "probe_indices": list(settings.indices),
+                "seed": settings.seed,
+                "dtype": str(operator.dtype).removeprefix("torch."),
+                "device": str(operator.device),
+                "reorthogonalize": settings.reorthogonalize,
+                "full_passes": run.full_passes,
+                "tolerance": settings.tolerance,
+                "seconds": time.perf_counter() - began,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
         )
 
 
-def _class_of_samples(dataset: Any, targets: Any) -> np.ndarray[Any, Any]:
+def _as_dataset(dataset: Any) -> Any:
+    return TensorDataset(*dataset) if isinstance(dataset, (tuple, list)) else dataset
+
+
+def _class_of_samples(dataset: Any, targets: Any) -> NDArray[Any]:
     if targets is None:
         targets = _find_targets(dataset)
     labels = targets.cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
     if labels.ndim != 1 or len(labels) != len(dataset):
         raise ValueError(
-            f"targets must hold one class per sample: expected shape ({len(dataset)},), got "
-            f"{labels.shape}"
+            f"targets must hold one class per sample: expected shape ({len(dataset)},), "
+            f"got {labels.shape}"
         )
     return labels
 

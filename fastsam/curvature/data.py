@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class Batches:
         source: the batches, or the loader that yields them.
         held: True where ``source`` is a sequence in memory, so that every read gives the same
             objects.
-        samples: number of samples in all (of batches where a batch has no common first dimension).
+        samples: number of samples in all (of batches where a batch has no common first dimension),
+            0 where nothing was counted.
         fingerprint: hexadecimal checksum of all samples whatever their order; None where unchecked.
     """
 
@@ -35,12 +36,28 @@ class Batches:
     samples: int
     fingerprint: str | None
 
+    def mapped(self, function: Callable[[Any], Iterable[Any]]) -> Batches:
+        """Every batch replaced by the batches that ``function`` makes of it."""
+        if self.held:
+            return replace(self, source=[item for batch in self for item in function(batch)])
+        return replace(self, source=_Mapped(self.source, function))
+
     def __iter__(self) -> Iterator[Any]:
         if self.held or self.fingerprint is None:
             yield from self.source
         else:
             with preserved_random_state(), _PreservedGenerators(self.source):
                 yield from self.source
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    source: Iterable[Any]
+    function: Callable[[Any], Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.source:
+            yield from self.function(batch)
 
 
 def is_single_batch(data: Any) -> bool:
@@ -249,6 +266,7 @@ class _PreservedGenerators:
     """Restore the generators that a DataLoader and its sampler own."""
 
     def __init__(self, data: Any) -> None:
+        data = data.source if isinstance(data, _Mapped) else data
         owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
         found = (getattr(owner, "generator", None) for owner in owners)
         self._states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]

@@ -30,14 +30,15 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode; restore each module's own mode on exit."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Put every module in evaluation mode; restore each module's mode and attributes on exit."""
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
     try:
         model.eval()
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
 
 
 @contextmanager
@@ -73,6 +74,18 @@ def exact_arithmetic() -> Iterator[None]:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
         torch.backends.mha.set_fastpath_enabled(fast_attention)
+
+
+@contextmanager
+def thread_count(threads: int | None) -> Iterator[None]:
+    """Use this many CPU threads inside; None leaves them alone."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

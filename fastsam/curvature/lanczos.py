@@ -2,34 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.curvature.checkpoint import Checkpoint
+from fastsam.curvature.memory import plan_bytes
 from fastsam.curvature.operators import Operator
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
 
-REORTHOGONALIZE = ("full", "none")
+REORTHOGONALIZE = ("full", "selective", "none")
 
 
-@dataclass(frozen=True)
-class Tridiagonal:
-    """The tridiagonal matrices T of a finished run, on the host.
+@dataclass(frozen=True, kw_only=True)
+class LanczosSettings:
+    """How a run is made; every option of :func:`fastsam.curvature.operator_spectrum`.
+
+    Attributes:
+        steps: Lanczos steps; at most n are taken.
+        probes: independent start vectors, advanced together.
+        seed: of the probes.
+        probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
+            indices can be merged.
+        reorthogonalize: ``"full"``: against all earlier vectors, twice, at every step.
+            ``"selective"``: only where Simon's estimate (Math. Comp. 42, 1984) of the lost
+            orthogonality reaches the square root of the machine epsilon, which keeps T exact to
+            rounding; on CUDA it reads one flag per step. ``"none"``: against the last two vectors;
+            needs three vectors of memory, the extremes stay right, converged eigenvalues appear
+            several times.
+        tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
+            ||T||``; None takes all steps.
+        basis: where the basis lives: ``"device"``, ``"host"`` (main memory), or a folder for a
+            memory-mapped file.
+        checkpoint: a folder in which the run is kept; a run found there is continued to the same
+            bits.
+        checkpoint_interval: seconds between two writes; 0 writes after every step.
+        memory_limit: bytes the run may use on the device of the basis; None for 80 % of what is
+            free.
+        progress: show a progress bar on a terminal.
+        description: its label.
+    """
+
+    steps: int = 80
+    probes: int = 1
+    seed: int = 0
+    probe_indices: range | None = None
+    reorthogonalize: str = "full"
+    tolerance: float | None = None
+    basis: str | Path = "device"
+    checkpoint: str | Path | None = None
+    checkpoint_interval: float = 60.0
+    memory_limit: int | None = None
+    progress: bool = True
+    description: str = "Lanczos"
+
+    def __post_init__(self) -> None:
+        """Refuse bad options before anything happens."""
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if len(self.indices) < 1:
+            raise ValueError(f"probes must be at least 1, got {len(self.indices)}")
+        if self.reorthogonalize not in REORTHOGONALIZE:
+            raise ValueError(
+                f"reorthogonalize must be one of {', '.join(REORTHOGONALIZE)}, "
+                f"got {self.reorthogonalize!r}"
+            )
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must lie in [0, 1), got {self.tolerance}")
+        if isinstance(self.basis, str) and self.basis not in ("device", "host"):
+            raise ValueError(
+                f"basis must be 'device', 'host' or a pathlib.Path of a folder, got {self.basis!r}"
+            )
+
+    @property
+    def indices(self) -> range:
+        """The probes to run."""
+        return range(self.probes) if self.probe_indices is None else self.probe_indices
+
+    def basis_bytes(self, operator: Operator) -> int:
+        """Size of the basis."""
+        steps = min(self.steps, operator.shape[0])
+        rows = min(steps, 3) if self.reorthogonalize == "none" else steps
+        return len(self.indices) * rows * operator.shape[0] * operator.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class LanczosRun:
+    """The tridiagonal matrices T of a finished run, on the host, and the basis while it is alive.
 
     Attributes:
         alpha: diagonals, float64 ``[probes, steps]``.
         beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` joins j and j + 1, and the
             last one in use measures the residual; 0 where the Krylov space was exhausted.
         order: int64 ``[probes]``; the order of each probe's T.
+        basis: ``[probes, steps, n]``, or None where it was not kept.
+        full_passes: steps at which all earlier vectors took part in the re-orthogonalisation.
     """
 
     alpha: NDArray[np.float64]
     beta: NDArray[np.float64]
     order: NDArray[np.int64]
+    basis: Tensor | None
+    full_passes: int
 
 
 def sphere_probes(
@@ -54,72 +139,288 @@ def sphere_probes(
     return probes
 
 
+@contextlib.contextmanager
 def lanczos(
-    operator: Operator,
-    start: Tensor,
-    *,
-    steps: int,
-    reorthogonalize: str = "full",
-    progress: bool = True,
-    description: str = "Lanczos",
-) -> Tridiagonal:
-    """Run ``steps`` Lanczos steps from every row of ``start``.
+    operator: Operator, settings: LanczosSettings, *, identity: Mapping[str, Any]
+) -> Iterator[LanczosRun]:
+    """Run Lanczos from random unit vectors; the basis lives as long as the context.
 
     Args:
         operator: symmetric operator of dimension n.
-        start: unit vectors ``[probes, n]``.
-        steps: at least 1 and at most n.
-        reorthogonalize: ``"full"`` against all earlier vectors, twice; ``"none"`` against the last
-            two only: little memory, extremes still right, but converged eigenvalues appear several
-                times.
-        progress: show a progress bar on a terminal.
-        description: its label.
+        settings: how.
+        identity: what a checkpoint must agree on, besides the settings.
 
     Raises:
-        ValueError: a bad argument.
+        ValueError: the basis does not fit, or the checkpoint is of another run.
         FloatingPointError: a product held NaN or infinity.
     """
-    if reorthogonalize not in REORTHOGONALIZE:
-        raise ValueError(
-            f"reorthogonalize must be one of {REORTHOGONALIZE}, got {reorthogonalize!r}"
+    dimension = operator.shape[0]
+    steps = min(settings.steps, dimension)
+    probes = len(settings.indices)
+    short = settings.reorthogonalize == "none"
+    rows = min(steps, 3) if short else steps
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            ProgressBar(total=steps, description=settings.description, enabled=settings.progress)
         )
-    probes, dimension = start.shape
-    if not 1 <= steps <= dimension:
-        raise ValueError(f"steps must be between 1 and the dimension {dimension}, got {steps}")
-    kept = steps if reorthogonalize == "full" else min(steps, 3)
-    basis = torch.empty(probes, kept, dimension, dtype=start.dtype, device=start.device)
-    basis[:, 0] = start
-    recurrence = Recurrence.start(probes, steps, device=start.device)
-    eps = torch.finfo(operator.dtype).eps
-    with ProgressBar(total=steps, description=description, enabled=progress) as bar:
-        for step in range(steps):
-            current = step if reorthogonalize == "full" else min(step, 1)
-            image = operator.matmat(basis[:, current])
+        basis = stack.enter_context(_allocate(operator, settings, (probes, rows, dimension)))
+        recurrence = Recurrence.start(probes, steps, device=basis.device)
+        basis[:, 0] = sphere_probes(
+            dimension, settings.indices, seed=settings.seed, dtype=basis.dtype, device=basis.device
+        )
+        checkpoint = _open_checkpoint(settings, identity, dimension)
+        done, estimate = 0, None
+        if checkpoint is not None:
+            done, estimate = checkpoint.restore(basis, recurrence, all_rows=not short)
+            bar.update(done)
+        eps = torch.finfo(operator.dtype).eps
+        orthogonality = _Orthogonality(recurrence, dimension=dimension, eps=eps)
+        if estimate is not None:
+            orthogonality.load(estimate)
+        monitor = _Monitor(recurrence)
+        full_passes = 0
+        if done and monitor.finished(done - 1, settings.tolerance):
+            steps = done
+        for step in range(done, steps):
+            # Rows are numbered by step, or, without re-orthogonalisation, the last two are kept.
+            current = min(step, 1) if short else step
+            image = operator.matmat(basis[:, current].to(operator.device)).to(basis.device)
+            everything = settings.reorthogonalize == "full" or (
+                settings.reorthogonalize == "selective" and orthogonality.lost()
+            )
+            full_passes += everything
+            first = 0 if everything else max(0, current - 1)
             last = step == steps - 1
             orthogonalize(
-                basis[:, : current + 1],
+                basis[:, first : current + 1],
                 image,
                 None if last else basis[:, current + 1],
                 recurrence,
                 step=step,
                 eps=eps,
             )
-            if reorthogonalize == "none" and step > 0 and not last:
+            if short and step > 0 and not last:
                 basis[:, :2] = basis[:, 1:3].clone()
-            bar.update()
-            _refuse_nonfinite(recurrence, step)
-            if not bool(recurrence.active.any()):
+            if settings.reorthogonalize == "selective":
+                orthogonality.advance(step, everything=everything)
+            bar.update(note=monitor.note())
+            finished = monitor.finished(step, settings.tolerance)
+            if checkpoint is not None and (last or finished or checkpoint.due()):
+                offset = step if short else 0
+                needed = range(step + 1 if short and last else offset, min(step + 2, steps))
+                checkpoint.write(
+                    {number: basis[:, number - offset] for number in needed},
+                    recurrence,
+                    done=step + 1,
+                    estimate=orthogonality.state
+                    if settings.reorthogonalize == "selective"
+                    else None,
+                )
+            if finished:
                 break
-    return Tridiagonal(
-        alpha=recurrence.alpha.cpu().numpy(),
-        beta=recurrence.beta.cpu().numpy(),
-        order=recurrence.steps_taken.cpu().numpy(),
+        monitor.check()
+        yield LanczosRun(
+            alpha=recurrence.alpha.cpu().numpy(),
+            beta=recurrence.beta.cpu().numpy(),
+            order=recurrence.steps_taken.cpu().numpy(),
+            basis=None if short else basis,
+            full_passes=full_passes,
+        )
+
+
+@contextlib.contextmanager
+def _allocate(
+    operator: Operator, settings: LanczosSettings, shape: tuple[int, int, int]
+) -> Iterator[Tensor]:
+    size = settings.basis_bytes(operator)
+    if isinstance(settings.basis, Path):
+        settings.basis.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=settings.basis, suffix=".basis") as file:
+            file.truncate(size)
+            yield torch.from_file(
+                file.name, shared=True, size=math.prod(shape), dtype=operator.dtype
+            ).view(shape)
+        return
+    device = operator.device if settings.basis == "device" else torch.device("cpu")
+    limit = plan_bytes(device, settings.memory_limit)
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"the Lanczos basis needs {size / 2**30:.2f} GiB on {device}, {limit / 2**30:.2f} GiB "
+            "may be used: "
+            "take fewer steps or probes, basis='host', basis=pathlib.Path(folder), or "
+            "reorthogonalize='none'"
+        )
+    yield torch.empty(shape, dtype=operator.dtype, device=device)
+
+
+def _open_checkpoint(
+    settings: LanczosSettings, identity: Mapping[str, Any], dimension: int
+) -> Checkpoint | None:
+    if settings.checkpoint is None:
+        return None
+    own = {
+        "dimension": dimension,
+        "steps": min(settings.steps, dimension),
+        "probes": list(settings.indices),
+        "seed": settings.seed,
+        "reorthogonalize": settings.reorthogonalize,
+        "tolerance": settings.tolerance,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return Checkpoint(
+        Path(settings.checkpoint), {**own, **identity}, interval=settings.checkpoint_interval
     )
 
 
-def _refuse_nonfinite(recurrence: Recurrence, step: int) -> None:
-    if not bool(torch.isfinite(recurrence.bound).all()):
-        raise FloatingPointError(
-            f"the operator's product held NaN or infinity at step {step + 1}; "
-            "a larger dtype (dtype=torch.float64) may help if the model overflows"
+def tridiagonal(alpha: NDArray[np.float64], beta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix T ``[order, order]`` of its diagonal and its off-diagonal."""
+    off = beta[: len(alpha) - 1]
+    return np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1)
+
+
+class _Orthogonality:
+    """Simon's estimate of ``q_j . q_k`` for the last two j, ``[probes, steps + 1]`` each.
+
+    A step orthogonalised against everything resets the estimate to the machine epsilon; two such
+    steps in a row are needed, since the recurrence has two terms.
+    """
+
+    def __init__(self, recurrence: Recurrence, *, dimension: int, eps: float) -> None:
+        probes, steps = recurrence.alpha.shape
+        self._recurrence = recurrence
+        self._floor = eps * math.sqrt(dimension)
+        self._eps = eps
+        self._before = torch.zeros(
+            probes, steps + 1, dtype=torch.float64, device=recurrence.alpha.device
         )
+        self._now = torch.zeros_like(self._before)
+        self._now[:, 0] = 1
+        self._known = 0
+        self._repeat = False
+
+    @property
+    def state(self) -> Tensor:
+        flags = torch.tensor([self._known, self._repeat], dtype=torch.float64)
+        return torch.cat([self._before.cpu().ravel(), self._now.cpu().ravel(), flags])
+
+    def load(self, state: Tensor) -> None:
+        size = self._now.numel()
+        self._before.copy_(state[:size].view_as(self._before))
+        self._now.copy_(state[size : 2 * size].view_as(self._now))
+        self._known, self._repeat = int(state[-2]), bool(state[-1])
+
+    def lost(self) -> bool:
+        """Whether the coming step must be orthogonalised against everything."""
+        if self._repeat:
+            return True
+        if self._known == 0:
+            return False
+        # The coming product is one step ahead of the estimate: keep a margin of ten.
+        worst = self._now[:, : self._known].abs().max()
+        return bool(worst > 0.1 * math.sqrt(self._eps))
+
+    def advance(self, step: int, *, everything: bool) -> None:
+        """From q_j and q_{j-1} to q_{j+1}, j = ``step``."""
+        alpha, beta = self._recurrence.alpha, self._recurrence.beta
+        if everything:
+            following = torch.zeros_like(self._now)
+            following[:, : step + 1] = self._floor
+        else:
+            now, before = self._now, self._before
+            right = torch.zeros_like(now)
+            right[:, :step] = beta[:, :step] * now[:, 1 : step + 1]
+            left = torch.zeros_like(now)
+            left[:, 1:step] = beta[:, : max(0, step - 1)] * now[:, : max(0, step - 1)]
+            drift = torch.zeros_like(now)
+            drift[:, :step] = (alpha[:, :step] - alpha[:, step : step + 1]) * now[:, :step]
+            previous = beta[:, step - 1 : step] if step else torch.zeros_like(beta[:, :1])
+            total = right + left + drift - previous * before
+            scale = beta[:, step : step + 1].clamp(min=torch.finfo(torch.float64).tiny)
+            noise = 4 * self._eps * self._recurrence.bound[:, None]
+            following = (total + torch.sign(total) * noise) / scale
+            following[:, step] = self._floor
+            following[:, step + 1 :] = 0
+            following = torch.where(self._recurrence.active.bool()[:, None], following, 0)
+        # The first of two full steps still has the second to come.
+        self._repeat = everything and not self._repeat
+        following[:, step + 1] = 1
+        self._known = step + 1
+        self._before, self._now = self._now, following
+
+
+class _Monitor:
+    """The recurrence as the host sees it: never blocking, a few steps late on CUDA."""
+
+    def __init__(self, recurrence: Recurrence) -> None:
+        self._recurrence = recurrence
+        self._waiting: deque[tuple[Any, dict[str, Tensor], int]] = deque()
+        self._seen: dict[str, Tensor] | None = None
+        self._seen_step = -1
+
+    def note(self) -> str | None:
+        if self._seen is None or self._seen_step % 5:
+            return None
+        return f"|T| {float(self._seen['bound'].max()):.4g}"
+
+    def finished(self, step: int, tolerance: float | None) -> bool:
+        """Record step ``step`` and say whether the run may end, by what is known by now."""
+        self._record(step)
+        if self._seen is None:
+            return False
+        self._refuse_nonfinite(self._seen, self._seen_step)
+        if not bool(self._seen["active"].any()):
+            return True
+        if tolerance is None or self._seen_step % 5:
+            return False
+        return self._converged(self._seen, self._seen_step + 1, tolerance)
+
+    def check(self) -> None:
+        """The last word, after the loop."""
+        self._refuse_nonfinite(self._fields(), self._recurrence.alpha.shape[1] - 1)
+
+    def _record(self, step: int) -> None:
+        fields = self._fields()
+        if self._recurrence.alpha.device.type != "cuda":
+            self._seen, self._seen_step = fields, step
+            return
+        copies = {
+            name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
+            for name, tensor in fields.items()
+        }
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._waiting.append((event, copies, step))
+        while self._waiting and self._waiting[0][0].query():
+            _, self._seen, self._seen_step = self._waiting.popleft()
+
+    def _fields(self) -> dict[str, Tensor]:
+        names = ("alpha", "beta", "bound", "active", "steps_taken")
+        return {name: getattr(self._recurrence, name) for name in names}
+
+    @staticmethod
+    def _refuse_nonfinite(seen: Mapping[str, Tensor], step: int) -> None:
+        if not bool(torch.isfinite(seen["bound"]).all()):
+            broken = ~torch.isfinite(seen["alpha"][:, : step + 1])
+            first = int(broken.any(dim=0).nonzero()[0]) + 1 if bool(broken.any()) else step + 1
+            raise FloatingPointError(
+                f"the operator's product held NaN or infinity at step {first}; "
+                "a larger dtype (dtype=torch.float64) may help if the model overflows"
+            )
+
+    @staticmethod
+    def _converged(seen: Mapping[str, Tensor], steps: int, tolerance: float) -> bool:
+        """Whether the best probe's residuals of both extremes are small enough."""
+        ends: list[tuple[float, float]] = []
+        starts: list[tuple[float, float]] = []
+        for probe, order in enumerate(seen["steps_taken"].tolist()):
+            alpha = seen["alpha"][probe, :order].numpy()
+            beta = seen["beta"][probe, :order].numpy()
+            nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
+            residuals = np.abs(beta[order - 1] * vectors[-1])
+            starts.append((float(nodes[0]), float(residuals[0])))
+            ends.append((float(nodes[-1]), float(residuals[-1])))
+        norm = max(abs(min(starts)[0]), abs(max(ends)[0]))
+        return max(min(starts)[1], max(ends)[1]) <= tolerance * norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,11 @@ class CriterionObjective(Objective):
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """(sum of losses, weight) of a batch."""
         inputs, targets = pair(batch)
-        return self.loss(self.model(inputs), targets)
+        return self.loss(self.outputs(inputs), targets)
+
+    def outputs(self, inputs: Any) -> Any:
+        """The model's outputs."""
+        return self.model(inputs)
 
     def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Sum of the losses of ``outputs`` and its weight."""
@@ -99,6 +104,29 @@ class CriterionObjective(Objective):
                 "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
             )
         return value.reshape(()) * samples, weight
+
+    def sample_losses(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of the samples (or positions), weights included, and their weights, of one shape.
+
+        Raises:
+            ValueError: the criterion has no reduction to switch off.
+        """
+        criterion = self.criterion
+        outputs = self.outputs(inputs)
+        if not isinstance(criterion, nn.Module) or not hasattr(criterion, "reduction"):
+            raise ValueError(
+                "the losses of single samples need a torch.nn criterion with a reduction"
+            )
+        separate: Any = copy.copy(criterion)
+        separate.reduction = "none"
+        losses = separate(outputs, targets)
+        if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+            if targets.is_floating_point():
+                return losses, torch.ones_like(losses).detach()
+            return losses, _target_weights(criterion, targets, losses)
+        losses = losses.flatten(start_dim=1) if losses.ndim > 1 else losses[:, None]
+        each = losses.sum(dim=1) if criterion.reduction == "sum" else losses.mean(dim=1)
+        return each, torch.ones_like(each).detach()
 
 
 def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objective:
@@ -186,8 +214,15 @@ def _summed_likelihood(
                 float(targets.numel() // targets.shape[1]) if targets.ndim > 1 else 1.0,
                 device=value.device,
             )
+    return value, _target_weights(criterion, targets, value).sum()
+
+
+def _target_weights(
+    criterion: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor, like: Tensor
+) -> Tensor:
+    """The class weight of every target, 0 where it is ignored."""
     counted = targets != criterion.ignore_index
-    if class_weights is None:
-        return value, counted.sum().to(value.dtype)
+    if criterion.weight is None:
+        return counted.to(like.dtype)
     indices = torch.where(counted, targets, torch.zeros_like(targets))
-    return value, (class_weights[indices] * counted).sum().detach()
+    return (criterion.weight[indices] * counted).detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -152,7 +153,9 @@ class Spectrum:
         """
         _check_confidence(confidence)
         order = int(self.order.min())
-        if order >= self.dimension:
+        last = self.beta[np.arange(self.probes), self.order - 1]
+        # An exhausted Krylov space of a random start holds every eigenvalue.
+        if order >= self.dimension or bool(np.any(last == 0)):
             return (
                 self.lambda_min - self.lambda_min_residual,
                 self.lambda_max + self.lambda_max_residual,
@@ -379,13 +382,13 @@ class Spectrum:
                     raise ValueError("no spectrum in it")
                 content.pop("summary", None)
             else:
-                with np.load(path, allow_pickle=False) as archive:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     content = json.loads(str(archive["fastsam_spectrum"]))
                     content |= {name: archive[name] for name in ("alpha", "beta", "order")}
             for name, dtype in (("alpha", np.float64), ("beta", np.float64), ("order", np.int64)):
                 content[name] = np.asarray(content[name], dtype=dtype)
             return cls(**content)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{path} is not a spectrum written by fastsam: {error}") from error

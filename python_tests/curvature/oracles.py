@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ def explicit_hessian(
     model: nn.Module, mean_loss: Callable[[nn.Module], Tensor], names: Sequence[str] | None = None
 ) -> Tensor:
     """Hessian of ``mean_loss(model)`` over the named parameters, ``[n, n]``."""
+    model = copy.deepcopy(model)  # functional_call may untie tied parameters for good
     parameters = {
         name: value.detach()
         for name, value in model.named_parameters()
@@ -41,7 +43,7 @@ def explicit_hessian(
         return functional_call(whole, state, ())
 
     flat = torch.cat([value.reshape(-1) for value in parameters.values()])
-    return torch.func.hessian(loss_of)(flat)
+    return torch.func.hessian(loss_of)(flat).detach()
 
 
 def mlp(sizes: Iterable[int] = (3, 5, 4), *, dtype: torch.dtype = torch.float64) -> nn.Sequential:

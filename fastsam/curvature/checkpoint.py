@@ -1,0 +1,153 @@
+"""A Lanczos run on disk, written so that it can be continued after a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsam.kernels.lanczos import Recurrence
+
+_STATE = "state.npz"
+_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
+
+
+@dataclass
+class Checkpoint:
+    """A folder that holds one run: a file per basis row, written once, and the state.
+
+    Args:
+        folder: created where it does not exist.
+        identity: everything that decides the bits of the run (JSON values); a run is continued only
+            with an equal identity.
+        interval: seconds between two writes; 0 writes after every step.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    interval: float = 60.0
+
+    def __post_init__(self) -> None:
+        self._written = -1
+        self._last = time.monotonic()
+
+    @staticmethod
+    def identity_of(folder: Path) -> dict[str, Any] | None:
+        """Identity of the run in a folder, None where there is none.
+
+        Raises:
+            ValueError: the folder holds something else, or a damaged state.
+        """
+        path = folder / _STATE
+        if not path.exists():
+            foreign = folder.exists() and any(folder.iterdir()) and not any(folder.glob("row-*"))
+            if foreign:
+                raise ValueError(f"{folder} is not empty and holds no Lanczos run; choose another")
+            return None
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                identity = json.loads(str(archive["identity"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; remove the folder to start anew"
+            ) from error
+        return dict(identity)
+
+    def restore(
+        self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool
+    ) -> tuple[int, Tensor | None]:
+        """Fill ``basis`` and ``recurrence``.
+
+        Returns:
+            The number of steps done, and the orthogonality estimate if there is one.
+
+        Raises:
+            ValueError: the folder holds a run with another identity.
+        """
+        found = self.identity_of(self.folder)
+        if found is None:
+            return 0, None
+        wanted = json.loads(json.dumps(self.identity))
+        if found != wanted:
+            changed = sorted(
+                k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)
+            )
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({', '.join(changed)}); "
+                "repeat the call with the same ones or choose another folder"
+            )
+        with np.load(self.folder / _STATE, allow_pickle=False) as archive:
+            for name in _ARRAYS:
+                tensor: Tensor = getattr(recurrence, name)
+                tensor.copy_(torch.from_numpy(archive[name]))
+            done = int(archive["done"])
+            estimate = torch.from_numpy(archive["estimate"]) if "estimate" in archive else None
+        steps = recurrence.alpha.shape[1]
+        if done == steps and not all_rows:
+            return done, estimate
+        first = 0 if all_rows else max(0, done - 1)
+        for row in range(first, min(done + 1, steps)):
+            loaded = np.load(self._row(row), allow_pickle=False)
+            basis[:, row - first].copy_(torch.from_numpy(loaded))
+        self._written = min(done, steps - 1)
+        return done, estimate
+
+    def due(self) -> bool:
+        """Whether the interval has passed."""
+        return time.monotonic() - self._last >= self.interval
+
+    def write(
+        self,
+        rows: Mapping[int, Tensor],
+        recurrence: Recurrence,
+        *,
+        done: int,
+        estimate: Tensor | None,
+    ) -> None:
+        """Write the run after ``done`` steps.
+
+        Args:
+            rows: the basis rows that the next steps need, by their number, ``[probes, n]`` each.
+            recurrence: T so far.
+            done: steps taken.
+            estimate: the orthogonality estimate of selective re-orthogonalisation, or None.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, row in rows.items():
+            if number > self._written:
+                _replace(self._row(number), {"": row.cpu().numpy()})
+        self._written = max(rows, default=self._written)
+        state = {name: getattr(recurrence, name).cpu().numpy() for name in _ARRAYS}
+        if estimate is not None:
+            state["estimate"] = estimate.cpu().numpy()
+        identity = np.array(json.dumps(self.identity))
+        _replace(self.folder / _STATE, {**state, "done": np.array(done), "identity": identity})
+        for path in self.folder.glob("row-*.npy"):
+            if int(path.stem.removeprefix("row-")) < min(rows, default=0):
+                path.unlink()
+        self._last = time.monotonic()
+
+    def _row(self, number: int) -> Path:
+        return self.folder / f"row-{number:06d}.npy"
+
+
+def _replace(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write beside, flush to the disk, and move into place."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        if list(arrays) == [""]:
+            np.save(file, arrays[""], allow_pickle=False)
+        else:
+            np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

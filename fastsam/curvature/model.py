@@ -1,0 +1,251 @@
+"""The curvature of a model's loss over a data set, as an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsam.curvature.data import Batches, tensors_of
+from fastsam.curvature.factored import graph_builder
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective
+from fastsam.curvature.planning import make_plan, pieces
+from fastsam.curvature.products import (
+    HOLDING,
+    STRATEGIES,
+    TRANSFORM_STRATEGIES,
+    Product,
+    make_product,
+)
+from fastsam.curvature.pure import PureLoss, parameter_names
+
+
+class ModelOperator:
+    """Curvature of (sum of losses) / (sum of weights) with respect to chosen parameters.
+
+    The model must be in evaluation mode while the operator is used; see
+    :func:`fastsam.curvature.isolation.undisturbed`.
+
+    Args:
+        model: any module whose parameters are on one device.
+        loss_fn: criterion or :class:`BatchLoss`.
+        batches: the data.
+        curvature: one of :data:`fastsam.curvature.factored.CURVATURES`.
+        params: names of parameters or layers; None for all that require a gradient.
+        dtype: float32 or float64 for weights, data and vectors; None for the parameters' own dtype,
+            at least float32.
+        strategy: one of :data:`fastsam.curvature.products.STRATEGIES`, or ``"auto"``.
+        micro_batch: samples per pass; None for the batches as they are, cut where memory demands
+            it.
+        seed: of the targets drawn for ``"fisher-mc"``.
+
+    Attributes:
+        loss: the mean loss.
+        weight: sum of the weights (the number of samples when unweighted).
+        gradient: gradient of the mean loss, ``[n]``.
+        weight_norm: 2-norm of the chosen parameters.
+        strategy: the strategy in use; ``"auto"`` until :meth:`prepare`.
+        micro_batch: samples per pass in use, or None.
+
+    Raises:
+        ValueError: unknown names, no parameter, a loss that is random, not finite, or does not
+            depend on the parameters, a total weight that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | BatchLoss,
+        batches: Batches,
+        *,
+        curvature: str = "hessian",
+        params: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        strategy: str = "auto",
+        micro_batch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_strategy(strategy, curvature=curvature, held=batches.held)
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        self._build = graph_builder(curvature, seed=seed)
+        objective = make_objective(model, loss_fn)
+        names = parameter_names(model, params)
+        self._loss = PureLoss(objective, names, dtype=_run_dtype(model, names, dtype))
+        if micro_batch is not None and not objective.separable:
+            raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
+        self._batches = pieces(batches, micro_batch)
+        self._survey()
+        self.curvature = curvature
+        self.strategy = strategy
+        self.micro_batch = micro_batch
+        self.predicted_bytes: int | None = None
+        self.predicted_seconds: float | None = None
+        self._product: Product | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+        return (self._loss.dimension, self._loss.dimension)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights, data and vectors."""
+        return self._loss.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self._loss.device
+
+    def prepare(
+        self, *, probes: int, steps: int, memory_limit: int | None = None, reserved: int = 0
+    ) -> None:
+        """Settle how products are computed; see :func:`fastsam.curvature.planning.make_plan`."""
+        with _explained(self.strategy):
+            plan = make_plan(
+                self._loss,
+                self._batches,
+                self._build,
+                strategy=self.strategy,
+                probes=probes,
+                steps=steps,
+                memory_limit=memory_limit,
+                reserved=reserved,
+            )
+        self.strategy = plan.strategy
+        if plan.micro_batch is not None:
+            self.micro_batch = plan.micro_batch
+            self._batches = pieces(self._batches, plan.micro_batch)
+        self.predicted_bytes = plan.graph_bytes + reserved
+        if plan.product_seconds is not None:
+            self.predicted_seconds = steps * plan.product_seconds
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Products with the rows of ``vectors`` ``[probes, n]``."""
+        with _explained(self.strategy):
+            if self._product is None:
+                if self.strategy == "auto":
+                    self.prepare(probes=len(vectors), steps=1)
+                self._product = make_product(self.strategy, self._loss, self._batches, self._build)
+            return self._product(vectors) / self.weight
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the products' bits, for checkpoints."""
+        return {
+            "curvature": self.curvature,
+            "strategy": self.strategy,
+            "micro_batch": self.micro_batch,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "parameters": self._loss.checksum(),
+            "data": self._batches.fingerprint,
+        }
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector ``[n]`` as tensors of the parameters' shapes, by their names."""
+        return dict(zip(self._loss.names, self._loss.split(vector), strict=True))
+
+    def _survey(self) -> None:
+        """One gradient over all data: the numbers beside the spectrum, and the early errors."""
+        total_loss = torch.zeros((), dtype=torch.float64)
+        total_weight = torch.zeros((), dtype=torch.float64)
+        total_gradient = torch.zeros(self._loss.dimension, dtype=self.dtype, device=self.device)
+        for index, batch in enumerate(self._batches):
+            placed = self._loss.place(batch)
+            leaves = self._loss.leaves()
+            with torch.no_grad():
+                loss, weight = self._loss(leaves, placed)
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(
+                    f"the loss of batch {index} is {float(loss)}: {_blame(self._loss, placed)}"
+                )
+            if index == 0:
+                self._refuse_random(float(loss), leaves, placed)
+            total_loss += loss.double().cpu()
+            total_weight += weight.double().cpu()
+            total_gradient += self._loss.join(
+                self._loss.gradient(placed, leaves, differentiable=False)
+            )
+        self.weight = float(total_weight)
+        if not self.weight > 0:
+            raise ValueError(
+                f"the losses have total weight {self.weight}; "
+                "it must be positive (is every target ignored?)"
+            )
+        self.loss = float(total_loss) / self.weight
+        self.gradient = total_gradient / self.weight
+        squares = sum(float(value.double().square().sum()) for value in self._loss.values)
+        self.weight_norm = squares**0.5
+
+    def _refuse_random(self, first: float, leaves: Any, batch: Any) -> None:
+        with torch.no_grad():
+            second = float(self._loss(leaves, batch)[0])
+        if abs(first - second) > 1e-5 * max(abs(first), abs(second)):
+            raise ValueError(
+                "the loss is random: two evaluations of the same batch in evaluation mode gave "
+                f"{first} and {second}. Is dropout left on (F.dropout without "
+                "training=self.training)?"
+            )
+
+
+def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
+    """Refuse an unknown strategy, or one that does not fit the curvature or the data."""
+    if strategy == "auto":
+        return
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be 'auto' or one of {', '.join(STRATEGIES)}, got {strategy!r}"
+        )
+    if curvature != "hessian" and strategy in (*TRANSFORM_STRATEGIES, "kept-graph-batched"):
+        raise ValueError(
+            f"strategy {strategy!r} is for the Hessian only; use 'kept-graph' or 'rebuild'"
+        )
+    if not held and strategy in HOLDING:
+        raise ValueError(
+            f"strategy {strategy!r} holds every batch, but data is read anew at each product; use "
+            "'rebuild'"
+        )
+
+
+class _explained:  # noqa: N801
+    """Turns autograd's complaints about missing second derivatives into an error that helps."""
+
+    def __init__(self, strategy: str) -> None:
+        self._strategy = strategy
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("derivative", "differentiate twice", "forward AD")
+        ):
+            raise ValueError(
+                f"the loss cannot be differentiated twice (strategy {self._strategy!r}): {error}"
+            ) from error
+
+
+def _run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is not None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        return dtype
+    parameters = dict(model.named_parameters())
+    widest = torch.float32
+    for name in names:
+        widest = torch.promote_types(widest, parameters[name].dtype)
+    return widest
+
+
+def _blame(loss: PureLoss, batch: Any) -> str:
+    if any(
+        bool(tensor.isnan().any()) for tensor in tensors_of(batch) if tensor.is_floating_point()
+    ):
+        return "the data hold NaN"
+    if not all(bool(torch.isfinite(value).all()) for value in loss.values):
+        return "the parameters are not finite"
+    return "the data and the parameters are finite, so the model or the loss overflows"

@@ -1,0 +1,257 @@
+"""Choosing how products are computed: what fits into memory, then what will be faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastsam.curvature.data import Batches, map_tensors, sample_count, tensors_of
+from fastsam.curvature.memory import plan_bytes
+from fastsam.curvature.products import (
+    HOLDING,
+    GraphBuilder,
+    HessianGraph,
+    make_product,
+)
+from fastsam.curvature.pure import PureLoss
+
+TRACING_PAYS_AFTER = 250
+"""Products after which tracing can pay back: it costs some 50 gradients, saves 0.3 a product."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the products of a run are computed.
+
+    Attributes:
+        strategy: one of :data:`fastsam.curvature.products.STRATEGIES`.
+        micro_batch: samples per pass, or None for the batches as they come.
+        graph_bytes: predicted bytes that the strategy holds or, where it holds nothing, needs for a
+            moment.
+        product_seconds: predicted seconds of a block of products; None where nothing was measured.
+    """
+
+    strategy: str
+    micro_batch: int | None
+    graph_bytes: int
+    product_seconds: float | None = None
+
+
+def make_plan(
+    loss: PureLoss,
+    batches: Batches,
+    build: GraphBuilder,
+    *,
+    strategy: str,
+    probes: int,
+    steps: int,
+    memory_limit: int | None,
+    reserved: int,
+) -> Plan:
+    """Choose a strategy and, under a memory limit, the size of the passes.
+
+    Memory is measured on the graphs of a few samples, which are dropped again. Time is measured on
+    the first batch, and only where there is a choice that can pay back.
+
+    Args:
+        loss: the loss.
+        batches: the data.
+        build: builds the graph of a batch.
+        strategy: a name, or ``"auto"``.
+        probes: vectors in a block.
+        steps: blocks of products to come.
+        memory_limit: bytes the run may use on its device; None for most of what is free.
+        reserved: bytes of it that the Lanczos basis takes.
+
+    Raises:
+        ValueError: not even a pass over one sample fits.
+    """
+    first = next(iter(batches))
+    limit = plan_bytes(loss.device, memory_limit)
+    cost = _graph_cost(loss, first, build)
+    room = None if limit is None else max(0, limit - reserved)
+    largest = (
+        max((sample_count(batch) for batch in batches), default=1)
+        if batches.held
+        else sample_count(first)
+    )
+    total = cost(batches.samples) if batches.held else None
+    fits = total is not None and (room is None or total <= room)
+    micro_batch = None
+    if room is not None and cost(largest) > room and not (fits and strategy in ("auto", *HOLDING)):
+        micro_batch = _samples_that_fit(cost, room, largest, cuttable=_cuttable(loss, first))
+    if strategy != "auto":
+        return Plan(strategy, micro_batch, total or cost(largest))
+    candidates = _candidates(loss, build, fits=fits, probes=probes, steps=steps)
+    graph_bytes = int(total if fits and total is not None else cost(micro_batch or largest))
+    if len(candidates) == 1:
+        return Plan(candidates[0], micro_batch, graph_bytes)
+    piece = _head(first, micro_batch or largest)
+    share = batches.samples / max(1, sample_count(piece))
+    timed = {name: _time(name, loss, piece, build, probes) for name in candidates}
+    best = min(timed, key=lambda name: share * (timed[name][0] + steps * timed[name][1]))
+    return Plan(best, micro_batch, graph_bytes, share * timed[best][1])
+
+
+def _candidates(
+    loss: PureLoss, build: GraphBuilder, *, fits: bool, probes: int, steps: int
+) -> list[str]:
+    """Strategies between which a measurement may decide.
+
+    On the CPU vectorising over the probes gains nothing (a ResNet-32: 2.5 gradients per probe
+    against 2.1), so there is nothing to measure; a GPU may gain by larger kernels.
+    """
+    vectorise = probes > 1 and loss.device.type == "cuda"
+    hessian = build is HessianGraph
+    if not fits:
+        return ["rebuild", "forward-over-reverse"] if vectorise and hessian else ["rebuild"]
+    candidates = ["kept-graph"]
+    if vectorise:
+        candidates.append("kept-graph-batched")
+    if hessian and probes == 1 and steps > TRACING_PAYS_AFTER:
+        candidates.append("linearize")
+    return candidates
+
+
+def _time(
+    strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder, probes: int
+) -> tuple[float, float]:
+    """Seconds of set-up and of a block of products; infinite where the strategy does not work."""
+    vectors = torch.ones(probes, loss.dimension, dtype=loss.dtype, device=loss.device)
+    try:
+        began = _now(loss.device)
+        product = make_product(strategy, loss, [batch], build)
+        product(vectors)
+        ready = _now(loss.device)
+        product(vectors)
+        return ready - began, _now(loss.device) - ready
+    except (RuntimeError, NotImplementedError):
+        if strategy == "kept-graph":
+            raise
+        return float("inf"), float("inf")
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _graph_cost(loss: PureLoss, batch: Any, build: GraphBuilder) -> Callable[[int], int]:
+    """Bytes of a graph by its number of samples: a straight line through two small graphs."""
+    samples = sample_count(batch)
+    if not _cuttable(loss, batch) or samples < 4:
+        each = _graph_bytes(loss, batch, build)
+        return lambda count: int(each * count / max(1, samples))
+    small, large = (_graph_bytes(loss, _head(batch, count), build) for count in (2, 4))
+    slope = max(0.0, (large - small) / 2)
+    return lambda count: int(max(0.0, small - 2 * slope) + slope * count)
+
+
+def _graph_bytes(loss: PureLoss, batch: Any, build: GraphBuilder) -> int:
+    with _LiveStorage() as live:
+        graph = build(loss, loss.place(batch), 0)
+        size: int = live.count()
+    _refuse_undifferentiable(graph.roots)
+    return size
+
+
+def _refuse_undifferentiable(roots: Sequence[Tensor]) -> None:
+    """Refuse a graph with a function that can be differentiated once only.
+
+    Autograd reports such a function when it meets it on the way to the parameters; but the function
+    also cuts the way to them, and the product would silently lack its part.
+    """
+    waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
+            raise ValueError(
+                "the loss cannot be differentiated twice: the model holds a function that is "
+                "marked with "
+                "@once_differentiable, or whose derivative is not implemented"
+            )
+        following = {parent for parent, _ in node.next_functions if parent is not None}
+        waiting += following - seen
+        seen |= following
+
+
+def _samples_that_fit(
+    cost: Callable[[int], int], room: int, largest: int, *, cuttable: bool
+) -> int:
+    count = largest
+    while count > 1 and cost(count) > room:
+        count = count // 2
+    if cost(count) > room or not cuttable:
+        needed = cost(count if cuttable else largest)
+        raise ValueError(
+            f"a pass over {count if cuttable else largest} samples needs about "
+            f"{needed / 2**30:.2f} GiB, "
+            f"{room / 2**30:.2f} GiB may be used beside the Lanczos basis: use smaller batches, "
+            "fewer steps or probes, or basis='host'"
+        )
+    return count
+
+
+def _cuttable(loss: PureLoss, batch: Any) -> bool:
+    return loss.objective.separable and sample_count(batch) > 1
+
+
+def _head(batch: Any, count: int) -> Any:
+    return (
+        map_tensors(lambda tensor: tensor[:count], batch) if sample_count(batch) > count else batch
+    )
+
+
+class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that were made inside the context and are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: list[tuple[StorageWeakRef, int]] = []
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+    ) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tensors_of(result):
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._made.append((reference, storage.nbytes()))
+        return result
+
+    def count(self) -> int:
+        alive: dict[int, int] = {}
+        for reference, size in self._made:
+            if not reference.expired():  # type: ignore[no-untyped-call]
+                alive[reference.cdata] = size
+        return sum(alive.values())
+
+
+def pieces(batches: Batches, micro_batch: int | None) -> Batches:
+    """The same data in passes of at most ``micro_batch`` samples."""
+    if micro_batch is None:
+        return batches
+
+    def cut(batch: Any) -> list[Any]:
+        def piece(start: int) -> Any:
+            def rows(tensor: Tensor) -> Tensor:
+                return tensor[start : start + micro_batch]
+
+            return map_tensors(rows, batch)
+
+        return [piece(start) for start in range(0, sample_count(batch), micro_batch)]
+
+    return batches.mapped(cut)

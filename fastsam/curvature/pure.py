@@ -1,0 +1,189 @@
+"""A model's loss as a pure function of chosen parameters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsam.curvature.data import map_tensors
+from fastsam.curvature.losses import Objective
+
+
+class PureLoss:
+    """The summed loss as a pure function of chosen parameters; the model itself is never touched.
+
+    Args:
+        objective: model and loss.
+        names: names of the chosen parameters, as in ``model.named_parameters()``.
+        dtype: every floating-point parameter, buffer and input is converted to it.
+
+    Attributes:
+        values: the chosen parameters' values.
+        sizes: their numbers of elements.
+        dimension: n, the sum of the sizes.
+    """
+
+    def __init__(self, objective: Objective, names: Sequence[str], *, dtype: torch.dtype) -> None:
+        self.objective = objective
+        self.names = tuple(names)
+        self.dtype = dtype
+        state = dict((*objective.named_parameters(), *objective.named_buffers()))
+        self._originals = [state.pop(f"model.{name}") for name in names]
+        self.values = tuple(self._convert(value.detach()) for value in self._originals)
+        # Copies, so that a module that writes into a buffer writes into ours.
+        self._constants = {
+            name: (value, self._convert(value.detach().clone())) for name, value in state.items()
+        }
+        self.device = self.values[0].device
+        self.sizes = [value.numel() for value in self.values]
+        self.dimension = sum(self.sizes)
+
+    def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        """(sum of losses, weight) of a batch on the run's device, at ``parameters``."""
+        with self._installed(parameters):
+            loss, weight = self.objective(batch)
+        return loss, weight
+
+    def call(self, method: str, parameters: Sequence[Tensor], *arguments: Any) -> Any:
+        """Another method of the objective at ``parameters``."""
+        with self._installed(parameters):
+            return getattr(self.objective, method)(*arguments)
+
+    def gradient(
+        self, batch: Any, leaves: Sequence[Tensor], *, differentiable: bool
+    ) -> list[Tensor]:
+        """Gradient of a batch's summed loss, zeros for unused parameters.
+
+        Raises:
+            ValueError: the loss does not depend on any of the parameters.
+        """
+        total, _ = self(leaves, batch)
+        if not total.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the chosen parameters "
+                "(detached outputs, or no_grad inside the model?)"
+            )
+        return list(
+            torch.autograd.grad(
+                total,
+                leaves,
+                create_graph=differentiable,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        )
+
+    def place(self, batch: Any) -> Any:
+        """``batch`` on the run's device, floating-point tensors in the run's dtype."""
+        return map_tensors(lambda tensor: self._convert(tensor.to(self.device)), batch)
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Differentiable aliases of the parameters' values."""
+        return tuple(value.detach().requires_grad_() for value in self.values)
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """A vector ``[..., n]`` as views of the parameters' shapes, leading dimensions kept."""
+        pieces = torch.split(vector, self.sizes, dim=-1)
+        lead = vector.shape[:-1]
+        return tuple(
+            piece.reshape(*lead, *value.shape)
+            for piece, value in zip(pieces, self.values, strict=True)
+        )
+
+    def join(self, pieces: Iterable[Tensor], *, lead: int = 0) -> Tensor:
+        """Inverse of :meth:`split`; ``lead`` is the number of leading dimensions."""
+        return torch.cat([piece.reshape(*piece.shape[:lead], -1) for piece in pieces], dim=-1)
+
+    def checksum(self) -> str:
+        """Hexadecimal checksum of names and values of all parameters and buffers."""
+        checksum = hashlib.blake2b(digest_size=16)
+        chosen = zip(self.names, self.values, strict=True)
+        others = ((name, value) for name, (_, value) in sorted(self._constants.items()))
+        for name, value in (*chosen, *others):
+            checksum.update(name.encode())
+            checksum.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return checksum.hexdigest()
+
+    @contextmanager
+    def _installed(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Put ``parameters`` and our copies of everything else into the modules, for a moment.
+
+        Tensors are found by identity, wherever they occur: torch.func.functional_call unties
+        parameters that are shared by a module with two names.
+        """
+        new = {id(old): value for old, value in self._constants.values()}
+        new |= {id(old): value for old, value in zip(self._originals, parameters, strict=True)}
+        undo: list[Callable[[], None]] = []
+        try:
+            for module in self.objective.modules():
+                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for table in tables:
+                    for name, old in list(table.items()):
+                        if id(old) in new:
+                            undo.append(partial(table.__setitem__, name, old))
+                            table[name] = new[id(old)]
+                if isinstance(module, nn.RNNBase):  # keeps a list of its weights beside the table
+                    undo.append(partial(setattr, module, "_flat_weights", module._flat_weights))
+                    module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+            yield
+        finally:
+            for restore in reversed(undo):
+                restore()
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[str]:
+    """Names of the parameters to differentiate by: all that require a gradient, or those selected.
+
+    Args:
+        model: any module.
+        selection: names of parameters, or of modules (then all parameters in them); None for every
+            parameter that requires a gradient.
+
+    Raises:
+        ValueError: an unknown name, no parameter at all, or parameters on several devices.
+    """
+    available = dict(model.named_parameters())
+    if selection is None:
+        names = [name for name, value in available.items() if value.requires_grad]
+        if not names:
+            raise ValueError(
+                "the model has no parameter that requires a gradient; select some by name with "
+                "params="
+            )
+    else:
+        names = _selected(available, [selection] if isinstance(selection, str) else selection)
+    for name in names:
+        if not available[name].is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} has dtype {available[name].dtype}, expected floating point"
+            )
+    devices = {str(available[name].device) for name in names}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the parameters live on several devices, {', '.join(sorted(devices))}; expected one"
+        )
+    return names
+
+
+def _selected(available: dict[str, nn.Parameter], wanted: Iterable[str]) -> list[str]:
+    names: list[str] = []
+    for entry in wanted:
+        found = [name for name in available if name == entry or name.startswith(f"{entry}.")]
+        if not found:
+            known = ", ".join(available)
+            raise ValueError(
+                f"params: no parameter or layer is called {entry!r}; there are: {known}"
+            )
+        names += [name for name in found if name not in names]
+    if not names:
+        raise ValueError("params selects no parameter")
+    return names

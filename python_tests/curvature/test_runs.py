@@ -1,0 +1,279 @@
+"""Runs that are resumed, stopped early, kept elsewhere, cut into passes, or planned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import classification, explicit_hessian, mlp
+from torch import Tensor, nn
+
+from fastsam.curvature import (
+    BatchLoss,
+    CallableOperator,
+    MatrixOperator,
+    operator_spectrum,
+    spectral_density,
+)
+from fastsam.curvature.planning import _LiveStorage
+
+
+def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    matrix = torch.randn(n, n, dtype=dtype)
+    return matrix + matrix.T
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 7, 19, 20])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, reorthogonalize, killed_at):
+    matrix = symmetric(60, torch.float32)
+    options = {"steps": 20, "probes": 2, "reorthogonalize": reorthogonalize}
+    whole = operator_spectrum(MatrixOperator(matrix), **options)
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise KilledError
+        return rows @ matrix.T
+
+    kept = {**options, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    operator = CallableOperator(product, dimension=60, dtype=torch.float32)
+    with pytest.raises(KilledError):
+        operator_spectrum(operator, **kept)
+    resumed = operator_spectrum(operator, **kept)
+    assert np.array_equal(resumed.alpha, whole.alpha)
+    assert np.array_equal(resumed.beta, whole.beta)
+    assert len(calls) == 21
+    again = operator_spectrum(operator, **kept)
+    assert len(calls) == 21  # finished: nothing is computed again
+    assert np.array_equal(again.alpha, whole.alpha)
+
+
+def test_a_resumed_model_run_reuses_strategy_and_threads(tmp_path):
+    model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
+    folder = tmp_path / "run"
+    options = {"steps": 12, "checkpoint": folder, "checkpoint_interval": 0}
+    calls = []
+
+    def summed(network, data):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KilledError
+        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
+
+    with pytest.raises(KilledError):
+        spectral_density(model, BatchLoss(summed), batch, strategy="rebuild", **options)
+    resumed = spectral_density(model, BatchLoss(summed), batch, **options)
+    assert resumed.settings["strategy"] == "rebuild"
+    whole = spectral_density(model, BatchLoss(summed), batch, steps=12, strategy="rebuild")
+    assert np.array_equal(resumed.alpha, whole.alpha)
+    assert np.array_equal(resumed.beta, whole.beta)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    matrix = symmetric(9)
+    operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder)
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder, seed=1)
+    state = folder / "state.npz"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty"):
+        operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=other)
+
+
+@pytest.mark.parametrize("where", ["host", "folder"])
+def test_the_basis_may_live_elsewhere(tmp_path, where):
+    matrix = symmetric(30)
+    basis = "host" if where == "host" else tmp_path / "basis"
+    options = {"steps": 20, "probes": 2}
+    elsewhere = operator_spectrum(MatrixOperator(matrix), basis=basis, **options)
+    here = operator_spectrum(MatrixOperator(matrix), **options)
+    assert np.array_equal(elsewhere.alpha, here.alpha)
+    if where == "folder":
+        assert not list(basis.iterdir())  # the file is gone with the run
+
+
+def test_a_basis_that_does_not_fit_is_refused():
+    operator = CallableOperator(lambda rows: rows, dimension=10**6)
+    with pytest.raises(ValueError, match=r"basis needs 0\.60 GiB.*reorthogonalize='none'"):
+        operator_spectrum(operator, steps=80, memory_limit=10**8)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def test_early_stop(tolerance):
+    outliers = torch.tensor([-3.0, 40.0], dtype=torch.float64)
+    values = torch.cat([torch.linspace(-0.1, 0.1, 398, dtype=torch.float64), outliers])
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        return rows * values
+
+    operator = CallableOperator(product, dimension=400)
+    spectrum = operator_spectrum(operator, steps=200, tolerance=tolerance)
+    assert len(calls) < 60
+    assert spectrum.order[0] == len(calls)
+    assert spectrum.lambda_max == pytest.approx(40, abs=40 * tolerance)
+    assert spectrum.lambda_min == pytest.approx(-3, abs=40 * tolerance)
+    assert max(spectrum.lambda_min_residual, spectrum.lambda_max_residual) <= 2 * 40 * tolerance
+
+
+def test_selective_reorthogonalisation_skips_most_steps():
+    matrix = symmetric(300)
+    spectrum = operator_spectrum(MatrixOperator(matrix), steps=100, reorthogonalize="selective")
+    full = operator_spectrum(MatrixOperator(matrix), steps=100)
+    assert full.settings["full_passes"] == 100
+    assert spectrum.settings["full_passes"] < 50
+    assert np.allclose(spectrum.nodes[0], full.nodes[0], atol=1e-8 * full.lambda_max)
+
+
+@pytest.mark.parametrize("strategy", ["kept-graph", "rebuild", "forward-over-reverse", "linearize"])
+def test_micro_batches_change_nothing(strategy):
+    model, (inputs, targets) = mlp((3, 4, 3)), classification(23, 3, 3)
+    criterion = nn.CrossEntropyLoss(weight=torch.rand(3, dtype=torch.float64) + 0.1)
+    options = {"steps": 31, "strategy": strategy}
+    whole = spectral_density(model, criterion, (inputs, targets), **options)
+    cut = spectral_density(model, criterion, (inputs, targets), micro_batch=5, **options)
+    assert cut.settings["micro_batch"] == 5
+    assert np.allclose(cut.alpha[:, :5], whole.alpha[:, :5], atol=1e-9 * whole.lambda_max)
+    assert cut.lambda_max == pytest.approx(whole.lambda_max, rel=1e-9)
+
+
+def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
+    model, batch = mlp((30, 40, 3)), classification(2000, 30, 3)
+    free = spectral_density(model, F.cross_entropy, batch, steps=5)
+    assert free.settings["strategy"] == "kept-graph"
+    assert free.settings["micro_batch"] is None
+    limit = 5 * free.dimension * 8 + free.settings["predicted_bytes"] // 4
+    tight = spectral_density(model, F.cross_entropy, batch, steps=5, memory_limit=limit)
+    assert tight.settings["strategy"] == "rebuild"
+    assert 1 < tight.settings["micro_batch"] < 2000
+    assert np.allclose(tight.alpha, free.alpha)
+    with pytest.raises(ValueError, match="a pass over 1 samples needs"):
+        spectral_density(model, F.cross_entropy, batch, steps=5, memory_limit=limit // 1000)
+
+
+def test_predicted_memory_is_near_the_truth():
+    from fastsam.curvature.losses import make_objective
+    from fastsam.curvature.planning import _graph_cost
+    from fastsam.curvature.products import HessianGraph
+    from fastsam.curvature.pure import PureLoss
+
+    model, batch = mlp((30, 40, 3)), classification(500, 30, 3)
+    objective = make_objective(model, nn.CrossEntropyLoss())
+    loss = PureLoss(objective, [n for n, _ in model.named_parameters()], dtype=torch.float64)
+    predicted = _graph_cost(loss, batch, HessianGraph)(500)
+    with _LiveStorage() as live:
+        graph = HessianGraph(loss, batch)
+        true = live.count()
+    assert 0.7 * true <= predicted <= 1.4 * true
+    del graph
+
+
+def test_a_batch_loss_is_not_cut():
+    batch = classification(9, 3, 3)
+    loss = BatchLoss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), 9))
+    with pytest.raises(ValueError, match="BatchLoss may not be cut"):
+        spectral_density(mlp((3, 3)), loss, batch, micro_batch=2)
+
+
+@pytest.mark.parametrize("curvature", ["gauss-newton", "fisher", "fisher-mc"])
+@pytest.mark.parametrize("strategy", ["auto", "rebuild"])
+def test_other_curvatures(curvature, strategy):
+    model, (inputs, targets) = mlp((3, 5, 4)), classification(13, 3, 4)
+    weight = torch.rand(4, dtype=torch.float64) + 0.2
+    data = [(inputs[:8], targets[:8]), (inputs[8:], targets[8:])]
+    criterion = nn.CrossEntropyLoss(weight=weight)
+    spectrum = spectral_density(
+        model, criterion, data, steps=99, probes=2, curvature=curvature, strategy=strategy
+    )
+    jacobians = per_output_jacobian(model, inputs)  # [samples, outputs, n]
+    p = torch.softmax(model(inputs), dim=1).detach()
+    n = jacobians.shape[-1]
+    expected = torch.zeros(n, n, dtype=torch.float64)
+    for j, row, target in zip(jacobians, p, targets, strict=True):
+        middle = torch.diag(row) - torch.outer(row, row)
+        if curvature == "fisher":
+            residual = row - F.one_hot(target, 4)
+            middle = torch.outer(residual, residual)
+        expected += weight[target] * j.T @ middle @ j
+    expected /= weight[targets].sum()
+    eigenvalues = torch.linalg.eigvalsh(expected)
+    assert spectrum.lambda_min >= -1e-10
+    if curvature == "fisher-mc":  # one draw per sample: right in expectation, so only roughly here
+        assert 0 < spectrum.trace < 10 * float(expected.trace())
+    else:
+        assert spectrum.lambda_max == pytest.approx(float(eigenvalues[-1]), rel=1e-8)
+        assert spectrum.settings["curvature"] == curvature
+
+
+def test_sampled_fisher_is_unbiased():
+    model, (inputs, targets) = mlp((2, 2)), classification(4, 2, 2)
+    gauss_newton = spectral_density(
+        model, F.cross_entropy, (inputs, targets), steps=6, curvature="gauss-newton"
+    )
+    first = [  # u'Fu for one fixed u, over independent draws of the targets
+        spectral_density(
+            model,
+            F.cross_entropy,
+            (inputs.repeat(1500, 1), targets.repeat(1500)),
+            steps=1,
+            curvature="fisher-mc",
+        ).alpha[0, 0]
+    ]
+    assert np.mean(first) == pytest.approx(gauss_newton.alpha[0, 0], rel=0.1)
+
+
+def per_output_jacobian(model, inputs):
+    rows = []
+    for x in inputs:
+        outputs = model(x)
+        rows.append(
+            torch.stack(
+                [
+                    torch.cat(
+                        [
+                            g.reshape(-1)
+                            for g in torch.autograd.grad(o, model.parameters(), retain_graph=True)
+                        ]
+                    )
+                    for o in outputs
+                ]
+            )
+        )
+    return torch.stack(rows)
+
+
+def test_gauss_newton_equals_the_hessian_of_a_linear_model():
+    model, batch = nn.Linear(3, 4).double(), classification(9, 3, 4)
+    hessian = explicit_hessian(model, lambda m: F.cross_entropy(m(batch[0]), batch[1]))
+    spectrum = spectral_density(model, F.cross_entropy, batch, steps=16, curvature="gauss-newton")
+    assert spectrum.lambda_max == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]))
+
+
+def test_curvatures_say_what_they_cannot_do():
+    batch = classification(9, 3, 3)
+    model = mlp((3, 3))
+    loss = BatchLoss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), 9))
+    with pytest.raises(ValueError, match="BatchLoss does not say"):
+        spectral_density(model, loss, batch, curvature="gauss-newton")
+    with pytest.raises(ValueError, match="curvature must be one of"):
+        spectral_density(model, F.cross_entropy, batch, curvature="laplacian")
+    with pytest.raises(ValueError, match="Hessian only"):
+        spectral_density(
+            model, F.cross_entropy, batch, curvature="fisher", strategy="forward-over-reverse"
+        )
+    with pytest.raises(ValueError, match="softmax"):
+        spectral_density(model, nn.MSELoss(), (batch[0], batch[0]), curvature="fisher-mc")
