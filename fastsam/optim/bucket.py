@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from fastsam.optim import sharding
 from fastsam.optim.fused import FusedRule, new_state
 
 _BACKUP_ALIGNMENT = 16  # bytes: what the widest vector access of the CUDA kernels needs
+
+
+_SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+
+
+class _Bound(NamedTuple):
+    """State tensors of one parameter that the table points at; the step counter, if any, comes last."""
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+
+_NOTHING_BOUND = _Bound((), ())
 
 
 class Bucket:
@@ -42,8 +56,9 @@ class Bucket:
         self.groups = list(groups)
         self.slot = slot
         self.shard_groups = sharding.shard_groups(parameters[0])
-        self._sharded = sharding.is_sharded(parameters[0])
+        self._sharded = any(map(sharding.is_sharded, parameters))
         weights = [sharding.local(parameter) for parameter in parameters]
+        _refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
         # Kernels see memory as flat; weights with gaps are worked on in a dense copy.
@@ -59,14 +74,17 @@ class Bucket:
         self.scratch = self.table.scratch()
         self.backup, self._backup_addresses = _backup_memory(self.weights)
         self.perturbed = [False] * len(self.parameters)
-        self._bound_state: list[dict[str, Any] | None] = [None] * len(self.parameters)
-        self._bound_tensors: list[tuple[Tensor, ...]] = [()] * len(self.parameters)
+        self._bound = [_NOTHING_BOUND] * len(self.parameters)
+        self._counts_steps = False
         self._counters = torch.zeros(len(self.parameters), dtype=torch.float32, device=self.device)
         self._counter_views = list(self._counters.unbind())
 
     def moved(self) -> bool:
         """Whether a parameter's storage was replaced since the bucket was made."""
-        return self._addresses != [sharding.local(p).data_ptr() for p in self.parameters]
+        parameters: Iterable[Tensor] = self.parameters
+        if self._sharded:
+            parameters = map(sharding.local, parameters)
+        return self._addresses != [p.data_ptr() for p in parameters]
 
     def take_gradients(self) -> list[Tensor | None]:
         """Reads ``p.grad`` of every parameter into the table and returns what it read."""
@@ -86,9 +104,9 @@ class Bucket:
 
     def perturb(self, gradients: Sequence[Tensor | None], scalars: Any) -> None:
         """Moves the parameters that have a gradient, keeping where they were."""
-        self.perturbed = [gradient is not None for gradient in gradients]
         self.table.set_backups(self._backup_addresses)
         kernels.perturb(self.table, scalars)
+        self.perturbed = [gradient is not None for gradient in gradients]
         self._written(self.perturbed)
 
     def restore(self) -> None:
@@ -115,9 +133,7 @@ class Bucket:
         kernels.update(self.table, scalars, self.scratch, rule=rule.name)
         updated = [gradient is not None for gradient in gradients]
         self._written([a or b for a, b in zip(self.perturbed, updated, strict=True)])
-        sharding.increment_versions(
-            [tensor for tensors in self._bound_tensors for tensor in tensors]
-        )
+        sharding.increment_versions([tensor for bound in self._bound for tensor in bound.tensors])
         self.perturbed = [False] * len(self.parameters)
 
     def bind_state(
@@ -131,79 +147,90 @@ class Bucket:
 
         ``state`` is looked up in every step, because users replace, clear and load it.
         """
-        changed = False
-        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            if gradient is None:
+        names = [
+            (*rule.state_keys(group), rule.step_key) if rule.step_key else rule.state_keys(group)
+            for group in param_groups
+        ]
+        bound = None
+        for i, (gradient, group, old) in enumerate(
+            zip(gradients, self.groups, self._bound, strict=True)
+        ):
+            if gradient is None or (old.names == names[group] and not old.names):
                 continue
-            entry = state[parameter]
-            group = param_groups[self.groups[i]]
-            keys = rule.state_keys(group)
-            bound = self._bound_tensors[i]
-            if entry is self._bound_state[i] and all(
-                entry.get(key) is tensor for key, tensor in zip(keys, bound, strict=False)
-            ):
+            entry = state[self.parameters[i]]
+            if old.names == names[group] and all(map(is_, map(entry.get, old.names), old.tensors)):
                 continue
-            self._bind_parameter(i, entry, rule, group)
-            changed = True
-        if changed:
-            self._write_state_columns(rule, param_groups)
+            if bound is None:
+                bound = list(self._bound)
+            bound[i] = self._bind_parameter(i, entry, rule, param_groups[group], names[group])
+        if bound is not None:
+            self._write_state_columns(bound, rule, param_groups)
+            self._bound = bound
 
     def _bind_parameter(
-        self, i: int, entry: dict[str, Any], rule: FusedRule, group: Mapping[str, Any]
-    ) -> None:
+        self,
+        i: int,
+        entry: dict[str, Any],
+        rule: FusedRule,
+        group: Mapping[str, Any],
+        names: tuple[str, ...],
+    ) -> _Bound:
         weight = self.weights[i]
-        keys = rule.state_keys(group)
-        started = all(entry.get(key) is not None for key in keys)
-        for key, fresh in new_state(rule, group, weight).items():
-            value = entry.get(key)
-            if value is None:
-                entry[key] = self._like_parameter(i, fresh) if key in keys else fresh
-            elif key == rule.step_key and (
-                value.device != self.device or value.dtype != torch.float32
-            ):
-                entry[key] = value.to(device=self.device, dtype=torch.float32)
-            elif key in keys and sharding.local(value).stride() != weight.stride():
-                copy = torch.empty_like(weight, memory_format=torch.preserve_format)
-                entry[key] = self._like_parameter(i, copy.copy_(sharding.local(value)))
-        self._counters[i] = 1.0 if keys and started else 0.0
-        self._bound_state[i] = entry
-        self._bound_tensors[i] = tuple(entry[key] for key in keys)
+        started = all(entry.get(name) is not None for name in names)
+        for name, fresh in new_state(rule, group, weight).items():
+            value = entry.get(name)
+            if name == rule.step_key:
+                # Adam's counter may be anywhere, or even be a number in old checkpoints.
+                value = fresh if value is None else torch.as_tensor(value)
+                entry[name] = value.to(device=self.device, dtype=torch.float32)
+            elif value is None:
+                entry[name] = self._like_parameter(i, fresh)
+            elif sharding.local(value).stride() != weight.stride():
+                entry[name] = self._like_parameter(i, fresh.copy_(sharding.local(value)))
+        self._counters[i] = float(started)
+        return _Bound(names, tuple(entry[name] for name in names))
 
     def _like_parameter(self, i: int, tensor: Tensor) -> Tensor:
         """State of a DTensor parameter is a DTensor too, as torch's optimizers make it."""
-        return sharding.wrap_like(self.parameters[i], tensor) if self._sharded else tensor
+        parameter = self.parameters[i]
+        return sharding.wrap_like(parameter, tensor) if sharding.is_sharded(parameter) else tensor
 
     def _write_state_columns(
-        self, rule: FusedRule, param_groups: Sequence[Mapping[str, Any]]
+        self, bound: Sequence[_Bound], rule: FusedRule, param_groups: Sequence[Mapping[str, Any]]
     ) -> None:
-        slots: tuple[list[Tensor | None], ...] = ([], [], [])
-        for tensors in self._bound_tensors:
-            for slot, column in enumerate(slots):
-                column.append(sharding.local(tensors[slot]) if slot < len(tensors) else None)
-        for slot, column in enumerate(slots):
-            self.table.set_state(slot, column)  # type: ignore[arg-type]
+        for slot in _SLOTS:
+            self.table.set_state(
+                slot,
+                [
+                    sharding.local(b.tensors[slot])
+                    if slot < len(b.names) and b.names[slot] != rule.step_key
+                    else None
+                    for b in bound
+                ],
+            )
+        self._counts_steps = rule.step_key is None and any(
+            rule.counts_steps(param_groups[group]) for group in self.groups
+        )
         if rule.step_key is not None:
-            key = rule.step_key
             self.table.set_steps(
                 [
-                    view if entry is None else entry[key]
-                    for view, entry in zip(self._counter_views, self._bound_state, strict=True)
+                    b.tensors[-1] if b.tensors else view
+                    for view, b in zip(self._counter_views, bound, strict=True)
                 ]
             )
-        elif any(rule.counts_steps(param_groups[group]) for group in self.groups):
-            self.table.set_steps(self._counter_views)
         else:
-            self.table.set_steps(None)
+            self.table.set_steps(self._counter_views if self._counts_steps else None)
 
     def unstarted(self) -> list[Tensor]:
         """Parameters whose state tensors exist but hold nothing yet: every update so far was skipped."""
-        counts = self._counters.tolist()
+        if not self._counts_steps:
+            return []
         return [
             parameter
-            for parameter, entry, count in zip(
-                self.parameters, self._bound_state, counts, strict=True
+            for parameter, bound, count in zip(
+                self.parameters, self._bound, self._counters.tolist(), strict=True
             )
-            if entry is not None and count == 0
+            if bound.names and count == 0
         ]
 
     def _set_backups_for_update(self) -> None:
@@ -237,6 +264,25 @@ class Bucket:
         sharding.increment_versions(
             [p for p, written in zip(self.parameters, which, strict=True) if written]
         )
+
+
+def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:
+    """A weight that is written twice could not be put back."""
+    seen: set[int] = set()
+    for weight in weights:
+        if weight.numel() == 0:
+            continue
+        repeats = any(
+            stride == 0 and size > 1
+            for stride, size in zip(weight.stride(), weight.shape, strict=True)
+        )
+        if repeats or weight.data_ptr() in seen:
+            raise ValueError(
+                f"a parameter of shape {tuple(weight.shape)} shares memory with "
+                f"{'itself' if repeats else 'another parameter'}: SAM could not put it back after the "
+                "ascent. Tie the modules by assigning the same Parameter object to both."
+            )
+        seen.add(weight.data_ptr())
 
 
 def _backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

@@ -60,8 +60,8 @@ _SGD = FusedRule(
     hyper=_sgd_hyper,
     state_keys=lambda group: ("momentum_buffer",) if group["momentum"] != 0 else (),
     step_key=None,
-    # Only with dampening does the first update differ from one that starts at a buffer of zeros.
-    counts_steps=lambda group: group["momentum"] != 0 and group["dampening"] != 0,
+    # A buffer that no update has reached is no buffer for torch, whose first update copies the gradient.
+    counts_steps=lambda group: group["momentum"] != 0,
     supports=lambda group: not group["differentiable"],
 )
 _ADAM = FusedRule(

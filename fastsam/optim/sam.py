@@ -122,7 +122,11 @@ class SAM(Optimizer):
         self.check_finite = check_finite
         self._closure_makes_both = closure == "both_passes"
         self._process_group = process_group
-        self.defaults = {**self.base_optimizer.defaults, **own}
+        # The base knows SAM's defaults, so that groups may be added through either object.
+        self.base_optimizer.defaults.update(own)
+        self.defaults = self.base_optimizer.defaults
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._ascent = None
         self._share_with_base()
         for group in self.param_groups:
             _check_rho(group["rho"])
@@ -145,7 +149,7 @@ class SAM(Optimizer):
             ValueError: a gradient does not fit its parameter (sparse, other dtype or device), or a rho
                 is negative or not finite. Nothing was changed.
         """
-        self._climb(grad_scale=None)
+        self._climb()
         if zero_grad:
             self.zero_grad()
 
@@ -208,6 +212,7 @@ class SAM(Optimizer):
             for bucket in self._buckets:
                 bucket.restore()
             self._climbed = False
+            _forget_casts()
 
     @property
     def skipped_steps(self) -> Tensor:
@@ -239,12 +244,9 @@ class SAM(Optimizer):
             super().add_param_group(param_group)
             return
         self._refuse_midway("add_param_group()")
-        for key, value in self.defaults.items():
-            param_group.setdefault(key, value)
-        _check_rho(param_group["rho"])
-        _check_adaptive(param_group["adaptive"])
+        _check_rho(param_group.get("rho", self.defaults["rho"]))
+        _check_adaptive(param_group.get("adaptive", self.defaults["adaptive"]))
         self.base_optimizer.add_param_group(param_group)
-        self._share_with_base()
 
     def state_dict(self) -> dict[str, Any]:
         """State of SAM and of the base optimizer, without any copy of the weights."""
@@ -253,8 +255,7 @@ class SAM(Optimizer):
         rule = fused_rule(self.base_optimizer)
         if rule is None or rule.step_key is not None:
             return packed
-        # A momentum buffer that no update has reached yet is no buffer for torch: its first update
-        # would dampen it.
+        # torch's first update copies the gradient only where there is no momentum buffer.
         unstarted = {id(p) for bucket in self._buckets for p in bucket.unstarted()}
         names = (p for group in self.param_groups for p in group["params"])
         for index, parameter in enumerate(names):
@@ -307,11 +308,13 @@ class SAM(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "base_optimizer" in state:
+            self._skipped = {}
+            self._ascent = None
             self._share_with_base()
 
     # --- the two halves -------------------------------------------------------------------------
 
-    def _climb(self, *, grad_scale: Tensor | None) -> None:
+    def _climb(self, *, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         if self._climbed:
             raise RuntimeError(
                 "first_step() was called twice: finish the step with second_step(), or give it up "
@@ -323,22 +326,39 @@ class SAM(Optimizer):
         for bucket in self._buckets:
             bucket.norm(self._scalars[bucket.device])
         self._share_norms()
-        for bucket, taken in zip(self._buckets, gradients, strict=True):
-            scalars = self._scalars[bucket.device]
-            bucket.perturb(taken, scalars.as_native(grad_scale=_on(grad_scale, bucket.device)))
         self._climbed = True
+        try:
+            for bucket, taken in zip(self._buckets, gradients, strict=True):
+                scalars = self._scalars[bucket.device]
+                bucket.perturb(taken, scalars.as_native(grad_scale=_on(grad_scale, bucket.device)))
+        except BaseException:
+            self.restore()
+            raise
+        for device, scalars in self._scalars.items():
+            _raise_flag(scalars.found_inf, _on(found_inf, device))
+        _forget_casts()
 
     def _finish_or_initialise(self) -> None:
         if self._climbed:
             self._descend()
             return
-        # torch.distributed.checkpoint fills a fresh optimizer's state by a step with lr 0.
-        if all(float(group["lr"]) == 0.0 for group in self.param_groups if "lr" in group):
+        if self._is_blank():
             self.base_optimizer.step()
             return
         raise RuntimeError(
             "step() without a closure is the second half of a step and needs first_step() before it; "
             "call first_step(), run a second forward and backward pass, then second_step()"
+        )
+
+    def _is_blank(self) -> bool:
+        """Whether a step would only create state: how torch.distributed.checkpoint fills a new optimizer."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        present = [sharding.local(gradient) for gradient in gradients if gradient is not None]
+        return (
+            not self.state
+            and all(float(group.get("lr", 0.0)) == 0.0 for group in self.param_groups)
+            and bool(present)
+            and not any(bool(gradient.any()) for gradient in present)
         )
 
     @torch.no_grad()
@@ -370,6 +390,7 @@ class SAM(Optimizer):
                 )
                 counted.add(bucket.device)
                 bucket.update(taken, scalars, rule)
+        _forget_casts()
         # Schedulers on the base optimizer ask whether it was stepped.
         self.base_optimizer._opt_called = True  # type: ignore[attr-defined]
 
@@ -378,7 +399,7 @@ class SAM(Optimizer):
         for bucket in self._buckets:
             flag = self._scalars[bucket.device].found_inf
             if found_inf is not None:
-                torch.maximum(flag, _on(found_inf, bucket.device).reshape(1), out=flag)  # type: ignore[union-attr]
+                _raise_flag(flag, _on(found_inf, bucket.device))
             elif self.check_finite:
                 kernels.check(bucket.table, flag)
             sharding.reduce_max(flag, bucket.shard_groups)
@@ -398,8 +419,8 @@ class SAM(Optimizer):
         if flags and bool(
             flags[0].item()
         ):  # the one host read of a base optimizer without a kernel
-            for scalars in self._scalars.values():
-                scalars.skipped_steps += 1
+            for skipped in self._skipped.values():
+                skipped += 1
             return
         if grad_scale is not None:
             for group in self.param_groups:
@@ -419,7 +440,9 @@ class SAM(Optimizer):
         self._written_hyper: dict[torch.device, list[list[float]]] = {}
         self._layout: list[tuple[Any, ...]] = []
         self._climbed = False
-        self._ascent = None
+        if self._ascent is not None:
+            self._ascent.param_groups = self.param_groups
+            self._ascent.state = self.state
 
     def _prepare(self) -> None:
         """Makes the buckets, once, and again when the parameters or their storage have changed."""
@@ -434,6 +457,12 @@ class SAM(Optimizer):
             adaptive = _normalised(group)
             for parameter, flag in zip(group["params"], adaptive, strict=True):
                 part = sharding.local(parameter)
+                if self._process_group is not None and sharding.is_sharded(parameter):
+                    raise ValueError(
+                        "process_group= is for ranks that climb on their own gradients, which needs whole "
+                        "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
+                        "it out: their norm is that of all ranks"
+                    )
                 if part.dtype not in native.DTYPE_CODES:
                     raise ValueError(
                         f"a parameter of shape {tuple(parameter.shape)} is {part.dtype}; SAM knows "
@@ -441,7 +470,9 @@ class SAM(Optimizer):
                     )
                 key = (part.device, part.dtype, sharding.shard_groups(parameter))
                 members.setdefault(key, []).append((parameter, index, flag))
-        skipped = {device: scalars.skipped_steps for device, scalars in self._scalars.items()}
+        for bucket in self._buckets:
+            for parameter in bucket.unstarted():
+                self.state[parameter] = dict.fromkeys(self.state[parameter])
         self._buckets = [
             Bucket(
                 [parameter for parameter, _, _ in rows],
@@ -461,7 +492,9 @@ class SAM(Optimizer):
                 ),
                 squared_norms=torch.zeros(len(self._buckets), dtype=torch.float64, device=device),
                 found_inf=torch.zeros(1, dtype=torch.float32, device=device),
-                skipped_steps=skipped.get(device, torch.zeros(1, dtype=torch.int64, device=device)),
+                skipped_steps=self._skipped.setdefault(
+                    device, torch.zeros(1, dtype=torch.int64, device=device)
+                ),
             )
             for device in dict.fromkeys(bucket.device for bucket in self._buckets)
         }
@@ -529,7 +562,10 @@ class AscentStep(Optimizer):
                 "the ascent step takes no closure: run the first backward pass before it"
             )
         with torch.no_grad():
-            self._sam._climb(grad_scale=getattr(self, "grad_scale", None))
+            self._sam._climb(
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+            )
 
 
 def _check_rho(rho: float | Tensor) -> None:
@@ -558,3 +594,14 @@ def _normalised(group: dict[str, Any]) -> Sequence[bool]:
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
     """A gradient scaler's scalar where the kernels of ``device`` can read it, as float32."""
     return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
+
+
+def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
+    """Sets ``flag`` where ``other`` is set, without reading either."""
+    if other is not None:
+        torch.maximum(flag, other.reshape(1), out=flag)
+
+
+def _forget_casts() -> None:
+    """Autocast keeps 16-bit copies of weights while its context lasts; after a write they are stale."""
+    torch.clear_autocast_cache()

@@ -1,0 +1,280 @@
+"""Gradients that are missing, zero, not finite, sparse or of the wrong kind, in either pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from trajectories import Problem, assert_close, assert_same_bits, everywhere, make
+
+from fastsam import SAM
+from fastsam.optim.plain import PlainSAM
+
+SHAPES = [(3, 5), (7,), (), (33,)]
+BASES = [
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01}),
+    (torch.optim.AdamW, {"lr": 0.05}),
+    (torch.optim.RMSprop, {"lr": 0.02}),
+]
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(params=BASES, ids=lambda case: case[0].__name__)
+def base(request):
+    return request.param
+
+
+def patterns(value):
+    """``value`` in the gradient of parameter 1 (and 2 in odd steps), in pass one, two and both."""
+    return {
+        "first": lambda i, s, w: value if i == 1 and w == 0 else True,
+        "second": lambda i, s, w: value if i in (1, 1 + s % 2) and w == 1 else True,
+        "both": lambda i, s, w: value if i in (1, 1 + s % 2) else True,
+        "sometimes": lambda i, s, w: value if (i + s + w) % 3 == 0 else True,
+    }
+
+
+@pytest.mark.parametrize("where", ["first", "second", "both", "sometimes"])
+def test_missing_gradients(base, where, seed):
+    problem = Problem(SHAPES, seed=seed)
+    results = [
+        problem.run(*make(kind, problem, base[0], **base[1]), 7, patterns(None)[where])
+        for kind in (SAM, PlainSAM)
+    ]
+    assert_close(*results, 1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_no_gradient_at_all(base, adaptive, seed):
+    """Nothing moves, and the next step works."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
+    assert_same_bits(problem.run(optimizer, parameters, 2, lambda *_: None), problem.start)
+    twin = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
+    assert_same_bits(problem.run(optimizer, parameters, 2), problem.run(*twin, 2))
+
+
+def test_no_gradient_in_the_first_pass_only(base, seed):
+    """No ascent, then a plain update."""
+    problem = Problem(SHAPES, seed=seed)
+    found = problem.run(
+        *make(SAM, problem, base[0], **base[1]), 3, lambda i, s, w: None if w == 0 else True
+    )
+    expected = problem.run(*make(PlainSAM, problem, base[0], rho=0.0, **base[1]), 3)
+    assert_close(found, expected, 1e-5)
+
+
+def test_zero_gradients_do_not_divide_by_zero(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.first_step()
+    assert_same_bits([p.detach() for p in parameters], problem.start)
+    problem.set_gradients(parameters, 0, 1)
+    optimizer.second_step()
+    assert int(optimizer.skipped_steps) == 0
+    expected = problem.run(*make(PlainSAM, problem, base[0], rho=0.0, **base[1]), 1)
+    assert_close([p.detach() for p in parameters], expected, 1e-5)
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize("where", ["first", "second", "both"])
+def test_steps_with_gradients_that_are_not_finite_are_skipped(base, value, where, seed):
+    """Weights and state are those of a run that never saw the bad steps."""
+    problem = Problem(SHAPES, seed=seed)
+    bad = {0, 2, 3}  # the very first too: no state may come from it
+
+    def gradients(i, step, which):
+        return patterns(value)[where](i, step, which) if step in bad else True
+
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    twin, twins = make(SAM, problem, base[0], **base[1])
+    for step in range(6):
+        before = [p.detach().clone() for p in parameters]
+        problem.run(optimizer, parameters, range(step, step + 1), gradients)
+        if step in bad:
+            assert_same_bits([p.detach() for p in parameters], before)
+        else:
+            problem.run(twin, twins, range(step, step + 1))
+    assert_same_bits([p.detach() for p in parameters], [p.detach() for p in twins])
+    assert int(optimizer.skipped_steps) == len(bad)
+    for p, t in zip(parameters, twins, strict=True):
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, twin.state[t][key]), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_dtype_is_checked(dtype, which, seed):
+    problem = Problem([(5,), (40,)], dtype=dtype, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    found = problem.run(
+        optimizer, parameters, 1, lambda i, s, w: NAN if (i, w) == (1, which) else True
+    )
+    assert_same_bits(found, problem.start)
+    assert int(optimizer.skipped_steps) == 1
+
+
+def test_one_bad_dtype_skips_every_bucket(seed):
+    problem = Problem([(5,), (6,)], dtype=torch.float64, seed=seed)
+    for which in (0, 1):
+        for bad in (0, 1):
+            parameters = [
+                nn.Parameter(problem.start[0].clone()),
+                nn.Parameter(problem.start[1].float()),
+            ]
+            before = [p.detach().clone() for p in parameters]
+            optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
+            found = problem.run(
+                optimizer,
+                parameters,
+                1,
+                lambda i, s, w, at=(bad, which): INF if (i, w) == at else True,
+            )
+            assert_same_bits(found, before)
+            assert int(optimizer.skipped_steps) == 1
+
+
+def test_the_square_of_a_float16_gradient_may_overflow():
+    """The norm is summed in float64: 60000 is a fine gradient."""
+    p = nn.Parameter(torch.zeros(10, dtype=torch.float16))
+    optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
+    p.grad = torch.full_like(p, 60000.0)
+    optimizer.first_step()
+    assert torch.allclose(p.detach().double(), torch.full((10,), 10**-0.5).double(), rtol=1e-3)
+
+
+def test_the_norm_of_tiny_gradients_does_not_vanish():
+    p = nn.Parameter(torch.zeros(4))
+    optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
+    p.grad = torch.full_like(p, 1e-25)  # its square underflows float32
+    optimizer.first_step()
+    expected = 1e-25 / (2e-25 + 1e-12)
+    assert torch.allclose(p.detach(), torch.full((4,), expected), rtol=1e-5, atol=0.0)
+
+
+def test_without_the_check_the_second_pass_is_taken_as_it_is(seed):
+    problem = Problem([(5,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, check_finite=False, lr=0.1)
+    problem.run(optimizer, parameters, 1, lambda i, s, w: NAN if w == 1 else True)
+    assert bool(parameters[0].isnan().any())
+    assert int(optimizer.skipped_steps) == 0
+
+
+def test_without_the_check_the_first_pass_is_still_checked(seed):
+    problem = Problem([(5,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, check_finite=False, lr=0.1)
+    found = problem.run(optimizer, parameters, 1, lambda i, s, w: NAN if w == 0 else True)
+    assert_same_bits(found, problem.start)
+
+
+def test_tied_and_frozen_parameters(seed):
+    """A tied matrix is perturbed once; a frozen one never."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(11, 6)
+            self.frozen = nn.Linear(6, 6).requires_grad_(False)
+            self.head = nn.Linear(6, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens):
+            return self.head(self.frozen(self.embed(tokens)))
+
+    models = [Tied(), Tied()]
+    models[1].load_state_dict(models[0].state_dict())
+    frozen = models[0].frozen.weight.clone()
+    tokens = torch.randint(11, (8,), generator=torch.Generator().manual_seed(seed))
+    for model, kind in zip(models, (SAM, PlainSAM), strict=True):
+        optimizer = kind(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+        for _ in range(5):
+            for finish in (optimizer.first_step, optimizer.second_step):
+                nn.functional.cross_entropy(model(tokens), tokens).backward()
+                finish(zero_grad=True)
+    results = [[p.detach() for p in model.parameters()] for model in models]
+    assert_close(*results, 1e-5)
+    assert_same_bits([models[0].frozen.weight], [frozen])
+
+
+def _sparse(p):
+    return torch.zeros_like(p).to_sparse()
+
+
+def _other_dtype(p):
+    return torch.zeros_like(p, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [(_sparse, "sparse"), (_other_dtype, "float64")], ids=["sparse", "dtype"]
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_unfit_gradients_are_refused_and_the_step_can_go_on(spoil, message, which, seed):
+    problem = Problem([(4, 3), (5,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
+    expected = problem.run(*make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9), 1)
+    for phase, finish in enumerate((optimizer.first_step, optimizer.second_step)):
+        problem.set_gradients(parameters, 0, phase)
+        if phase == which:
+            good = parameters[1].grad
+            before = [p.detach().clone() for p in parameters]
+            state = {p: dict(entry) for p, entry in optimizer.state.items()}
+            parameters[1].grad = None
+            parameters[1].grad_dtype = None  # let a gradient of another dtype in
+            parameters[1].grad = spoil(parameters[1])
+            with pytest.raises(ValueError, match=message):
+                finish()
+            assert_same_bits([p.detach() for p in parameters], before)
+            assert {p: dict(entry) for p, entry in optimizer.state.items()} == state
+            parameters[1].grad = good
+        finish()
+    assert_same_bits([p.detach() for p in parameters], expected)
+
+
+def test_sparse_embedding_says_what_to_do():
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = SAM(embedding.parameters(), torch.optim.SGD, lr=0.1)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"sparse=False"):
+        optimizer.first_step()
+
+
+def test_gradients_may_be_read_and_clipped_between_the_calls(seed):
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, torch.optim.SGD, lr=0.1)
+        problem.set_gradients(parameters, 0, 0)
+        nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.first_step()
+        problem.set_gradients(parameters, 0, 1)
+        nn.utils.clip_grad_norm_(parameters, 0.1)
+        kept = [p.grad.clone() for p in parameters]
+        optimizer.second_step()
+        assert_same_bits([p.grad for p in parameters], kept)
+        results.append([p.detach() for p in parameters])
+    assert_close(*results, 1e-5)
+
+
+def test_accumulation_over_micro_batches_in_both_passes(seed):
+    """Four micro-batches with the loss divided by four are one batch."""
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 3).double()
+    batch, labels = torch.randn(16, 6).double(), torch.randint(3, (16,))
+    results = []
+    for parts in (1, 4):
+        twin = nn.Linear(6, 3).double()
+        twin.load_state_dict(model.state_dict())
+        optimizer = SAM(twin.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+        for _ in range(4):
+            for finish in (optimizer.first_step, optimizer.second_step):
+                for x, y in zip(batch.chunk(parts), labels.chunk(parts), strict=True):
+                    (nn.functional.cross_entropy(twin(x), y) / parts).backward()
+                finish(zero_grad=True)
+        results.append([p.detach() for p in twin.parameters()])
+    assert_close(*results, 1e-12)
+
+
+def test_everywhere_is_the_plain_pattern():
+    assert everywhere(0, 0, 0) is True
