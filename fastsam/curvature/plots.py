@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,24 +32,73 @@ def plot_density(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     if axes is None:
-        axes = pyplot.subplots()[1]
-    widest = max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
+        axes = _pyplot().subplots()[1]
     for spectrum, label in zip(spectra, labels or [None] * len(spectra), strict=True):
         grid = _symlog_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
         axes.plot(grid, density, label=label, linewidth=1)
-    axes.set_xscale("symlog", linthresh=widest / 100)
+    axes.set_xscale("symlog", linthresh=_widest(spectra) / 100)
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")
     if any(labels or []):
         axes.legend()
     return axes
+
+
+def plot_spectra(
+    spectra: Mapping[Any, Spectrum], *, sigma: float | str = "scale-free", columns: int = 4
+) -> Any:
+    """Small multiples on common axes, as in the paper's Figures 2 and 5 to 7.
+
+    Args:
+        spectra: by name, as :func:`fastsam.class_spectra` returns them.
+        sigma: see :meth:`Spectrum.density`.
+        columns: panels in a row.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: nothing to draw.
+    """
+    if not spectra:
+        raise ValueError("plot_spectra needs at least one spectrum")
+    pyplot = _pyplot()
+    columns = min(columns, len(spectra))
+    rows = -(-len(spectra) // columns)
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=(3 * columns, 2.4 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    flat = panels.ravel()
+    widest = _widest(list(spectra.values()))
+    for panel, (name, spectrum) in zip(flat, spectra.items(), strict=False):
+        plot_density([spectrum], axes=panel, sigma=sigma)
+        panel.set_xscale("symlog", linthresh=widest / 100)
+        panel.set_title(
+            f"{name}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
+            f"ratio {spectrum.ratio:.2g}",
+            fontsize="small",
+        )
+        panel.label_outer()
+    for panel in flat[len(spectra) :]:
+        panel.remove()
+    figure.tight_layout()
+    return figure
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    return pyplot
+
+
+def _widest(spectra: Sequence[Spectrum]) -> float:
+    return max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
 
 
 def _symlog_grid(spectrum: Spectrum, sigma: float | str) -> Any:

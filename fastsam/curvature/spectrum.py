@@ -388,7 +388,7 @@ class Spectrum:
             for name, dtype in (("alpha", np.float64), ("beta", np.float64), ("order", np.int64)):
                 content[name] = np.asarray(content[name], dtype=dtype)
             return cls(**content)
-        except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{path} is not a spectrum written by fastsam: {error}") from error
@@ -427,9 +427,10 @@ def merge(spectra: Sequence[Spectrum]) -> Spectrum:
             f"the spectra have different dimensions: {[spectrum.dimension for spectrum in spectra]}"
         )
     used = [
-        (spectrum.settings.get("seed"), index)
+        (run.get("seed"), index)
         for spectrum in spectra
-        for index in spectrum.settings.get("probe_indices", [])
+        for run in spectrum.settings.get("merged", [spectrum.settings])
+        for index in run.get("probe_indices", [])
     ]
     if len(set(used)) < len(used):
         raise ValueError("a probe occurs twice; run with another seed or other probe indices")
@@ -448,5 +449,75 @@ def merge(spectra: Sequence[Spectrum]) -> Spectrum:
         gradient_norm=first.gradient_norm,
         weight_norm=first.weight_norm,
         weight=first.weight,
-        settings={"merged": [spectrum.settings for spectrum in spectra]},
+        settings={
+            "merged": [
+                run
+                for spectrum in spectra
+                for run in spectrum.settings.get("merged", [spectrum.settings])
+            ]
+        },
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second spectrum minus the first.
+
+    Attributes:
+        lambda_min: difference of the smallest Ritz values.
+        lambda_max: difference of the largest Ritz values.
+        trace: difference of the traces with its standard error, for independent probes.
+        frobenius_norm_squared: likewise.
+        negative_mass: likewise.
+        wasserstein: Wasserstein-1 distance of the two eigenvalue distributions, in units of
+            eigenvalues.
+    """
+
+    lambda_min: float
+    lambda_max: float
+    trace: Estimate
+    frobenius_norm_squared: Estimate
+    negative_mass: Estimate
+    wasserstein: float
+
+    @property
+    def trace_z(self) -> float:
+        """The trace's difference in standard errors."""
+        return self.trace.value / self.trace.stderr if self.trace.stderr else math.inf
+
+
+def compare(first: Spectrum, second: Spectrum) -> Comparison:
+    """How the second spectrum differs from the first.
+
+    The standard errors hold for independent probes; with a common seed they are upper bounds where
+    the operators are similar.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
+        >>> import torch
+        >>> one = operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)
+        >>> two = operator_spectrum(MatrixOperator(2 * torch.eye(4)), steps=4, seed=1)
+        >>> round(compare(one, two).wasserstein, 4)
+        1.0
+    """
+
+    def difference(name: str) -> Estimate:
+        errors = getattr(first, f"{name}_stderr"), getattr(second, f"{name}_stderr")
+        return Estimate(getattr(second, name) - getattr(first, name), math.hypot(*errors))
+
+    return Comparison(
+        lambda_min=second.lambda_min - first.lambda_min,
+        lambda_max=second.lambda_max - first.lambda_max,
+        trace=difference("trace"),
+        frobenius_norm_squared=difference("frobenius_norm_squared"),
+        negative_mass=difference("negative_mass"),
+        wasserstein=_wasserstein(first, second),
+    )
+
+
+def _wasserstein(first: Spectrum, second: Spectrum) -> float:
+    """Area between the two cumulative distributions of the raw nodes."""
+    places = np.unique(np.concatenate([*first.nodes, *second.nodes]))
+    one, two = (np.cumsum(spectrum.histogram(places)) for spectrum in (first, second))
+    gaps = np.abs(one - two)[1:-1]
+    return float(gaps @ np.diff(places))
