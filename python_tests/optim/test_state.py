@@ -1,0 +1,330 @@
+"""Checkpoints, copies and pickles: a run that is interrupted is the run that was not."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp
+from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
+
+from fastsam import SAM
+from fastsam.optim.plain import PlainSAM
+
+SHAPES = [(3, 5), (7,), (), (0,), (2, 3, 4)]
+BASES = [
+    (torch.optim.SGD, {"lr": 0.1}),
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    (torch.optim.Adam, {"lr": 0.05}),
+    (torch.optim.AdamW, {"lr": 0.05, "amsgrad": True}),
+    (torch.optim.RMSprop, {"lr": 0.02}),
+]
+
+
+@pytest.fixture(params=BASES, ids=lambda case: "-".join([case[0].__name__, *case[1]]))
+def base(request):
+    return request.param
+
+
+def through_a_file(value: Any) -> Any:
+    """What ``torch.save`` and the safe ``torch.load`` make of it."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def continued(problem, base, first, parameters, state, *, kind=SAM):
+    """A fresh optimizer over copies of ``parameters`` that loads ``state`` and runs steps 4 to 7."""
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    optimizer = kind([{"params": twins}], base[0], rho=0.1, **base[1])
+    (optimizer if kind is SAM else optimizer.base_optimizer).load_state_dict(state)
+    return problem.run(optimizer, twins, range(4, 8))
+
+
+def halfway(problem, base, kind=SAM):
+    optimizer, parameters = make(kind, problem, base[0], rho=0.1, **base[1])
+    problem.run(optimizer, parameters, 4)
+    return optimizer, parameters
+
+
+def test_own_checkpoint(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = halfway(problem, base)
+    state = through_a_file(optimizer.state_dict())
+    found = continued(problem, base, optimizer, parameters, state)
+    assert_same_bits(found, problem.run(optimizer, parameters, range(4, 8)))
+
+
+def test_loading_into_a_used_optimizer_replaces_its_state(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = halfway(problem, base)
+    saved = through_a_file(optimizer.state_dict())
+    weights = [p.detach().clone() for p in parameters]
+    expected = problem.run(optimizer, parameters, range(4, 8))
+    with torch.no_grad():
+        for p, w in zip(parameters, weights, strict=True):
+            p.copy_(w)
+    optimizer.load_state_dict(saved)
+    assert_same_bits(problem.run(optimizer, parameters, range(4, 8)), expected)
+
+
+def test_torch_loads_the_state_of_a_run(base, seed):
+    """Plain PyTorch goes on from our checkpoint."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = halfway(problem, base)
+    found = continued(
+        problem, base, optimizer, parameters, through_a_file(optimizer.state_dict()), kind=PlainSAM
+    )
+    assert_close(found, problem.run(optimizer, parameters, range(4, 8)), 1e-5)
+
+
+def test_a_base_checkpoint_of_torch(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    plain, parameters = halfway(problem, base, PlainSAM)
+    state = through_a_file(plain.base_optimizer.state_dict())
+    for group in state["param_groups"]:  # as torch.optim alone would have written it
+        del group["rho"], group["adaptive"]
+    found = continued(problem, base, plain, parameters, state)
+    assert_close(found, problem.run(plain, parameters, range(4, 8)), 1e-5)
+
+
+def test_a_checkpoint_of_the_reference_implementation(base, seed):
+    """It holds copies of the weights and no momentum: training goes on as it does there, from none."""
+    problem = Problem(SHAPES, seed=seed)
+    plain, parameters = halfway(problem, base, PlainSAM)
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    reference = PlainSAM([{"params": twins}], base[0], rho=0.1, **base[1])
+    old = reference.state_dict()
+    old["state"] = {
+        i: {"old_p": torch.randn_like(p), "e_w": torch.randn_like(p)} for i, p in enumerate(twins)
+    }
+    found = continued(problem, base, plain, parameters, through_a_file(old))
+    assert_close(found, problem.run(reference, twins, range(4, 8)), 1e-5)
+
+
+def test_momentum_buffers_that_are_none(seed):
+    problem = Problem(SHAPES, seed=seed)
+    base = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
+    optimizer, parameters = make(SAM, problem, base[0], rho=0.1, **base[1])
+    state = optimizer.state_dict()
+    state["state"] = {i: {"momentum_buffer": None} for i in range(len(SHAPES))}
+    optimizer.load_state_dict(state)
+    twin = make(SAM, problem, base[0], rho=0.1, **base[1])
+    assert_same_bits(problem.run(optimizer, parameters, 3), problem.run(*twin, 3))
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_first_update_that_was_skipped_leaves_no_momentum(rebuild, seed):
+    """Torch's first update copies the gradient undamped; after a skipped one it still is the first."""
+    problem = Problem([(4,), (3,)], seed=seed)
+    base = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
+    optimizer, parameters = make(SAM, problem, base[0], rho=0.1, **base[1])
+    problem.run(optimizer, parameters, 1, lambda *_: float("nan"))
+    if rebuild:
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    else:
+        assert all(
+            entry["momentum_buffer"] is None for entry in optimizer.state_dict()["state"].values()
+        )
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    found = problem.run(optimizer, parameters, range(1, 3))
+    expected = problem.run(*make(SAM, problem, base[0], rho=0.1, **base[1]), range(1, 3))
+    assert_same_bits(found, expected)
+
+
+def test_state_has_no_weights_and_shares_everything_with_the_base(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, _ = halfway(problem, base)
+    twin, _ = halfway(problem, base, PlainSAM)
+    for _ in range(2):
+        assert optimizer.param_groups is optimizer.base_optimizer.param_groups
+        assert optimizer.state is optimizer.base_optimizer.state
+        assert optimizer.ascent.param_groups is optimizer.param_groups
+        expected = twin.base_optimizer.state_dict()["state"]
+        found = optimizer.state_dict()["state"]
+        assert {i: set(entry) for i, entry in found.items()} == {
+            i: set(entry) for i, entry in expected.items()
+        }
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+
+
+def test_replaced_cleared_and_edited_state_is_noticed(seed):
+    """The kernels may hold addresses of state; users own the dictionary."""
+    problem = Problem([(4,), (5,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
+    oracle, twins = make(OracleSAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
+    for runner, given in ((optimizer, parameters), (oracle, twins)):
+        problem.run(runner, given, 2)
+    optimizer.state.clear()
+    oracle.base.state.clear()
+    for runner, given in ((optimizer, parameters), (oracle, twins)):
+        problem.run(runner, given, range(2, 4))
+    optimizer.state[parameters[0]]["momentum_buffer"] = torch.full((4,), 0.25)
+    oracle.base.state[oracle.doubles[0]]["momentum_buffer"] = torch.full((4,), 0.25).double()
+    found, expected = (
+        problem.run(runner, given, range(4, 6))
+        for runner, given in ((optimizer, parameters), (oracle, twins))
+    )
+    assert_close(found, expected, 1e-5)
+
+
+def test_a_replaced_step_counter_is_noticed(seed):
+    problem = Problem([(4,)], seed=seed)
+    results = []
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, torch.optim.Adam, lr=0.1)
+        problem.run(optimizer, parameters, 2)
+        optimizer.base_optimizer.state[parameters[0]]["step"] = torch.tensor(40.0)
+        results.append(problem.run(optimizer, parameters, range(2, 4)))
+    assert_close(*results, 1e-5)
+
+
+def test_empty_parameters_count_their_updates(seed):
+    """An empty shard's counter is saved for the shards that are not empty."""
+    problem = Problem([(0,), (4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.Adam, lr=0.1)
+    problem.run(optimizer, parameters, 3)
+    assert [float(optimizer.state[p]["step"]) for p in parameters] == [3.0, 3.0]
+
+
+def test_state_in_another_layout_is_taken(seed):
+    problem = Problem([(4, 6)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
+    twin = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
+    problem.run(optimizer, parameters, 2)
+    problem.run(*twin, 2)
+    entry = optimizer.state[parameters[0]]
+    entry["momentum_buffer"] = entry["momentum_buffer"].t().contiguous().t()
+    assert_same_bits(
+        problem.run(optimizer, parameters, range(2, 4)), problem.run(*twin, range(2, 4))
+    )
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+def test_state_that_does_not_fit_is_refused_every_time(base, seed):
+    problem = Problem([(4,), (3,)], seed=seed)
+    options = {"lr": 0.1, "momentum": 0.9} if base is torch.optim.SGD else {"lr": 0.1}
+    optimizer, parameters = make(SAM, problem, base, **options)
+    problem.run(optimizer, parameters, 1)
+    before = [p.detach().clone() for p in parameters]
+    key = "momentum_buffer" if base is torch.optim.SGD else "exp_avg_sq"
+    good = optimizer.state[parameters[1]][key]
+    optimizer.state[parameters[1]][key] = good.double()
+    problem.set_gradients(parameters, 1, 0)
+    optimizer.first_step()
+    problem.set_gradients(parameters, 1, 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"optimizer state .*float64"):
+            optimizer.second_step()
+    optimizer.restore()
+    assert_same_bits([p.detach() for p in parameters], before)
+    optimizer.state[parameters[1]][key] = good
+    twin, twins = make(SAM, problem, base, **options)
+    problem.run(twin, twins, 1)
+    assert_same_bits(
+        problem.run(optimizer, parameters, range(1, 3)), problem.run(twin, twins, range(1, 3))
+    )
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_copies_go_their_own_way(base, copier, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = halfway(problem, base)
+    twins, twin = copier((parameters, optimizer))
+    assert twin.param_groups is twin.base_optimizer.param_groups
+    assert all(
+        a is b
+        for a, b in zip(
+            twins, [p for group in twin.param_groups for p in group["params"]], strict=True
+        )
+    )
+    before = [p.detach().clone() for p in parameters]
+    found = problem.run(twin, twins, range(4, 8))
+    assert_same_bits([p.detach() for p in parameters], before)
+    assert_same_bits(found, problem.run(optimizer, parameters, range(4, 8)))
+
+
+def test_add_param_group_mid_run(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    late = Problem([(5,)], seed=seed + 1)
+    results = []
+    for through_base in (False, True, None):
+        kind = PlainSAM if through_base is None else SAM
+        optimizer, parameters = make(kind, problem, base[0], rho=0.1, **base[1])
+        problem.run(optimizer, parameters, 2)
+        new = late.parameters()
+        adder = optimizer.base_optimizer if through_base in (True, None) else optimizer
+        settings = {} if through_base else {"rho": 0.4}
+        adder.add_param_group({"params": new, "rho": 0.1, **({"adaptive": False} | settings)})
+        assert optimizer.param_groups[-1]["lr"] == base[1]["lr"]
+        optimizer.param_groups[-1]["rho"] = 0.4
+        everything = Problem([*SHAPES, (5,)], seed=seed)
+        results.append(everything.run(optimizer, [*parameters, *new], range(2, 5)))
+    assert_same_bits(results[0], results[1])
+    assert_close(results[0], results[2], 1e-5)
+
+
+def test_a_group_added_to_the_base_gets_sams_defaults(seed):
+    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, rho=0.3, adaptive=True, lr=0.1)
+    optimizer.base_optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    assert optimizer.param_groups[-1]["rho"] == 0.3
+    assert optimizer.param_groups[-1]["adaptive"] is True
+
+
+def test_the_skip_counter_survives_new_groups_and_loading(seed):
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    problem.run(optimizer, parameters, 2, lambda *_: float("nan"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    problem.run(optimizer, parameters, 1, lambda *_: float("nan"))
+    assert int(optimizer.skipped_steps) == 3
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("adam", [False, True])
+def test_distributed_checkpoint_saves_and_loads(momentum, adam, seed):
+    """Also into an optimizer that has made no step: torch fills its state by a step with lr 0."""
+    torch.manual_seed(seed)
+    options = {"lr": 0.1} if adam else {"lr": 0.1, "momentum": momentum}
+    base = torch.optim.AdamW if adam else torch.optim.SGD
+
+    def build() -> tuple[nn.Module, SAM]:
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+        return model, SAM(model.parameters(), base, rho=0.1, **options)
+
+    def run(model: nn.Module, optimizer: SAM, steps: int) -> list[torch.Tensor]:
+        for step in range(steps):
+            x = torch.arange(12.0).reshape(3, 4).sin() + step
+            for finish in (optimizer.first_step, optimizer.second_step):
+                model(x).square().mean().backward()
+                finish(zero_grad=True)
+        return [p.detach().clone() for p in model.parameters()]
+
+    model, optimizer = build()
+    assert dcp.get_optimizer_state_dict(*build())  # of a fresh optimizer
+    run(model, optimizer, 3)
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, optimizer))
+    other, fresh = build()
+    other.load_state_dict(model.state_dict())
+    dcp.set_optimizer_state_dict(other, fresh, saved)
+    assert_same_bits(run(other, fresh, 3), run(model, optimizer, 3))
+
+
+def test_a_learning_rate_of_zero_does_not_excuse_a_missing_first_step(seed):
+    """Warm-up often starts at 0: only a step that would merely create state passes."""
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.0, momentum=0.9)
+    with pytest.raises(RuntimeError, match="first_step"):
+        optimizer.step()
+    problem.set_gradients(parameters, 0, 0)
+    with pytest.raises(RuntimeError, match="first_step"):
+        optimizer.step()
+    assert not optimizer.state
