@@ -241,8 +241,6 @@ def _as_trained(
     def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         features = model.features(inputs)
-        return loss_fn.sums(
-            model.head(features), targets, features if loss_fn.needs_features else None
-        )
+        return loss_fn.sums(model.head(features), targets, features)
 
     return BatchLoss(sums)

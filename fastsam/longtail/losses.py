@@ -8,7 +8,7 @@ exist.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -89,10 +89,8 @@ class LongTailLoss(nn.Module):
         weight: class weights, float64 ``[C]``, or None for equal ones.
         mean: ``weights`` divides by the sum of the batch's weights, as ``nn.CrossEntropyLoss``
             does; ``samples`` divides by the number of samples.
-        needs_features: whether the loss must be given the features before the head.
     """
 
-    needs_features: ClassVar[bool] = False
     weight: Tensor | None
 
     def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
@@ -112,7 +110,7 @@ class LongTailLoss(nn.Module):
         Args:
             logits: ``[B, C]``.
             targets: int64 ``[B]``.
-            features: ``[B, D]``; read only where :attr:`needs_features` is set.
+            features: ``[B, D]``; only the influence-balanced loss reads them.
         """
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -318,8 +316,6 @@ class InfluenceBalancedLoss(LongTailLoss):
         epsilon: bound on the division; 0.001 in the authors' code.
         weight: class weights ``[C]``; inverse frequencies in the authors' code.
     """
-
-    needs_features = True
 
     def __init__(
         self, alpha: float = 1000.0, epsilon: float = 1e-3, *, weight: Tensor | None = None

@@ -57,6 +57,8 @@ class Method:
                 f"unknown method {name!r}; a method is loss or loss-rule, with loss one of "
                 f"{', '.join(LOSSES)} and rule one of {', '.join(RULES)}"
             )
+        if loss == "ib" and rule in ("rw", "drw"):
+            raise UsageError(f"{name}: the influence-balanced loss has class weights of its own")
         return cls(loss, rule)
 
     @property

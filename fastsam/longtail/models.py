@@ -192,10 +192,3 @@ def resnet44(num_classes: int, head: Head = "linear", *, seed: int = 0) -> Class
 def resnet56(num_classes: int, head: Head = "linear", *, seed: int = 0) -> Classifier:
     """CIFAR ResNet-56 (0.85 million parameters)."""
     return build_model("resnet56", num_classes, head=head, seed=seed)
-
-
-@torch.no_grad()
-def weight_norm(model: nn.Module) -> float:
-    """Euclidean norm of all parameters together, accumulated in float64."""
-    squares = (parameter.double().square().sum() for parameter in model.parameters())
-    return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import Images, LongTailData, load_dataset
+from fastsam.longtail.data import Batch, Images, LongTailData, load_dataset
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss
 from fastsam.longtail.metrics import Metrics, evaluate
@@ -45,6 +45,7 @@ class Step:
         batch: batch of the epoch, counted from 0.
         loss: scalar loss that was differentiated.
         logits: ``[B, C]``.
+        features: what the head was given, ``[B, D]``.
         targets: int64 ``[B]``.
         indices: samples of the batch, positions in the training set, int64 ``[B]``.
     """
@@ -53,6 +54,7 @@ class Step:
     batch: int
     loss: Tensor
     logits: Tensor
+    features: Tensor
     targets: Tensor
     indices: Tensor
 
@@ -171,21 +173,10 @@ class Trainer:
             device=self.device,
         )
         for number, batch in enumerate(batches):
-            passes: list[tuple[Tensor, Tensor]] = []
-
-            def gradient(batch: Any = batch, number: int = number, passes: Any = passes) -> Tensor:
-                loss_fn.reseed(derived_seed(config.seed, Stream.LOSS, epoch, number))
-                loss, logits = forward(self.model, loss_fn, batch.inputs, batch.targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                passes.append((loss.detach(), logits.detach()))
-                return loss
-
-            take_step(self.optimizer, self.model, gradient)
-            loss, logits = passes[0]
-            loss_sum += loss.double() * len(batch.targets)
-            right += (logits.argmax(dim=1) == batch.targets).sum()
+            step = self._step(batch, loss_fn, epoch=epoch, number=number)
+            loss_sum += step.loss.double() * len(batch.targets)
+            right += (step.logits.argmax(dim=1) == batch.targets).sum()
             if self.on_step is not None:
-                step = Step(epoch, number, loss, logits, batch.targets, batch.indices)
                 self.on_step(step)
         mean = float(loss_sum) / len(order)
         if not math.isfinite(mean):
@@ -203,6 +194,32 @@ class Trainer:
             validation_accuracy=None if validation is None else self._accuracy(validation),
             seconds=time.perf_counter() - began,
         )
+
+    def _step(self, batch: Batch, loss_fn: LongTailLoss, *, epoch: int, number: int) -> Step:
+        seen: list[Step] = []
+
+        def gradient() -> Tensor:
+            loss_fn.reseed(derived_seed(self.config.seed, Stream.LOSS, epoch, number))
+            features = self.model.features(batch.inputs)
+            logits = self.model.head(features)
+            loss: Tensor = loss_fn(logits, batch.targets, features)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not seen:
+                seen.append(
+                    Step(
+                        epoch=epoch,
+                        batch=number,
+                        loss=loss.detach(),
+                        logits=logits.detach(),
+                        features=features.detach(),
+                        targets=batch.targets,
+                        indices=batch.indices,
+                    )
+                )
+            return loss
+
+        take_step(self.optimizer, self.model, gradient)
+        return seen[0]
 
     def _accuracy(self, images: Images) -> float:
         logits, targets = predict(self.model, images, self.device)
@@ -254,15 +271,6 @@ class Trainer:
                 )
         checkpoint.build_model()
         return checkpoint
-
-
-def forward(
-    model: Classifier, loss_fn: LongTailLoss, inputs: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss (scalar) and logits ``[B, C]`` of one batch, with features where the loss needs them."""
-    features = model.features(inputs)
-    logits = model.head(features)
-    return loss_fn(logits, targets, features if loss_fn.needs_features else None), logits
 
 
 @torch.no_grad()

@@ -7,11 +7,18 @@ from html import escape
 from pathlib import Path
 
 from fastsam.longtail.atomic import write_text
+from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 from fastsam.report.figures import accuracy_bars, spectra_panels, training_curves
-from fastsam.report.tables import Table, accuracy_table, settings_table, spectrum_table
+from fastsam.report.tables import (
+    Table,
+    accuracy_table,
+    run_name,
+    settings_table,
+    spectrum_table,
+)
 from fastsam.report.timing import StepTiming
 
 _STYLE = """
@@ -25,21 +32,28 @@ svg { max-width: 100%; height: auto; }
 
 
 def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
-    """Everything that runs left in ``folder`` and the folders below it, in the order of the names.
+    """Everything that runs left in ``folder`` and the folders below it, plain optimizers first.
 
     Raises:
         DataError: if there is no result at all, or a damaged one.
     """
-    results = [
-        Result.from_json(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))
-    ]
+    files = sorted(folder.rglob("result.json"))
+    results = [Result.from_json(path.read_text("utf-8")) for path in files]
     if not results:
         raise DataError(
             f"no result.json in {folder} or below it; run `fastsam train --out {folder}`"
         )
+    results.sort(key=lambda result: _place(run_name(result)))
     spectra = [ClassSpectrum.load(path) for path in sorted(folder.rglob("class-*.json"))]
+    spectra.sort(key=lambda item: (item.subject.label, _place(item.subject.run)))
     timing = folder / StepTiming.FILE
     return results, spectra, StepTiming.load(timing) if timing.is_file() else None
+
+
+def _place(run: str) -> tuple[str, int]:
+    """Sorts runs by method, then in the order in which the optimizers are listed."""
+    method, optimizer = run.split()
+    return method, list(OPTIMIZERS).index(optimizer) if optimizer in OPTIMIZERS else len(OPTIMIZERS)
 
 
 def write_report(folder: Path) -> Path:

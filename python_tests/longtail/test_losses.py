@@ -1,0 +1,204 @@
+"""Every loss against an independent float64 NumPy computation of its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from formulas import Numpy, balanced, ce, equalization, focal, influence, ldam, vs
+from torch import Tensor
+
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses import (
+    CrossEntropyLoss,
+    EqualizationLoss,
+    FocalLoss,
+    InfluenceBalancedLoss,
+    LDAMLoss,
+    LongTailLoss,
+    VSLoss,
+    adjust_logits,
+    class_balanced_weights,
+    inverse_frequency_weights,
+)
+
+CLASSES, FEATURES = 6, 5
+ORDINARY = [500.0, 120.0, 33.0, 12.0, 5.0, 2.0]
+EXTREME = [1e6, 1e6, 1234.0, 2.0, 1.0, 1.0]
+
+CASES: dict[str, tuple[Callable[..., LongTailLoss], Numpy]] = {
+    "ce": (lambda n, w: CrossEntropyLoss(weight=w), ce),
+    "focal": (lambda n, w: FocalLoss(1.7, weight=w), focal),
+    "ldam": (lambda n, w: LDAMLoss(n, 0.5, 30.0, w), ldam),
+    "vs": (lambda n, w: VSLoss(n, 0.3, 1.25, w), vs),
+    "eql": (lambda n, w: EqualizationLoss(n, 0.05, 0.9, w).eval(), equalization),
+    "ib": (lambda n, w: InfluenceBalancedLoss(1000.0, 1e-3, weight=w), influence),
+}
+
+
+def sample(seed: int, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(17, CLASSES, generator=generator, dtype=dtype)
+    targets = torch.randint(CLASSES, (17,), generator=generator)
+    features = torch.randn(17, FEATURES, generator=generator, dtype=dtype).relu()
+    return logits, targets, features
+
+
+@pytest.fixture
+def fresh() -> int:
+    """A seed that differs from run to run; pytest prints it when a test fails."""
+    return int(np.random.default_rng().integers(2**31))
+
+
+@pytest.mark.parametrize("counts", [ORDINARY, EXTREME], ids=["ordinary", "extreme"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_value_is_the_formula(name: str, weighted: bool, counts: list[float], fresh: int) -> None:
+    build, formula = CASES[name]
+    n = np.array(counts)
+    weight = class_balanced_weights(n) if weighted else None
+    logits, targets, features = sample(fresh)
+    losses = [
+        formula(z, int(y), n, h)
+        for z, y, h in zip(logits.numpy(), targets, features.numpy(), strict=True)
+    ]
+    w = balanced(n)[targets] if weighted else np.ones(len(targets))
+    divisor = len(targets) if name == "ib" else w.sum()
+    expected = float(w @ np.array(losses) / divisor)
+    loss = build(n, weight)
+    assert float(loss(logits, targets, features)) == pytest.approx(expected, rel=1e-6)
+    total, divided = loss.sums(logits, targets, features)
+    assert float(total / divided) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [ORDINARY, EXTREME], ids=["ordinary", "extreme"])
+@pytest.mark.parametrize("name", CASES)
+def test_first_and_second_derivative_by_finite_differences(
+    name: str, counts: list[float], fresh: int
+) -> None:
+    loss = CASES[name][0](np.array(counts), class_balanced_weights(counts))
+    logits, targets, features = (values[:4] for values in sample(fresh))
+    # A smaller scale keeps LDAM's exponentials within what a finite difference resolves.
+    z = (0.1 * logits).requires_grad_()
+
+    size = loss(z, targets, features).detach().abs()
+
+    def value(z: Tensor) -> Tensor:
+        return loss(z, targets, features) / size
+
+    assert torch.autograd.gradcheck(value, (z,), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradgradcheck(value, (z,), eps=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_finite_for_certain_and_hopeless_samples(name: str) -> None:
+    loss = CASES[name][0](np.array(EXTREME), class_balanced_weights(EXTREME))
+    for size in (0.0, 80.0, -80.0):
+        logits = torch.zeros(CLASSES, CLASSES)
+        logits.fill_diagonal_(size)
+        logits.requires_grad_()
+        value = loss(logits, torch.arange(CLASSES), torch.zeros(CLASSES, FEATURES))
+        value.backward()
+        assert value.isfinite()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_is_raised_before_anything_is_computed(name: str) -> None:
+    loss = CASES[name][0](np.array(ORDINARY), None)
+    logits, targets, features = sample(1, dtype=torch.float32)
+    half = logits.bfloat16()
+    value = loss(half, targets, features)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss(half.float(), targets, features))
+
+
+def test_cross_entropy_is_that_of_torch(fresh: int) -> None:
+    logits, targets, _ = sample(fresh)
+    weight = class_balanced_weights(ORDINARY)
+    expected = torch.nn.CrossEntropyLoss(weight)(logits, targets)
+    assert torch.allclose(CrossEntropyLoss(weight=weight)(logits, targets), expected, rtol=1e-12)
+
+
+def test_mean_over_samples_divides_by_their_number(fresh: int) -> None:
+    logits, targets, _ = sample(fresh)
+    weight = 1 / torch.tensor(ORDINARY, dtype=torch.float64)
+    per_sample = torch.nn.functional.cross_entropy(logits, targets, weight, reduction="none")
+    value = CrossEntropyLoss(weight=weight, mean="samples")(logits, targets)
+    assert torch.allclose(value, per_sample.mean(), rtol=1e-12)
+
+
+def test_special_cases_of_the_vector_scaling_loss(fresh: int) -> None:
+    logits, targets, _ = sample(fresh)
+    prior = torch.tensor(ORDINARY, dtype=torch.float64)
+    prior = prior / prior.sum()
+    balanced_softmax = torch.nn.functional.cross_entropy(logits + prior.log(), targets)
+    assert torch.allclose(VSLoss(ORDINARY, 0.0, 1.0)(logits, targets), balanced_softmax)
+    assert torch.allclose(
+        VSLoss(ORDINARY, 0.0, 0.0)(logits, targets),
+        torch.nn.functional.cross_entropy(logits, targets),
+    )
+    adjusted = adjust_logits(logits + prior.log(), ORDINARY)
+    assert torch.allclose(adjusted, logits)
+
+
+def test_equalization_draws_the_stated_share_and_repeats_it() -> None:
+    counts = np.array([1000.0, *([1.0] * 9)])
+    loss = EqualizationLoss(counts, threshold=0.01, drop=0.7)
+    logits = torch.zeros(4000, 10, dtype=torch.float64)
+    targets = torch.zeros(4000, dtype=torch.long)
+    loss.reseed(3)
+    first = loss.per_sample(logits, targets, None)
+    # With equal logits the loss is the log of how many classes are left in the denominator.
+    kept = (first.exp() - 1) / 9
+    assert abs(float(kept.mean()) - 0.3) < 5 * (0.21 / 36000) ** 0.5
+    assert torch.equal(first, loss.per_sample(logits, targets, None))
+    loss.reseed(4)
+    assert not torch.equal(first, loss.per_sample(logits, targets, None))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 1 - 1e-9])
+def test_class_balanced_weights(beta: float) -> None:
+    for counts in (ORDINARY, EXTREME):
+        weights = class_balanced_weights(counts, beta).numpy()
+        assert weights.sum() == pytest.approx(len(counts))
+        exact = [
+            1.0 if beta == 0 else (1 - beta) / -np.expm1(count * np.log1p(beta - 1))
+            for count in counts
+        ]
+        assert weights == pytest.approx(np.array(exact) / sum(exact) * len(exact), rel=1e-6)
+
+
+def test_published_weight_ratios_at_factor_100() -> None:
+    for n_max, n_min, ratio in ((5000, 50, 78.9), (500, 5, 97.6)):
+        weights = class_balanced_weights([n_max, n_min])
+        assert float(weights[1] / weights[0]) == pytest.approx(ratio, abs=0.05)
+
+
+def test_inverse_frequency_weights() -> None:
+    weights = inverse_frequency_weights([4, 1, 2])
+    assert weights.tolist() == pytest.approx([3 / 7, 12 / 7, 6 / 7])
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [3], [3, float("nan")], [[1, 2], [3, 4]]])
+def test_counts_without_images_are_refused(counts: list[float]) -> None:
+    for build in (class_balanced_weights, inverse_frequency_weights, LDAMLoss, VSLoss):
+        with pytest.raises(UsageError, match=r"class"):
+            build(counts)  # type: ignore[operator]
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for call in (
+        lambda: class_balanced_weights([2, 1], beta=1.0),
+        lambda: FocalLoss(-1.0),
+        lambda: FocalLoss(float("nan")),
+        lambda: VSLoss([2, 1], gamma=-0.1),
+        lambda: EqualizationLoss([2, 1], drop=1.0),
+    ):
+        with pytest.raises(UsageError):
+            call()
+    with pytest.raises(UsageError, match="features"):
+        InfluenceBalancedLoss()(torch.zeros(2, 2), torch.tensor([0, 1]))

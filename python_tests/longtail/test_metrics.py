@@ -1,0 +1,40 @@
+"""Metrics against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+
+from fastsam.longtail.metrics import evaluate
+
+GROUPS = {"head": (0, 1), "mid": (2, 3), "tail": (4,)}
+
+
+def test_against_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(int(np.random.default_rng().integers(2**31)))
+    logits = torch.randn(211, 5, generator=generator)
+    targets = torch.cat([torch.arange(5), torch.randint(5, (206,), generator=generator)])
+    guess = logits.argmax(dim=1)
+    metrics = evaluate(logits, targets, GROUPS)
+    assert metrics.accuracy == pytest.approx(100 * accuracy_score(targets, guess))
+    assert metrics.balanced == pytest.approx(100 * balanced_accuracy_score(targets, guess))
+    assert metrics.confusion == confusion_matrix(targets, guess).tolist()
+    assert metrics.groups["mid"] == pytest.approx(np.mean(metrics.per_class[2:4]))
+
+
+def test_calibration_error_by_hand() -> None:
+    # Confidence 0.9 throughout and half of the answers right: the error is 0.4.
+    logits = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1]]))
+    assert evaluate(logits, torch.tensor([0, 1]), {}).ece == pytest.approx(40.0, abs=1e-4)
+
+
+def test_a_class_without_images_is_not_counted() -> None:
+    metrics = evaluate(torch.eye(3)[[0, 1]], torch.tensor([0, 0]), {"head": (0,), "tail": (2,)})
+    assert metrics.per_class[0] == 50
+    assert math.isnan(metrics.per_class[2])
+    assert math.isnan(metrics.groups["tail"])
+    assert metrics.balanced == 50

@@ -1,0 +1,76 @@
+"""Networks: sizes, shortcuts, heads and initialisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.models import (
+    CosineHead,
+    build_model,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "millions", "layers"),
+    [(resnet20, 0.27, 20), (resnet32, 0.46, 32), (resnet44, 0.66, 44), (resnet56, 0.85, 56)],
+)
+def test_published_sizes(build: object, millions: float, layers: int) -> None:
+    model = build(10)  # type: ignore[operator]
+    count = sum(p.numel() for p in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)
+    weighted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(weighted) == layers  # option A: shortcuts carry no weights
+
+
+def test_shortcut_subsamples_and_pads_with_zeros() -> None:
+    model = build_model("resnet8", 3, channels=1)
+    block = next(
+        m for m in model.modules() if getattr(m, "stride", None) == 2 and hasattr(m, "bn2")
+    )
+    assert isinstance(block.bn2, nn.BatchNorm2d)
+    nn.init.zeros_(block.bn2.weight)  # silence the residual
+    x = torch.rand(2, 16, 6, 6)
+    y = block.eval()(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_shapes_and_seed(head: str) -> None:
+    state = torch.random.get_rng_state()
+    model = build_model("resnet8", 7, head=head, channels=1, seed=3)  # type: ignore[arg-type]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert model(torch.rand(4, 1, 8, 8)).shape == (4, 7)
+    assert model.features(torch.rand(4, 1, 8, 8)).shape == (4, 64)
+    same = build_model("resnet8", 7, head=head, channels=1, seed=3)  # type: ignore[arg-type]
+    other = build_model("resnet8", 7, head=head, channels=1, seed=4)  # type: ignore[arg-type]
+    pairs = list(zip(model.parameters(), same.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert any(not torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_cosine_logits_are_cosines() -> None:
+    head = CosineHead(5, 3).double()
+    features = torch.randn(4, 5, dtype=torch.float64)
+    expected = [
+        [float(f @ w / (f.norm() * w.norm())) for w in head.weight.detach().T] for f in features
+    ]
+    assert torch.allclose(head(features), torch.tensor(expected, dtype=torch.float64))
+    assert torch.allclose(head.weight.norm(dim=0), torch.ones(3, dtype=torch.float64), atol=1e-3)
+
+
+def test_unknown_names_list_the_valid_ones() -> None:
+    with pytest.raises(UsageError, match="resnet8, resnet20, resnet32"):
+        build_model("resnet9", 10)
+    with pytest.raises(UsageError, match="linear, cosine"):
+        build_model("resnet8", 10, head="cos")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="2 classes"):
+        build_model("resnet8", 1)

@@ -1,0 +1,156 @@
+"""Settings: recipes, overrides, checks, schedules."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from fastsam.longtail import TrainConfig, recipe
+from fastsam.longtail.config import OPTIMIZERS
+from fastsam.longtail.data import DATASETS
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.methods import LOSSES, RULES, Method
+from fastsam.longtail.schedules import ascent_radius, learning_rate
+
+METHODS = [
+    loss if rule == "none" else f"{loss}-{rule}"
+    for loss in LOSSES
+    for rule in RULES
+    if not (loss == "ib" and rule in ("rw", "drw"))
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) -> None:
+    for data in DATASETS:
+        chosen = recipe(data, method, optimizer)
+        config = chosen.config()
+        assert Method.parse(method).name == method
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+        applied = {name for name, value in config.as_dict().items() if value is not None}
+        named = {"data", "method", "optimizer"}
+        assert applied - named <= set(chosen.entries)
+        assert all(entry.source for entry in chosen.entries.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "overrides", "message"),
+    [
+        ("ce", "sgd", {"rho": (0.1,)}, "rho needs optimizer sam.*run has optimizer sgd"),
+        ("ce", "sam", {"rho": (-0.1,)}, "rho must be at least 0, got -0.1"),
+        ("ce", "sam", {"rho": (math.nan,)}, "rho must be at least 0, got nan"),
+        ("ce", "sam", {"rho": (math.inf,)}, "rho must be"),
+        ("ce", "sam", {"rho": (0.1, 0.2)}, "rho needs 1 value"),
+        ("ce", "sam", {"rho_schedule": "step"}, "rho_milestones is missing"),
+        ("ce", "sam", {"rho_schedule": "steps"}, "constant, step, linear, deferred"),
+        ("ce", "sam", {"rho_schedule": "deferred", "rho": (0.1, 0.2)}, "deferral epoch"),
+        ("ce", "sam", {"rho_milestones": (3,)}, "rho_milestones needs rho_schedule step"),
+        ("ce", "sgd", {"tau": 1.0}, "tau needs loss vs, la.*run has loss ce"),
+        ("ce", "sgd", {"beta": 0.9}, "beta needs weighting effective"),
+        ("ce-drw", "sgd", {"beta": 0.9, "weighting": "inverse"}, "beta needs weighting effective"),
+        ("ce-drw", "sgd", {"defer_epoch": 100}, "would never take effect"),
+        ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch needs rule drw, drs or loss ib"),
+        ("ce", "sgd", {"epochs": 0}, "epochs must be at least 1"),
+        ("ce", "sgd", {"batch_size": 0}, "batch_size"),
+        ("ce", "sgd", {"lr": 0.0}, "lr must be above 0"),
+        ("ce", "sgd", {"lr": math.nan}, "lr must be above 0"),
+        ("ce", "sgd", {"imbalance": 0.5}, "imbalance"),
+        ("ce", "sgd", {"kind": "linear"}, "exp, step"),
+        ("ce", "sgd", {"lr_milestones": (90, 80)}, "must rise"),
+        ("ce", "sgd", {"lr_milestones": (90, 101)}, "at most epochs"),
+        ("ce", "sgd", {"lr_milestones": (90,)}, "one value per milestone"),
+        ("ce", "sgd", {"lr_schedule": "cosine", "lr_factors": (1.0,)}, "lr_schedule multistep"),
+        ("ce", "sgd", {"model": "resnet1"}, "resnet8"),
+        ("ce", "sgd", {"learning_rate": 1.0}, "unknown setting 'learning_rate'"),
+        ("ce", "adam", {}, "unknown optimizer 'adam'; valid: sgd, sam"),
+        ("cee", "sgd", {}, "unknown method 'cee'.*ce, focal"),
+        ("ce-dwr", "sgd", {}, "unknown method 'ce-dwr'.*drw"),
+        ("ce-", "sgd", {}, "unknown method"),
+        ("ib-drw", "sgd", {}, "class weights of its own"),
+    ],
+)
+def test_mistakes_are_named(
+    method: str, optimizer: str, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe("digits-lt", method, optimizer, **overrides).config()
+
+
+def test_unknown_data_lists_the_valid_names() -> None:
+    with pytest.raises(UsageError, match="digits-lt"):
+        recipe("mnist", "ce", "sgd")
+
+
+def test_a_stored_config_must_be_complete() -> None:
+    values = recipe("digits-lt", "ce", "sgd").config().as_dict()
+    with pytest.raises(UsageError, match="epochs is missing"):
+        TrainConfig.from_dict({k: v for k, v in values.items() if k != "epochs"})
+    with pytest.raises(UsageError, match="unknown setting 'epoch'"):
+        TrainConfig.from_dict({**values, "epoch": 1})
+
+
+def test_overrides_replace_value_and_source_and_nothing_else() -> None:
+    plain, changed = (
+        recipe("digits-lt", "vs", "sam", **kw) for kw in ({}, {"tau": 0.5, "seed": 7})
+    )
+    different = {n for n in plain.entries if plain.entries[n] != changed.entries[n]}
+    assert different == {"tau", "seed"}
+    assert changed.sources["tau"] == "given"
+    assert "not a published value" in plain.sources["tau"]
+
+
+def test_other_epochs_move_the_schedule_in_proportion() -> None:
+    config = recipe("digits-lt", "ce-drw", "sgd", epochs=50).config()
+    assert (config.warmup_epochs, config.lr_milestones, config.defer_epoch) == (3, (40, 45), 40)
+    tiny = recipe("digits-lt", "ce-drw", "sgd", epochs=1).config()
+    assert (tiny.warmup_epochs, tiny.lr_milestones, tiny.defer_epoch) == (1, (1, 1), 0)
+    kept = recipe("digits-lt", "ce-drw", "sgd", epochs=50, defer_epoch=7).config()
+    assert kept.defer_epoch == 7
+
+
+def config_with(**settings: Any) -> TrainConfig:
+    return recipe("digits-lt", "ce-drw", "sam", **settings).config()
+
+
+def test_multistep_learning_rate() -> None:
+    config = config_with(
+        epochs=200,
+        lr=0.1,
+        warmup_epochs=5,
+        lr_milestones=(160, 180),
+        lr_factors=(0.01, 0.0001),
+        defer_epoch=160,
+    )
+    expected = {1: 0.02, 4: 0.08, 5: 0.1, 6: 0.1, 160: 0.1, 161: 0.001, 180: 0.001, 181: 1e-5}
+    assert {e: learning_rate(config, e) for e in expected} == pytest.approx(expected)
+
+
+def test_cosine_learning_rate_is_that_of_torch() -> None:
+    import torch
+
+    config = config_with(epochs=9, lr=0.2, warmup_epochs=0, lr_schedule="cosine")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9)
+    for epoch in range(1, 10):
+        assert learning_rate(config, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_rho_schedules() -> None:
+    constant = config_with(rho=(0.3,))
+    assert {ascent_radius(constant, e) for e in (1, 50, 100)} == {0.3}
+    step = config_with(rho=(0.05, 0.1, 0.5, 0.6), rho_schedule="step", rho_milestones=(5, 60, 75))
+    radii = [ascent_radius(step, e) for e in (1, 5, 6, 60, 61, 75, 76)]
+    assert radii == [0.05, 0.05, 0.1, 0.1, 0.5, 0.5, 0.6]
+    linear = config_with(rho=(0.05, 0.8), rho_schedule="linear")
+    assert ascent_radius(linear, 1) == 0.05
+    assert ascent_radius(linear, 100) == pytest.approx(0.8)
+    assert ascent_radius(linear, 34) == pytest.approx(0.05 + 0.75 / 3)
+    deferred = config_with(rho=(0.1, 0.5), rho_schedule="deferred", defer_epoch=80)
+    assert [ascent_radius(deferred, e) for e in (80, 81)] == [0.1, 0.5]
+    assert ascent_radius(recipe("digits-lt", "ce", "sgd").config(), 1) is None

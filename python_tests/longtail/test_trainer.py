@@ -1,0 +1,228 @@
+"""Training runs: what is differentiated, reproducibility, resuming, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from formulas import Numpy, balanced, ce, focal, influence, ldam, nll, vs
+
+from fastsam.longtail import Checkpoint, Result, Trainer, recipe, trainer
+from fastsam.longtail.config import OPTIMIZERS
+from fastsam.longtail.data import load_digits_lt
+from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
+from fastsam.longtail.methods import LOSSES, RULES, Method
+from fastsam.longtail.optimizers import build_optimizer, frozen_batch_statistics, take_step
+from fastsam.longtail.results import RunFolder
+from fastsam.longtail.seeds import Stream, torch_generator
+from fastsam.longtail.trainer import Step
+
+DIGITS = load_digits_lt()
+FORMULAS: dict[str, Numpy] = {
+    "ce": ce,
+    "focal": focal,
+    "ldam": ldam,
+    "vs": vs,
+    "cdt": partial(vs, tau=0.0),
+    "la": partial(vs, gamma=0.0),
+    "bs": partial(vs, gamma=0.0, tau=1.0),
+    "ib": influence,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "focal": {"focal_gamma": 1.7},
+    "vs": {"gamma": 0.3, "tau": 1.25},
+    "cdt": {"gamma": 0.3},
+    "la": {"tau": 1.25},
+    "eql": {"eql_threshold": 0.05, "eql_drop": 0.6},
+}
+METHODS = [
+    Method(loss, rule).name
+    for loss in LOSSES
+    for rule in RULES
+    if not (loss == "ib" and rule in ("rw", "drw"))
+]
+
+
+def short(method: str, optimizer: str, **settings: Any) -> Any:
+    options = {"epochs": 2, "batch_size": 100, "lr": 0.05, **settings}
+    return recipe("digits-lt", method, optimizer, **options).config()
+
+
+def expected_loss(method: Method, step: Step, *, deferred: bool) -> float:
+    """The loss of a step from its logits, features and labels, in NumPy."""
+    n = DIGITS.counts.astype(np.float64)
+    z, h = step.logits.double().numpy(), step.features.double().numpy()
+    targets = DIGITS.train.targets[step.indices.numpy()]
+    assert targets.tolist() == step.targets.tolist()
+    name = "ce" if method.loss == "ib" and not deferred else method.loss
+    if name == "eql":
+        generator = torch_generator(0, Stream.LOSS, step.epoch, step.batch)
+        dropped = torch.rand(z.shape, generator=generator).numpy() < 0.6
+        rare = n / n.sum() < 0.05
+        left = [
+            [k for k in range(10) if k == y or not (rare[k] and dropped[i, k])]
+            for i, y in enumerate(targets)
+        ]
+        losses = [nll(z[i][left[i]], left[i].index(y)) for i, y in enumerate(targets)]
+    else:
+        losses = [FORMULAS[name](z[i], y, n, h[i]) for i, y in enumerate(targets)]
+    if name == "ib":
+        weights = (1 / n) / (1 / n).sum() * len(n)
+        return float(weights[targets] @ losses / len(losses))
+    active = method.rule == "rw" or (method.rule == "drw" and deferred)
+    weights = balanced(n)[targets] if active else np.ones(len(targets))
+    return float(weights @ losses / weights.sum())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_logged_loss_is_the_formula_before_and_after_deferral(method: str, optimizer: str) -> None:
+    parsed = Method.parse(method)
+    settings = SETTINGS.get(parsed.loss, {})
+    if parsed.deferred:
+        settings = {**settings, "defer_epoch": 1}
+    steps: list[Step] = []
+    config = short(method, optimizer, **settings)
+    Trainer(config, data=DIGITS, on_step=steps.append, progress=False).fit()
+    for epoch in (1, 2):
+        step = next(step for step in steps if step.epoch == epoch)
+        assert float(step.loss) == pytest.approx(
+            expected_loss(parsed, step, deferred=epoch == 2), rel=2e-5
+        )
+
+
+def weights_after(config: Any) -> list[torch.Tensor]:
+    run = Trainer(config, data=DIGITS, progress=False)
+    run.fit()
+    return [value.clone() for value in run.model.state_dict().values()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_same_seed_same_bits_and_no_global_randomness(optimizer: str) -> None:
+    numpy_before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    torch_before = torch.random.get_rng_state()
+    first = weights_after(short("ce-drw", optimizer))
+    assert torch.equal(torch_before, torch.random.get_rng_state())
+    assert (numpy_before == np.random.get_state()[1]).all()  # type: ignore[index]
+    torch.rand(5)
+    second = weights_after(short("ce-drw", optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    other = weights_after(short("ce-drw", optimizer, seed=1))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+class StoppedError(Exception):
+    """Stands for a killed process."""
+
+
+def stop_in(epoch: int) -> Callable[[Step], None]:
+    def stop(step: Step) -> None:
+        if step.epoch == epoch:
+            raise StoppedError
+
+    return stop
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_ends_with_the_same_bits(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    config = short("ldam-drw", optimizer, epochs=4)
+    whole = Trainer(config, data=DIGITS, out=tmp_path / "whole", progress=False).fit()
+    cut = Trainer(config, data=DIGITS, out=tmp_path / "cut", on_step=stop_in(3), progress=False)
+    with pytest.raises(StoppedError):
+        cut.fit()
+    assert Checkpoint.load(tmp_path / "cut" / "checkpoint.pt").epoch == 2
+    again = Trainer(config, data=DIGITS, out=tmp_path / "cut", resume=True, progress=False).fit()
+    assert again.test == whole.test
+    assert [e.loss for e in again.history] == [e.loss for e in whole.history]
+    states = [Checkpoint.load(tmp_path / name).model for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_resuming_needs_the_same_settings(tmp_path: Path) -> None:
+    Trainer(short("ce", "sgd", epochs=1), data=DIGITS, out=tmp_path, progress=False).fit()
+    with pytest.raises(CheckpointError, match=r"another run: lr is 0.05 there and 0.1 here"):
+        Trainer(short("ce", "sgd", epochs=1, lr=0.1), data=DIGITS, out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        Trainer(short("ce", "sgd"), data=DIGITS, out=tmp_path / "nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_results_on_disk_and_folders_in_the_way(tmp_path: Path) -> None:
+    config = short("ce-drw", "sam", epochs=1)
+    result = Trainer(config, data=DIGITS, out=tmp_path, progress=False).fit()
+    folder = RunFolder(tmp_path)
+    assert Result.from_json(folder.result.read_text()) == result
+    assert len(folder.history.read_text().splitlines()) == 2
+    lines = folder.per_class.read_text().splitlines()
+    assert lines[0] == "class,name,group,training_images,test_accuracy"
+    assert lines[10].startswith("9,9,tail,2,")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="not empty"):
+        Trainer(config, data=DIGITS, out=tmp_path)
+    with pytest.raises(UsageError, match="one of"):
+        Trainer(config, data=DIGITS, out=tmp_path, resume=True, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(UsageError, match="is a file"):
+        Trainer(config, data=DIGITS, out=folder.result)
+    (tmp_path / "notes.txt").write_text("mine")
+    Trainer(config, data=DIGITS, out=tmp_path, overwrite=True, progress=False).fit()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path) -> None:
+    config = short("ce", optimizer, lr=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingError, match=r"loss is .* in epoch 1; lower the learning rate"):
+        Trainer(config, data=DIGITS, out=tmp_path, progress=False).fit()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(UsageError, match="valid: cpu, cuda"):
+        Trainer(short("ce", "sgd", device="gpu0"), data=DIGITS)
+
+
+def test_schedule_reaches_the_optimizer() -> None:
+    settings = {"lr_milestones": (1,), "lr_factors": (0.01,)}
+    config = short("ce", "sam", rho=(0.1, 0.3), rho_schedule="linear", **settings)
+    history = Trainer(config, data=DIGITS, progress=False).fit().history
+    assert [record.rho for record in history] == [0.1, 0.3]
+    assert [record.lr for record in history] == [0.05, 0.05 * 0.01]
+
+
+def test_second_pass_leaves_the_running_statistics_alone() -> None:
+    config = short("ce", "sam")
+    model = Trainer(config, data=DIGITS).model.train()
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    optimizer = build_optimizer(config, model)
+    inputs, targets = torch.randn(8, 1, 8, 8), torch.arange(8)
+    means = []
+
+    def gradient() -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        assert norm.running_mean is not None
+        means.append(norm.running_mean.clone())
+        return loss
+
+    take_step(optimizer, model, gradient)
+    assert len(means) == 2
+    assert torch.equal(means[0], means[1])
+    assert norm.momentum == 0.1
+    with pytest.raises(StoppedError), frozen_batch_statistics(model):
+        raise StoppedError
+    assert norm.momentum == 0.1
+
+
+def test_threads_are_as_before() -> None:
+    before = torch.get_num_threads()
+    weights_after(short("ce", "sgd", epochs=1, threads=1))
+    assert torch.get_num_threads() == before

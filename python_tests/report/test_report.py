@@ -1,0 +1,155 @@
+"""Tables, figures and the page, from made results."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsam.curvature import MatrixOperator, operator_spectrum
+from fastsam.longtail import Result, recipe
+from fastsam.longtail.errors import DataError
+from fastsam.longtail.landscape import ClassSpectrum, Subject
+from fastsam.longtail.metrics import Metrics
+from fastsam.longtail.results import Epoch
+from fastsam.report import render, spectrum_table, write_report
+from fastsam.report.figures import accuracy_bars, spectra_panels
+from fastsam.report.tables import Table, accuracy_table, settings_table
+from fastsam.report.timing import StepTiming, time_sam_step
+
+
+def result(optimizer: str, accuracy: float) -> Result:
+    chosen = recipe("digits-lt", "ce", optimizer)
+    groups = {"head": accuracy, "tail": accuracy / 2}
+    metrics = Metrics(accuracy, accuracy, groups, [accuracy] * 2, [[1, 0], [0, 1]], 3.25)
+    return Result(
+        config=chosen.config().as_dict(),
+        sources=chosen.sources,
+        counts=[100, 2],
+        class_names=["<zero>", "one"],
+        groups={"head": [0], "tail": [1]},
+        subset_hash="abc",
+        rule="last epoch",
+        test=metrics,
+        validation=None,
+        history=[Epoch(1, 0.1, None, 2.0, 50.0, None, 0.1)],
+        seconds=1.5,
+        environment={"torch": "x & y"},
+    )
+
+
+def spectrum(augment: str = "none") -> ClassSpectrum:
+    matrix = torch.diag(torch.tensor([-2.0, 0.0, 1.0, 8.0], dtype=torch.float64))
+    found = operator_spectrum(MatrixOperator(matrix), steps=4, progress=False)
+    found = replace(found, loss=0.5, gradient_norm=0.25, weight_norm=7.0)
+    return ClassSpectrum(Subject("ce sam", 1, "<one>", "tail", 2, "train", "ce", augment), found)
+
+
+def test_table_is_aligned() -> None:
+    assert str(Table(("a", "bb"), (("ccc", "d"),))) == "a    bb\nccc   d"
+
+
+def test_tables_hold_the_numbers() -> None:
+    results = [result("sgd", 80.0), result("sam", 90.0)]
+    table = accuracy_table(results)
+    assert table.header == ("test accuracy, %", "all", "head", "tail", "ECE", "seconds")
+    assert table.rows[1] == ("ce sam", "90.0", "90.0", "45.0", "3.2", "1.5")
+    rows = {row[0]: row[1:] for row in settings_table(results).rows}
+    assert rows["rho"][:2] == ("", "0.05")
+    assert rows["lr_milestones"][0] == "80 90"
+    assert "tau" not in rows
+    (row,) = spectrum_table([spectrum()]).rows
+    assert row[1].startswith("8 +-")
+    assert row[2].startswith("-2 +-")
+    assert row[3].startswith("0.2500 [0.2500")
+    assert row[4:] == ("0.5", "0.25", "7")
+
+
+def test_ratio_bounds_follow_the_residuals() -> None:
+    item = spectrum()
+    low, high = item.ratio_bounds
+    assert low <= 0.25 <= high
+    assert high - low < 1e-9
+    loose = operator_spectrum(
+        MatrixOperator(torch.diag(torch.linspace(-2, 8, 40, dtype=torch.float64))),
+        steps=5,
+        progress=False,
+    )
+    wide = ClassSpectrum(item.subject, loose)
+    low, high = wide.ratio_bounds
+    exact = (2 - loose.lambda_min_residual, 2 + loose.lambda_min_residual)
+    assert loose.lambda_min_residual > 1e-3
+    assert low < abs(loose.lambda_min) / loose.lambda_max < high
+    assert exact[0] / 9 < high
+    assert math.isfinite(high)
+
+
+def test_figures_are_well_formed_and_repeatable() -> None:
+    results = [result("sgd", 80.0), result("sam", 90.0)]
+    for draw in (
+        lambda: accuracy_bars(results),
+        lambda: spectra_panels([spectrum(), spectrum("redrawn"), spectrum("3")]),
+    ):
+        svg = draw()
+        ElementTree.fromstring(svg)
+        assert svg == draw()
+
+
+def test_page_is_self_contained_and_escapes() -> None:
+    timing = StepTiming([10.0, 11.0], [40.0, 55.0], 3, 100, 1e-8, 1, "cpu")
+    page = render([result("sgd", 80.0)], [spectrum(), spectrum("redrawn")], timing)
+    assert "<one>" not in page
+    assert "x &amp; y" in page
+    assert "A mistake, on purpose" in page
+    assert "4.5 times faster (rounds: 4.0 to 5.0)" in page
+    assert "src=" not in page
+    assert "<link" not in page
+    plain = render([result("sgd", 80.0)], [], None)
+    assert "mistake, on purpose" not in plain
+    assert "times faster" not in plain
+
+
+def test_report_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no result\.json"):
+        write_report(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text(result("sam", 70.0).to_json())
+    spectrum().save(tmp_path / "a" / "spectra")
+    page = write_report(tmp_path)
+    assert "ce sam" in page.read_text()
+    (tmp_path / "a" / "spectra" / "class-9-x.json").write_text("{}")
+    with pytest.raises(DataError, match="not a class spectrum"):
+        write_report(tmp_path)
+
+
+def test_class_spectrum_round_trip(tmp_path: Path) -> None:
+    saved = spectrum()
+    loaded = ClassSpectrum.load(saved.save(tmp_path))
+    assert loaded.subject == saved.subject
+    assert loaded.spectrum.lambda_max == saved.spectrum.lambda_max
+
+
+def test_timing_measures_equal_optimizers_and_leaves_the_model(tmp_path: Path) -> None:
+    model = torch.nn.Linear(5, 3)
+    before = [p.detach().clone() for p in model.parameters()]
+    inputs, targets = torch.randn(9, 5), torch.arange(9) % 3
+    timing = time_sam_step(
+        model,
+        lambda m: torch.nn.functional.cross_entropy(m(inputs), targets),
+        rounds=2,
+        steps=2,
+    )
+    assert timing.difference < 1e-5
+    assert len(timing.fused) == len(timing.plain) == 2
+    assert min(timing.fused + timing.plain) > 0
+    assert (timing.tensors, timing.parameters) == (2, 18)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    timing.save(tmp_path)
+    assert StepTiming.load(tmp_path / StepTiming.FILE) == timing
+    (tmp_path / StepTiming.FILE).write_text("[]")
+    with pytest.raises(DataError):
+        StepTiming.load(tmp_path / StepTiming.FILE)

@@ -1,0 +1,190 @@
+"""Every command and everything a user may get wrong: exit codes, one line, nothing damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastsam.cli import main
+
+TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["train", "--method", "ldam-drw", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail and returns its one line."""
+
+    def check(code: int, *arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("fastsam: error: ")
+        return lines[0]
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digit"], "valid: digits-lt"),
+        (["--method", "cedrw"], "ce, focal, ldam"),
+        (["--optimizer", "adam"], "sgd, sam"),
+        (["--model", "vgg"], "resnet8"),
+        (["--rho", "-1"], "rho must be at least 0"),
+        (["--rho", "nan"], "rho must be at least 0"),
+        (["--optimizer", "sgd", "--rho", "0.1"], "rho needs optimizer sam"),
+        (["--imbalance", "1000"], "without an image"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--resume"], "need --out"),
+        (["--device", "tpu9"], "valid: cpu, cuda"),
+    ],
+)
+def test_wrong_settings_of_train(
+    arguments: list[str], message: str, fails: Callable[..., str]
+) -> None:
+    assert message in fails(2, "train", "--quiet", *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--rho", "much"], ["train", "--rhoo", "1"], ["trian"], []]
+)
+def test_arguments_that_cannot_be_parsed(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["spectrum"], ["demo"], ["report"], ["doctor"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: fastsam" in capsys.readouterr().out
+
+
+def test_training_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("digits-lt", "ldam", "drw", "sgd", "--imbalance", "--rho FLOAT ...", "--seed INT"):
+        assert name in text
+
+
+def test_train_reports_and_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint.pt",
+        "result.json",
+        "history.csv",
+        "per_class.csv",
+    }
+    assert main(["train", "--resume", "--method", "ldam-drw", *TINY, "--out", str(run)]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "head" in output.out
+    assert "ldam-drw sam" in output.out
+
+
+def test_train_leaves_a_full_folder_alone(run: Path, fails: Callable[..., str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert "--resume or --overwrite" in fails(2, "train", *TINY, "--out", run)
+    assert "another run" in fails(1, "train", *TINY, "--resume", "--seed", 3, "--out", run)
+    assert "lower the learning rate" in fails(
+        1, "train", *TINY, "--lr", 1e30, "--out", run.parent / "inf"
+    )
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spectra = run / "spectra"
+    options = ["--steps", "3", "--quiet", "--out", str(spectra)]
+    assert main(["spectrum", str(run), "--classes", "1", "9", *options]) == 0
+    output = capsys.readouterr().out
+    assert "class 9 (tail, 2 train images), loss ce, no augmentation" in output
+    assert "lambda_min" in output
+    assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *options]) == 2
+    more = [*options, "--overwrite", "--loss", "as-trained", "--augment", "2"]
+    assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *more]) == 0
+    assert "loss as-trained, 2 fixed draws of each image" in capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "loss as-trained" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--classes", "10"], 2, "valid: 0 to 9"),
+        (["--steps", "0"], 2, "steps must be at least 1"),
+        (["--probes", "0"], 2, "probes must be at least 1"),
+        (["--loss", "hinge"], 2, "valid: ce, as-trained"),
+        (["--augment", "some"], 2, "none, a number"),
+        (["--augment", "0"], 2, "none, a number"),
+        (["--split", "val"], 2, "train, validation, test"),
+        (["--split", "test", "--augment", "1"], 2, "no augmentation"),
+    ],
+)
+def test_wrong_settings_of_spectrum(
+    arguments: list[str], code: int, message: str, run: Path, fails: Callable[..., str]
+) -> None:
+    assert message in fails(code, "spectrum", run, "--quiet", *arguments)
+
+
+def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "no checkpoint" in fails(1, "spectrum", tmp_path / "none.pt")
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes((run / "checkpoint.pt").read_bytes()[:-100])
+    assert "truncated" in fails(1, "spectrum", broken)
+    assert "no result.json" in fails(1, "report", tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    assert "not a result" in fails(1, "report", tmp_path)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "openmp" in output
+    assert "scikit-learn" in output
+
+
+def test_module_can_be_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastsam.cli", "train", "--data", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "fastsam: error: unknown data 'nothing'; valid: digits-lt",
+    ]
+
+
+@pytest.mark.slow
+def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--epochs", "2", "--quiet", "--out", str(out)]) == 0
+    output = capsys.readouterr().out
+    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM minus SGD"):
+        assert text in output
+    page = (out / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") == 4
+    assert "A mistake, on purpose" in page
+    assert main(["demo", "--quiet", "--out", str(out)]) == 2
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
