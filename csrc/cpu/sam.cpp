@@ -69,7 +69,7 @@ template <class T>
 int64_t unchanged_chunk(const T* before, const T* after, const T* gradient, int64_t size) {
   int64_t unchanged = 0;
   for (int64_t i = 0; i < size; ++i) {
-    unchanged += memcmp(&before[i], &after[i], sizeof(T)) == 0 && load(gradient[i]) != 0;
+    unchanged += load(before[i]) == load(after[i]) && load(gradient[i]) != 0;
   }
   return unchanged;
 }

@@ -104,7 +104,7 @@ struct Options {
   int64_t without_gradient = -1;
 };
 
-const double kPoison = std::numeric_limits<double>::quiet_NaN();
+constexpr double kPoison = std::numeric_limits<double>::quiet_NaN();
 
 // A whole SAM step over `sizes`, each phase against float64 loops.
 template <class T>

@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all of their own set-up in .venv, from a fresh clone, with Python 3.10 or
+# newer and a C++ compiler. Everything else builds on the same environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+DEMO_OUT ?= demo
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(READY)  ## train, measure and report on real data, in about three minutes
+	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
+
+test: $(READY)  ## everything but the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## the slow tests too
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## formatting, style, types; Python and C++
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/cmake -S . -B build/lint -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DFASTSAM_SIMT=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+	$(BIN)/clang-tidy --quiet -p build/lint csrc/cpu/*.cpp csrc/bindings/module.cpp csrc/testing/kernel_check.cpp
+
+format: $(READY)  ## rewrite the sources in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(READY)  ## time the SAM step against its peers on this machine
+	$(BIN)/python -m benchmarks sam-step
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[longtail,dev]"
+	touch $(READY)

@@ -1,0 +1,74 @@
+"""The machine and the versions that a result belongs to, and where results are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastsam
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Processor, GPU, versions, threads and the command of this run, without any path or host name."""
+    info: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastsam": fastsam.__version__,
+        "native": fastsam.build_info(),
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        info["gpu"] = {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "torch_cuda": torch.version.cuda,
+        }
+    for package in packages:
+        info[package] = metadata.version(package)
+    return info
+
+
+def save(case: str, results: dict[str, Any], *, folder: Path | None = None) -> Path:
+    """Writes the results of a case beside their environment, as JSON named after case and device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = (folder or RESULTS) / f"{case}-{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), **results}, indent=2) + "\n")
+    return path
+
+
+def copy_bandwidth(device: torch.device, *, elements: int = 1 << 25) -> float:
+    """Bytes per second, read plus written, of a large float32 copy: the ceiling of the kernels."""
+    from benchmarks.timing import interleaved
+
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=9, device=device)["copy"]
+    return 2 * source.nbytes / timing.median
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

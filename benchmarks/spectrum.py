@@ -1,0 +1,299 @@
+"""Hessian spectra of a ResNet-32 against PyHessian, curvlinops and hessian-eigenthings.
+
+The peers are imported from the folder given by ``--peers`` (``pip install --target FOLDER pyhessian
+curvlinops-for-pytorch hessian-eigenthings``). Every contestant gets the same model, loss and
+batches; the answers are compared before the times. PyHessian calls ``torch.eig``, which PyTorch no
+longer has; it gets an equivalent that goes through ``torch.linalg.eigh``.
+
+    python -m benchmarks.spectrum --peers .peers --steps 100 --batch-size 16 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import save
+from fastsam.curvature import MatrixOperator, Spectrum, operator_spectrum, spectral_density
+from fastsam.longtail.models import resnet32
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def main() -> None:
+    """Run the case and write its results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--peers", help="folder of the installed peers; none are measured without it"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="Lanczos steps")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs of each contestant, interleaved"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--part",
+        choices=["density", "everything", "correctness", "all"],
+        default="all",
+        help="density: one Lanczos run; everything: extremes, trace and density; "
+        "correctness: known spectra",
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peers:
+        sys.path.insert(0, options.peers)
+    results: dict[str, Any] = {"settings": vars(options) | {"peers": bool(options.peers)}}
+    if options.part in ("correctness", "all"):
+        results["correctness"] = correctness(peers=bool(options.peers))
+    model = resnet32(10).to(options.device).eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (
+            torch.randn(options.batch_size, 3, 32, 32, generator=generator).to(options.device),
+            torch.randint(10, (options.batch_size,), generator=generator).to(options.device),
+        )
+        for _ in range(options.batches)
+    ]
+    if options.part in ("density", "all"):
+        results["density"] = compare_density(model, batches, options)
+    if options.part in ("everything", "all"):
+        results["everything"] = compare_everything(model, batches, options)
+    print(save(f"spectrum-{options.part}", results))
+
+
+def compare_density(
+    model: nn.Module, batches: Batches, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One Lanczos run each: seconds, products per second, extremes."""
+    contestants: dict[str, Callable[[], Any]] = {
+        "fastsam": lambda: extremes_of(ours(model, batches, options.steps))
+    }
+    if options.peers:
+        whole = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
+        contestants |= {
+            "pyhessian, loader": lambda: pyhessian_density(
+                model, options.steps, dataloader=batches
+            ),
+            "pyhessian, one batch": lambda: pyhessian_density(model, options.steps, data=whole),
+            "hessian-eigenthings": lambda: eigenthings_density(model, batches, options.steps),
+            "curvlinops": lambda: curvlinops_density(model, batches, options.steps),
+        }
+    return race(contestants, options)
+
+
+def compare_everything(
+    model: nn.Module, batches: Batches, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Both extremes, trace and density: one call here, three calls of PyHessian at its defaults."""
+
+    def one_run() -> dict[str, float]:
+        spectrum = ours(model, batches, options.steps)
+        spectrum.density(spectrum.grid(10_000))
+        return {**extremes_of(spectrum), "trace": spectrum.trace, "stderr": spectrum.trace_stderr}
+
+    contestants: dict[str, Callable[[], Any]] = {"fastsam": one_run}
+    if options.peers:
+        contestants["pyhessian, loader"] = lambda: pyhessian_everything(
+            model, batches, options.steps
+        )
+    return race(contestants, options)
+
+
+def race(contestants: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of every contestant, interleaved, beside its answers."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    answers: dict[str, Any] = {}
+    for round_ in range(options.rounds):
+        names = list(contestants)
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            torch.manual_seed(round_)
+            began = now(options.device)
+            answers[name] = contestants[name]()
+            seconds[name].append(now(options.device) - began)
+            print(f"{name}: {seconds[name][-1]:.2f} s {answers[name]}", flush=True)
+    reference = answers["fastsam"]
+    for name, answer in answers.items():
+        difference = abs(answer["lambda_max"] - reference["lambda_max"])
+        if difference > 0.02 * abs(reference["lambda_max"]):
+            raise AssertionError(f"{name} disagrees on lambda_max: {answer} against {reference}")
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        name: {
+            "median_seconds": median[name],
+            "seconds": values,
+            "times_fastsam": median[name] / median["fastsam"],
+            "products_per_second": options.steps / median[name],
+            "answers": answers[name],
+        }
+        for name, values in seconds.items()
+    }
+
+
+def now(device: str) -> float:
+    """A clock that waits for the device."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def extremes_of(spectrum: Spectrum) -> dict[str, float]:
+    """Both extremes."""
+    return {"lambda_min": spectrum.lambda_min, "lambda_max": spectrum.lambda_max}
+
+
+def ours(model: nn.Module, batches: Batches, steps: int) -> Spectrum:
+    """The call as a user makes it: reading the data, choosing a strategy, everything included."""
+    return spectral_density(model, nn.CrossEntropyLoss(), batches, steps=steps, progress=False)
+
+
+@contextlib.contextmanager
+def torch_eig() -> Iterator[None]:
+    """Give PyHessian the function that it was written for."""
+
+    def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+    library: Any = torch
+    before = library.eig
+    library.eig = eig
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        library.eig = before
+
+
+def pyhessian_density(model: nn.Module, steps: int, **data: Any) -> dict[str, float]:
+    """PyHessian's stochastic Lanczos quadrature."""
+    from pyhessian import hessian
+
+    with torch_eig():
+        tool = hessian(model, nn.CrossEntropyLoss(), cuda=False, **data)
+        nodes, _ = tool.density(iter=steps, n_v=1)
+    return {"lambda_min": float(min(nodes[0])), "lambda_max": float(max(nodes[0]))}
+
+
+def pyhessian_everything(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
+    """Power iteration, Hutchinson and Lanczos, at PyHessian's defaults."""
+    from pyhessian import hessian
+
+    with torch_eig():
+        tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
+        largest, _ = tool.eigenvalues()
+        draws = tool.trace()
+        nodes, _ = tool.density(iter=steps, n_v=1)
+    return {
+        "lambda_min": float(min(nodes[0])),
+        "lambda_max": float(max(nodes[0])),
+        "lambda_max_by_power_iteration": float(largest[0]),
+        "trace": float(np.mean(draws)),
+        "trace_draws": len(draws),
+    }
+
+
+def eigenthings_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
+    """hessian-eigenthings' Lanczos."""
+    from hessian_eigenthings import HessianOperator, lanczos_tridiagonal, supervised_loss
+
+    operator = HessianOperator(model, batches, supervised_loss(nn.CrossEntropyLoss()))
+    start = torch.randn(operator.size, device=next(model.parameters()).device)
+    run = lanczos_tridiagonal(operator, start / start.norm(), steps)
+    alpha, beta = np.asarray(run.alphas, dtype=float), np.asarray(run.betas, dtype=float)
+    off = beta[: len(alpha) - 1]
+    nodes = np.linalg.eigvalsh(np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1))
+    return {"lambda_min": float(nodes[0]), "lambda_max": float(nodes[-1])}
+
+
+def curvlinops_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
+    """Curvlinops' Hessian under SciPy-free Lanczos: its own products, its own recurrence."""
+    from curvlinops import HessianLinearOperator
+    from curvlinops.papyan2020traces.spectrum import fast_lanczos
+
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    operator = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
+    )
+    nodes, _ = fast_lanczos(operator, steps)
+    return {"lambda_min": float(nodes.min()), "lambda_max": float(nodes.max())}
+
+
+class Quadratic(nn.Module):
+    """The loss ``w'Aw / 2``, whose Hessian is A."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix, requires_grad=False)
+        self.vector = nn.Parameter(torch.ones(len(matrix), dtype=matrix.dtype))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The loss; ``inputs`` are not used."""
+        loss: Tensor = self.vector @ self.matrix @ self.vector / 2
+        return loss
+
+
+def correctness(*, peers: bool) -> dict[str, Any]:
+    """Operators with known spectra: what each tool reports as extremes."""
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64))
+
+    def rotated(values: Tensor) -> Tensor:
+        matrix: Tensor = (basis * values) @ basis.T
+        return ((matrix + matrix.T) / 2).float()
+
+    inner = torch.linspace(-0.5, 0.5, 198, dtype=torch.float64)
+    factor = torch.randn(200, 9, generator=generator, dtype=torch.float64)
+    cases = {
+        "two values 1 and 50": (rotated(torch.tensor([1.0] * 100 + [50.0] * 100).double()), 60),
+        "opposite extremes -7 and 7": (
+            rotated(torch.cat([inner, torch.tensor([-7.0, 7.0]).double()])),
+            40,
+        ),
+        "positive, rank 9": ((factor @ factor.T).float(), 25),
+    }
+    found: dict[str, Any] = {}
+    for name, (matrix, steps) in cases.items():
+        exact = torch.linalg.eigvalsh(matrix.double())
+        found[name] = {
+            "exact": {"lambda_min": float(exact[0]), "lambda_max": float(exact[-1])},
+            "fastsam": extremes_of(operator_spectrum(MatrixOperator(matrix), steps=steps)),
+        }
+        if peers:
+            from pyhessian import hessian
+
+            with torch_eig():
+                torch.manual_seed(0)
+                tool = hessian(
+                    Quadratic(matrix),
+                    lambda outputs, targets: outputs,
+                    data=(torch.zeros(1), torch.zeros(1)),
+                    cuda=False,
+                )
+                nodes, _ = tool.density(iter=steps, n_v=1)
+                power, _ = tool.eigenvalues()
+            found[name]["pyhessian"] = {
+                "lambda_min": float(min(nodes[0])),
+                "lambda_max": float(max(nodes[0])),
+                "lambda_max_by_power_iteration": float(power[0]),
+            }
+        print(name, found[name], flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
