@@ -21,6 +21,7 @@ SAM_FAMILY = ("sam", "asam")
 
 LR_SCHEDULES = ("multistep", "cosine")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
+SAMPLINGS = ("class-balanced", "square-root", "progressive")
 WEIGHTINGS = ("effective", "inverse", "algorithm1")
 
 
@@ -104,6 +105,14 @@ class TrainConfig:
     beta: float | None = field(
         default=None,
         metadata=_only("beta of the effective number of samples", weighting=("effective",)),
+    )
+    sampling: str | None = field(
+        default=None,
+        metadata=_only(
+            "how classes are re-sampled: class-balanced; square-root (of the count); progressive "
+            "(from the counts to class-balanced over the run)",
+            rule=("rs", "drs"),
+        ),
     )
     max_margin: float | None = field(
         default=None, metadata=_only("margin of the smallest class", loss=("ldam",))
@@ -245,6 +254,7 @@ def _check_names(config: TrainConfig) -> None:
         ("kind", config.kind, IMBALANCE_KINDS),
         ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
         ("weighting", config.weighting, WEIGHTINGS),
+        ("sampling", config.sampling, SAMPLINGS),
     )
     for kind, name, valid in choices:
         if name is not None and name not in valid:

@@ -92,7 +92,8 @@ LOSS: dict[str, Layer] = {
 }
 
 _WEIGHTS = _layer(_CODE, weighting="effective", beta=0.9999)
-RULE: dict[str, Layer] = {"rw": _WEIGHTS, "drw": _WEIGHTS}
+_SAMPLES = _layer("Cao et al. 2019, section 4 (baselines RS and DRS)", sampling="class-balanced")
+RULE: dict[str, Layer] = {"rw": _WEIGHTS, "drw": _WEIGHTS, "rs": _SAMPLES, "drs": _SAMPLES}
 
 OPTIMIZER: dict[str, Layer] = {
     name: _layer("[paper] section 5", momentum=0.9, nesterov=False) for name in OPTIMIZERS

@@ -1,35 +1,187 @@
-"""In which order, and how often, the training images of an epoch are drawn."""
+"""In which order, and how often, the training images of an epoch are drawn.
+
+The samplers are PyTorch samplers as well: hand one to a ``DataLoader`` and call ``set_epoch``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Sampler
 
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.seeds import Stream, numpy_generator
 
 
-@dataclass(eq=False)
-class ShuffledSampler:
-    """Every image once per epoch, in random order.
+class EpochSampler(Sampler[int], ABC):
+    """The indices of an epoch, a pure function of seed and epoch, shared out among ranks.
 
-    Attributes:
-        size: number of images.
-        seed: seed of the run.
+    Every rank draws the same order and takes every ``world_size``-th index of it, so no image is
+    lost, and none doubled but to fill the last round.
+
+    Args:
+        seed: seed of the run, the same on all ranks.
+        rank: this process.
+        world_size: number of processes.
     """
 
-    size: int
-    seed: int
+    def __init__(self, seed: int, *, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank must be in [0, {world_size}), got {rank}")
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = 1
+
+    @abstractmethod
+    def draw(self, epoch: int) -> NDArray[np.int64]:
+        """Indices of all ranks, int64 ``[size]``."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of ``epoch``, int64 ``[size]``."""
+        """Indices of this rank in ``epoch`` (counted from 1), int64."""
+        drawn = self.draw(epoch)
+        padding = -len(drawn) % self.world_size
+        return np.concatenate([drawn, np.resize(drawn, padding)])[self.rank :: self.world_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that iteration yields."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self._epoch).tolist())
+
+
+class ShuffledSampler(EpochSampler):
+    """Every image once per epoch, in random order.
+
+    Args:
+        size: number of images.
+        seed: seed of the run.
+        rank: this process.
+        world_size: number of processes.
+
+    Example:
+        >>> sorted(ShuffledSampler(4, seed=0).order(1).tolist())
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(seed, rank=rank, world_size=world_size)
+        self.size = size
+
+    def draw(self, epoch: int) -> NDArray[np.int64]:
+        """A permutation, int64 ``[size]``."""
         return numpy_generator(self.seed, Stream.ORDER, epoch).permutation(self.size)
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world_size)
+
+
+class ClassSampler(EpochSampler):
+    """As many images as there are, drawn with replacement so that classes have stated shares.
+
+    The strategies of Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+    Recognition" (ICLR 2020), section 3: ``class-balanced`` draws every class equally often,
+    ``square-root`` in proportion to the root of its count, ``progressive`` goes in equal steps from
+    the counts at the first epoch to class-balanced at the last.
+
+    Args:
+        targets: class of every image, int64 ``[N]``.
+        counts: images of each class, int64 ``[C]``.
+        strategy: one of :data:`fastsam.longtail.config.SAMPLINGS`.
+        epochs: epochs of the whole run, for ``progressive``.
+        seed: seed of the run.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        targets: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        *,
+        strategy: str = "class-balanced",
+        epochs: int = 1,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(seed, rank=rank, world_size=world_size)
+        self.targets = targets
+        self.counts = counts
+        self.strategy = strategy
+        self.epochs = epochs
+
+    def class_shares(self, epoch: int) -> NDArray[np.float64]:
+        """Probability of each class in ``epoch`` (counted from 1), ``[C]``."""
+        natural = self.counts / self.counts.sum()
+        if self.strategy == "square-root":
+            root = np.sqrt(self.counts)
+            return np.asarray(root / root.sum())
+        equal = (self.counts > 0) / np.count_nonzero(self.counts)
+        if self.strategy == "class-balanced":
+            return np.asarray(equal)
+        progress = (epoch - 1) / max(self.epochs - 1, 1)
+        return np.asarray((1 - progress) * natural + progress * equal)
+
+    def draw(self, epoch: int) -> NDArray[np.int64]:
+        """Indices with repetitions, int64 ``[N]``."""
+        per_image = (self.class_shares(epoch) / np.maximum(self.counts, 1))[self.targets]
+        generator = numpy_generator(self.seed, Stream.ORDER, epoch)
+        return generator.choice(len(self.targets), len(self.targets), p=per_image)
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.world_size)
+
+
+class DeferredSampler:
+    """One sampler up to the deferral epoch, another one after it.
+
+    Args:
+        early: sampler of the first epochs.
+        late: sampler afterwards.
+        defer_epoch: last epoch of ``early``.
+    """
+
+    def __init__(self, early: EpochSampler, late: EpochSampler, *, defer_epoch: int) -> None:
+        self.early = early
+        self.late = late
+        self.defer_epoch = defer_epoch
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Indices of this rank in ``epoch`` (counted from 1), int64."""
+        return (self.late if epoch > self.defer_epoch else self.early).order(epoch)
+
+
+class HasOrder(Protocol):
+    """What the trainer needs of a sampler."""
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Indices in ``epoch`` (counted from 1), int64."""
+        ...
 
 
 def build_sampler(
     config: TrainConfig, targets: NDArray[np.int64], counts: NDArray[np.int64]
-) -> ShuffledSampler:
-    """The sampler of a configuration."""
-    return ShuffledSampler(len(targets), config.seed)
+) -> HasOrder:
+    """The sampler of a configuration.
+
+    Args:
+        config: settings of the run.
+        targets: class of every training image, int64 ``[N]``.
+        counts: training images of each class, int64 ``[C]``.
+    """
+    shuffled = ShuffledSampler(len(targets), seed=config.seed)
+    if config.sampling is None:
+        return shuffled
+    classes = ClassSampler(
+        targets, counts, strategy=config.sampling, epochs=config.epochs, seed=config.seed
+    )
+    if config.parsed_method.rule == "rs":
+        return classes
+    return DeferredSampler(shuffled, classes, defer_epoch=config.defer_epoch or 0)
