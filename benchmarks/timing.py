@@ -75,9 +75,7 @@ def interleaved(
 
 
 def _summary(values: list[float], calls: int) -> Timing:
-    lower, _, upper = (
-        statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    )
+    lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return Timing(
         median=statistics.median(values),
         lower_quartile=lower,

@@ -1,0 +1,138 @@
+"""The optimizer part of a SAM step, everything outside forward and backward, against its peers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.machine import copy_bandwidth, save
+from benchmarks.shapes import CASES, Shapes
+from benchmarks.timing import interleaved
+
+STEPS_TO_AGREE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamStep:
+    """Times the fused SAM step against pure-PyTorch ones, after checking that they agree."""
+
+    cases: tuple[str, ...] = ("resnet32", "one-25M")
+    """Shapes to time, by name (see benchmarks/shapes.py); "all" for everything that fits."""
+    reference: Path | None = None
+    """A file with the reference implementation's class SAM, timed as a peer."""
+    compile: bool = False
+    """Time the foreach version under torch.compile too."""
+    rounds: int = 15
+    """Samples of each peer."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Where to run."""
+    save: bool = False
+    """Write the results to benchmarks/results/."""
+    out: Path | None = None
+    """Write the results to this folder instead."""
+
+    def run(self) -> None:
+        device = torch.device(self.device)
+        names = tuple(CASES) if self.cases == ("all",) else self.cases
+        unknown = set(names) - set(CASES)
+        if unknown:
+            raise SystemExit(f"unknown case {sorted(unknown)}; expected some of {sorted(CASES)}")
+        bandwidth = copy_bandwidth(device)
+        results: dict[str, Any] = {}
+        for name in names:
+            if not _fits(CASES[name], device):
+                print(f"{name}: left out, it does not fit in memory")
+                continue
+            results[name] = self._case(name, device, bandwidth)
+        if self.save or self.out is not None:
+            path = save(
+                "sam_step",
+                {"copy_bytes_per_second": bandwidth, "cases": results},
+                folder=self.out,
+            )
+            print(f"wrote {path}")
+
+    def _contestants(self) -> dict[str, Callable[[Sequence[Tensor]], peers.Step]]:
+        contestants: dict[str, Callable[[Sequence[Tensor]], peers.Step]] = {
+            "fastsam": peers.fused,
+            "fastsam, no check": peers.fused_unchecked,
+            "plain PyTorch": peers.plain,
+            "foreach + fused SGD": peers.foreach,
+        }
+        if self.compile:
+            contestants["foreach, compiled"] = peers.compiled_foreach
+        if self.reference is not None:
+            contestants["reference file"] = peers.reference_file(self.reference)
+        if importlib.util.find_spec("pytorch_optimizer") is not None:
+            contestants["pytorch_optimizer"] = peers.pytorch_optimizer
+        contestants["fused SGD alone"] = peers.floor
+        return contestants
+
+    def _case(self, name: str, device: torch.device, bandwidth: float) -> dict[str, Any]:
+        shapes = CASES[name]
+        elements = sum(map(math.prod, shapes))
+        steps: dict[str, Callable[[], object]] = {}
+        memory: dict[str, int] = {}
+        expected: list[Tensor] | None = None
+        for peer, make in self._contestants().items():
+            parameters = _parameters(shapes, device)
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            steps[peer] = make(parameters)
+            for _ in range(STEPS_TO_AGREE):
+                steps[peer]()
+            if device.type == "cuda":
+                memory[peer] = torch.cuda.memory_allocated(device) - before
+            if peer == "fused SGD alone":
+                continue
+            weights = [p.detach().clone() for p in parameters]
+            if expected is None:
+                expected = weights
+            for weight, other in zip(weights, expected, strict=True):
+                torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
+        timings = interleaved(steps, rounds=self.rounds, device=device)
+        print(f"\n{name}: {len(shapes)} tensors, {elements:,} parameters on {device}")
+        rows: dict[str, Any] = {}
+        for peer, timing in timings.items():
+            row = timing.as_dict() | {"ratio": timing.median / timings["fastsam"].median}
+            moved = peers.BYTES_PER_PARAMETER.get(peer)
+            if moved is not None:
+                row["bytes_per_parameter"] = moved
+                row["share_of_copy_bandwidth"] = moved * elements / timing.median / bandwidth
+            if peer in memory:
+                row["extra_bytes_per_parameter"] = memory[peer] / elements
+            rows[peer] = row
+            print(
+                f"  {peer:22s} {timing.median * 1e6:12.1f} us"
+                f"  [{timing.lower_quartile * 1e6:.1f}, {timing.upper_quartile * 1e6:.1f}]"
+                f"  {row['ratio']:6.2f}x"
+            )
+        return {"tensors": len(shapes), "parameters": elements, "peers": rows}
+
+
+def _parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:
+    """The same weights and gradients for every peer."""
+    generator = torch.Generator(device).manual_seed(0)
+    parameters: list[Tensor] = []
+    for shape in shapes:
+        weight = torch.randn(shape, generator=generator, device=device)
+        parameter = torch.nn.Parameter(weight)
+        parameter.grad = torch.randn(shape, generator=generator, device=device)
+        parameters.append(parameter)
+    return parameters
+
+
+def _fits(shapes: Shapes, device: torch.device) -> bool:
+    """Whether every peer's weights, gradients, buffers and copies fit: some 20 bytes times the peers."""
+    needed = 7 * 24 * sum(map(math.prod, shapes))
+    if device.type == "cuda":
+        return needed < torch.cuda.mem_get_info(device)[0]
+    return needed < 0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,60 @@
+"""Parameter shapes of the models that the SAM step is timed at."""
+
+from __future__ import annotations
+
+Shapes = list[tuple[int, ...]]
+
+
+def resnet32() -> Shapes:
+    """The CIFAR ResNet-32 (He et al. 2016): 95 tensors, 0.46 M parameters, option-A shortcuts."""
+    shapes: Shapes = [(16, 3, 3, 3), (16,), (16,)]
+    before = 16
+    for width in (16, 32, 64):
+        for _ in range(5):
+            shapes += [(width, before, 3, 3), (width,), (width,)]
+            shapes += [(width, width, 3, 3), (width,), (width,)]
+            before = width
+    return [*shapes, (10, 64), (10,)]
+
+
+def resnet50() -> Shapes:
+    """ResNet-50 for ImageNet: 161 tensors, 25.6 M parameters."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    before = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for shape in ((width, before, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [shape, (shape[0],), (shape[0],)]
+            if block == 0:
+                shapes += [(4 * width, before, 1, 1), (4 * width,), (4 * width,)]
+            before = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def vit_b16() -> Shapes:
+    """ViT-B/16 at 224 pixels: 152 tensors, 86.6 M parameters."""
+    d = 768
+    shapes: Shapes = [(1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d)]
+    for _ in range(12):
+        shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
+        shapes += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [*shapes, (d,), (d,), (1000, d), (1000,)]
+
+
+def equal(tensors: int, elements: int) -> Shapes:
+    """``tensors`` vectors that hold ``elements`` elements each."""
+    return [(elements,)] * tensors
+
+
+CASES: dict[str, Shapes] = {
+    "resnet32": resnet32(),
+    "resnet50": resnet50(),
+    "vit-b16": vit_b16(),
+    "one-25M": equal(1, 25_000_000),
+    "one-1e9": equal(1, 1_000_000_000),
+    **{
+        f"{tensors}x1e{power}": equal(tensors, 10**power)
+        for tensors in (1, 95, 161)
+        for power in (1, 3, 5, 7)
+    },
+}
