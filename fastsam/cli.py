@@ -247,6 +247,17 @@ def _commands() -> Any:
     )
 
 
+def parse(argv: Sequence[str] | None = None) -> Any:
+    """The command that ``argv`` names, with its options; ``run()`` makes it happen."""
+    return tyro.cli(
+        _commands(),
+        prog="fastsam",
+        description="Sharpness-aware training, Hessian spectra, long-tailed classes.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -260,14 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: for ``--help`` (0) and for options that cannot be parsed (2).
     """
     try:
-        command: Any = tyro.cli(
-            _commands(),
-            prog="fastsam",
-            description="Sharpness-aware training, Hessian spectra, long-tailed classes.",
-            args=argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        command.run()
+        parse(argv).run()
     except UsageError as error:
         return _fail(error, EXIT_USAGE)
     except (LongTailError, OSError, ImportError, FloatingPointError) as error:

@@ -1,0 +1,43 @@
+"""The README's numbers are those of the committed results, and what it tells people to type exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import README, rendered
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_numbers_are_those_of_the_results() -> None:
+    assert README.read_text() == rendered(README.read_text())
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    documents = README.read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    mentioned = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?=`|\s+#)", documents))
+    assert mentioned
+    assert mentioned <= targets
+
+
+def test_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `fastsam` command of the README is understood, with all of its flags."""
+    pytest.importorskip("tyro")
+    from fastsam import cli
+
+    commands = re.findall(r"^fastsam (.+?)(?:\s{2,}#.*)?$", README.read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        cli.parse(shlex.split(command))
