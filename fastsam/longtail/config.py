@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
+from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED
+from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Method
 from fastsam.longtail.models import HEADS, MODELS, Head
@@ -53,13 +55,37 @@ class TrainConfig:
     optimizer: str = field(metadata={"help": "optimizer"})
 
     imbalance: float | None = field(
-        default=None, metadata=_only("imbalance factor: largest over smallest class count")
+        default=None,
+        metadata=_only(
+            "imbalance factor: largest over smallest class count", data=MADE_LONG_TAILED
+        ),
     )
     kind: ImbalanceKind | None = field(
-        default=None, metadata=_only("shape of the imbalance: exp or step")
+        default=None, metadata=_only("shape of the imbalance: exp or step", data=MADE_LONG_TAILED)
     )
     subset_seed: int | None = field(
-        default=None, metadata=_only("seed of the subset, apart from the seed of the training")
+        default=None,
+        metadata=_only(
+            "seed of the subset, apart from the seed of the training", data=MADE_LONG_TAILED
+        ),
+    )
+    data_root: str | None = field(
+        default=None, metadata=_only("folder with the data", data=(*CIFAR, *FROM_FILES))
+    )
+    download: bool | None = field(
+        default=None, metadata=_only("fetch the archive if it is not there", data=CIFAR)
+    )
+    image_size: int | None = field(
+        default=None, metadata=_only("height and width of the network's input", data=FROM_FILES)
+    )
+    workers: int | None = field(
+        default=None, metadata=_only("processes that read images", data=FROM_FILES)
+    )
+    corrupt: str | None = field(
+        default=None,
+        metadata=_only(
+            "at an image that cannot be read: stop, or skip it and count it", data=FROM_FILES
+        ),
     )
 
     model: str = field(metadata={"help": "network"})
@@ -252,6 +278,7 @@ def _check_names(config: TrainConfig) -> None:
         ("head", config.head, HEADS),
         ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
         ("kind", config.kind, IMBALANCE_KINDS),
+        ("corrupt", config.corrupt, CORRUPT_POLICIES),
         ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
         ("weighting", config.weighting, WEIGHTINGS),
         ("sampling", config.sampling, SAMPLINGS),
@@ -303,6 +330,8 @@ def _check_values(config: TrainConfig) -> None:
     check("rho", low=0)
     check("rho_milestones", low=1)
     check("imbalance", low=1)
+    check("image_size", low=1)
+    check("workers", low=0)
     check("seed", low=0)
     check("threads", low=0)
     check("subset_seed", low=0, high=2**32 - 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import Batch, Images, LongTailData, load_dataset
+from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss
 from fastsam.longtail.metrics import Metrics, evaluate
@@ -290,12 +290,18 @@ def predict(model: Classifier, images: Images, device: torch.device) -> tuple[Te
 
 def load_configured(config: TrainConfig) -> LongTailData:
     """The data set of a configuration."""
-    return load_dataset(
-        config.data,
-        imbalance=config.imbalance or 1.0,
-        kind=config.kind or "exp",
-        subset_seed=config.subset_seed or 0,
-    )
+    options = {
+        "imbalance": config.imbalance,
+        "kind": config.kind,
+        "subset_seed": config.subset_seed,
+        "root": None if config.data_root is None else Path(config.data_root),
+        "download": config.download,
+        "size": config.image_size,
+        "workers": config.workers,
+        "corrupt": config.corrupt,
+    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return load_dataset(config.data, DataOptions(**given))
 
 
 @contextmanager

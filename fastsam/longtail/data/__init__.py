@@ -1,6 +1,6 @@
 """Long-tailed data sets: which images form them, how they are read and augmented."""
 
-from fastsam.longtail.data.catalog import DATASETS, load_dataset
+from fastsam.longtail.data.catalog import DATASETS, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import (
     GROUPS,
     Batch,
@@ -25,6 +25,7 @@ __all__ = [
     "GROUPS",
     "IMBALANCE_KINDS",
     "Batch",
+    "DataOptions",
     "Images",
     "ImbalanceKind",
     "LongTailData",

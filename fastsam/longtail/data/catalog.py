@@ -3,39 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+from fastsam.longtail.data.cifar import load_cifar_lt
 from fastsam.longtail.data.dataset import LongTailData, check_every_class
 from fastsam.longtail.data.digits import load_digits_lt
+from fastsam.longtail.data.listed import LISTED, load_listed, load_own_folders, load_own_lists
 from fastsam.longtail.data.subset import ImbalanceKind
 from fastsam.longtail.errors import unknown
 
-Loader = Callable[[float, ImbalanceKind, int], LongTailData]
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Everything that any data set can be asked for; each reads what it has.
+
+    Attributes:
+        imbalance: imbalance factor of the sets made long-tailed here.
+        kind: profile of that imbalance.
+        subset_seed: seed of that selection.
+        root: folder with the files; not for ``digits-lt``.
+        download: fetch CIFAR if it is not there.
+        size: height and width of images read from files.
+        workers: processes that read them.
+        corrupt: ``stop`` or ``skip`` at a file that cannot be read.
+    """
+
+    imbalance: float = 50.0
+    kind: ImbalanceKind = "exp"
+    subset_seed: int = 0
+    root: Path = Path("data")
+    download: bool = False
+    size: int = 224
+    workers: int = 4
+    corrupt: str = "stop"
 
 
-def _digits(imbalance: float, kind: ImbalanceKind, subset_seed: int) -> LongTailData:
-    return load_digits_lt(imbalance=imbalance, kind=kind, subset_seed=subset_seed)
+Loader = Callable[[DataOptions], LongTailData]
 
 
-DATASETS: dict[str, Loader] = {"digits-lt": _digits}
+def _digits(options: DataOptions) -> LongTailData:
+    return load_digits_lt(
+        imbalance=options.imbalance, kind=options.kind, subset_seed=options.subset_seed
+    )
 
 
-def load_dataset(
-    name: str, *, imbalance: float = 50.0, kind: ImbalanceKind = "exp", subset_seed: int = 0
-) -> LongTailData:
+def _cifar(num_classes: int, options: DataOptions) -> LongTailData:
+    return load_cifar_lt(
+        num_classes,
+        options.root,
+        imbalance=options.imbalance,
+        kind=options.kind,
+        subset_seed=options.subset_seed,
+        download=options.download,
+    )
+
+
+def _listed(name: str, options: DataOptions) -> LongTailData:
+    return load_listed(
+        LISTED[name],
+        options.root,
+        size=options.size,
+        workers=options.workers,
+        corrupt=options.corrupt,
+    )
+
+
+def _own(load: Callable[..., LongTailData], options: DataOptions) -> LongTailData:
+    return load(options.root, size=options.size, workers=options.workers, corrupt=options.corrupt)
+
+
+MADE_LONG_TAILED = ("digits-lt", "cifar10-lt", "cifar100-lt")
+CIFAR = ("cifar10-lt", "cifar100-lt")
+FROM_FILES = (*LISTED, "list", "folder")
+
+DATASETS: dict[str, Loader] = {
+    "digits-lt": _digits,
+    "cifar10-lt": partial(_cifar, 10),
+    "cifar100-lt": partial(_cifar, 100),
+    **{name: partial(_listed, name) for name in LISTED},
+    "list": partial(_own, load_own_lists),
+    "folder": partial(_own, load_own_folders),
+}
+
+WHERE: dict[str, str] = {
+    "digits-lt": "comes with scikit-learn",
+    "cifar10-lt": "cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100-lt": "cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    **{name: info.where for name, info in LISTED.items()},
+    "list": "your own: train.txt, test.txt and perhaps val.txt with lines `path label`",
+    "folder": "your own: train/CLASS, test/CLASS and perhaps val/CLASS",
+}
+"""Where the users of each data set usually get it."""
+
+
+def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
     """The data set called ``name``, checked: every class has at least one training image.
 
     Args:
         name: one of :data:`DATASETS`.
-        imbalance: imbalance factor of the sets made long-tailed here.
-        kind: profile of the imbalance.
-        subset_seed: seed of the selection.
+        options: what is asked of it; None for the defaults.
 
     Raises:
         UsageError: for an unknown name or an impossible imbalance.
-        DataError: for missing or damaged files.
+        DataError: for missing or damaged files, or labels and counts that disagree.
     """
     if name not in DATASETS:
         raise unknown("data", name, DATASETS)
-    data = DATASETS[name](imbalance, kind, subset_seed)
+    data = DATASETS[name](options or DataOptions())
     check_every_class(data.counts, f"the training set of {name}")
     return data

@@ -35,7 +35,10 @@ class Batch(NamedTuple):
 class Images(Protocol):
     """A labelled set of images that can be read in any order."""
 
-    targets: NDArray[np.int64]
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Classes, int64 ``[N]``."""
+        ...
 
     def __len__(self) -> int: ...
 

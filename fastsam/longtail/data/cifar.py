@@ -1,0 +1,85 @@
+"""``cifar10-lt`` and ``cifar100-lt``: the long-tailed CIFAR of Cao et al. (NeurIPS 2019)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
+from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
+from fastsam.longtail.data.subset import (
+    ImbalanceKind,
+    longtail_counts,
+    longtail_indices,
+    subset_hash,
+)
+from fastsam.longtail.errors import DataError
+
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_BOUNDARIES = {10: (3, 7), 100: (36, 71)}
+
+
+def load_cifar_lt(
+    num_classes: int,
+    root: Path,
+    *,
+    imbalance: float = 100.0,
+    kind: ImbalanceKind = "exp",
+    subset_seed: int = 0,
+    download: bool = False,
+) -> LongTailData:
+    """CIFAR-10 or CIFAR-100 with a long tail; the test set is the full, balanced one.
+
+    With ``subset_seed=0`` the training images are, index for index, those of Cao et al. The splits
+    head, mid and tail are the classes 0-2, 3-6, 7-9 and 0-35, 36-70, 71-99 (step: halves).
+
+    Args:
+        num_classes: 10 or 100.
+        root: folder with ``cifar-10-batches-py`` or ``cifar-100-python``.
+        imbalance: largest over smallest class count.
+        kind: exponential or step profile.
+        subset_seed: seed of the selection.
+        download: fetch the archive into ``root`` if it is not there.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    reader: Any = {10: CIFAR10, 100: CIFAR100}[num_classes]
+    try:
+        parts = [reader(str(root), train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError, KeyError) as error:
+        raise DataError(
+            f"CIFAR-{num_classes} is missing or damaged in {root} ({error}); its users get "
+            f"{reader.url} and unpack it there, or let --download true do both"
+        ) from error
+    sets = [
+        TensorImages(
+            torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),
+            np.asarray(part.targets, dtype=np.int64),
+            white=255.0,
+            mean=_MEAN,
+            std=_STD,
+        )
+        for part in parts
+    ]
+    train, test = sets
+    n_max = len(train) // num_classes
+    counts = longtail_counts(n_max, num_classes, imbalance, kind)
+    chosen = longtail_indices(train.targets, counts, subset_seed)
+    half = num_classes // 2
+    return LongTailData(
+        name=f"cifar{num_classes}-lt",
+        train=train.select(chosen, augmentation=Compose((RandomCrop(4), RandomHorizontalFlip()))),
+        validation=None,
+        test=test,
+        class_names=tuple(parts[0].classes),
+        groups=groups_by_rank(
+            num_classes, _BOUNDARIES[num_classes] if kind == "exp" else (half, half)
+        ),
+        subset_hash=subset_hash(chosen),
+    )

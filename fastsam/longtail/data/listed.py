@@ -1,0 +1,262 @@
+"""Data sets that are given by list files or class folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastsam.longtail.data.dataset import LongTailData, groups_by_count, groups_by_rank
+from fastsam.longtail.data.files import FileImages, Preparation
+from fastsam.longtail.data.lists import (
+    ImageList,
+    check_files,
+    class_counts,
+    list_folder,
+    map_by_count,
+    read_list,
+)
+from fastsam.longtail.errors import DataError
+
+IMAGENET = Preparation()
+INATURALIST = Preparation(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
+
+
+@dataclass(frozen=True)
+class ListedSet:
+    """A published data set made of list files.
+
+    Attributes:
+        name: name on the command line.
+        num_classes: number of classes.
+        train: list file of the training images.
+        validation: list file for choosing hyper-parameters; None where there is none.
+        test: list file of the reported result.
+        totals: published number of images of each list file.
+        largest: published training images of the largest class.
+        smallest: the same of the smallest class.
+        boundaries: first class of mid and of tail after sorting by count (the paper's split); None
+            to split by count.
+        preparation: how files become tensors.
+        where: where its users get it.
+    """
+
+    name: str
+    num_classes: int
+    train: str
+    validation: str | None
+    test: str
+    totals: Mapping[str, int]
+    largest: int
+    smallest: int
+    boundaries: tuple[int, int] | None
+    preparation: Preparation
+    where: str
+
+
+LISTED = {
+    "imagenet-lt": ListedSet(
+        name="imagenet-lt",
+        num_classes=1000,
+        train="ImageNet_LT_train.txt",
+        validation="ImageNet_LT_val.txt",
+        test="ImageNet_LT_test.txt",
+        totals={
+            "ImageNet_LT_train.txt": 115_846,
+            "ImageNet_LT_val.txt": 20_000,
+            "ImageNet_LT_test.txt": 50_000,
+        },
+        largest=1280,
+        smallest=5,
+        boundaries=(390, 835),
+        preparation=IMAGENET,
+        where="images: ILSVRC 2012 train and val (val sorted into class folders) from "
+        "image-net.org; lists: the OpenLongTailRecognition-OLTR project",
+    ),
+    "places-lt": ListedSet(
+        name="places-lt",
+        num_classes=365,
+        train="Places_LT_train.txt",
+        validation="Places_LT_val.txt",
+        test="Places_LT_test.txt",
+        totals={
+            "Places_LT_train.txt": 62_500,
+            "Places_LT_val.txt": 7_300,
+            "Places_LT_test.txt": 36_500,
+        },
+        largest=4980,
+        smallest=5,
+        boundaries=None,
+        preparation=IMAGENET,
+        where="images: Places365-Standard, small (256x256), from places2.csail.mit.edu; lists: the "
+        "OpenLongTailRecognition-OLTR project",
+    ),
+    "inaturalist18": ListedSet(
+        name="inaturalist18",
+        num_classes=8142,
+        train="iNaturalist18_train.txt",
+        validation=None,
+        test="iNaturalist18_val.txt",
+        totals={"iNaturalist18_train.txt": 437_513, "iNaturalist18_val.txt": 24_426},
+        largest=1000,
+        smallest=2,
+        boundaries=(842, 4543),
+        preparation=INATURALIST,
+        where="images and JSON: the iNaturalist Competition 2018; lists: `fastsam data convert` "
+        "makes them from train2018.json and val2018.json",
+    ),
+}
+
+
+def find_list(root: Path, name: str) -> Path:
+    """``root/name``, or its compressed form."""
+    for candidate in (name, f"{name}.gz", f"{name}.xz"):
+        if (root / candidate).is_file():
+            return root / candidate
+    raise DataError(f"no {name} (or .gz, .xz) in {root}; `fastsam data check` says where to get it")
+
+
+def load_listed(
+    info: ListedSet, root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+) -> LongTailData:
+    """A published list data set, its classes re-numbered by falling training count.
+
+    Args:
+        info: which one.
+        root: folder with the list files, and with the images under the listed paths.
+        size: height and width of the network's input.
+        workers: processes that read images.
+        corrupt: ``stop`` or ``skip``; see :class:`fastsam.longtail.data.files.FileImages`.
+
+    Raises:
+        DataError: for a list that is missing, damaged or not of the published counts, or images
+            that are not there.
+    """
+    names = {"train": info.train, "validation": info.validation, "test": info.test}
+    lists = {
+        part: read_list(find_list(root, name)) for part, name in names.items() if name is not None
+    }
+    for part, images in lists.items():
+        check_totals(info, str(names[part]), images)
+    return assemble(
+        info.name,
+        lists,
+        root,
+        num_classes=info.num_classes,
+        boundaries=info.boundaries,
+        preparation=Preparation(size, info.preparation.mean, info.preparation.std),
+        workers=workers,
+        corrupt=corrupt,
+    )
+
+
+def check_totals(info: ListedSet, name: str, images: ImageList) -> None:
+    """Raise :class:`DataError` unless a list has its published number of images."""
+    if len(images) != info.totals[name]:
+        raise DataError(
+            f"{name} lists {len(images)} images, {info.totals[name]} are published; "
+            "it is another version or half downloaded"
+        )
+    counts = class_counts(images, info.num_classes, name)
+    if name == info.train and (counts.max(), counts.min()) != (info.largest, info.smallest):
+        raise DataError(
+            f"the classes of {name} have {counts.min()} to {counts.max()} images, "
+            f"{info.smallest} to {info.largest} are published"
+        )
+
+
+def assemble(
+    name: str,
+    lists: Mapping[str, ImageList],
+    root: Path,
+    *,
+    num_classes: int | None,
+    boundaries: tuple[int, int] | None,
+    preparation: Preparation,
+    workers: int,
+    corrupt: str,
+    class_names: tuple[str, ...] | None = None,
+) -> LongTailData:
+    """A data set from its lists ``train``, ``test`` and perhaps ``validation``.
+
+    Classes are re-numbered by falling training count; ``boundaries`` splits them by rank, None by
+    count.
+    """
+    counts = class_counts(lists["train"], num_classes, "the training list")
+    classes = len(counts)
+    for part, images in lists.items():
+        class_counts(images, classes, f"the {part} list")
+        check_files(images, root, f"the {part} list")
+    class_map = map_by_count(counts)
+    sets = {
+        part: FileImages(root, images.relabelled(class_map), preparation, workers, corrupt)
+        for part, images in lists.items()
+    }
+    falling = counts[np.argsort(class_map)]
+    old_names = class_names or tuple(str(label) for label in range(classes))
+    return LongTailData(
+        name=name,
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets["test"],
+        class_names=tuple(old_names[old] for old in np.argsort(class_map)),
+        groups=groups_by_count(falling)
+        if boundaries is None
+        else groups_by_rank(classes, boundaries),
+    )
+
+
+def load_own_lists(
+    root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+) -> LongTailData:
+    """The user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
+
+    Paths are relative to ``root``; counts and splits (by count) are taken from the training list.
+    """
+    lists = {part: read_list(find_list(root, f"{part}.txt")) for part in ("train", "test")}
+    if (root / "val.txt").is_file():
+        lists["validation"] = read_list(root / "val.txt")
+    return _own("list", lists, root, size=size, workers=workers, corrupt=corrupt)
+
+
+def load_own_folders(
+    root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+) -> LongTailData:
+    """The user's own folders: ``root/train/CLASS``, ``root/test/CLASS``, perhaps ``root/val``."""
+    train, names = list_folder(root / "train")
+    lists = {"train": _under(train, "train")}
+    for part, folder in (("test", "test"), ("validation", "val")):
+        if part == "test" or (root / folder).is_dir():
+            lists[part] = _under(list_folder(root / folder, names)[0], folder)
+    return _own(
+        "folder", lists, root, size=size, workers=workers, corrupt=corrupt, class_names=tuple(names)
+    )
+
+
+def _own(
+    name: str,
+    lists: Mapping[str, ImageList],
+    root: Path,
+    *,
+    size: int,
+    workers: int,
+    corrupt: str,
+    class_names: tuple[str, ...] | None = None,
+) -> LongTailData:
+    return assemble(
+        name,
+        lists,
+        root,
+        num_classes=None,
+        boundaries=None,
+        preparation=Preparation(size),
+        workers=workers,
+        corrupt=corrupt,
+        class_names=class_names,
+    )
+
+
+def _under(images: ImageList, folder: str) -> ImageList:
+    return ImageList([f"{folder}/{path}" for path in images.paths], images.targets)
