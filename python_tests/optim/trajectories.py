@@ -208,4 +208,4 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)

@@ -1,0 +1,179 @@
+"""Autocast and GradScaler, through their public calls only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler, autocast
+from trajectories import Problem, assert_close, assert_same_bits, make
+
+from fastsam import SAM
+
+SHAPES = [(3, 5), (7,)]
+BASES = [
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (torch.optim.AdamW, {"lr": 0.05}),
+    (torch.optim.RMSprop, {"lr": 0.02}),
+]
+
+
+@pytest.fixture(params=BASES, ids=lambda case: case[0].__name__)
+def base(request):
+    return request.param
+
+
+def scaled_step(problem, optimizer, parameters, scaler, step, *, overflow=(), unscale=()):
+    """One step as the documentation shows it; ``overflow`` and ``unscale`` name passes."""
+    for which, target in enumerate((optimizer.ascent, optimizer)):
+        problem.set_gradients(parameters, step, which)
+        factor = scaler.scale(torch.ones(()))
+        for p in parameters:
+            p.grad.mul_(factor)
+        if which in overflow:
+            parameters[1].grad[3] = float("inf")
+        if which in unscale:
+            scaler.unscale_(target)
+            nn.utils.clip_grad_norm_(parameters, 1e6)
+        scaler.step(target)
+        target.zero_grad()
+    scaler.update()
+
+
+@pytest.mark.parametrize("unscale", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_scaled_run_is_the_unscaled_one(base, unscale, adaptive, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
+    scaler = GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    for step in range(5):
+        scaled_step(problem, optimizer, parameters, scaler, step, unscale=unscale)
+    twin = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
+    assert_close([p.detach() for p in parameters], problem.run(*twin, 5), 1e-6)
+    assert scaler.get_scale() == 2048.0
+
+
+@pytest.mark.parametrize("overflow", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("unscale", [(), (0, 1)])
+def test_overflow_restores_skips_and_lowers_the_scale_once(base, overflow, unscale, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    scaler = GradScaler("cpu", init_scale=1024.0)
+    scaled_step(problem, optimizer, parameters, scaler, 0)
+    before = [p.detach().clone() for p in parameters]
+    state = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in parameters]
+    scaled_step(problem, optimizer, parameters, scaler, 1, overflow=overflow, unscale=unscale)
+    assert_same_bits([p.detach() for p in parameters], before)
+    for p, entry in zip(parameters, state, strict=True):
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in entry.items())
+    assert scaler.get_scale() == 512.0
+    assert int(optimizer.skipped_steps) == 1
+    scaled_step(problem, optimizer, parameters, scaler, 2)
+    twin, twins = make(SAM, problem, base[0], **base[1])
+    problem.run(twin, twins, 1)
+    problem.run(twin, twins, range(2, 3))
+    assert_close([p.detach() for p in parameters], [p.detach() for p in twins], 1e-6)
+
+
+def test_an_overflow_that_the_user_hides_still_skips(seed):
+    """The scaler saw it in pass one; that the gradient was mended afterwards does not count."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    scaler = GradScaler("cpu", init_scale=64.0)
+    problem.set_gradients(parameters, 0, 0)
+    parameters[1].grad[3] = float("inf")
+    scaler.scale(torch.zeros(()))
+    scaler.unscale_(optimizer.ascent)
+    parameters[1].grad.nan_to_num_(posinf=1.0)
+    scaler.step(optimizer.ascent)
+    problem.set_gradients(parameters, 0, 1)
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same_bits([p.detach() for p in parameters], problem.start)
+    assert scaler.get_scale() == 32.0
+
+
+def test_a_disabled_scaler_changes_nothing(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    scaler = GradScaler("cpu", enabled=False)
+    for step in range(3):
+        for which, target in enumerate((optimizer.ascent, optimizer)):
+            problem.set_gradients(parameters, step, which)
+            scaler.step(target)
+        scaler.update()
+    twin = make(SAM, problem, base[0], **base[1])
+    assert_same_bits([p.detach() for p in parameters], problem.run(*twin, 3))
+
+
+def test_the_ascent_is_one_optimizer_for_good(seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, _ = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    ascent = optimizer.ascent
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert optimizer.ascent is ascent
+    assert ascent.param_groups is optimizer.param_groups
+    with pytest.raises(TypeError, match="no closure"):
+        ascent.step(lambda: None)
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("outer", ["one context", "nested", "disabled inside"])
+def test_one_autocast_context_around_both_passes(outer, base, seed):
+    """Its cache of 16-bit weights must not feed pass two the weights of pass one."""
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
+    results = []
+    for shared in (True, False):
+        model = network(seed)
+        optimizer = SAM(model.parameters(), base[0], rho=0.5, **base[1])
+
+        def backward(model=model) -> None:
+            model(x).float().square().mean().backward()
+
+        for _ in range(3):
+            if not shared:
+                for finish in (optimizer.first_step, optimizer.second_step):
+                    with autocast("cpu", dtype=torch.bfloat16):
+                        backward()
+                    finish(zero_grad=True)
+                continue
+            with autocast("cpu", dtype=torch.bfloat16):
+                for finish in (optimizer.first_step, optimizer.second_step):
+                    with autocast("cpu", dtype=torch.bfloat16, enabled=True):
+                        backward()
+                    if outer == "disabled inside":
+                        with autocast("cpu", enabled=False):
+                            finish(zero_grad=True)
+                    else:
+                        finish(zero_grad=True)
+                if outer == "nested":
+                    backward()
+                    optimizer.first_step()
+                    optimizer.restore()
+                    optimizer.zero_grad()
+        results.append([p.detach() for p in model.parameters()])
+    assert_same_bits(*results)
+
+
+def test_autocast_with_a_scaler_trains_like_float32(seed):
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
+    results = []
+    for mixed in (True, False):
+        model = network(seed)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+        scaler = GradScaler("cpu", enabled=mixed)
+        for _ in range(5):
+            for target in (optimizer.ascent, optimizer):
+                with autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                    loss = model(x).float().square().mean()
+                scaler.scale(loss).backward()
+                scaler.step(target)
+                target.zero_grad()
+            scaler.update()
+        results.append([p.detach() for p in model.parameters()])
+    assert_close(*results, 2e-2)

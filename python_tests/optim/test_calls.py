@@ -1,0 +1,507 @@
+"""Every way of calling the optimizer, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
+from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
+
+from fastsam import SAM
+from fastsam.optim.plain import PlainSAM
+
+SHAPES = [(3, 5), (7,), (), (2, 3, 4)]
+BASES = [
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (torch.optim.AdamW, {"lr": 0.05}),
+    (torch.optim.RMSprop, {"lr": 0.02}),
+]
+
+
+@pytest.fixture(params=BASES, ids=lambda case: case[0].__name__)
+def base(request):
+    return request.param
+
+
+def weights(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in parameters]
+
+
+# --- step(closure) ------------------------------------------------------------------------------
+
+
+def test_the_closure_makes_the_second_pass(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    for step in range(4):
+        calls = []
+
+        def closure(step=step, calls=calls) -> float:
+            calls.append(torch.is_grad_enabled())
+            assert all(p.grad is None for p in parameters)
+            problem.set_gradients(parameters, step, 1)
+            return 3.5
+
+        problem.set_gradients(parameters, step, 0)
+        with torch.no_grad():
+            assert optimizer.step(closure) == 3.5
+        assert calls == [True]
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 4)
+    assert_same_bits(weights(parameters), expected)
+
+
+def test_the_closure_may_make_both_passes(base, seed):
+    """As torch.optim's closures: called for each pass, and the loss of the first comes back."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], closure="both_passes", **base[1])
+    for step in range(4):
+        passes = iter((0, 1))
+
+        def closure(step=step, passes=passes) -> int:
+            which = next(passes)
+            assert torch.is_grad_enabled()
+            optimizer.zero_grad()
+            problem.set_gradients(parameters, step, which)
+            return 10 * step + which
+
+        assert optimizer.step(closure) == 10 * step
+        assert next(passes, None) is None
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 4)
+    assert_same_bits(weights(parameters), expected)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("mode", ["second_pass", "both_passes"])
+def test_whatever_a_closure_raises_the_weights_are_back(error, mode, base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], closure=mode, **base[1])
+    passes = iter((0, 1) if mode == "both_passes" else (1,))
+
+    def closure() -> None:
+        which = next(passes)
+        problem.set_gradients(parameters, 0, which)
+        if which:
+            assert not torch.equal(parameters[0], problem.start[0])
+            raise error("in the second pass")
+
+    problem.set_gradients(parameters, 0, 0)
+    with pytest.raises(error):
+        optimizer.step(closure)
+    assert_same_bits(weights(parameters), problem.start)
+    assert not any(optimizer.state.values())
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 2)
+    assert_same_bits(problem.run(optimizer, parameters, 2), expected)
+
+
+def test_a_closure_that_spoils_a_gradient_leaves_the_weights_back(seed):
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+
+    def closure() -> None:
+        parameters[0].grad = torch.zeros(4).to_sparse()
+
+    problem.set_gradients(parameters, 0, 0)
+    with pytest.raises(ValueError, match="sparse"):
+        optimizer.step(closure)
+    assert_same_bits(weights(parameters), problem.start)
+
+
+def test_a_base_that_raises_leaves_the_weights_back(seed):
+    class Failing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            raise ArithmeticError
+
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, Failing, lr=0.1)
+    problem.set_gradients(parameters, 0, 0)
+    with pytest.raises(ArithmeticError):
+        optimizer.step(lambda: problem.set_gradients(parameters, 0, 1))
+    assert_same_bits(weights(parameters), problem.start)
+
+
+def test_step_without_a_closure_is_the_second_step(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    for step in range(3):
+        problem.set_gradients(parameters, step, 0)
+        optimizer.first_step(zero_grad=True)
+        problem.set_gradients(parameters, step, 1)
+        assert optimizer.step() is None
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 3)
+    assert_same_bits(weights(parameters), expected)
+
+
+@pytest.mark.parametrize("zero_grad", [False, True])
+def test_zero_grad_is_an_option_of_both_halves(zero_grad, seed):
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    for phase, finish in enumerate((optimizer.first_step, optimizer.second_step)):
+        problem.set_gradients(parameters, 0, phase)
+        finish(zero_grad=zero_grad)
+        assert (parameters[0].grad is None) is zero_grad
+
+
+# --- the order of calls -------------------------------------------------------------------------
+
+
+def test_calls_in_the_wrong_order_say_what_to_do(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    problem.set_gradients(parameters, 0, 0)
+    for call in (optimizer.second_step, optimizer.step):
+        with pytest.raises(RuntimeError, match="first_step"):
+            call()
+    assert_same_bits(weights(parameters), problem.start)
+    optimizer.first_step()
+    top = weights(parameters)
+    new_group = {"params": [nn.Parameter(torch.ones(2))]}
+    for call, message in (
+        (optimizer.first_step, r"restore\(\)"),
+        (lambda: optimizer.step(lambda: None), r"restore\(\)"),
+        (optimizer.state_dict, "state_dict"),
+        (lambda: optimizer.load_state_dict({}), "load_state_dict"),
+        (lambda: optimizer.add_param_group(new_group), "add_param_group"),
+        (lambda: optimizer.__getstate__(), "pickling or copying"),
+        (lambda: optimizer.ascent.step(), r"restore\(\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+        assert_same_bits(weights(parameters), top)
+    problem.set_gradients(parameters, 0, 1)
+    optimizer.second_step()
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 1)
+    assert_same_bits(weights(parameters), expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_restore_is_bit_exact(dtype, adaptive, seed):
+    problem = Problem([*SHAPES, (0,), (1003,)], dtype=dtype, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, rho=7.0, adaptive=adaptive, lr=0.1)
+    with torch.no_grad():  # values that arithmetic could not bring back
+        parameters[-1][:4] = torch.tensor([float("inf"), float("nan"), -0.0, 1e-42])
+    start = weights(parameters)
+    optimizer.restore()  # nothing to do
+    problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i == 1 else True)
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.nan_to_num_(1.0, 1.0, 1.0)
+    optimizer.first_step()
+    changed = not torch.equal(parameters[0], start[0])
+    assert changed or adaptive  # |w| of inf makes the norm of ASAM not finite
+    optimizer.restore()
+    assert_same_bits(weights(parameters), start)
+    optimizer.restore()
+    problem.set_gradients(parameters, 0, 0)
+    optimizer.first_step()
+
+
+def test_the_two_calls_hold_the_weights_of_the_ascent_between_them(seed):
+    problem = Problem(SHAPES, seed=seed)
+    found, parameters = make(SAM, problem, torch.optim.SGD, rho=0.3, lr=0.1)
+    oracle, twins = make(OracleSAM, problem, torch.optim.SGD, rho=0.3, lr=0.1)
+    for optimizer, given in ((found, parameters), (oracle, twins)):
+        problem.set_gradients(given, 0, 0)
+        optimizer.first_step()
+    assert_close(weights(parameters), weights(twins), 1e-6)
+
+
+def test_addresses_never_change(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    before = [p.data_ptr() for p in parameters]
+    problem.run(optimizer, parameters, 3)
+    assert [p.data_ptr() for p in parameters] == before
+
+
+# --- storage that is replaced -------------------------------------------------------------------
+
+
+def replace_storage(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """Returns the old storage, alive, so that the allocator cannot hand it out again."""
+    old = [p.data for p in parameters]
+    for p in parameters:
+        p.data = p.data.clone()
+    return old
+
+
+def test_storage_replaced_between_the_halves(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    problem.set_gradients(parameters, 0, 0)
+    optimizer.first_step()
+    old = replace_storage(parameters)
+    problem.set_gradients(parameters, 0, 1)
+    with pytest.raises(RuntimeError, match=r"replaced .* restore\(\)"):
+        optimizer.second_step()
+    optimizer.restore()
+    assert_same_bits(weights(parameters), problem.start)
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 2)
+    assert_same_bits(problem.run(optimizer, parameters, 2), expected)
+    del old
+
+
+def test_storage_replaced_between_steps(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    problem.run(optimizer, parameters, 2)
+    old = replace_storage(parameters)
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 4)
+    assert_same_bits(problem.run(optimizer, parameters, range(2, 4)), expected)
+    del old
+
+
+# --- autograd -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["first_step", "second_step", "restore"])
+def test_a_graph_from_before_a_native_write_is_stale(half):
+    weight = nn.Parameter(torch.randn(3, 3))
+    optimizer = SAM([weight], torch.optim.SGD, lr=0.1)
+    x = torch.randn(3, 3, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    if half != "first_step":
+        optimizer.first_step()
+    loss = (x @ weight).sum()
+    getattr(optimizer, half)()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_state_written_natively_is_noticed_too():
+    weight = nn.Parameter(torch.randn(3))
+    optimizer = SAM([weight], torch.optim.SGD, lr=0.1, momentum=0.9)
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.first_step()
+        optimizer.second_step()
+        buffer = optimizer.state[weight]["momentum_buffer"]
+        version = buffer._version
+    weight.grad = torch.ones_like(weight)
+    optimizer.first_step()
+    optimizer.second_step()
+    assert buffer._version > version
+
+
+# --- hooks and schedulers -----------------------------------------------------------------------
+
+
+def test_hooks_fire_once_a_step(base, seed):
+    problem = Problem([(4,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    problem.run(optimizer, parameters, 2)
+    problem.set_gradients(parameters, 0, 0)
+    optimizer.step(lambda: problem.set_gradients(parameters, 0, 1))
+    assert seen == ["pre", "post"] * 3
+
+
+def test_hooks_of_the_base_fire_and_change_nothing_else(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    seen = []
+    optimizer.base_optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optimizer.base_optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    found = problem.run(optimizer, parameters, 3)
+    assert seen == ["pre", "post"] * 3
+    assert_close(found, problem.run(*make(PlainSAM, problem, base[0], **base[1]), 3), 1e-5)
+
+
+def test_state_dict_hooks_fire(seed):
+    problem = Problem([(4,)], seed=seed)
+    optimizer, _ = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda *_: seen.append("save"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("load"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["save", "load"]
+
+
+SCHEDULES = {
+    "step": lambda o: StepLR(o, 2, 0.5),
+    "cosine": lambda o: CosineAnnealingLR(o, 6),
+    "warm-up": lambda o: LambdaLR(o, lambda epoch: min(1.0, epoch / 3)),
+    "one cycle": lambda o: OneCycleLR(o, 0.1, total_steps=10),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("on_base", [False, True])
+@pytest.mark.parametrize("way", ["two calls", "closure"])
+def test_schedulers_on_either_object(schedule, on_base, way, base, seed):
+    """Warnings are errors; the learning rate, and the momentum of one cycle, reach the kernels."""
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    if schedule == "one cycle" and base[0] is torch.optim.RMSprop:
+        base = (base[0], {**base[1], "momentum": 0.5})
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, base[0], **base[1])
+        target = optimizer.base_optimizer if on_base or kind is PlainSAM else optimizer
+        scheduler = SCHEDULES[schedule](target)
+        for step in range(6):
+            if way == "closure" and kind is SAM:
+                problem.set_gradients(parameters, step, 0)
+                optimizer.step(lambda s=step, p=parameters: problem.set_gradients(p, s, 1))
+            else:
+                problem.run(optimizer, parameters, range(step, step + 1))
+            scheduler.step()
+        results.append(weights(parameters))
+    assert_close(*results, 1e-5)
+
+
+def test_a_scheduled_optimizer_copies_and_restores(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    scheduler = StepLR(optimizer, 1, 0.5)
+    problem.run(optimizer, parameters, 1)
+    scheduler.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    problem.run(optimizer, parameters, range(1, 2))
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(base[1]["lr"] / 4)
+
+
+# --- the ready base optimizer -------------------------------------------------------------------
+
+
+def test_a_ready_base_optimizer(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    parameters = problem.parameters()
+    ready = base[0](parameters, **base[1])
+    optimizer = SAM(optimizer=ready, rho=0.2)
+    assert optimizer.base_optimizer is ready
+    expected = problem.run(*make(SAM, problem, base[0], rho=0.2, **base[1]), 3)
+    assert_same_bits(problem.run(optimizer, parameters, 3), expected)
+
+
+def test_a_used_base_optimizer_keeps_its_state(seed):
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    for ready_made in (True, False):
+        parameters = problem.parameters()
+        ready = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=False)
+        problem.set_gradients(parameters, 0, 0)
+        ready.step()
+        if ready_made:
+            optimizer = SAM(optimizer=ready)
+        else:
+            optimizer = PlainSAM(parameters, torch.optim.SGD, lr=0.1, momentum=0.9, foreach=False)
+            optimizer.base_optimizer.load_state_dict(ready.state_dict())
+            optimizer.base_optimizer.param_groups[0].update(rho=0.05, adaptive=False)
+            optimizer.param_groups = optimizer.base_optimizer.param_groups
+        results.append(problem.run(optimizer, parameters, range(1, 4)))
+    assert_close(*results, 1e-5)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), torch.tensor(-1.0)])
+def test_a_bad_rho_is_refused(rho, seed):
+    problem = Problem([(4,)], seed=seed)
+    with pytest.raises(ValueError, match="rho must be a finite number >= 0"):
+        make(SAM, problem, torch.optim.SGD, rho=rho, lr=0.1)
+    with pytest.raises(ValueError, match="rho must be"):
+        SAM([{"params": problem.parameters(), "rho": rho}], torch.optim.SGD, lr=0.1)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    with pytest.raises(ValueError, match="rho must be"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": rho})
+    assert len(optimizer.param_groups) == 1
+    state = optimizer.state_dict()
+    state["param_groups"][0]["rho"] = rho
+    with pytest.raises(ValueError, match="rho must be"):
+        optimizer.load_state_dict(state)
+    good = optimizer.param_groups[0]["rho"]
+    for when in (0, 1):  # a schedule that went wrong
+        problem.set_gradients(parameters, 0, when)
+        before = weights(parameters)
+        optimizer.param_groups[0]["rho"] = rho
+        with pytest.raises(ValueError, match="rho must be"):
+            (optimizer.first_step, optimizer.second_step)[when]()
+        assert_same_bits(weights(parameters), before)
+        optimizer.param_groups[0]["rho"] = good
+        (optimizer.first_step, optimizer.second_step)[when]()
+    assert_same_bits(
+        weights(parameters), problem.run(*make(SAM, problem, torch.optim.SGD, lr=0.1), 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "build"),
+    [
+        (TypeError, "SAM\\(optimizer=", lambda p: SAM(p, torch.optim.SGD(p, lr=0.1))),
+        (TypeError, "optimizer class", lambda p: SAM(p, "SGD", lr=0.1)),
+        (TypeError, "optimizer class", lambda p: SAM(p, nn.Linear, lr=0.1)),
+        (TypeError, "params and base_optimizer", lambda p: SAM(p)),
+        (TypeError, "not both", lambda p: SAM(p, optimizer=torch.optim.SGD(p, lr=0.1))),
+        (TypeError, "not both", lambda p: SAM(optimizer=torch.optim.SGD(p, lr=0.1), lr=0.2)),
+        (ValueError, "adaptive", lambda p: SAM(p, torch.optim.SGD, adaptive="weight", lr=0.1)),
+        (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=-1.0, lr=0.1)),
+        (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=float("nan"), lr=0.1)),
+        (ValueError, "closure", lambda p: SAM(p, torch.optim.SGD, closure="first", lr=0.1)),
+        (ValueError, "empty parameter list", lambda p: SAM([], torch.optim.SGD, lr=0.1)),
+        (ValueError, "learning rate", lambda p: SAM(p, torch.optim.SGD, lr=-0.1)),
+        (TypeError, "unexpected keyword", lambda p: SAM(p, torch.optim.SGD, lr=0.1, betas=(0, 0))),
+    ],
+)
+def test_bad_arguments(error, message, build):
+    with pytest.raises(error, match=message):
+        build([nn.Parameter(torch.ones(2))])
+
+
+def test_a_dtype_without_kernels_is_refused():
+    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"complex64.*float32"):
+        SAM([p], torch.optim.SGD, lr=0.1).first_step()
+
+
+def test_a_device_without_kernels_is_refused():
+    p = nn.Parameter(torch.ones(2, device="meta"))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="cpu and cuda"):
+        SAM([p], torch.optim.SGD, lr=0.1).first_step()
+
+
+def test_parameters_that_share_memory_are_refused():
+    flat = torch.zeros(6)
+    for shared in (
+        [nn.Parameter(flat), nn.Parameter(flat.view(2, 3))],
+        [nn.Parameter(torch.zeros(1).expand(4))],
+    ):
+        for p in shared:
+            p.grad = torch.ones_like(p)
+        with pytest.raises(ValueError, match="shares memory"):
+            SAM(shared, torch.optim.SGD, lr=0.1).first_step()
+    assert not bool(flat.any())
+
+
+def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
+    """The second bucket's launch fails after the first one moved."""
+    from fastsam.kernels import sam as kernels
+
+    problem = Problem([(4,), (5,)], dtype=torch.float64, seed=seed)
+    parameters = [nn.Parameter(problem.start[0].clone()), nn.Parameter(problem.start[1].float())]
+    before = weights(parameters)
+    optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
+    launch = kernels.perturb
+
+    def failing(table, scalars):
+        if table.dtype is torch.float32:
+            raise RuntimeError("launch failed")
+        launch(table, scalars)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "perturb", failing)
+        problem.set_gradients(parameters, 0, 0)
+        with pytest.raises(RuntimeError, match="launch failed"):
+            optimizer.first_step()
+    assert_same_bits(weights(parameters), before)
+    problem.run(optimizer, parameters, 1)

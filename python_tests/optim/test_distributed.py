@@ -1,0 +1,311 @@
+"""Several ranks on gloo: DDP with a global and a local ascent, FSDP2, tensor parallel shards."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+from trajectories import assert_close, assert_same_bits
+
+from fastsam import SAM
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo"),
+]
+
+OPTIONS: dict[str, Any] = {"rho": 0.3, "lr": 0.2, "momentum": 0.9}
+BATCH = 12
+
+
+def _rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    try:
+        results = {name: scenario(rank, ranks) for name, scenario in SCENARIOS.items()}
+        torch.save(results, Path(folder) / str(rank))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def outcomes(ranks) -> list[dict[str, Any]]:
+    """What every scenario returned on every rank; one start of the processes serves them all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank_main, (ranks, port, folder), nprocs=ranks)
+        return [torch.load(Path(folder) / str(rank)) for rank in range(ranks)]
+
+
+def network(width: int = 5) -> nn.Module:
+    """Its 5 and 3 rows divide by neither 2 nor 4, its last bias leaves ranks empty."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3), nn.Tanh(), nn.Linear(3, 1)
+    )
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(BATCH, 4, generator=generator), torch.randn(BATCH, 1, generator=generator)
+
+
+def share(step: int, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    x, y = batch(step)
+    return x.chunk(ranks)[rank], y.chunk(ranks)[rank]
+
+
+def loss_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.mse_loss(model(data[0]), data[1])
+
+
+def train(model: nn.Module, optimizer: Any, steps: int, data: Callable[[int], Any]) -> None:
+    for step in range(steps):
+        for finish in (optimizer.first_step, optimizer.second_step):
+            loss_of(model, data(step)).backward()
+            finish(zero_grad=True)
+
+
+def whole(model: nn.Module) -> list[Tensor]:
+    return [
+        (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for p in model.parameters()
+    ]
+
+
+def alone(
+    steps: int = 4, base: Any = torch.optim.SGD, options: Any = OPTIONS, *, width: int = 5
+) -> list[Tensor]:
+    """The same training in one process."""
+    model = network(width)
+    train(model, SAM(model.parameters(), base, **options), steps, batch)
+    return whole(model)
+
+
+def equal_on_all(outcomes: list[dict[str, Any]], scenario: str) -> list[Tensor]:
+    for other in outcomes[1:]:
+        assert_same_bits(other[scenario], outcomes[0][scenario])
+    return outcomes[0][scenario]
+
+
+# --- DDP ----------------------------------------------------------------------------------------
+
+
+def _ddp_global(rank: int, ranks: int) -> list[Tensor]:
+    model = DistributedDataParallel(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    train(model, optimizer, 4, lambda step: share(step, rank, ranks))
+    return whole(model)
+
+
+def test_ddp_climbs_and_descends_on_the_mean_gradient(outcomes):
+    assert_close(equal_on_all(outcomes, "ddp_global"), alone(), 1e-5)
+
+
+def _local_train(model: nn.Module, optimizer: SAM, rank: int, ranks: int, spoil: int) -> None:
+    for step in range(4):
+        data = share(step, rank, ranks)
+        with model.no_sync():
+            loss_of(model, data).backward()
+        if (rank, step) == (ranks - 1, spoil):
+            next(model.parameters()).grad.fill_(float("nan"))
+        optimizer.first_step(zero_grad=True)
+        loss_of(model, data).backward()
+        optimizer.second_step(zero_grad=True)
+
+
+def _ddp_local(rank: int, ranks: int, spoil: int = -1) -> list[Tensor]:
+    model = DistributedDataParallel(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
+    _local_train(model, optimizer, rank, ranks, spoil)
+    return [*whole(model), optimizer.skipped_steps.clone()]
+
+
+def _ddp_local_nan(rank: int, ranks: int) -> list[Tensor]:
+    return _ddp_local(rank, ranks, spoil=2)
+
+
+def m_sharpness(ranks: int, skip: int = -1) -> list[Tensor]:
+    """Every rank climbs on its own share; the gradients found at the tops are averaged."""
+    model = network()
+    base = torch.optim.SGD(model.parameters(), lr=OPTIONS["lr"], momentum=OPTIONS["momentum"])
+    for step in range(4):
+        total = [torch.zeros_like(p) for p in model.parameters()]
+        for rank in range(ranks):
+            twin = network()
+            twin.load_state_dict(model.state_dict())
+            data = share(step, rank, ranks)
+            gradients = torch.autograd.grad(loss_of(twin, data), list(twin.parameters()))
+            norm = torch.stack([g.norm() for g in gradients]).norm()
+            with torch.no_grad():
+                for p, g in zip(twin.parameters(), gradients, strict=True):
+                    p.add_(g * OPTIONS["rho"] / norm)
+            for t, g in zip(
+                total,
+                torch.autograd.grad(loss_of(twin, data), list(twin.parameters())),
+                strict=True,
+            ):
+                t.add_(g / ranks)
+        if step != skip:
+            for p, t in zip(model.parameters(), total, strict=True):
+                p.grad = t
+            base.step()
+    return whole(model)
+
+
+def test_ddp_local_is_m_sharpness(outcomes, ranks):
+    *found, skipped = equal_on_all(outcomes, "ddp_local")
+    assert_close(found, m_sharpness(ranks), 1e-5)
+    assert int(skipped) == 0
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all(outcomes, ranks):
+    *found, skipped = equal_on_all(outcomes, "ddp_local_nan")
+    assert_close(found, m_sharpness(ranks, skip=2), 1e-5)
+    assert int(skipped) == 1
+
+
+# --- FSDP2 and tensor parallel ------------------------------------------------------------------
+
+
+def _sharded(rank: int, ranks: int, base: Any, options: Any, *, spoil: int = -1) -> Any:
+    """The trained weights, and those of a run that was saved and loaded half way."""
+    model = network()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    optimizer = SAM(model.parameters(), base, **options)
+    for step in range(4):
+        for which, finish in enumerate((optimizer.first_step, optimizer.second_step)):
+            loss_of(model, share(step, rank, ranks)).backward()
+            if step == spoil and which == 1 and rank == 0:
+                next(model.parameters()).grad.to_local().fill_(float("inf"))
+            finish(zero_grad=True)
+        if step == 1:
+            saved = dcp.get_optimizer_state_dict(model, optimizer)
+            dcp.set_optimizer_state_dict(model, optimizer, saved)
+    steps = [float(entry["step"]) for entry in optimizer.state.values() if "step" in entry]
+    return [*whole(model), torch.tensor(steps), optimizer.skipped_steps.clone()]
+
+
+def _fsdp_sgd(rank: int, ranks: int) -> Any:
+    return _sharded(rank, ranks, torch.optim.SGD, OPTIONS)
+
+
+def _fsdp_adamw(rank: int, ranks: int) -> Any:
+    return _sharded(rank, ranks, torch.optim.AdamW, {"rho": 0.3, "lr": 0.05, "adaptive": True})
+
+
+def _fsdp_generic(rank: int, ranks: int) -> Any:
+    return _sharded(rank, ranks, torch.optim.RMSprop, {"rho": 0.3, "lr": 0.01})
+
+
+def _fsdp_inf(rank: int, ranks: int) -> Any:
+    return _sharded(rank, ranks, torch.optim.SGD, OPTIONS, spoil=3)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "base", "options"),
+    [
+        ("fsdp_sgd", torch.optim.SGD, OPTIONS),
+        ("fsdp_adamw", torch.optim.AdamW, {"rho": 0.3, "lr": 0.05, "adaptive": True}),
+        ("fsdp_generic", torch.optim.RMSprop, {"rho": 0.3, "lr": 0.01}),
+    ],
+    ids=["SGD", "AdamW", "RMSprop"],
+)
+def test_fsdp_equals_one_process(outcomes, scenario, base, options):
+    *found, steps, skipped = equal_on_all(outcomes, scenario)
+    assert_close(found, alone(4, base, options), 1e-4)
+    assert bool((steps == 4).all())  # on ranks with an empty shard, too
+    assert int(skipped) == 0
+
+
+def test_fsdp_skips_on_all_ranks(outcomes):
+    *found, _, skipped = equal_on_all(outcomes, "fsdp_inf")
+    assert_close(found, alone(3), 1e-5)
+    assert int(skipped) == 1
+
+
+def _fsdp_local(rank: int, ranks: int) -> str:
+    model = fully_shard(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
+    loss_of(model, share(0, rank, ranks)).backward()
+    with pytest.raises(ValueError, match="process_group") as error:
+        optimizer.first_step()
+    return str(error.value)
+
+
+def test_fsdp_with_a_local_ascent_is_refused(outcomes):
+    assert all("DTensor" in outcome["fsdp_local"] for outcome in outcomes)
+
+
+def _tensor_parallel(rank: int, ranks: int) -> list[Tensor]:
+    """Rows and columns over the ranks; the last layer plain, its twin replicated."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    model = network(width=8)
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    assert any(
+        isinstance(p, DTensor) and p.placements == (Replicate(),) for p in model.parameters()
+    )
+    train(model, optimizer, 4, batch)
+    return whole(model)
+
+
+def test_tensor_parallel_equals_one_process(outcomes):
+    """Norms add up over shards and never over replicas."""
+    assert_close(equal_on_all(outcomes, "tensor_parallel"), alone(width=8), 1e-5)
+
+
+def _hybrid(rank: int, ranks: int) -> list[Tensor]:
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
+    model = fully_shard(network(), mesh=mesh)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    train(model, optimizer, 4, lambda step: share(step, rank, ranks))
+    return whole(model)
+
+
+def test_hybrid_sharding_equals_one_process(outcomes):
+    assert_close(equal_on_all(outcomes, "hybrid"), alone(), 1e-5)
+
+
+SCENARIOS: dict[str, Callable[[int, int], Any]] = {
+    "ddp_global": _ddp_global,
+    "ddp_local": _ddp_local,
+    "ddp_local_nan": _ddp_local_nan,
+    "fsdp_sgd": _fsdp_sgd,
+    "fsdp_adamw": _fsdp_adamw,
+    "fsdp_generic": _fsdp_generic,
+    "fsdp_inf": _fsdp_inf,
+    "fsdp_local": _fsdp_local,
+    "tensor_parallel": _tensor_parallel,
+    "hybrid": _hybrid,
+}

@@ -1,0 +1,75 @@
+"""What the optimizer keeps: one copy of the weights, and nothing that grows."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from trajectories import Problem, make
+
+from fastsam import SAM
+
+
+def live_bytes() -> int:
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in tensors
+        if t.layout is torch.strided and t.device.type == "cpu"
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "bytes_each"), [(torch.float32, 4), (torch.float64, 8), (torch.bfloat16, 2)], ids=str
+)
+def test_memory_beyond_weights_gradients_and_base_state(dtype, bytes_each, adaptive, seed):
+    problem = Problem([(200, 333), (1001,), (40, 41)], dtype=dtype, seed=seed)
+    elements = sum(w.numel() for w in problem.start)
+    for base, options, state in (
+        (torch.optim.SGD, {"momentum": 0.9}, 1),
+        (torch.optim.AdamW, {}, 2),
+    ):
+        optimizer, parameters = make(SAM, problem, base, adaptive=adaptive, lr=0.1, **options)
+        problem.set_gradients(parameters, 0, 0)
+        before = live_bytes()
+        for _ in range(3):
+            optimizer.first_step()
+            optimizer.second_step()
+        extra = live_bytes() - before - state * elements * bytes_each
+        assert extra == pytest.approx(elements * bytes_each, abs=4096)
+
+
+@pytest.mark.parametrize(
+    "steps", [2_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=lambda n: f"{n} steps"
+)
+def test_memory_does_not_grow(steps):
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = SAM([p, q], torch.optim.SGD, lr=1e-3, momentum=0.9)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            optimizer.first_step()
+            optimizer.second_step()
+
+    run(100)
+    tensors = live_bytes()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        run(steps)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000
+    assert live_bytes() == tensors
