@@ -7,8 +7,21 @@ from fastsam.curvature.api import (
     operator_spectrum,
     spectral_density,
 )
+from fastsam.curvature.eigenpairs import Eigenpairs, eigenpairs
+from fastsam.curvature.escape import (
+    EscapeReport,
+    NegativeCurvature,
+    escape_report,
+    negative_curvature,
+)
 from fastsam.curvature.losses import BatchLoss
-from fastsam.curvature.operators import CallableOperator, MatrixOperator, Operator
+from fastsam.curvature.operators import (
+    CallableOperator,
+    MatrixOperator,
+    Operator,
+    from_scipy,
+    to_scipy,
+)
 from fastsam.curvature.spectrum import (
     Comparison,
     Estimate,
@@ -22,16 +35,24 @@ __all__ = [
     "BatchLoss",
     "CallableOperator",
     "Comparison",
+    "Eigenpairs",
+    "EscapeReport",
     "Estimate",
     "MatrixOperator",
+    "NegativeCurvature",
     "Operator",
     "Spectrum",
     "class_spectra",
     "compare",
+    "eigenpairs",
+    "escape_report",
+    "from_scipy",
     "group_spectra",
     "layer_spectra",
     "merge",
+    "negative_curvature",
     "normal_interval",
     "operator_spectrum",
     "spectral_density",
+    "to_scipy",
 ]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,37 +26,9 @@ from fastsam.curvature.spectrum import Spectrum
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from fastsam.curvature.options import LanczosOptions, SpectrumOptions
+
 GroupName = TypeVar("GroupName", bound=Hashable)
-
-
-class LanczosOptions(TypedDict, total=False):
-    """Options of a run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
-
-    steps: int
-    probes: int
-    seed: int
-    probe_indices: range | None
-    reorthogonalize: str
-    tolerance: float | None
-    basis: str | Path
-    checkpoint: str | Path | None
-    checkpoint_interval: float
-    memory_limit: int | None
-    progress: bool
-    description: str
-
-
-class SpectrumOptions(LanczosOptions, total=False):
-    """Options of :func:`spectral_density`, which describes each."""
-
-    curvature: str
-    params: Iterable[str] | None
-    dtype: torch.dtype | None
-    strategy: str
-    micro_batch: int | None
-    freeze: int | None
-    verify_data: bool
-    data_memory: int
 
 
 def spectral_density(

@@ -73,7 +73,7 @@ class ModelOperator:
         self._build = graph_builder(curvature, seed=seed)
         objective = make_objective(model, loss_fn)
         names = parameter_names(model, params)
-        self._loss = PureLoss(objective, names, dtype=_run_dtype(model, names, dtype))
+        self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
         if micro_batch is not None and not objective.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
         self._batches = pieces(batches, micro_batch)
@@ -229,7 +229,8 @@ class _explained:  # noqa: N801
             ) from error
 
 
-def _run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> torch.dtype:
+def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> torch.dtype:
+    """``dtype`` where it can be used, else the widest of the parameters', at least float32."""
     if dtype is not None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

@@ -1,0 +1,97 @@
+"""Extreme eigenpairs of an operator, with residuals that were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos, tridiagonal
+from fastsam.curvature.operators import Operator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastsam.curvature.options import LanczosOptions
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """Approximate eigenpairs of both ends of a spectrum.
+
+    Attributes:
+        values: Rayleigh quotients, float64 ``[count]``: the largest first, then the smallest, the
+            most extreme of each end in front.
+        vectors: unit vectors ``[count, n]`` on the operator's device.
+        residuals: ``||H v - value v||``, float64 ``[count]``: an eigenvalue lies within this
+            distance.
+        top: how many belong to the upper end.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    top: int
+
+
+def eigenpairs(
+    operator: Operator,
+    *,
+    top: int = 1,
+    bottom: int = 1,
+    **options: Unpack[LanczosOptions],
+) -> Eigenpairs:
+    """The ``top`` largest and ``bottom`` smallest eigenvalues with their eigenvectors.
+
+    From one Lanczos run with a kept basis, then one product per pair for the residuals. A multiple
+    eigenvalue appears once: a single start vector sees one direction of its eigenspace.
+
+    Args:
+        operator: any symmetric operator.
+        top: pairs from the upper end.
+        bottom: pairs from the lower end.
+        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; ``probes`` stays 1 and
+            ``reorthogonalize`` may not be ``"none"``.
+
+    Raises:
+        ValueError: a bad option, or fewer Ritz values than pairs asked for.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator
+        >>> operator = MatrixOperator(torch.diag(torch.tensor([-1.0, 2.0, 5.0])))
+        >>> [round(value, 4) for value in eigenpairs(operator, steps=3).values.tolist()]
+        [5.0, -1.0]
+    """
+    settings = LanczosSettings(**options)
+    if min(top, bottom) < 0 or top + bottom < 1:
+        raise ValueError(f"top and bottom must be at least 0, one of them 1; got {top}, {bottom}")
+    if settings.reorthogonalize == "none":
+        raise ValueError("eigenvectors need the basis: use reorthogonalize='full' or 'selective'")
+    if len(settings.indices) != 1:
+        raise ValueError("eigenpairs come from one probe; leave probes at 1")
+    with lanczos(operator, settings, identity=getattr(operator, "identity", {})) as run:
+        vectors = _ritz_vectors(run, top=top, bottom=bottom).to(operator.device)
+    images = operator.matmat(vectors)
+    values = (vectors.double() * images.double()).sum(dim=1)
+    residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
+    return Eigenpairs(values=values.cpu(), vectors=vectors, residuals=residuals.cpu(), top=top)
+
+
+def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
+    order = int(run.order[0])
+    if top + bottom > order and order > 1:
+        raise ValueError(
+            f"{top} + {bottom} eigenpairs were asked for, the run found {order} Ritz values; "
+            "take more steps or fewer pairs"
+        )
+    _, coordinates = np.linalg.eigh(tridiagonal(run.alpha[0, :order], run.beta[0, :order]))
+    chosen = [order - 1 - index for index in range(top)] + list(range(bottom))
+    assert run.basis is not None
+    rows = run.basis[0, :order]
+    mix = torch.from_numpy(coordinates[:, [max(0, index) % order for index in chosen]])
+    vectors: Tensor = (mix.T.to(rows) @ rows).double()
+    vectors /= vectors.norm(dim=1, keepdim=True)
+    return vectors.to(rows.dtype)

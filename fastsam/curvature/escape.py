@@ -1,0 +1,324 @@
+"""Directions of negative curvature, and how SGD and SAM act along them.
+
+The theorem under test (Rangwani et al., NeurIPS 2022; Daneshmand et al., ICML 2018, for the
+condition that it rests on): with v the eigenvector of lambda_min and g_z the gradient of a
+minibatch z, the second moment of the component of the SAM gradient along v is ``(1 + rho
+lambda_min)^2 E<v, g_z>^2``. It uses the full Hessian for that of z, and a first-order Taylor
+expansion of the unnormalised SAM gradient ``g_z(w + rho g_z(w))``.
+
+**Amplification of the second moment is not escape.** The factor before squaring is negative for
+``lambda_min < -1 / rho``: on a quadratic the expected step then points back to the saddle, which
+becomes an attractor exactly where the squared factor grows above 1 (``lambda_min < -2 / rho``). The
+report therefore gives the mean factor and the growth of the mean component under gradient descent
+beside the second moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsam.curvature.data import read_batches
+from fastsam.curvature.eigenpairs import eigenpairs
+from fastsam.curvature.isolation import undisturbed
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective
+from fastsam.curvature.model import ModelOperator, run_dtype
+from fastsam.curvature.products import HessianGraph
+from fastsam.curvature.pure import PureLoss, parameter_names
+from fastsam.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastsam.curvature.options import LanczosOptions
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeCurvature:
+    """The smallest eigenvalue of a Hessian and its direction.
+
+    Attributes:
+        value: Rayleigh quotient of ``direction``.
+        residual: ``||H v - value v||``: an eigenvalue lies within this distance of ``value``.
+        direction: unit vector by parameter name; one tensor of each parameter's shape.
+        gradient_component: component of the mean loss's gradient along it.
+        gradient_norm: 2-norm of that gradient; where it is not small, negative curvature is not a
+            saddle.
+        loss: mean loss.
+    """
+
+    value: float
+    residual: float
+    direction: dict[str, Tensor]
+    gradient_component: float
+    gradient_norm: float
+    loss: float
+
+
+def negative_curvature(
+    model: nn.Module,
+    loss_fn: LossFunction | BatchLoss,
+    data: Any,
+    *,
+    params: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    strategy: str = "auto",
+    freeze: int | None = None,
+    **options: Unpack[LanczosOptions],
+) -> NegativeCurvature:
+    """lambda_min of the Hessian of the mean loss, with its eigenvector.
+
+    Args:
+        model: as in :func:`fastsam.spectral_density`.
+        loss_fn: likewise.
+        data: likewise, also ``params``, ``dtype``, ``strategy`` and ``freeze``.
+        params: see ``data``.
+        dtype: see ``data``.
+        strategy: see ``data``.
+        freeze: see ``data``.
+        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; one probe.
+
+    Raises:
+        ValueError: as :func:`fastsam.spectral_density`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> batch = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batch, steps=20)
+        >>> sorted(found.direction)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+    """
+    with undisturbed(model):
+        operator = ModelOperator(
+            model,
+            loss_fn,
+            read_batches(data, freeze=freeze),
+            params=params,
+            dtype=dtype,
+            strategy=strategy,
+        )
+        found = eigenpairs(operator, top=0, bottom=1, **options)
+    vector = found.vectors[0]
+    return NegativeCurvature(
+        value=float(found.values[0]),
+        residual=float(found.residuals[0]),
+        direction=operator.split(vector),
+        gradient_component=float(operator.gradient.double() @ vector.double()),
+        gradient_norm=float(operator.gradient.double().norm()),
+        loss=operator.loss,
+    )
+
+
+@dataclass(frozen=True)
+class EscapeReport:
+    """Second moments along a direction v of curvature lambda = v'Hv, over minibatches z.
+
+    All moments are means over the minibatches. ``g`` is the gradient of a minibatch, ``s`` the SAM
+    gradient ``g(w + rho g(w))`` (unnormalised) or ``g(w + rho g(w) / ||g(w)||)`` (normalised).
+
+    Attributes:
+        curvature: lambda of the whole data.
+        rho: the ascent step's size.
+        batches: number of minibatches.
+        sgd: E<v, g>^2.
+        sam: E<v, s>^2 of the unnormalised form.
+        sam_normalized: E<v, s>^2 of the normalised form.
+        predicted_factor: ``(1 + rho lambda)^2``, the theorem's.
+        factor: ``sam / sgd``, measured.
+        predicted_factor_normalized: ``E (1 + rho lambda / ||g||)^2 <v, g>^2 / sgd``: the same
+            argument, with every minibatch's own effective step.
+        factor_normalized: ``sam_normalized / sgd``, measured.
+        taylor_error: ``E |<v, s - (g + rho H_z g)>|^2 / sam``: what the first-order expansion
+            leaves out, H_z the Hessian of the minibatch itself.
+        hessian_error: ``E |rho <v, (H_z - H) g>|^2 / sam``: what the full Hessian in place of the
+            minibatch's leaves out.
+        mean_factor: ``E<v, s> / E<v, g>``, signed; negative where SAM's mean step points the other
+            way.
+        predicted_mean_factor: ``1 + rho lambda``.
+        growth: what a step of gradient descent with SAM's mean gradient and learning rate eta
+            multiplies a displacement along v by is ``1 - eta * growth``: ``lambda (1 + rho
+            lambda)``. Positive for a negative lambda means that the saddle attracts, whatever the
+            second moment does.
+    """
+
+    curvature: float
+    rho: float
+    batches: int
+    sgd: float
+    sam: float
+    sam_normalized: float
+    predicted_factor: float
+    factor: float
+    predicted_factor_normalized: float
+    factor_normalized: float
+    taylor_error: float
+    hessian_error: float
+    mean_factor: float
+    predicted_mean_factor: float
+    growth: float
+
+    @property
+    def amplifies(self) -> bool:
+        """Whether the measured second moment along v is larger under SAM than under SGD."""
+        return self.factor > 1
+
+    @property
+    def attracts(self) -> bool:
+        """Whether SAM's mean step contracts towards a saddle along v: then nothing escapes."""
+        return self.curvature < 0 and self.growth > 0
+
+    def as_dict(self) -> dict[str, float | int | bool]:
+        """Every number by its name, for tables and JSON."""
+        return {**asdict(self), "amplifies": self.amplifies, "attracts": self.attracts}
+
+
+def escape_report(
+    model: nn.Module,
+    loss_fn: LossFunction | BatchLoss,
+    minibatches: Any,
+    direction: dict[str, Tensor],
+    *,
+    rho: float,
+    dtype: torch.dtype | None = None,
+    freeze: int | None = None,
+    progress: bool = True,
+) -> EscapeReport:
+    """Measure what SGD and SAM do along a direction over many minibatches.
+
+    Args:
+        model: as in :func:`fastsam.spectral_density`; evaluation mode.
+        loss_fn: likewise.
+        minibatches: an iterable of batches, each of which counts as one draw of z.
+        direction: a vector by parameter name, as :func:`negative_curvature` returns it; normalised
+            here.
+        rho: size of the ascent step.
+        dtype: of weights and data; None for that of the parameters, at least float32.
+        freeze: draws to hold where the samples change, as in :func:`fastsam.spectral_density`.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        ValueError: rho is not finite or negative, the direction does not fit the model or is zero,
+            or no minibatch has a gradient along it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> batches = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
+        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batches, steps=20)
+        >>> escape_report(model, nn.CrossEntropyLoss(), batches, found.direction, rho=0.05).batches
+        5
+    """
+    if not 0 <= rho < float("inf"):
+        raise ValueError(f"rho must be finite and at least 0, got {rho}")
+    with undisturbed(model):
+        batches = read_batches(minibatches, freeze=freeze)
+        names = parameter_names(model, list(direction))
+        objective = make_objective(model, loss_fn)
+        loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
+        vector = _unit(loss, direction)
+        totals = _Moments()
+        whole = ModelOperator(model, loss_fn, batches, params=names, dtype=loss.dtype)
+        pulled = whole.matmat(vector[None])[0]  # H v
+        with ProgressBar(total=None, description="escape", unit="batch", enabled=progress) as bar:
+            for number, batch in enumerate(batches):
+                totals.add(_one(loss, loss.place(batch), number, vector, pulled, rho))
+                bar.update()
+    curvature = float(vector.double() @ pulled.double())
+    return totals.report(curvature, rho)
+
+
+def _unit(loss: PureLoss, direction: dict[str, Tensor]) -> Tensor:
+    pieces = []
+    for name, value in zip(loss.names, loss.values, strict=True):
+        if name not in direction:
+            raise ValueError(f"direction has no entry {name!r}; name parameters, not layers")
+        if direction[name].shape != value.shape:
+            raise ValueError(
+                f"direction[{name!r}] has shape {tuple(direction[name].shape)}, "
+                f"expected {tuple(value.shape)}"
+            )
+        pieces.append(direction[name].to(value))
+    vector = loss.join(pieces).double()
+    norm = float(vector.norm())
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"the direction must have a finite norm above 0, got {norm}")
+    return (vector / norm).to(loss.dtype)
+
+
+def _one(
+    loss: PureLoss, batch: Any, number: int, vector: Tensor, pulled: Tensor, rho: float
+) -> dict[str, float]:
+    """All components along v of one minibatch's mean loss."""
+
+    def mean_gradient(at: tuple[Tensor, ...]) -> Tensor:
+        leaves = tuple(value.detach().requires_grad_() for value in at)
+        return loss.join(loss.gradient(batch, leaves, differentiable=False)) / weight
+
+    with torch.no_grad():
+        weight = float(loss(loss.values, batch)[1])
+    if not weight > 0:
+        raise ValueError(f"minibatch {number} has weight {weight}; it must be positive")
+    gradient = mean_gradient(loss.values)
+    norm = float(gradient.double().norm())
+
+    def component(ascent: float) -> float:
+        moved = tuple(
+            value + ascent * piece
+            for value, piece in zip(loss.values, loss.split(gradient), strict=True)
+        )
+        return float(vector.double() @ mean_gradient(moved).double())
+
+    # <v, H_z g> = <H_z v, g>: one product with v, and H v serves all minibatches.
+    own = HessianGraph(loss, batch, number).product(vector[None])[0].double() / weight
+    along = float(vector.double() @ gradient.double())
+    return {
+        "sgd": along,
+        "sam": component(rho),
+        "sam_normalized": component(rho / norm) if norm > 0 else along,
+        "expanded": along + rho * float(own @ gradient.double()),
+        "mixed": rho * float((own - pulled.double()) @ gradient.double()),
+        "norm": norm,
+    }
+
+
+class _Moments:
+    """Components along v of all minibatches."""
+
+    def __init__(self) -> None:
+        self._found: list[dict[str, float]] = []
+
+    def add(self, components: dict[str, float]) -> None:
+        self._found.append(components)
+
+    def report(self, curvature: float, rho: float) -> EscapeReport:
+        columns = {
+            name: torch.tensor([found[name] for found in self._found], dtype=torch.float64)
+            for name in self._found[0]
+        }
+        sgd, sam, normalized = columns["sgd"], columns["sam"], columns["sam_normalized"]
+        second = {name: float(column.square().mean()) for name, column in columns.items()}
+        if second["sgd"] == 0:
+            raise ValueError("no minibatch has a gradient along the direction")
+        effective = torch.where(columns["norm"] > 0, rho / columns["norm"], 0)
+        predicted = ((1 + effective * curvature).square() * sgd.square()).mean()
+        scale = second["sam"] or float("nan")
+        return EscapeReport(
+            curvature=curvature,
+            rho=rho,
+            batches=len(self._found),
+            sgd=second["sgd"],
+            sam=second["sam"],
+            sam_normalized=float(normalized.square().mean()),
+            predicted_factor=(1 + rho * curvature) ** 2,
+            factor=second["sam"] / second["sgd"],
+            predicted_factor_normalized=float(predicted) / second["sgd"],
+            factor_normalized=second["sam_normalized"] / second["sgd"],
+            taylor_error=float((sam - columns["expanded"]).square().mean()) / scale,
+            hessian_error=second["mixed"] / scale,
+            mean_factor=float(sam.mean() / sgd.mean()),
+            predicted_mean_factor=1 + rho * curvature,
+            growth=curvature * (1 + rho * curvature),
+        )

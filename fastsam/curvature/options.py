@@ -1,0 +1,43 @@
+"""The options of a run as keyword arguments, for calls that pass them on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+
+class LanczosOptions(TypedDict, total=False):
+    """Options of a run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
+
+    steps: int
+    probes: int
+    seed: int
+    probe_indices: range | None
+    reorthogonalize: str
+    tolerance: float | None
+    basis: str | Path
+    checkpoint: str | Path | None
+    checkpoint_interval: float
+    memory_limit: int | None
+    progress: bool
+    description: str
+
+
+class ModelOptions(TypedDict, total=False):
+    """What an operator of a model is made of; :func:`fastsam.spectral_density` describes each."""
+
+    curvature: str
+    params: Iterable[str] | None
+    dtype: torch.dtype | None
+    strategy: str
+    micro_batch: int | None
+    freeze: int | None
+    verify_data: bool
+    data_memory: int
+
+
+class SpectrumOptions(LanczosOptions, ModelOptions, total=False):
+    """All options of :func:`fastsam.spectral_density`."""
