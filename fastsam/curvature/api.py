@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.data import read_batches
+from fastsam.curvature.distributed import Ranks, gather_probes, share_of_probes
 from fastsam.curvature.isolation import thread_count, undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
@@ -53,6 +54,7 @@ def spectral_density(
     freeze: int | None = None,
     verify_data: bool = True,
     data_memory: int = 2**31,
+    shard: str | None = None,
     probe_indices: range | None = None,
     progress: bool = True,
     description: str = "Lanczos",
@@ -104,6 +106,9 @@ def spectral_density(
             every product.
         probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
             indices can be merged.
+        shard: under torchrun, ``"samples"`` computes a share of every batch on each rank,
+            ``"probes"`` runs a share of the probes; every rank passes the whole data and gets the
+            whole spectrum.
         progress: show a progress bar on a terminal.
         description: its label.
 
@@ -134,6 +139,16 @@ def spectral_density(
     )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    ranks = Ranks.of(shard)
+    if shard == "probes":
+        settings = replace(settings, probe_indices=share_of_probes(settings.indices, ranks))
+    if ranks.size > 1:
+        settings = replace(
+            settings,
+            progress=progress and ranks.rank == 0,
+            checkpoint=None if checkpoint is None else Path(checkpoint) / f"rank-{ranks.rank}",
+        )
+    checkpoint = settings.checkpoint
     earlier = None if checkpoint is None else Checkpoint.identity_of(Path(checkpoint))
     threads = None if earlier is None else earlier.get("threads")
     with undisturbed(model), thread_count(threads):
@@ -150,6 +165,7 @@ def spectral_density(
             strategy=strategy,
             micro_batch=micro_batch,
             seed=seed,
+            ranks=ranks if shard == "samples" else None,
         )
         operator.prepare(
             probes=len(settings.indices),
@@ -158,6 +174,8 @@ def spectral_density(
             reserved=settings.basis_bytes(operator) if basis == "device" else 0,
         )
         spectrum = _run(operator, settings, operator.identity)
+    if shard == "probes":
+        spectrum = gather_probes(spectrum, ranks)
     return replace(
         spectrum,
         loss=operator.loss,
@@ -175,6 +193,8 @@ def spectral_density(
             "data_fingerprint": batches.fingerprint,
             "data_verified": batches.fingerprint is not None,
             "freeze": freeze,
+            "shard": shard,
+            "ranks": ranks.size,
         },
     )
 

@@ -36,6 +36,13 @@ class Batches:
     samples: int
     fingerprint: str | None
 
+    def ordered_fingerprint(self) -> str:
+        """Hexadecimal checksum of the batches in their order."""
+        checksum = hashlib.blake2b(digest_size=16)
+        for batch in self:
+            checksum.update(_fingerprint(_checksums([batch])).encode())
+        return checksum.hexdigest()
+
     def mapped(self, function: Callable[[Any], Iterable[Any]]) -> Batches:
         """Every batch replaced by the batches that ``function`` makes of it."""
         if self.held:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.data import Batches, tensors_of
+from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective
 from fastsam.curvature.planning import make_plan, pieces
@@ -40,6 +41,7 @@ class ModelOperator:
         micro_batch: samples per pass; None for the batches as they are, cut where memory demands
             it.
         seed: of the targets drawn for ``"fisher-mc"``.
+        ranks: processes over which the samples are shared out; None for this one alone.
 
     Attributes:
         loss: the mean loss.
@@ -66,6 +68,7 @@ class ModelOperator:
         strategy: str = "auto",
         micro_batch: int | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         check_strategy(strategy, curvature=curvature, held=batches.held)
         if micro_batch is not None and micro_batch < 1:
@@ -76,6 +79,10 @@ class ModelOperator:
         self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
         if micro_batch is not None and not objective.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
+        ranks = Ranks() if ranks is None else ranks
+        if ranks.size > 1:
+            batches = share_of_samples(batches, ranks, separable=objective.separable)
+        self._reduce = ranks.reducer()
         self._batches = pieces(batches, micro_batch)
         self._survey()
         self.curvature = curvature
@@ -130,7 +137,7 @@ class ModelOperator:
                 if self.strategy == "auto":
                     self.prepare(probes=len(vectors), steps=1)
                 self._product = make_product(self.strategy, self._loss, self._batches, self._build)
-            return self._product(vectors) / self.weight
+            return self._reduce(self._product(vectors)) / self.weight
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,6 +177,9 @@ class ModelOperator:
             total_gradient += self._loss.join(
                 self._loss.gradient(placed, leaves, differentiable=False)
             )
+        totals = torch.stack([total_loss, total_weight]).to(self.device)
+        total_loss, total_weight = self._reduce(totals).cpu()
+        total_gradient = self._reduce(total_gradient)
         self.weight = float(total_weight)
         if not self.weight > 0:
             raise ValueError(

@@ -37,6 +37,7 @@ class ModelOptions(TypedDict, total=False):
     freeze: int | None
     verify_data: bool
     data_memory: int
+    shard: str | None
 
 
 class SpectrumOptions(LanczosOptions, ModelOptions, total=False):

@@ -73,7 +73,9 @@ def make_plan(
     Raises:
         ValueError: not even a pass over one sample fits.
     """
-    first = next(iter(batches))
+    first = next(iter(batches), None)
+    if first is None:  # a rank without samples
+        return Plan("rebuild" if strategy == "auto" else strategy, None, 0)
     limit = plan_bytes(loss.device, memory_limit)
     cost = _graph_cost(loss, first, build)
     room = None if limit is None else max(0, limit - reserved)

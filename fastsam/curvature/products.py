@@ -115,8 +115,8 @@ class KeptGraph:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Products through the kept graphs."""
-        total = self._graphs[0].product(vectors, batched=self.batched)
-        for graph in self._graphs[1:]:
+        total = torch.zeros_like(vectors)
+        for graph in self._graphs:
             total += graph.product(vectors, batched=self.batched)
         return total
 

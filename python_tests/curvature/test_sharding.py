@@ -1,0 +1,88 @@
+"""Several processes against one."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import classification, mlp
+
+from fastsam.curvature import BatchLoss, spectral_density
+
+
+def summed(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=3)
+    try:
+        content = torch.load(f"{folder}/problem.pt", weights_only=True)
+        model = mlp((3, 5, 4))
+        model.load_state_dict(content["model"])
+        x, y = content["x"], content["y"]
+        batches = [(x[:11], y[:11]), (x[11:], y[11:])]
+        whole = {"steps": 12, "probes": 5, "progress": False}
+        found = {
+            "samples": spectral_density(model, F.cross_entropy, batches, shard="samples", **whole),
+            "batches": spectral_density(
+                model, BatchLoss(summed), batches, shard="samples", **whole
+            ),
+            "probes": spectral_density(model, F.cross_entropy, batches, shard="probes", **whole),
+        }
+        messages = []
+        for data, options in (
+            ([(x + rank, y)], {"shard": "samples"}),
+            (batches, {"shard": "probes", "probes": 2}),
+        ):
+            try:
+                spectral_density(model, F.cross_entropy, data, steps=3, **options)
+            except ValueError as error:
+                messages.append(str(error))
+        torch.save(messages, f"{folder}/messages-{rank}.pt")
+        for name, spectrum in found.items():
+            spectrum.save(f"{folder}/{name}-{rank}.npz")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_ranks_equal_one_process(tmp_path):
+    import socket
+
+    from fastsam.curvature import Spectrum
+
+    model, (x, y) = mlp((3, 5, 4)), classification(13, 3, 4)
+    torch.save({"model": model.state_dict(), "x": x, "y": y}, tmp_path / "problem.pt")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, str(tmp_path)), nprocs=3)
+    batches = [(x[:11], y[:11]), (x[11:], y[11:])]
+    alone = spectral_density(model, F.cross_entropy, batches, steps=12, probes=5)
+    for name in ("samples", "batches", "probes"):
+        found = [Spectrum.load(tmp_path / f"{name}-{rank}.npz") for rank in range(3)]
+        for spectrum in found:
+            assert np.allclose(spectrum.alpha, alone.alpha, atol=1e-8)
+            assert spectrum.weight == alone.weight
+            assert spectrum.loss == pytest.approx(alone.loss)
+            assert spectrum.gradient_norm == pytest.approx(alone.gradient_norm)
+            assert np.array_equal(spectrum.alpha, found[0].alpha)
+            assert spectrum.settings["probe_indices"] == [0, 1, 2, 3, 4]
+    for rank in range(3):
+        messages = torch.load(tmp_path / f"messages-{rank}.pt", weights_only=True)
+        assert len(messages) == 2
+        assert "different data" in messages[0]
+        assert "one probe per rank" in messages[1]
+
+
+def test_without_a_process_group():
+    with pytest.raises(ValueError, match="torchrun"):
+        spectral_density(mlp((3, 3)), F.cross_entropy, classification(5, 3, 3), shard="samples")
+    with pytest.raises(ValueError, match="shard must be"):
+        spectral_density(mlp((3, 3)), F.cross_entropy, classification(5, 3, 3), shard="layers")
