@@ -25,6 +25,7 @@ template <class T, class Element>
 __device__ void sweep(Element& element, int64_t size, int64_t addresses) {
   constexpr int kPack = 16 / sizeof(T);
   const int64_t packs = addresses % 16 == 0 ? size / kPack : 0;
+#pragma unroll 1
   for (int64_t first = threadIdx.x; first < packs; first += kThreads * kUnroll) {
     typename Element::template Registers<kPack> registers[kUnroll];
 #pragma unroll
@@ -38,6 +39,7 @@ __device__ void sweep(Element& element, int64_t size, int64_t addresses) {
       if (pack < packs) element.apply(pack * kPack, registers[u]);
     }
   }
+#pragma unroll 1
   for (int64_t i = packs * kPack + threadIdx.x; i < size; i += kThreads) {
     typename Element::template Registers<1> registers;
     element.load(i, registers);
