@@ -208,6 +208,7 @@ class Scalars:
         self,
         *,
         count_skip: bool = False,
+        count_unchanged: bool = False,
         external_found_inf: Tensor | None = None,
         grad_scale: Tensor | None = None,
     ) -> Any:
@@ -215,6 +216,7 @@ class Scalars:
 
         Args:
             count_skip: count a skipped update; True for one table per device only.
+            count_unchanged: count the elements of this table that the perturbation could not change.
             external_found_inf: float32 scalar, a gradient scaler's flag.
             grad_scale: float32 scalar, the loss scale that the gradients still carry.
         """
@@ -227,7 +229,7 @@ class Scalars:
             external_found_inf=_address(external_found_inf),
             grad_scale=_address(grad_scale),
             skipped_steps=self.skipped_steps.data_ptr() if count_skip else 0,
-            unchanged=_address(self.unchanged),
+            unchanged=_address(self.unchanged) if count_unchanged else 0,
         )
 
 

@@ -79,6 +79,19 @@ class Bucket:
         self._counters = torch.zeros(len(self.parameters), dtype=torch.float32, device=self.device)
         self._counter_views = list(self._counters.unbind())
 
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether the weights are stored in 16 bits, so that rounding may swallow a perturbation."""
+        return self.dtype.itemsize == 2
+
+    def elements(self, gradients: Sequence[Tensor | None]) -> int:
+        """Elements of the weights that have a gradient."""
+        return sum(gradient.numel() for gradient in gradients if gradient is not None)
+
+    def state_addresses(self) -> list[int]:
+        """Addresses of the base optimizer's state that the table holds."""
+        return [address for slot in _SLOTS for address in self.table.column(f"state{slot}")]
+
     def moved(self) -> bool:
         """Whether a parameter's storage was replaced since the bucket was made."""
         parameters: Iterable[Tensor] = self.parameters

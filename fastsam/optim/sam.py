@@ -16,9 +16,12 @@ from fastsam.kernels import sam as kernels
 from fastsam.optim import sharding
 from fastsam.optim.bucket import Bucket
 from fastsam.optim.fused import FusedRule, fused_rule
+from fastsam.optim.rounding import LostAscent
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
+
+_RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
 
 
 class SAM(Optimizer):
@@ -121,7 +124,7 @@ class SAM(Optimizer):
             self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
         self.check_finite = check_finite
         self._closure_makes_both = closure == "both_passes"
-        self._process_group = process_group
+        self.process_group = process_group
         # The base knows SAM's defaults, so that groups may be added through either object.
         self.base_optimizer.defaults.update(own)
         self.defaults = self.base_optimizer.defaults
@@ -220,9 +223,24 @@ class SAM(Optimizer):
 
         Reading its value on the host waits for the device; nothing in a step does.
         """
-        if not self._buckets:
+        if not self._skipped:
             return torch.zeros((), dtype=torch.int64)
-        return self._scalars[self._buckets[0].device].skipped_steps[0]
+        return next(iter(self._skipped.values()))[0]
+
+    @property
+    def unchanged_share(self) -> Tensor:
+        """Share of the elements of 16-bit weights that the last ascent was too small to change.
+
+        A float32 scalar on the parameters' device, 0 without 16-bit weights; of this rank's part where
+        parameters are sharded. Above one half a warning is given, once, some steps later on CUDA because
+        nothing waits for the device.
+        """
+        if not self._lost:
+            return torch.zeros(())
+        device = next(iter(self._lost))
+        unchanged = sum(lost.unchanged.to(device)[0] for lost in self._lost.values())
+        elements = sum(lost.elements for lost in self._lost.values())
+        return torch.as_tensor(unchanged / max(elements, 1), dtype=torch.float32)
 
     @property
     def ascent(self) -> AscentStep:
@@ -256,9 +274,9 @@ class SAM(Optimizer):
         if rule is None or rule.step_key is not None:
             return packed
         # torch's first update copies the gradient only where there is no momentum buffer.
-        unstarted = {id(p) for bucket in self._buckets for p in bucket.unstarted()}
-        names = (p for group in self.param_groups for p in group["params"])
-        for index, parameter in enumerate(names):
+        unstarted = self._unstarted()
+        parameters = (p for group in self.param_groups for p in group["params"])
+        for index, parameter in enumerate(parameters):
             if id(parameter) in unstarted and index in packed["state"]:
                 packed["state"][index] = dict.fromkeys(packed["state"][index])
         return packed
@@ -302,7 +320,7 @@ class SAM(Optimizer):
             "base_optimizer": self.base_optimizer,
             "check_finite": self.check_finite,
             "_closure_makes_both": self._closure_makes_both,
-            "_process_group": self._process_group,
+            "process_group": self.process_group,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -326,17 +344,30 @@ class SAM(Optimizer):
         for bucket in self._buckets:
             bucket.norm(self._scalars[bucket.device])
         self._share_norms()
+        for device, lost in self._lost.items():
+            lost.begin(
+                sum(
+                    bucket.elements(taken)
+                    for bucket, taken in zip(self._buckets, gradients, strict=True)
+                    if bucket.device == device and bucket.is_16_bit
+                )
+            )
         self._climbed = True
         try:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
-                scalars = self._scalars[bucket.device]
-                bucket.perturb(taken, scalars.as_native(grad_scale=_on(grad_scale, bucket.device)))
+                scalars = self._scalars[bucket.device].as_native(
+                    grad_scale=_on(grad_scale, bucket.device), count_unchanged=bucket.is_16_bit
+                )
+                bucket.perturb(taken, scalars)
         except BaseException:
             self.restore()
             raise
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(found_inf, device))
         _forget_casts()
+        if any(row[_RHO] != 0.0 for rows in self._written_hyper.values() for row in rows):
+            for lost in self._lost.values():
+                lost.end()
 
     def _finish_or_initialise(self) -> None:
         if self._climbed:
@@ -404,9 +435,9 @@ class SAM(Optimizer):
                 kernels.check(bucket.table, flag)
             sharding.reduce_max(flag, bucket.shard_groups)
         flags = [scalars.found_inf for scalars in self._scalars.values()]
-        if self._process_group is not None:
+        if self.process_group is not None:
             for flag in flags:
-                sharding.reduce_max(flag, (self._process_group,))
+                sharding.reduce_max(flag, (self.process_group,))
         if len(flags) > 1:
             for flag in flags:
                 for other in flags:
@@ -437,12 +468,43 @@ class SAM(Optimizer):
         self.state = self.base_optimizer.state
         self._buckets: list[Bucket] = []
         self._scalars: dict[torch.device, kernels.Scalars] = {}
+        self._lost: dict[torch.device, LostAscent] = {}
         self._written_hyper: dict[torch.device, list[list[float]]] = {}
         self._layout: list[tuple[Any, ...]] = []
         self._climbed = False
         if self._ascent is not None:
             self._ascent.param_groups = self.param_groups
             self._ascent.state = self.state
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Creates native memory and the base optimizer's state now, and takes changed settings over.
+
+        A step does all of it by itself; a captured one cannot.
+        """
+        self._prepare()
+        rule = fused_rule(self.base_optimizer)
+        self._write_hyper(rule)
+        if rule is not None:
+            for bucket in self._buckets:
+                trained = [p if p.requires_grad else None for p in bucket.parameters]
+                bucket.bind_state(trained, rule, self.param_groups, self.state)
+
+    def _unstarted(self) -> set[int]:
+        return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
+
+    def started_state(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of the parameters that an update has reached."""
+        unstarted = self._unstarted()
+        return {p: entry for p, entry in self.state.items() if id(p) not in unstarted}
+
+    def native_memory(self) -> tuple[int, ...]:
+        """Identity of all addresses that the kernels work on: it changes when a captured step is stale."""
+        if any(bucket.moved() for bucket in self._buckets):
+            return ()
+        return tuple(
+            part for bucket in self._buckets for part in (id(bucket), *bucket.state_addresses())
+        )
 
     def _prepare(self) -> None:
         """Makes the buckets, once, and again when the parameters or their storage have changed."""
@@ -457,7 +519,7 @@ class SAM(Optimizer):
             adaptive = _normalised(group)
             for parameter, flag in zip(group["params"], adaptive, strict=True):
                 part = sharding.local(parameter)
-                if self._process_group is not None and sharding.is_sharded(parameter):
+                if self.process_group is not None and sharding.is_sharded(parameter):
                     raise ValueError(
                         "process_group= is for ranks that climb on their own gradients, which needs whole "
                         "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
@@ -482,6 +544,10 @@ class SAM(Optimizer):
             )
             for slot, rows in enumerate(members.values())
         ]
+        self._lost = {
+            device: self._lost.get(device) or LostAscent(device)
+            for device in dict.fromkeys(b.device for b in self._buckets if b.is_16_bit)
+        }
         self._scalars = {
             device: kernels.Scalars(
                 hyper=torch.zeros(
@@ -495,6 +561,7 @@ class SAM(Optimizer):
                 skipped_steps=self._skipped.setdefault(
                     device, torch.zeros(1, dtype=torch.int64, device=device)
                 ),
+                unchanged=self._lost[device].unchanged if device in self._lost else None,
             )
             for device in dict.fromkeys(bucket.device for bucket in self._buckets)
         }

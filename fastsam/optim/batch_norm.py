@@ -1,0 +1,46 @@
+"""BatchNorm layers whose running statistics a pass must not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
+    """Keeps ``running_mean``, ``running_var`` and ``num_batches_tracked`` as they are inside the context.
+
+    A SAM step makes two forward passes over one batch, the second with perturbed weights, and without this
+    both enter the running statistics. Layers in training mode still normalise with the statistics of the
+    batch, so losses and gradients do not change; layers in evaluation mode are not touched at all. Contexts
+    may be nested, and an exception ends them properly.
+
+    Args:
+        model: every BatchNorm and SyncBatchNorm layer in it is meant.
+
+    Example:
+        >>> import torch
+        >>> from fastsam.optim import frozen_batch_norm_statistics
+        >>> layer = torch.nn.BatchNorm1d(3)
+        >>> with frozen_batch_norm_statistics(layer):
+        ...     _ = layer(torch.randn(8, 3))
+        >>> int(layer.num_batches_tracked)
+        0
+    """
+    # A layer in training mode that tracks nothing hands no running statistics to the kernel. In evaluation
+    # mode it would still use them, so the switch is safe even if the mode changes inside the context.
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

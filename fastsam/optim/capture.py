@@ -1,0 +1,216 @@
+"""A whole SAM training step as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from fastsam.optim import sharding
+from fastsam.optim.fused import fused_rule
+from fastsam.optim.sam import SAM
+
+Batch = tuple[Tensor, ...] | list[Tensor]
+"""Inputs of the model, and the targets last."""
+
+Step = Callable[[Batch], Tensor]
+
+
+def capture_step(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    optimizer: SAM,
+    example_batch: Batch,
+    *,
+    autocast: torch.dtype | None = None,
+    scaler: GradScaler | None = None,
+    warmup: int = 3,
+) -> Step:
+    """Turns a SAM training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
+
+    Both forward and backward passes, the norm, the perturbation, the restore and the update are one graph:
+    a step costs one launch, whatever the number of layers. Learning rate, rho and the other settings of the
+    parameter groups may change between calls and take effect. On the CPU the same call returns a function
+    that makes the same step without a graph.
+
+    Warming up leaves weights, buffers, optimizer state, loss scale and random state as they were.
+
+    Args:
+        model: in the mode (training or evaluation) in which it is to be captured.
+        loss_fn: ``loss_fn(outputs, targets)``, a scalar.
+        optimizer: over the parameters of ``model``.
+        example_batch: ``(*inputs, targets)``, tensors of the shapes, dtypes and device of every later batch.
+        autocast: dtype of ``torch.autocast``, a context of its own for each pass; None for none.
+        scaler: a ``GradScaler``; its ``update()`` is part of the step.
+        warmup: steps made before capturing, at least 1.
+
+    Returns:
+        ``step(batch)``, which copies the batch into the graph's inputs and returns the loss of the first
+        pass, detached.
+
+    Raises:
+        ValueError: ``warmup`` is less than 1 or the batch is not a sequence of tensors; from ``step``: a
+            batch does not match the example.
+        RuntimeError: something cannot be captured; the message says what. Nothing was changed. From
+            ``step``: the optimizer's parameters, groups or state were replaced since; capture again.
+
+    Example:
+        >>> import torch
+        >>> from fastsam import SAM
+        >>> from fastsam.optim import capture_step
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+        >>> batch = torch.randn(8, 4), torch.randint(2, (8,))
+        >>> step = capture_step(model, torch.nn.CrossEntropyLoss(), optimizer, batch)
+        >>> step(batch) > step(batch)
+        tensor(True)
+    """
+    if warmup < 1:
+        raise ValueError(f"warmup must be at least 1, got {warmup}")
+    if not isinstance(example_batch, (tuple, list)) or not (
+        len(example_batch) >= 2 and all(isinstance(part, Tensor) for part in example_batch)
+    ):
+        raise ValueError("example_batch must be a tuple or list of tensors, the targets last")
+    device = next(model.parameters()).device
+
+    def step(batch: Batch) -> Tensor:
+        return _eager_step(model, loss_fn, optimizer, batch, device, autocast, scaler)
+
+    if device.type != "cuda":
+        return step
+    reason = obstacle(model, optimizer)
+    if reason is not None:
+        raise RuntimeError(f"this step cannot be captured as a CUDA graph: {reason}")
+    return _captured(step, model, optimizer, example_batch, scaler, warmup)
+
+
+def obstacle(model: nn.Module, optimizer: SAM) -> str | None:
+    """Why a step of ``optimizer`` cannot be captured as a CUDA graph; None where nothing is in the way."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if fused_rule(optimizer.base_optimizer) is None:
+        return (
+            f"{type(optimizer.base_optimizer).__name__} has no fused update here (SGD, Adam and AdamW have, "
+            "without step hooks of their own), and reads a flag on the host in every step"
+        )
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "step hooks of the optimizer would run once, while capturing, and never again"
+    if optimizer.process_group is not None or isinstance(model, DistributedDataParallel):
+        return "communication between ranks is not captured; train with the plain calls"
+    if any(sharding.is_sharded(p) for p in parameters):
+        return "DTensor parameters need communication between ranks; train with the plain calls"
+    if len({p.device for p in parameters}) > 1:
+        return "the parameters are on several devices"
+    if any(p.grad is not None for p in parameters):
+        return "there are gradients already: call optimizer.zero_grad() first"
+    return None
+
+
+def _eager_step(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    optimizer: SAM,
+    batch: Batch,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    scaler: GradScaler | None,
+) -> Tensor:
+    *inputs, targets = batch
+    scaler = scaler or GradScaler(device.type, enabled=False)
+    losses = []
+    try:
+        for half in (optimizer.ascent, optimizer):
+            context: AbstractContextManager[object] = (
+                nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+            )
+            with context:
+                loss = loss_fn(model(*inputs), targets)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(half)
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    except BaseException:
+        optimizer.restore()
+        raise
+    scaler.update()
+    return losses[0]
+
+
+def _captured(
+    step: Step,
+    model: nn.Module,
+    optimizer: SAM,
+    example_batch: Batch,
+    scaler: GradScaler | None,
+    warmup: int,
+) -> Step:
+    static = [part.clone() for part in example_batch]
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with rehearsal(model, optimizer, scaler):
+        optimizer.prepare()  # so that its memory belongs to the current stream
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(warmup):
+                step(static)
+        torch.cuda.current_stream().wait_stream(side)
+    optimizer.prepare()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(static)
+    memory = optimizer.native_memory()
+
+    def replay(batch: Batch) -> Tensor:
+        if len(batch) != len(static) or any(
+            given.shape != expected.shape or given.dtype != expected.dtype
+            for given, expected in zip(batch, static, strict=False)
+        ):
+            raise ValueError(
+                f"the step was captured for {[(tuple(t.shape), t.dtype) for t in static]}, got "
+                f"{[(tuple(t.shape), t.dtype) for t in batch]}; use the plain calls for an uneven batch"
+            )
+        optimizer.prepare()
+        if optimizer.native_memory() != memory:
+            raise RuntimeError(
+                "parameters, groups or state of the optimizer were replaced since the step was captured; "
+                "call capture_step again"
+            )
+        for given, expected in zip(batch, static, strict=True):
+            expected.copy_(given, non_blocking=True)
+        graph.replay()
+        return loss.clone()
+
+    return replay
+
+
+@contextmanager
+def rehearsal(model: nn.Module, optimizer: SAM, scaler: GradScaler | None = None) -> Iterator[None]:
+    """Whatever steps are made inside, afterwards weights, buffers, state and random state are as before."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = list({id(tensor): tensor for tensor in tensors}.values())
+    before = [tensor.detach().clone() for tensor in tensors]
+    skipped = optimizer.skipped_steps.clone()
+    state = {parameter: dict(entry) for parameter, entry in optimizer.started_state().items()}
+    values = deepcopy(list(state.values()))
+    scale = None if scaler is None else scaler.state_dict()
+    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            optimizer.skipped_steps.copy_(skipped)
+            for entry, saved in zip(state.values(), values, strict=True):
+                for key, value in saved.items():
+                    if isinstance(value, Tensor):
+                        entry[key].copy_(value)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        if scaler is not None and scale:
+            scaler.load_state_dict(scale)
