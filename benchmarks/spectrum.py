@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import statistics
 import sys
@@ -60,8 +61,14 @@ def main() -> None:
     results: dict[str, Any] = {"settings": vars(options) | {"peers": bool(options.peers)}}
     if options.part in ("correctness", "all"):
         results["correctness"] = correctness(peers=bool(options.peers))
-    model = resnet32(10).to(options.device).eval()
     generator = torch.Generator().manual_seed(0)
+    model = resnet32(10).to(options.device).train()
+    with (
+        torch.no_grad()
+    ):  # running statistics of BatchNorm as after training, not their initial values
+        for _ in range(30):
+            model(torch.randn(32, 3, 32, 32, generator=generator).to(options.device))
+    model.eval()
     batches = [
         (
             torch.randn(options.batch_size, 3, 32, 32, generator=generator).to(options.device),
@@ -181,8 +188,7 @@ def torch_eig() -> Iterator[None]:
 
 def pyhessian_density(model: nn.Module, steps: int, **data: Any) -> dict[str, float]:
     """PyHessian's stochastic Lanczos quadrature."""
-    from pyhessian import hessian
-
+    hessian = importlib.import_module("pyhessian").hessian
     with torch_eig():
         tool = hessian(model, nn.CrossEntropyLoss(), cuda=False, **data)
         nodes, _ = tool.density(iter=steps, n_v=1)
@@ -191,8 +197,7 @@ def pyhessian_density(model: nn.Module, steps: int, **data: Any) -> dict[str, fl
 
 def pyhessian_everything(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
     """Power iteration, Hutchinson and Lanczos, at PyHessian's defaults."""
-    from pyhessian import hessian
-
+    hessian = importlib.import_module("pyhessian").hessian
     with torch_eig():
         tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
         largest, _ = tool.eigenvalues()
@@ -209,11 +214,10 @@ def pyhessian_everything(model: nn.Module, batches: Batches, steps: int) -> dict
 
 def eigenthings_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
     """hessian-eigenthings' Lanczos."""
-    from hessian_eigenthings import HessianOperator, lanczos_tridiagonal, supervised_loss
-
-    operator = HessianOperator(model, batches, supervised_loss(nn.CrossEntropyLoss()))
+    peer = importlib.import_module("hessian_eigenthings")
+    operator = peer.HessianOperator(model, batches, peer.supervised_loss(nn.CrossEntropyLoss()))
     start = torch.randn(operator.size, device=next(model.parameters()).device)
-    run = lanczos_tridiagonal(operator, start / start.norm(), steps)
+    run = peer.lanczos_tridiagonal(operator, start / start.norm(), steps)
     alpha, beta = np.asarray(run.alphas, dtype=float), np.asarray(run.betas, dtype=float)
     off = beta[: len(alpha) - 1]
     nodes = np.linalg.eigvalsh(np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1))
@@ -222,14 +226,13 @@ def eigenthings_density(model: nn.Module, batches: Batches, steps: int) -> dict[
 
 def curvlinops_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
     """Curvlinops' Hessian under SciPy-free Lanczos: its own products, its own recurrence."""
-    from curvlinops import HessianLinearOperator
-    from curvlinops.papyan2020traces.spectrum import fast_lanczos
-
+    peer = importlib.import_module("curvlinops")
+    spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
     parameters = [value for value in model.parameters() if value.requires_grad]
-    operator = HessianLinearOperator(
+    operator = peer.HessianLinearOperator(
         model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
     )
-    nodes, _ = fast_lanczos(operator, steps)
+    nodes, _ = spectrum.fast_lanczos(operator, steps)
     return {"lambda_min": float(nodes.min()), "lambda_max": float(nodes.max())}
 
 
@@ -274,8 +277,7 @@ def correctness(*, peers: bool) -> dict[str, Any]:
             "fastsam": extremes_of(operator_spectrum(MatrixOperator(matrix), steps=steps)),
         }
         if peers:
-            from pyhessian import hessian
-
+            hessian = importlib.import_module("pyhessian").hessian
             with torch_eig():
                 torch.manual_seed(0)
                 tool = hessian(

@@ -173,6 +173,9 @@ def spectral_density(
             memory_limit=memory_limit,
             reserved=settings.basis_bytes(operator) if basis == "device" else 0,
         )
+        if operator.predicted_bytes is not None:
+            size = f"{operator.predicted_bytes / 2**30:.2f} GiB"
+            settings = replace(settings, description=f"{description} ({size})")
         spectrum = _run(operator, settings, operator.identity)
     if shard == "probes":
         spectrum = gather_probes(spectrum, ranks)

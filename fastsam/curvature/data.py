@@ -115,7 +115,7 @@ def read_batches(
             "pass torch.utils.data.DataLoader(dataset, batch_size=...)"
         )
     if isinstance(data, (list, tuple)):
-        return _held(list(data) * (freeze or 1))
+        return _held(list(data))  # a list does not change, so there is nothing to freeze
     with preserved_random_state(), _PreservedGenerators(data):
         if isinstance(data, Iterator):
             return _read_once(data, memory_limit=memory_limit)

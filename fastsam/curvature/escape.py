@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.eigenpairs import eigenpairs
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
 from fastsam.curvature.model import ModelOperator, run_dtype
 from fastsam.curvature.products import HessianGraph
 from fastsam.curvature.pure import PureLoss, parameter_names
@@ -214,6 +214,7 @@ def escape_report(
     if not 0 <= rho < float("inf"):
         raise ValueError(f"rho must be finite and at least 0, got {rho}")
     with undisturbed(model):
+        model = unwrapped(model)
         batches = read_batches(minibatches, freeze=freeze)
         names = parameter_names(model, list(direction))
         objective = make_objective(model, loss_fn)

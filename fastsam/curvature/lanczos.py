@@ -44,7 +44,8 @@ class LanczosSettings:
         tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
             ||T||``; None takes all steps.
         basis: where the basis lives: ``"device"``, ``"host"`` (main memory), or a folder for a
-            memory-mapped file.
+            memory-mapped file. It has the operator's dtype: rounding the basis to bfloat16 would
+            leave the Ritz residual bounds untrue.
         checkpoint: a folder in which the run is kept; a run found there is continued to the same
             bits.
         checkpoint_interval: seconds between two writes; 0 writes after every step.

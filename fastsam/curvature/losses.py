@@ -129,6 +129,29 @@ class CriterionObjective(Objective):
         return each, torch.ones_like(each).detach()
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside data-parallel and compiled wrappers.
+
+    Raises:
+        ValueError: a BatchNorm layer without running statistics, whose outputs depend on the whole
+            batch.
+    """
+    inner: Any = model
+    while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(
+        inner, "_orig_mod"
+    ):
+        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
+    for name, module in inner.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name} is a BatchNorm layer without running statistics: the loss of a sample "
+                "depends on its "
+                "batch, so the loss over the data is not defined; use track_running_stats=True"
+            )
+    bare: nn.Module = inner
+    return bare
+
+
 def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objective:
     """Join a model and a loss function, as :func:`fastsam.spectral_density` describes.
 

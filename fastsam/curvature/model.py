@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastsam.curvature.data import Batches, tensors_of
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
 from fastsam.curvature.planning import make_plan, pieces
 from fastsam.curvature.products import (
     HOLDING,
@@ -73,6 +73,7 @@ class ModelOperator:
         check_strategy(strategy, curvature=curvature, held=batches.held)
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        model = unwrapped(model)
         self._build = graph_builder(curvature, seed=seed)
         objective = make_objective(model, loss_fn)
         names = parameter_names(model, params)

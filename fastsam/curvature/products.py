@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fastsam.curvature.pure import PureLoss
+from fastsam.curvature.second_order import FastSecondOrder
 
 
 class Product(Protocol):
@@ -51,7 +52,8 @@ class HessianGraph:
     def __init__(self, loss: PureLoss, batch: Any, number: int = 0) -> None:
         self._loss = loss
         self._leaves = loss.leaves()
-        gradients = loss.gradient(batch, self._leaves, differentiable=True)
+        with FastSecondOrder():
+            gradients = loss.gradient(batch, self._leaves, differentiable=True)
         # A gradient that does not depend on the parameters (a loss linear in them) has no graph.
         self._curved = [index for index, piece in enumerate(gradients) if piece.requires_grad]
         self._gradients = [gradients[index] for index in self._curved]

@@ -403,3 +403,85 @@ def test_attention_is_differentiated_on_its_math_backend():
     assert eigenvalues_of(spectrum) == pytest.approx((low, high), abs=1e-8 * high)
     whole = spectral_density(model, F.cross_entropy, (inputs, targets), steps=5)
     assert np.isfinite(whole.lambda_max)
+
+
+def test_tied_parameters_stay_tied():
+    model = Convolutional()
+    batch = torch.randn(4, 1, 4, 4), torch.randint(3, (4,))
+    spectral_density(model, F.cross_entropy, batch, steps=3, strategy="rebuild")
+    assert model.other.weight is model.mix.weight
+    assert model.again is model.mix
+
+
+def test_recurrent_network():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.RNN(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    model = Recurrent().double()
+    inputs, targets = torch.randn(5, 4, 2).double(), torch.randint(2, (5,))
+    hessian = explicit_hessian(model, lambda m: F.cross_entropy(m(inputs), targets))
+    spectrum = spectral_density(model, F.cross_entropy, (inputs, targets), steps=len(hessian))
+    low, high = extremes(hessian)
+    assert eigenvalues_of(spectrum) == pytest.approx((low, high), abs=1e-8 * max(-low, high))
+    assert all(
+        a is b for a, b in zip(model.cell._flat_weights, model.cell.parameters(), strict=True)
+    )
+
+
+def test_batch_norm_without_running_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="1 is a BatchNorm layer without running statistics"):
+        spectral_density(model.double(), F.cross_entropy, GOOD)
+
+
+def test_wrapped_models_are_unwrapped():
+    model = mlp((3, 4, 3))
+    plain = spectral_density(model, F.cross_entropy, GOOD, steps=5)
+    for wrapper in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        wrapped = spectral_density(wrapper, F.cross_entropy, GOOD, steps=5, params=["0", "2"])
+        assert np.array_equal(wrapped.alpha, plain.alpha)
+
+
+def test_modules_that_keep_state_are_left_as_they_were():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+            self.calls, self.last = 0, None
+            self.register_buffer("total", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            self.last = x
+            self.total += 1
+            return self.layer(x)
+
+    model = Counting()
+    spectral_density(model, F.cross_entropy, GOOD, steps=3, strategy="rebuild")
+    assert (model.calls, model.last, model.total.item()) == (0, None, 0)
+
+
+def test_targets_are_found_or_given():
+    class Pairs(Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return GOOD[0][index], int(GOOD[1][index])
+
+    model = mlp((3, 3))
+    label = int(GOOD[1][0])
+    options = {"classes": [label], "steps": 3}
+    read = class_spectra(model, nn.CrossEntropyLoss(), Pairs(), **options)[label]
+    given = class_spectra(model, nn.CrossEntropyLoss(), Pairs(), targets=GOOD[1], **options)[label]
+    subset = torch.utils.data.Subset(TensorDataset(*GOOD), range(5))
+    part = class_spectra(model, nn.CrossEntropyLoss(), subset, **options)[label]
+    assert read.alpha[0, 0] == pytest.approx(given.alpha[0, 0])
+    assert read.alpha[0, 0] == pytest.approx(part.alpha[0, 0])
+    with pytest.raises(ValueError, match="one class per sample"):
+        class_spectra(model, nn.CrossEntropyLoss(), Pairs(), targets=GOOD[1][:3])
