@@ -19,6 +19,8 @@ from trajectories import (
 
 from fastsam import SAM
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
+
 BASES = [
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     (torch.optim.AdamW, {"lr": 0.05, "amsgrad": True}),

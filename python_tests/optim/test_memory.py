@@ -38,7 +38,9 @@ def test_memory_beyond_weights_gradients_and_base_state(dtype, bytes_each, adapt
         (torch.optim.SGD, {"momentum": 0.9}, 1),
         (torch.optim.AdamW, {}, 2),
     ):
-        optimizer, parameters = make(SAM, problem, base, adaptive=adaptive, lr=0.1, **options)
+        optimizer, parameters = make(
+            SAM, problem, base, rho=9.0, adaptive=adaptive, lr=0.1, **options
+        )
         problem.set_gradients(parameters, 0, 0)
         before = live_bytes()
         for _ in range(3):

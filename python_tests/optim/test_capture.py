@@ -1,0 +1,245 @@
+"""A whole step from one call: without CUDA the eager one, with CUDA a graph."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from trajectories import assert_close, assert_same_bits
+
+from fastsam import SAM
+from fastsam.optim import capture_step
+from fastsam.optim.capture import obstacle, rehearsal
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BASES = [
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    (torch.optim.AdamW, {"lr": 0.01}),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=BASES, ids=lambda case: case[0].__name__)
+def base(request):
+    return request.param
+
+
+def network(seed: int, device: str = "cpu") -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    return model.to(device)
+
+
+def batches(count: int, seed: int, device: str = "cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(16, 6, generator=generator)
+        yield x.to(device), torch.randint(3, (16,), generator=generator).to(device)
+
+
+def by_hand(model, optimizer, batch) -> torch.Tensor:
+    losses = []
+    for finish in (optimizer.first_step, optimizer.second_step):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        finish(zero_grad=True)
+        losses.append(loss.detach())
+    return losses[0]
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [t.detach().cpu().clone() for t in (*model.parameters(), *model.buffers())]
+
+
+def test_the_step_is_the_one_made_by_hand(device, base, seed):
+    """Also with the learning rate and rho changed between calls."""
+    models = [network(seed, device) for _ in range(2)]
+    optimizers = [SAM(m.parameters(), base[0], rho=0.1, **base[1]) for m in models]
+    first, *rest = batches(6, seed, device)
+    step = capture_step(models[0], nn.functional.cross_entropy, optimizers[0], first)
+    assert_same_bits(weights(models[0]), weights(models[1]))
+    for i, batch in enumerate([first, *rest]):
+        for optimizer in optimizers:
+            optimizer.param_groups[0].update(lr=base[1]["lr"] / (1 + i), rho=0.1 + 0.2 * i)
+        found = step(batch)
+        expected = by_hand(models[1], optimizers[1], batch)
+        assert not found.requires_grad
+        assert float(found) == pytest.approx(float(expected), rel=1e-4)
+        assert all(p.grad is None for p in models[0].parameters())
+    assert_close(weights(models[0]), weights(models[1]), 0.0 if device == "cpu" else 1e-5)
+
+
+def test_autocast_and_scaler(device, seed):
+    model = network(seed, device)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    scaler = GradScaler(device, init_scale=256.0, growth_interval=3)
+    first, *rest = batches(7, seed, device)
+    step = capture_step(
+        model, nn.functional.cross_entropy, optimizer, first, autocast=torch.bfloat16, scaler=scaler
+    )
+    before = weights(model)
+    assert scaler.get_scale() == 256.0
+    for batch in rest:
+        loss = step(batch)
+    assert scaler.get_scale() == 1024.0
+    assert loss.dtype is torch.float32
+    assert not torch.equal(before[0], weights(model)[0])
+    assert int(optimizer.skipped_steps) == 0
+
+
+def test_overflow_lowers_the_scale_once(device, seed):
+    model = network(seed, device)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    scaler = GradScaler(device, init_scale=256.0)
+    first, x = batches(2, seed, device)
+    step = capture_step(model, nn.functional.cross_entropy, optimizer, first, scaler=scaler)
+    parameters = [p.detach().clone() for p in model.parameters()]
+    x[0][0, 0] = float("inf")
+    step(x)
+    assert_same_bits([p.detach() for p in model.parameters()], parameters)
+    assert scaler.get_scale() == 128.0
+    assert int(optimizer.skipped_steps) == 1
+
+
+def test_a_pass_that_raises_leaves_the_weights_back(seed):
+    model = network(seed)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1)
+    batch = next(batches(1, seed))
+    before = [p.detach().clone() for p in model.parameters()]
+    passes = iter((1, 0))
+
+    def failing(outputs, targets):
+        first = next(passes)
+        assert torch.equal(model[0].weight, before[0]) == first
+        if not first:
+            raise MemoryError
+        return nn.functional.cross_entropy(outputs, targets)
+
+    with pytest.raises(MemoryError):
+        capture_step(model, failing, optimizer, batch)(batch)
+    assert_same_bits([p.detach() for p in model.parameters()], before)
+
+
+@pytest.mark.parametrize("used", [0, 2])
+def test_a_rehearsal_leaves_no_trace(device, base, used, seed):
+    """Weights, buffers, state, scale, counters, tensor settings and random numbers."""
+    model = network(seed, device)
+    lr = torch.tensor(0.05, device=device)
+    optimizer = SAM(model.parameters(), base[0], **{**base[1], "lr": lr})
+    scaler = GradScaler(device, init_scale=64.0)
+    for batch in batches(used, seed, device):
+        by_hand(model, optimizer, batch)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    before = weights(model)
+    state = copy.deepcopy(optimizer.state_dict())
+    random = torch.get_rng_state()
+    with rehearsal(model, optimizer, scaler):
+        for x, y in batches(3, seed + 1, device):
+            by_hand(model, optimizer, (x + torch.randn_like(x), y))
+        by_hand(model, optimizer, (x * float("nan"), y))
+        scaler.scale(torch.ones((), device=device))
+    assert_same_bits(weights(model), before)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert scaler.get_scale() == 64.0
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert int(optimizer.skipped_steps) == 0
+    found = optimizer.state_dict()
+    assert found["state"].keys() == state["state"].keys()
+    for i, entry in state["state"].items():
+        assert all(torch.equal(found["state"][i][key], value) for key, value in entry.items())
+    for batch in batches(3, seed + 2, device):
+        by_hand(model, optimizer, batch)
+        by_hand(twin_model, twin, batch)
+    assert_same_bits(weights(model), weights(twin_model))
+
+
+def test_a_rehearsal_that_raises_leaves_no_trace(seed):
+    model = network(seed)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    before = weights(model)
+
+    def fail() -> None:
+        with rehearsal(model, optimizer):
+            for batch in batches(2, seed):
+                by_hand(model, optimizer, batch)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert_same_bits(weights(model), before)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+def test_preparing_makes_the_state_and_changes_nothing(base, seed):
+    model = network(seed)
+    options = {"lr": 0.1, "momentum": 0.9} if base is torch.optim.SGD else {"lr": 0.1}
+    optimizer = SAM(model.parameters(), base, **options)
+    twin_model = copy.deepcopy(model)
+    twin = SAM(twin_model.parameters(), base, **options)
+    before = weights(model)
+    optimizer.prepare()
+    assert_same_bits(weights(model), before)
+    assert len(optimizer.state) == len(list(model.parameters()))
+    memory = optimizer.native_memory()
+    for batch in batches(2, seed):
+        by_hand(model, optimizer, batch)
+        by_hand(twin_model, twin, batch)
+    assert_same_bits(weights(model), weights(twin_model))
+    assert optimizer.native_memory() == memory
+    optimizer.state.clear()
+    optimizer.prepare()
+    assert optimizer.native_memory() != memory
+
+
+def test_what_cannot_be_captured_says_why():
+    def reason(model, base=torch.optim.SGD, prepare=lambda o: None, **options) -> str:
+        optimizer = SAM(model.parameters(), base, lr=0.1, **options)
+        prepare(optimizer)
+        return obstacle(model, optimizer) or ""
+
+    assert reason(network(0)) == ""
+    assert "RMSprop has no fused update" in reason(network(0), torch.optim.RMSprop)
+    assert "hooks" in reason(
+        network(0), prepare=lambda o: o.register_step_post_hook(lambda *_: None)
+    )
+    assert "no fused update" in reason(
+        network(0),
+        prepare=lambda o: o.base_optimizer.register_step_post_hook(lambda *_: None),
+    )
+    model = network(0)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    assert "zero_grad" in reason(model)
+    model = network(0)
+    model[3].to("meta")
+    assert "several devices" in reason(model)
+
+
+def test_bad_arguments(seed):
+    model = network(seed)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    batch = next(batches(1, seed))
+    with pytest.raises(ValueError, match="warmup"):
+        capture_step(model, nn.functional.cross_entropy, optimizer, batch, warmup=0)
+    for bad in (batch[0], batch[:1], {"x": batch[0]}, (batch[0], 3)):
+        with pytest.raises(ValueError, match="example_batch"):
+            capture_step(model, nn.functional.cross_entropy, optimizer, bad)
+
+
+@pytest.mark.gpu
+def test_a_stale_graph_and_an_uneven_batch_are_refused(seed):
+    model = network(seed, "cuda")
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    batch = next(batches(1, seed, "cuda"))
+    step = capture_step(model, nn.functional.cross_entropy, optimizer, batch)
+    with pytest.raises(ValueError, match="uneven"):
+        step((batch[0][:3], batch[1][:3]))
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="capture_step again"):
+        step(batch)

@@ -1,0 +1,288 @@
+"""PGD, LPF-SGD, Entropy-SGD and LookSAM against trajectories written out in float64 NumPy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from fastsam import SAM
+from fastsam.optim.entropy import EntropySGD
+from fastsam.optim.looksam import LookSAM
+from fastsam.optim.lpf import LPFSGD
+from fastsam.optim.pgd import PGD
+from fastsam.optim.wrapper import normal_like
+
+Build = Callable[[Optimizer], Any]
+BUILDERS: dict[str, Build] = {
+    "pgd gradient": lambda sgd: PGD(sgd, sigma=0.1, seed=3),
+    "pgd weights": lambda sgd: PGD(sgd, sigma=0.1, noise_on="weights", seed=3),
+    "lpf": lambda sgd: LPFSGD(sgd, gamma=0.1, parts=3, seed=3),
+    "entropy": lambda sgd: EntropySGD(sgd, steps=4, noise=0.1, seed=3),
+    "looksam": lambda sgd: LookSAM(sgd, rho=0.1, every=3),
+}
+
+
+def problem(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    inputs = torch.randn(11, 5, generator=generator)
+    return model, inputs, torch.randint(3, (11,), generator=generator)
+
+
+def closure_of(
+    optimizer: Optimizer, model: nn.Module, inputs: Tensor, targets: Tensor
+) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_reloaded_run_goes_on_with_the_same_bits(name: str) -> None:
+    model, inputs, targets = problem()
+    optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05, momentum=0.9))
+    run = closure_of(optimizer, model, inputs, targets)
+    state = torch.random.get_rng_state()
+    for _ in range(4):
+        optimizer.step(run)
+    saved, model_state = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        optimizer.step(run)
+    assert torch.equal(state, torch.random.get_rng_state())
+    again, _, _ = problem(1)
+    again.load_state_dict(model_state)
+    resumed = BUILDERS[name](SGD(again.parameters(), lr=7.0, momentum=0.9))
+    resumed.load_state_dict(saved)
+    assert resumed.steps_taken == 4
+    second = closure_of(resumed, again, inputs, targets)
+    for _ in range(3):
+        resumed.step(second)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_groups_are_shared_and_a_closure_is_needed(name: str) -> None:
+    model, _, _ = problem()
+    sgd = SGD(model.parameters(), lr=0.05)
+    optimizer = BUILDERS[name](sgd)
+    assert optimizer.param_groups is sgd.param_groups
+    torch.optim.lr_scheduler.StepLR(sgd, 1)
+    with pytest.raises(TypeError, match="closure"):
+        optimizer.step()
+
+
+class BrokenPassError(Exception):
+    """What a closure raises half-way."""
+
+
+@pytest.mark.parametrize("name", ["lpf", "entropy", "looksam"])
+def test_a_failing_closure_leaves_the_weights(name: str) -> None:
+    model, inputs, targets = problem()
+    optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05))
+    run = closure_of(optimizer, model, inputs, targets)
+    before = weights(model)
+    calls = 0
+
+    def failing() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise BrokenPassError
+        return run()
+
+    with pytest.raises(BrokenPassError):
+        optimizer.step(failing)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_noise_is_standard_normal_and_differs_by_position() -> None:
+    like = torch.empty(200, 300)
+    noise = normal_like(like, 1, 2, 3, 4)
+    assert torch.equal(noise, normal_like(like, 1, 2, 3, 4))
+    assert abs(float(noise.mean())) < 5 / math.sqrt(60000)
+    assert abs(float(noise.std()) - 1) < 5 / math.sqrt(120000)
+    for position in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0), (1, 3, 2, 4)):
+        other = normal_like(like, *position)
+        assert abs(float((noise * other).mean())) < 5 / math.sqrt(60000)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = normal_like(like, 1, 2, 3, 4)
+    torch.set_num_threads(threads)
+    assert torch.equal(noise, alone)
+
+
+def test_without_noise_they_are_sgd() -> None:
+    builders: list[Build] = [
+        lambda sgd: PGD(sgd, sigma=0.0),
+        lambda sgd: PGD(sgd, sigma=0.0, noise_on="weights"),
+        lambda sgd: LPFSGD(sgd, gamma=0.0),
+    ]
+    finals = []
+    for build in [lambda sgd: sgd, *builders]:
+        model, inputs, targets = problem()
+        optimizer = build(SGD(model.parameters(), lr=0.1, momentum=0.9))
+        for _ in range(5):
+            optimizer.step(closure_of(optimizer, model, inputs, targets))
+        finals.append(weights(model))
+    for final in finals[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(finals[0], final, strict=True))
+
+
+def quadratic(dimension: int) -> tuple[np.ndarray, nn.Parameter, Callable[[], Tensor]]:
+    """f(w) = w' A w / 2 with an indefinite A."""
+    rng = np.random.default_rng()
+    matrix = rng.normal(size=(dimension, dimension))
+    matrix = (matrix + matrix.T) / 2
+    parameter = nn.Parameter(torch.from_numpy(rng.normal(size=dimension)))
+
+    def closure() -> Tensor:
+        parameter.grad = None
+        loss = 0.5 * parameter @ torch.from_numpy(matrix) @ parameter
+        loss.backward()
+        return loss
+
+    return matrix, parameter, closure
+
+
+@pytest.mark.parametrize("noise_on", ["gradient", "weights"])
+def test_pgd_trajectory(noise_on: str) -> None:
+    matrix, parameter, closure = quadratic(6)
+    optimizer = PGD(SGD([parameter], lr=0.1), sigma=0.3, noise_on=noise_on, seed=5)
+    w = parameter.detach().numpy().copy()
+    for step in range(4):
+        xi = 0.3 * normal_like(parameter, 5, step, 0, 0).numpy()
+        if noise_on == "gradient":
+            w = w - 0.1 * (matrix @ w + xi)
+        else:
+            w = w + xi
+            w = w - 0.1 * matrix @ w
+        optimizer.step(closure)
+    assert parameter.detach().numpy() == pytest.approx(w, rel=1e-10)
+
+
+def test_lpf_trajectory_and_filter_norms() -> None:
+    rng = np.random.default_rng()
+    w = rng.normal(size=(3, 4, 2))
+    b = rng.normal(size=4)
+    parameters = [
+        nn.Parameter(torch.from_numpy(w.copy())),
+        nn.Parameter(torch.from_numpy(b.copy())),
+    ]
+    factors = [2.0, -1.0]
+    optimizer = LPFSGD(SGD(parameters, lr=0.1), gamma=0.2, parts=2, seed=9)
+    part = 0
+
+    def closure() -> Tensor:
+        nonlocal part
+        optimizer.zero_grad()
+        loss = factors[part % 2] * sum(p.pow(3).sum() for p in parameters)
+        part += 1
+        loss.backward()
+        return loss
+
+    for step in range(2):
+        gradients = [np.zeros_like(w), np.zeros_like(b)]
+        for m in range(2):
+            for i, value in enumerate((w, b)):
+                noise = normal_like(parameters[i], 9, step, m, i).numpy()
+                if i == 0:
+                    size = np.array([np.sqrt((value[f] ** 2).sum()) for f in range(3)])
+                    moved = value + 0.2 * size[:, None, None] * noise
+                else:
+                    moved = value + 0.2 * np.sqrt((value**2).sum()) * noise
+                gradients[i] += factors[m] * 3 * moved**2 / 2
+        w, b = w - 0.1 * gradients[0], b - 0.1 * gradients[1]
+        optimizer.step(closure)
+    assert parameters[0].detach().numpy() == pytest.approx(w, rel=1e-9)
+    assert parameters[1].detach().numpy() == pytest.approx(b, rel=1e-9)
+
+
+def test_entropy_trajectory() -> None:
+    matrix, parameter, closure = quadratic(5)
+    optimizer = EntropySGD(
+        SGD([parameter], lr=0.7), steps=3, inner_lr=0.2, gamma=0.4, noise=0.05, alpha=0.6, seed=2
+    )
+    x = parameter.detach().numpy().copy()
+    for step in range(3):
+        prime, mean = x.copy(), x.copy()
+        for inner in range(3):
+            noise = normal_like(parameter, 2, step, inner, 0).numpy()
+            prime = prime - 0.2 * (matrix @ prime + 0.4 * (prime - x)) + 0.2**0.5 * 0.05 * noise
+            mean = 0.6 * mean + 0.4 * prime
+        first = 0.5 * x @ matrix @ x
+        x = x - 0.7 * (x - mean)
+        assert float(optimizer.step(closure)) == pytest.approx(first)
+    assert parameter.detach().numpy() == pytest.approx(x, rel=1e-9)
+
+
+def test_looksam_trajectory() -> None:
+    matrix, parameter, closure = quadratic(6)
+    optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.5), rho=0.3, every=3, alpha=0.6)
+    w = parameter.detach().numpy().copy()
+    momentum, direction = np.zeros(6), np.zeros(6)
+    for step in range(8):
+        g = matrix @ w
+        size = np.sqrt(g @ g)
+        if step % 3 == 0:
+            above = matrix @ (w + 0.3 * g / size)
+            cosine = above @ g / (np.sqrt(above @ above) * size)
+            direction = above - np.sqrt(above @ above) * cosine * g / size
+            update = above
+        else:
+            update = g + 0.6 * size / np.sqrt(direction @ direction) * direction
+        momentum = update if step == 0 else 0.5 * momentum + update
+        w = w - 0.05 * momentum
+        optimizer.step(closure)
+    assert parameter.detach().numpy() == pytest.approx(w, rel=1e-8)
+
+
+def test_looksam_at_every_step_is_sam() -> None:
+    finals = []
+    for build in (
+        lambda sgd: LookSAM(sgd, rho=0.1, every=1),
+        lambda sgd: SAM(optimizer=sgd, rho=0.1, closure="both_passes"),
+    ):
+        model, inputs, targets = problem()
+        optimizer = build(SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01))
+        for _ in range(5):
+            optimizer.step(closure_of(optimizer, model, inputs, targets))
+        finals.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda sgd: PGD(sgd, sigma=-1.0),
+        lambda sgd: PGD(sgd, sigma=math.nan),
+        lambda sgd: PGD(sgd, sigma=1.0, noise_on="loss"),
+        lambda sgd: LPFSGD(sgd, gamma=math.inf),
+        lambda sgd: LPFSGD(sgd, parts=0),
+        lambda sgd: EntropySGD(sgd, alpha=1.5),
+        lambda sgd: EntropySGD(sgd, steps=0),
+        lambda sgd: LookSAM(sgd, every=0),
+        lambda sgd: LookSAM(sgd, rho=-0.1),
+    ],
+)
+def test_options_out_of_range_are_refused(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"must be"):
+        build(SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
