@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
 from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED
 from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Method
-from fastsam.longtail.models import HEADS, MODELS, Head
+from fastsam.longtail.models import HEADS, Head, check_model
+from fastsam.optim.pgd import NOISE_ON
 
 OPTIMIZERS: dict[str, str] = {
     "sgd": "stochastic gradient descent with momentum",
     "sam": "sharpness-aware minimization on SGD",
     "asam": "adaptive sharpness-aware minimization on SGD",
+    "looksam": "SAM at every k-th step, its direction reused in between",
+    "pgd": "perturbed gradient descent: isotropic noise on gradient or weights",
+    "lpf-sgd": "low-pass-filtered SGD: gradients averaged over filter-normalised noise",
+    "entropy-sgd": "descent on the local entropy by Langevin dynamics",
 }
-SAM_FAMILY = ("sam", "asam")
+SAM_FAMILY = ("sam", "asam", "looksam")
 
 LR_SCHEDULES = ("multistep", "cosine")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
@@ -186,6 +191,44 @@ class TrainConfig:
         metadata=_only("last epoch of each phase of a stepped rho", rho_schedule=("step",)),
     )
 
+    look_every: int | None = field(
+        default=None,
+        metadata=_only("steps from one SAM step to the next", optimizer=("looksam",)),
+    )
+    look_alpha: float | None = field(
+        default=None, metadata=_only("weight of the reused direction", optimizer=("looksam",))
+    )
+    noise_sigma: float | None = field(
+        default=None, metadata=_only("standard deviation of the noise", optimizer=("pgd",))
+    )
+    noise_on: str | None = field(
+        default=None, metadata=_only("noise on gradient or weights", optimizer=("pgd",))
+    )
+    lpf_gamma: float | None = field(
+        default=None,
+        metadata=_only("noise relative to the norm of each filter", optimizer=("lpf-sgd",)),
+    )
+    lpf_parts: int | None = field(
+        default=None,
+        metadata=_only("parts of a batch with their own noise", optimizer=("lpf-sgd",)),
+    )
+    entropy_steps: int | None = field(
+        default=None, metadata=_only("Langevin steps, a batch each", optimizer=("entropy-sgd",))
+    )
+    entropy_lr: float | None = field(
+        default=None, metadata=_only("step size of the dynamics", optimizer=("entropy-sgd",))
+    )
+    entropy_gamma: float | None = field(
+        default=None,
+        metadata=_only("pull towards the weights of the step", optimizer=("entropy-sgd",)),
+    )
+    entropy_noise: float | None = field(
+        default=None, metadata=_only("thermal noise", optimizer=("entropy-sgd",))
+    )
+    entropy_alpha: float | None = field(
+        default=None, metadata=_only("memory of the running mean", optimizer=("entropy-sgd",))
+    )
+
     seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
     device: str = field(default="cpu", metadata={"help": "device: cpu, cuda, cuda:1, ..."})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves torch's own choice"})
@@ -227,6 +270,16 @@ class TrainConfig:
             for name, value in values.items()
         }
         return cls(**final)
+
+
+_Value = TypeVar("_Value")
+
+
+def given(value: _Value | None) -> _Value:
+    """A setting that the checks of :class:`TrainConfig` guarantee to be there."""
+    if value is None:
+        raise AssertionError("TrainConfig accepts no run without this setting")
+    return value
 
 
 def choices_of(values: Mapping[str, Any]) -> dict[str, str]:
@@ -271,10 +324,10 @@ def check_applies(name: str, choices: Mapping[str, str]) -> None:
 
 
 def _check_names(config: TrainConfig) -> None:
+    check_model(config.model)
     choices: tuple[tuple[str, str | None, Iterable[str]], ...] = (
         ("data", config.data, tuple(DATASETS)),
         ("optimizer", config.optimizer, tuple(OPTIMIZERS)),
-        ("model", config.model, tuple(MODELS)),
         ("head", config.head, HEADS),
         ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
         ("kind", config.kind, IMBALANCE_KINDS),
@@ -282,6 +335,7 @@ def _check_names(config: TrainConfig) -> None:
         ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
         ("weighting", config.weighting, WEIGHTINGS),
         ("sampling", config.sampling, SAMPLINGS),
+        ("noise_on", config.noise_on, NOISE_ON),
     )
     for kind, name, valid in choices:
         if name is not None and name not in valid:
@@ -332,6 +386,16 @@ def _check_values(config: TrainConfig) -> None:
     check("imbalance", low=1)
     check("image_size", low=1)
     check("workers", low=0)
+    check("look_every", low=1)
+    check("look_alpha", low=0)
+    check("noise_sigma", low=0)
+    check("lpf_gamma", low=0)
+    check("lpf_parts", low=1, high=config.batch_size)
+    check("entropy_steps", low=1)
+    check("entropy_lr", low=0, open_low=True)
+    check("entropy_gamma", low=0, open_low=True)
+    check("entropy_noise", low=0)
+    check("entropy_alpha", low=0, high=1)
     check("seed", low=0)
     check("threads", low=0)
     check("subset_seed", low=0, high=2**32 - 1)

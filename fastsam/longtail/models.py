@@ -7,7 +7,9 @@ section 4.2: 3x3 convolutions throughout, three stages, and parameter-free short
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,8 +117,67 @@ class CifarResNet(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-# A network's features, given the channels of its input images.
-Backbone = Callable[[int], CifarResNet]
+class TorchvisionFeatures(nn.Module):
+    """A torchvision ResNet or ResNeXt without its last layer, from random weights.
+
+    Args:
+        name: name in ``torchvision.models``.
+        channels: channels of the input images; 3.
+    """
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        import torchvision
+
+        if channels != 3:
+            raise UsageError(f"{name} reads colour images, these have {channels} channel(s)")
+        self.network = torchvision.models.get_model(name, weights=None)
+        self.out_features: int = self.network.fc.in_features
+        self.network.fc = nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to features ``[B, out_features]``."""
+        features: Tensor = self.network(inputs)
+        return features
+
+
+class TimmFeatures(nn.Module):
+    """Any network of timm without its classifier, from random weights.
+
+    Args:
+        name: name in timm.
+        channels: channels of the input images.
+    """
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        try:
+            timm = import_module("timm")
+        except ImportError as error:
+            raise UsageError(f"timm:{name} needs timm: pip install timm") from error
+        if not timm.is_model(name):
+            raise UsageError(f"timm has no network {name!r}; timm.list_models() names them")
+        self.network = timm.create_model(name, num_classes=0, in_chans=channels)
+        self.out_features: int = self.network.num_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images ``[B, channels, H, W]`` to features ``[B, out_features]``."""
+        features: Tensor = self.network(inputs)
+        return features
+
+
+# A network's features, given the channels of its input images; they say how many they are.
+Backbone = Callable[[int], Any]
+TIMM = "timm:"
+_TORCHVISION = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+)
 
 
 def _cifar(depth: int, widths: tuple[int, ...] = (16, 32, 64)) -> Backbone:
@@ -130,7 +191,19 @@ MODELS: dict[str, Backbone] = {
     "resnet32": _cifar(32),
     "resnet44": _cifar(44),
     "resnet56": _cifar(56),
+    # The networks that later long-tail papers run under the names resnet32 and resnet34.
+    "resnet32-w64": _cifar(32, (64, 128, 256)),
+    "resnet34-w64": lambda channels: CifarResNet(
+        (3, 4, 6, 3), (64, 128, 256, 512), channels=channels
+    ),
+    **{name: partial(TorchvisionFeatures, name) for name in _TORCHVISION},
 }
+
+
+def check_model(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` is in :data:`MODELS` or begins with ``timm:``."""
+    if name not in MODELS and not name.startswith(TIMM):
+        raise unknown("model", name, (*MODELS, f"{TIMM}NAME"))
 
 
 def build_model(
@@ -138,11 +211,12 @@ def build_model(
 ) -> Classifier:
     """A freshly initialised classifier.
 
-    Convolutions and linear layers are drawn from He et al.'s normal distribution, cosine heads
-    from uniform directions, both from ``seed`` alone.
+    Convolutions of the CIFAR networks and linear heads are drawn from He et al.'s normal
+    distribution, cosine heads from uniform directions; other networks keep the initialisation of
+    their library. All of it comes from ``seed`` alone.
 
     Args:
-        name: one of :data:`MODELS`.
+        name: one of :data:`MODELS`, or ``timm:`` and a name of timm.
         num_classes: number of classes C.
         head: ``linear``, or ``cosine`` for normalised features and class vectors.
         channels: channels of the input images.
@@ -155,18 +229,22 @@ def build_model(
         >>> sum(p.numel() for p in build_model("resnet32", 10).parameters())
         464154
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    check_model(name)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if num_classes < 2:
         raise UsageError(f"a classifier needs at least 2 classes, got {num_classes}")
     with global_seed(seed):
-        features = MODELS[name](channels)
+        features: Any
+        if name in MODELS:
+            features = MODELS[name](channels)
+        else:
+            features = TimmFeatures(name.removeprefix(TIMM), channels)
         width = features.out_features
-        for module in features.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
+        if isinstance(features, CifarResNet):
+            for module in features.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
         if head == "cosine":
             return Classifier(features, CosineHead(width, num_classes))
         linear = nn.Linear(width, num_classes)

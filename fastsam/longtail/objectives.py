@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.config import TrainConfig, given
 from fastsam.longtail.losses import (
     CrossEntropyLoss,
     EqualizationLoss,
@@ -54,7 +54,7 @@ def _class_weights(config: TrainConfig, counts: ArrayLike) -> tuple[Tensor | Non
     if config.parsed_method.loss == "ib":
         return inverse_frequency_weights(counts), "samples"
     if config.weighting == "effective":
-        return class_balanced_weights(counts, _given(config.beta)), "weights"
+        return class_balanced_weights(counts, given(config.beta)), "weights"
     if config.weighting == "inverse":
         return inverse_frequency_weights(counts), "weights"
     if config.weighting == "algorithm1":
@@ -70,27 +70,21 @@ def _loss(
         case "ce":
             return CrossEntropyLoss(weight=weight, mean=mean)
         case "focal":
-            return FocalLoss(_given(config.focal_gamma), weight=weight, mean=mean)
+            return FocalLoss(given(config.focal_gamma), weight=weight, mean=mean)
         case "ldam":
-            margin, scale = _given(config.max_margin), _given(config.scale)
+            margin, scale = given(config.max_margin), given(config.scale)
             return LDAMLoss(counts, margin, scale, weight, mean=mean)
         case "vs":
-            return VSLoss(counts, _given(config.gamma), _given(config.tau), weight, mean=mean)
+            return VSLoss(counts, given(config.gamma), given(config.tau), weight, mean=mean)
         case "cdt":
-            return VSLoss(counts, _given(config.gamma), 0.0, weight, mean=mean)
+            return VSLoss(counts, given(config.gamma), 0.0, weight, mean=mean)
         case "la":
-            return VSLoss(counts, 0.0, _given(config.tau), weight, mean=mean)
+            return VSLoss(counts, 0.0, given(config.tau), weight, mean=mean)
         case "bs":
             return VSLoss(counts, 0.0, 1.0, weight, mean=mean)
         case "eql":
-            threshold, drop = _given(config.eql_threshold), _given(config.eql_drop)
+            threshold, drop = given(config.eql_threshold), given(config.eql_drop)
             return EqualizationLoss(counts, threshold, drop, weight, mean=mean)
         case "ib":
-            return InfluenceBalancedLoss(_given(config.ib_alpha), weight=weight)
+            return InfluenceBalancedLoss(given(config.ib_alpha), weight=weight)
     raise AssertionError(f"TrainConfig accepted the loss {name!r} that nothing builds")
-
-
-def _given(value: float | None) -> float:
-    if value is None:
-        raise AssertionError("TrainConfig accepts no run without this setting")
-    return value

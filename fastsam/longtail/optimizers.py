@@ -2,31 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
-from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.config import TrainConfig, given
+from fastsam.longtail.data import Batch
+from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.optim import SAM
+from fastsam.optim.entropy import EntropySGD
+from fastsam.optim.looksam import LookSAM
+from fastsam.optim.lpf import LPFSGD
+from fastsam.optim.pgd import PGD
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` names for all parameters of ``model``, on torch's SGD."""
-    named = list(model.named_parameters())
+    """The optimizer that ``config`` names for all parameters of ``model``, on torch's SGD.
+
+    All of them step by a closure that clears the gradients and makes one pass.
+    """
     sgd = SGD(
-        named,
+        list(model.named_parameters()),
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
     )
-    if config.optimizer == "sgd":
-        return sgd
-    rho = (config.rho or (0.0,))[0]
-    return SAM(optimizer=sgd, rho=rho, adaptive="weights" if config.optimizer == "asam" else False)
+    noise_seed = derived_seed(config.seed, Stream.NOISE)
+    match config.optimizer:
+        case "sgd":
+            return sgd
+        case "sam":
+            return SAM(optimizer=sgd, rho=given(config.rho)[0], closure="both_passes")
+        case "asam":
+            return SAM(
+                optimizer=sgd, rho=given(config.rho)[0], adaptive="weights", closure="both_passes"
+            )
+        case "looksam":
+            return LookSAM(
+                sgd,
+                rho=given(config.rho)[0],
+                every=given(config.look_every),
+                alpha=given(config.look_alpha),
+            )
+        case "pgd":
+            return PGD(
+                sgd,
+                sigma=given(config.noise_sigma),
+                noise_on=given(config.noise_on),
+                seed=noise_seed,
+            )
+        case "lpf-sgd":
+            return LPFSGD(
+                sgd, gamma=given(config.lpf_gamma), parts=given(config.lpf_parts), seed=noise_seed
+            )
+        case "entropy-sgd":
+            return EntropySGD(
+                sgd,
+                steps=given(config.entropy_steps),
+                inner_lr=given(config.entropy_lr),
+                gamma=given(config.entropy_gamma),
+                noise=given(config.entropy_noise),
+                alpha=given(config.entropy_alpha),
+                seed=noise_seed,
+            )
+    raise AssertionError(f"TrainConfig accepted the optimizer {config.optimizer!r}")
+
+
+def batches_for_steps(
+    optimizer: Optimizer, batches: Iterator[Batch]
+) -> Iterator[list[tuple[int, Batch]]]:
+    """What each step works on: numbered batches or parts of them, one for each first pass.
+
+    Most optimizers use one batch a step. LPF-SGD cuts it into parts; Entropy-SGD takes a new batch
+    for every inner step (the last step of an epoch goes round those that are left).
+    """
+    number = 0
+    waiting: list[tuple[int, Batch]] = []
+    needed = optimizer.inner_steps if isinstance(optimizer, EntropySGD) else 1
+    for batch in batches:
+        for piece in _parts(optimizer, batch):
+            waiting.append((number, piece))
+            number += 1
+        if isinstance(optimizer, LPFSGD) or len(waiting) == needed:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _parts(optimizer: Optimizer, batch: Batch) -> Iterator[Batch]:
+    if not isinstance(optimizer, LPFSGD):
+        yield batch
+        return
+    columns = [column.tensor_split(optimizer.parts) for column in batch]
+    for inputs, targets, indices in zip(*columns, strict=True):
+        if len(targets):
+            yield Batch(inputs, targets, indices)
 
 
 def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:
@@ -39,7 +114,7 @@ def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:
 
 @contextmanager
 def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch normalisation as they are during a second pass.
+    """Keep the running statistics of batch normalisation as they are during a repeated pass.
 
     They would otherwise be averaged over the perturbed weights as well.
     """
@@ -54,22 +129,26 @@ def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def take_step(optimizer: Optimizer, model: nn.Module, gradient: Callable[[], Tensor]) -> None:
+def take_step(
+    optimizer: Optimizer, model: nn.Module, gradients: Sequence[Callable[[], Tensor]]
+) -> None:
     """One step of any of the optimizers.
 
     Args:
         optimizer: as from :func:`build_optimizer`.
         model: the network being trained.
-        gradient: forward and backward of the batch, adding to ``.grad``; returns the loss.
+        gradients: for each piece of data forward and backward, which add to ``.grad`` and return the
+            loss. Passes go round them; all after the first round leave batch statistics alone.
     """
-    optimizer.zero_grad()
-    gradient()
-    if isinstance(optimizer, SAM):
+    passes = 0
 
-        def second_gradient() -> Tensor:
-            with frozen_batch_statistics(model):
-                return gradient()
+    def closure() -> Tensor:
+        nonlocal passes
+        optimizer.zero_grad()
+        again = passes >= len(gradients)
+        with frozen_batch_statistics(model) if again else nullcontext():
+            loss = gradients[passes % len(gradients)]()
+        passes += 1
+        return loss
 
-        optimizer.step(second_gradient)
-    else:
-        optimizer.step()
+    optimizer.step(closure)  # type: ignore[arg-type]

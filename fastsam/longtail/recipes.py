@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fastsam.longtail.config import (
     OPTIMIZERS,
-    SAM_FAMILY,
     TrainConfig,
     applies,
     check_applies,
@@ -51,60 +51,147 @@ def _layer(source: str, *, known: bool = True, **values: Any) -> dict[str, Entry
 _OURS = "chosen on the validation split of digits-lt"
 _CODE = "[code]"
 
+_DIGITS: Layer = {
+    **_layer("definition of digits-lt", imbalance=50.0, kind="exp", subset_seed=0),
+    **_layer(
+        _OURS,
+        model="resnet8",
+        epochs=100,
+        batch_size=32,
+        lr=0.1,
+        weight_decay=5e-4,
+        warmup_epochs=5,
+        lr_schedule="multistep",
+        lr_milestones=(80, 90),
+        lr_factors=(0.01, 0.0001),
+        defer_epoch=80,
+    ),
+    **_layer("two threads are slower than one on 8x8 images", threads=1),
+}
+
+_CIFAR: Layer = {
+    **_layer("[paper] Table 1", imbalance=100.0, kind="exp", subset_seed=0, model="resnet32"),
+    **_layer("default", data_root="data", download=False),
+    **_layer(
+        _CODE,
+        epochs=200,
+        batch_size=128,
+        lr=0.1,
+        weight_decay=2e-4,
+        warmup_epochs=5,
+        lr_schedule="multistep",
+        lr_milestones=(160, 180),
+        lr_factors=(0.01, 0.0001),
+        defer_epoch=160,
+    ),
+}
+
+_FILES: Layer = _layer("default", data_root="data", workers=4, corrupt="stop")
+_IMAGENET: Layer = {
+    **_FILES,
+    **_layer(
+        _CODE,
+        model="resnet50",
+        image_size=224,
+        epochs=90,
+        batch_size=256,
+        lr=0.2,
+        weight_decay=2e-4,
+        warmup_epochs=0,
+        lr_schedule="cosine",
+        defer_epoch=60,
+    ),
+}
+_INATURALIST: Layer = {**_IMAGENET, **_layer(_CODE, lr=0.1)}
+_UNPUBLISHED: Layer = {
+    name: Entry(entry.value, "the ImageNet-LT recipe", known=False)
+    for name, entry in _IMAGENET.items()
+}
+
 DATA: dict[str, Layer] = {
-    "digits-lt": {
-        **_layer("definition of digits-lt", imbalance=50.0, kind="exp", subset_seed=0),
-        **_layer(
-            _OURS,
-            model="resnet8",
-            epochs=100,
-            batch_size=32,
-            lr=0.1,
-            weight_decay=5e-4,
-            warmup_epochs=5,
-            lr_schedule="multistep",
-            lr_milestones=(80, 90),
-            lr_factors=(0.01, 0.0001),
-            defer_epoch=80,
-        ),
-        **_layer("two threads are slower than one on 8x8 images", threads=1),
-    },
+    "digits-lt": _DIGITS,
+    "cifar10-lt": _CIFAR,
+    "cifar100-lt": _CIFAR,
+    "imagenet-lt": _IMAGENET,
+    "inaturalist18": _INATURALIST,
+    "places-lt": _UNPUBLISHED,
+    "list": _UNPUBLISHED,
+    "folder": _UNPUBLISHED,
 }
 
 LOSS: dict[str, Layer] = {
     "ldam": {
-        **_layer("Cao et al. 2019, section 3.2", head="cosine", scale=30.0),
-        **_layer("Cao et al. 2019, section 4 (CIFAR)", max_margin=0.5),
+        **_layer("code of Cao et al. 2019", head="cosine", scale=30.0),
+        **_layer("Cao et al. 2019 (CIFAR)", max_margin=0.5),
     },
-    "vs": {
-        **_layer(
-            _CODE + " defaults; the values behind Table 1 are not published",
-            known=False,
-            gamma=0.3,
-            tau=1.0,
-        ),
-    },
+    "vs": _layer(
+        _CODE + " defaults; the values behind Table 1 are not published",
+        known=False,
+        gamma=0.3,
+        tau=1.0,
+    ),
     "cdt": _layer("the gamma of the VS loss", known=False, gamma=0.3),
-    "la": _layer("Menon et al. 2021, section 5", tau=1.0),
+    "la": _layer("Menon et al. 2021: tau = 1 is the consistent choice", tau=1.0),
     "focal": _layer("code of Cao et al. 2019", focal_gamma=1.0),
     "eql": _layer("starting point", known=False, eql_threshold=5e-3, eql_drop=0.9),
     "ib": _layer("code of Park et al. 2021", ib_alpha=1000.0),
 }
 
 _WEIGHTS = _layer(_CODE, weighting="effective", beta=0.9999)
-_SAMPLES = _layer("Cao et al. 2019, section 4 (baselines RS and DRS)", sampling="class-balanced")
+_SAMPLES = _layer("Cao et al. 2019 (baselines RS and DRS)", sampling="class-balanced")
 RULE: dict[str, Layer] = {"rw": _WEIGHTS, "drw": _WEIGHTS, "rs": _SAMPLES, "drs": _SAMPLES}
 
+_SGD: Layer = _layer(_CODE, momentum=0.9, nesterov=False)
+_UNTUNED = "starting point; the paper names no value"
 OPTIMIZER: dict[str, Layer] = {
-    name: _layer("[paper] section 5", momentum=0.9, nesterov=False) for name in OPTIMIZERS
+    "sgd": _SGD,
+    "sam": {
+        **_SGD,
+        **_layer(_CODE, rho_schedule="constant"),
+        **_layer(_UNTUNED, known=False, rho=(0.05,)),
+    },
+    "asam": {
+        **_SGD,
+        **_layer("Kwon et al. 2021 (CIFAR-10)", rho=(0.5,), rho_schedule="constant"),
+    },
+    "looksam": {
+        **_SGD,
+        **_layer(_UNTUNED, known=False, rho=(0.05,), rho_schedule="constant"),
+        **_layer("Liu et al. 2022", look_every=5, look_alpha=0.7),
+    },
+    "pgd": {**_SGD, **_layer(_UNTUNED, known=False, noise_sigma=1e-4, noise_on="gradient")},
+    "lpf-sgd": {**_SGD, **_layer("code of Bisla et al. 2022", lpf_gamma=0.002, lpf_parts=1)},
+    "entropy-sgd": {
+        **_SGD,
+        **_layer("Chaudhari et al. 2017, section 4.2", entropy_lr=0.1, entropy_noise=1e-4),
+        **_layer("Chaudhari et al. 2017, section 4.2", entropy_alpha=0.75),
+        **_layer(_UNTUNED, known=False, entropy_steps=5, entropy_gamma=0.03),
+        **_layer("moves all the way to the running mean", known=False, lr=1.0, momentum=0.0),
+    },
 }
-for _name in SAM_FAMILY:
-    OPTIMIZER[_name] = {**OPTIMIZER[_name], **_layer("[paper] section 4", rho_schedule="constant")}
 
-# (data, method, optimizer); "*" stands for any.
+_RUNS = "[code] run.sh"
+_STEPPED: Layer = _layer(_RUNS, rho_schedule="step", rho_milestones=(5, 60, 75))
+
+
+def _rho(*values: float) -> dict[str, Entry]:
+    return _layer(_RUNS, rho=values)
+
+
+# (data, method, optimizer) with shell wildcards; later ones win.
 EXACT: dict[tuple[str, str, str], Layer] = {
     ("digits-lt", "*", "sam"): _layer(_OURS, rho=(0.05,)),
-    ("digits-lt", "*", "asam"): _layer("starting point", known=False, rho=(0.5,)),
+    ("cifar10-lt", "ce", "sam"): _rho(0.1),
+    ("cifar10-lt", "ce-drw", "sam"): _rho(0.5),
+    ("cifar10-lt", "ldam-drw", "sam"): _rho(0.8),
+    ("cifar100-lt", "ce", "sam"): _rho(0.2),
+    ("cifar100-lt", "ce-drw", "sam"): _rho(0.8),
+    ("cifar100-lt", "ldam-drw", "sam"): _rho(0.8),
+    ("imagenet-lt", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.5, 0.5)},
+    ("inaturalist18", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.1, 0.2)},
+    ("inaturalist18", "ldam-drw", "sam"): _rho(0.05, 0.1, 0.5, 0.5),
+    ("imagenet-lt", "ldam*", "*"): _layer(_CODE, max_margin=0.3),
+    ("inaturalist18", "ldam*", "*"): _layer(_CODE, max_margin=0.3, weight_decay=1e-4),
 }
 
 _ALWAYS: Layer = _layer("default", head="linear", augment=True, seed=0, device="cpu", threads=0)
@@ -222,10 +309,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         **OPTIMIZER[optimizer],
     }
     for (data_key, method_key, optimizer_key), layer in EXACT.items():
-        if (
-            data_key in ("*", data)
-            and method_key in ("*", method)
-            and optimizer_key in ("*", optimizer)
-        ):
+        keys = ((data, data_key), (method, method_key), (optimizer, optimizer_key))
+        if all(fnmatchcase(name, key) for name, key in keys):
             entries.update(layer)
     return Recipe(data, method, optimizer, entries).override(**overrides)

@@ -54,6 +54,7 @@ class Result:
         validation: metrics on the validation set, where there is one.
         history: every epoch.
         seconds: wall time of the training.
+        unreadable: training images that could not be read and were skipped, with how often.
         environment: versions and device.
     """
 
@@ -68,6 +69,7 @@ class Result:
     validation: Metrics | None
     history: list[Epoch]
     seconds: float
+    unreadable: dict[str, int]
     environment: dict[str, Any]
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from fastsam.longtail.losses import LongTailLoss
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.models import Classifier, build_model
 from fastsam.longtail.objectives import Objective
-from fastsam.longtail.optimizers import build_optimizer, set_schedule, take_step
+from fastsam.longtail.optimizers import (
+    batches_for_steps,
+    build_optimizer,
+    set_schedule,
+    take_step,
+)
 from fastsam.longtail.results import Epoch, Result, RunFolder
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
@@ -38,11 +44,11 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Step:
-    """What one step saw, at the weights before it.
+    """What the first pass over one batch saw.
 
     Attributes:
         epoch: counted from 1.
-        batch: batch of the epoch, counted from 0.
+        batch: batch of the epoch (for LPF-SGD, part of a batch), counted from 0.
         loss: scalar loss that was differentiated.
         logits: ``[B, C]``.
         features: what the head was given, ``[B, D]``.
@@ -69,7 +75,7 @@ class Trainer:
         out: folder for checkpoint and results; None to write nothing.
         resume: go on with the run in ``out``.
         overwrite: replace the run in ``out``.
-        on_step: called after every step with what it saw.
+        on_step: called after every step with what it saw of each of its batches.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -172,13 +178,17 @@ class Trainer:
             epoch=epoch,
             device=self.device,
         )
-        for number, batch in enumerate(batches):
-            step = self._step(batch, loss_fn, epoch=epoch, number=number)
-            loss_sum += step.loss.double() * len(batch.targets)
-            right += (step.logits.argmax(dim=1) == batch.targets).sum()
-            if self.on_step is not None:
-                self.on_step(step)
-        mean = float(loss_sum) / len(order)
+        seen = 0
+        for pieces in batches_for_steps(self.optimizer, batches):
+            for step in self._step(pieces, loss_fn, epoch=epoch):
+                loss_sum += step.loss.double() * len(step.targets)
+                right += (step.logits.argmax(dim=1) == step.targets).sum()
+                seen += len(step.targets)
+                if self.on_step is not None:
+                    self.on_step(step)
+        if seen == 0:
+            raise TrainingError(f"no image of epoch {epoch} could be read")
+        mean = float(loss_sum) / seen
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss is {mean} in epoch {epoch}; lower the learning rate (now {lr:g})"
@@ -190,36 +200,37 @@ class Trainer:
             lr=lr,
             rho=rho,
             loss=mean,
-            train_accuracy=100.0 * int(right) / len(order),
+            train_accuracy=100.0 * int(right) / seen,
             validation_accuracy=None if validation is None else self._accuracy(validation),
             seconds=time.perf_counter() - began,
         )
 
-    def _step(self, batch: Batch, loss_fn: LongTailLoss, *, epoch: int, number: int) -> Step:
-        seen: list[Step] = []
+    def _step(
+        self, pieces: list[tuple[int, Batch]], loss_fn: LongTailLoss, *, epoch: int
+    ) -> list[Step]:
+        """Take one optimizer step on ``pieces``; what the first pass over each of them saw."""
+        seen: dict[int, Step] = {}
 
-        def gradient() -> Tensor:
+        def gradient(number: int, batch: Batch) -> Tensor:
             loss_fn.reseed(derived_seed(self.config.seed, Stream.LOSS, epoch, number))
             features = self.model.features(batch.inputs)
             logits = self.model.head(features)
             loss: Tensor = loss_fn(logits, batch.targets, features)
             loss.backward()  # type: ignore[no-untyped-call]
-            if not seen:
-                seen.append(
-                    Step(
-                        epoch=epoch,
-                        batch=number,
-                        loss=loss.detach(),
-                        logits=logits.detach(),
-                        features=features.detach(),
-                        targets=batch.targets,
-                        indices=batch.indices,
-                    )
+            if number not in seen:
+                seen[number] = Step(
+                    epoch=epoch,
+                    batch=number,
+                    loss=loss.detach(),
+                    logits=logits.detach(),
+                    features=features.detach(),
+                    targets=batch.targets,
+                    indices=batch.indices,
                 )
             return loss
 
-        take_step(self.optimizer, self.model, gradient)
-        return seen[0]
+        take_step(self.optimizer, self.model, [partial(gradient, *piece) for piece in pieces])
+        return list(seen.values())
 
     def _accuracy(self, images: Images) -> float:
         logits, targets = predict(self.model, images, self.device)
@@ -243,6 +254,7 @@ class Trainer:
             validation=None if data.validation is None else self._metrics(data.validation),
             history=self.history,
             seconds=seconds,
+            unreadable=dict(getattr(data.train, "unreadable", {})),
             environment=environment(self.device),
         )
 

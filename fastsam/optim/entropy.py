@@ -1,0 +1,85 @@
+"""Entropy-SGD: descent on the local entropy of the loss, estimated by Langevin dynamics."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+
+
+class EntropySGD(WrappedOptimizer):
+    """Looks around by Langevin steps and moves towards the mean of what it saw.
+
+    Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
+    algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))
+    + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``; then the base optimizer
+    takes ``x - mu`` as the gradient at x. (The paper's gradient is gamma times that; here, as the
+    scope changes nothing but the length of the step, its factor belongs to the learning rate.)
+
+    Args:
+        optimizer: the base optimizer; a learning rate of 1 without momentum moves all the way to
+            mu.
+        steps: Langevin steps L; each calls the closure, which should bring a new batch each time.
+        inner_lr: step size of the Langevin dynamics; 0.1 in section 4.2 of the paper.
+        gamma: scope: how strongly x' is held near x.
+        noise: thermal noise; 1e-4 in section 4.2 of the paper.
+        alpha: memory of the running mean; 0.75 in section 4.2 of the paper.
+        seed: seed of the noise.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        steps: int = 5,
+        inner_lr: float = 0.1,
+        gamma: float = 0.03,
+        noise: float = 1e-4,
+        alpha: float = 0.75,
+        seed: int = 0,
+    ) -> None:
+        check_option("steps", steps, low=1)
+        check_option("inner_lr", inner_lr, low=0)
+        check_option("gamma", gamma, low=0)
+        check_option("noise", noise, low=0)
+        check_option("alpha", alpha, low=0, high=1)
+        super().__init__(optimizer, inner_lr=inner_lr, gamma=gamma, noise=noise, alpha=alpha)
+        self.inner_steps = steps
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One outer step of ``steps`` passes; returns the loss of the first, at x."""
+        run = self._required(closure)
+        trained = list(self._parameters())
+        center = [parameter.clone() for _, parameter in trained]
+        means = [parameter.clone() for _, parameter in trained]
+        first: Tensor | None = None
+        try:
+            for inner in range(self.inner_steps):
+                loss = run().detach()
+                first = loss if first is None else first
+                for index, (group, parameter) in enumerate(trained):
+                    if parameter.grad is None:
+                        continue
+                    pull = (parameter - center[index]).mul_(group["gamma"])
+                    parameter.sub_(pull.add_(parameter.grad), alpha=group["inner_lr"])
+                    noise = normal_like(parameter, self.seed, self.steps_taken, inner, index)
+                    scale = math.sqrt(group["inner_lr"]) * group["noise"]
+                    parameter.add_(noise, alpha=scale)
+                    means[index].lerp_(parameter, 1 - group["alpha"])
+        finally:
+            for (_, parameter), old in zip(trained, center, strict=True):
+                parameter.copy_(old)
+        for (_, parameter), old, mean in zip(trained, center, means, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(old - mean)
+        self.base_optimizer.step()
+        self._count()
+        if first is None:
+            raise AssertionError("check_option lets no run start without a step")
+        return first

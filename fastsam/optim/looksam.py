@@ -1,0 +1,81 @@
+"""LookSAM: the second gradient only at every k-th step, its direction reused in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastsam.optim.sam import SAM
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
+
+_DIRECTION = "flat_direction"
+
+
+class LookSAM(WrappedOptimizer):
+    """SAM at every ``every``-th step; elsewhere one gradient plus the remembered direction.
+
+    Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization" (CVPR 2022), algorithm
+    1. At a SAM step the part of the second gradient that is orthogonal to the first one,
+    ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
+    ``g + alpha ||g|| / ||g_v|| g_v``.
+
+    Args:
+        optimizer: the base optimizer.
+        rho: radius of the ascent step.
+        every: k; 5 to 10 in the paper.
+        alpha: weight of the remembered direction; 0.7 in the paper.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, *, rho: float = 0.05, every: int = 5, alpha: float = 0.7
+    ) -> None:
+        check_option("every", every, low=1)
+        check_option("alpha", alpha, low=0)
+        sam = SAM(optimizer=optimizer, rho=rho)
+        super().__init__(sam, look_alpha=alpha)
+        self.sam = sam
+        self.every = every
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One step of one or two passes; returns the loss at the weights before it."""
+        run = self._required(closure)
+        loss = run().detach()
+        gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
+        norm = _norm([gradient for _, gradient in gradients])
+        if self.steps_taken % self.every == 0:
+            ascent = [(p, gradient.clone()) for p, gradient in gradients]
+            self.sam.first_step()
+            try:
+                run()
+            except BaseException:
+                self.sam.restore()
+                raise
+            self._remember(ascent, norm)
+            self.sam.second_step()
+        else:
+            directions = [self.state[p][_DIRECTION] for p, _ in gradients]
+            scale = norm / (_norm(directions) + 1e-12)
+            alpha = self.param_groups[0]["look_alpha"]
+            for (_, gradient), direction in zip(gradients, directions, strict=True):
+                gradient.add_(direction * (alpha * scale).to(direction))
+            self.sam.base_optimizer.step()
+        self._count()
+        return loss
+
+    def _remember(self, ascent: list[tuple[Tensor, Tensor]], norm: Tensor) -> None:
+        """Keep the part of the new gradients that is orthogonal to the old ones."""
+        both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
+        product = sum(
+            (torch.sum(old.double() * new.double()) for _, old, new in both), norm.new_zeros(())
+        )
+        share = product / (norm.square() + 1e-12)
+        for p, old, new in both:
+            self.state[p][_DIRECTION] = new - old * share.to(old)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Norm of all tensors together, float64."""
+    squares = [tensor.double().square().sum() for tensor in tensors]
+    return torch.stack(squares).sum().sqrt()

@@ -1,0 +1,71 @@
+"""LPF-SGD: the gradient of the loss smoothed by a Gaussian filter over the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+
+
+class LPFSGD(WrappedOptimizer):
+    """Averages gradients at randomly perturbed weights.
+
+    Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
+    Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch every filter
+    (slice along the first dimension; whole vector for biases and scales) is perturbed by Gaussian
+    noise of standard deviation ``gamma`` times its norm; the gradients are averaged at the weights
+    themselves, which come back bit for bit.
+
+    Args:
+        optimizer: the base optimizer.
+        gamma: radius of the filter relative to the norms; 0.002 for CIFAR ResNets in the authors'
+            code.
+        parts: M; the closure is called once for each part of the batch.
+        seed: seed of the noise.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, *, gamma: float = 0.002, parts: int = 1, seed: int = 0
+    ) -> None:
+        check_option("gamma", gamma, low=0)
+        check_option("parts", parts, low=1)
+        super().__init__(optimizer, gamma=gamma)
+        self.parts = parts
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One step of ``parts`` passes; returns the mean of their losses."""
+        run = self._required(closure)
+        trained = list(self._parameters())
+        before = [parameter.clone() for _, parameter in trained]
+        total: list[Tensor | None] = [None] * len(trained)
+        losses: list[Tensor] = []
+        for part in range(self.parts):
+            try:
+                for index, (group, parameter) in enumerate(trained):
+                    noise = normal_like(parameter, self.seed, self.steps_taken, part, index)
+                    parameter.add_(noise * group["gamma"] * _filter_norms(parameter))
+                losses.append(run().detach())
+            finally:
+                for (_, parameter), old in zip(trained, before, strict=True):
+                    parameter.copy_(old)
+            for index, (_, parameter) in enumerate(trained):
+                gradient = parameter.grad
+                if gradient is not None:
+                    summed = total[index]
+                    total[index] = gradient.clone() if summed is None else summed.add_(gradient)
+        for (_, parameter), summed in zip(trained, total, strict=True):
+            parameter.grad = None if summed is None else summed.div_(self.parts)
+        self.base_optimizer.step()
+        self._count()
+        return torch.stack(losses).mean()
+
+
+def _filter_norms(parameter: Tensor) -> Tensor:
+    """Norm of the filter of each weight, in a shape that broadcasts to the parameter's."""
+    within = tuple(range(1, parameter.dim())) or None
+    norms: Tensor = torch.linalg.vector_norm(parameter, dim=within, keepdim=True)
+    return norms

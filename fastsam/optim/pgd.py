@@ -1,0 +1,68 @@
+"""Perturbed gradient descent: isotropic noise that pushes a run off saddle points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+
+NOISE_ON = ("gradient", "weights")
+
+
+class PGD(WrappedOptimizer):
+    """Adds Gaussian noise of one standard deviation to every gradient, or to every weight.
+
+    Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights now and
+    then, and their later work (arXiv 1902.04811, algorithm 1) the gradient at every step. Here the
+    noise comes at every step: on the ``gradient`` after the backward pass, or on the ``weights``
+    before it, where it stays.
+
+    Args:
+        optimizer: the base optimizer.
+        sigma: standard deviation of the noise; no published default.
+        noise_on: ``gradient`` or ``weights``.
+        seed: seed of the noise.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = PGD(torch.optim.SGD(model.parameters(), lr=0.1), sigma=1e-4)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, *, sigma: float, noise_on: str = "gradient", seed: int = 0
+    ) -> None:
+        check_option("sigma", sigma, low=0)
+        if noise_on not in NOISE_ON:
+            raise ValueError(f"noise_on must be one of {', '.join(NOISE_ON)}, got {noise_on!r}")
+        super().__init__(optimizer, sigma=sigma)
+        self.noise_on = noise_on
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One noisy step; returns the loss."""
+        run = self._required(closure)
+        if self.noise_on == "weights":
+            self._add_noise(to_gradient=False)
+        loss = run()
+        if self.noise_on == "gradient":
+            self._add_noise(to_gradient=True)
+        self.base_optimizer.step()
+        self._count()
+        return loss
+
+    def _add_noise(self, *, to_gradient: bool) -> None:
+        for index, (group, parameter) in enumerate(self._parameters()):
+            target = parameter.grad if to_gradient else parameter
+            if target is not None:
+                noise = normal_like(target, self.seed, self.steps_taken, 0, index)
+                target.add_(noise, alpha=group["sigma"])
