@@ -1,0 +1,227 @@
+"""Training on small archives in the true formats, and images that cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from archives import write_cifar10, write_cifar100, write_listed
+
+from fastsam.longtail import Trainer, recipe
+from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longtail_indices
+from fastsam.longtail.data.catalog import DATASETS
+from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.data.listed import LISTED
+from fastsam.longtail.errors import DataError, UsageError
+
+CPU = torch.device("cpu")
+COUNTS = [3, 9, 5, 5]
+"""Training images by original label; labels 2 and 3 tie."""
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet-, Places- and iNaturalist-format files with four classes."""
+    root = tmp_path_factory.mktemp("listed")
+    even = [2, 2, 2, 2]
+    for info in LISTED.values():
+        lists = {info.train: (f"{info.name}/train", COUNTS), info.test: (f"{info.name}/val", even)}
+        if info.validation is not None:
+            lists[info.validation] = (f"{info.name}/train", even)
+        write_listed(root, lists)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, info in list(LISTED.items()):
+        totals = dict.fromkeys(info.totals, 8) | {info.train: sum(COUNTS)}
+        boundaries = None if info.boundaries is None else (1, 3)
+        small = replace(
+            info, num_classes=4, totals=totals, largest=9, smallest=3, boundaries=boundaries
+        )
+        monkeypatch.setitem(LISTED, name, small)
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    root = tmp_path_factory.mktemp("cifar")
+    sums = write_cifar10(root, per_class=20, test_per_class=3)
+    return root, sums | write_cifar100(root, per_class=10, test_per_class=1)
+
+
+@pytest.fixture
+def cifar_root(cifar: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The made archive, whose checksums torchvision is told to expect."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    root, sums = cifar
+    for reader in (CIFAR10, CIFAR100):
+        for part in ("train_list", "test_list"):
+            known = [[name, sums[name]] for name, _ in getattr(reader, part)]
+            monkeypatch.setattr(reader, part, known)
+        meta = {**reader.meta, "md5": sums[reader.meta["filename"]]}
+        monkeypatch.setattr(reader, "meta", meta)
+    return root
+
+
+def config_for(data: str, root: Path, **settings: Any) -> Any:
+    options: dict[str, Any] = {
+        "model": "resnet8",
+        "epochs": 1,
+        "batch_size": 16,
+        "data_root": str(root),
+        **settings,
+    }
+    if data in (*LISTED, "list", "folder"):
+        options = {"image_size": 16, "workers": 0, **options}
+    return recipe(data, "ldam-drw", "sam", **options).config()
+
+
+@pytest.mark.parametrize("data", LISTED)
+def test_train_on_listed_formats(data: str, listed: Path) -> None:
+    result = Trainer(config_for(data, listed), progress=False).fit()
+    assert result.counts == [9, 5, 5, 3]
+    assert result.class_names == ["1", "2", "3", "0"]
+    expected = [[], [0, 1, 2, 3]] if data == "places-lt" else [[0], [3]]
+    assert [result.groups["head"], result.groups["tail"]] == expected
+    assert sum(map(sum, result.test.confusion)) == 8
+    assert (result.validation is None) == (data == "inaturalist18")
+    assert result.unreadable == {}
+
+
+@pytest.mark.parametrize(("data", "classes"), [("cifar10-lt", 10), ("cifar100-lt", 100)])
+def test_train_on_cifar(data: str, classes: int, cifar_root: Path) -> None:
+    config = config_for(data, cifar_root, imbalance=5.0)
+    run = Trainer(config, progress=False)
+    assert len(run.data.test) == {10: 30, 100: 100}[classes]
+    assert run.data.counts[0] == 5 * run.data.counts[-1]
+    result = run.fit()
+    assert result.subset_hash is not None
+    assert len(result.subset_hash) == 64
+
+
+def test_cifar_pixels_and_subset(cifar_root: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
+    raw = CIFAR10(str(cifar_root), train=True)
+    data = load_dataset("cifar10-lt", DataOptions(root=cifar_root, imbalance=10.0))
+    chosen = longtail_indices(raw.targets, data.counts)
+    assert data.train.targets.tolist() == np.array(raw.targets)[chosen].tolist()
+    assert isinstance(data.train, TensorImages)
+    first = raw.data[chosen[0]].transpose(2, 0, 1)
+    assert (data.train.images[0].numpy() == first).all()
+    (batch,) = data.train.batches([np.array([0])], augment=False, seed=0, epoch=0, device=CPU)
+    expected = (first[0, 0, 0] / 255 - 0.4914) / 0.2023
+    assert float(batch.inputs[0, 0, 0, 0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_cifar_that_is_missing_or_damaged(cifar_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing or damaged.*toronto"):
+        load_dataset("cifar10-lt", DataOptions(root=tmp_path))
+    half = tmp_path / "cifar-10-batches-py"
+    half.mkdir()
+    for file in (cifar_root / "cifar-10-batches-py").iterdir():
+        (half / file.name).write_bytes(file.read_bytes()[: 1000 if "5" in file.name else None])
+    with pytest.raises(DataError, match="missing or damaged"):
+        load_dataset("cifar10-lt", DataOptions(root=tmp_path))
+
+
+def file_images(root: Path, **options: Any) -> FileImages:
+    data = load_dataset(
+        "imagenet-lt", DataOptions(**{"root": root, "size": 16, "workers": 0, **options})
+    )
+    assert isinstance(data.train, FileImages)
+    return data.train
+
+
+def read(
+    images: FileImages, *, seed: int = 0, epoch: int = 1, augment: bool = True
+) -> torch.Tensor:
+    order = [np.arange(0, 7), np.arange(7, 22)]
+    batches = images.batches(order, augment=augment, seed=seed, epoch=epoch, device=CPU)
+    return torch.cat([batch.inputs for batch in batches])
+
+
+def test_augmentation_does_not_depend_on_workers(listed: Path) -> None:
+    state = torch.random.get_rng_state()
+    here = read(file_images(listed))
+    assert here.shape == (22, 3, 16, 16)
+    assert torch.equal(here, read(file_images(listed, workers=2)))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not torch.equal(here, read(file_images(listed), epoch=2))
+    assert not torch.equal(here, read(file_images(listed), seed=1))
+    plain = read(file_images(listed), augment=False)
+    assert torch.equal(plain, read(file_images(listed), augment=False, epoch=2, seed=5))
+
+
+def damaged_copy(listed: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A root of its own whose first training image is half a file."""
+    info = LISTED["imagenet-lt"]
+    lists = {info.train: ("train", COUNTS), info.test: ("val", [2] * 4)}
+    assert info.validation is not None
+    write_listed(tmp_path, {**lists, info.validation: ("train", [2] * 4)})
+    path = "train/n00000001/ImageNet_LT_train_0.JPEG"
+    whole = (tmp_path / path).read_bytes()
+    (tmp_path / path).write_bytes(whole[: len(whole) // 3])
+    return tmp_path, path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_stops_the_run_or_is_counted(
+    workers: int, listed: Path, tmp_path: Path
+) -> None:
+    root, path = damaged_copy(listed, tmp_path)
+    with pytest.raises(DataError, match=f"{path} cannot be read .*--corrupt skip"):
+        Trainer(config_for("imagenet-lt", root, workers=workers), progress=False).fit()
+    config = config_for("imagenet-lt", root, workers=workers, corrupt="skip", epochs=2)
+    seen: list[int] = []
+    run = Trainer(config, on_step=lambda step: seen.append(len(step.targets)), progress=False)
+    result = run.fit()
+    assert result.unreadable == {path: 2}
+    assert sum(seen) == 2 * (sum(COUNTS) - 1)
+
+
+def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> None:
+    info = LISTED["imagenet-lt"]
+    root, _ = damaged_copy(listed, tmp_path)
+    text = (root / info.train).read_text()
+    for wrong, message in (
+        (text.replace("n00000001/ImageNet_LT_train_0.", "n00000001/gone."), "not under"),
+        (text.replace(" 3\n", " 7\n"), "label 7, but there are 4 classes"),
+        (text[: text.rindex("train/")], "are published"),
+    ):
+        (root / info.train).write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            load_dataset("imagenet-lt", DataOptions(root=root))
+    (root / info.train).unlink()
+    with pytest.raises(DataError, match="no ImageNet_LT_train"):
+        load_dataset("imagenet-lt", DataOptions(root=root))
+
+
+def test_own_folders_and_own_lists(tmp_path: Path) -> None:
+    lists = {"train.txt": ("train", [1, 6, 2]), "test.txt": ("test", [1, 1, 1])}
+    write_listed(tmp_path, lists)
+    for name in ("folder", "list"):
+        result = Trainer(config_for(name, tmp_path), progress=False).fit()
+        assert result.counts == [6, 2, 1]
+        assert result.groups["tail"] == [0, 1, 2]
+    folder = load_dataset("folder", DataOptions(root=tmp_path))
+    assert folder.class_names == ("n00000001", "n00000002", "n00000000")
+    assert folder.validation is None
+    (tmp_path / "test" / "n00000009").mkdir()
+    with pytest.raises(DataError, match="n00000009"):
+        load_dataset("folder", DataOptions(root=tmp_path))
+
+
+def test_catalog_names_are_complete() -> None:
+    from fastsam.longtail.data.catalog import WHERE
+    from fastsam.longtail.recipes import DATA
+
+    assert set(DATASETS) == set(WHERE) == set(DATA)
+    with pytest.raises(UsageError, match="cifar10-lt"):
+        load_dataset("cifar10")
