@@ -29,6 +29,7 @@ from fastsam.curvature.spectrum import (
     compare,
     merge,
     normal_interval,
+    table,
 )
 
 __all__ = [
@@ -54,5 +55,6 @@ __all__ = [
     "normal_interval",
     "operator_spectrum",
     "spectral_density",
+    "table",
     "to_scipy",
 ]

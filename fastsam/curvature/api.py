@@ -233,8 +233,9 @@ def class_spectra(
 
     Example:
         >>> inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
-        >>> spectra = class_spectra(nn.Linear(3, 2), nn.CrossEntropyLoss(), (inputs, targets),
-        steps=4) >>> sorted(spectra)
+        >>> model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
+        >>> spectra = class_spectra(model, criterion, (inputs, targets), steps=4)
+        >>> sorted(spectra)
         [0, 1]
     """
     dataset = _as_dataset(dataset)

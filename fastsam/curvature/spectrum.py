@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -411,6 +411,19 @@ def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float
     _check_confidence(confidence)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
     return estimate.value - half, estimate.value + half
+
+
+def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
+    """One row per spectrum, its name under ``name`` and its :meth:`Spectrum.summary`.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
+        >>> import torch
+        >>> rows = table({"one": operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)})
+        >>> rows[0]["name"], round(rows[0]["lambda_max"], 4)
+        ('one', 1.0)
+    """
+    return [{"name": name, **spectrum.summary()} for name, spectrum in spectra.items()]
 
 
 def merge(spectra: Sequence[Spectrum]) -> Spectrum:
