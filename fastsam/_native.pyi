@@ -73,6 +73,9 @@ class _Backend:
     def sam_update_adam(
         self, execution: Execution, dtype: int, table: Buffer, scalars: SamScalars, scratch: int
     ) -> None: ...
+    def add_noise(
+        self, execution: Execution, dtype: int, table: Buffer, seed_and_step: int
+    ) -> None: ...
     def orthogonalize_scratch_bytes(self, probes: int, count: int, size: int) -> int: ...
     def orthogonalize(
         self,

@@ -7,7 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "fastsam/sam.h"
+#include "fastsam/table.h"
+#include "fastsam/types.h"
 
 namespace fastsam::bindings {
 

@@ -66,6 +66,15 @@ inline void define(pybind11::module_ module) {
   define_update("sam_update_sgd", &backend::sam_update_sgd);
   define_update("sam_update_adam", &backend::sam_update_adam);
 
+  module.def(
+      "add_noise",
+      [](const Execution& execution, int64_t dtype, const py::buffer& table, int64_t seed_and_step) {
+        const TableArgument argument(table);
+        const py::gil_scoped_release release;
+        backend::add_noise(execution, dtype_of(dtype), argument.table(), pointer<int64_t>(seed_and_step));
+      },
+      py::arg("execution"), py::arg("dtype"), py::arg("table"), py::arg("seed_and_step"));
+
   module.def("orthogonalize_scratch_bytes", &backend::orthogonalize_scratch_bytes, py::arg("probes"),
              py::arg("count"), py::arg("size"));
 

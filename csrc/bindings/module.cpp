@@ -6,6 +6,7 @@
 
 #include "arguments.h"
 #include "fastsam/lanczos.h"
+#include "fastsam/noise.h"
 #include "fastsam/sam.h"
 #if defined(FASTSAM_WITH_CUDA) && !defined(FASTSAM_SIMT)
 #include <cuda_runtime_api.h>
@@ -108,11 +109,12 @@ py::dict build_info() {
 PYBIND11_MODULE(FASTSAM_MODULE, module) {
   module.doc() = "Fused SAM and Lanczos kernels on raw addresses; fastsam.kernels is their validating face.";
   // The names of a table's columns and of a hyper-parameter row, in the order of csrc/include/fastsam/sam.h.
-  module.attr("TABLE_COLUMNS") = py::make_tuple("size", "group", "flags", "weight", "gradient", "backup",
-                                                "state0", "state1", "state2", "step");
+  module.attr("TABLE_COLUMNS") =
+      py::make_tuple("size", "group", "flags", "weight", "gradient", "backup", "state0", "state1", "state2",
+                     "step", "scale", "row_size", "stream");
   module.attr("HYPER_COLUMNS") = py::make_tuple("rho", "eta", "lr", "weight_decay", "momentum", "dampening",
                                                 "nesterov", "maximize", "beta1", "beta2", "eps", "decoupled");
-  static_assert(fastsam::kColumns == 10 && fastsam::kHyperColumns == 12,
+  static_assert(fastsam::kColumns == 13 && fastsam::kHyperColumns == 12,
                 "the tuples above name every column");
   module.def("build_info", &build_info);
   define_structs(module);

@@ -125,7 +125,7 @@ void launch_phase(const TensorTable& table, const Launch& launch) {
   } else {
     launch_in_runs<kSmallArguments, kOperands...>(table, launch);
   }
-  check(cudaGetLastError(), "a SAM kernel launch");
+  check(cudaGetLastError(), "a multi-tensor kernel launch");
 }
 
 }  // namespace fastsam::cuda

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "fastsam/sam.h"
+#include "fastsam/table.h"
 
 namespace fastsam {
 

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "fastsam/lanczos.h"
+#include "fastsam/noise.h"
 #include "fastsam/sam.h"
+#include "noise_math.h"
 #include "sam_math.h"
 
 namespace {
@@ -338,6 +340,27 @@ void check_lanczos(int64_t probes, int64_t count, int64_t size, bool breakdown, 
   }
 }
 
+// Noise on rows of a weight against the same numbers drawn one counter at a time.
+void check_noise(int64_t rows, int64_t row_size, const std::string& name) {
+  const int64_t size = rows * row_size;
+  Vector<float> weight(size, 1, normal);
+  const Vector<float> before = weight;
+  Vector<double> scale(rows, 0, normal);
+  const int64_t seed_and_step[2] = {static_cast<int64_t>(generator() >> 1), 3};
+  std::vector<int64_t> cells(static_cast<size_t>(kColumns), 0);
+  cells[kSize] = size;
+  cells[kWeight] = weight.address();
+  cells[kScale] = scale.address();
+  cells[kRowSize] = row_size;
+  cells[kStream] = 5;
+  cuda::add_noise({0, nullptr, 1}, DType::kFloat32, {1, cells.data()}, seed_and_step);
+  for (int64_t i = 0; i < size; ++i) {
+    float z[kPerCounter];
+    standard_normals(noise_key(seed_and_step, 5), i / kPerCounter, z);
+    expect(close(weight[i], before[i] + scale[i / row_size] * z[i % kPerCounter], 1e-5), name);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -349,6 +372,7 @@ int main(int argc, char** argv) {
   check_sam<float>(odd, {}, "odd sizes");
   check_sam<float>({1000, 1500}, {.adaptive = true, .without_gradient = 0}, "adaptive, one without gradient");
   check_lanczos<float>(2, 3, 700, false, "lanczos");
+  check_noise(7, 301, "noise");
   if (!few) {
     check_sam<float>(odd, {.adaptive = true, .unaligned = true}, "adaptive, unaligned");
     check_sam<float>(odd, {.nonfinite_gradient = true}, "not finite");

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,3 +129,37 @@ def update_adam(
     w = w - lr * first / (1.0 - beta1**step) / (root + eps)
     moments = (first.to(weight.dtype), second.to(weight.dtype), maximum.to(weight.dtype))
     return w.to(weight.dtype), moments
+
+
+def philox(counters: np.ndarray, key: int) -> np.ndarray:
+    """Philox4x32-10 (Salmon et al. 2011) of uint32 counters ``[n, 4]`` with a 64-bit key."""
+    c = [counters[:, i].astype(np.uint64) for i in range(4)]
+    mask = np.uint64(0xFFFFFFFF)
+    keys = [key & 0xFFFFFFFF, key >> 32]
+    for _ in range(10):
+        first = np.uint64(0xD2511F53) * c[0]
+        second = np.uint64(0xCD9E8D57) * c[2]
+        c = [
+            (second >> np.uint64(32)) ^ c[1] ^ np.uint64(keys[0]),
+            second & mask,
+            (first >> np.uint64(32)) ^ c[3] ^ np.uint64(keys[1]),
+            first & mask,
+        ]
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(c, axis=1).astype(np.uint32)
+
+
+def standard_normal(seed: int, step: int, stream: int, count: int) -> Tensor:
+    """The numbers that the kernels draw, float64 ``[count]``: Philox and Box-Muller."""
+    blocks = np.arange(-(-count // 4), dtype=np.uint64)
+    counters = np.empty((blocks.size, 4), dtype=np.uint32)
+    counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
+    counters[:, 1] = blocks >> np.uint64(32)
+    counters[:, 2], counters[:, 3] = stream, step
+    bits = philox(counters, seed).astype(np.float64)
+    # float32, as the kernels see them: the top bits of a large integer are rounded.
+    uniform = (bits[:, 0::2].astype(np.float32) + np.float32(1)).astype(np.float64) * 2.0**-32
+    radius = np.sqrt(-2.0 * np.log(uniform))
+    angle = 2.0 * np.pi * (bits[:, 1::2] * 2.0**-32 - 0.125)
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+    return torch.from_numpy(pairs.reshape(-1)[:count].copy())

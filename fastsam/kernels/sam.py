@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from fastsam.kernels import native
 
 _EMPTY = 16
 """Address of the gradient of an empty tensor, which has no memory but is there; never read."""
+
+_METADATA = attrgetter("dtype", "device", "layout", "shape")
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -75,6 +78,7 @@ class TensorTable:
             Tensor
         ] = []  # keeps re-laid-out copies alive until the launch is queued
         self._contiguous = [weight.is_contiguous() for weight in weights]
+        self._metadata = list(map(_METADATA, weights))
         self._set("size", [weight.numel() for weight in weights])
         self._set("group", groups)
         self._set("flags", [int(flag) for flag in adaptive])
@@ -104,7 +108,12 @@ class TensorTable:
             ValueError: a gradient is sparse, or of another device, dtype or shape than its weight. The
                 table then still holds the gradients it had.
         """
-        addresses: list[int] = []
+        if self._all_plain(gradients):
+            self._gradients = []
+            addresses = [gradient.data_ptr() or _EMPTY for gradient in gradients]  # type: ignore[union-attr]
+            self._set("gradient", addresses)
+            return
+        addresses = []
         kept: list[Tensor] = []
         append = addresses.append
         dtype, device = self.dtype, self.device
@@ -131,6 +140,16 @@ class TensorTable:
             append(gradient.data_ptr() or _EMPTY)
         self._gradients = kept
         self._set("gradient", addresses)
+
+    def _all_plain(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Whether all gradients are there, fit and are contiguous like their weights; quick to say."""
+        if not all(self._contiguous):
+            return False
+        try:
+            metadata = list(map(_METADATA, gradients))
+        except AttributeError:  # None has no metadata
+            return False
+        return metadata == self._metadata and all(map(Tensor.is_contiguous, gradients))  # type: ignore[arg-type]
 
     def set_backups(self, addresses: Sequence[int]) -> None:
         """Takes the addresses of the backups; a weight's own address where it was not perturbed."""
@@ -166,6 +185,31 @@ class TensorTable:
                     f"got {counter.dtype} on {counter.device}"
                 )
         self._set("step", [counter.data_ptr() for counter in counters])
+
+    def set_noise(self, scales: Sequence[Tensor], streams: Sequence[int]) -> None:
+        """Takes the standard deviations of noise and the stream that each weight draws from.
+
+        Args:
+            scales: float64 ``[rows]`` per weight, on its device; the weight's memory is cut into that
+                many equal runs. One row is one deviation for all, ``weight.shape[0]`` rows one a filter.
+            streams: number in [0, 2^32) of each weight's stream of random numbers.
+        """
+        for weight, scale in zip(self.weights, scales, strict=True):
+            if scale.dtype != torch.float64 or scale.device != self.device or scale.dim() != 1:
+                raise ValueError(
+                    f"scales must be float64 [rows] on {self.device}, got {scale.dtype} "
+                    f"{tuple(scale.shape)} on {scale.device}"
+                )
+            if scale.numel() == 0 or weight.numel() % scale.numel() != 0:
+                raise ValueError(
+                    f"{scale.numel()} standard deviations do not divide a weight of "
+                    f"{weight.numel()} elements"
+                )
+        rows = [max(w.numel() // s.numel(), 1) for w, s in zip(self.weights, scales, strict=True)]
+        self._set("scale", [scale.data_ptr() for scale in scales])
+        self._set("row_size", rows)
+        self._set("stream", streams)
+        self._scales = list(scales)
 
     def scratch(self) -> Tensor:
         """Scratch memory for the launches over this table, zero-filled, to be kept and reused."""
