@@ -173,9 +173,10 @@ def spectral_density(
             memory_limit=memory_limit,
             reserved=settings.basis_bytes(operator) if basis == "device" else 0,
         )
-        if operator.predicted_bytes is not None:
-            size = f"{operator.predicted_bytes / 2**30:.2f} GiB"
-            settings = replace(settings, description=f"{description} ({size})")
+        size, seconds = operator.predicted_bytes, operator.predicted_seconds
+        if size is not None and seconds is not None:
+            forecast = f"{size / 2**30:.2f} GiB, about {seconds:.0f} s"
+            settings = replace(settings, description=f"{description} ({forecast})")
         spectrum = _run(operator, settings, operator.identity)
     if shard == "probes":
         spectrum = gather_probes(spectrum, ranks)

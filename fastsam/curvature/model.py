@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastsam.curvature.products import (
     STRATEGIES,
     TRANSFORM_STRATEGIES,
     Product,
+    gradients_per_block,
     make_product,
 )
 from fastsam.curvature.pure import PureLoss, parameter_names
@@ -128,8 +130,10 @@ class ModelOperator:
             self.micro_batch = plan.micro_batch
             self._batches = pieces(self._batches, plan.micro_batch)
         self.predicted_bytes = plan.graph_bytes + reserved
-        if plan.product_seconds is not None:
-            self.predicted_seconds = steps * plan.product_seconds
+        each = plan.product_seconds
+        if each is None:
+            each = self._gradient_seconds * gradients_per_block(plan.strategy, probes)
+        self.predicted_seconds = steps * each
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """Products with the rows of ``vectors`` ``[probes, n]``."""
@@ -162,6 +166,7 @@ class ModelOperator:
         total_loss = torch.zeros((), dtype=torch.float64)
         total_weight = torch.zeros((), dtype=torch.float64)
         total_gradient = torch.zeros(self._loss.dimension, dtype=self.dtype, device=self.device)
+        self._gradient_seconds = 0.0
         for index, batch in enumerate(self._batches):
             placed = self._loss.place(batch)
             leaves = self._loss.leaves()
@@ -175,9 +180,11 @@ class ModelOperator:
                 self._refuse_random(float(loss), leaves, placed)
             total_loss += loss.double().cpu()
             total_weight += weight.double().cpu()
-            total_gradient += self._loss.join(
-                self._loss.gradient(placed, leaves, differentiable=False)
-            )
+            began = time.perf_counter()
+            pieces_of_gradient = self._loss.gradient(placed, leaves, differentiable=False)
+            total_gradient += self._loss.join(pieces_of_gradient)
+            float(total_gradient[0])  # waits for the device
+            self._gradient_seconds += time.perf_counter() - began
         totals = torch.stack([total_loss, total_weight]).to(self.device)
         total_loss, total_weight = self._reduce(totals).cpu()
         total_gradient = self._reduce(total_gradient)
