@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from itertools import compress
 from operator import is_
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,10 @@ class _Bound(NamedTuple):
 
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
+
+    def are_in(self, entry: Mapping[str, Any]) -> bool:
+        """Whether ``entry`` still holds the very same tensors."""
+        return all(map(is_, map(entry.get, self.names), self.tensors))
 
 
 _NOTHING_BOUND = _Bound((), ())
@@ -97,7 +102,7 @@ class Bucket:
         parameters: Iterable[Tensor] = self.parameters
         if self._sharded:
             parameters = map(sharding.local, parameters)
-        return self._addresses != [p.data_ptr() for p in parameters]
+        return self._addresses != list(map(Tensor.data_ptr, parameters))
 
     def take_gradients(self) -> list[Tensor | None]:
         """Reads ``p.grad`` of every parameter into the table and returns what it read."""
@@ -108,16 +113,32 @@ class Bucket:
         self.table.set_gradients(gradients)
         return gradients
 
-    def norm(self, scalars: kernels.Scalars) -> None:
+    def attach(self, scalars: kernels.Scalars, *, counts_skips: bool) -> None:
+        """Takes what the phases share; one bucket of a device counts the skipped steps."""
+        self._scalars = scalars
+        self._counts_skips = counts_skips
+        self._squared_norm = scalars.squared_norms[self.slot : self.slot + 1]
+        self._ascent = self._ascent_scalars(None)
+        self._descent = self._descent_scalars(None)
+
+    def _ascent_scalars(self, grad_scale: Tensor | None) -> Any:
+        return self._scalars.as_native(count_unchanged=self.is_16_bit, grad_scale=grad_scale)
+
+    def _descent_scalars(self, grad_scale: Tensor | None) -> Any:
+        return self._scalars.as_native(count_skip=self._counts_skips, grad_scale=grad_scale)
+
+    def norm(self) -> None:
         """Writes this bucket's part of the squared norm, summed over the ranks that share it."""
         self._load_staged()
-        part = scalars.squared_norms[self.slot : self.slot + 1]
-        kernels.norm(self.table, scalars.hyper, part, self.scratch)
-        sharding.reduce_sum(part, self.shard_groups)
+        kernels.norm(self.table, self._scalars.hyper, self._squared_norm, self.scratch)
+        sharding.reduce_sum(self._squared_norm, self.shard_groups)
 
-    def perturb(self, gradients: Sequence[Tensor | None], scalars: Any) -> None:
+    def perturb(
+        self, gradients: Sequence[Tensor | None], *, grad_scale: Tensor | None = None
+    ) -> None:
         """Moves the parameters that have a gradient, keeping where they were."""
         self.table.set_backups(self._backup_addresses)
+        scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
         kernels.perturb(self.table, scalars)
         self.perturbed = [gradient is not None for gradient in gradients]
         self._written(self.perturbed)
@@ -138,11 +159,18 @@ class Bucket:
             self._written(self.perturbed)
         self.perturbed = [False] * len(self.parameters)
 
-    def update(self, gradients: Sequence[Tensor | None], scalars: Any, rule: FusedRule) -> None:
+    def update(
+        self,
+        gradients: Sequence[Tensor | None],
+        rule: FusedRule,
+        *,
+        grad_scale: Tensor | None = None,
+    ) -> None:
         """Restores every perturbed parameter and updates every one that has a gradient."""
         if not all(self.perturbed):
             self._load_staged()
         self._set_backups_for_update()
+        scalars = self._descent if grad_scale is None else self._descent_scalars(grad_scale)
         kernels.update(self.table, scalars, self.scratch, rule=rule.name)
         updated = [gradient is not None for gradient in gradients]
         self._written([a or b for a, b in zip(self.perturbed, updated, strict=True)])
@@ -165,17 +193,18 @@ class Bucket:
             for group in param_groups
         ]
         bound = None
-        for i, (gradient, group, old) in enumerate(
-            zip(gradients, self.groups, self._bound, strict=True)
+        for i, (parameter, gradient, group, old) in enumerate(
+            zip(self.parameters, gradients, self.groups, self._bound, strict=True)
         ):
-            if gradient is None or (old.names == names[group] and not old.names):
+            wanted = names[group]
+            if gradient is None or (old.names == wanted == ()):
                 continue
-            entry = state[self.parameters[i]]
-            if old.names == names[group] and all(map(is_, map(entry.get, old.names), old.tensors)):
+            entry = state[parameter]
+            if old.names == wanted and old.are_in(entry):
                 continue
             if bound is None:
                 bound = list(self._bound)
-            bound[i] = self._bind_parameter(i, entry, rule, param_groups[group], names[group])
+            bound[i] = self._bind_parameter(i, entry, rule, param_groups[group], wanted)
         if bound is not None:
             self._write_state_columns(bound, rule, param_groups)
             self._bound = bound
@@ -274,9 +303,7 @@ class Bucket:
     def _written(self, which: Sequence[bool]) -> None:
         for weight, copy in self._staged:
             weight.copy_(copy)
-        sharding.increment_versions(
-            [p for p, written in zip(self.parameters, which, strict=True) if written]
-        )
+        sharding.increment_versions(list(compress(self.parameters, which)))
 
 
 def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:

@@ -21,6 +21,7 @@ from fastsam.optim.rounding import LostAscent
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
 
+_NUMBERS = frozenset({float, int, bool})
 _RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
 
 
@@ -342,7 +343,7 @@ class SAM(Optimizer):
         gradients = [bucket.take_gradients() for bucket in self._buckets]
         self._write_hyper(fused_rule(self.base_optimizer))
         for bucket in self._buckets:
-            bucket.norm(self._scalars[bucket.device])
+            bucket.norm()
         self._share_norms()
         for device, lost in self._lost.items():
             lost.begin(
@@ -355,17 +356,14 @@ class SAM(Optimizer):
         self._climbed = True
         try:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
-                scalars = self._scalars[bucket.device].as_native(
-                    grad_scale=_on(grad_scale, bucket.device), count_unchanged=bucket.is_16_bit
-                )
-                bucket.perturb(taken, scalars)
+                bucket.perturb(taken, grad_scale=_on(grad_scale, bucket.device))
         except BaseException:
             self.restore()
             raise
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(found_inf, device))
         _forget_casts()
-        if any(row[_RHO] != 0.0 for rows in self._written_hyper.values() for row in rows):
+        if self._lost and any(row[_RHO] != 0.0 for row in self._written_rows):
             for lost in self._lost.values():
                 lost.end()
 
@@ -413,14 +411,8 @@ class SAM(Optimizer):
         if rule is None:
             self._descend_with_base(grad_scale)
         else:
-            counted: set[torch.device] = set()
             for bucket, taken in zip(self._buckets, gradients, strict=True):
-                scalars = self._scalars[bucket.device].as_native(
-                    count_skip=bucket.device not in counted,
-                    grad_scale=_on(grad_scale, bucket.device),
-                )
-                counted.add(bucket.device)
-                bucket.update(taken, scalars, rule)
+                bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         _forget_casts()
         # Schedulers on the base optimizer ask whether it was stepped.
         self.base_optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -469,7 +461,8 @@ class SAM(Optimizer):
         self._buckets: list[Bucket] = []
         self._scalars: dict[torch.device, kernels.Scalars] = {}
         self._lost: dict[torch.device, LostAscent] = {}
-        self._written_hyper: dict[torch.device, list[list[float]]] = {}
+        self._written_rows: list[list[float]] = []
+        self._written_options: list[dict[str, Any]] = []
         self._layout: list[tuple[Any, ...]] = []
         self._climbed = False
         if self._ascent is not None:
@@ -565,20 +558,30 @@ class SAM(Optimizer):
             )
             for device in dict.fromkeys(bucket.device for bucket in self._buckets)
         }
-        self._written_hyper = {}
+        counted: set[torch.device] = set()
+        for bucket in self._buckets:
+            bucket.attach(self._scalars[bucket.device], counts_skips=bucket.device not in counted)
+            counted.add(bucket.device)
+        self._written_rows = []
+        self._written_options = []
         self._layout = layout
 
     def _write_hyper(self, rule: FusedRule | None) -> None:
         """Refreshes the block of hyper-parameters on every device, where a value has changed."""
+        options = [
+            {"rho": group["rho"], "eta": group["eta"], **(rule.hyper(group) if rule else {})}
+            for group in self.param_groups
+        ]
+        # Other types, tensors above all, may change their value and stay the same object.
+        fixed = all(type(value) in _NUMBERS for row in options for value in row.values())
+        if fixed and options == self._written_options:
+            return
         rows: list[list[float]] = []
         on_device: list[tuple[int, int, Tensor]] = []
-        for index, group in enumerate(self.param_groups):
-            _check_rho(group["rho"])
-            settings = {"rho": group["rho"], "eta": group["eta"]}
-            if rule is not None:
-                settings.update(rule.hyper(group))
+        for index, values in enumerate(options):
+            _check_rho(values["rho"])
             row = [0.0] * len(native.HYPER_COLUMNS)
-            for name, value in settings.items():
+            for name, value in values.items():
                 column = native.HYPER_COLUMNS.index(name)
                 if isinstance(value, Tensor) and value.device.type != "cpu":
                     on_device.append((index, column, value))
@@ -586,12 +589,13 @@ class SAM(Optimizer):
                     row[column] = float(value)
             rows.append(row)
         for device, scalars in self._scalars.items():
-            if self._written_hyper.get(device) != rows:
+            if rows != self._written_rows:
                 fresh = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
                 scalars.hyper.copy_(fresh, non_blocking=True)
-                self._written_hyper[device] = rows
             for index, column, value in on_device:
                 scalars.hyper[index, column].copy_(value, non_blocking=True)
+        self._written_rows = rows
+        self._written_options = options if fixed else []
 
     def _share_norms(self) -> None:
         """Gives every device the squared norms of the buckets on the others."""

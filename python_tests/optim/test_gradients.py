@@ -10,6 +10,8 @@ from trajectories import Problem, assert_close, assert_same_bits, everywhere, ma
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
+
 SHAPES = [(3, 5), (7,), (), (33,)]
 BASES = [
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01}),

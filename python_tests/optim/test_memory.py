@@ -13,6 +13,8 @@ from trajectories import Problem, make
 
 from fastsam import SAM
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
+
 
 def live_bytes() -> int:
     gc.collect()

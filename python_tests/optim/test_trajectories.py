@@ -20,6 +20,8 @@ from trajectories import (
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
 
+pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
+
 SHAPES = [(3, 5), (7,), (1,), (), (0,), (2, 3, 4), (131,)]
 
 SGD = [
