@@ -1,0 +1,112 @@
+"""The architecture holds: imports go down the layers only, and the native core knows no torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastsam.kernels import native
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastsam"
+
+LAYERS: dict[str, set[str]] = {
+    "_native": set(),
+    "progress": set(),
+    "kernels": {"_native"},
+    "optim": {"kernels"},
+    "curvature": {"kernels", "progress"},
+    "longtail": {"optim", "curvature", "progress"},
+    "report": {"longtail", "optim", "curvature", "progress"},
+    "demo": {"report", "longtail", "optim", "curvature", "progress"},
+    "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", "progress"},
+}
+"""What each part of the package may import besides itself."""
+
+CORE = ("kernels", "optim", "curvature")
+CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a module imports anywhere, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    here = part(path)
+    assert here in LAYERS, f"{here} is a new part of the package: say what it may import"
+    for name in imported(path):
+        words = name.split(".")
+        if words[0] != "fastsam":
+            continue
+        there = words[1] if len(words) > 1 else ""
+        if there not in LAYERS:  # a name of the public face: only the command line may use it
+            assert here in ("cli", "demo", "report", "longtail"), f"{path} imports {name}"
+            continue
+        assert there == here or there in LAYERS[here], f"{path} imports {name}"
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Packages that importing a module imports."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if part(path) in CORE],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_core_needs_torch_and_numpy_only(path: Path) -> None:
+    foreign = top_level_imports(path) - CORE_DEPENDENCIES - set(sys.stdlib_module_names)
+    assert not foreign
+
+
+def test_there_is_no_torch_in_the_native_sources() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        includes = re.findall(r"#\s*include\s*[<\"](.+?)[>\"]", path.read_text())
+        assert not [name for name in includes if re.match(r"torch|ATen|c10", name)], path
+
+
+def test_only_the_bindings_know_python() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        if path.parent.name != "bindings":
+            assert "pybind11" not in path.read_text(), path
+            assert "Python.h" not in path.read_text(), path
+
+
+def test_the_native_module_links_no_torch() -> None:
+    if shutil.which("ldd") is None:
+        pytest.skip("there is no ldd on this system")
+    linked = subprocess.run(
+        ["ldd", native.module().__file__ or ""], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libstdc++" in linked or "libc++" in linked
+    assert not re.search(r"libtorch|libc10|libcuda\.|libcudart", linked)
