@@ -19,7 +19,11 @@ def test_against_scikit_learn() -> None:
     logits = torch.randn(211, 5, generator=generator)
     targets = torch.cat([torch.arange(5), torch.randint(5, (206,), generator=generator)])
     guess = logits.argmax(dim=1)
-    metrics = evaluate(logits, targets, GROUPS)
+    metrics = evaluate(logits, targets, GROUPS, np.array([101, 100, 20, 19, 1]))
+    shares = metrics.per_class
+    assert metrics.groups_by_count == pytest.approx(
+        {"head": shares[0], "mid": np.mean(shares[1:3]), "tail": np.mean(shares[3:])}
+    )
     assert metrics.accuracy == pytest.approx(100 * accuracy_score(targets, guess))
     assert metrics.balanced == pytest.approx(100 * balanced_accuracy_score(targets, guess))
     assert metrics.confusion == confusion_matrix(targets, guess).tolist()
@@ -29,11 +33,14 @@ def test_against_scikit_learn() -> None:
 def test_calibration_error_by_hand() -> None:
     # Confidence 0.9 throughout and half of the answers right: the error is 0.4.
     logits = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1]]))
-    assert evaluate(logits, torch.tensor([0, 1]), {}).ece == pytest.approx(40.0, abs=1e-4)
+    metrics = evaluate(logits, torch.tensor([0, 1]), {}, np.array([2, 1]))
+    assert metrics.ece == pytest.approx(40.0, abs=1e-4)
 
 
 def test_a_class_without_images_is_not_counted() -> None:
-    metrics = evaluate(torch.eye(3)[[0, 1]], torch.tensor([0, 0]), {"head": (0,), "tail": (2,)})
+    groups = {"head": (0,), "tail": (2,)}
+    logits = torch.eye(3)[[0, 1]]
+    metrics = evaluate(logits, torch.tensor([0, 0]), groups, np.array([500, 50, 5]))
     assert metrics.per_class[0] == 50
     assert math.isnan(metrics.per_class[2])
     assert math.isnan(metrics.groups["tail"])

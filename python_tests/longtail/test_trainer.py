@@ -208,7 +208,7 @@ def test_results_on_disk_and_folders_in_the_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path) -> None:
     config = short("ce", optimizer, lr=1e30, warmup_epochs=0)
-    with pytest.raises(TrainingError, match=r"loss is .* in epoch 1; lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"loss is .* in epoch [12]; lower the learning rate"):
         Trainer(config, data=DIGITS, out=tmp_path, progress=False).fit()
     assert list(tmp_path.iterdir()) == []
 
@@ -241,7 +241,7 @@ def test_second_pass_leaves_the_running_statistics_alone() -> None:
         means.append(norm.running_mean.clone())
         return loss
 
-    take_step(optimizer, model, gradient)
+    take_step(optimizer, model, [gradient])
     assert len(means) == 2
     assert torch.equal(means[0], means[1])
     assert norm.momentum == 0.1

@@ -1,0 +1,221 @@
+"""Accuracy of the methods with SGD and with SAM on digits-lt, tuned alike, over five seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import tyro
+from scipy.stats import t
+
+from benchmarks.machine import save
+from fastsam.longtail import Trainer, recipe
+from fastsam.longtail.atomic import write_text
+
+IMBALANCE = 50.0
+METHODS = ("ce", "ce-drw", "ldam-drw", "vs")
+# Four trials for each optimizer; everything else is the recipe of digits-lt.
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"lr": lr, "weight_decay": decay}
+        for lr, decay in itertools.product((0.05, 0.1), (5e-4, 2e-3))
+    ],
+    "sam": [{"rho": (rho,)} for rho in (0.02, 0.05, 0.1, 0.2)],
+}
+MEASURES = ("accuracy", "head", "mid", "tail")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a method, an optimizer, a trial's settings, and a seed."""
+
+    method: str
+    optimizer: str
+    settings: tuple[tuple[str, Any], ...]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of the run in the cache."""
+        values = ",".join(f"{name}={value}" for name, value in self.settings)
+        return f"{self.method} {self.optimizer} {values} seed={self.seed}"
+
+    def train(self) -> dict[str, Any]:
+        """Train and return the accuracies of the last epoch, in percent."""
+        config = recipe(
+            "digits-lt",
+            self.method,
+            self.optimizer,
+            imbalance=IMBALANCE,
+            seed=self.seed,
+            subset_seed=self.seed,
+            **dict(self.settings),
+        ).config()
+        result = Trainer(config, progress=False).fit()
+        if result.validation is None:
+            raise AssertionError("digits-lt has a validation set")
+        return {
+            "validation": result.validation.accuracy,
+            "test": {"accuracy": result.test.accuracy, **result.test.groups},
+            "seconds": result.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class LongtailDigits:
+    """CE, CE-DRW, LDAM-DRW and VS, each with SGD, SAM, and SGD with twice the epochs.
+
+    Every seed has its own subset. For each method and optimizer the trial with the best mean
+    validation accuracy over the seeds is reported, at its last epoch, on the test set.
+    """
+
+    seeds: int = 5
+    """Number of seeds, from 0."""
+    jobs: int = 1
+    """Trainings at the same time, one thread each."""
+    epochs: int = 100
+    """Epochs of each training (twice as many for the third column)."""
+    cache: Path = Path("runs/longtail-digits")
+    """Finished runs are kept here; an interrupted benchmark goes on from them."""
+    save: bool = False
+    """Write the results to benchmarks/results/."""
+
+    def run(self) -> None:
+        """Train whatever is not in the cache, choose, compare, print."""
+        first = [
+            Run(method, optimizer, self._settings(trial), seed)
+            for method in METHODS
+            for optimizer, trials in TRIALS.items()
+            for trial in trials
+            for seed in range(self.seeds)
+        ]
+        outcomes = self._trained(first)
+        table: dict[str, Any] = {}
+        for method in METHODS:
+            chosen = {name: self._best(method, name, outcomes) for name in TRIALS}
+            longer = dict(chosen["sgd"]) | {"epochs": 2 * self.epochs}
+            doubled = [
+                Run(method, "sgd", tuple(longer.items()), seed) for seed in range(self.seeds)
+            ]
+            columns = {
+                **{name: self._tests(method, name, chosen[name], outcomes) for name in TRIALS},
+                "sgd, twice the epochs": [
+                    outcome["test"] for outcome in self._trained(doubled).values()
+                ],
+            }
+            table[method] = {
+                "chosen": {name: dict(settings) for name, settings in chosen.items()},
+                "test": columns,
+                "summary": {name: summary(rows) for name, rows in columns.items()},
+                "sam minus sgd": differences(columns["sam"], columns["sgd"]),
+                "sam minus sgd, twice the epochs": differences(
+                    columns["sam"], columns["sgd, twice the epochs"]
+                ),
+            }
+            _print(method, table[method])
+        if self.save:
+            trials = {
+                name: [
+                    {k: list(v) if isinstance(v, tuple) else v for k, v in x.items()} for x in xs
+                ]
+                for name, xs in TRIALS.items()
+            }
+            results = {
+                "data": "digits-lt",
+                "imbalance": IMBALANCE,
+                "epochs": self.epochs,
+                "seeds": self.seeds,
+                "checkpoint": "last epoch",
+                "trials": trials,
+                "methods": table,
+            }
+            print(f"wrote {save('longtail-digits', results)}")
+
+    def _settings(self, trial: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        return (*trial.items(), ("epochs", self.epochs))
+
+    def _trained(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """Outcome of every run, from the cache or by training."""
+        cache = self.cache / "outcomes.json"
+        known = json.loads(cache.read_text()) if cache.is_file() else {}
+        missing = [run for run in runs if run.key not in known]
+        # Spawned, not forked: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(run.train): run for run in missing}
+            for done, future in enumerate(as_completed(futures), start=1):
+                known[futures[future].key] = future.result()
+                write_text(cache, json.dumps(known, indent=1))
+                print(f"{done}/{len(missing)} {futures[future].key}", flush=True)
+        return {run.key: known[run.key] for run in runs}
+
+    def _best(
+        self, method: str, optimizer: str, outcomes: Mapping[str, Any]
+    ) -> tuple[tuple[str, Any], ...]:
+        def validation(settings: tuple[tuple[str, Any], ...]) -> float:
+            runs = (Run(method, optimizer, settings, seed) for seed in range(self.seeds))
+            return statistics.mean([float(outcomes[run.key]["validation"]) for run in runs])
+
+        return max((self._settings(trial) for trial in TRIALS[optimizer]), key=validation)
+
+    def _tests(
+        self,
+        method: str,
+        optimizer: str,
+        settings: tuple[tuple[str, Any], ...],
+        outcomes: Mapping[str, Any],
+    ) -> list[dict[str, float]]:
+        runs = (Run(method, optimizer, settings, seed) for seed in range(self.seeds))
+        return [outcomes[run.key]["test"] for run in runs]
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of every measure over the seeds."""
+    return {
+        name: {
+            "mean": statistics.mean(row[name] for row in rows),
+            "std": statistics.stdev(row[name] for row in rows) if len(rows) > 1 else 0.0,
+        }
+        for name in MEASURES
+    }
+
+
+def differences(
+    left: Sequence[Mapping[str, float]], right: Sequence[Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Mean of the paired differences and the half-width of its 95 % confidence interval."""
+    result = {}
+    for name in MEASURES:
+        gaps = [a[name] - b[name] for a, b in zip(left, right, strict=True)]
+        half = 0.0
+        if len(gaps) > 1:
+            quantile = float(t.ppf(0.975, len(gaps) - 1))
+            half = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
+        result[name] = {"mean": statistics.mean(gaps), "confidence_95": half}
+    return result
+
+
+def _print(method: str, entry: Mapping[str, Any]) -> None:
+    for name, measures in entry["summary"].items():
+        cells = "  ".join(
+            f"{measure} {measures[measure]['mean']:5.1f} +- {measures[measure]['std']:.1f}"
+            for measure in MEASURES
+        )
+        print(f"{method:9s} {name:22s} {cells}")
+    for name in ("sam minus sgd", "sam minus sgd, twice the epochs"):
+        cells = "  ".join(
+            f"{measure} {gap['mean']:+5.1f} +- {gap['confidence_95']:.1f}"
+            for measure, gap in entry[name].items()
+        )
+        print(f"{method:9s} {name:32s} {cells}")
+
+
+if __name__ == "__main__":
+    tyro.cli(LongtailDigits).run()
