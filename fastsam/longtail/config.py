@@ -229,6 +229,10 @@ class TrainConfig:
         default=None, metadata=_only("memory of the running mean", optimizer=("entropy-sgd",))
     )
 
+    posthoc_tau: float = field(
+        default=0.0,
+        metadata={"help": "post-hoc logit adjustment at test time: minus tau times log prior"},
+    )
     seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
     device: str = field(default="cpu", metadata={"help": "device: cpu, cuda, cuda:1, ..."})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves torch's own choice"})
@@ -383,6 +387,7 @@ def _check_values(config: TrainConfig) -> None:
     check("ib_alpha", low=0, open_low=True)
     check("rho", low=0)
     check("rho_milestones", low=1)
+    check("posthoc_tau", low=0)
     check("imbalance", low=1)
     check("image_size", low=1)
     check("workers", low=0)

@@ -194,7 +194,9 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "ldam*", "*"): _layer(_CODE, max_margin=0.3, weight_decay=1e-4),
 }
 
-_ALWAYS: Layer = _layer("default", head="linear", augment=True, seed=0, device="cpu", threads=0)
+_ALWAYS: Layer = _layer(
+    "default", head="linear", augment=True, seed=0, device="cpu", threads=0, posthoc_tau=0.0
+)
 
 
 @dataclass(frozen=True)

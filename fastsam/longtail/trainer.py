@@ -21,7 +21,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
-from fastsam.longtail.losses import LongTailLoss
+from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.models import Classifier, build_model
 from fastsam.longtail.objectives import Objective
@@ -238,7 +238,9 @@ class Trainer:
 
     def _metrics(self, images: Images) -> Metrics:
         logits, targets = predict(self.model, images, self.device)
-        return evaluate(logits, targets, self.data.groups)
+        if self.config.posthoc_tau:
+            logits = adjust_logits(logits, self.data.counts, self.config.posthoc_tau)
+        return evaluate(logits, targets, self.data.groups, self.data.counts)
 
     def _result(self, *, seconds: float) -> Result:
         data = self.data

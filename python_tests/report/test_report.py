@@ -25,7 +25,7 @@ from fastsam.report.timing import StepTiming, time_sam_step
 def result(optimizer: str, accuracy: float) -> Result:
     chosen = recipe("digits-lt", "ce", optimizer)
     groups = {"head": accuracy, "tail": accuracy / 2}
-    metrics = Metrics(accuracy, accuracy, groups, [accuracy] * 2, [[1, 0], [0, 1]], 3.25)
+    metrics = Metrics(accuracy, accuracy, groups, groups, [accuracy] * 2, [[1, 0], [0, 1]], 3.25)
     return Result(
         config=chosen.config().as_dict(),
         sources=chosen.sources,
@@ -38,6 +38,7 @@ def result(optimizer: str, accuracy: float) -> Result:
         validation=None,
         history=[Epoch(1, 0.1, None, 2.0, 50.0, None, 0.1)],
         seconds=1.5,
+        unreadable={},
         environment={"torch": "x & y"},
     )
 

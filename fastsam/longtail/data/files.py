@@ -185,6 +185,12 @@ class FileImages:
                     torch.tensor(indices, device=device),
                 )
 
+    def broken_files(self) -> list[str]:
+        """Paths of the images that cannot be decoded; reads every file."""
+        reader = _Reader(self.root, self.images, self.preparation)
+        samples = (reader[_Request(index, None)] for index in range(len(self)))
+        return [sample.path for sample in samples if isinstance(sample, _Unreadable)]
+
     def _note(self, sample: _Unreadable) -> None:
         if self.corrupt == "stop":
             raise DataError(

@@ -1,0 +1,54 @@
+"""Whether a data set is all there, and where to get it if not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastsam.longtail.data.catalog import DATASETS, WHERE, DataOptions, load_dataset
+from fastsam.longtail.data.dataset import groups_by_count
+from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.errors import DataError, unknown
+
+
+def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> Iterator[str]:
+    """Verify files, labels and counts; yield what was found, line by line.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        options: as for :func:`load_dataset`.
+        decode: also decode every image file, which takes a while.
+
+    Raises:
+        UsageError: for an unknown name.
+        DataError: saying what is missing or wrong, and where the users of the set usually get it.
+    """
+    if name not in DATASETS:
+        raise unknown("data", name, DATASETS)
+    try:
+        data = load_dataset(name, options)
+    except DataError as error:
+        raise DataError(f"{error}. Where to get {name}: {WHERE[name]}") from error
+    counts = data.counts
+    yield f"{name}: {data.num_classes} classes, {counts.min()} to {counts.max()} training images"
+    sets = {"train": data.train, "validation": data.validation, "test": data.test}
+    for part, images in sets.items():
+        if images is not None:
+            yield f"{part}: {len(images)} images"
+    for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
+        sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
+        yield f"classes by the {rule} rule: {sizes}"
+    if data.subset_hash is not None:
+        yield f"training subset, SHA-256: {data.subset_hash}"
+    if decode:
+        broken = [
+            path
+            for images in sets.values()
+            if isinstance(images, FileImages)
+            for path in images.broken_files()
+        ]
+        if broken:
+            raise DataError(
+                f"{len(broken)} images cannot be decoded, the first is {broken[0]}; fetch them "
+                f"again. Where to get {name}: {WHERE[name]}"
+            )
+        yield "every image can be decoded"
