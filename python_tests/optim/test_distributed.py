@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trajectories import assert_close, assert_same_bits
 
 from fastsam import SAM
+from fastsam.optim import local_sam_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -132,6 +133,9 @@ def test_ddp_climbs_and_descends_on_the_mean_gradient(outcomes):
 def _local_train(model: nn.Module, optimizer: SAM, rank: int, ranks: int, spoil: int) -> None:
     for step in range(4):
         data = share(step, rank, ranks)
+        if spoil < 0:
+            local_sam_step(model, optimizer, lambda data=data: loss_of(model, data))
+            continue
         with model.no_sync():
             loss_of(model, data).backward()
         if (rank, step) == (ranks - 1, spoil):
@@ -190,6 +194,25 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(outcomes, ranks):
     *found, skipped = equal_on_all(outcomes, "ddp_local_nan")
     assert_close(found, m_sharpness(ranks, skip=2), 1e-5)
     assert int(skipped) == 1
+
+
+def _local_refused(rank: int, ranks: int) -> list[Tensor]:
+    """A pass that fails, an optimizer without its ranks, a model that is not DDP: nothing moves."""
+    model = DistributedDataParallel(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    with pytest.raises(ValueError, match="process_group"):
+        local_sam_step(model, optimizer, lambda: loss_of(model, batch(0)))
+    optimizer.process_group = dist.group.WORLD
+    with pytest.raises(TypeError, match="DistributedDataParallel"):
+        local_sam_step(model.module, optimizer, lambda: loss_of(model, batch(0)))
+    passes = iter((1.0,))
+    with pytest.raises(StopIteration):
+        local_sam_step(model, optimizer, lambda: loss_of(model, batch(0)) * next(passes))
+    return whole(model)
+
+
+def test_local_steps_that_are_refused_or_fail_move_nothing(outcomes):
+    assert_same_bits(equal_on_all(outcomes, "local_refused"), whole(network()))
 
 
 # --- FSDP2 and tensor parallel ------------------------------------------------------------------
@@ -301,6 +324,7 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "ddp_global": _ddp_global,
     "ddp_local": _ddp_local,
     "ddp_local_nan": _ddp_local_nan,
+    "local_refused": _local_refused,
     "fsdp_sgd": _fsdp_sgd,
     "fsdp_adamw": _fsdp_adamw,
     "fsdp_generic": _fsdp_generic,
