@@ -13,14 +13,14 @@ import pybind11
 ROOT = Path(__file__).parents[2]
 
 
-def cmake(build: Path, *options: str, target: str) -> Path:
+def cmake(build: Path, *options: str, target: str, optimise: str = "-O1") -> Path:
     """Configures and builds ``target`` with the emulated CUDA kernels; repeated calls are cheap."""
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFASTSAM_SIMT=ON"),
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g",
+        f"-DCMAKE_CXX_FLAGS_RELWITHDEBINFO={optimise} -g",
         *options,
     ]
     for command in (configure, ["cmake", "--build", str(build), "--target", target]):
