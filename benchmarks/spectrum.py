@@ -17,7 +17,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import save
+from benchmarks.timing import interleaved
 from fastsam.curvature import MatrixOperator, Spectrum, operator_spectrum, spectral_density
+from fastsam.curvature.data import read_batches
+from fastsam.curvature.isolation import undisturbed
+from fastsam.curvature.model import ModelOperator
+from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.longtail.models import resnet32
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -47,12 +52,13 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", help="contestants by the beginning of their names")
     parser.add_argument(
         "--part",
-        choices=["density", "everything", "correctness", "all"],
+        choices=["products", "density", "everything", "correctness", "all"],
         default="all",
-        help="density: one Lanczos run; everything: extremes, trace and density; "
-        "correctness: known spectra",
+        help="products: single Hessian-vector products, finely interleaved; density: one Lanczos run; "
+        "everything: extremes, trace and density; correctness: known spectra",
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -76,11 +82,81 @@ def main() -> None:
         )
         for _ in range(options.batches)
     ]
+    if options.part in ("products", "all"):
+        results["products"] = compare_products(model, batches, options)
     if options.part in ("density", "all"):
         results["density"] = compare_density(model, batches, options)
     if options.part in ("everything", "all"):
         results["everything"] = compare_everything(model, batches, options)
     print(save(f"spectrum-{options.part}", results))
+
+
+def compare_products(
+    model: nn.Module, batches: Batches, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Single products over the whole data, and the re-orthogonalisation of a Lanczos step.
+
+    Products are short, so contestants alternate every second or so: the ratios hold on a noisy
+        machine.
+    """
+    criterion = nn.CrossEntropyLoss()
+    whole = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
+    parameters = list(model.parameters())
+    flat = torch.randn(1, sum(value.numel() for value in parameters), device=options.device)
+    vectors = [
+        piece.view_as(value)
+        for piece, value in zip(
+            torch.split(flat[0], [value.numel() for value in parameters]), parameters, strict=True
+        )
+    ]
+    answers: dict[str, Callable[[], Any]] = {}
+    with undisturbed(model):
+        operator = ModelOperator(model, criterion, read_batches(batches))
+        operator.prepare(probes=1, steps=options.steps)
+        answers["fastsam"] = lambda: operator.matmat(flat)[0]
+        if options.peers:
+            peer = importlib.import_module("pyhessian")
+            product = importlib.import_module("pyhessian.utils").hessian_vector_product
+            loader = peer.hessian(model, criterion, dataloader=batches, cuda=False)
+            single = peer.hessian(model, criterion, data=whole, cuda=False)
+            answers["pyhessian, loader"] = lambda: joined(loader.dataloader_hv_product(vectors)[1])
+            answers["pyhessian, one batch"] = lambda: joined(
+                product(single.gradsH, single.params, vectors)
+            )
+            peer = importlib.import_module("hessian_eigenthings")
+            things = peer.HessianOperator(model, batches, peer.supervised_loss(criterion))
+            answers["hessian-eigenthings"] = lambda: things.matvec(flat[0])
+        expected = answers["fastsam"]()
+        for name, answer in answers.items():
+            difference = float((answer() - expected).norm() / expected.norm())
+            print(f"{name}: relative difference {difference:.1e}", flush=True)
+            if difference > 1e-3:
+                raise AssertionError(f"{name} computes another product: {difference}")
+        basis = torch.randn(1, options.steps // 2, flat.shape[1], device=options.device)
+        recurrence = Recurrence.start(1, options.steps, device=options.device)
+        extras: dict[str, Callable[[], Any]] = {
+            "gradient": lambda: torch.autograd.grad(
+                criterion(model(whole[0]), whole[1]), parameters
+            ),
+            "re-orthogonalisation at half the steps": lambda: orthogonalize(
+                basis, flat.clone(), None, recurrence, step=options.steps // 2 - 1, eps=1e-7
+            ),
+        }
+        timings = interleaved(
+            answers | extras, rounds=options.rounds, device=torch.device(options.device)
+        )
+    unit = timings["gradient"].median
+    for name, timing in timings.items():
+        print(f"{name}: {timing.median:.4f} s, {timing.median / unit:.2f} gradients", flush=True)
+    return {
+        name: {**timing.as_dict(), "gradients": timing.median / unit}
+        for name, timing in timings.items()
+    }
+
+
+def joined(pieces: Iterable[Tensor]) -> Tensor:
+    """Tensors of any shapes as one vector."""
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def compare_density(
@@ -123,6 +199,9 @@ def compare_everything(
 
 def race(contestants: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of every contestant, interleaved, beside its answers."""
+    if options.only:
+        wanted = ("fastsam", *options.only)
+        contestants = {name: run for name, run in contestants.items() if name.startswith(wanted)}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, Any] = {}
     for round_ in range(options.rounds):

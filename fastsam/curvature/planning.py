@@ -71,7 +71,7 @@ def make_plan(
         reserved: bytes of it that the Lanczos basis takes.
 
     Raises:
-        ValueError: not even a pass over one sample fits.
+        ValueError: the strategy asked for does not fit, or not even a pass over one sample.
     """
     first = next(iter(batches), None)
     if first is None:  # a rank without samples
@@ -86,8 +86,15 @@ def make_plan(
     )
     total = cost(batches.samples) if batches.held else None
     fits = total is not None and (room is None or total <= room)
+    if strategy in HOLDING and room is not None and total is not None and not fits:
+        raise ValueError(
+            f"strategy {strategy!r} would hold about {total / 2**30:.2f} GiB of graphs, "
+            f"{room / 2**30:.2f} GiB may be used beside the Lanczos basis; use 'auto' or "
+            "'rebuild', "
+            "or raise memory_limit"
+        )
     micro_batch = None
-    if room is not None and cost(largest) > room and not (fits and strategy in ("auto", *HOLDING)):
+    if room is not None and cost(largest) > room:
         micro_batch = _samples_that_fit(cost, room, largest, cuttable=_cuttable(loss, first))
     if strategy != "auto":
         return Plan(strategy, micro_batch, total or cost(largest))

@@ -128,9 +128,6 @@ class PureLoss:
                         if id(old) in new:
                             undo.append(partial(table.__setitem__, name, old))
                             table[name] = new[id(old)]
-                if isinstance(module, nn.RNNBase):  # keeps a list of its weights beside the table
-                    undo.append(partial(setattr, module, "_flat_weights", module._flat_weights))
-                    module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
             yield
         finally:
             for restore in reversed(undo):

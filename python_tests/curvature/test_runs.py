@@ -161,6 +161,10 @@ def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
     assert tight.settings["strategy"] == "rebuild"
     assert 1 < tight.settings["micro_batch"] < 2000
     assert np.allclose(tight.alpha, free.alpha)
+    with pytest.raises(ValueError, match="would hold about"):
+        spectral_density(
+            model, F.cross_entropy, batch, steps=5, memory_limit=limit, strategy="kept-graph"
+        )
     with pytest.raises(ValueError, match="a pass over 1 samples needs"):
         spectral_density(model, F.cross_entropy, batch, steps=5, memory_limit=limit // 1000)
 
