@@ -328,3 +328,7 @@ def test_a_learning_rate_of_zero_does_not_excuse_a_missing_first_step(seed):
     with pytest.raises(RuntimeError, match="first_step"):
         optimizer.step()
     assert not optimizer.state
+    problem.run(optimizer, parameters, 1)
+    parameters[0].grad = torch.zeros(4)  # would create nothing: the state is there
+    with pytest.raises(RuntimeError, match="first_step"):
+        optimizer.step()

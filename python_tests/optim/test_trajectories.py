@@ -279,6 +279,27 @@ def test_twenty_steps_of_a_network_equal_plain_sam(dtype, lr, tolerance, seed):
     assert_close(*results, tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the compiler itself
+def test_a_compiled_model_sees_every_write(seed):
+    """The compiled passes read the weights where they are: no address changes, no write is missed."""
+    torch.manual_seed(seed)
+    models = [Residual().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    results = []
+    for model, compiled in zip(models, (True, False), strict=True):
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1, momentum=0.9)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            images = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+            for finish in (optimizer.first_step, optimizer.second_step):
+                run(images).square().mean().backward()
+                finish(zero_grad=True)
+        results.append([p.detach() for p in model.parameters()])
+    assert_close(*results, 1e-10)
+
+
 def test_channels_last_network_equals_the_contiguous_one(seed):
     models = [Residual().double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
