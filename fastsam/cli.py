@@ -20,11 +20,14 @@ except ImportError as error:
 import fastsam
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import OPTIMIZERS, TrainConfig
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import DATASETS, DataOptions
+from fastsam.longtail.data.check import check_dataset
+from fastsam.longtail.data.lists import convert_inaturalist
 from fastsam.longtail.errors import LongTailError, UsageError
 from fastsam.longtail.landscape import landscape
 from fastsam.longtail.methods import LOSSES, RULES
 from fastsam.longtail.recipes import recipe
+from fastsam.longtail.reproduce import MEASURES, reproduce
 from fastsam.longtail.trainer import Trainer, load_configured
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -232,6 +235,122 @@ class Doctor:
             print(f"{package}: {version} ({purpose})")
 
 
+@dataclass(frozen=True)
+class Recipes:
+    """List the published recipes, or show one with the source of every value."""
+
+    data: str | None = None
+    """Data set of the recipe to show."""
+    method: str = "ce-drw"
+    """Its method."""
+    optimizer: str = "sam"
+    """Its optimizer."""
+
+    def run(self) -> None:
+        """Print the list, or one recipe."""
+        from fastsam.report import Table
+
+        if self.data is None:
+            print(f"data: {', '.join(DATASETS)}")
+            print("methods: loss or loss-rule, with")
+            for name, text in (*LOSSES.items(), *RULES.items()):
+                print(f"  {name}: {text}")
+            print("optimizers:")
+            for name, text in OPTIMIZERS.items():
+                print(f"  {name}: {text}")
+            print("show one with: fastsam recipes --data NAME --method NAME --optimizer NAME")
+            return
+        chosen = recipe(self.data, self.method, self.optimizer)
+        rows = tuple(
+            (name, str(entry.value), chosen.sources[name]) for name, entry in chosen.entries.items()
+        )
+        print(Table(("setting", "value", "source"), rows))
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Verify the files, labels and counts of a data set."""
+
+    name: Positional[str]
+    """Name of the data set."""
+    root: Path = Path("data")
+    """Folder with its files."""
+    imbalance: float = 100.0
+    """Imbalance factor of the sets made long-tailed here."""
+    subset_seed: int = 0
+    """Seed of that selection."""
+    decode: bool = False
+    """Also decode every image file."""
+
+    def run(self) -> None:
+        """Print what was found."""
+        options = DataOptions(
+            root=self.root, imbalance=self.imbalance, subset_seed=self.subset_seed
+        )
+        for line in check_dataset(self.name, options, decode=self.decode):
+            print(line)
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Make a list file from an official iNaturalist JSON."""
+
+    source: Positional[Path]
+    """train2018.json or val2018.json."""
+    destination: Positional[Path]
+    """List file to write, for instance data/iNaturalist18_train.txt."""
+    overwrite: bool = False
+    """Replace the list file."""
+
+    def run(self) -> None:
+        """Convert."""
+        if self.destination.exists() and not self.overwrite:
+            raise UsageError(f"{self.destination} exists; choose another name, or --overwrite")
+        count = convert_inaturalist(self.source, self.destination)
+        print(f"{self.destination}: {count} images")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train every row of a table of the paper for several seeds, and compare."""
+
+    table: Positional[str]
+    """table1 (CIFAR-LT), table3 (large data sets) or table4 (other optimizers)."""
+    data: str = "cifar10-lt"
+    """Data set."""
+    seeds: int = 3
+    """Number of seeds."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs; finished ones are not trained again."""
+    data_root: str | None = None
+    """Folder with the data."""
+    epochs: int | None = None
+    """Another number of epochs than the recipes'."""
+    device: str = "cpu"
+    """Device: cpu, cuda, cuda:1, ..."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def run(self) -> None:
+        """Run the table, printing every row when it is done."""
+        options = {"data_root": self.data_root, "epochs": self.epochs, "device": self.device}
+        given = {name: value for name, value in options.items() if value is not None}
+        rows = reproduce(
+            self.table, self.data, self.out, seeds=self.seeds, progress=not self.quiet, **given
+        )
+        for number, row in enumerate(rows):
+            if number == 0:
+                print(f"test accuracy, %, last epoch, {self.seeds} seed(s), +- std [published]")
+            published = row.published or (None,) * len(MEASURES)
+            cells = (
+                f"{name} {mean:.1f} +- {std:.1f}" + ("" if known is None else f" [{known:.1f}]")
+                for name, mean, std, known in zip(
+                    MEASURES, row.mean, row.std, published, strict=True
+                )
+            )
+            print(f"{row.method} {row.optimizer}: {', '.join(cells)}", flush=True)
+
+
 def _commands() -> Any:
     train_help = (
         f"Train one network. Data: {', '.join(DATASETS)}. Methods are loss or loss-rule, with loss "
@@ -243,6 +362,13 @@ def _commands() -> Any:
         | Annotated[_with_settings(), subcommand("train", description=train_help)]
         | Annotated[SpectrumCommand, subcommand("spectrum")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Reproduce, subcommand("reproduce")]
+        | Annotated[Recipes, subcommand("recipes")]
+        | Annotated[
+            Annotated[DataCheck, subcommand("check")]
+            | Annotated[DataConvert, subcommand("convert")],
+            subcommand("data", description="Check data sets, convert list files."),
+        ]
         | Annotated[Doctor, subcommand("doctor")]
     )
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastsam.cli import main
+from fastsam.longtail.data import DATASETS
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
 
@@ -154,6 +156,41 @@ def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str
     assert "not a result" in fails(1, "report", tmp_path)
 
 
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    output = capsys.readouterr().out
+    for name in ("imagenet-lt", "ldam", "drw", "lpf-sgd"):
+        assert name in output
+    assert main(["recipes", "--data", "cifar10-lt", "--method", "ldam-drw"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rho", "(0.8,)", "[code]", "run.sh"] in lines
+    assert main(["recipes", "--data", "cifar10-lt", "--method", "vs"]) == 0
+    assert "not a published value" in capsys.readouterr().out
+    assert main(["recipes", "--data", "cifar"]) == 2
+
+
+def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> None:
+    assert "table1, table3, table4" in fails(2, "reproduce", "table9")
+    assert "seeds" in fails(2, "reproduce", "table4", "--data", "digits-lt", "--seeds", 0)
+    options = ["--data", "digits-lt", "--epochs", "1", "--quiet", "--out", tmp_path]
+    command = ["reproduce", "table4", "--seeds", "2", *map(str, options)]
+    assert main(command) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in first[1:]] == [
+        "ce-drw sgd",
+        "ce-drw pgd",
+        "ce-drw lpf-sgd",
+        "ce-drw sam",
+    ]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(written) == 8
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines() == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == written
+    options[3] = "2"
+    assert "other settings" in fails(1, "reproduce", "table4", *options)
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
@@ -170,7 +207,7 @@ def test_module_can_be_run() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "fastsam: error: unknown data 'nothing'; valid: digits-lt",
+        f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS)}",
     ]
 
 

@@ -11,7 +11,8 @@ import torch
 from fastsam.longtail.atomic import write_atomically
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import CheckpointError, UsageError
-from fastsam.longtail.models import Classifier, build_model
+from fastsam.longtail.models import Classifier
+from fastsam.longtail.network import build_network
 
 FORMAT = "fastsam-longtail"
 VERSION = 1
@@ -96,9 +97,7 @@ class Checkpoint:
             CheckpointError: if the weights are not of the network that the settings name.
         """
         config = self.config
-        model = build_model(
-            config.model, self.num_classes, head=config.head, channels=self.channels
-        )
+        model = build_network(config, self.num_classes, self.channels)
         try:
             model.load_state_dict(self.model)
         except RuntimeError as error:

@@ -171,6 +171,19 @@ class TrainConfig:
         default=None, metadata=_only("factor of the influence-balanced loss", loss=("ib",))
     )
 
+    paco_alpha: float | None = field(
+        default=None, metadata=_only("weight of a contrasted positive", loss=("paco",))
+    )
+    paco_temperature: float | None = field(
+        default=None, metadata=_only("temperature of the contrasts", loss=("paco",))
+    )
+    paco_queue: int | None = field(
+        default=None, metadata=_only("places in the queue of keys", loss=("paco",))
+    )
+    paco_projection: int | None = field(
+        default=None, metadata=_only("length of the projected vectors", loss=("paco",))
+    )
+
     rho: tuple[float, ...] | None = field(
         default=None,
         metadata=_only(
@@ -385,6 +398,10 @@ def _check_values(config: TrainConfig) -> None:
     check("eql_threshold", low=0, high=1)
     check("eql_drop", low=0, high=1)
     check("ib_alpha", low=0, open_low=True)
+    check("paco_alpha", low=0)
+    check("paco_temperature", low=0, open_low=True)
+    check("paco_queue", low=1)
+    check("paco_projection", low=1)
     check("rho", low=0)
     check("rho_milestones", low=1)
     check("posthoc_tau", low=0)

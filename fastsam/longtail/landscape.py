@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
 from fastsam.curvature.losses import LossFunction
 from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.models import Classifier
@@ -237,6 +238,8 @@ def _as_trained(
     config = checkpoint.config
     device = next(model.parameters()).device
     loss_fn = Objective(config, data.counts, device=device).at(config.epochs).eval()
+    if isinstance(loss_fn, PaCoLoss):
+        raise UsageError("the loss of paco is not a mean over samples; choose --loss ce")
 
     def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch

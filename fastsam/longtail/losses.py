@@ -33,6 +33,16 @@ def _checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
+def prior(counts: ArrayLike) -> Tensor:
+    """Share of each class among the training images, float64 ``[C]``.
+
+    Args:
+        counts: training images of each class, ``[C]``, each at least 1.
+    """
+    values = _checked_counts(counts)
+    return torch.from_numpy(values / values.sum())
+
+
 def class_balanced_weights(counts: ArrayLike, beta: float = 0.9999) -> Tensor:
     """Inverse effective numbers of samples, ``(1 - beta) / (1 - beta^n)``, scaled to sum to C.
 
@@ -77,9 +87,7 @@ def adjust_logits(logits: Tensor, counts: ArrayLike, tau: float = 1.0) -> Tensor
         counts: training images of each class, ``[C]``.
         tau: strength; 1 is the consistent choice.
     """
-    values = _checked_counts(counts)
-    log_prior = torch.from_numpy(np.log(values / values.sum()))
-    return logits - tau * log_prior.to(logits)
+    return logits - tau * prior(counts).log().to(logits)
 
 
 class LongTailLoss(nn.Module):
@@ -242,7 +250,7 @@ class VSLoss(LongTailLoss):
                 f"gamma must be at least 0 and tau finite, got gamma={gamma}, tau={tau}"
             )
         self.register_buffer("divisors", torch.from_numpy((values.max() / values) ** gamma))
-        self.register_buffer("offsets", torch.from_numpy(tau * np.log(values / values.sum())))
+        self.register_buffer("offsets", tau * prior(counts).log())
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
         """VS loss of every sample, ``[B]``."""

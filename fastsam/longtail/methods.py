@@ -15,6 +15,7 @@ LOSSES: dict[str, str] = {
     "la": "logit-adjusted loss (VS loss with gamma = 0)",
     "bs": "balanced softmax (logit adjustment with tau = 1)",
     "eql": "softmax equalization loss",
+    "paco": "parametric contrastive learning with momentum encoder and queue",
     "ib": "influence-balanced loss; cross-entropy before the deferral epoch",
 }
 
@@ -57,8 +58,8 @@ class Method:
                 f"unknown method {name!r}; a method is loss or loss-rule, with loss one of "
                 f"{', '.join(LOSSES)} and rule one of {', '.join(RULES)}"
             )
-        if loss == "ib" and rule in ("rw", "drw"):
-            raise UsageError(f"{name}: the influence-balanced loss has class weights of its own")
+        if loss in ("ib", "paco") and rule in ("rw", "drw"):
+            raise UsageError(f"{name}: the loss {loss} balances classes by itself")
         return cls(loss, rule)
 
     @property

@@ -51,12 +51,14 @@ class Classifier(nn.Module):
     Attributes:
         features: maps images ``[B, channels, H, W]`` to features ``[B, D]``.
         head: maps features ``[B, D]`` to logits ``[B, C]``.
+        feature_width: D.
     """
 
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+    def __init__(self, features: nn.Module, head: nn.Module, feature_width: int) -> None:
         super().__init__()
         self.features = features
         self.head = head
+        self.feature_width = feature_width
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images ``[B, channels, H, W]`` to logits ``[B, C]``."""
@@ -246,10 +248,10 @@ def build_model(
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
         if head == "cosine":
-            return Classifier(features, CosineHead(width, num_classes))
+            return Classifier(features, CosineHead(width, num_classes), width)
         linear = nn.Linear(width, num_classes)
         nn.init.kaiming_normal_(linear.weight)
-        return Classifier(features, linear)
+        return Classifier(features, linear, width)
 
 
 def resnet20(num_classes: int, head: Head = "linear", *, seed: int = 0) -> Classifier:

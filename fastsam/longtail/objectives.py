@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastsam.longtail.config import TrainConfig, given
+from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.losses import (
     CrossEntropyLoss,
     EqualizationLoss,
@@ -36,7 +37,15 @@ class Objective:
     ) -> None:
         method = config.parsed_method
         weight, mean = _class_weights(config, counts)
-        self._late = _loss(config, method.loss, counts, weight, mean).to(device)
+        self._late: LongTailLoss | PaCoLoss
+        if method.loss == "paco":
+            self._late = PaCoLoss(
+                counts,
+                alpha=given(config.paco_alpha),
+                temperature=given(config.paco_temperature),
+            ).to(device)
+        else:
+            self._late = _loss(config, method.loss, counts, weight, mean).to(device)
         self._early = self._late
         if method.loss == "ib":
             self._early = CrossEntropyLoss().to(device)
@@ -44,7 +53,7 @@ class Objective:
             self._early = _loss(config, method.loss, counts, None, mean).to(device)
         self._defer_epoch = config.defer_epoch or 0
 
-    def at(self, epoch: int) -> LongTailLoss:
+    def at(self, epoch: int) -> LongTailLoss | PaCoLoss:
         """The loss of ``epoch`` (counted from 1)."""
         return self._late if epoch > self._defer_epoch else self._early
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
@@ -20,12 +21,12 @@ from fastsam.optim.pgd import PGD
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` names for all parameters of ``model``, on torch's SGD.
+    """The optimizer that ``config`` names for the trained parameters of ``model``, on torch's SGD.
 
     All of them step by a closure that clears the gradients and makes one pass.
     """
     sgd = SGD(
-        list(model.named_parameters()),
+        [(name, value) for name, value in model.named_parameters() if value.requires_grad],
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -98,10 +99,10 @@ def _parts(optimizer: Optimizer, batch: Batch) -> Iterator[Batch]:
     if not isinstance(optimizer, LPFSGD):
         yield batch
         return
-    columns = [column.tensor_split(optimizer.parts) for column in batch]
-    for inputs, targets, indices in zip(*columns, strict=True):
-        if len(targets):
-            yield Batch(inputs, targets, indices)
+    for part in torch.arange(len(batch.targets)).tensor_split(optimizer.parts):
+        if len(part):
+            second = None if batch.second_view is None else batch.second_view[part]
+            yield Batch(batch.inputs[part], batch.targets[part], batch.indices[part], second)
 
 
 def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:

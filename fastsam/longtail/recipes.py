@@ -134,6 +134,13 @@ LOSS: dict[str, Layer] = {
     "la": _layer("Menon et al. 2021: tau = 1 is the consistent choice", tau=1.0),
     "focal": _layer("code of Cao et al. 2019", focal_gamma=1.0),
     "eql": _layer("starting point", known=False, eql_threshold=5e-3, eql_drop=0.9),
+    "paco": _layer(
+        "code of Cui et al. 2021 (CIFAR-100-LT)",
+        paco_alpha=0.01,
+        paco_temperature=0.05,
+        paco_queue=1024,
+        paco_projection=32,
+    ),
     "ib": _layer("code of Park et al. 2021", ib_alpha=1000.0),
 }
 
@@ -190,6 +197,29 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("imagenet-lt", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.5, 0.5)},
     ("inaturalist18", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.1, 0.2)},
     ("inaturalist18", "ldam-drw", "sam"): _rho(0.05, 0.1, 0.5, 0.5),
+    ("cifar100-lt", "paco*", "*"): _layer(
+        "code of Cui et al. 2021",
+        lr=0.05,
+        weight_decay=5e-4,
+        epochs=400,
+        warmup_epochs=10,
+        lr_milestones=(320, 360),
+        lr_factors=(0.1, 0.01),
+    ),
+    ("imagenet-lt", "paco*", "*"): _layer(
+        "code of Cui et al. 2021",
+        lr=0.02,
+        weight_decay=5e-4,
+        paco_alpha=0.05,
+        paco_temperature=0.2,
+    ),
+    ("inaturalist18", "paco*", "*"): _layer(
+        "code of Cui et al. 2021",
+        lr=0.02,
+        weight_decay=1e-4,
+        paco_alpha=0.05,
+        paco_temperature=0.2,
+    ),
     ("imagenet-lt", "ldam*", "*"): _layer(_CODE, max_margin=0.3),
     ("inaturalist18", "ldam*", "*"): _layer(_CODE, max_margin=0.3, weight_decay=1e-4),
 }

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
-from fastsam.longtail.models import Classifier, build_model
+from fastsam.longtail.models import Classifier
+from fastsam.longtail.network import build_network
 from fastsam.longtail.objectives import Objective
 from fastsam.longtail.optimizers import (
     batches_for_steps,
@@ -38,6 +40,8 @@ from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.progress import ProgressBar
 
 EVALUATION_BATCH = 512
+SECOND_VIEW_EPOCHS = 1 << 32
+"""The second view of an epoch is drawn as that of an epoch so much later."""
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written after an epoch if the last one is older than this, and after the last."""
 
@@ -112,13 +116,7 @@ class Trainer:
 
         first = next(iter(_read(self.data.test, self.device, limit=1)))
         self.channels = first.inputs.shape[1]
-        self.model: Classifier = build_model(
-            config.model,
-            self.data.num_classes,
-            head=config.head,
-            channels=self.channels,
-            seed=derived_seed(config.seed, Stream.MODEL),
-        ).to(self.device)
+        self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
         self.objective = Objective(config, self.data.counts, device=self.device)
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
@@ -171,13 +169,7 @@ class Trainer:
         # Sums stay on the device: reading them back at every batch would stall an accelerator.
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        batches = self.data.train.batches(
-            np.array_split(order, range(config.batch_size, len(order), config.batch_size)),
-            augment=config.augment,
-            seed=config.seed,
-            epoch=epoch,
-            device=self.device,
-        )
+        batches = self._read_epoch(order, epoch)
         seen = 0
         for pieces in batches_for_steps(self.optimizer, batches):
             for step in self._step(pieces, loss_fn, epoch=epoch):
@@ -205,17 +197,48 @@ class Trainer:
             seconds=time.perf_counter() - began,
         )
 
+    def _read_epoch(self, order: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, with a second view for contrastive learning."""
+        size = self.config.batch_size
+        read = partial(
+            self.data.train.batches,
+            np.array_split(order, range(size, len(order), size)),
+            augment=self.config.augment,
+            seed=self.config.seed,
+            device=self.device,
+        )
+        if not isinstance(self.model, PaCoClassifier):
+            yield from read(epoch=epoch)
+            return
+        for batch, other in zip(
+            read(epoch=epoch), read(epoch=epoch + SECOND_VIEW_EPOCHS), strict=True
+        ):
+            yield batch._replace(second_view=other.inputs)
+
     def _step(
-        self, pieces: list[tuple[int, Batch]], loss_fn: LongTailLoss, *, epoch: int
+        self, pieces: list[tuple[int, Batch]], loss_fn: LongTailLoss | PaCoLoss, *, epoch: int
     ) -> list[Step]:
         """Take one optimizer step on ``pieces``; what the first pass over each of them saw."""
         seen: dict[int, Step] = {}
+        keys: dict[int, Tensor] = {}
+
+        def loss_of(number: int, batch: Batch, logits: Tensor, features: Tensor) -> Tensor:
+            model = self.model
+            if isinstance(loss_fn, LongTailLoss):
+                loss_fn.reseed(derived_seed(self.config.seed, Stream.LOSS, epoch, number))
+                loss: Tensor = loss_fn(logits, batch.targets, features)
+                return loss
+            if not isinstance(model, PaCoClassifier) or batch.second_view is None:
+                raise AssertionError("paco comes with its own network and two views")
+            # All passes of a step compare with the same keys.
+            if number not in keys:
+                keys[number] = model.keys(batch.second_view)
+            return model.contrast(loss_fn, logits, features, keys[number], batch.targets)
 
         def gradient(number: int, batch: Batch) -> Tensor:
-            loss_fn.reseed(derived_seed(self.config.seed, Stream.LOSS, epoch, number))
             features = self.model.features(batch.inputs)
             logits = self.model.head(features)
-            loss: Tensor = loss_fn(logits, batch.targets, features)
+            loss = loss_of(number, batch, logits, features)
             loss.backward()  # type: ignore[no-untyped-call]
             if number not in seen:
                 seen[number] = Step(
@@ -230,6 +253,9 @@ class Trainer:
             return loss
 
         take_step(self.optimizer, self.model, [partial(gradient, *piece) for piece in pieces])
+        if isinstance(self.model, PaCoClassifier):
+            for number, step in seen.items():
+                self.model.advance(keys[number], step.targets)
         return list(seen.values())
 
     def _accuracy(self, images: Images) -> float:

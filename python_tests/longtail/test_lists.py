@@ -142,7 +142,7 @@ def test_damaged_and_missing_lists(tmp_path: Path) -> None:
             read_list(path)
     with pytest.raises(DataError, match="no list file"):
         read_list(tmp_path / "none.txt")
-    with pytest.raises(DataError, match="fastsam data check"):
+    with pytest.raises(DataError, match=r"no other\.txt \(or \.gz, \.xz\)"):
         find_list(tmp_path, "other.txt")
 
 

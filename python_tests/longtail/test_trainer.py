@@ -67,7 +67,7 @@ METHODS = [
     Method(loss, rule).name
     for loss in LOSSES
     for rule in RULES
-    if not (loss == "ib" and rule in ("rw", "drw"))
+    if loss != "paco" and not (loss == "ib" and rule in ("rw", "drw"))
 ]
 
 

@@ -12,7 +12,7 @@ from fastsam.longtail.data.dataset import LongTailData, check_every_class
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.listed import LISTED, load_listed, load_own_folders, load_own_lists
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.errors import unknown
+from fastsam.longtail.errors import DataError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,12 @@ DATASETS: dict[str, Loader] = {
     "folder": partial(_own, load_own_folders),
 }
 
+_KRIZHEVSKY = "www.cs.toronto.edu/~kriz/cifar.html; `fastsam train --download True` fetches it"
+
 WHERE: dict[str, str] = {
     "digits-lt": "comes with scikit-learn",
-    "cifar10-lt": "cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-    "cifar100-lt": "cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar10-lt": f"cifar-10-python.tar.gz from {_KRIZHEVSKY}",
+    "cifar100-lt": f"cifar-100-python.tar.gz from {_KRIZHEVSKY}",
     **{name: info.where for name, info in LISTED.items()},
     "list": "your own: train.txt, test.txt and perhaps val.txt with lines `path label`",
     "folder": "your own: train/CLASS, test/CLASS and perhaps val/CLASS",
@@ -111,6 +113,9 @@ def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
     """
     if name not in DATASETS:
         raise unknown("data", name, DATASETS)
-    data = DATASETS[name](options or DataOptions())
+    try:
+        data = DATASETS[name](options or DataOptions())
+    except DataError as error:
+        raise DataError(f"{error}. Where to get {name}: {WHERE[name]}") from error
     check_every_class(data.counts, f"the training set of {name}")
     return data

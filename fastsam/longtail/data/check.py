@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastsam.longtail.data.catalog import DATASETS, WHERE, DataOptions, load_dataset
+from fastsam.longtail.data.catalog import WHERE, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import groups_by_count
 from fastsam.longtail.data.files import FileImages
-from fastsam.longtail.errors import DataError, unknown
+from fastsam.longtail.errors import DataError
 
 
 def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> Iterator[str]:
     """Verify files, labels and counts; yield what was found, line by line.
 
     Args:
-        name: one of :data:`DATASETS`.
+        name: name of the data set.
         options: as for :func:`load_dataset`.
         decode: also decode every image file, which takes a while.
 
@@ -22,12 +22,7 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
         UsageError: for an unknown name.
         DataError: saying what is missing or wrong, and where the users of the set usually get it.
     """
-    if name not in DATASETS:
-        raise unknown("data", name, DATASETS)
-    try:
-        data = load_dataset(name, options)
-    except DataError as error:
-        raise DataError(f"{error}. Where to get {name}: {WHERE[name]}") from error
+    data = load_dataset(name, options)
     counts = data.counts
     yield f"{name}: {data.num_classes} classes, {counts.min()} to {counts.max()} training images"
     sets = {"train": data.train, "validation": data.validation, "test": data.test}

@@ -53,10 +53,7 @@ def load_cifar_lt(
     try:
         parts = [reader(str(root), train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError, EOFError, KeyError) as error:
-        raise DataError(
-            f"CIFAR-{num_classes} is missing or damaged in {root} ({error}); its users get "
-            f"{reader.url} and unpack it there, or let --download true do both"
-        ) from error
+        raise DataError(f"CIFAR-{num_classes} is missing or damaged in {root}: {error}") from error
     sets = [
         TensorImages(
             torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))),

@@ -25,11 +25,13 @@ class Batch(NamedTuple):
         inputs: normalised images, float32 ``[B, C, H, W]``.
         targets: classes, int64 ``[B]``.
         indices: positions of the samples in their :class:`Images`, int64 ``[B]``.
+        second_view: the same images under another draw of the augmentation, where one is needed.
     """
 
     inputs: Tensor
     targets: Tensor
     indices: Tensor
+    second_view: Tensor | None = None
 
 
 class Images(Protocol):

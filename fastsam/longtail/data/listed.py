@@ -115,7 +115,7 @@ def find_list(root: Path, name: str) -> Path:
     for candidate in (name, f"{name}.gz", f"{name}.xz"):
         if (root / candidate).is_file():
             return root / candidate
-    raise DataError(f"no {name} (or .gz, .xz) in {root}; `fastsam data check` says where to get it")
+    raise DataError(f"no {name} (or .gz, .xz) in {root}")
 
 
 def load_listed(

@@ -1,0 +1,28 @@
+"""From the settings of a run to its network."""
+
+from __future__ import annotations
+
+from fastsam.longtail.config import TrainConfig, given
+from fastsam.longtail.contrastive import PaCoClassifier
+from fastsam.longtail.models import Classifier, build_model
+from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+
+
+def build_network(config: TrainConfig, num_classes: int, channels: int) -> Classifier:
+    """The freshly initialised network of a configuration, on the CPU.
+
+    Args:
+        config: settings of the run.
+        num_classes: number of classes C.
+        channels: channels of the input images.
+    """
+    seed = derived_seed(config.seed, Stream.MODEL)
+    model = build_model(config.model, num_classes, head=config.head, channels=channels, seed=seed)
+    if config.parsed_method.loss != "paco":
+        return model
+    with global_seed(seed):
+        return PaCoClassifier(
+            model,
+            projection=given(config.paco_projection),
+            queue=given(config.paco_queue),
+        )
