@@ -321,12 +321,14 @@ class SAM(Optimizer):
             "base_optimizer": self.base_optimizer,
             "check_finite": self.check_finite,
             "_closure_makes_both": self._closure_makes_both,
-            "process_group": self.process_group,
+            "process_group": self.process_group and _Handle(self.process_group),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "base_optimizer" in state:
+            handle = state["process_group"]
+            self.process_group = handle.group if handle else None
             self._skipped = {}
             self._ascent = None
             self._share_with_base()
@@ -637,6 +639,22 @@ class AscentStep(Optimizer):
                 grad_scale=getattr(self, "grad_scale", None),
                 found_inf=getattr(self, "found_inf", None),
             )
+
+
+class _Handle:
+    """A process group on its way through a copy: the copy has the same one, and no file can have it."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Handle:
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "an optimizer with process_group= cannot be pickled, because the group belongs to this "
+            "process; save its state_dict() instead"
+        )
 
 
 def _check_rho(rho: float | Tensor) -> None:

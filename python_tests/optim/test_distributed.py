@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket
 import tempfile
 from collections.abc import Callable
@@ -211,6 +213,22 @@ def _local_refused(rank: int, ranks: int) -> list[Tensor]:
     return whole(model)
 
 
+def _copied(rank: int, ranks: int) -> list[Tensor]:
+    """A copy of the optimizer has the same ranks; a file cannot have them."""
+    model = network()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    assert twin.process_group is dist.group.WORLD
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(optimizer)
+    train(twin_model, twin, 2, batch)
+    return whole(twin_model)
+
+
+def test_optimizers_with_ranks_can_be_copied(outcomes):
+    assert_close(equal_on_all(outcomes, "copied"), alone(2), 1e-5)
+
+
 def test_local_steps_that_are_refused_or_fail_move_nothing(outcomes):
     assert_same_bits(equal_on_all(outcomes, "local_refused"), whole(network()))
 
@@ -325,6 +343,7 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "ddp_local": _ddp_local,
     "ddp_local_nan": _ddp_local_nan,
     "local_refused": _local_refused,
+    "copied": _copied,
     "fsdp_sgd": _fsdp_sgd,
     "fsdp_adamw": _fsdp_adamw,
     "fsdp_generic": _fsdp_generic,

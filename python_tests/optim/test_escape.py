@@ -18,7 +18,7 @@ from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.looksam import LookSAM
 from fastsam.optim.lpf import LPFSGD
 from fastsam.optim.pgd import PGD
-from fastsam.optim.wrapper import normal_like
+from fastsam.optim.wrapper import add_normal
 
 Build = Callable[[Optimizer], Any]
 BUILDERS: dict[str, Build] = {
@@ -114,20 +114,37 @@ def test_a_failing_closure_leaves_the_weights(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
 
 
+def noise_like(tensors: list[Tensor], seed: int, position: int) -> list[Tensor]:
+    """Standard normal noise as the optimizers draw it."""
+    drawn = [torch.zeros_like(tensor) for tensor in tensors]
+    ones = [torch.ones(1, dtype=torch.float64)] * len(tensors)
+    add_normal(drawn, ones, seed=seed, position=position)
+    return drawn
+
+
 def test_noise_is_standard_normal_and_differs_by_position() -> None:
-    like = torch.empty(200, 300)
-    noise = normal_like(like, 1, 2, 3, 4)
-    assert torch.equal(noise, normal_like(like, 1, 2, 3, 4))
+    like = [torch.empty(200, 300), torch.empty(0), torch.empty(200, 300)]
+    noise, nothing, third = noise_like(like, 2**62 + 1, 5)
+    assert nothing.numel() == 0
+    assert torch.equal(noise, noise_like(like, 2**62 + 1, 5)[0])
     assert abs(float(noise.mean())) < 5 / math.sqrt(60000)
     assert abs(float(noise.std()) - 1) < 5 / math.sqrt(120000)
-    for position in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0), (1, 3, 2, 4)):
-        other = normal_like(like, *position)
+    others = [third, noise_like(like, 2**62 + 1, 6)[0], noise_like(like, 2**62, 5)[0]]
+    for other in others:
         assert abs(float((noise * other).mean())) < 5 / math.sqrt(60000)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = normal_like(like, 1, 2, 3, 4)
+    alone = noise_like(like, 2**62 + 1, 5)[0]
     torch.set_num_threads(threads)
     assert torch.equal(noise, alone)
+
+
+def test_noise_has_one_deviation_for_each_filter() -> None:
+    filters = torch.zeros(3, 100, 100)
+    add_normal([filters], [torch.tensor([1.0, 0.0, 5.0])], seed=1, position=0)
+    assert filters[0].std() == pytest.approx(1, abs=0.05)
+    assert not filters[1].any()
+    assert filters[2].std() == pytest.approx(5, abs=0.25)
 
 
 def test_without_noise_they_are_sgd() -> None:
@@ -169,7 +186,7 @@ def test_pgd_trajectory(noise_on: str) -> None:
     optimizer = PGD(SGD([parameter], lr=0.1), sigma=0.3, noise_on=noise_on, seed=5)
     w = parameter.detach().numpy().copy()
     for step in range(4):
-        xi = 0.3 * normal_like(parameter, 5, step, 0, 0).numpy()
+        xi = 0.3 * noise_like([parameter.detach()], 5, step)[0].numpy()
         if noise_on == "gradient":
             w = w - 0.1 * (matrix @ w + xi)
         else:
@@ -202,8 +219,9 @@ def test_lpf_trajectory_and_filter_norms() -> None:
     for step in range(2):
         gradients = [np.zeros_like(w), np.zeros_like(b)]
         for m in range(2):
+            noises = noise_like([p.detach() for p in parameters], 9, 2 * step + m)
             for i, value in enumerate((w, b)):
-                noise = normal_like(parameters[i], 9, step, m, i).numpy()
+                noise = noises[i].numpy()
                 if i == 0:
                     size = np.array([np.sqrt((value[f] ** 2).sum()) for f in range(3)])
                     moved = value + 0.2 * size[:, None, None] * noise
@@ -225,7 +243,7 @@ def test_entropy_trajectory() -> None:
     for step in range(3):
         prime, mean = x.copy(), x.copy()
         for inner in range(3):
-            noise = normal_like(parameter, 2, step, inner, 0).numpy()
+            noise = noise_like([parameter.detach()], 2, 3 * step + inner)[0].numpy()
             prime = prime - 0.2 * (matrix @ prime + 0.4 * (prime - x)) + 0.2**0.5 * 0.05 * noise
             mean = 0.6 * mean + 0.4 * prime
         first = 0.5 * x @ matrix @ x

@@ -165,7 +165,8 @@ def test_settings_changed_between_steps_take_effect(seed):
         {"lr": 0.05, "momentum": 0.9, "rho": 0.5},
         {"weight_decay": 0.1, "nesterov": True},
         {"momentum": 0.0, "nesterov": False, "rho": 0.0},
-        {"momentum": 0.5, "maximize": True},
+        {"adaptive": True, "rho": 0.2},
+        {"momentum": 0.5, "maximize": True, "adaptive": False},
     ]
     results = []
     for kind in (SAM, PlainSAM):
