@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
 class EntropySGD(WrappedOptimizer):
@@ -63,15 +63,20 @@ class EntropySGD(WrappedOptimizer):
             for inner in range(self.inner_steps):
                 loss = run().detach()
                 first = loss if first is None else first
-                for index, (group, parameter) in enumerate(trained):
-                    if parameter.grad is None:
-                        continue
-                    pull = (parameter - center[index]).mul_(group["gamma"])
-                    parameter.sub_(pull.add_(parameter.grad), alpha=group["inner_lr"])
-                    noise = normal_like(parameter, self.seed, self.steps_taken, inner, index)
-                    scale = math.sqrt(group["inner_lr"]) * group["noise"]
-                    parameter.add_(noise, alpha=scale)
-                    means[index].lerp_(parameter, 1 - group["alpha"])
+                for (group, parameter), old in zip(trained, center, strict=True):
+                    pull = (parameter - old).mul_(group["gamma"])
+                    if parameter.grad is not None:
+                        pull.add_(parameter.grad)
+                    parameter.sub_(pull, alpha=group["inner_lr"])
+                heat = (math.sqrt(group["inner_lr"]) * group["noise"] for group, _ in trained)
+                add_normal(
+                    [parameter for _, parameter in trained],
+                    [torch.tensor([deviation], dtype=torch.float64) for deviation in heat],
+                    seed=self.seed,
+                    position=self.steps_taken * self.inner_steps + inner,
+                )
+                for (group, parameter), mean in zip(trained, means, strict=True):
+                    mean.lerp_(parameter, 1 - group["alpha"])
         finally:
             for (_, parameter), old in zip(trained, center, strict=True):
                 parameter.copy_(old)

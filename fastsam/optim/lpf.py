@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
 class LPFSGD(WrappedOptimizer):
@@ -45,9 +45,12 @@ class LPFSGD(WrappedOptimizer):
         losses: list[Tensor] = []
         for part in range(self.parts):
             try:
-                for index, (group, parameter) in enumerate(trained):
-                    noise = normal_like(parameter, self.seed, self.steps_taken, part, index)
-                    parameter.add_(noise * group["gamma"] * _filter_norms(parameter))
+                add_normal(
+                    [parameter for _, parameter in trained],
+                    [group["gamma"] * _filter_norms(parameter) for group, parameter in trained],
+                    seed=self.seed,
+                    position=self.steps_taken * self.parts + part,
+                )
                 losses.append(run().detach())
             finally:
                 for (_, parameter), old in zip(trained, before, strict=True):
@@ -65,7 +68,7 @@ class LPFSGD(WrappedOptimizer):
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:
-    """Norm of the filter of each weight, in a shape that broadcasts to the parameter's."""
-    within = tuple(range(1, parameter.dim())) or None
-    norms: Tensor = torch.linalg.vector_norm(parameter, dim=within, keepdim=True)
+    """Norm of every filter, float64 ``[shape[0]]``; of the whole of a vector, ``[1]``."""
+    filters = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
+    norms: Tensor = torch.linalg.vector_norm(filters.double(), dim=1)
     return norms

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option, normal_like
+from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 NOISE_ON = ("gradient", "weights")
 
@@ -61,8 +61,14 @@ class PGD(WrappedOptimizer):
         return loss
 
     def _add_noise(self, *, to_gradient: bool) -> None:
-        for index, (group, parameter) in enumerate(self._parameters()):
-            target = parameter.grad if to_gradient else parameter
-            if target is not None:
-                noise = normal_like(target, self.seed, self.steps_taken, 0, index)
-                target.add_(noise, alpha=group["sigma"])
+        noisy = [
+            (parameter.grad if to_gradient else parameter, group["sigma"])
+            for group, parameter in self._parameters()
+        ]
+        present = [(tensor, sigma) for tensor, sigma in noisy if tensor is not None]
+        add_normal(
+            [tensor for tensor, _ in present],
+            [torch.tensor([sigma], dtype=torch.float64) for _, sigma in present],
+            seed=self.seed,
+            position=self.steps_taken,
+        )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from fastsam.kernels.noise import add_noise
+from fastsam.kernels.sam import TensorTable
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
@@ -81,21 +85,33 @@ def check_option(name: str, value: float, *, low: float, high: float = float("in
         raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")
 
 
-def normal_like(parameter: Tensor, seed: int, step: int, part: int, index: int) -> Tensor:
-    """Standard normal numbers in the shape of ``parameter``, from a position and nothing else.
+def add_normal(
+    tensors: Sequence[Tensor], deviations: Sequence[Tensor], *, seed: int, position: int
+) -> None:
+    """Add normal noise to tensors in place, one native launch for each device and dtype.
 
-    Drawn on the CPU, so that every device and any number of threads sees the same.
+    The noise depends on seed, position, place in ``tensors`` and place in memory alone: the same
+    bits on any number of threads, and to rounding the same on every device.
 
     Args:
-        parameter: gives shape, dtype and device.
-        seed: seed of the run.
-        step: step of the optimizer.
-        part: which draw of that step.
-        index: which parameter.
+        tensors: dense, of any shape; changed in place.
+        deviations: standard deviations, float64 ``[rows]`` for each tensor: one for all of it, or
+            one for each slice along the first dimension.
+        seed: seed of the run, below 2^63.
+        position: which draw of the run.
     """
-    mixed = seed
-    for position in (step, part, index):
-        # The multiplier and increment of a 64-bit linear congruential generator (Knuth, MMIX).
-        mixed = ((mixed ^ position) * 6364136223846793005 + 1442695040888963407) % 2**64
-    generator = torch.Generator().manual_seed(mixed >> 1)
-    return torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
+    members: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        if tensor.numel():
+            members[tensor.device, tensor.dtype].append(index)
+    for (device, _), chosen in members.items():
+        count = len(chosen)
+        table = TensorTable(
+            [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
+        )
+        add_noise(
+            table,
+            [deviations[index].to(device=device, dtype=torch.float64) for index in chosen],
+            torch.tensor([seed, position], device=device),
+            streams=chosen,
+        )
