@@ -153,7 +153,7 @@ def spectral_density(
     threads = None if earlier is None else earlier.get("threads")
     with undisturbed(model), thread_count(threads):
         batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
-        if earlier is not None and strategy == "auto":
+        if earlier is not None and strategy == "auto" and "strategy" in earlier:
             strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]
         operator = ModelOperator(
             model,

@@ -1,0 +1,85 @@
+"""The same runs on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastsam.curvature import CallableOperator, operator_spectrum, spectral_density
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Softplus(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["auto", "kept-graph", "kept-graph-batched", "rebuild", "forward-over-reverse", "linearize"],
+)
+@pytest.mark.parametrize("probes", [1, 3])
+def test_equal_to_the_cpu(strategy, probes):
+    model = network().double()
+    batch = torch.randn(9, 1, 6, 6).double(), torch.randint(3, (9,))
+    options = {"steps": 30, "probes": probes}
+    expected = spectral_density(model, F.cross_entropy, batch, **options)
+    model.cuda()
+    found = spectral_density(model, F.cross_entropy, batch, strategy=strategy, **options)
+    scale = max(abs(expected.lambda_min), expected.lambda_max)
+    assert found.lambda_max == pytest.approx(expected.lambda_max, abs=1e-8 * scale)
+    assert found.lambda_min == pytest.approx(expected.lambda_min, abs=1e-8 * scale)
+    assert np.allclose(found.alpha[:, :3], expected.alpha[:, :3], atol=1e-8 * scale)
+
+
+@pytest.mark.parametrize("basis", ["device", "host"])
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+def test_operators_on_the_gpu(basis, reorthogonalize):
+    matrix = torch.randn(80, 80, dtype=torch.float64)
+    matrix = (matrix + matrix.T).cuda()
+    operator = CallableOperator(lambda rows: rows @ matrix, dimension=80, device="cuda")
+    spectrum = operator_spectrum(
+        operator, steps=60, probes=2, basis=basis, reorthogonalize=reorthogonalize
+    )
+    values = torch.linalg.eigvalsh(matrix.cpu())
+    assert spectrum.lambda_max == pytest.approx(float(values[-1]), rel=1e-6)
+
+
+def test_nothing_in_the_loop_blocks_the_host():
+    steps = 20
+    values = torch.linspace(-1, 5, 4000, device="cuda")
+    calls = []
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(calls) < steps else "default")
+        return rows * values
+
+    operator = CallableOperator(product, dimension=4000, dtype=torch.float32, device="cuda")
+    try:
+        spectrum = operator_spectrum(operator, steps=steps, probes=2, tolerance=1e-9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(calls) == steps
+    assert spectrum.lambda_max == pytest.approx(5, rel=1e-2)
+
+
+def test_nan_is_reported_though_the_host_runs_ahead():
+    operator = CallableOperator(
+        lambda rows: rows * float("nan"), dimension=50, dtype=torch.float32, device="cuda"
+    )
+    with pytest.raises(FloatingPointError, match="NaN"):
+        operator_spectrum(operator, steps=30)
