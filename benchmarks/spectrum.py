@@ -10,7 +10,6 @@ longer has; it gets an equivalent that goes through ``torch.linalg.eigh``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -18,10 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
 from benchmarks.machine import save
@@ -36,64 +38,71 @@ from fastsam.longtail.models import resnet32
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def main() -> None:
-    """Run the case and write its results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--peers", help="folder of the installed peers; none are measured without it"
-    )
-    parser.add_argument("--steps", type=int, default=100, help="Lanczos steps")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="runs of each contestant, interleaved"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", help="contestants by the beginning of their names")
-    parser.add_argument(
-        "--part",
-        choices=["products", "density", "everything", "correctness", "all"],
-        default="all",
-        help="products: single Hessian-vector products, finely interleaved; density: one Lanczos run; "
-        "everything: extremes, trace and density; correctness: known spectra",
-    )
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peers:
-        sys.path.insert(0, options.peers)
-    results: dict[str, Any] = {"settings": vars(options) | {"peers": bool(options.peers)}}
-    if options.part in ("correctness", "all"):
-        results["correctness"] = correctness(peers=bool(options.peers))
-    generator = torch.Generator().manual_seed(0)
-    model = resnet32(10).to(options.device).train()
-    with (
-        torch.no_grad()
-    ):  # running statistics of BatchNorm as after training, not their initial values
-        for _ in range(30):
-            model(torch.randn(32, 3, 32, 32, generator=generator).to(options.device))
-    model.eval()
-    batches = [
-        (
-            torch.randn(options.batch_size, 3, 32, 32, generator=generator).to(options.device),
-            torch.randint(10, (options.batch_size,), generator=generator).to(options.device),
-        )
-        for _ in range(options.batches)
-    ]
-    if options.part in ("products", "all"):
-        results["products"] = compare_products(model, batches, options)
-    if options.part in ("density", "all"):
-        results["density"] = compare_density(model, batches, options)
-    if options.part in ("everything", "all"):
-        results["everything"] = compare_everything(model, batches, options)
-    print(save(f"spectrum-{options.part}", results))
+@dataclass
+class Spectra:
+    """Hessian spectra of a ResNet-32 against PyHessian, curvlinops and hessian-eigenthings.
+
+    Attributes:
+        peers: folder of the installed peers; none are measured without it.
+        part: products: single Hessian-vector products, finely interleaved; density: one Lanczos
+            run;
+            everything: extremes, trace and density; correctness: known spectra; all: all of them.
+        steps: Lanczos steps.
+        batch_size: samples in a batch.
+        batches: number of batches.
+        rounds: runs of each contestant, interleaved.
+        threads: CPU threads.
+        device: cpu or cuda; PyHessian is measured on the CPU only.
+        only: contestants by the beginnings of their names; empty for all.
+    """
+
+    peers: Path | None = None
+    part: Literal["products", "density", "everything", "correctness", "all"] = "all"
+    steps: int = 100
+    batch_size: int = 32
+    batches: int = 2
+    rounds: int = 3
+    threads: int = 2
+    device: str = "cpu"
+    only: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """Run the case and write its results."""
+        torch.set_num_threads(self.threads)
+        if self.peers is not None:
+            sys.path.insert(0, str(self.peers))
+        settings = asdict(self) | {"peers": self.peers is not None}
+        results: dict[str, Any] = {"settings": settings}
+        parts = PARTS if self.part == "all" else (self.part,)
+        model, batches = self._problem()
+        for part in parts:
+            if part == "correctness":
+                results[part] = correctness(peers=self.peers is not None)
+            else:
+                results[part] = PARTS_OF_A_MODEL[part](model, batches, self)
+        print(save(f"spectrum-{self.part}", results))
+
+    def _problem(self) -> tuple[nn.Module, Batches]:
+        generator = torch.Generator().manual_seed(0)
+
+        def images(count: int) -> Tensor:
+            return torch.randn(count, 3, 32, 32, generator=generator).to(self.device)
+
+        model = resnet32(10).to(self.device).train()
+        with torch.no_grad():  # running statistics of BatchNorm as after training
+            for _ in range(30):
+                model(images(32))
+        batches = [
+            (
+                images(self.batch_size),
+                torch.randint(10, (self.batch_size,), generator=generator).to(self.device),
+            )
+            for _ in range(self.batches)
+        ]
+        return model.eval(), batches
 
 
-def compare_products(
-    model: nn.Module, batches: Batches, options: argparse.Namespace
-) -> dict[str, Any]:
+def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
     """Single products over the whole data, and the re-orthogonalisation of a Lanczos step.
 
     Products are short, so contestants alternate every second or so: the ratios hold on a noisy
@@ -159,9 +168,7 @@ def joined(pieces: Iterable[Tensor]) -> Tensor:
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
-def compare_density(
-    model: nn.Module, batches: Batches, options: argparse.Namespace
-) -> dict[str, Any]:
+def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
     """One Lanczos run each: seconds, products per second, extremes."""
     contestants: dict[str, Callable[[], Any]] = {
         "fastsam": lambda: extremes_of(ours(model, batches, options.steps))
@@ -179,9 +186,7 @@ def compare_density(
     return race(contestants, options)
 
 
-def compare_everything(
-    model: nn.Module, batches: Batches, options: argparse.Namespace
-) -> dict[str, Any]:
+def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
     """Both extremes, trace and density: one call here, three calls of PyHessian at its defaults."""
 
     def one_run() -> dict[str, float]:
@@ -197,7 +202,7 @@ def compare_everything(
     return race(contestants, options)
 
 
-def race(contestants: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, Any]:
+def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[str, Any]:
     """Seconds of every contestant, interleaved, beside its answers."""
     if options.only:
         wanted = ("fastsam", *options.only)
@@ -376,5 +381,12 @@ def correctness(*, peers: bool) -> dict[str, Any]:
     return found
 
 
+PARTS_OF_A_MODEL: dict[str, Callable[[nn.Module, Batches, Spectra], dict[str, Any]]] = {
+    "products": compare_products,
+    "density": compare_density,
+    "everything": compare_everything,
+}
+PARTS = ("correctness", *PARTS_OF_A_MODEL)
+
 if __name__ == "__main__":
-    main()
+    tyro.cli(Spectra).run()

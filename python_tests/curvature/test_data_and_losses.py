@@ -453,7 +453,7 @@ def test_modules_that_keep_state_are_left_as_they_were():
             super().__init__()
             self.layer = nn.Linear(3, 3).double()
             self.calls, self.last = 0, None
-            self.register_buffer("total", torch.zeros(()))
+            self.register_buffer("total", torch.zeros((), dtype=torch.float64))
 
         def forward(self, x):
             self.calls += 1
