@@ -27,7 +27,8 @@ lint: $(READY)  ## formatting, style, types; Python and C++
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/cmake -S . -B build/lint -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DFASTSAM_SIMT=ON \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
-	$(BIN)/clang-tidy --quiet -p build/lint csrc/cpu/*.cpp csrc/bindings/module.cpp csrc/testing/kernel_check.cpp
+	printf '%s\n' csrc/cpu/*.cpp csrc/bindings/module.cpp csrc/testing/kernel_check.cpp | \
+	  xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p build/lint
 
 format: $(READY)  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .

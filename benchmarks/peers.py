@@ -96,7 +96,7 @@ def reference_file(path: Path) -> Callable[[Sequence[Tensor]], Step]:
 
 def pytorch_optimizer(parameters: Sequence[Tensor]) -> Step:
     """``pytorch_optimizer.SAM`` from the package index."""
-    import pytorch_optimizer as package  # type: ignore[import-not-found]
+    import pytorch_optimizer as package
 
     return both_halves(package.SAM(parameters, torch.optim.SGD, rho=RHO, **SETTINGS))
 
