@@ -30,6 +30,7 @@ class Checkpoint:
         model: state of the network.
         optimizer: state of the optimizer.
         history: one record per completed epoch.
+        best: state of the network after the best epoch on validation, where that was asked for.
     """
 
     config: TrainConfig
@@ -39,6 +40,7 @@ class Checkpoint:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
+    best: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole."""

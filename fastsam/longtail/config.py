@@ -28,6 +28,7 @@ SAM_FAMILY = ("sam", "asam", "looksam")
 
 LR_SCHEDULES = ("multistep", "cosine")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
+SELECTIONS = ("last", "best-validation")
 SAMPLINGS = ("class-balanced", "square-root", "progressive")
 WEIGHTINGS = ("effective", "inverse", "algorithm1")
 
@@ -242,6 +243,10 @@ class TrainConfig:
         default=None, metadata=_only("memory of the running mean", optimizer=("entropy-sgd",))
     )
 
+    select: str = field(
+        default="last",
+        metadata={"help": "weights that are judged: last epoch, or best-validation epoch"},
+    )
     posthoc_tau: float = field(
         default=0.0,
         metadata={"help": "post-hoc logit adjustment at test time: minus tau times log prior"},
@@ -353,6 +358,7 @@ def _check_names(config: TrainConfig) -> None:
         ("weighting", config.weighting, WEIGHTINGS),
         ("sampling", config.sampling, SAMPLINGS),
         ("noise_on", config.noise_on, NOISE_ON),
+        ("select", config.select, SELECTIONS),
     )
     for kind, name, valid in choices:
         if name is not None and name not in valid:

@@ -72,6 +72,9 @@ class Step:
 class Trainer:
     """Trains one configuration and judges the weights after the last epoch.
 
+    ``select="best-validation"`` in the settings judges, and says so, those of the best epoch on the
+    validation set; the test set never selects anything.
+
     Args:
         config: the settings; :func:`fastsam.longtail.recipe` makes them.
         data: the data set; None to load the one that ``config`` names.
@@ -121,6 +124,9 @@ class Trainer:
         self.objective = Objective(config, self.data.counts, device=self.device)
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
         self.history: list[Epoch] = []
+        self._best: dict[str, Tensor] | None = None
+        if config.select == "best-validation" and self.data.validation is None:
+            raise UsageError(f"{config.data} has no validation set to select an epoch by")
 
         resumed = self._load(resume) if self.folder is not None else None
         if self.folder is not None:
@@ -129,6 +135,7 @@ class Trainer:
             self.model.load_state_dict(resumed.model)
             self.optimizer.load_state_dict(resumed.optimizer)
             self.history = [Epoch(**record) for record in resumed.history]
+            self._best = resumed.best
 
     def fit(self) -> Result:
         """Train to the last epoch, write the results to the folder, and return them.
@@ -148,6 +155,7 @@ class Trainer:
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
                 self.history.append(record)
+                self._keep_best()
                 now = time.perf_counter()
                 if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
                     self._save()
@@ -196,6 +204,14 @@ class Trainer:
             validation_accuracy=None if validation is None else self._accuracy(validation),
             seconds=time.perf_counter() - began,
         )
+
+    def _best_epoch(self) -> int:
+        """The first epoch of the highest validation accuracy."""
+        return max(self.history, key=lambda record: record.validation_accuracy or 0.0).epoch
+
+    def _keep_best(self) -> None:
+        if self.config.select != "last" and self._best_epoch() == len(self.history):
+            self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _read_epoch(self, order: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, with a second view for contrastive learning."""
@@ -270,6 +286,10 @@ class Trainer:
 
     def _result(self, *, seconds: float) -> Result:
         data = self.data
+        rule = "last epoch"
+        if self._best is not None:
+            self.model.load_state_dict(self._best)
+            rule = f"best epoch on validation ({self._best_epoch()})"
         return Result(
             config=self.config.as_dict(),
             sources=self.sources,
@@ -277,7 +297,7 @@ class Trainer:
             class_names=list(data.class_names),
             groups={name: list(members) for name, members in data.groups.items()},
             subset_hash=data.subset_hash,
-            rule="last epoch",
+            rule=rule,
             test=self._metrics(data.test),
             validation=None if data.validation is None else self._metrics(data.validation),
             history=self.history,
@@ -296,6 +316,7 @@ class Trainer:
                 model=self.model.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 history=[asdict(record) for record in self.history],
+                best=self._best,
             ).save(self.folder.checkpoint)
 
     def _load(self, resume: bool) -> Checkpoint | None:

@@ -78,7 +78,7 @@ def render(
         + "</h1>",
         f"<p>{sum(first.counts)} training images in {len(first.counts)} classes, "
         f"{max(first.counts)} in the largest and {min(first.counts)} in the smallest. "
-        f"Accuracies are those of the {escape(first.rule)} on the test set.</p>",
+        f"Accuracies are those of the {escape(_rules(results))} on the test set.</p>",
         "<h2>Accuracy</h2>",
         accuracy_bars(results),
         _html(accuracy_table(results)),
@@ -119,6 +119,11 @@ def render(
         '<html lang="en"><head><meta charset="utf-8"><title>fastsam report</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
+
+
+def _rules(results: Sequence[Result]) -> str:
+    """Which epochs the runs were judged at."""
+    return ", ".join(dict.fromkeys(result.rule for result in results))
 
 
 def _html(table: Table) -> str:

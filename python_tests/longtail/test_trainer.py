@@ -17,6 +17,7 @@ from fastsam.longtail import Checkpoint, Result, Trainer, recipe, trainer
 from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.data import LongTailData, TensorImages, load_digits_lt
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
+from fastsam.longtail.losses import adjust_logits
 from fastsam.longtail.methods import LOSSES, RULES, Method
 from fastsam.longtail.optimizers import build_optimizer, frozen_batch_statistics, take_step
 from fastsam.longtail.results import RunFolder
@@ -211,6 +212,43 @@ def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path)
     with pytest.raises(TrainingError, match=r"loss is .* in epoch [12]; lower the learning rate"):
         Trainer(config, data=DIGITS, out=tmp_path, progress=False).fit()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_best_epoch_is_chosen_on_validation_and_labelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short("ce", "sgd", epochs=4, select="best-validation")
+    accuracies = iter([10.0, 60.0, 60.0, 20.0])
+    monkeypatch.setattr(Trainer, "_accuracy", lambda self, images: next(accuracies))
+    run = Trainer(config, data=DIGITS, out=tmp_path, progress=False)
+    result = run.fit()
+    assert result.rule == "best epoch on validation (2)"
+    last = Checkpoint.load(tmp_path)
+    assert last.best is not None
+    final = run.model.state_dict()
+    assert all(torch.equal(final[name], value) for name, value in last.best.items())
+    assert any(not torch.equal(last.model[name], value) for name, value in last.best.items())
+    resumed = Trainer(config, data=DIGITS, out=tmp_path, resume=True, progress=False).fit()
+    assert resumed.test == result.test
+    assert (
+        Trainer(short("ce", "sgd", epochs=1), data=FEW, progress=False).fit().rule == "last epoch"
+    )
+    with pytest.raises(UsageError, match="no validation set"):
+        Trainer(config, data=FEW)
+
+
+def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
+    plain, adjusted = (
+        Trainer(short("ce", "sgd", posthoc_tau=tau), data=DIGITS, progress=False)
+        for tau in (0.0, 1.0)
+    )
+    first, second = plain.fit(), adjusted.fit()
+    states = (plain.model.state_dict(), adjusted.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    logits, targets = trainer.predict(plain.model, DIGITS.test, torch.device("cpu"))
+    guess = adjust_logits(logits, DIGITS.counts, 1.0).argmax(dim=1)
+    assert second.test.accuracy == pytest.approx(100 * float((guess == targets).double().mean()))
+    assert second.test.confusion != first.test.confusion
 
 
 def test_unknown_device() -> None:
