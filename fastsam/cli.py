@@ -39,8 +39,6 @@ _OPTIONAL_PACKAGES = {
     "torchmetrics": "calibration error",
     "tqdm": "progress bars",
     "timm": "its networks",
-    "tensorboard": "logging",
-    "wandb": "logging",
 }
 
 

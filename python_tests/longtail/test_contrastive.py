@@ -173,6 +173,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["paco", "paco-drs"])
 def test_it_runs_with_every_optimizer(method: str, optimizer: str) -> None:
