@@ -74,8 +74,8 @@ def run_demo(
     say(f"\n{spectrum_table(sound)}")
     say("An eigenvalue lies within +- of each extreme.")
     say(
-        "\nThe same tail class with augmentation re-drawn at every product. This is a mistake that "
-        f"makes\nthe extremes symmetric, shown as a warning:\n{spectrum_table(mistaken)}"
+        "\nThe same tail class with augmentation re-drawn at every product. This is a mistake, shown "
+        f"as a warning:\nnoise drives the extremes towards symmetry.\n{spectrum_table(mistaken)}"
     )
     if timing is not None:
         say(f"\n{timing.sentence()}")

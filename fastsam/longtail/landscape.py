@@ -137,7 +137,7 @@ def landscape(
         loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
         augment: ``none``; a number K, for K draws of each image that stay the same throughout; or
             ``redrawn``, which draws anew at every product as published tools do. Only the first two
-            have *a* Hessian: noise from re-drawing makes the extremes symmetric about 0.
+            have *a* Hessian: noise from re-drawing drives the extremes towards symmetry.
         steps: Lanczos steps, at least 1.
         probes: random start vectors, at least 1.
         seed: seed of probes and draws.

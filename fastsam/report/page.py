@@ -102,8 +102,8 @@ def render(
             '<div class="mistake"><h2>A mistake, on purpose</h2>',
             "<p>Here the training augmentation is drawn anew at every Hessian-vector product, as "
             "published tools do. There is then no one Hessian: the noise enters the off-diagonal "
-            "of the Lanczos matrix and makes the extremes symmetric about 0, also where every "
-            "single Hessian is positive semi-definite. These numbers are not curvature.</p>",
+            "of the Lanczos matrix and drives the extremes towards symmetry about 0, also where "
+            "every single Hessian is positive semi-definite. These numbers are not curvature.</p>",
             spectra_panels(mistaken),
             _html(spectrum_table(mistaken)),
             "</div>",
