@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
+from benchmarks.spectrum import Spectra
 
 
 def main() -> None:
     """Runs the case that the command line names."""
     case = tyro.extras.subcommand_cli_from_dict(
-        {"sam-step": SamStep, "readme": Readme}, prog="python -m benchmarks", description=__doc__
+        {
+            "sam-step": SamStep,
+            "spectrum": Spectra,
+            "longtail-digits": LongtailDigits,
+            "readme": Readme,
+        },
+        prog="python -m benchmarks",
+        description=__doc__,
     )
     case.run()
 

@@ -67,8 +67,8 @@ for name in $STAGES; do
         --cases resnet32 resnet50 vit-b16 one-25M one-1e9
       ;;
     spectrum)
-      stage spectrum env PYTHONPATH="${PEERS:-}${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m benchmarks.spectrum \
-        --device cuda --out "$OUT"
+      stage spectrum env PYTHONPATH="${PEERS:-}${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m benchmarks spectrum \
+        --device cuda
       ;;
     profile)
       if command -v ncu > /dev/null; then

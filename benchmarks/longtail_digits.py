@@ -13,7 +13,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import tyro
 from scipy.stats import t
 
 from benchmarks.machine import save
@@ -215,7 +214,3 @@ def _print(method: str, entry: Mapping[str, Any]) -> None:
             for measure, gap in entry[name].items()
         )
         print(f"{method:9s} {name:32s} {cells}")
-
-
-if __name__ == "__main__":
-    tyro.cli(LongtailDigits).run()

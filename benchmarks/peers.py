@@ -109,8 +109,8 @@ def floor(parameters: Sequence[Tensor]) -> Step:
 BYTES_PER_PARAMETER = {
     "fastsam": 44,  # norm 4, perturb 16, check 4, restore and update 20
     "fastsam, no check": 40,
-    "plain PyTorch": 108,  # clone 8, scale 8, add 12, norm 4, restore 8, foreach SGD with decay 68
-    "foreach + fused SGD": 52,  # norm 4, copy 8, scale 8, add 12, copy 8, fused SGD 20, less 8 in place
+    "plain PyTorch": 84,  # norm 4, clone 8, scale 8, add 12, restore 8, SGD with decay and momentum 44
+    "foreach + fused SGD": 60,  # norm 4, copy 8, scale 8, add 12, copy 8, fused SGD 20
     "fused SGD alone": 20,
 }
 """float32 bytes that must move per parameter with momentum and weight decay, counted from the operations."""

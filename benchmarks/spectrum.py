@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
 from benchmarks.machine import save
@@ -387,6 +386,3 @@ PARTS_OF_A_MODEL: dict[str, Callable[[nn.Module, Batches, Spectra], dict[str, An
     "everything": compare_everything,
 }
 PARTS = ("correctness", *PARTS_OF_A_MODEL)
-
-if __name__ == "__main__":
-    tyro.cli(Spectra).run()

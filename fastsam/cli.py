@@ -28,6 +28,7 @@ from fastsam.longtail.landscape import landscape
 from fastsam.longtail.methods import LOSSES, RULES
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.reproduce import MEASURES, reproduce
+from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
 from fastsam.longtail.trainer import Trainer, load_configured
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -87,6 +88,7 @@ class TrainCommand:
     resume: Annotated[bool, arg(help="go on with the run in --out")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     quiet: Annotated[bool, arg(help="no progress bar")] = False
+    track: Annotated[str, arg(help=f"send epochs to: {', '.join(TRACKERS)}")] = "none"
 
     def run(self) -> None:
         """Train, print the accuracies, write the folder."""
@@ -94,6 +96,7 @@ class TrainCommand:
 
         if self.out is None and (self.resume or self.overwrite):
             raise UsageError("--resume and --overwrite need --out DIR")
+        check_tracker(self.track, out=self.out)
         names = {item.name for item in fields(TrainConfig)} - {"data", "method", "optimizer"}
         given = {name: getattr(self, name) for name in names}
         chosen = recipe(
@@ -112,7 +115,9 @@ class TrainCommand:
         )
         if trainer.data.subset_hash is not None:
             print(f"training subset, SHA-256: {trainer.data.subset_hash}")
-        print(accuracy_table([trainer.fit()]))
+        with tracker(self.track, config=trainer.config, out=self.out) as trainer.on_epoch:
+            result = trainer.fit()
+        print(accuracy_table([result]))
         if self.out is not None:
             print(f"results: {self.out}")
 

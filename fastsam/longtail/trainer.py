@@ -83,6 +83,7 @@ class Trainer:
         resume: go on with the run in ``out``.
         overwrite: replace the run in ``out``.
         on_step: called after every step with what it saw of each of its batches.
+        on_epoch: called with the record of every finished epoch.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -107,6 +108,7 @@ class Trainer:
         resume: bool = False,
         overwrite: bool = False,
         on_step: Callable[[Step], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
         progress: bool = True,
     ) -> None:
         self.config = config
@@ -114,6 +116,7 @@ class Trainer:
         self.data = data if data is not None else load_configured(config)
         self.sources = sources or {}
         self.on_step = on_step
+        self.on_epoch = on_epoch
         self.progress = progress
         self.folder = None if out is None else RunFolder(out)
 
@@ -156,6 +159,8 @@ class Trainer:
                 record = self._train_epoch(len(self.history) + 1)
                 self.history.append(record)
                 self._keep_best()
+                if self.on_epoch is not None:
+                    self.on_epoch(record)
                 now = time.perf_counter()
                 if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
                     self._save()
