@@ -68,7 +68,7 @@ for name in $STAGES; do
       ;;
     spectrum)
       stage spectrum env PYTHONPATH="${PEERS:-}${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m benchmarks spectrum \
-        --device cuda
+        --device cuda --out "$OUT"
       ;;
     profile)
       if command -v ncu > /dev/null; then

@@ -63,6 +63,8 @@ class Spectra:
     rounds: int = 3
     threads: int = 2
     device: str = "cpu"
+    out: Path | None = None
+    """Write the results to this folder instead of benchmarks/results/."""
     only: tuple[str, ...] = ()
 
     def run(self) -> None:
@@ -79,7 +81,7 @@ class Spectra:
                 results[part] = correctness(peers=self.peers is not None)
             else:
                 results[part] = PARTS_OF_A_MODEL[part](model, batches, self)
-        print(save(f"spectrum-{self.part}", results))
+        print(save(f"spectrum-{self.part}", results, folder=self.out))
 
     def _problem(self) -> tuple[nn.Module, Batches]:
         generator = torch.Generator().manual_seed(0)
