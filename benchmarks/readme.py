@@ -47,7 +47,7 @@ def _sam_step_table(path: Path) -> str:
     lines = [
         f"On {machine}, torch {environment['torch']} (`{environment['command']}`):",
         "",
-        f"| | {head} |",
+        f"| time per step (ratio to fastsam) | {head} |",
         "| --- |" + " --- |" * len(shown),
     ]
     for peer in peers:
