@@ -1,15 +1,17 @@
-"""A whole SAM training step as one CUDA graph."""
+"""A whole training step, of SAM or of one of torch's optimizers, as one CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastsam.optim import sharding
 from fastsam.optim.fused import fused_rule
@@ -24,26 +26,30 @@ Step = Callable[[Batch], Tensor]
 def capture_step(
     model: nn.Module,
     loss_fn: Callable[..., Tensor],
-    optimizer: SAM,
+    optimizer: Optimizer,
     example_batch: Batch,
     *,
     autocast: torch.dtype | None = None,
     scaler: GradScaler | None = None,
     warmup: int = 3,
 ) -> Step:
-    """Turns a SAM training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
+    """Turns a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
 
-    Both forward and backward passes, the norm, the perturbation, the restore and the update are one graph:
-    a step costs one launch, whatever the number of layers. Learning rate, rho and the other settings of the
-    parameter groups may change between calls and take effect. On the CPU the same call returns a function
-    that makes the same step without a graph.
+    For SAM, both forward and backward passes, the norm, the perturbation, the restore and the update are one
+    graph; for torch's SGD, Adam and AdamW, their one pass and their update. A step costs one launch, whatever
+    the number of layers. On the CPU the same call returns a function that makes this step without a graph.
+
+    What a schedule changes takes effect in the next replay: with SAM every setting of the parameter groups,
+    learning rate and rho included; with torch's optimizers those that are tensors on the device.
 
     Warming up leaves weights, buffers, optimizer state, loss scale and random state as they were.
 
     Args:
         model: in the mode (training or evaluation) in which it is to be captured.
         loss_fn: ``loss_fn(outputs, targets)``, a scalar.
-        optimizer: over the parameters of ``model``.
+        optimizer: over the parameters of ``model``: a :class:`SAM` on SGD, Adam or AdamW; or one of these
+            itself, ``SGD(fused=True)``, ``Adam(capturable=True)``, ``AdamW(capturable=True)``, with
+            ``lr`` a tensor on the device.
         example_batch: ``(*inputs, targets)``, tensors of the shapes, dtypes and device of every later batch.
         autocast: dtype of ``torch.autocast``, a context of its own for each pass; None for none.
         scaler: a ``GradScaler``; its ``update()`` is part of the step.
@@ -57,7 +63,8 @@ def capture_step(
         ValueError: ``warmup`` is less than 1 or the batch is not a sequence of tensors; from ``step``: a
             batch does not match the example.
         RuntimeError: something cannot be captured; the message says what. Nothing was changed. From
-            ``step``: the optimizer's parameters, groups or state were replaced since; capture again.
+            ``step``: the optimizer's parameters, groups or state were replaced since, or a number that the
+            graph has frozen was changed; capture again.
 
     Example:
         >>> import torch
@@ -89,17 +96,17 @@ def capture_step(
     return _captured(step, model, optimizer, example_batch, scaler, warmup)
 
 
-def obstacle(model: nn.Module, optimizer: SAM) -> str | None:
+def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
     """Why a step of ``optimizer`` cannot be captured as a CUDA graph; None where nothing is in the way."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if fused_rule(optimizer.base_optimizer) is None:
-        return (
-            f"{type(optimizer.base_optimizer).__name__} has no fused update here (SGD, Adam and AdamW have, "
-            "without step hooks of their own), and reads a flag on the host in every step"
-        )
+    reason = (
+        _obstacle_of_sam(optimizer) if isinstance(optimizer, SAM) else _obstacle_of_base(optimizer)
+    )
+    if reason is not None:
+        return reason
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "step hooks of the optimizer would run once, while capturing, and never again"
-    if optimizer.process_group is not None or isinstance(model, DistributedDataParallel):
+    if isinstance(model, DistributedDataParallel):
         return "communication between ranks is not captured; train with the plain calls"
     if any(sharding.is_sharded(p) for p in parameters):
         return "DTensor parameters need communication between ranks; train with the plain calls"
@@ -110,10 +117,51 @@ def obstacle(model: nn.Module, optimizer: SAM) -> str | None:
     return None
 
 
+def _obstacle_of_sam(optimizer: SAM) -> str | None:
+    if fused_rule(optimizer.base_optimizer) is None:
+        return (
+            f"{type(optimizer.base_optimizer).__name__} has no fused update here (SGD, Adam and AdamW have, "
+            "without step hooks of their own), and reads a flag on the host in every step"
+        )
+    if optimizer.process_group is not None:
+        return "communication between ranks is not captured; train with the plain calls"
+    return None
+
+
+def _obstacle_of_base(optimizer: Optimizer) -> str | None:
+    """What torch's own optimizers need so that their step neither reads the host nor freezes its schedule."""
+    name = type(optimizer).__name__
+    if type(optimizer) not in (SGD, Adam, AdamW):
+        return f"{name} is neither SAM nor torch's SGD, Adam or AdamW"
+    for group in optimizer.param_groups:
+        option = "fused" if isinstance(optimizer, SGD) else "capturable"
+        if not group[option]:
+            return f"{name} reads the host in its step: make it with {option}=True"
+        lr = group["lr"]
+        if not (isinstance(lr, Tensor) and all(lr.device == p.device for p in group["params"])):
+            return (
+                f"a graph would freeze {name}'s learning rate: pass it as a tensor on the parameters' "
+                'device, lr=torch.tensor(0.1, device="cuda"); schedulers then change it in place'
+            )
+        if group.get("dampening") and any(_is_fresh(optimizer, p) for p in group["params"]):
+            return (
+                "the first step of SGD with dampening differs from all others: make one step with the "
+                "plain calls first"
+            )
+    return None
+
+
+def _is_fresh(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether no update has reached ``parameter`` yet."""
+    return not any(
+        isinstance(value, Tensor) for value in optimizer.state.get(parameter, {}).values()
+    )
+
+
 def _eager_step(
     model: nn.Module,
     loss_fn: Callable[..., Tensor],
-    optimizer: SAM,
+    optimizer: Optimizer,
     batch: Batch,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -122,8 +170,9 @@ def _eager_step(
     *inputs, targets = batch
     scaler = scaler or GradScaler(device.type, enabled=False)
     losses = []
+    halves = (optimizer.ascent, optimizer) if isinstance(optimizer, SAM) else (optimizer,)
     try:
-        for half in (optimizer.ascent, optimizer):
+        for half in halves:
             context: AbstractContextManager[object] = (
                 nullcontext() if autocast is None else torch.autocast(device.type, autocast)
             )
@@ -134,7 +183,8 @@ def _eager_step(
             optimizer.zero_grad()
             losses.append(loss.detach())
     except BaseException:
-        optimizer.restore()
+        if isinstance(optimizer, SAM):
+            optimizer.restore()
         raise
     scaler.update()
     return losses[0]
@@ -143,7 +193,7 @@ def _eager_step(
 def _captured(
     step: Step,
     model: nn.Module,
-    optimizer: SAM,
+    optimizer: Optimizer,
     example_batch: Batch,
     scaler: GradScaler | None,
     warmup: int,
@@ -151,17 +201,16 @@ def _captured(
     static = [part.clone() for part in example_batch]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with rehearsal(model, optimizer, scaler):
-        optimizer.prepare()  # so that its memory belongs to the current stream
+        _frozen(optimizer)  # so that SAM's native memory belongs to the current stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(warmup):
                 step(static)
         torch.cuda.current_stream().wait_stream(side)
-    optimizer.prepare()
+    frozen = _frozen(optimizer)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = step(static)
-    memory = optimizer.native_memory()
 
     def replay(batch: Batch) -> Tensor:
         if len(batch) != len(static) or any(
@@ -172,11 +221,10 @@ def _captured(
                 f"the step was captured for {[(tuple(t.shape), t.dtype) for t in static]}, got "
                 f"{[(tuple(t.shape), t.dtype) for t in batch]}; use the plain calls for an uneven batch"
             )
-        optimizer.prepare()
-        if optimizer.native_memory() != memory:
+        if _frozen(optimizer) != frozen:
             raise RuntimeError(
-                "parameters, groups or state of the optimizer were replaced since the step was captured; "
-                "call capture_step again"
+                "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
+                "was captured; call capture_step again"
             )
         for given, expected in zip(batch, static, strict=True):
             expected.copy_(given, non_blocking=True)
@@ -186,15 +234,40 @@ def _captured(
     return replay
 
 
+def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
+    """All that a graph of this optimizer's step has for good: addresses, and settings that are numbers.
+
+    SAM's kernels read settings from memory that this call refreshes, so it freezes addresses alone.
+    """
+    if isinstance(optimizer, SAM):
+        optimizer.prepare()
+        return optimizer.native_memory()
+    settings = [
+        value
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if name != "params"
+    ]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = [value for p in parameters for value in optimizer.state.get(p, {}).values()]
+    return tuple(
+        value.data_ptr() if isinstance(value, Tensor) else value
+        for value in (*settings, *parameters, *state)
+    )
+
+
 @contextmanager
-def rehearsal(model: nn.Module, optimizer: SAM, scaler: GradScaler | None = None) -> Iterator[None]:
+def rehearsal(
+    model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
+) -> Iterator[None]:
     """Whatever steps are made inside, afterwards weights, buffers, state and random state are as before."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [p for group in optimizer.param_groups for p in group["params"]]
     tensors = list({id(tensor): tensor for tensor in tensors}.values())
     before = [tensor.detach().clone() for tensor in tensors]
-    skipped = optimizer.skipped_steps.clone()
-    state = {parameter: dict(entry) for parameter, entry in optimizer.started_state().items()}
+    skipped = optimizer.skipped_steps.clone() if isinstance(optimizer, SAM) else None
+    started = optimizer.started_state() if isinstance(optimizer, SAM) else optimizer.state
+    state = {parameter: dict(entry) for parameter, entry in started.items()}
     values = deepcopy(list(state.values()))
     scale = None if scaler is None else scaler.state_dict()
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
@@ -205,12 +278,24 @@ def rehearsal(model: nn.Module, optimizer: SAM, scaler: GradScaler | None = None
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-            optimizer.skipped_steps.copy_(skipped)
             for entry, saved in zip(state.values(), values, strict=True):
                 for key, value in saved.items():
                     if isinstance(value, Tensor):
                         entry[key].copy_(value)
-        optimizer.state.clear()
-        optimizer.state.update(state)
+            if isinstance(optimizer, SAM) and skipped is not None:
+                optimizer.skipped_steps.copy_(skipped)
+                optimizer.state.clear()
+                optimizer.state.update(state)
+            else:
+                _begin_anew(optimizer, except_for=state)
         if scaler is not None and scale:
             scaler.load_state_dict(scale)
+
+
+def _begin_anew(optimizer: Optimizer, *, except_for: Container[Tensor]) -> None:
+    """Zeros, where torch's optimizers begin, in new state: a graph needs its memory."""
+    for parameter, entry in optimizer.state.items():
+        if parameter not in except_for:
+            for value in entry.values():
+                if isinstance(value, Tensor):
+                    value.zero_()

@@ -221,6 +221,80 @@ def test_what_cannot_be_captured_says_why():
     assert "several devices" in reason(model)
 
 
+PLAIN = {
+    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=1e-2, fused=True),
+    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr, capturable=p[0].is_cuda, fused=True),
+}
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_a_plain_optimizer_makes_its_one_pass(device, make, seed):
+    """Torch's own optimizers, fresh or with state, with a learning rate that changes between calls."""
+    models = [network(seed, device) for _ in range(2)]
+    rates = [torch.tensor(0.1, device=device) for _ in range(2)]
+    optimizers = [make(list(m.parameters()), lr) for m, lr in zip(models, rates, strict=True)]
+    first, *rest = batches(5, seed, device)
+    step = capture_step(models[0], nn.functional.cross_entropy, optimizers[0], first)
+    for i, batch in enumerate([first, *rest]):
+        for rate in rates:
+            rate.fill_(0.1 / (1 + i))
+        found = step(batch)
+        expected = nn.functional.cross_entropy(models[1](batch[0]), batch[1])
+        expected.backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+        assert float(found) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert_close(weights(models[0]), weights(models[1]), 0.0 if device == "cpu" else 1e-5)
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("used", [0, 2])
+def test_a_rehearsal_of_a_plain_optimizer_leaves_no_trace(device, make, used, seed):
+    model = network(seed, device)
+    optimizer = make(list(model.parameters()), torch.tensor(0.05, device=device))
+
+    def train(model, optimizer, data) -> None:
+        for x, y in data:
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    train(model, optimizer, batches(used, seed, device))
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    before = weights(model)
+    with rehearsal(model, optimizer):
+        train(model, optimizer, batches(3, seed + 1, device))
+        addresses = [
+            entry["exp_avg" if "exp_avg" in entry else "momentum_buffer"].data_ptr()
+            for entry in optimizer.state.values()
+        ]
+    assert_same_bits(weights(model), before)
+    train(model, optimizer, batches(3, seed + 2, device))
+    train(twin_model, twin, batches(3, seed + 2, device))
+    assert_same_bits(weights(model), weights(twin_model))
+    kept = [
+        entry["exp_avg" if "exp_avg" in entry else "momentum_buffer"].data_ptr()
+        for entry in optimizer.state.values()
+    ]
+    assert kept == addresses
+
+
+def test_plain_optimizers_that_cannot_be_captured_say_why():
+    model = network(0)
+    parameters = list(model.parameters())
+
+    def reason(make, **options) -> str:
+        return obstacle(model, make(parameters, **options)) or ""
+
+    lr = torch.tensor(0.1)
+    assert reason(torch.optim.SGD, lr=lr, fused=True) == ""
+    assert "fused=True" in reason(torch.optim.SGD, lr=lr)
+    assert "capturable=True" in reason(torch.optim.AdamW, lr=lr, fused=True)
+    assert "tensor" in reason(torch.optim.SGD, lr=0.1, fused=True)
+    assert "neither SAM nor" in reason(torch.optim.RMSprop)
+    assert "dampening" in reason(torch.optim.SGD, lr=lr, fused=True, momentum=0.9, dampening=0.5)
+
+
 def test_bad_arguments(seed):
     model = network(seed)
     optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
@@ -241,5 +315,17 @@ def test_a_stale_graph_and_an_uneven_batch_are_refused(seed):
     with pytest.raises(ValueError, match="uneven"):
         step((batch[0][:3], batch[1][:3]))
     optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="capture_step again"):
+        step(batch)
+
+
+@pytest.mark.gpu
+def test_a_number_frozen_in_the_graph_of_a_plain_optimizer_must_not_change(seed):
+    model = network(seed, "cuda")
+    optimizer = PLAIN["sgd"](list(model.parameters()), torch.tensor(0.1, device="cuda"))
+    batch = next(batches(1, seed, "cuda"))
+    step = capture_step(model, nn.functional.cross_entropy, optimizer, batch)
+    step(batch)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
     with pytest.raises(RuntimeError, match="capture_step again"):
         step(batch)
