@@ -11,7 +11,7 @@
 namespace fastsam::cpu {
 namespace {
 
-constexpr int64_t kChunkElements = 16384;
+constexpr int64_t kChunkElements = 16384;  // a multiple of kRoundedPerCounter: chunks share no counter
 
 // Address of the chunk's first element in one operand, or null where the table has no such operand.
 template <class T>
@@ -24,8 +24,8 @@ const double* hyper_row(const double* hyper, const TensorTable& table, const Chu
   return hyper + table.at(kGroup, chunk.tensor) * kHyperColumns;
 }
 
-bool is_adaptive(const TensorTable& table, const Chunk& chunk) {
-  return (table.at(kFlags, chunk.tensor) & kAdaptive) != 0;
+bool has_flag(const TensorTable& table, const Chunk& chunk, Flag flag) {
+  return (table.at(kFlags, chunk.tensor) & flag) != 0;
 }
 
 template <class Body>
@@ -61,6 +61,30 @@ FASTSAM_CLONES void perturb_chunk(T* weight, const T* gradient, T* backup, Arith
     const T stored = weight[i];
     backup[i] = stored;
     store(perturbed(load(stored), load(gradient[i]), scale, eta, kIsAdaptive), weight[i]);
+  }
+}
+
+// words [4 * counters]: the random bits of the counters from `first` on.
+FASTSAM_CLONES void fill_words(const NoiseKey& key_reference, int64_t first, int64_t counters,
+                               uint32_t* words) {
+  const NoiseKey key = key_reference;
+  FASTSAM_INDEPENDENT
+  for (int64_t i = 0; i < counters; ++i) random_words(key, first + i, words + 4 * i);
+}
+
+// perturb_chunk with stochastic rounding; `begin` is the place of the chunk in its tensor.
+template <class T>
+FASTSAM_CLONES void perturb_chunk_at_random(T* weight, const T* gradient, T* backup, Arithmetic<T> scale,
+                                            Arithmetic<T> eta, bool adaptive, const NoiseKey& key,
+                                            int64_t begin, int64_t size) {
+  uint32_t words[kChunkElements / 2];
+  fill_words(key, begin / kRoundedPerCounter, (size + kRoundedPerCounter - 1) / kRoundedPerCounter, words);
+  FASTSAM_INDEPENDENT
+  for (int64_t i = 0; i < size; ++i) {
+    const T stored = weight[i];
+    backup[i] = stored;
+    store_at_random(perturbed(load(stored), load(gradient[i]), scale, eta, adaptive), rounding_bits(words, i),
+                    weight[i]);
   }
 }
 
@@ -188,7 +212,7 @@ void sam_norm(const Execution& execution, DType dtype, const TensorTable& table,
       const T* const gradient = operand<const T>(table, kGradient, chunk);
       if (gradient == nullptr) {
         partials[index] = 0.0;
-      } else if (is_adaptive(table, chunk)) {
+      } else if (has_flag(table, chunk, kAdaptive)) {
         partials[index] = adaptive_squared_norm_chunk(gradient, operand<const T>(table, kWeight, chunk),
                                                       hyper_row(hyper, table, chunk)[kEta], chunk.size);
       } else {
@@ -229,7 +253,11 @@ void sam_perturb(const Execution& execution, DType dtype, const TensorTable& tab
       const double* const row = hyper_row(scalars.hyper, table, chunk);
       const A scale = static_cast<A>(ascent_scale(squared_norm, row[kRho], grad_scale));
       const A eta = static_cast<A>(row[kEta]);
-      if (is_adaptive(table, chunk)) {
+      const bool adaptive = has_flag(table, chunk, kAdaptive);
+      if (has_flag(table, chunk, kStochastic)) {
+        perturb_chunk_at_random(weight, gradient, backup, scale, eta, adaptive,
+                                rounding_key(squared_norm, chunk.tensor), chunk.begin, chunk.size);
+      } else if (adaptive) {
         perturb_chunk<true>(weight, gradient, backup, scale, eta, chunk.size);
       } else {
         perturb_chunk<false>(weight, gradient, backup, scale, eta, chunk.size);

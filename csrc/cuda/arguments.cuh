@@ -28,11 +28,12 @@ struct Arguments {
 
   int64_t first_chunk;  // number of this launch's first chunk within the phase
   bool first_run, last_run;
+  int32_t first_row;  // number of this launch's first row within the table
   int32_t rows;
   int64_t size[kCapacity];
   int64_t address[sizeof...(kOperands)][kCapacity];
   int32_t chunk_end[kCapacity];        // chunks of rows [0, i]
-  int32_t group_and_flags[kCapacity];  // group * 2 + adaptive
+  int32_t group_and_flags[kCapacity];  // group << kFlagBits | flags
 
   FASTSAM_HD static constexpr int index_of(Column column) {
     const Column operands[] = {kOperands...};
@@ -101,13 +102,14 @@ void launch_in_runs(const TensorTable& table, const Launch& launch) {
     Table arguments;
     arguments.rows = static_cast<int32_t>(std::min(Table::kCapacity, table.count - row));
     arguments.first_run = row == 0;
+    arguments.first_row = static_cast<int32_t>(row);
     arguments.last_run = row + arguments.rows == table.count;
     arguments.first_chunk = row == 0 ? 0 : chunks.end(row - 1);
     for (int32_t i = 0; i < arguments.rows; ++i) {
       arguments.size[i] = table.at(kSize, row + i);
       arguments.chunk_end[i] = static_cast<int32_t>(chunks.end(row + i) - arguments.first_chunk);
       arguments.group_and_flags[i] =
-          static_cast<int32_t>(table.at(kGroup, row + i) * 2 + (table.at(kFlags, row + i) & kAdaptive));
+          static_cast<int32_t>(table.at(kGroup, row + i) << kFlagBits | table.at(kFlags, row + i));
       for (size_t k = 0; k < sizeof...(kOperands); ++k)
         arguments.address[k][i] = table.at(operands[k], row + i);
     }

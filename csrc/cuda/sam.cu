@@ -62,10 +62,10 @@ __device__ T* at(int64_t address, int64_t begin) {
   return address == 0 ? nullptr : reinterpret_cast<T*>(address) + begin;
 }
 
-__device__ bool is_adaptive(int32_t group_and_flags) { return group_and_flags % 2 != 0; }
+__device__ bool has_flag(int32_t group_and_flags, Flag flag) { return (group_and_flags & flag) != 0; }
 
 __device__ const double* hyper_row(const double* hyper, int32_t group_and_flags) {
-  return hyper + (group_and_flags / 2) * kHyperColumns;
+  return hyper + (group_and_flags >> kFlagBits) * kHyperColumns;
 }
 
 __device__ double loss_scale(const SamScalars& scalars) {
@@ -113,7 +113,7 @@ __global__ void norm_kernel(const __grid_constant__ Table table, const double* h
   if (chunk.size > 0) {
     const int32_t group_and_flags = table.group_and_flags[chunk.row];
     const int64_t gradient = table.template at<kGradient>(chunk.row);
-    const int64_t weight = is_adaptive(group_and_flags) ? table.template at<kWeight>(chunk.row) : 0;
+    const int64_t weight = has_flag(group_and_flags, kAdaptive) ? table.template at<kWeight>(chunk.row) : 0;
     if (gradient != 0) {
       element.gradient = at<const T>(gradient, chunk.begin);
       element.weight = at<const T>(weight, chunk.begin);
@@ -138,7 +138,9 @@ struct PerturbElement {
   const T* gradient;  // [size]
   T* backup;          // [size]
   Arithmetic<T> scale, eta;
-  bool skip, adaptive;
+  bool skip, adaptive, stochastic;
+  NoiseKey key;   // of the stochastic rounding
+  int64_t begin;  // place of the chunk in its tensor
   int64_t unchanged;
 
   template <int kPack>
@@ -156,11 +158,19 @@ struct PerturbElement {
   __device__ void apply(int64_t i, const Registers<kPack>& r) {
     write<kPack>(backup + i, r.w);
     if (skip) return;
+    // A pack's elements share one counter: packs of 16-bit elements are as long, and begin where it begins.
+    uint32_t words[4];
+    if (stochastic) random_words(key, (begin + i) / kRoundedPerCounter, words);
     Pack<T, kPack> result;
     for (int k = 0; k < kPack; ++k) {
       const Arithmetic<T> w = fastsam::load(r.w.value[k]);
       const Arithmetic<T> g = fastsam::load(r.g.value[k]);
-      store(perturbed(w, g, scale, eta, adaptive), result.value[k]);
+      const Arithmetic<T> top = perturbed(w, g, scale, eta, adaptive);
+      if (stochastic) {
+        store_at_random(top, rounding_bits(words, (begin + i + k) % kRoundedPerCounter), result.value[k]);
+      } else {
+        store(top, result.value[k]);
+      }
       unchanged += fastsam::load(result.value[k]) == w && g != 0;
     }
     write<kPack>(weight + i, result);
@@ -193,7 +203,10 @@ __global__ void perturb_kernel(const __grid_constant__ Table table, SamScalars s
                             static_cast<Arithmetic<T>>(ascent_scale(squared_norm, row[kRho], grad_scale)),
                             static_cast<Arithmetic<T>>(row[kEta]),
                             skip,
-                            is_adaptive(group_and_flags),
+                            has_flag(group_and_flags, kAdaptive),
+                            sizeof(T) == 2 && has_flag(group_and_flags, kStochastic),
+                            rounding_key(squared_norm, table.first_row + chunk.row),
+                            chunk.begin,
                             0};
   sweep<T>(element, chunk.size, weight | gradient | backup);
   if (scalars.unchanged != nullptr && element.unchanged != 0) {

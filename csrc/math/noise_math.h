@@ -83,11 +83,19 @@ FASTSAM_HD void box_muller(uint32_t bits0, uint32_t bits1, float& first, float& 
   second = radius * sine;
 }
 
+// The 128 random bits of one counter of a stream.
+FASTSAM_HD void random_words(const NoiseKey& key, int64_t counter, uint32_t c[4]) {
+  c[0] = static_cast<uint32_t>(counter);
+  c[1] = static_cast<uint32_t>(static_cast<uint64_t>(counter) >> 32);
+  c[2] = key.stream;
+  c[3] = key.step;
+  philox(c, key.seed);
+}
+
 // Standard normal numbers of the elements [4 counter, 4 counter + 4) of a stream.
 FASTSAM_HD void standard_normals(const NoiseKey& key, int64_t counter, float z[kPerCounter]) {
-  uint32_t c[4] = {static_cast<uint32_t>(counter),
-                   static_cast<uint32_t>(static_cast<uint64_t>(counter) >> 32), key.stream, key.step};
-  philox(c, key.seed);
+  uint32_t c[4];
+  random_words(key, counter, c);
   box_muller(c[0], c[1], z[0], z[1]);
   box_muller(c[2], c[3], z[2], z[3]);
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "fastsam/sam.h"
+#include "noise_math.h"
 #include "scalar.h"
 
 namespace fastsam {
@@ -25,6 +26,22 @@ template <class A>
 FASTSAM_HD A perturbed(A weight, A gradient, A scale, A eta, bool adaptive) {
   const A t = adaptive ? normalisation(weight, eta) : A(1);
   return weight + t * t * gradient * scale;
+}
+
+// Elements whose stochastic rounding draws from one counter: 16 of its 128 bits each.
+constexpr int kRoundedPerCounter = 8;
+
+// What the stochastic rounding of an ascent draws from. The step's own norm is the seed: it differs from step
+// to step, replicas of a parameter agree on it, and there is no counter to keep, save or advance.
+FASTSAM_HD NoiseKey rounding_key(double squared_norm, int64_t row) {
+  uint64_t seed;
+  memcpy(&seed, &squared_norm, sizeof seed);
+  return {seed, 0u, static_cast<uint32_t>(row)};
+}
+
+// The 16 bits of element `k` in the words of one counter, or of several in a row.
+FASTSAM_HD uint32_t rounding_bits(const uint32_t* words, int64_t k) {
+  return (words[k / 2] >> (16 * (k % 2))) & 0xffffu;
 }
 
 // One row of the block of hyper-parameters, converted once per chunk to the arithmetic type.

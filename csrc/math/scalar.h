@@ -82,6 +82,30 @@ FASTSAM_HD void store(float value, Float16& stored) {
 #endif
 }
 
+// Stochastic rounding: one of the two neighbours of `value`, the nearer the likelier, so that the mean is
+// `value` itself. `random` is uniform in [0, 2^16). Wider types keep the value as it is.
+FASTSAM_HD void store_at_random(float value, uint32_t, float& stored) { stored = value; }
+FASTSAM_HD void store_at_random(double value, uint32_t, double& stored) { stored = value; }
+
+FASTSAM_HD void store_at_random(float value, uint32_t random, BFloat16& stored) {
+  const uint32_t rounded = (float_bits(value) + random) >> 16;  // a carry moves away from zero
+  stored.bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+}
+
+FASTSAM_HD void store_at_random(float value, uint32_t random, Float16& stored) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const bool is_subnormal = magnitude < 0x38800000u;
+  // A subnormal counts in units of 2^-24; 16 more bits of fixed point hold what is between two of them.
+  const float scaled = is_subnormal ? bits_float(magnitude) * 0x1p40f : 0.0f;
+  const uint32_t subnormal = (static_cast<uint32_t>(static_cast<int32_t>(scaled)) + random) >> 16;
+  const uint32_t normal = (magnitude - (112u << 23) + (random >> 3)) >> 13;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t finite = is_subnormal ? subnormal : normal;
+  const uint32_t result = magnitude >= 0x47800000u ? special : finite;
+  stored.bits = static_cast<uint16_t>(result | ((bits >> 16) & 0x8000u));
+}
+
 FASTSAM_HD bool is_finite(float value) { return (float_bits(value) & 0x7f800000u) != 0x7f800000u; }
 
 FASTSAM_HD bool is_finite(double value) {

@@ -101,6 +101,7 @@ class Vector {
 
 struct Options {
   bool adaptive = false;
+  bool stochastic = false;
   bool unaligned = false;
   bool nonfinite_gradient = false;
   int64_t without_gradient = -1;
@@ -131,7 +132,8 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
     const size_t i = static_cast<size_t>(row);
     cell(kSize, row) = sizes[i];
     cell(kGroup, row) = row % 2;
-    cell(kFlags, row) = options.adaptive && row % 3 != 1 ? kAdaptive : 0;
+    cell(kFlags, row) =
+        (options.adaptive && row % 3 != 1 ? kAdaptive : 0) + (options.stochastic ? kStochastic : 0);
     cell(kWeight, row) = weight[i].address();
     cell(kGradient, row) = row == options.without_gradient ? 0 : gradient[i].address();
     cell(kBackup, row) = backup[i].address();
@@ -171,7 +173,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
     const size_t i = static_cast<size_t>(row);
     if (row == options.without_gradient) continue;
     for (int64_t k = 0; k < sizes[i]; ++k) {
-      const double t = cell(kFlags, row) == kAdaptive ? std::fabs(weight[i][k]) + 0.01 : 1.0;
+      const double t = (cell(kFlags, row) & kAdaptive) != 0 ? std::fabs(weight[i][k]) + 0.01 : 1.0;
       expected += t * gradient[i][k] * t * gradient[i][k];
     }
   }
@@ -192,7 +194,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
         hyper[static_cast<size_t>(row % 2 * kHyperColumns + kRho)] / (std::sqrt(expected) + 1e-12);
     for (int64_t k = 0; k < sizes[i]; ++k) {
       const double w = before[i][k];
-      const double t = cell(kFlags, row) == kAdaptive ? std::fabs(w) + 0.01 : 1.0;
+      const double t = (cell(kFlags, row) & kAdaptive) != 0 ? std::fabs(w) + 0.01 : 1.0;
       const bool moves = row != options.without_gradient && !options.nonfinite_gradient;
       expect(close(weight[i][k], moves ? w + t * t * gradient[i][k] * scale : w, moves ? tol : 0.0),
              name + ": perturb");
@@ -381,6 +383,8 @@ int main(int argc, char** argv) {
     check_sam<double>(odd, {.adaptive = true}, "float64");
     check_sam<BFloat16>(odd, {}, "bfloat16");
     check_sam<Float16>(odd, {.unaligned = true}, "float16, unaligned");
+    check_sam<BFloat16>(odd, {.stochastic = true}, "bfloat16, stochastic");
+    check_sam<Float16>(odd, {.adaptive = true, .stochastic = true, .unaligned = true}, "float16, stochastic");
     check_sam<float>(std::vector<int64_t>(90, 5), {}, "several launches");
     for (const int64_t size : {1, 255, 257, 1300}) {
       for (const int64_t count : {1, 4}) {

@@ -77,6 +77,39 @@ def perturb(
     return (weight.double() + normalisation**2 * gradient.double() * scale).to(weight.dtype)
 
 
+def rounding_bits(squared_norm: float, row: int, count: int) -> Tensor:
+    """What stochastic rounding draws for the elements of a weight: int64 ``[count]`` in [0, 2^16)."""
+    blocks = np.arange(-(-count // 8), dtype=np.uint64)
+    counters = np.zeros((blocks.size, 4), dtype=np.uint32)
+    counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
+    counters[:, 1] = blocks >> np.uint64(32)
+    counters[:, 2] = row
+    words = philox(counters, int(np.float64(squared_norm).view(np.uint64)))
+    return torch.from_numpy(words.astype("<u4").view("<u2").reshape(-1)[:count].astype(np.int64))
+
+
+def round_at_random(value: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` (float64, finite) to one of its two neighbours of ``dtype``.
+
+    The one away from zero where ``bits / 2^16`` plus the way to it already gone is at least 1.
+    """
+    nearest = value.to(dtype)
+    away = torch.where(nearest.double().abs() >= value.abs(), nearest, _next_away(nearest))
+    towards = torch.where(nearest.double().abs() <= value.abs(), nearest, _next_towards(nearest))
+    gap = (away.double() - towards.double()).abs()
+    gone = torch.where(gap > 0, (value - towards.double()).abs() / gap, torch.zeros_like(gap))
+    return torch.where(gone + bits / 2.0**16 >= 1.0, away, towards)
+
+
+def _next_away(value: Tensor) -> Tensor:
+    """The neighbour further from zero: 16-bit floats count up like their bits."""
+    return (value.view(torch.int16) + 1).view(value.dtype)
+
+
+def _next_towards(value: Tensor) -> Tensor:
+    return (value.view(torch.int16) - 1).view(value.dtype)
+
+
 def update_sgd(
     weight: Tensor,
     gradient: Tensor,

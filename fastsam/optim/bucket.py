@@ -20,6 +20,18 @@ _BACKUP_ALIGNMENT = 16  # bytes: what the widest vector access of the CUDA kerne
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
 
+_NO_STATE: dict[str, Any] = {}
+
+
+class Member(NamedTuple):
+    """A parameter, the index of its group, and what that group asks for it."""
+
+    parameter: Tensor
+    group: int
+    adaptive: bool
+    stochastic: bool
+
+
 class _Bound(NamedTuple):
     """State tensors of one parameter that the table points at; the step counter, if any, comes last."""
 
@@ -38,31 +50,24 @@ class Bucket:
     """Parameters of one device, dtype and sharding, served by one launch per phase.
 
     Args:
-        parameters: the parameters, in the order of the optimizer's groups.
-        groups: index of each parameter's group.
-        adaptive: whether ASAM's normalisation applies to each parameter.
+        members: the parameters, in the order of the optimizer's groups.
         slot: this bucket's place among the squared norms.
 
     Attributes:
         backup: the weights before the ascent, one flat tensor; 4 bytes per float32 parameter and the only
             memory that SAM adds.
         perturbed: which parameters the current ascent moved.
+        rounds_to_nearest: whether the ascent of a parameter is rounded to nearest, not stochastically.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        *,
-        groups: Sequence[int],
-        adaptive: Sequence[bool],
-        slot: int,
-    ) -> None:
-        self.parameters = list(parameters)
-        self.groups = list(groups)
+    def __init__(self, members: Sequence[Member], *, slot: int) -> None:
+        self.parameters = [member.parameter for member in members]
+        self.groups = [member.group for member in members]
         self.slot = slot
-        self.shard_groups = sharding.shard_groups(parameters[0])
-        self._sharded = any(map(sharding.is_sharded, parameters))
-        weights = [sharding.local(parameter) for parameter in parameters]
+        self.rounds_to_nearest = not all(member.stochastic for member in members)
+        self.shard_groups = sharding.shard_groups(self.parameters[0])
+        self._sharded = any(map(sharding.is_sharded, self.parameters))
+        weights = [sharding.local(parameter) for parameter in self.parameters]
         _refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
@@ -74,12 +79,19 @@ class Bucket:
         ]
         stand_in = {id(weight): copy for weight, copy in self._staged}
         self.weights = [stand_in.get(id(weight), weight) for weight in weights]
-        self.table = kernels.TensorTable(self.weights, groups=groups, adaptive=adaptive)
+        self.table = kernels.TensorTable(
+            self.weights,
+            groups=self.groups,
+            adaptive=[member.adaptive for member in members],
+            stochastic=[member.stochastic for member in members],
+        )
         self._addresses = [parameter.data_ptr() for parameter in weights]
         self.scratch = self.table.scratch()
         self.backup, self._backup_addresses = _backup_memory(self.weights)
         self.perturbed = [False] * len(self.parameters)
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
+        self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
+        self._bound_tensors: list[Tensor] = []
         self._counts_steps = False
         self._counters = torch.zeros(len(self.parameters), dtype=torch.float32, device=self.device)
         self._counter_views = list(self._counters.unbind())
@@ -174,7 +186,7 @@ class Bucket:
         kernels.update(self.table, scalars, self.scratch, rule=rule.name)
         updated = [gradient is not None for gradient in gradients]
         self._written([a or b for a, b in zip(self.perturbed, updated, strict=True)])
-        sharding.increment_versions([tensor for bound in self._bound for tensor in bound.tensors])
+        sharding.increment_versions(self._bound_tensors)
         self.perturbed = [False] * len(self.parameters)
 
     def bind_state(
@@ -192,6 +204,8 @@ class Bucket:
             (*rule.state_keys(group), rule.step_key) if rule.step_key else rule.state_keys(group)
             for group in param_groups
         ]
+        if self._is_bound(names, state):
+            return
         bound = None
         for i, (parameter, gradient, group, old) in enumerate(
             zip(self.parameters, gradients, self.groups, self._bound, strict=True)
@@ -208,6 +222,24 @@ class Bucket:
         if bound is not None:
             self._write_state_columns(bound, rule, param_groups)
             self._bound = bound
+            self._bound_tensors = [tensor for each in bound for tensor in each.tensors]
+            self._bound_columns = {}
+            if bound[0].names and all(each.names == bound[0].names for each in bound):
+                columns = zip(*(each.tensors for each in bound), strict=True)
+                self._bound_columns = dict(zip(bound[0].names, columns, strict=True))
+
+    def _is_bound(
+        self, names: Sequence[tuple[str, ...]], state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> bool:
+        """Whether all parameters have one kind of state, bound already: the usual case, quick to say."""
+        wanted = tuple(self._bound_columns)
+        if not wanted or any(names[group] != wanted for group in set(self.groups)):
+            return False
+        entries = [state.get(parameter, _NO_STATE) for parameter in self.parameters]
+        return all(
+            all(map(is_, [entry.get(name) for entry in entries], tensors))
+            for name, tensors in self._bound_columns.items()
+        )
 
     def _bind_parameter(
         self,
@@ -303,7 +335,8 @@ class Bucket:
     def _written(self, which: Sequence[bool]) -> None:
         for weight, copy in self._staged:
             weight.copy_(copy)
-        sharding.increment_versions(list(compress(self.parameters, which)))
+        written = self.parameters if all(which) else list(compress(self.parameters, which))
+        sharding.increment_versions(written)
 
 
 def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:

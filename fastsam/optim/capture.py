@@ -240,8 +240,8 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
     SAM's kernels read settings from memory that this call refreshes, so it freezes addresses alone.
     """
     if isinstance(optimizer, SAM):
-        optimizer.prepare()
-        return optimizer.native_memory()
+        optimizer.native.prepare()
+        return optimizer.native.addresses()
     settings = [
         value
         for group in optimizer.param_groups
@@ -266,8 +266,8 @@ def rehearsal(
     tensors = list({id(tensor): tensor for tensor in tensors}.values())
     before = [tensor.detach().clone() for tensor in tensors]
     skipped = optimizer.skipped_steps.clone() if isinstance(optimizer, SAM) else None
-    started = optimizer.started_state() if isinstance(optimizer, SAM) else optimizer.state
-    state = {parameter: dict(entry) for parameter, entry in started.items()}
+    unstarted = optimizer.native.unstarted() if isinstance(optimizer, SAM) else set()
+    state = {p: dict(entry) for p, entry in optimizer.state.items() if id(p) not in unstarted}
     values = deepcopy(list(state.values()))
     scale = None if scaler is None else scaler.state_dict()
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastsam.optim.sam import SAM
+from fastsam.optim.settings import check_rho
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,10 @@ class RhoScheduler:
             )
         rhos = [float(schedule(epoch)) for schedule in schedules]
         for rho in rhos:
-            if not (rho >= 0.0 and math.isfinite(rho)):
-                raise ValueError(f"the schedule gives rho {rho} in epoch {epoch}; expected >= 0")
+            try:
+                check_rho(rho)
+            except ValueError as error:
+                raise ValueError(f"the schedule of rho in epoch {epoch}: {error}") from None
         return rhos
 
     def _apply(self, epoch: int) -> None:

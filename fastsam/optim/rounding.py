@@ -72,7 +72,7 @@ class LostAscent:
             warnings.warn(
                 f"the ascent left {share:.0%} of the elements of the 16-bit weights as they were: rho is "
                 "below their resolution. Keep the weights in float32 (autocast computes in 16 bits all "
-                "the same), or raise rho.",
+                "the same), pass stochastic_rounding=True, or raise rho.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=8,
             )

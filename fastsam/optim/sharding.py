@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
 
 if is_available():
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor
 else:  # a build of torch without distributed support has no DTensor to meet
     DTensor = None  # type: ignore[assignment, misc]
 
@@ -63,7 +63,9 @@ def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
             raise ValueError(
                 "a parameter with a Partial placement cannot be optimised; redistribute it"
             )
-        if isinstance(placement, Shard) or placement.is_shard():
+        # Whatever is not a replica is a part: Shard, and the strided shards that FSDP2 makes of tensor
+        # parallel ones, which do not call themselves shards.
+        if not placement.is_replicate():
             groups.append(mesh.get_group(dimension))
     return tuple(groups)
 

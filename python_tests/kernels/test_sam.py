@@ -357,7 +357,8 @@ def test_float16_conversion_agrees_with_torch(draw: Draw, device: torch.device) 
     table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
     backup = torch.zeros_like(weight)
     table.set_backups([backup.data_ptr()])
-    table.set_gradients([torch.ones_like(weight)])
+    gradient = torch.ones_like(weight)
+    table.set_gradients([gradient])
     before = weight.clone()
     kernels.norm(table, problem.scalars.hyper, problem.scalars.squared_norms, table.scratch())
     kernels.perturb(table, problem.scalars.as_native())
@@ -386,6 +387,89 @@ def test_16_bit_rounding_is_to_nearest_even(
     table.set_gradients([gradient])
     kernels.perturb(table, problem.scalars.as_native())
     assert torch.equal(weight, (before.float() + gradient.float()).to(dtype))
+
+
+@pytest.mark.parametrize("unaligned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stochastic_rounding_goes_up_as_often_as_the_reference(
+    dtype: torch.dtype, unaligned: bool, draw: Draw, device: torch.device
+) -> None:
+    """To the last bit, in every row, over magnitudes from subnormal to large."""
+    weights, gradients = [], []
+    for size in (1, 0, 20_003, 77):
+        magnitude = torch.logspace(-9, 3, size, dtype=torch.float64).to(device)
+        memory = (draw(2, size + 1, dtype=torch.float64) * 0).to(dtype)
+        weight, gradient = (row[1:] if unaligned else row[:-1].clone() for row in memory)
+        weight.copy_(draw(size, dtype=torch.float64) * magnitude.flip(0))
+        gradient.copy_(draw(size, dtype=torch.float64) * magnitude)
+        weights.append(weight)
+        gradients.append(gradient)
+    before = [weight.clone() for weight in weights]
+    backups = [torch.zeros_like(weight) for weight in weights]
+    problem = Problem(draw, [1], dtype, device)
+    problem.scalars.hyper[0, 0] = 1.0
+    problem.scalars.squared_norms.fill_(1.0)  # with rho 1 the ascent adds the gradient as it is
+    table = kernels.TensorTable(
+        weights, groups=[0] * 4, adaptive=[False] * 4, stochastic=[True, True, True, False]
+    )
+    table.set_backups([backup.data_ptr() for backup in backups])
+    table.set_gradients(gradients)
+    kernels.perturb(table, problem.scalars.as_native())
+    for row, (weight, old, gradient) in enumerate(zip(weights, before, gradients, strict=True)):
+        top = (old.float() + gradient.float()).double().cpu()
+        bits = reference.rounding_bits(1.0, row, weight.numel())
+        expected = top.to(dtype) if row == 3 else reference.round_at_random(top, bits, dtype)
+        assert torch.equal(weight.cpu(), expected), row
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stochastic_rounding_is_right_on_average(
+    dtype: torch.dtype, draw: Draw, device: torch.device
+) -> None:
+    """An ascent far below the resolution of the weights, over many norms: five standard errors."""
+    count, norms = 40_000, 5
+    weight = torch.ones(count, device=device, dtype=dtype)
+    weight[::2] = -3.0
+    gradient = torch.ones_like(weight)
+    backup = torch.zeros_like(weight)
+    problem = Problem(draw, [1], dtype, device)
+    problem.scalars.hyper[0, 0] = torch.finfo(dtype).eps / 16
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False], stochastic=[True])
+    table.set_backups([backup.data_ptr()])
+    table.set_gradients([gradient])
+    rises = []
+    for i in range(norms):
+        problem.scalars.squared_norms.fill_(1.0 + i * 1e-13)
+        kernels.perturb(table, problem.scalars.as_native())
+        rises.append(weight.double() - backup.double())
+        kernels.restore(table)
+    rise = torch.stack(rises)
+    step = torch.finfo(dtype).eps / 16
+    for part, resolution in ((rise[:, 1::2], 1.0), (rise[:, ::2], 2.0)):  # spacing at 1 and at 3
+        p = 1 / 16 / resolution
+        error = resolution * 16 * step * (p * (1 - p) / part.numel()) ** 0.5
+        assert abs(part.mean().item() - step) < 5 * error
+    together = (rise != 0).double()
+    together -= together.mean(dim=1, keepdim=True)
+    assert abs((together[0] * together[1]).mean().item()) < 5 * together.var().item() / count**0.5
+
+
+def test_stochastic_rounding_keeps_what_is_not_finite(draw: Draw, device: torch.device) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0] * 20, dtype=dtype)
+        weight = special.clone().to(device)
+        problem = Problem(draw, [1], dtype, device)
+        problem.scalars.hyper[0, 0] = 0.0
+        problem.scalars.squared_norms.fill_(2.5)
+        table = kernels.TensorTable([weight], groups=[0], adaptive=[False], stochastic=[True])
+        backup = torch.zeros_like(weight)
+        table.set_backups([backup.data_ptr()])
+        gradient = torch.ones_like(weight)
+        table.set_gradients([gradient])
+        kernels.perturb(table, problem.scalars.as_native())
+        assert torch.equal(weight.isnan().cpu(), special.isnan())
+        kept = ~special.isnan()
+        assert torch.equal(weight.cpu()[kept], special[kept])
 
 
 # --- the face says what is wrong ---------------------------------------------------------------------

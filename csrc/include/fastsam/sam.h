@@ -47,7 +47,8 @@ struct SamScalars {
                 double* squared_norm, void* scratch);                                                        \
                                                                                                              \
   /* backup = w; w += T_w^2 g rho / (norm + 1e-12), for tensors with a gradient. A non-finite factor leaves  \
-     w alone and sets found_inf to 1, a finite one sets it to 0. */                                          \
+     w alone and sets found_inf to 1, a finite one sets it to 0. Stochastic rounding draws from the bits of  \
+     the squared norm, the row in the table and the place in memory. */                                      \
   void sam_perturb(const Execution& execution, DType dtype, const TensorTable& table,                        \
                    const SamScalars& scalars);                                                               \
                                                                                                              \

@@ -9,7 +9,7 @@ namespace fastsam {
 enum Column : int64_t {
   kSize = 0,  // elements
   kGroup,     // row of the block of hyper-parameters
-  kFlags,     // kAdaptive
+  kFlags,     // of enum Flag, added up
   kWeight,    // address of w       [size], overwritten
   kGradient,  // address of g       [size]; 0: no gradient in this pass
   kBackup,    // address of backup  [size]; equal to kWeight: the weight was not perturbed
@@ -23,7 +23,11 @@ enum Column : int64_t {
   kColumns
 };
 
-enum Flag : int64_t { kAdaptive = 1 };
+enum Flag : int64_t {
+  kAdaptive = 1,    // ASAM's normalisation applies
+  kStochastic = 2,  // 16-bit weights are rounded stochastically in the ascent
+  kFlagBits = 2
+};
 
 struct TensorTable {
   int64_t count;

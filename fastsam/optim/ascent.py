@@ -1,0 +1,43 @@
+"""The first half of a SAM step as an optimizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class AscentStep(Optimizer):
+    """What :attr:`fastsam.SAM.ascent` returns: an optimizer whose ``step()`` climbs.
+
+    A gradient scaler checks an optimizer once between two updates, so each half of a step is one.
+
+    Args:
+        optimizer: whose parameter groups and state this one has.
+        climb: makes the ascent, given a scaler's ``grad_scale`` and ``found_inf``.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, optimizer: Optimizer, climb: Callable[..., None]) -> None:
+        super().__init__(optimizer.param_groups, {})
+        self._climb = climb
+        self.share(optimizer)
+
+    def share(self, optimizer: Optimizer) -> None:
+        """Takes over the groups and the state that ``optimizer`` has now."""
+        self.param_groups = optimizer.param_groups
+        self.state = optimizer.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """``first_step()``, with gradients that may still carry a scaler's loss scale."""
+        if closure is not None:
+            raise TypeError(
+                "the ascent step takes no closure: run the first backward pass before it"
+            )
+        self._climb(
+            grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None)
+        )

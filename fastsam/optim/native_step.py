@@ -1,0 +1,338 @@
+"""The two halves of a SAM step on the kernels, over every device and dtype of the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.optim import Optimizer
+
+from fastsam.kernels import native
+from fastsam.kernels import sam as kernels
+from fastsam.optim import sharding
+from fastsam.optim.bucket import Bucket, Member
+from fastsam.optim.fused import FusedRule, fused_rule
+from fastsam.optim.rounding import LostAscent
+from fastsam.optim.settings import check_rho, eta_of, normalised
+
+_NUMBERS = frozenset({float, int, bool})
+_RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
+
+
+class NativeStep:
+    """Holds the memory that the kernels work on, and launches them.
+
+    Groups and state are read from the base optimizer in every call, because users change, replace and
+    load them; memory is made when it is first needed and made anew when parameters or their storage change.
+
+    Args:
+        base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta`` and
+            ``stochastic_rounding``.
+
+    Attributes:
+        climbed: whether the weights are perturbed now.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        self._base = base
+        self._skipped: dict[torch.device, Tensor] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops all native memory but the counter of skipped steps."""
+        self.climbed = False
+        self._buckets: list[Bucket] = []
+        self._scalars: dict[torch.device, kernels.Scalars] = {}
+        self._lost: dict[torch.device, LostAscent] = {}
+        self._written_rows: list[list[float]] = []
+        self._written_options: list[dict[str, Any]] = []
+        self._layout: list[tuple[Any, ...]] = []
+
+    # --- the halves -----------------------------------------------------------------------------
+
+    def climb(self, *, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Norm and perturbation.
+
+        Args:
+            grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
+            found_inf: float32 scalar, a scaler's flag: the step will be skipped where it is set.
+        """
+        self._make_buckets()
+        gradients = [bucket.take_gradients() for bucket in self._buckets]
+        self._write_hyper(fused_rule(self._base))
+        for bucket in self._buckets:
+            bucket.norm()
+        self._share_norms()
+        for device, lost in self._lost.items():
+            lost.begin(
+                sum(
+                    bucket.elements(taken)
+                    for bucket, taken in zip(self._buckets, gradients, strict=True)
+                    if bucket.device == device and bucket.is_16_bit
+                )
+            )
+        self.climbed = True
+        try:
+            for bucket, taken in zip(self._buckets, gradients, strict=True):
+                bucket.perturb(taken, grad_scale=_on(grad_scale, bucket.device))
+        except BaseException:
+            self.restore()
+            raise
+        for device, scalars in self._scalars.items():
+            _raise_flag(scalars.found_inf, _on(found_inf, device))
+        _forget_casts()
+        if self._lost:
+            self._warn_of_lost_ascents()
+
+    def restore(self) -> None:
+        """Puts the perturbed weights back."""
+        for bucket in self._buckets:
+            bucket.restore()
+        self.climbed = False
+        _forget_casts()
+
+    def descend(
+        self,
+        *,
+        check_finite: bool,
+        process_group: ProcessGroup | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Restores and updates, or only restores where a gradient of either pass was not finite.
+
+        Args:
+            check_finite: look at the gradients of this pass; not done where ``found_inf`` is given.
+            process_group: ranks that must skip together.
+            grad_scale: as in :meth:`climb`.
+            found_inf: as in :meth:`climb`.
+        """
+        if any(bucket.moved() for bucket in self._buckets):
+            raise RuntimeError(
+                "the storage of a parameter was replaced between first_step() and second_step() "
+                "(p.data = ... or model.to(...)): call restore(), which finds the new storage, and "
+                "begin the step again"
+            )
+        gradients = [bucket.take_gradients() for bucket in self._buckets]
+        rule = fused_rule(self._base)
+        self._write_hyper(rule)
+        if rule is not None:
+            for bucket, taken in zip(self._buckets, gradients, strict=True):
+                bucket.bind_state(taken, rule, self._base.param_groups, self._base.state)
+        self._agree_to_skip(check_finite, process_group, found_inf)
+        if rule is None:
+            self.restore()
+            self._step_base(grad_scale)
+            return
+        for bucket, taken in zip(self._buckets, gradients, strict=True):
+            bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
+        self.climbed = False
+        _forget_casts()
+        # Schedulers on the base optimizer ask whether it was stepped.
+        self._base._opt_called = True  # type: ignore[attr-defined]
+
+    def _agree_to_skip(
+        self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
+    ) -> None:
+        """Sets every device's and rank's flag where one of them saw a gradient that is not finite."""
+        for bucket in self._buckets:
+            flag = self._scalars[bucket.device].found_inf
+            if found_inf is not None:
+                _raise_flag(flag, _on(found_inf, bucket.device))
+            elif check_finite:
+                kernels.check(bucket.table, flag)
+            sharding.reduce_max(flag, bucket.shard_groups)
+        flags = [scalars.found_inf for scalars in self._scalars.values()]
+        if process_group is not None:
+            for flag in flags:
+                sharding.reduce_max(flag, (process_group,))
+        if len(flags) > 1:
+            for flag in flags:
+                for other in flags:
+                    _raise_flag(flag, other.to(flag.device, non_blocking=True))
+
+    def _step_base(self, grad_scale: Tensor | None) -> None:
+        """The base optimizer's own step, for one that has no fused rule."""
+        flags = [scalars.found_inf for scalars in self._scalars.values()]
+        if flags and bool(flags[0].item()):  # the one host read of such a base
+            for skipped in self._skipped.values():
+                skipped += 1
+            return
+        if grad_scale is not None:
+            for group in self._base.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.div_(_on(grad_scale, p.grad.device))
+        self._base.step()
+
+    # --- what can be asked ----------------------------------------------------------------------
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """See :attr:`fastsam.SAM.skipped_steps`."""
+        if not self._skipped:
+            return torch.zeros((), dtype=torch.int64)
+        return next(iter(self._skipped.values()))[0]
+
+    @property
+    def unchanged_share(self) -> Tensor:
+        """See :attr:`fastsam.SAM.unchanged_share`."""
+        if not self._lost:
+            return torch.zeros(())
+        device = next(iter(self._lost))
+        unchanged = sum(lost.unchanged.to(device)[0] for lost in self._lost.values())
+        elements = sum(lost.elements for lost in self._lost.values())
+        return torch.as_tensor(unchanged / max(elements, 1), dtype=torch.float32)
+
+    def unstarted(self) -> set[int]:
+        """Identities of parameters that have state tensors which no update has reached yet."""
+        return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
+
+    def addresses(self) -> tuple[int, ...]:
+        """Identity of all memory that the kernels work on: it changes when a captured step is stale."""
+        if any(bucket.moved() for bucket in self._buckets):
+            return ()
+        return tuple(
+            part for bucket in self._buckets for part in (id(bucket), *bucket.state_addresses())
+        )
+
+    # --- memory ---------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Creates memory and the base optimizer's state now, and takes changed settings over.
+
+        A step does all of it by itself; a captured one cannot.
+        """
+        self._make_buckets()
+        rule = fused_rule(self._base)
+        self._write_hyper(rule)
+        if rule is not None:
+            for bucket in self._buckets:
+                trained = [p if p.requires_grad else None for p in bucket.parameters]
+                bucket.bind_state(trained, rule, self._base.param_groups, self._base.state)
+
+    def _make_buckets(self) -> None:
+        """Makes the buckets, once, and again when the parameters or their storage have changed."""
+        layout = [
+            (group["adaptive"], group["stochastic_rounding"], *map(id, group["params"]))
+            for group in self._base.param_groups
+        ]
+        if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
+            return
+        members = self._members()
+        for bucket in self._buckets:
+            for parameter in bucket.unstarted():
+                self._base.state[parameter] = dict.fromkeys(self._base.state[parameter])
+        self._buckets = [Bucket(rows, slot=slot) for slot, rows in enumerate(members)]
+        self._lost = {
+            device: self._lost.get(device) or LostAscent(device)
+            for device in dict.fromkeys(b.device for b in self._buckets if b.is_16_bit)
+        }
+        self._scalars = {
+            device: self._new_scalars(device)
+            for device in dict.fromkeys(bucket.device for bucket in self._buckets)
+        }
+        counted: set[torch.device] = set()
+        for bucket in self._buckets:
+            bucket.attach(self._scalars[bucket.device], counts_skips=bucket.device not in counted)
+            counted.add(bucket.device)
+        self._written_rows = []
+        self._written_options = []
+        self._layout = layout
+
+    def _members(self) -> list[list[Member]]:
+        """The parameters, sorted by device, dtype and the ranks that share them."""
+        members: dict[tuple[Any, ...], list[Member]] = {}
+        for index, group in enumerate(self._base.param_groups):
+            for parameter, adaptive in zip(group["params"], normalised(group), strict=True):
+                part = sharding.local(parameter)
+                if part.dtype not in native.DTYPE_CODES:
+                    raise ValueError(
+                        f"a parameter of shape {tuple(parameter.shape)} is {part.dtype}; SAM knows "
+                        "float32, float64, bfloat16 and float16"
+                    )
+                key = (part.device, part.dtype, sharding.shard_groups(parameter))
+                members.setdefault(key, []).append(
+                    Member(parameter, index, adaptive, group["stochastic_rounding"])
+                )
+        return list(members.values())
+
+    def _new_scalars(self, device: torch.device) -> kernels.Scalars:
+        hyper = (len(self._base.param_groups), len(native.HYPER_COLUMNS))
+        return kernels.Scalars(
+            hyper=torch.zeros(hyper, dtype=torch.float64, device=device),
+            squared_norms=torch.zeros(len(self._buckets), dtype=torch.float64, device=device),
+            found_inf=torch.zeros(1, dtype=torch.float32, device=device),
+            skipped_steps=self._skipped.setdefault(
+                device, torch.zeros(1, dtype=torch.int64, device=device)
+            ),
+            unchanged=self._lost[device].unchanged if device in self._lost else None,
+        )
+
+    def _write_hyper(self, rule: FusedRule | None) -> None:
+        """Refreshes the block of hyper-parameters on every device, where a value has changed."""
+        options = [
+            {"rho": group["rho"], "eta": eta_of(group), **(rule.hyper(group) if rule else {})}
+            for group in self._base.param_groups
+        ]
+        # Other types, tensors above all, may change their value and stay the same object.
+        fixed = all(type(value) in _NUMBERS for row in options for value in row.values())
+        if fixed and options == self._written_options:
+            return
+        rows: list[list[float]] = []
+        on_device: list[tuple[int, int, Tensor]] = []
+        for index, values in enumerate(options):
+            check_rho(values["rho"])
+            row = [0.0] * len(native.HYPER_COLUMNS)
+            for name, value in values.items():
+                column = native.HYPER_COLUMNS.index(name)
+                if isinstance(value, Tensor) and value.device.type != "cpu":
+                    on_device.append((index, column, value))
+                else:
+                    row[column] = float(value)
+            rows.append(row)
+        for device, scalars in self._scalars.items():
+            if rows != self._written_rows:
+                fresh = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
+                scalars.hyper.copy_(fresh, non_blocking=True)
+            for index, column, value in on_device:
+                scalars.hyper[index, column].copy_(value, non_blocking=True)
+        self._written_rows = rows
+        self._written_options = options if fixed else []
+
+    def _share_norms(self) -> None:
+        """Gives every device the squared norms of the buckets on the others."""
+        if len(self._scalars) < 2:
+            return
+        for bucket in self._buckets:
+            part = self._scalars[bucket.device].squared_norms[bucket.slot]
+            for device, scalars in self._scalars.items():
+                if device != bucket.device:
+                    scalars.squared_norms[bucket.slot].copy_(part, non_blocking=True)
+
+    def _warn_of_lost_ascents(self) -> None:
+        """Where weights in 16 bits are rounded to nearest and were meant to move."""
+        moving = any(row[_RHO] != 0.0 for row in self._written_rows)
+        if moving and any(
+            bucket.is_16_bit and bucket.rounds_to_nearest for bucket in self._buckets
+        ):
+            for lost in self._lost.values():
+                lost.end()
+
+
+def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
+    """A gradient scaler's scalar where the kernels of ``device`` can read it, as float32."""
+    return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
+
+
+def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
+    """Sets ``flag`` where ``other`` is set, without reading either."""
+    if other is not None:
+        torch.maximum(flag, other.reshape(1), out=flag)
+
+
+def _forget_casts() -> None:
+    """Autocast keeps 16-bit copies of weights while its context lasts; after a write they are stale."""
+    torch.clear_autocast_cache()
