@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields, make_dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 try:
     import tyro
@@ -18,18 +19,20 @@ except ImportError as error:
     ) from error
 
 import fastsam
+from fastsam.longtail.atomic import write_text
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import OPTIMIZERS, TrainConfig
-from fastsam.longtail.data import DATASETS, DataOptions
+from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind
 from fastsam.longtail.data.check import check_dataset
 from fastsam.longtail.data.lists import convert_inaturalist
-from fastsam.longtail.errors import LongTailError, UsageError
-from fastsam.longtail.landscape import landscape
+from fastsam.longtail.errors import LongTailError, UsageError, unknown
+from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.methods import LOSSES, RULES
-from fastsam.longtail.recipes import recipe
-from fastsam.longtail.reproduce import MEASURES, reproduce
+from fastsam.longtail.published import FIGURES, MEASURES, TABLES, combinations
+from fastsam.longtail.recipes import Recipe, recipe
+from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
-from fastsam.longtail.trainer import Trainer, load_configured
+from fastsam.longtail.trainer import Trainer, chosen_device, load_configured
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -87,6 +90,10 @@ class TrainCommand:
     out: Annotated[Path | None, arg(help="folder for checkpoint and results")] = None
     resume: Annotated[bool, arg(help="go on with the run in --out")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
+    keep: Annotated[
+        tuple[int, ...],
+        arg(help="epochs whose checkpoint is kept as epoch-K.pt", metavar="INT ..."),
+    ] = ()
     quiet: Annotated[bool, arg(help="no progress bar")] = False
     track: Annotated[str, arg(help=f"send epochs to: {', '.join(TRACKERS)}")] = "none"
 
@@ -94,23 +101,17 @@ class TrainCommand:
         """Train, print the accuracies, write the folder."""
         from fastsam.report import accuracy_table
 
-        if self.out is None and (self.resume or self.overwrite):
-            raise UsageError("--resume and --overwrite need --out DIR")
+        if self.out is None and (self.resume or self.overwrite or self.keep):
+            raise UsageError("--resume, --overwrite and --keep need --out DIR")
         check_tracker(self.track, out=self.out)
-        names = {item.name for item in fields(TrainConfig)} - {"data", "method", "optimizer"}
-        given = {name: getattr(self, name) for name in names}
-        chosen = recipe(
-            self.data,
-            self.method,
-            self.optimizer,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        chosen = recipe(self.data, self.method, self.optimizer, **_given(self))
         trainer = Trainer(
             chosen.config(),
             sources=chosen.sources,
             out=self.out,
             resume=self.resume,
             overwrite=self.overwrite,
+            keep=self.keep,
             progress=not self.quiet,
         )
         if trainer.data.subset_hash is not None:
@@ -135,17 +136,28 @@ def _setting(item: Field[Any], hint: Any) -> Any:
     )
 
 
-def _with_settings() -> type[TrainCommand]:
-    """:class:`TrainCommand` with an option for every setting, so that each is written only once."""
+_SETTINGS = [
+    item for item in fields(TrainConfig) if item.name not in ("data", "method", "optimizer")
+]
+
+
+def _with_settings(base: type[Any], *, leave_out: Collection[str] = ()) -> Any:
+    """``base`` with an option for every setting of a run, so that each is written only once."""
     hints = get_type_hints(TrainConfig)
     options = [
         (item.name, Annotated[hints[item.name] | None, _setting(item, hints[item.name])], None)
-        for item in fields(TrainConfig)
-        if item.name not in ("data", "method", "optimizer")
+        for item in _SETTINGS
+        if item.name not in leave_out
     ]
-    command = make_dataclass("Train", options, bases=(TrainCommand,), frozen=True)
-    command.__doc__ = TrainCommand.__doc__
+    command = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
+    command.__doc__ = base.__doc__
     return command
+
+
+def _given(command: object) -> dict[str, Any]:
+    """The settings that the command line names."""
+    values = {item.name: getattr(command, item.name, None) for item in _SETTINGS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -154,8 +166,8 @@ class SpectrumCommand:
 
     checkpoint: Positional[Path]
     """checkpoint.pt, or the folder of the run."""
-    classes: tuple[int, ...] = (0, 9)
-    """Labels of the classes."""
+    classes: tuple[int | Literal["all"], ...] = (0, 9)
+    """Labels of the classes; `all` for the images of every class together."""
     split: str = "train"
     """Whose images: train, validation or test."""
     loss: str = "ce"
@@ -169,6 +181,10 @@ class SpectrumCommand:
     """Random start vectors."""
     seed: int = 0
     """Seed of probes and draws."""
+    device: str = "cpu"
+    """Device: cpu, cuda, cuda:1, ..."""
+    data_root: str | None = None
+    """Folder with the data, if it is not where it was at the training."""
     out: Path | None = None
     """Folder for the spectra as JSON and a figure of them."""
     overwrite: bool = False
@@ -184,10 +200,14 @@ class SpectrumCommand:
 
         if self.out is not None:
             check_free(self.out, allowed=self.overwrite, flags="--overwrite")
+        device = chosen_device(self.device)
         checkpoint = Checkpoint.load(self.checkpoint)
+        config = checkpoint.config
+        if self.data_root is not None:
+            config = replace(config, data_root=self.data_root)
         spectra = landscape(
-            checkpoint.build_model(),
-            load_configured(checkpoint.config),
+            checkpoint.build_model().to(device),
+            load_configured(config),
             checkpoint,
             self.classes,
             split=self.split,
@@ -204,7 +224,7 @@ class SpectrumCommand:
         if self.out is not None:
             for item in spectra:
                 item.save(self.out)
-            (self.out / "spectra.svg").write_text(spectra_panels(spectra), "utf-8")
+            write_text(self.out / "spectra.svg", spectra_panels(spectra))
             print(f"spectra: {self.out}")
 
 
@@ -240,34 +260,97 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the published recipes, or show one with the source of every value."""
+    """List the recipes of the paper, or show one with the source of every value.
+
+    Any other combination of data, method and optimizer has a recipe as well; --names lists them.
+    """
 
     data: str | None = None
-    """Data set of the recipe to show."""
-    method: str = "ce-drw"
-    """Its method."""
-    optimizer: str = "sam"
-    """Its optimizer."""
+    """Only this data set; with --method and --optimizer one recipe is shown in full."""
+    method: str | None = None
+    """Only this method."""
+    optimizer: str | None = None
+    """Only this optimizer."""
+    names: bool = False
+    """List every data set, loss, rule and optimizer."""
 
     def run(self) -> None:
         """Print the list, or one recipe."""
-        from fastsam.report import Table
+        if self.names:
+            _print_names()
+        elif self.data is None or self.method is None or self.optimizer is None:
+            self._list()
+        else:
+            chosen = recipe(self.data, self.method, self.optimizer)
+            rows = tuple(
+                (name, _value(entry.value), chosen.sources[name])
+                for name, entry in chosen.entries.items()
+            )
+            print(_table(("setting", "value", "source"), rows))
 
-        if self.data is None:
-            print(f"data: {', '.join(DATASETS)}")
-            print("methods: loss or loss-rule, with")
-            for name, text in (*LOSSES.items(), *RULES.items()):
-                print(f"  {name}: {text}")
-            print("optimizers:")
-            for name, text in OPTIMIZERS.items():
-                print(f"  {name}: {text}")
-            print("show one with: fastsam recipes --data NAME --method NAME --optimizer NAME")
-            return
-        chosen = recipe(self.data, self.method, self.optimizer)
-        rows = tuple(
-            (name, str(entry.value), chosen.sources[name]) for name, entry in chosen.entries.items()
-        )
-        print(Table(("setting", "value", "source"), rows))
+    def _list(self) -> None:
+        asked = (self.data, self.method, self.optimizer)
+        listed = {
+            key: tables
+            for key, tables in combinations().items()
+            if all(want in (None, have) for want, have in zip(asked, key, strict=True))
+        }
+        if not listed:
+            raise UsageError(
+                f"the paper has no recipe for {' '.join(name for name in asked if name)}; name data, "
+                "method and optimizer to see what fastsam takes instead"
+            )
+        rows = tuple(_summary(recipe(*key), listed[key]) for key in sorted(listed, key=_by_data))
+        header = ("data", "method", "optimizer", *_SUMMARY, "in", "other values not known")
+        print(_table(header, rows))
+        print("? not a published value; show one with --data NAME --method NAME --optimizer NAME")
+
+
+_SUMMARY = ("model", "epochs", "batch_size", "lr", "weight_decay", "defer_epoch", "rho")
+
+
+def _by_data(key: tuple[str, str, str]) -> int:
+    """Sorts recipes by data set alone."""
+    return list(DATASETS).index(key[0])
+
+
+def _summary(chosen: Recipe, tables: Sequence[str]) -> tuple[str, ...]:
+    """The main settings of a recipe, marked where no source states them, and the tables it is of."""
+    shown = {name: chosen.entries[name] for name in _SUMMARY if name in chosen.entries}
+    guessed = (
+        name for name, entry in chosen.entries.items() if not entry.known and name not in shown
+    )
+    return (
+        chosen.data,
+        chosen.method,
+        chosen.optimizer,
+        *(
+            _value(shown[name].value) + ("" if shown[name].known else "?") if name in shown else "-"
+            for name in _SUMMARY
+        ),
+        " ".join(tables),
+        " ".join(guessed) or "-",
+    )
+
+
+def _value(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
+    from fastsam.report import Table
+
+    return str(Table(header, rows))
+
+
+def _print_names() -> None:
+    print(f"data: {', '.join(DATASETS)}")
+    print("methods: loss or loss-rule, with")
+    for name, text in (*LOSSES.items(), *RULES.items()):
+        print(f"  {name}: {text}")
+    print("optimizers:")
+    for name, text in OPTIMIZERS.items():
+        print(f"  {name}: {text}")
 
 
 @dataclass(frozen=True)
@@ -282,13 +365,21 @@ class DataCheck:
     """Imbalance factor of the sets made long-tailed here."""
     subset_seed: int = 0
     """Seed of that selection."""
+    kind: ImbalanceKind = "exp"
+    """Shape of the imbalance."""
+    download: bool = False
+    """Fetch CIFAR if it is not there."""
     decode: bool = False
     """Also decode every image file."""
 
     def run(self) -> None:
         """Print what was found."""
         options = DataOptions(
-            root=self.root, imbalance=self.imbalance, subset_seed=self.subset_seed
+            root=self.root,
+            imbalance=self.imbalance,
+            kind=self.kind,
+            subset_seed=self.subset_seed,
+            download=self.download,
         )
         for line in check_dataset(self.name, options, decode=self.decode):
             print(line)
@@ -314,44 +405,133 @@ class DataConvert:
 
 
 @dataclass(frozen=True)
-class Reproduce:
-    """Train every row of a table of the paper for several seeds, and compare."""
+class ReproduceCommand:
+    """Train what a table or a figure of the paper compares, on any data set, beside its numbers.
 
-    table: Positional[str]
-    """table1 (CIFAR-LT), table3 (large data sets) or table4 (other optimizers)."""
+    Settings that are given replace those of every recipe; numbers are then no longer compared.
+    """
+
+    name: Positional[str]
     data: str = "cifar10-lt"
-    """Data set."""
-    seeds: int = 3
-    """Number of seeds."""
-    out: Path = Path("runs/reproduce")
-    """Folder of the runs; finished ones are not trained again."""
-    data_root: str | None = None
-    """Folder with the data."""
-    epochs: int | None = None
-    """Another number of epochs than the recipes'."""
-    device: str = "cpu"
-    """Device: cpu, cuda, cuda:1, ..."""
-    quiet: bool = False
-    """No progress bars."""
+    out: Annotated[Path, arg(help="folder of the runs; finished ones are not trained again")] = (
+        Path("runs/reproduce")
+    )
+    seeds: Annotated[int, arg(help="number of seeds behind a table")] = 3
+    steps: Annotated[int, arg(help="Lanczos steps of a spectrum")] = 80
+    probes: Annotated[int, arg(help="random start vectors of a spectrum")] = 1
+    draws: Annotated[
+        str, arg(help="augmentation under a spectrum: none, K fixed draws, or redrawn as published")
+    ] = "none"
+    quiet: Annotated[bool, arg(help="no progress bars")] = False
 
     def run(self) -> None:
-        """Run the table, printing every row when it is done."""
-        options = {"data_root": self.data_root, "epochs": self.epochs, "device": self.device}
-        given = {name: value for name, value in options.items() if value is not None}
-        rows = reproduce(
-            self.table, self.data, self.out, seeds=self.seeds, progress=not self.quiet, **given
-        )
-        for number, row in enumerate(rows):
-            if number == 0:
+        """Run it; a table's rows are printed as they are done, a figure is written."""
+        if self.name in TABLES:
+            self._table()
+        elif self.name in FIGURES:
+            self._figure()
+        else:
+            raise unknown("table or figure", self.name, (*TABLES, *FIGURES))
+
+    def _table(self) -> None:
+        from fastsam.report.figures import curves
+
+        table = TABLES[self.name]
+        rows: list[Row] = []
+        for row in reproduce_table(
+            self.name,
+            self.data,
+            self.out,
+            seeds=self.seeds,
+            progress=not self.quiet,
+            **_given(self),
+        ):
+            if not rows:
+                print(f"{self.name}: {table.title}, {self.data}")
                 print(f"test accuracy, %, last epoch, {self.seeds} seed(s), +- std [published]")
-            published = row.published or (None,) * len(MEASURES)
-            cells = (
-                f"{name} {mean:.1f} +- {std:.1f}" + ("" if known is None else f" [{known:.1f}]")
-                for name, mean, std, known in zip(
-                    MEASURES, row.mean, row.std, published, strict=True
-                )
+            rows.append(row)
+            print(_measured(row), flush=True)
+        if table.note:
+            print(f"note: {table.note}")
+        if self.name.startswith("figure"):
+            series = {
+                measure: [
+                    (row.variant.settings["rho"][0], row.measured[measure][0]) for row in rows
+                ]
+                for measure in ("all", "tail")
+            }
+            title = f"{self.data}, {table.title}"
+            self._write(curves(series, x="rho", y="test accuracy, %", title=title))
+
+    def _figure(self) -> None:
+        from fastsam.report import spectrum_table
+        from fastsam.report.figures import curves, spectra_panels
+
+        figure = FIGURES[self.name]
+        panels = list(
+            reproduce_figure(
+                self.name,
+                self.data,
+                self.out,
+                augment=self.draws,
+                steps=self.steps,
+                probes=self.probes,
+                progress=not self.quiet,
+                **_given(self),
             )
-            print(f"{row.method} {row.optimizer}: {', '.join(cells)}", flush=True)
+        )
+        print(f"{self.name}: {figure.title}, {self.data}")
+        for panel in panels:
+            print(f"{panel.variant.name}: {panel.item.subject.title}")
+        print(spectrum_table([panel.item for panel in panels]))
+        for panel in panels:
+            if panel.published is not None:
+                low, high = panel.published
+                print(f"published, {panel.variant.name}, {panel.item.subject.whose}: {low} {high}")
+        if figure.note:
+            print(f"note: {figure.note}")
+        title = f"{self.data}, {figure.title}, loss {figure.loss}, augmentation {self.draws}"
+        if figure.epochs:
+            series = _series(panels, lambda item: (item.subject.epoch, item.spectrum.ratio))
+            svg = curves(series, x="epoch", y="|lambda_min / lambda_max|", title=title)
+        elif all("rho" in panel.variant.settings for panel in panels):
+            points = [
+                (panel.variant.settings["rho"][0], panel.item.spectrum.lambda_min)
+                for panel in panels
+            ]
+            svg = curves({"lambda_min": points}, x="rho", y="lambda_min", title=title)
+        else:
+            svg = spectra_panels([panel.item for panel in panels])
+        self._write(svg)
+
+    def _write(self, svg: str) -> None:
+        path = self.out / f"{self.name}.svg"
+        write_text(path, svg)
+        print(f"figure: {path}")
+
+
+def _series(
+    panels: Sequence[Panel], point: Callable[[ClassSpectrum], tuple[float, float]]
+) -> dict[str, list[tuple[float, float]]]:
+    """Points of each run and class."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for panel in panels:
+        name = f"{panel.variant.name}, {panel.item.subject.whose}"
+        series.setdefault(name, []).append(point(panel.item))
+    return series
+
+
+def _measured(row: Row) -> str:
+    """A row of a table as text."""
+    cells = []
+    for name in MEASURES:
+        mean, std = row.measured[name]
+        known = row.published.get(name)
+        cell = f"{name} {mean:.1f} +- {std:.1f}"
+        if known is not None:
+            cell += f" [{known[0]:.1f}" + ("]" if known[1] is None else f" +- {known[1]:.1f}]")
+        cells.append(cell)
+    return f"{row.variant.name}: {', '.join(cells)}"
 
 
 def _commands() -> Any:
@@ -360,12 +540,20 @@ def _commands() -> Any:
         f"one of {', '.join(LOSSES)} and rule one of {', '.join(RULES)}. "
         f"Optimizers: {', '.join(OPTIMIZERS)}. Settings that are not given come from the recipe."
     )
+    reproduce_help = (
+        f"Train what a table ({', '.join(TABLES)}) or a figure of spectra ({', '.join(FIGURES)}) of "
+        "the paper compares, on any data set, and print it beside the published numbers. Settings "
+        "that are given replace those of every recipe; published numbers are then left out."
+    )
     return (
         Annotated[Demo, subcommand("demo")]
-        | Annotated[_with_settings(), subcommand("train", description=train_help)]
+        | Annotated[_with_settings(TrainCommand), subcommand("train", description=train_help)]
         | Annotated[SpectrumCommand, subcommand("spectrum")]
         | Annotated[Report, subcommand("report")]
-        | Annotated[Reproduce, subcommand("reproduce")]
+        | Annotated[
+            _with_settings(ReproduceCommand, leave_out=("seed",)),
+            subcommand("reproduce", description=reproduce_help),
+        ]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[
             Annotated[DataCheck, subcommand("check")]
@@ -401,6 +589,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         parse(argv).run()
+    except BrokenPipeError:
+        # The reader has seen enough, `fastsam recipes | head` for instance.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except UsageError as error:
         return _fail(error, EXIT_USAGE)
     except (LongTailError, OSError, ImportError, FloatingPointError) as error:

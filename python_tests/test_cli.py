@@ -115,7 +115,7 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     options = ["--steps", "3", "--quiet", "--out", str(spectra)]
     assert main(["spectrum", str(run), "--classes", "1", "9", *options]) == 0
     output = capsys.readouterr().out
-    assert "class 9 (tail, 2 train images), loss ce, no augmentation" in output
+    assert "epoch 1, class 9 (tail, 2 train images), loss ce, no augmentation" in output
     assert "lambda_min" in output
     assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *options]) == 2
     more = [*options, "--overwrite", "--loss", "as-trained", "--augment", "2"]
@@ -157,30 +157,58 @@ def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str
 
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes"]) == 0
+    assert main(["recipes", "--names"]) == 0
     output = capsys.readouterr().out
     for name in ("imagenet-lt", "ldam", "drw", "lpf-sgd"):
         assert name in output
-    assert main(["recipes", "--data", "cifar10-lt", "--method", "ldam-drw"]) == 0
+    assert main(["recipes"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["rho", "(0.8,)", "[code]", "run.sh"] in lines
-    assert main(["recipes", "--data", "cifar10-lt", "--method", "vs"]) == 0
+    assert len(lines) == 38 + 2
+    known = [
+        "cifar10-lt",
+        "ldam-drw",
+        "sam",
+        "resnet32",
+        "200",
+        "128",
+        "0.1",
+        "0.0002",
+        "160",
+        "0.8",
+    ]
+    assert known in [line[: len(known)] for line in lines]
+    unknown = next(line for line in lines if line[:3] == ["cifar10-lt", "vs", "sam"])
+    assert "0.05?" in unknown
+    assert unknown[-2:] == ["gamma", "tau"]
+    assert main(["recipes", "--data", "imagenet-lt", "--optimizer", "sam"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines[1:-1]] == [
+        ["imagenet-lt", method, "sam"] for method in ("ce-drw", "ldam-drw")
+    ]
+    one = ["recipes", "--data", "cifar10-lt", "--optimizer", "sam", "--method"]
+    assert main([*one, "ldam-drw"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rho", "0.8", "[code]", "run.sh"] in lines
+    assert main([*one, "vs"]) == 0
     assert "not a published value" in capsys.readouterr().out
+    assert main([*one[:-1], "--method", "vs-drs"]) == 0
     assert main(["recipes", "--data", "cifar"]) == 2
+    assert main(["recipes", "--data", "digits-lt", "--method", "ce"]) == 2
 
 
 def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> None:
-    assert "table1, table3, table4" in fails(2, "reproduce", "table9")
+    assert "table1, table2, table3" in fails(2, "reproduce", "table9")
     assert "seeds" in fails(2, "reproduce", "table4", "--data", "digits-lt", "--seeds", 0)
     options = ["--data", "digits-lt", "--epochs", "1", "--quiet", "--out", tmp_path]
     command = ["reproduce", "table4", "--seeds", "2", *map(str, options)]
     assert main(command) == 0
     first = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in first[1:]] == [
-        "ce-drw sgd",
-        "ce-drw pgd",
-        "ce-drw lpf-sgd",
-        "ce-drw sam",
+    assert [line.split(":")[0] for line in first[2:]] == [
+        "ce-drw-sgd",
+        "ce-drw-pgd",
+        "ce-drw-lpf-sgd",
+        "ce-drw-sam",
+        "note",
     ]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(written) == 8

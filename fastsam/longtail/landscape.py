@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
@@ -28,6 +29,8 @@ from fastsam.longtail.objectives import Objective
 
 LOSS_CHOICES = ("ce", "as-trained")
 REDRAWN = "redrawn"
+ALL: Final = "all"
+"""In place of a class: the images of all classes together."""
 _BATCH = 256
 
 
@@ -37,17 +40,19 @@ class Subject:
 
     Attributes:
         run: which training run, ``method optimizer``.
-        label: the class.
+        epoch: epochs of training behind the weights.
+        label: the class; None for all classes together.
         name: its name.
         group: head, mid or tail.
-        images: images of the class in the split.
+        images: its images in the split.
         split: ``train``, ``validation`` or ``test``.
         loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
         augment: ``none``; the number of fixed draws of each image; or ``redrawn``, a mistake.
     """
 
     run: str
-    label: int
+    epoch: int
+    label: int | None
     name: str
     group: str
     images: int
@@ -63,9 +68,19 @@ class Subject:
             REDRAWN: "augmentation re-drawn at every product",
         }.get(self.augment, f"{self.augment} fixed draws of each image")
         return (
-            f"{self.run}, class {self.name} ({self.group}, {self.images} {self.split} images), "
-            f"loss {self.loss}, {augment}"
+            f"{self.run}, epoch {self.epoch}, {self.whose} ({self.of}), loss {self.loss}, {augment}"
         )
+
+    @property
+    def whose(self) -> str:
+        """``class NAME``, or ``all classes``."""
+        return "all classes" if self.label is None else f"class {self.name}"
+
+    @property
+    def of(self) -> str:
+        """Group, number of images and split."""
+        images = f"{self.images} {self.split} images"
+        return images if self.label is None else f"{self.group}, {images}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +104,21 @@ class ClassSpectrum:
         upper = (abs(low) + low_error) / largest if largest > 0 else float("inf")
         return max(abs(low) - low_error, 0.0) / (abs(high) + high_error), upper
 
+    @staticmethod
+    def path(
+        folder: Path, label: int | Literal["all"] | None, split: str, loss: str, augment: str
+    ) -> Path:
+        """``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json``, where :meth:`save` writes."""
+        return folder / f"class-{ALL if label is None else label}-{split}-{loss}-{augment}.json"
+
     def save(self, folder: Path) -> Path:
-        """Write ``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json`` and return its path."""
+        """Write the spectrum and what it is of into ``folder``; returns the path."""
         subject = self.subject
-        name = f"class-{subject.label}-{subject.split}-{subject.loss}-{subject.augment}.json"
+        path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {**self.spectrum.settings, "subject": asdict(subject)}
-        replace(self.spectrum, settings=settings).save(folder / name)
-        return folder / name
+        replace(self.spectrum, settings=settings).save(path)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> ClassSpectrum:
@@ -116,7 +138,7 @@ def landscape(
     model: Classifier,
     data: LongTailData,
     checkpoint: Checkpoint,
-    classes: Iterable[int],
+    classes: Iterable[int | Literal["all"]],
     *,
     split: str = "train",
     loss: str = "ce",
@@ -132,7 +154,7 @@ def landscape(
         model: the trained network.
         data: the data set it was trained on.
         checkpoint: its run, for the loss it was trained with.
-        classes: labels of the classes.
+        classes: labels of the classes; ``all`` for the mean over the images of every class.
         split: whose images: ``train``, ``validation`` or ``test``.
         loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
         augment: ``none``; a number K, for K draws of each image that stay the same throughout; or
@@ -157,18 +179,17 @@ def landscape(
     config = checkpoint.config
     spectra = []
     for label in classes:
-        if not 0 <= label < data.num_classes:
-            raise unknown("class", label, (f"0 to {data.num_classes - 1}",))
-        members = np.flatnonzero(images.targets == label)
+        members = _members(data, images, label)
         if len(members) == 0:
             raise DataError(f"class {label} has no image in the {split} set of {data.name}")
         reader = _ClassReader(images, members, draws, seed, next(model.parameters()).device)
         groups = (name for name, labels in data.groups.items() if label in labels)
         subject = Subject(
             run=f"{config.method} {config.optimizer}",
-            label=label,
-            name=data.class_names[label],
-            group=next(groups, "none"),
+            epoch=checkpoint.epoch,
+            label=None if isinstance(label, str) else label,
+            name=ALL if isinstance(label, str) else data.class_names[label],
+            group=ALL if isinstance(label, str) else next(groups, "none"),
             images=len(members),
             split=split,
             loss=loss,
@@ -185,10 +206,19 @@ def landscape(
             strategy="rebuild" if draws is None else "auto",
             verify_data=draws is not None,
             progress=progress,
-            description=f"class {label}",
+            description=subject.whose,
         )
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
+
+
+def _members(data: LongTailData, images: Images, label: int | Literal["all"]) -> NDArray[np.int64]:
+    """Positions of a class's images, or of all."""
+    if isinstance(label, str):
+        return np.arange(len(images))
+    if not 0 <= label < data.num_classes:
+        raise unknown("class", label, (f"0 to {data.num_classes - 1}", ALL))
+    return np.flatnonzero(images.targets == label)
 
 
 def _draws(augment: str) -> int | None:

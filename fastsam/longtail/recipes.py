@@ -167,7 +167,15 @@ OPTIMIZER: dict[str, Layer] = {
         **_layer("Liu et al. 2022", look_every=5, look_alpha=0.7),
     },
     "pgd": {**_SGD, **_layer(_UNTUNED, known=False, noise_sigma=1e-4, noise_on="gradient")},
-    "lpf-sgd": {**_SGD, **_layer("code of Bisla et al. 2022", lpf_gamma=0.002, lpf_parts=1)},
+    "lpf-sgd": {
+        **_SGD,
+        **_layer(
+            "code of Bisla et al. 2022 (CIFAR); the values behind Table 4 are not published",
+            known=False,
+            lpf_gamma=0.002,
+            lpf_parts=1,
+        ),
+    },
     "entropy-sgd": {
         **_SGD,
         **_layer("Chaudhari et al. 2017, section 4.2", entropy_lr=0.1, entropy_noise=1e-4),
@@ -178,7 +186,48 @@ OPTIMIZER: dict[str, Layer] = {
 }
 
 _RUNS = "[code] run.sh"
-_STEPPED: Layer = _layer(_RUNS, rho_schedule="step", rho_milestones=(5, 60, 75))
+
+
+def _stepped(source: str, *rho: float, known: bool = True) -> dict[str, Entry]:
+    """Radii of epochs 1-5, 6-60, 61-75 and 76-90."""
+    return _layer(source, known=known, rho=rho, rho_schedule="step", rho_milestones=(5, 60, 75))
+
+
+_LIKE_DRW = "the radii of ce-drw"
+_PACO = "code of Cui et al. 2021"
+_PACO_LARGE: Layer = _layer(
+    _PACO,
+    lr=0.02,
+    epochs=400,
+    batch_size=128,
+    warmup_epochs=10,
+    paco_alpha=0.05,
+    paco_temperature=0.2,
+    paco_queue=8192,
+    paco_projection=128,
+)
+_PACO_STEPS: Layer = _layer(
+    "in proportion to 90 epochs", known=False, rho_milestones=(23, 267, 334)
+)
+_PACO_CIFAR100: Layer = _layer(
+    _PACO,
+    lr=0.05,
+    weight_decay=5e-4,
+    epochs=400,
+    warmup_epochs=10,
+    lr_milestones=(320, 360),
+    lr_factors=(0.1, 0.01),
+)
+_PACO_CIFAR10: Layer = {
+    name: Entry(entry.value, "the CIFAR-100-LT recipe", known=False)
+    for name, entry in {**LOSS["paco"], **_PACO_CIFAR100}.items()
+}
+_IB: Layer = _layer(
+    "code of Park et al. 2021",
+    lr_milestones=(100, 160, 180),
+    lr_factors=(0.01, 1e-4, 1e-6),
+    defer_epoch=100,
+)
 
 
 def _rho(*values: float) -> dict[str, Entry]:
@@ -194,34 +243,21 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("cifar100-lt", "ce", "sam"): _rho(0.2),
     ("cifar100-lt", "ce-drw", "sam"): _rho(0.8),
     ("cifar100-lt", "ldam-drw", "sam"): _rho(0.8),
-    ("imagenet-lt", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.5, 0.5)},
-    ("inaturalist18", "*", "sam"): {**_STEPPED, **_rho(0.05, 0.1, 0.1, 0.2)},
-    ("inaturalist18", "ldam-drw", "sam"): _rho(0.05, 0.1, 0.5, 0.5),
-    ("cifar100-lt", "paco*", "*"): _layer(
-        "code of Cui et al. 2021",
-        lr=0.05,
-        weight_decay=5e-4,
-        epochs=400,
-        warmup_epochs=10,
-        lr_milestones=(320, 360),
-        lr_factors=(0.1, 0.01),
-    ),
-    ("imagenet-lt", "paco*", "*"): _layer(
-        "code of Cui et al. 2021",
-        lr=0.02,
-        weight_decay=5e-4,
-        paco_alpha=0.05,
-        paco_temperature=0.2,
-    ),
-    ("inaturalist18", "paco*", "*"): _layer(
-        "code of Cui et al. 2021",
-        lr=0.02,
-        weight_decay=1e-4,
-        paco_alpha=0.05,
-        paco_temperature=0.2,
-    ),
+    ("imagenet-lt", "*", "sam"): _stepped(_LIKE_DRW, 0.05, 0.1, 0.5, 0.5, known=False),
+    ("inaturalist18", "*", "sam"): _stepped(_LIKE_DRW, 0.05, 0.1, 0.1, 0.2, known=False),
+    ("imagenet-lt", "ce-drw", "sam"): _stepped(_RUNS, 0.05, 0.1, 0.5, 0.5),
+    ("imagenet-lt", "ldam-drw", "sam"): _stepped(_RUNS, 0.05, 0.1, 0.5, 0.5),
+    ("inaturalist18", "ce-drw", "sam"): _stepped(_RUNS, 0.05, 0.1, 0.1, 0.2),
+    ("inaturalist18", "ldam-drw", "sam"): _stepped(_RUNS, 0.05, 0.1, 0.5, 0.5),
     ("imagenet-lt", "ldam*", "*"): _layer(_CODE, max_margin=0.3),
     ("inaturalist18", "ldam*", "*"): _layer(_CODE, max_margin=0.3, weight_decay=1e-4),
+    ("cifar*-lt", "ib*", "*"): _IB,
+    ("cifar10-lt", "paco*", "*"): _PACO_CIFAR10,
+    ("cifar100-lt", "paco*", "*"): _PACO_CIFAR100,
+    ("imagenet-lt", "paco*", "*"): {**_PACO_LARGE, **_layer(_PACO, weight_decay=5e-4)},
+    ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **_layer(_PACO, weight_decay=1e-4)},
+    ("imagenet-lt", "paco*", "sam"): _PACO_STEPS,
+    ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
 }
 
 _ALWAYS: Layer = _layer(

@@ -119,6 +119,10 @@ class RunFolder:
         self.history = path / "history.csv"
         self.per_class = path / "per_class.csv"
 
+    def kept(self, epoch: int) -> Path:
+        """Where the checkpoint of an epoch lies that was asked to be kept."""
+        return self.path / f"epoch-{epoch}.pt"
+
     def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Make sure that nothing of value is in the way; create the folder.
 
@@ -134,7 +138,8 @@ class RunFolder:
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            for file in (self.checkpoint, self.result, self.history, self.per_class):
+            kept = self.path.glob("epoch-*.pt")
+            for file in (self.checkpoint, self.result, self.history, self.per_class, *kept):
                 file.unlink(missing_ok=True)
 
     def write(self, result: Result) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -82,6 +82,7 @@ class Trainer:
         out: folder for checkpoint and results; None to write nothing.
         resume: go on with the run in ``out``.
         overwrite: replace the run in ``out``.
+        keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
         on_step: called after every step with what it saw of each of its batches.
         on_epoch: called with the record of every finished epoch.
         progress: show a progress bar on a terminal.
@@ -107,18 +108,22 @@ class Trainer:
         out: Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        keep: Collection[int] = (),
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
         progress: bool = True,
     ) -> None:
         self.config = config
-        self.device = _device(config.device)
+        self.device = chosen_device(config.device)
         self.data = data if data is not None else load_configured(config)
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.progress = progress
         self.folder = None if out is None else RunFolder(out)
+        self.keep = frozenset(keep)
+        if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
+            raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
 
         first = next(iter(_read(self.data.test, self.device, limit=1)))
         self.channels = first.inputs.shape[1]
@@ -161,6 +166,8 @@ class Trainer:
                 self._keep_best()
                 if self.on_epoch is not None:
                     self.on_epoch(record)
+                if record.epoch in self.keep and self.folder is not None:
+                    self._checkpoint().save(self.folder.kept(record.epoch))
                 now = time.perf_counter()
                 if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
                     self._save()
@@ -313,16 +320,19 @@ class Trainer:
 
     def _save(self) -> None:
         if self.folder is not None:
-            Checkpoint(
-                config=self.config,
-                epoch=len(self.history),
-                channels=self.channels,
-                num_classes=self.data.num_classes,
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                history=[asdict(record) for record in self.history],
-                best=self._best,
-            ).save(self.folder.checkpoint)
+            self._checkpoint().save(self.folder.checkpoint)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            config=self.config,
+            epoch=len(self.history),
+            channels=self.channels,
+            num_classes=self.data.num_classes,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            history=[asdict(record) for record in self.history],
+            best=self._best,
+        )
 
     def _load(self, resume: bool) -> Checkpoint | None:
         if not resume or self.folder is None:
@@ -334,6 +344,12 @@ class Trainer:
                 raise CheckpointError(
                     f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there "
                     f"and {value} here; resume with the same settings or choose another --out"
+                )
+        for epoch in sorted(self.keep):
+            if epoch <= checkpoint.epoch and not self.folder.kept(epoch).is_file():
+                raise CheckpointError(
+                    f"{self.folder.path} is past epoch {epoch} and kept no checkpoint of it; choose "
+                    "another --out to train it anew"
                 )
         checkpoint.build_model()
         return checkpoint
@@ -401,7 +417,12 @@ def _read(images: Images, device: torch.device, *, limit: int | None = None) -> 
     return images.batches(chunks, augment=False, seed=0, epoch=0, device=device)
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device called ``name``.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastsam.curvature.plots import plot_density
@@ -69,6 +69,21 @@ def training_curves(results: Sequence[Result]) -> str:
     for ax in (loss, accuracy):
         ax.set_xlabel("epoch")
     loss.legend(fontsize=8)
+    return _svg(figure)
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, title: str
+) -> str:
+    """One line with marks for each name of ``series``, points ``(x, y)``."""
+    figure, axes = _figure(1, 1, (7.0, 3.6))
+    ax = axes[0, 0]
+    for name, points in series.items():
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.set_title(title, fontsize=9)
+    ax.legend(fontsize=7, ncols=2)
     return _svg(figure)
 
 

@@ -45,9 +45,14 @@ def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTimi
         )
     results.sort(key=lambda result: _place(run_name(result)))
     spectra = [ClassSpectrum.load(path) for path in sorted(folder.rglob("class-*.json"))]
-    spectra.sort(key=lambda item: (item.subject.label, _place(item.subject.run)))
+    spectra.sort(key=lambda item: (_order(item.subject.label), _place(item.subject.run)))
     timing = folder / StepTiming.FILE
     return results, spectra, StepTiming.load(timing) if timing.is_file() else None
+
+
+def _order(label: int | None) -> int:
+    """Sorts spectra by class, that of all classes first."""
+    return -1 if label is None else label
 
 
 def _place(run: str) -> tuple[str, int]:

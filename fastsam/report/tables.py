@@ -53,13 +53,14 @@ def accuracy_table(results: Sequence[Result]) -> Table:
 def spectrum_table(spectra: Sequence[ClassSpectrum]) -> Table:
     """Both extremes with their Ritz residual bounds, and what is needed to judge them."""
     rows = []
+    several = len({item.subject.epoch for item in spectra}) > 1
     for item in spectra:
         spectrum, subject = item.spectrum, item.subject
         low, high = item.ratio_bounds
         rows.append(
             (
-                f"{subject.run}, class {subject.name} ({subject.group})"
-                + (" RE-DRAWN" if subject.augment == REDRAWN else ""),
+                f"{subject.run}, {f'epoch {subject.epoch}, ' if several else ''}{subject.whose} "
+                f"({subject.of})" + (" RE-DRAWN" if subject.augment == REDRAWN else ""),
                 _with_error(spectrum.lambda_max, spectrum.lambda_max_residual),
                 _with_error(spectrum.lambda_min, spectrum.lambda_min_residual),
                 f"{spectrum.ratio:.4f} [{low:.4f}, {high:.4f}]",

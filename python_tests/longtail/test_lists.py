@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastsam.longtail.data.lists import (
     class_counts,
     convert_inaturalist,
     list_folder,
+    list_hash,
     map_by_count,
     read_list,
 )
@@ -34,6 +36,7 @@ def test_places_is_the_published_list() -> None:
     assert (len(images), len(counts), counts.max(), counts.min()) == (62500, 365, 4980, 5)
     assert images.paths[0] == "train/airfield/00004851.jpg"
     assert images.targets[0] == 0
+    assert list_hash(images) == LISTED["places-lt"].hashes["Places_LT_train.txt"]
     groups = groups_by_count(counts)
     assert {name: len(labels) for name, labels in groups.items()} == {
         "head": 131,
@@ -59,10 +62,28 @@ def test_reindexing_of_places_is_by_count_and_stable() -> None:
     assert by_rank == by_count  # after re-indexing both rules cut the same order
 
 
-def test_the_evaluation_list_of_imagenet_has_its_published_counts() -> None:
-    images = read_list(REAL / "ImageNet_LT_val.txt.xz")
-    check_totals(LISTED["imagenet-lt"], "ImageNet_LT_val.txt", images)
-    assert set(class_counts(images, 1000, "val").tolist()) == {20}
+@pytest.mark.parametrize(
+    ("name", "file", "per_class"),
+    [
+        ("imagenet-lt", "ImageNet_LT_val.txt", 20),
+        ("imagenet-lt", "ImageNet_LT_test.txt", 50),
+        ("inaturalist18", "iNaturalist18_val.txt", 3),
+    ],
+)
+def test_evaluation_lists_have_their_published_counts(name: str, file: str, per_class: int) -> None:
+    info = LISTED[name]
+    images = read_list(REAL / f"{file}.xz")
+    check_totals(info, file, images)
+    assert set(class_counts(images, info.num_classes, file).tolist()) == {per_class}
+    assert list_hash(images) == info.hashes[file]
+
+
+def test_hash_of_a_list_is_that_of_its_lines(tmp_path: Path) -> None:
+    lines = "a b/c.jpg 1\nd.jpg 0\n"
+    for number, text in enumerate((lines, lines.replace("\n", "\r\n"))):
+        path = tmp_path / f"{number}.txt"
+        path.write_bytes(text.encode())
+        assert list_hash(read_list(path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def made_counts(info: ListedSet) -> list[int]:

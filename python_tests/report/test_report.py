@@ -47,7 +47,7 @@ def spectrum(augment: str = "none") -> ClassSpectrum:
     matrix = torch.diag(torch.tensor([-2.0, 0.0, 1.0, 8.0], dtype=torch.float64))
     found = operator_spectrum(MatrixOperator(matrix), steps=4, progress=False)
     found = replace(found, loss=0.5, gradient_norm=0.25, weight_norm=7.0)
-    return ClassSpectrum(Subject("ce sam", 1, "<one>", "tail", 2, "train", "ce", augment), found)
+    return ClassSpectrum(Subject("ce sam", 4, 1, "<one>", "tail", 2, "train", "ce", augment), found)
 
 
 def test_table_is_aligned() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from fastsam.longtail.data.catalog import WHERE, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import groups_by_count
 from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.data.listed import LISTED, ListedSet, find_list
+from fastsam.longtail.data.lists import list_hash, read_list
 from fastsam.longtail.errors import DataError
 
 
@@ -29,11 +32,15 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     for part, images in sets.items():
         if images is not None:
             yield f"{part}: {len(images)} images"
+    if name in LISTED:
+        yield from _lists(LISTED[name], options.root)
     for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
         sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
         yield f"classes by the {rule} rule: {sizes}"
     if data.subset_hash is not None:
         yield f"training subset, SHA-256: {data.subset_hash}"
+    elif name not in LISTED and isinstance(data.train, FileImages):
+        yield f"training list, SHA-256: {list_hash(data.train.images)}"
     if decode:
         broken = [
             path
@@ -47,3 +54,17 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
                 f"again. Where to get {name}: {WHERE[name]}"
             )
         yield "every image can be decoded"
+
+
+def _lists(info: ListedSet, root: Path) -> Iterator[str]:
+    """Hash of every list of a published set, compared where the published one is known."""
+    for name in info.totals:
+        found = list_hash(read_list(find_list(root, name)))
+        known = info.hashes.get(name)
+        if known is None:
+            verdict = "no published hash is known"
+        elif known == found:
+            verdict = "the published list"
+        else:
+            verdict = f"NOT the published list, {known}: the order or the files differ"
+        yield f"{name}, SHA-256: {found} ({verdict})"

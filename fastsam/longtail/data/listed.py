@@ -1,8 +1,8 @@
 """Data sets that are given by list files or class folders.
 
-Of the published lists, Places-LT's training list and ImageNet-LT's validation list are in the tests
-as they are; the training lists of ImageNet-LT and iNaturalist 2018 are tested on made lists with the
-published numbers of images and classes.
+Of the published lists, Places-LT's training list and the evaluation lists of ImageNet-LT and
+iNaturalist 2018 are in the tests as they are; the training lists of the latter two are tested on made
+lists with the published numbers of images and classes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class ListedSet:
         validation: list file for choosing hyper-parameters; None where there is none.
         test: list file of the reported result.
         totals: published number of images of each list file.
+        hashes: SHA-256 of the lists that were at hand (unpacked; see :func:`list_hash`).
         largest: published training images of the largest class.
         smallest: the same of the smallest class.
         boundaries: first class of mid and of tail after sorting by count (the paper's split); None
@@ -54,6 +55,7 @@ class ListedSet:
     validation: str | None
     test: str
     totals: Mapping[str, int]
+    hashes: Mapping[str, str]
     largest: int
     smallest: int
     boundaries: tuple[int, int] | None
@@ -73,6 +75,10 @@ LISTED = {
             "ImageNet_LT_val.txt": 20_000,
             "ImageNet_LT_test.txt": 50_000,
         },
+        hashes={
+            "ImageNet_LT_val.txt": "9af7ba688acf9532ff5845a8fb14a1e97fdc4c51ac48bc72c08ea9c3f7ff142e",
+            "ImageNet_LT_test.txt": "d1590191cf8a71fada7b1aaedaa2d139a2aea93ff2f1b755319d0bd8dbaa55d5",
+        },
         largest=1280,
         smallest=5,
         boundaries=(390, 835),
@@ -91,6 +97,9 @@ LISTED = {
             "Places_LT_val.txt": 7_300,
             "Places_LT_test.txt": 36_500,
         },
+        hashes={
+            "Places_LT_train.txt": "726c4871dcbf07ce2f857703bfe32e9a83ffbf52d704239f6d95c4f4f4c247f7",
+        },
         largest=4980,
         smallest=5,
         boundaries=None,
@@ -105,6 +114,9 @@ LISTED = {
         validation=None,
         test="iNaturalist18_val.txt",
         totals={"iNaturalist18_train.txt": 437_513, "iNaturalist18_val.txt": 24_426},
+        hashes={
+            "iNaturalist18_val.txt": "efaeff65f80641b60864470e6f255aa69453406ef5717eec8c6681748f3a61f3",
+        },
         largest=1000,
         smallest=2,
         boundaries=(842, 4543),

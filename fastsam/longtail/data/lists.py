@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,19 @@ def read_list(path: Path) -> ImageList:
     if not paths:
         raise DataError(f"{path} lists no image")
     return ImageList(paths, np.array(labels, dtype=np.int64))
+
+
+def list_hash(images: ImageList) -> str:
+    """SHA-256 of the lines ``path label``, whatever the file's line ends and packing.
+
+    Example:
+        >>> list_hash(ImageList(["a.jpg"], np.array([0])))[:8]
+        '178cc592'
+    """
+    digest = hashlib.sha256()
+    for path, label in zip(images.paths, images.targets.tolist(), strict=True):
+        digest.update(f"{path} {label}\n".encode())
+    return digest.hexdigest()
 
 
 def class_counts(images: ImageList, num_classes: int | None, where: str) -> NDArray[np.int64]:
