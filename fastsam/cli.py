@@ -29,8 +29,10 @@ from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.methods import LOSSES, RULES
 from fastsam.longtail.published import FIGURES, MEASURES, TABLES, combinations
+from fastsam.longtail.ranks import ranks_of_torchrun
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
+from fastsam.longtail.results import Result
 from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
 from fastsam.longtail.trainer import Trainer, chosen_device, load_configured
 
@@ -99,26 +101,40 @@ class TrainCommand:
 
     def run(self) -> None:
         """Train, print the accuracies, write the folder."""
-        from fastsam.report import accuracy_table
-
         if self.out is None and (self.resume or self.overwrite or self.keep):
             raise UsageError("--resume, --overwrite and --keep need --out DIR")
         check_tracker(self.track, out=self.out)
         chosen = recipe(self.data, self.method, self.optimizer, **_given(self))
-        trainer = Trainer(
-            chosen.config(),
-            sources=chosen.sources,
-            out=self.out,
-            resume=self.resume,
-            overwrite=self.overwrite,
-            keep=self.keep,
-            progress=not self.quiet,
-        )
-        if trainer.data.subset_hash is not None:
-            print(f"training subset, SHA-256: {trainer.data.subset_hash}")
-        with tracker(self.track, config=trainer.config, out=self.out) as trainer.on_epoch:
-            result = trainer.fit()
+        config = chosen.config()
+        with ranks_of_torchrun(config.device) as ranks:
+            trainer = Trainer(
+                config,
+                sources=chosen.sources,
+                out=self.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                keep=self.keep,
+                ranks=ranks,
+                progress=not self.quiet,
+            )
+            writes = ranks.rank == 0
+            if writes and trainer.data.subset_hash is not None:
+                print(f"training subset, SHA-256: {trainer.data.subset_hash}")
+            track = self.track if writes else "none"
+            with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
+                result = trainer.fit()
+        if writes:
+            self._show(result)
+
+    def _show(self, result: Result) -> None:
+        from fastsam.report import accuracy_table
+
         print(accuracy_table([result]))
+        if result.unreadable:
+            first = next(iter(result.unreadable))
+            print(
+                f"skipped {len(result.unreadable)} images that cannot be read, the first is {first}"
+            )
         if self.out is not None:
             print(f"results: {self.out}")
 

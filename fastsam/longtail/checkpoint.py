@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Checkpoint:
         optimizer: state of the optimizer.
         history: one record per completed epoch.
         best: state of the network after the best epoch on validation, where that was asked for.
+        unreadable: images that could not be read and were skipped so far, with how often.
     """
 
     config: TrainConfig
@@ -41,6 +42,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
     best: dict[str, Any] | None = None
+    unreadable: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole."""

@@ -28,6 +28,7 @@ SAM_FAMILY = ("sam", "asam", "looksam")
 
 LR_SCHEDULES = ("multistep", "cosine")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
+PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("last", "best-validation")
 SAMPLINGS = ("class-balanced", "square-root", "progressive")
 WEIGHTINGS = ("effective", "inverse", "algorithm1")
@@ -252,6 +253,10 @@ class TrainConfig:
         metadata={"help": "post-hoc logit adjustment at test time: minus tau times log prior"},
     )
     seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
+    precision: str = field(
+        default="float32",
+        metadata={"help": "of the passes in training: float32, or bfloat16 by autocast"},
+    )
     device: str = field(default="cpu", metadata={"help": "device: cpu, cuda, cuda:1, ..."})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves torch's own choice"})
 
@@ -359,6 +364,7 @@ def _check_names(config: TrainConfig) -> None:
         ("sampling", config.sampling, SAMPLINGS),
         ("noise_on", config.noise_on, NOISE_ON),
         ("select", config.select, SELECTIONS),
+        ("precision", config.precision, PRECISIONS),
     )
     for kind, name, valid in choices:
         if name is not None and name not in valid:

@@ -269,6 +269,7 @@ _ALWAYS: Layer = _layer(
     threads=0,
     posthoc_tau=0.0,
     select="last",
+    precision="float32",
 )
 
 

@@ -54,7 +54,7 @@ class Result:
         validation: metrics on the validation set, where there is one.
         history: every epoch.
         seconds: wall time of the training.
-        unreadable: training images that could not be read and were skipped, with how often.
+        unreadable: images that could not be read and were skipped, with how often.
         environment: versions and device.
     """
 

@@ -167,7 +167,12 @@ class HasOrder(Protocol):
 
 
 def build_sampler(
-    config: TrainConfig, targets: NDArray[np.int64], counts: NDArray[np.int64]
+    config: TrainConfig,
+    targets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> HasOrder:
     """The sampler of a configuration.
 
@@ -175,12 +180,20 @@ def build_sampler(
         config: settings of the run.
         targets: class of every training image, int64 ``[N]``.
         counts: training images of each class, int64 ``[C]``.
+        rank: this process.
+        world_size: number of processes.
     """
-    shuffled = ShuffledSampler(len(targets), seed=config.seed)
+    shuffled = ShuffledSampler(len(targets), seed=config.seed, rank=rank, world_size=world_size)
     if config.sampling is None:
         return shuffled
     classes = ClassSampler(
-        targets, counts, strategy=config.sampling, epochs=config.epochs, seed=config.seed
+        targets,
+        counts,
+        strategy=config.sampling,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
     )
     if config.parsed_method.rule == "rs":
         return classes

@@ -18,6 +18,7 @@ class Stream(IntEnum):
     AUGMENT = 2
     NOISE = 3
     LOSS = 4
+    RANK = 5
 
 
 def derived_seed(seed: int, stream: Stream, *position: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
-from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
+from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.models import Classifier
@@ -33,6 +35,7 @@ from fastsam.longtail.optimizers import (
     set_schedule,
     take_step,
 )
+from fastsam.longtail.ranks import Ranks
 from fastsam.longtail.results import Epoch, Result, RunFolder
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
@@ -85,6 +88,9 @@ class Trainer:
         keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
         on_step: called after every step with what it saw of each of its batches.
         on_epoch: called with the record of every finished epoch.
+        ranks: this process among those of the run; by default it is alone. Batches are shared out,
+            and the loss and its gradient are those of the whole batch, whatever the number of
+            processes; batch normalisation sees the share of its process.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -111,39 +117,50 @@ class Trainer:
         keep: Collection[int] = (),
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         progress: bool = True,
     ) -> None:
+        _check_ranks(config, ranks)
         self.config = config
-        self.device = chosen_device(config.device)
+        self.ranks = ranks
+        self.device = chosen_device(ranks.device(config.device))
         self.data = data if data is not None else load_configured(config)
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
-        self.progress = progress
+        self.progress = progress and ranks.rank == 0
         self.folder = None if out is None else RunFolder(out)
         self.keep = frozenset(keep)
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
 
-        first = next(iter(_read(self.data.test, self.device, limit=1)))
-        self.channels = first.inputs.shape[1]
+        self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
         self.objective = Objective(config, self.data.counts, device=self.device)
-        self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
+        self.sampler = build_sampler(
+            config,
+            self.data.train.targets,
+            self.data.counts,
+            rank=ranks.rank,
+            world_size=ranks.size,
+        )
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] | None = None
+        self._unreadable_before: dict[str, int] = {}
         if config.select == "best-validation" and self.data.validation is None:
             raise UsageError(f"{config.data} has no validation set to select an epoch by")
 
         resumed = self._load(resume) if self.folder is not None else None
-        if self.folder is not None:
+        ranks.barrier()  # everyone has read what is there
+        if self.folder is not None and ranks.rank == 0:
             self.folder.prepare(resume=resume, overwrite=overwrite)
         if resumed is not None:
             self.model.load_state_dict(resumed.model)
             self.optimizer.load_state_dict(resumed.optimizer)
             self.history = [Epoch(**record) for record in resumed.history]
             self._best = resumed.best
+            self._unreadable_before = resumed.unreadable
 
     def fit(self) -> Result:
         """Train to the last epoch, write the results to the folder, and return them.
@@ -166,17 +183,22 @@ class Trainer:
                 self._keep_best()
                 if self.on_epoch is not None:
                     self.on_epoch(record)
-                if record.epoch in self.keep and self.folder is not None:
-                    self._checkpoint().save(self.folder.kept(record.epoch))
+                if record.epoch in self.keep and self._writes is not None:
+                    self._checkpoint().save(self._writes.kept(record.epoch))
                 now = time.perf_counter()
                 if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
                     self._save()
                     saved = now
                 bar.update(note=f"loss {record.loss:.3f}")
             result = self._result(seconds=time.perf_counter() - began)
-        if self.folder is not None:
-            self.folder.write(result)
+        if self._writes is not None:
+            self._writes.write(result)
         return result
+
+    @property
+    def _writes(self) -> RunFolder | None:
+        """The folder that this process writes to, if any."""
+        return self.folder if self.ranks.rank == 0 else None
 
     def _train_epoch(self, epoch: int) -> Epoch:
         began = time.perf_counter()
@@ -188,16 +210,18 @@ class Trainer:
         self.model.train()
         # Sums stay on the device: reading them back at every batch would stall an accelerator.
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        counted = torch.zeros(2, dtype=torch.int64, device=self.device)  # right, seen
         batches = self._read_epoch(order, epoch)
-        seen = 0
         for pieces in batches_for_steps(self.optimizer, batches):
             for step in self._step(pieces, loss_fn, epoch=epoch):
                 loss_sum += step.loss.double() * len(step.targets)
-                right += (step.logits.argmax(dim=1) == step.targets).sum()
-                seen += len(step.targets)
+                counted[0] += (step.logits.argmax(dim=1) == step.targets).sum()
+                counted[1] += len(step.targets)
                 if self.on_step is not None:
                     self.on_step(step)
+        self.ranks.add_up([loss_sum, counted])
+        self._share_statistics()
+        right, seen = counted.tolist()
         if seen == 0:
             raise TrainingError(f"no image of epoch {epoch} could be read")
         mean = float(loss_sum) / seen
@@ -212,10 +236,25 @@ class Trainer:
             lr=lr,
             rho=rho,
             loss=mean,
-            train_accuracy=100.0 * int(right) / seen,
+            train_accuracy=100.0 * right / seen,
             validation_accuracy=None if validation is None else self._accuracy(validation),
             seconds=time.perf_counter() - began,
         )
+
+    @property
+    def _own_seed(self) -> int:
+        """The seed of what each process draws for itself: augmentation and masks of the loss."""
+        seed, rank = self.config.seed, self.ranks.rank
+        return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
+
+    def _share_statistics(self) -> None:
+        """The mean over the processes of the running statistics of batch normalisation."""
+        if self.ranks.size == 1:
+            return
+        statistics = [value for value in self.model.buffers() if value.is_floating_point()]
+        self.ranks.add_up(statistics)
+        for value in statistics:
+            value.div_(self.ranks.size)
 
     def _best_epoch(self) -> int:
         """The first epoch of the highest validation accuracy."""
@@ -227,12 +266,12 @@ class Trainer:
 
     def _read_epoch(self, order: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, with a second view for contrastive learning."""
-        size = self.config.batch_size
+        size = self.config.batch_size // self.ranks.size
         read = partial(
             self.data.train.batches,
             np.array_split(order, range(size, len(order), size)),
             augment=self.config.augment,
-            seed=self.config.seed,
+            seed=self._own_seed,
             device=self.device,
         )
         if not isinstance(self.model, PaCoClassifier):
@@ -253,32 +292,43 @@ class Trainer:
         def loss_of(number: int, batch: Batch, logits: Tensor, features: Tensor) -> Tensor:
             model = self.model
             if isinstance(loss_fn, LongTailLoss):
-                loss_fn.reseed(derived_seed(self.config.seed, Stream.LOSS, epoch, number))
-                loss: Tensor = loss_fn(logits, batch.targets, features)
-                return loss
+                loss_fn.reseed(derived_seed(self._own_seed, Stream.LOSS, epoch, number))
+                total, weight = loss_fn.sums(logits, batch.targets, features)
+                weight = weight.detach().clone()
+                self.ranks.add_up([weight])
+                return total / weight
             if not isinstance(model, PaCoClassifier) or batch.second_view is None:
                 raise AssertionError("paco comes with its own network and two views")
             # All passes of a step compare with the same keys.
             if number not in keys:
                 keys[number] = model.keys(batch.second_view)
-            return model.contrast(loss_fn, logits, features, keys[number], batch.targets)
+            return model.contrast(
+                loss_fn, logits.float(), features.float(), keys[number], batch.targets
+            )
 
         def gradient(number: int, batch: Batch) -> Tensor:
-            features = self.model.features(batch.inputs)
-            logits = self.model.head(features)
+            # A context of its own for every pass: its cache of cast weights must not outlive them.
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+            ):
+                features = self.model.features(batch.inputs)
+                logits = self.model.head(features)
             loss = loss_of(number, batch, logits, features)
             loss.backward()  # type: ignore[no-untyped-call]
+            value = loss.detach().clone()
+            trained = (p.grad for p in self.model.parameters() if p.grad is not None)
+            self.ranks.add_up([value, *trained])
             if number not in seen:
                 seen[number] = Step(
                     epoch=epoch,
                     batch=number,
-                    loss=loss.detach(),
+                    loss=value,
                     logits=logits.detach(),
                     features=features.detach(),
                     targets=batch.targets,
                     indices=batch.indices,
                 )
-            return loss
+            return value
 
         take_step(self.optimizer, self.model, [partial(gradient, *piece) for piece in pieces])
         if isinstance(self.model, PaCoClassifier):
@@ -287,8 +337,12 @@ class Trainer:
         return list(seen.values())
 
     def _accuracy(self, images: Images) -> float:
-        logits, targets = predict(self.model, images, self.device)
-        return 100.0 * float((logits.argmax(dim=1) == targets).double().mean())
+        logits, targets = predict(self.model, images, self.device, ranks=self.ranks)
+        counted = torch.stack([(logits.argmax(dim=1) == targets).sum(), torch.tensor(len(targets))])
+        counted = counted.to(self.device)
+        self.ranks.add_up([counted])
+        right, seen = (int(count) for count in counted.tolist())
+        return 100.0 * right / seen
 
     def _metrics(self, images: Images) -> Metrics:
         logits, targets = predict(self.model, images, self.device)
@@ -314,13 +368,21 @@ class Trainer:
             validation=None if data.validation is None else self._metrics(data.validation),
             history=self.history,
             seconds=seconds,
-            unreadable=dict(getattr(data.train, "unreadable", {})),
-            environment=environment(self.device),
+            unreadable=self._unreadable(),
+            environment={**environment(self.device), "processes": self.ranks.size},
         )
 
+    def _unreadable(self) -> dict[str, int]:
+        """How often each image was skipped, training and evaluation together, since the start."""
+        met = Counter(self._unreadable_before)
+        for images in (self.data.train, self.data.validation, self.data.test):
+            if isinstance(images, FileImages):
+                met.update(images.unreadable)
+        return dict(met)
+
     def _save(self) -> None:
-        if self.folder is not None:
-            self._checkpoint().save(self.folder.checkpoint)
+        if self._writes is not None:
+            self._checkpoint().save(self._writes.checkpoint)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
@@ -332,6 +394,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             history=[asdict(record) for record in self.history],
             best=self._best,
+            unreadable=self._unreadable(),
         )
 
     def _load(self, resume: bool) -> Checkpoint | None:
@@ -356,16 +419,25 @@ class Trainer:
 
 
 @torch.no_grad()
-def predict(model: Classifier, images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and targets ``[N]`` of a whole set, in evaluation mode, on the CPU."""
+def predict(
+    model: Classifier,
+    images: Images,
+    device: torch.device,
+    *,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, C]`` and targets ``[N]`` of this process's share, in evaluation mode, on the CPU."""
     training = model.training
     model.eval()
     try:
-        pairs = [
-            (model(batch.inputs).cpu(), batch.targets.cpu()) for batch in _read(images, device)
-        ]
+        share = np.arange(ranks.rank, len(images), ranks.size)
+        order = np.array_split(share, range(EVALUATION_BATCH, len(share), EVALUATION_BATCH))
+        batches = images.batches(order, augment=False, seed=0, epoch=0, device=device)
+        pairs = [(model(batch.inputs).cpu(), batch.targets.cpu()) for batch in batches]
     finally:
         model.train(training)
+    if not pairs:
+        raise DataError("no image of an evaluation set could be read")
     logits, targets = zip(*pairs, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
@@ -409,14 +481,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _read(images: Images, device: torch.device, *, limit: int | None = None) -> Any:
-    count = len(images) if limit is None else min(limit, len(images))
-    chunks: list[NDArray[np.int64]] = np.array_split(
-        np.arange(count), range(EVALUATION_BATCH, count, EVALUATION_BATCH)
-    )
-    return images.batches(chunks, augment=False, seed=0, epoch=0, device=device)
-
-
 def chosen_device(name: str) -> torch.device:
     """The device called ``name``.
 
@@ -430,3 +494,18 @@ def chosen_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
     return device
+
+
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise :class:`UsageError` if several processes cannot do this run together."""
+    if ranks.size == 1:
+        return
+    if config.batch_size % ranks.size:
+        raise UsageError(
+            f"batch_size is that of all processes together: {config.batch_size} is not a multiple "
+            f"of {ranks.size}"
+        )
+    if config.parsed_method.loss == "paco":
+        raise UsageError("paco runs in one process: its queue and keys are not shared")
+    if config.corrupt == "skip":
+        raise UsageError("several processes need --corrupt stop: they must see as many batches")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from archives import write_cifar10, write_cifar100, write_listed
 
-from fastsam.longtail import Trainer, recipe
+from fastsam.cli import main
+from fastsam.longtail import Trainer, recipe, trainer
 from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longtail_indices
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
@@ -184,6 +185,30 @@ def test_a_corrupt_image_stops_the_run_or_is_counted(
     result = run.fit()
     assert result.unreadable == {path: 2}
     assert sum(seen) == 2 * (sum(COUNTS) - 1)
+
+
+def test_corrupt_images_of_evaluation_sets_are_counted_and_survive_resuming(
+    listed: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, path = damaged_copy(listed, tmp_path / "data")
+    first = "val/n00000000/ImageNet_LT_test_0.JPEG"
+    (root / first).write_bytes(b"no image")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    config = config_for("imagenet-lt", root, corrupt="skip", epochs=2)
+
+    def stop(step: Any) -> None:
+        if step.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, out=tmp_path / "run", on_step=stop, progress=False).fit()
+    result = Trainer(config, out=tmp_path / "run", resume=True, progress=False).fit()
+    assert result.unreadable == {path: 2, first: 1}
+    assert sum(map(sum, result.test.confusion)) == 7
+    options = ["--corrupt", "skip", "--epochs", "1", "--model", "resnet8", "--image-size", "16"]
+    where = ["--data", "imagenet-lt", "--data-root", str(root), "--workers", "0"]
+    assert main(["train", *where, *options, "--batch-size", "16", "--quiet"]) == 0
+    assert "skipped 2 images that cannot be read" in capsys.readouterr().out
 
 
 def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> None:

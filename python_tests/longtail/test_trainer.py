@@ -255,6 +255,37 @@ def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
     assert second.test.confusion != first.test.confusion
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+@pytest.mark.parametrize("method", ["ce-drw", "ldam", "vs", "ib"])
+def test_bfloat16_rounds_the_passes_and_nothing_else(method: str, optimizer: str) -> None:
+    steps: dict[str, list[Step]] = {"float32": [], "bfloat16": []}
+    for precision, seen in steps.items():
+        config = short(method, optimizer, precision=precision, epochs=1)
+        run = Trainer(config, data=FEW, on_step=seen.append, progress=False)
+        run.fit()
+        assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    plain, rounded = (seen[0] for seen in steps.values())
+    assert rounded.logits.dtype == torch.bfloat16
+    assert rounded.loss.dtype == torch.float32
+    assert float(rounded.loss) != float(plain.loss)
+    assert float(rounded.loss) == pytest.approx(float(plain.loss), rel=0.05)
+    with pytest.raises(UsageError, match="valid: float32, bfloat16"):
+        short("ce", "sgd", precision="float16")
+
+
+def test_epochs_are_kept_beside_the_last(tmp_path: Path) -> None:
+    config = short("ce", "sam", epochs=3)
+    Trainer(config, data=FEW, out=tmp_path, keep=(1, 3), progress=False).fit()
+    kept = {path.name: Checkpoint.load(path).epoch for path in tmp_path.glob("*.pt")}
+    assert kept == {"checkpoint.pt": 3, "epoch-1.pt": 1, "epoch-3.pt": 3}
+    with pytest.raises(UsageError, match=r"1 to 3, got \[4\]"):
+        Trainer(config, data=FEW, out=tmp_path / "b", keep=(4,))
+    with pytest.raises(CheckpointError, match="past epoch 2 and kept no checkpoint"):
+        Trainer(config, data=FEW, out=tmp_path, keep=(2,), resume=True)
+    Trainer(config, data=FEW, out=tmp_path, overwrite=True, progress=False).fit()
+    assert not (tmp_path / "epoch-1.pt").exists()
+
+
 def test_unknown_device() -> None:
     with pytest.raises(UsageError, match="valid: cpu, cuda"):
         Trainer(short("ce", "sgd", device="gpu0"), data=DIGITS)

@@ -42,6 +42,11 @@ class Images(Protocol):
         """Classes, int64 ``[N]``."""
         ...
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(
@@ -84,6 +89,11 @@ class TensorImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: BatchAugmentation | None = None
+
+    @property
+    def channels(self) -> int:
+        """See :meth:`Images.channels`."""
+        return self.images.shape[1]
 
     def __len__(self) -> int:
         return len(self.targets)

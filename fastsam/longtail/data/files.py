@@ -135,6 +135,11 @@ class FileImages:
         """Classes, int64 ``[N]``."""
         return self.images.targets
 
+    @property
+    def channels(self) -> int:
+        """Images are read as RGB."""
+        return 3
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -1,0 +1,74 @@
+"""One run on several processes, as started by ``torchrun``: who this process is, and sums over all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run.
+
+    Attributes:
+        rank: this process, 0 for the one that writes and prints.
+        size: number of processes.
+        local: this process among those of its machine, which is the GPU that it uses.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    def device(self, name: str) -> str:
+        """``name``, with the GPU of this process where ``cuda`` leaves it open."""
+        return f"cuda:{self.local}" if name == "cuda" and self.size > 1 else name
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, the same bits on each of them.
+
+        One exchange for each device and dtype.
+        """
+        if self.size == 1:
+            return
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        for members in alike.values():
+            flat = torch.cat([member.reshape(-1) for member in members])
+            dist.all_reduce(flat)
+            parts = torch.split(flat, [member.numel() for member in members])
+            for member, part in zip(members, parts, strict=True):
+                member.copy_(part.view_as(member))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks_of_torchrun(device: str) -> Iterator[Ranks]:
+    """The processes that ``torchrun`` started, connected while the context lasts; else this one alone.
+
+    Args:
+        device: ``cpu`` (gloo) or ``cuda`` (nccl).
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), size, local)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""Training on two processes: the same steps as one process takes on the whole batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from fastsam.longtail import Checkpoint, Trainer, models, recipe
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.ranks import Ranks
+from fastsam.longtail.results import RunFolder
+
+COMBINATIONS = [
+    ("ce-drw", "sam"),
+    ("ldam-drw", "sgd"),
+    ("ib-drs", "looksam"),
+    ("vs-rs", "lpf-sgd"),
+    ("focal-rw", "entropy-sgd"),
+]
+
+
+def config_for(method: str, optimizer: str) -> Any:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 100, "lr": 0.02, "augment": False}
+    if method.endswith(("drw", "drs")):
+        options["defer_epoch"] = 1
+    if optimizer == "lpf-sgd":
+        # Rounding of the norms would otherwise be the only difference that grows.
+        options["lpf_gamma"] = 1e-4
+    return recipe("digits-lt", method, optimizer, **options).config()
+
+
+def _without_batch_statistics(width: int) -> nn.Module:
+    """Batch normalisation sees the share of its process, so the comparison does without."""
+    return nn.GroupNorm(4, width)
+
+
+def _train(rank: int, size: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    models.nn.BatchNorm2d = _without_batch_statistics  # type: ignore[assignment,misc]
+    for method, optimizer in COMBINATIONS:
+        run = Trainer(
+            config_for(method, optimizer),
+            out=Path(folder) / f"{method}-{optimizer}-{size}",
+            ranks=Ranks(rank, size),
+            progress=False,
+        )
+        result = run.fit()
+        state = {"weights": run.model.state_dict(), "accuracy": result.test.accuracy}
+        state["losses"] = [epoch.loss for epoch in result.history]
+        state["validation"] = [epoch.validation_accuracy for epoch in result.history]
+        torch.save(state, f"{folder}/{method}-{optimizer}-{size}-{rank}.pt")
+    if size > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    for size in (1, 2):
+        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+            _train, args=(size, str(tmp_path / "store"), str(tmp_path)), nprocs=size
+        )
+    for method, optimizer in COMBINATIONS:
+        name = f"{method}-{optimizer}"
+        alone, first, second = (
+            torch.load(tmp_path / f"{name}-{which}.pt", weights_only=True)
+            for which in ("1-0", "2-0", "2-1")
+        )
+        for key, value in alone["weights"].items():
+            assert torch.equal(first["weights"][key], second["weights"][key]), (name, key)
+            assert torch.allclose(value, first["weights"][key], rtol=1e-3, atol=2e-4), (name, key)
+        assert first["losses"] == second["losses"]
+        assert first["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        assert first["accuracy"] == second["accuracy"]
+        assert first["validation"] == second["validation"]
+        assert Checkpoint.load(tmp_path / f"{name}-2").epoch == 2
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "fastsam.cli", "train", "--method", "ldam-drw", "--epochs", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command, "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results:") == 1
+    assert '"processes": 2' in RunFolder(tmp_path / "run").result.read_text()
+
+
+def test_what_several_processes_cannot_do() -> None:
+    two = Ranks(0, 2)
+    with pytest.raises(UsageError, match="101 is not a multiple of 2"):
+        Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), ranks=two)
+    with pytest.raises(UsageError, match="one process"):
+        Trainer(recipe("digits-lt", "paco", "sgd").config(), ranks=two)
+    with pytest.raises(UsageError, match="corrupt stop"):
+        Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), ranks=two)
+
+
+def test_the_gpu_of_a_process() -> None:
+    assert Ranks(3, 4, 1).device("cuda") == "cuda:1"
+    assert Ranks(3, 4, 1).device("cuda:0") == "cuda:0"
+    assert Ranks().device("cuda") == "cuda"
