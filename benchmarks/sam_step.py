@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import footprint, peers
 from benchmarks.machine import copy_bandwidth, save
-from benchmarks.shapes import CASES, Shapes
+from benchmarks.shapes import CASES, SWEEP, Shapes
 from benchmarks.timing import interleaved
 
 STEPS_TO_AGREE = 5
+FLOOR = "fused SGD alone"
+OURS = ("fastsam", "fastsam, no check")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class SamStep:
     """Times the fused SAM step against pure-PyTorch ones, after checking that they agree."""
 
     cases: tuple[str, ...] = ("resnet32", "one-25M")
-    """Shapes to time, by name (see benchmarks/shapes.py); "all" for everything that fits."""
+    """Shapes to time, by name (see benchmarks/shapes.py); "sweep" for tensors x elements, "all" for all."""
     reference: Path | None = None
     """A file with the reference implementation's class SAM, timed as a peer."""
     compile: bool = False
@@ -42,10 +45,12 @@ class SamStep:
 
     def run(self) -> None:
         device = torch.device(self.device)
-        names = tuple(CASES) if self.cases == ("all",) else self.cases
+        groups = {"all": tuple(CASES), "sweep": SWEEP}
+        names = dict.fromkeys(name for case in self.cases for name in groups.get(case, (case,)))
         unknown = set(names) - set(CASES)
         if unknown:
-            raise SystemExit(f"unknown case {sorted(unknown)}; expected some of {sorted(CASES)}")
+            valid = sorted([*CASES, *groups])
+            raise SystemExit(f"unknown case {sorted(unknown)}; expected some of {valid}")
         bandwidth = copy_bandwidth(device)
         results: dict[str, Any] = {}
         for name in names:
@@ -53,10 +58,16 @@ class SamStep:
                 print(f"{name}: left out, it does not fit in memory")
                 continue
             results[name] = self._case(name, device, bandwidth)
+        summary = _summary(results)
+        for peer, row in summary.items():
+            print(
+                f"over {row['cases']} cases, {peer} took {row['median']:.2f} times as long "
+                f"(at least {row['smallest']:.2f}, {row['where']})"
+            )
         if self.save or self.out is not None:
             path = save(
                 "sam_step",
-                {"copy_bytes_per_second": bandwidth, "cases": results},
+                {"copy_bytes_per_second": bandwidth, "cases": results, "sweep": summary},
                 folder=self.out,
             )
             print(f"wrote {path}")
@@ -74,24 +85,29 @@ class SamStep:
             contestants["reference file"] = peers.reference_file(self.reference)
         if importlib.util.find_spec("pytorch_optimizer") is not None:
             contestants["pytorch_optimizer"] = peers.pytorch_optimizer
-        contestants["fused SGD alone"] = peers.floor
+        contestants[FLOOR] = peers.floor
         return contestants
 
     def _case(self, name: str, device: torch.device, bandwidth: float) -> dict[str, Any]:
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
         steps: dict[str, Callable[[], object]] = {}
-        memory: dict[str, int] = {}
+        rows: dict[str, dict[str, Any]] = {}
         expected: list[Tensor] | None = None
         for peer, make in self._contestants().items():
             parameters = _parameters(shapes, device)
-            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            steps[peer] = make(parameters)
-            for _ in range(STEPS_TO_AGREE):
-                steps[peer]()
-            if device.type == "cuda":
-                memory[peer] = torch.cuda.memory_allocated(device) - before
-            if peer == "fused SGD alone":
+
+            def begin(peer: str = peer, make: Any = make, parameters: Any = parameters) -> None:
+                steps[peer] = make(parameters)
+                for _ in range(STEPS_TO_AGREE):
+                    steps[peer]()
+
+            peak = footprint.peak_bytes(begin, device)
+            rows[peer] = {
+                "launches": footprint.launches(steps[peer], device),
+                "peak_bytes_per_parameter": peak / elements,
+            }
+            if peer == FLOOR:
                 continue
             weights = [p.detach().clone() for p in parameters]
             if expected is None:
@@ -100,22 +116,40 @@ class SamStep:
                 torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
         timings = interleaved(steps, rounds=self.rounds, device=device)
         print(f"\n{name}: {len(shapes)} tensors, {elements:,} parameters on {device}")
-        rows: dict[str, Any] = {}
+        print(f"  {'':22s} {'us':>12s} {'quartiles':>24s}   ratio  bandwidth  launches  bytes")
         for peer, timing in timings.items():
-            row = timing.as_dict() | {"ratio": timing.median / timings["fastsam"].median}
+            row = rows[peer]
+            row |= timing.as_dict() | {"ratio": timing.median / timings["fastsam"].median}
+            share = ""
             moved = peers.BYTES_PER_PARAMETER.get(peer)
             if moved is not None:
                 row["bytes_per_parameter"] = moved
                 row["share_of_copy_bandwidth"] = moved * elements / timing.median / bandwidth
-            if peer in memory:
-                row["extra_bytes_per_parameter"] = memory[peer] / elements
-            rows[peer] = row
+                share = f"{row['share_of_copy_bandwidth']:.0%}"
+            quartiles = f"[{timing.lower_quartile * 1e6:.1f}, {timing.upper_quartile * 1e6:.1f}]"
             print(
-                f"  {peer:22s} {timing.median * 1e6:12.1f} us"
-                f"  [{timing.lower_quartile * 1e6:.1f}, {timing.upper_quartile * 1e6:.1f}]"
-                f"  {row['ratio']:6.2f}x"
+                f"  {peer:22s} {timing.median * 1e6:12.1f} {quartiles:>24s} {row['ratio']:6.2f}x"
+                f" {share:>10s} {row['launches']:9d} {row['peak_bytes_per_parameter']:6.1f}"
             )
         return {"tensors": len(shapes), "parameters": elements, "peers": rows}
+
+
+def _summary(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """For every peer the median and the smallest ratio over the cases of the sweep."""
+    ratios: dict[str, dict[str, float]] = {}
+    for name, case in results.items():
+        for peer, row in case["peers"].items():
+            if name in SWEEP and peer not in (*OURS, FLOOR):
+                ratios.setdefault(peer, {})[name] = row["ratio"]
+    return {
+        peer: {
+            "cases": len(of_case),
+            "median": statistics.median(of_case.values()),
+            "smallest": min(of_case.values()),
+            "where": min(of_case, key=lambda name: of_case[name]),
+        }
+        for peer, of_case in ratios.items()
+    }
 
 
 def _parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:

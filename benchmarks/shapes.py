@@ -46,15 +46,19 @@ def equal(tensors: int, elements: int) -> Shapes:
     return [(elements,)] * tensors
 
 
+_GRID = {
+    f"{tensors}x1e{power}": equal(tensors, 10**power)
+    for tensors in (1, 95, 161)
+    for power in (1, 3, 5, 7)
+}
+SWEEP = tuple(_GRID)
+"""Cases of equal tensors, from one of ten elements to 161 of ten million."""
+
 CASES: dict[str, Shapes] = {
     "resnet32": resnet32(),
     "resnet50": resnet50(),
     "vit-b16": vit_b16(),
     "one-25M": equal(1, 25_000_000),
     "one-1e9": equal(1, 1_000_000_000),
-    **{
-        f"{tensors}x1e{power}": equal(tensors, 10**power)
-        for tensors in (1, 95, 161)
-        for power in (1, 3, 5, 7)
-    },
+    **_GRID,
 }

@@ -151,7 +151,7 @@ class NativeStep:
         if len(flags) > 1:
             for flag in flags:
                 for other in flags:
-                    _raise_flag(flag, other.to(flag.device, non_blocking=True))
+                    _raise_flag(flag, _on(other, flag.device))
 
     def _step_base(self, grad_scale: Tensor | None) -> None:
         """The base optimizer's own step, for one that has no fused rule."""
@@ -298,7 +298,7 @@ class NativeStep:
                 fresh = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
                 scalars.hyper.copy_(fresh, non_blocking=True)
             for index, column, value in on_device:
-                scalars.hyper[index, column].copy_(value, non_blocking=True)
+                scalars.hyper[index, column].copy_(value, non_blocking=_need_not_wait(device))
         self._written_rows = rows
         self._written_options = options if fixed else []
 
@@ -310,7 +310,9 @@ class NativeStep:
             part = self._scalars[bucket.device].squared_norms[bucket.slot]
             for device, scalars in self._scalars.items():
                 if device != bucket.device:
-                    scalars.squared_norms[bucket.slot].copy_(part, non_blocking=True)
+                    scalars.squared_norms[bucket.slot].copy_(
+                        part, non_blocking=_need_not_wait(device)
+                    )
 
     def _warn_of_lost_ascents(self) -> None:
         """Where weights in 16 bits are rounded to nearest and were meant to move."""
@@ -323,8 +325,15 @@ class NativeStep:
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """A gradient scaler's scalar where the kernels of ``device`` can read it, as float32."""
-    return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
+    """A flag or a scale where the kernels of ``device`` can read it, as float32."""
+    if scalar is None:
+        return None
+    return scalar.to(device, torch.float32, non_blocking=_need_not_wait(device))
+
+
+def _need_not_wait(device: torch.device) -> bool:
+    """Streams order what the kernels of a device read; those of the CPU run at once, after the copy."""
+    return device.type != "cpu"
 
 
 def _raise_flag(flag: Tensor, other: Tensor | None) -> None:

@@ -445,6 +445,11 @@ def test_a_bad_rho_is_refused(rho, seed):
         (ValueError, "adaptive", lambda p: SAM(p, torch.optim.SGD, adaptive="weight", lr=0.1)),
         (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=-1.0, lr=0.1)),
         (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=float("nan"), lr=0.1)),
+        (
+            ValueError,
+            "stochastic",
+            lambda p: SAM(p, torch.optim.SGD, stochastic_rounding=1, lr=0.1),
+        ),
         (ValueError, "closure", lambda p: SAM(p, torch.optim.SGD, closure="first", lr=0.1)),
         (ValueError, "empty parameter list", lambda p: SAM([], torch.optim.SGD, lr=0.1)),
         (ValueError, "learning rate", lambda p: SAM(p, torch.optim.SGD, lr=-0.1)),
@@ -504,4 +509,34 @@ def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
         with pytest.raises(RuntimeError, match="launch failed"):
             optimizer.first_step()
     assert_same_bits(weights(parameters), before)
+    problem.run(optimizer, parameters, 1)
+
+
+def test_a_descent_that_fails_half_way_can_be_given_up(monkeypatch, seed):
+    """The first bucket is updated, the launch of the second fails: nothing stays perturbed."""
+    from fastsam.kernels import sam as kernels
+
+    problem = Problem([(4,), (5,)], dtype=torch.float64, seed=seed)
+    parameters = [nn.Parameter(problem.start[0].clone()), nn.Parameter(problem.start[1].float())]
+    before = weights(parameters)
+    optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
+    launch = kernels.update
+
+    def failing(table, *arguments, **options):
+        if table.dtype is torch.float32:
+            raise RuntimeError("launch failed")
+        launch(table, *arguments, **options)
+
+    problem.set_gradients(parameters, 0, 0)
+    optimizer.first_step()
+    problem.set_gradients(parameters, 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "update", failing)
+        with pytest.raises(RuntimeError, match="launch failed"):
+            optimizer.second_step()
+    updated = before[0] - 0.1 * parameters[0].grad
+    assert not torch.equal(parameters[1], before[1])
+    optimizer.restore()
+    assert_close(weights(parameters)[:1], [updated], 1e-15)
+    assert_same_bits(weights(parameters)[1:], before[1:])
     problem.run(optimizer, parameters, 1)

@@ -338,6 +338,36 @@ def test_hybrid_sharding_equals_one_process(outcomes):
     assert_close(equal_on_all(outcomes, "hybrid"), alone(), 1e-5)
 
 
+def _two_dimensions(rank: int, ranks: int) -> list[Tensor]:
+    """FSDP2 over tensor parallel: its strided shards are parts of the norm like any other."""
+    mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "tensor"))
+    model = network(width=8)
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer, mesh=mesh["data"])
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    train(model, optimizer, 4, lambda step: share(step, rank // 2, ranks // 2))
+    return whole(model)
+
+
+def test_fsdp_over_tensor_parallel_equals_one_process(outcomes):
+    assert_close(equal_on_all(outcomes, "two_dimensions"), alone(width=8), 1e-5)
+
+
+def _stochastic(rank: int, ranks: int) -> list[Tensor]:
+    """The top of an ascent of bfloat16 weights, which the ranks round alike."""
+    model = network().bfloat16()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.01, lr=0.2, stochastic_rounding=True)
+    x, y = batch(0)
+    loss_of(model, (x.bfloat16(), y.bfloat16())).backward()
+    optimizer.first_step()
+    return whole(model)
+
+
+def test_ranks_round_stochastically_alike(outcomes):
+    equal_on_all(outcomes, "stochastic")
+
+
 SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "ddp_global": _ddp_global,
     "ddp_local": _ddp_local,
@@ -351,4 +381,6 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "fsdp_local": _fsdp_local,
     "tensor_parallel": _tensor_parallel,
     "hybrid": _hybrid,
+    "two_dimensions": _two_dimensions,
+    "stochastic": _stochastic,
 }

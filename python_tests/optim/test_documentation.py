@@ -57,13 +57,14 @@ def test_accelerate_example():
 
 
 @pytest.mark.slow
-def test_local_ascent_example():
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_local_ascent_example(ranks):
     import subprocess
 
     if not torch.distributed.is_gloo_available():
         pytest.skip("torch without gloo")
     output = subprocess.run(
-        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 "
+        f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {ranks} "
         f"{ROOT / 'examples' / 'ddp_local.py'}".split(),
         check=True,
         capture_output=True,
@@ -71,5 +72,5 @@ def test_local_ascent_example():
         timeout=120,
     ).stdout
     losses = re.findall(r"rank \d: loss ([\d.]+) -> ([\d.]+)", output)
-    assert len(losses) == 2
+    assert len(losses) == ranks
     assert all(float(last) < float(first) for first, last in losses)

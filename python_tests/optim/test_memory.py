@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tracemalloc
 import warnings
 
@@ -77,3 +78,37 @@ def test_memory_does_not_grow(steps):
         tracemalloc.stop()
     assert grown < 20_000
     assert live_bytes() == tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_more_than_two_to_the_31_elements(device):
+    """Gradients on both sides of every limit of 32 bits, and zeros elsewhere."""
+    count = 2**31 + 4099
+    needed = 3.2 * 2 * count  # weight, gradient, backup
+    available = (
+        torch.cuda.mem_get_info()[0]
+        if device == "cuda"
+        else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
+    if available < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GB of memory")
+    places = torch.tensor([0, 1, 2**30, 2**31 - 1, 2**31, 2**31 + 1, count - 4098, count - 1])
+    values = torch.arange(1, 1 + len(places), dtype=torch.bfloat16)
+    weight = nn.Parameter(torch.zeros(count, dtype=torch.bfloat16, device=device))
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[places] = values.to(device)
+    optimizer = SAM([weight], torch.optim.SGD, rho=2.0, lr=0.5)
+
+    def elsewhere_zero() -> bool:
+        return sum(int(part.count_nonzero()) for part in weight.detach().split(2**28)) == len(
+            places
+        )
+
+    optimizer.first_step()
+    top = (values.double() * 2.0 / values.double().norm()).bfloat16()
+    assert torch.equal(weight.detach()[places].cpu(), top)
+    assert elsewhere_zero()
+    optimizer.second_step()
+    assert torch.equal(weight.detach()[places].cpu(), -values / 2)
+    assert elsewhere_zero()

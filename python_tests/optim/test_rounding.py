@@ -1,4 +1,4 @@
-"""The share of 16-bit weights that an ascent was too small to change."""
+"""16-bit weights: the share that an ascent was too small to change, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -84,3 +84,70 @@ def test_a_warning_made_an_error_leaves_a_step_that_can_be_given_up():
             optimizer.first_step()
     optimizer.restore()
     optimizer.first_step()
+
+
+# --- stochastic rounding ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_lets_a_small_ascent_through_on_average(dtype):
+    """To nearest, weights of 1 would not move at all; the mean of the moves is rho / sqrt(n)."""
+    count = 100_000
+    p = nn.Parameter(torch.ones(count, dtype=dtype))
+    step = torch.finfo(dtype).eps / 10
+    optimizer = ascent(step * count**0.5, [p], stochastic_rounding=True)  # no warning either
+    moved = p.detach().double() - 1
+    assert set((moved / torch.finfo(dtype).eps).unique().tolist()) == {0.0, 1.0}
+    error = torch.finfo(dtype).eps * (0.1 * 0.9 / count) ** 0.5
+    assert abs(float(moved.mean()) - step) < 5 * error
+    assert float(optimizer.unchanged_share) == pytest.approx(0.9, abs=0.01)
+    optimizer.restore()
+    assert bool((p == 1).all())
+
+
+def test_stochastic_rounding_is_the_same_in_every_run_and_new_in_every_step():
+    tops = []
+    for _ in range(2):
+        p, q = (nn.Parameter(torch.ones(5000, dtype=torch.bfloat16)) for _ in range(2))
+        optimizer = SAM([p, q], torch.optim.SGD, rho=0.02, lr=0.0, stochastic_rounding=True)
+        for scale in (1.0, 1.5):  # the direction stays, the norm does not
+            p.grad, q.grad = (torch.full_like(w, scale) for w in (p, q))
+            optimizer.first_step()
+            tops.append((p.detach().clone(), q.detach().clone()))
+            optimizer.restore()
+    assert torch.equal(tops[0][0], tops[2][0])
+    assert torch.equal(tops[1][0], tops[3][0])
+    assert not torch.equal(tops[0][0], tops[1][0])
+    assert not torch.equal(tops[0][0], tops[0][1])  # each parameter draws its own
+
+
+@pytest.mark.filterwarnings("ignore:the ascent left")
+def test_stochastic_rounding_is_a_setting_of_a_group():
+    exact, nearest, wide = half_and_half(), half_and_half(), nn.Parameter(torch.ones(32))
+    exact.data.fill_(1.0)
+    nearest.data.fill_(1.0)
+    optimizer = SAM(
+        [{"params": [exact, wide], "stochastic_rounding": True}, {"params": [nearest]}],
+        torch.optim.SGD,
+        rho=0.01,
+        lr=0.1,
+    )
+    for p in (exact, nearest, wide):
+        p.grad = torch.ones_like(p)
+    optimizer.first_step()
+    assert bool((exact != 1).any())
+    assert bool((nearest == 1).all())
+    assert torch.allclose(wide.detach(), torch.full((32,), 1 + 0.01 / 96**0.5))
+    optimizer.restore()
+    optimizer.param_groups[0]["stochastic_rounding"] = False  # may change between steps
+    optimizer.first_step()
+    assert bool((exact == 1).all())
+
+
+def test_a_checkpoint_from_before_the_option_loads():
+    p = half_and_half()
+    optimizer = SAM([p], torch.optim.SGD, stochastic_rounding=True, lr=0.1)
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["stochastic_rounding"]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["stochastic_rounding"] is True

@@ -1,0 +1,77 @@
+"""What a step launches and allocates, as PyTorch's profiler sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastsam.kernels import native
+
+if TYPE_CHECKING:
+    from fastsam._native import Execution
+
+
+def launches(step: Callable[[], object], device: torch.device) -> int:
+    """Kernels that one step launches on CUDA; operators and native phases that it calls on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+            step()
+            torch.cuda.synchronize(device)
+        # What was annotated, an optimizer's step for example, is shown on the device's timeline too.
+        return sum(
+            event.device_type.name == "CUDA" and not event.is_user_annotation
+            for event in recorded.events()
+        )
+    with _native_launches() as phases, profile(activities=[ProfilerActivity.CPU]) as recorded:
+        step()
+    operators = [
+        event
+        for event in recorded.events()
+        if event.name.startswith("aten::")
+        and not (event.cpu_parent is not None and event.cpu_parent.name.startswith("aten::"))
+    ]
+    return len(operators) + len(phases)
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Most memory that tensors took at any time during ``run``, beyond what they took before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in recorded.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    taken = peak = 0
+    for _, change in sorted(changes):
+        taken += change
+        peak = max(peak, taken)
+    return peak
+
+
+@contextmanager
+def _native_launches() -> Iterator[list[None]]:
+    """Collects one entry for every native launch: each of them asks where and how it runs."""
+    seen: list[None] = []
+    execution = native.execution
+
+    def counting(device: torch.device) -> Execution:
+        seen.append(None)
+        return execution(device)
+
+    native.execution = counting
+    try:
+        yield seen
+    finally:
+        native.execution = execution
