@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, St
 from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
+from fastsam.kernels import sam as kernels
 from fastsam.optim.plain import PlainSAM
 
 SHAPES = [(3, 5), (7,), (), (2, 3, 4)]
@@ -488,24 +489,29 @@ def test_parameters_that_share_memory_are_refused():
     assert not bool(flat.any())
 
 
-def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
-    """The second bucket's launch fails after the first one moved."""
-    from fastsam.kernels import sam as kernels
-
+def two_buckets(seed: int) -> tuple[Problem, list[nn.Parameter], SAM]:
+    """A float64 and a float32 parameter: two launches a phase."""
     problem = Problem([(4,), (5,)], dtype=torch.float64, seed=seed)
     parameters = [nn.Parameter(problem.start[0].clone()), nn.Parameter(problem.start[1].float())]
-    before = weights(parameters)
-    optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
-    launch = kernels.perturb
+    return problem, parameters, SAM(parameters, torch.optim.SGD, lr=0.1)
 
-    def failing(table, scalars):
+
+def failing_in_float32(launch: Any) -> Any:
+    def failing(table, *arguments, **options):
         if table.dtype is torch.float32:
             raise RuntimeError("launch failed")
-        launch(table, scalars)
+        launch(table, *arguments, **options)
 
+    return failing
+
+
+def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
+    """The second bucket's launch fails after the first one moved."""
+    problem, parameters, optimizer = two_buckets(seed)
+    before = weights(parameters)
+    problem.set_gradients(parameters, 0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "perturb", failing)
-        problem.set_gradients(parameters, 0, 0)
+        patch.setattr(kernels, "perturb", failing_in_float32(kernels.perturb))
         with pytest.raises(RuntimeError, match="launch failed"):
             optimizer.first_step()
     assert_same_bits(weights(parameters), before)
@@ -514,24 +520,13 @@ def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
 
 def test_a_descent_that_fails_half_way_can_be_given_up(monkeypatch, seed):
     """The first bucket is updated, the launch of the second fails: nothing stays perturbed."""
-    from fastsam.kernels import sam as kernels
-
-    problem = Problem([(4,), (5,)], dtype=torch.float64, seed=seed)
-    parameters = [nn.Parameter(problem.start[0].clone()), nn.Parameter(problem.start[1].float())]
+    problem, parameters, optimizer = two_buckets(seed)
     before = weights(parameters)
-    optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
-    launch = kernels.update
-
-    def failing(table, *arguments, **options):
-        if table.dtype is torch.float32:
-            raise RuntimeError("launch failed")
-        launch(table, *arguments, **options)
-
     problem.set_gradients(parameters, 0, 0)
     optimizer.first_step()
     problem.set_gradients(parameters, 0, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "update", failing)
+        patch.setattr(kernels, "update", failing_in_float32(kernels.update))
         with pytest.raises(RuntimeError, match="launch failed"):
             optimizer.second_step()
     updated = before[0] - 0.1 * parameters[0].grad
