@@ -107,7 +107,9 @@ class SamStep:
             except Exception as error:  # a compiler that is missing, say: the others can be timed
                 if peer in OURS:
                     raise
-                print(f"{name}: {peer} left out: {str(error).splitlines()[0]}")
+                print(
+                    f"{name}: {peer} left out: {f'{type(error).__name__}: {error}'.splitlines()[0]}"
+                )
                 steps.pop(peer, None)
                 continue
             rows[peer] = {

@@ -20,9 +20,7 @@ def check_rho(rho: float | Tensor) -> None:
     """
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return
-    value = float(rho)
-    if not (value >= 0.0 and math.isfinite(value)):
-        raise ValueError(f"rho must be a finite number >= 0, got {value}")
+    _check_size("rho", rho)
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -31,9 +29,8 @@ def check_group(group: Mapping[str, Any]) -> None:
     adaptive = group.get("adaptive", False)
     if not (isinstance(adaptive, bool) or adaptive == "weights"):
         raise ValueError(f"adaptive must be True, False or 'weights', got {adaptive!r}")
-    eta = group.get("eta")
-    if eta is not None and not eta >= 0.0:
-        raise ValueError(f"eta must be >= 0, got {eta}")
+    if group.get("eta") is not None:
+        _check_size("eta", group["eta"])
     stochastic = group.get("stochastic_rounding", False)
     if not isinstance(stochastic, bool):
         raise ValueError(f"stochastic_rounding must be True or False, got {stochastic!r}")
@@ -54,3 +51,12 @@ def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
     if names is not None:
         return ["weight" in name for name in names]
     return [p.dim() >= 2 for p in group["params"]]
+
+
+def _check_size(name: str, value: Any) -> None:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")

@@ -446,6 +446,9 @@ def test_a_bad_rho_is_refused(rho, seed):
         (ValueError, "adaptive", lambda p: SAM(p, torch.optim.SGD, adaptive="weight", lr=0.1)),
         (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=-1.0, lr=0.1)),
         (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=float("nan"), lr=0.1)),
+        (ValueError, "eta", lambda p: SAM(p, torch.optim.SGD, eta=float("inf"), lr=0.1)),
+        (ValueError, "rho .*'0.05'", lambda p: SAM(p, torch.optim.SGD, rho="0.05", lr=0.1)),
+        (ValueError, "rho .*None", lambda p: SAM(p, torch.optim.SGD, rho=None, lr=0.1)),
         (
             ValueError,
             "stochastic",
