@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.epoch import EpochTime
 from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
+from benchmarks.train_step import TrainStep
 
 
 def main() -> None:
@@ -16,6 +18,8 @@ def main() -> None:
         {
             "sam-step": SamStep,
             "spectrum": Spectra,
+            "train-step": TrainStep,
+            "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
             "readme": Readme,
         },

@@ -5,8 +5,9 @@
 #   OUT=results STAGES="build tests" bash benchmarks/gpu_suite.sh    some of them
 #
 # OUT      folder for logs and JSON results (default: build/gpu)
-# STAGES   some of: build tests memcheck racecheck sam_step spectrum profile
-# PEERS    folder with other implementations: sam.py (the reference SAM), packages to import (optional)
+# STAGES   some of: build tests sam_step memcheck racecheck train_step spectrum epoch profile
+# PEERS    folder with other implementations (optional): sam.py (the reference SAM), and packages installed with
+#          pip install --target: pyhessian, pytorch_optimizer
 # PYTHON   interpreter with torch, pybind11 and scikit-build-core installed (default: python3)
 # MINUTES  most minutes for one stage (default: 8); a stage that is cut short says so
 set -uo pipefail
@@ -14,9 +15,11 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
 MINUTES=${MINUTES:-8}
-STAGES=${STAGES:-build tests memcheck racecheck sam_step spectrum profile}
+STAGES=${STAGES:-build tests sam_step memcheck racecheck train_step spectrum epoch profile}
 mkdir -p "$OUT"
 summary=()
+[ -d "${PEERS:-}" ] || summary+=("peers      none: PEERS is not a folder")
+export OUT PEERS=${PEERS:-} PYTHONPATH=${PEERS:-}${PYTHONPATH:+:$PYTHONPATH}
 
 stage() { # stage NAME COMMAND...: runs it under the time limit and remembers how it went
   local name=$1 status=ok begin=$SECONDS code=0
@@ -41,12 +44,10 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 
 for name in $STAGES; do
   case $name in
     build)
-      CUDAARCHS=$capability stage build "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index .
+      CUDAARCHS=$capability stage build "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --editable .
       ;;
     tests)
-      stage tests "$PYTHON" -m pytest -p no:cacheprovider -q -m "not slow" \
-        python_tests/kernels python_tests/optim python_tests/curvature \
-        --deselect python_tests/kernels/test_sanitizers.py
+      stage tests "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu python_tests
       ;;
     memcheck | racecheck)
       if command -v compute-sanitizer > /dev/null; then
@@ -56,24 +57,13 @@ for name in $STAGES; do
         missing "$name" "compute-sanitizer is not installed"
       fi
       ;;
-    sam_step)
-      reference=()
-      if [ -f "${PEERS:-}/sam.py" ]; then
-        reference=(--reference "$PEERS/sam.py")
-      else
-        missing reference "no sam.py in PEERS"
-      fi
-      stage sam_step "$PYTHON" -m benchmarks sam-step --out "$OUT" ${reference[@]+"${reference[@]}"} \
-        --cases resnet32 resnet50 vit-b16 one-25M one-1e9
-      ;;
-    spectrum)
-      stage spectrum env PYTHONPATH="${PEERS:-}${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m benchmarks spectrum \
-        --device cuda --out "$OUT"
+    sam_step | spectrum | train_step | epoch)
+      stage "$name" "$PYTHON" -m benchmarks.gpu "$name"
       ;;
     profile)
       if command -v ncu > /dev/null; then
         stage profile ncu --clock-control none --set full --launch-count 40 --export "$OUT/sam_step" -f \
-          "$PYTHON" -m benchmarks sam-step --cases one-25M --rounds 1
+          "$PYTHON" -m benchmarks.gpu profile
       else
         missing profile "ncu is not installed"
       fi

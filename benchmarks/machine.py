@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     """Processor, GPU, versions, threads and the command of this run, without any path or host name."""
     info: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -62,6 +62,12 @@ def copy_bandwidth(device: torch.device, *, elements: int = 1 << 25) -> float:
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=9, device=device)["copy"]
     return 2 * source.nbytes / timing.median
+
+
+def _module() -> str:
+    """What ``python -m`` was given."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return "benchmarks" if spec is None else spec.name.removesuffix(".__main__")
 
 
 def _processor() -> str:

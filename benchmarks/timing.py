@@ -31,6 +31,7 @@ def interleaved(
     *,
     rounds: int = 15,
     seconds_per_sample: float = 0.05,
+    calls: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
     """Times callables in turn, A B C A B C, so that a noisy machine treats them alike.
@@ -42,6 +43,7 @@ def interleaved(
         contestants: what to time, by name.
         rounds: samples of each.
         seconds_per_sample: how long one sample should last.
+        calls: calls in every sample, instead of as many as last that long.
         device: a CUDA device to wait for at the end of a sample.
     """
 
@@ -55,10 +57,10 @@ def interleaved(
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / calls
 
-    calls = {}
+    counts = {}
     for name, function in contestants.items():
         sample(function, 2)
-        calls[name] = max(1, round(seconds_per_sample / max(sample(function, 2), 1e-9)))
+        counts[name] = calls or max(1, round(seconds_per_sample / max(sample(function, 2), 1e-9)))
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     collecting = gc.isenabled()
@@ -66,12 +68,12 @@ def interleaved(
     try:
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                samples[name].append(sample(contestants[name], calls[name]))
+                samples[name].append(sample(contestants[name], counts[name]))
             gc.collect()
     finally:
         if collecting:
             gc.enable()
-    return {name: _summary(values, calls[name]) for name, values in samples.items()}
+    return {name: _summary(values, counts[name]) for name, values in samples.items()}
 
 
 def _summary(values: list[float], calls: int) -> Timing:

@@ -1,0 +1,60 @@
+"""The cases of gpu_suite.sh with their settings, for machines without a command-line library.
+
+``python -m benchmarks.gpu CASE`` writes the results to the folder OUT; PEERS may hold ``sam.py``, the
+reference implementation of SAM, and packages to compare with.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.epoch import EpochTime
+from benchmarks.sam_step import SamStep
+from benchmarks.spectrum import Spectra
+from benchmarks.train_step import TrainStep
+
+OUT = Path(os.environ.get("OUT", "build/gpu"))
+PEERS = Path(os.environ["PEERS"]) if os.environ.get("PEERS") else None
+
+
+def sam_step() -> None:
+    """Everything outside forward and backward, from small models to one tensor of 1e9 elements."""
+    reference = PEERS / "sam.py" if PEERS is not None else None
+    if reference is None or not reference.is_file():
+        print("no sam.py in PEERS: the reference implementation is left out")
+        reference = None
+    cases = ("resnet32", "resnet50", "vit-b16", "one-25M", "one-1e9")
+    SamStep(cases=cases, reference=reference, compile=True, device="cuda", out=OUT).run()
+
+
+def profile() -> None:
+    """Few steps of one large tensor, for a profiler."""
+    SamStep(cases=("one-25M",), rounds=1, device="cuda").run()
+
+
+def spectrum() -> None:
+    """ResNet-32: products, one Lanczos run, extremes and trace and density together, known spectra."""
+    Spectra(peers=PEERS, device="cuda", out=OUT).run()
+
+
+def train_step() -> None:
+    """ResNet-32 and ResNet-50: captured, eager, and as scripts are written."""
+    TrainStep(cases=("resnet32", "resnet50"), device="cuda", out=OUT).run()
+
+
+def epoch() -> None:
+    """An epoch of ResNet-32 at CIFAR-10-LT's size."""
+    EpochTime(device="cuda", out=OUT).run()
+
+
+CASES: dict[str, Callable[[], None]] = {
+    case.__name__: case for case in (sam_step, profile, spectrum, train_step, epoch)
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in CASES:
+        raise SystemExit(f"python -m benchmarks.gpu CASE, with CASE one of {', '.join(CASES)}")
+    CASES[sys.argv[1]]()

@@ -1,0 +1,276 @@
+"""A whole training step: captured as one CUDA graph, eager, and written the way official scripts are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import save
+from benchmarks.timing import Timing, interleaved
+from fastsam import SAM, capture_step
+from fastsam.longtail.models import build_model
+from fastsam.optim.plain import PlainSAM
+
+SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
+LR, RHO = 1e-3, 0.05
+STEPS_TO_AGREE = 3
+
+Batch = tuple[Tensor, Tensor]
+Step = Callable[[Batch], object]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+MakeStep = Callable[[nn.Module, Batch, torch.dtype | None], Step]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and its batch.
+
+    Attributes:
+        model: name in ``fastsam.longtail.models``.
+        classes: number of classes.
+        batch_size: images in a batch.
+        image_size: their height and width.
+        calls: back-to-back steps in a sample on a GPU.
+        autocast: dtype of the passes; None for float32.
+    """
+
+    model: str
+    classes: int
+    batch_size: int
+    image_size: int
+    calls: int = 200
+    autocast: torch.dtype | None = None
+
+
+WORKLOADS = {
+    "resnet32": Workload("resnet32", classes=10, batch_size=128, image_size=32),
+    "resnet50": Workload("resnet50", 1000, 256, image_size=224, calls=20, autocast=torch.bfloat16),
+    "resnet8": Workload("resnet8", classes=10, batch_size=32, image_size=16),
+}
+"""ResNet-32 as on CIFAR-LT, ResNet-50 as on ImageNet-LT, and a small one for a first look on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """Times whole training steps of SGD, SAM and ASAM, after checking that all of one kind agree.
+
+    ``captured`` is :func:`fastsam.capture_step`, ``eager`` the same calls without a graph, and ``script``
+    a loop as in the paper's code: a per-tensor SAM, and loss and accuracy read back in every step.
+    """
+
+    cases: tuple[str, ...] = ("resnet32",)
+    """Workloads, by name."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Where to run. On the CPU nothing is captured."""
+    rounds: int = 7
+    """Samples of each contestant."""
+    save: bool = False
+    """Write the results to benchmarks/results/."""
+    out: Path | None = None
+    """Write the results to this folder instead."""
+
+    def run(self) -> None:
+        """Run the cases, print and save."""
+        unknown = set(self.cases) - set(WORKLOADS)
+        if unknown:
+            raise SystemExit(
+                f"unknown case {sorted(unknown)}; expected some of {sorted(WORKLOADS)}"
+            )
+        results = {name: self._case(name, WORKLOADS[name]) for name in self.cases}
+        if self.save or self.out is not None:
+            print(f"wrote {save('train_step', {'cases': results}, folder=self.out)}")
+
+    def _case(self, name: str, workload: Workload) -> dict[str, Any]:
+        device = torch.device(self.device)
+        start = build_model(workload.model, workload.classes).to(device)
+        if workload.autocast is not None:
+            start = start.to(memory_format=torch.channels_last)
+        batch = _random_batch(workload, device)
+        steps: dict[str, Step] = {}
+        left_out: dict[str, str] = {}
+        weights: dict[str, list[Tensor]] = {}
+        for contestant, make in _contestants(device).items():
+            model = copy.deepcopy(start)
+            try:
+                step = make(model, batch, workload.autocast)
+                for _ in range(STEPS_TO_AGREE):
+                    step(batch)
+            except torch.OutOfMemoryError:
+                left_out[contestant] = "does not fit in memory beside the others"
+                print(f"{name}: {contestant} left out, it {left_out[contestant]}")
+                continue
+            steps[contestant] = step
+            weights[contestant] = [p.detach().clone() for p in model.parameters()]
+        disagreement = _disagreement(weights, list(start.parameters()))
+        timings = interleaved(
+            {key: _bound(step, batch) for key, step in steps.items()},
+            rounds=self.rounds,
+            seconds_per_sample=1.0,
+            calls=workload.calls if device.type == "cuda" else None,
+            device=device,
+        )
+        print(f"\n{name}: batch {workload.batch_size}, {workload.image_size} pixels, on {device}")
+        rows = {
+            key: self._row(timing, steps[key], batch, device, captured="captured" in key)
+            for key, timing in timings.items()
+        }
+        for key, row in rows.items():
+            nodes = (
+                f"  {row['nodes']} nodes, idle {row['idle_per_node'] * 1e6:.2f} us each"
+                if "nodes" in row
+                else ""
+            )
+            print(f"  {key:16s} {row['median'] * 1e3:10.3f} ms{nodes}")
+        return {
+            "workload": {**vars(workload), "autocast": str(workload.autocast)},
+            "relative_disagreement": disagreement,
+            "left_out": left_out,
+            "contestants": rows,
+        }
+
+    def _row(
+        self, timing: Timing, step: Step, batch: Batch, device: torch.device, *, captured: bool
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = timing.as_dict()
+        if captured:
+            nodes, busy = _device_work(step, batch, device)
+            row |= {
+                "nodes": nodes,
+                "device_busy": busy,
+                "idle_per_node": (timing.median - busy) / max(nodes, 1),
+            }
+        return row
+
+
+def _contestants(device: torch.device) -> dict[str, MakeStep]:
+    kinds: dict[str, MakeOptimizer] = {
+        "sgd": lambda model: torch.optim.SGD(
+            model.parameters(), lr=torch.tensor(LR, device=device), fused=True, **SETTINGS
+        ),
+        "sam": lambda model: SAM(model.parameters(), torch.optim.SGD, rho=RHO, lr=LR, **SETTINGS),
+        "asam": lambda model: SAM(
+            model.parameters(), torch.optim.SGD, rho=RHO, adaptive=True, lr=LR, **SETTINGS
+        ),
+    }
+    captured = (
+        {} if device.type != "cuda" else {f"{k} captured": _capturing(m) for k, m in kinds.items()}
+    )
+    # Captured ones first: each holds memory of its own, and where that ends, the others are left out.
+    return captured | {f"{k} eager": _eager(m) for k, m in kinds.items()} | {"sam script": _script}
+
+
+def _capturing(make: MakeOptimizer) -> MakeStep:
+    return lambda model, batch, autocast: capture_step(
+        model, nn.functional.cross_entropy, make(model), batch, autocast=autocast
+    )
+
+
+def _eager(make: MakeOptimizer) -> MakeStep:
+    """The calls that a user of the two-pass form writes; nothing is read back."""
+
+    def prepared(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:
+        optimizer = make(model)
+
+        def backward(batch: Batch) -> None:
+            _loss_and_logits(model, batch, autocast)[0].backward()  # type: ignore[no-untyped-call]
+
+        def step(batch: Batch) -> None:
+            backward(batch)
+            if isinstance(optimizer, SAM):
+                optimizer.first_step(zero_grad=True)
+                backward(batch)
+                optimizer.second_step(zero_grad=True)
+            else:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return step
+
+    return prepared
+
+
+def _script(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:
+    """As training scripts are written: SAM tensor by tensor, loss and accuracy logged in every step."""
+    optimizer = PlainSAM(model.parameters(), torch.optim.SGD, rho=RHO, lr=LR, **SETTINGS)
+    logged: list[float] = []
+
+    def step(batch: Batch) -> None:
+        for finish in (optimizer.first_step, optimizer.second_step):
+            loss, logits = _loss_and_logits(model, batch, autocast)
+            loss.backward()  # type: ignore[no-untyped-call]
+            finish(zero_grad=True)
+        right = (logits.argmax(dim=1) == batch[1]).float().mean()
+        logged[:] = [loss.item(), right.item()]
+
+    return step
+
+
+def _loss_and_logits(
+    model: nn.Module, batch: Batch, autocast: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch
+    with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
+        logits: Tensor = model(inputs)
+        return nn.functional.cross_entropy(logits, targets), logits
+
+
+def _random_batch(workload: Workload, device: torch.device) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    shape = (workload.batch_size, 3, workload.image_size, workload.image_size)
+    inputs = torch.randn(shape, generator=generator).to(device)
+    if workload.autocast is not None:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    targets = torch.randint(workload.classes, (workload.batch_size,), generator=generator)
+    return inputs, targets.to(device)
+
+
+def _bound(step: Step, batch: Batch) -> Callable[[], object]:
+    return lambda: step(batch)
+
+
+def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict[str, float]:
+    """Distance of each contestant from the first of its kind, as a share of the way both have come.
+
+    Raises:
+        AssertionError: it is above 5 %: they do not compute the same step.
+    """
+    found: dict[str, float] = {}
+    first: dict[str, list[Tensor]] = {}
+    for name, values in weights.items():
+        kind = name.partition(" ")[0]
+        expected = first.setdefault(kind, values)
+        way = _distance(expected, start)
+        found[name] = _distance(values, expected) / way
+        if not found[name] < 0.05:
+            raise AssertionError(f"{name} ends {found[name]:.1%} of the way from the others")
+    return found
+
+
+def _distance(left: list[Tensor], right: list[Tensor]) -> float:
+    parts = [
+        (a.detach().double() - b.detach().double()).square().sum()
+        for a, b in zip(left, right, strict=True)
+    ]
+    return float(torch.stack(parts).sum().sqrt())
+
+
+def _device_work(step: Step, batch: Batch, device: torch.device) -> tuple[int, float]:
+    """Kernels and copies of one step, and the seconds that the device works on them."""
+    repeats = 5
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            step(batch)
+        torch.cuda.synchronize(device)
+    durations = [
+        event.device_time  # microseconds
+        for event in profile.events()
+        if event.device_type.name == "CUDA"
+    ]
+    return round(len(durations) / repeats), sum(durations) * 1e-6 / repeats
