@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Readme:
 
 def rendered(text: str) -> str:
     """``text`` with every marked section replaced by what the results say now."""
-    for name, table in (("sam-step", sam_step()),):
+    for name, table in (("sam-step", sam_step()), ("longtail-digits", longtail_digits())):
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match: match[1] + table + match[2], text, flags=re.DOTALL)  # noqa: B023
     return text
@@ -33,6 +34,63 @@ def sam_step() -> str:
     """One table per device that has results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
     return "\n".join(parts)
+
+
+def longtail_digits() -> str:
+    """Accuracies of the methods with SGD and SAM, and what their differences say."""
+    parts = [
+        _longtail_digits_table(json.loads(path.read_text()))
+        for path in sorted(RESULTS.glob("longtail-digits-*.json"))
+    ]
+    return "\n".join(parts)
+
+
+def _longtail_digits_table(results: dict[str, Any]) -> str:
+    methods = results["methods"]
+    columns = list(next(iter(methods.values()))["summary"])
+    gaps = [name for name in next(iter(methods.values())) if " minus " in name]
+    text = (
+        f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
+        f"{results['seeds']} seeds, each with its own subset. Test accuracy in percent of the last "
+        "epoch, +- standard deviation; differences paired by seed, +- half of their 95 % confidence "
+        f"interval. Settings were chosen on validation, among {len(results['trials']['sgd'])} of lr "
+        f"and weight decay for SGD and {len(results['trials']['sam'])} of rho for SAM "
+        f"(`{results['environment']['command']}`):"
+    )
+    lines = [
+        *textwrap.wrap(text, 110, break_on_hyphens=False),
+        "",
+        "| | " + " | ".join([*columns, *gaps]) + " |",
+        "| --- |" + " --- |" * (len(columns) + len(gaps)),
+    ]
+    for method, entry in methods.items():
+        for measure, label in (("accuracy", "all"), ("tail", "tail")):
+            cells = [
+                f"{entry['summary'][name][measure]['mean']:.1f} +- "
+                f"{entry['summary'][name][measure]['std']:.1f}"
+                for name in columns
+            ]
+            cells += [
+                f"{entry[gap][measure]['mean']:+.1f} +- {entry[gap][measure]['confidence_95']:.1f}"
+                for gap in gaps
+            ]
+            lines.append(f"| {method}, {label} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_verdicts(methods, gaps)]) + "\n"
+
+
+def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
+    """For each comparison, where the interval leaves out zero; no correction for their number."""
+    lines = []
+    for gap in gaps:
+        beyond = []
+        for method, entry in methods.items():
+            for measure, label in (("accuracy", "all"), ("tail", "tail")):
+                mean, half = entry[gap][measure]["mean"], entry[gap][measure]["confidence_95"]
+                if abs(mean) > half:
+                    beyond.append(f"{method} {label} ({'better' if mean > 0 else 'worse'})")
+        found = ", ".join(beyond) if beyond else "none"
+        lines.append(f"- {gap}: of {2 * len(methods)} differences beyond their interval: {found}.")
+    return lines
 
 
 def _sam_step_table(path: Path) -> str:

@@ -1,0 +1,59 @@
+"""What docs/longtail.md tells people to type exists, and its Python runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from fastsam import cli
+from fastsam.longtail.config import OPTIMIZERS
+from fastsam.longtail.data import DATASETS
+from fastsam.longtail.methods import LOSSES, RULES
+from fastsam.longtail.published import FIGURES, TABLES
+
+TEXT = (Path(__file__).parents[2] / "docs" / "longtail.md").read_text()
+
+
+def test_commands_parse() -> None:
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL))
+    commands = re.findall(r"(?:^fastsam|fastsam\.cli) (.+?)(?:\s{2,}#.*)?$", blocks, re.MULTILINE)
+    assert len(commands) >= 14
+    for command in commands:
+        cli.parse(shlex.split(command))
+
+
+def test_python_blocks_run_in_order() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "docs/longtail.md", "exec"), {"__name__": "guide"})
+
+
+def test_everything_there_is_has_its_line() -> None:
+    prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    quoted = re.findall(r"`([^`]+)`", prose)
+    words = {word for text in quoted for word in re.split(r"[\s,]+", text)}
+    for names in (DATASETS, OPTIMIZERS, LOSSES, RULES):
+        assert set(names) - {"none"} <= words
+    assert {*TABLES, *FIGURES} - {"figure2", "figure5", "figure6", "figure7"} <= words
+
+
+def test_options_that_are_named_exist() -> None:
+    from dataclasses import fields
+
+    options = {
+        f"--{item.name.replace('_', '-')}"
+        for command in (cli.parse(["train"]), cli.parse(["reproduce", "table1"]))
+        for item in fields(command)
+    }
+    others = {
+        "--root",
+        "--decode",
+        "--names",
+        "--classes",
+        "--steps",
+        "--augment",
+        "--nproc-per-node",
+    }
+    named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
+    assert named - others <= options
