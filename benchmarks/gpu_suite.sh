@@ -47,7 +47,8 @@ for name in $STAGES; do
       CUDAARCHS=$capability stage build "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --editable .
       ;;
     tests)
-      stage tests "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu python_tests
+      stage tests "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu \
+        python_tests/kernels python_tests/optim python_tests/curvature
       ;;
     memcheck | racecheck)
       if command -v compute-sanitizer > /dev/null; then
