@@ -68,10 +68,9 @@ class EntropySGD(WrappedOptimizer):
                     if parameter.grad is not None:
                         pull.add_(parameter.grad)
                     parameter.sub_(pull, alpha=group["inner_lr"])
-                heat = (math.sqrt(group["inner_lr"]) * group["noise"] for group, _ in trained)
                 add_normal(
                     [parameter for _, parameter in trained],
-                    [torch.tensor([deviation], dtype=torch.float64) for deviation in heat],
+                    self._by_group(lambda group: math.sqrt(group["inner_lr"]) * group["noise"]),
                     seed=self.seed,
                     position=self.steps_taken * self.inner_steps + inner,
                 )

@@ -55,27 +55,29 @@ class LookSAM(WrappedOptimizer):
             self._remember(ascent, norm)
             self.sam.second_step()
         else:
-            directions = [self.state[p][_DIRECTION] for p, _ in gradients]
-            scale = norm / (_norm(directions) + 1e-12)
-            alpha = self.param_groups[0]["look_alpha"]
-            for (_, gradient), direction in zip(gradients, directions, strict=True):
-                gradient.add_(direction * (alpha * scale).to(direction))
+            length = self.param_groups[0]["look_alpha"] * norm
+            for p, gradient in gradients:
+                direction = self.state[p][_DIRECTION]
+                gradient.addcmul_(direction, length.to(direction))
             self.sam.base_optimizer.step()
         self._count()
         return loss
 
     def _remember(self, ascent: list[tuple[Tensor, Tensor]], norm: Tensor) -> None:
-        """Keep the part of the new gradients that is orthogonal to the old ones."""
+        """Keep the part of the new gradients that is orthogonal to the old ones, at length 1."""
         both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
         product = sum(
             (torch.sum(old.double() * new.double()) for _, old, new in both), norm.new_zeros(())
         )
         share = product / (norm.square() + 1e-12)
-        for p, old, new in both:
-            self.state[p][_DIRECTION] = new - old * share.to(old)
+        parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
+        length = _norm(parts) + 1e-12
+        for (p, _, _), part in zip(both, parts, strict=True):
+            self.state[p][_DIRECTION] = part.div_(length.to(part))
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Norm of all tensors together, float64."""
-    squares = [tensor.double().square().sum() for tensor in tensors]
-    return torch.stack(squares).sum().sqrt()
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total

@@ -61,14 +61,15 @@ class PGD(WrappedOptimizer):
         return loss
 
     def _add_noise(self, *, to_gradient: bool) -> None:
+        deviations = self._by_group(lambda group: group["sigma"])
         noisy = [
-            (parameter.grad if to_gradient else parameter, group["sigma"])
-            for group, parameter in self._parameters()
+            (parameter.grad if to_gradient else parameter, deviation)
+            for (_, parameter), deviation in zip(self._parameters(), deviations, strict=True)
         ]
-        present = [(tensor, sigma) for tensor, sigma in noisy if tensor is not None]
+        present = [(tensor, deviation) for tensor, deviation in noisy if tensor is not None]
         add_normal(
             [tensor for tensor, _ in present],
-            [torch.tensor([sigma], dtype=torch.float64) for _, sigma in present],
+            [deviation for _, deviation in present],
             seed=self.seed,
             position=self.steps_taken,
         )

@@ -69,6 +69,16 @@ class WrappedOptimizer(Optimizer):
                 if parameter.requires_grad:
                     yield group, parameter
 
+    def _by_group(self, deviation: Callable[[dict[str, Any]], float]) -> list[Tensor]:
+        """One standard deviation for all parameters of a group, float64 ``[1]`` for each parameter."""
+        return [
+            value
+            for group in self.param_groups
+            for value in [torch.tensor([deviation(group)], dtype=torch.float64)]
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
+
     def _required(self, closure: Closure | None) -> Closure:
         if closure is None:
             raise TypeError(
@@ -96,7 +106,8 @@ def add_normal(
     Args:
         tensors: dense, of any shape; changed in place.
         deviations: standard deviations, float64 ``[rows]`` for each tensor: one for all of it, or
-            one for each slice along the first dimension.
+            one for each slice along the first dimension. The same object may serve many tensors: it
+            is moved to their device once.
         seed: seed of the run, below 2^63.
         position: which draw of the run.
     """
@@ -106,12 +117,17 @@ def add_normal(
             members[tensor.device, tensor.dtype].append(index)
     for (device, _), chosen in members.items():
         count = len(chosen)
+        distinct = {id(deviations[index]): deviations[index] for index in chosen}
+        moved = {
+            key: deviation.to(device=device, dtype=torch.float64)
+            for key, deviation in distinct.items()
+        }
         table = TensorTable(
             [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
         )
         add_noise(
             table,
-            [deviations[index].to(device=device, dtype=torch.float64) for index in chosen],
+            [moved[id(deviations[index])] for index in chosen],
             torch.tensor([seed, position], device=device),
             streams=chosen,
         )
