@@ -22,6 +22,7 @@ from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.model import ModelOperator
 from fastsam.curvature.operators import Operator
+from fastsam.curvature.planning import Measurements
 from fastsam.curvature.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def spectral_density(
     verify_data: bool = True,
     data_memory: int = 2**31,
     shard: str | None = None,
+    measurements: Measurements | None = None,
     probe_indices: range | None = None,
     progress: bool = True,
     description: str = "Lanczos",
@@ -109,6 +111,8 @@ def spectral_density(
         shard: under torchrun, ``"samples"`` computes a share of every batch on each rank,
             ``"probes"`` runs a share of the probes; every rank passes the whole data and gets the
             whole spectrum.
+        measurements: share one object between calls on the same model and loss, and what decides
+            the strategy is measured once; runs over classes and groups do so.
         progress: show a progress bar on a terminal.
         description: its label.
 
@@ -172,6 +176,7 @@ def spectral_density(
             steps=min(steps, operator.shape[0]),
             memory_limit=memory_limit,
             reserved=settings.basis_bytes(operator) if basis == "device" else 0,
+            measurements=measurements,
         )
         size, seconds = operator.predicted_bytes, operator.predicted_seconds
         if size is not None and seconds is not None:
@@ -191,6 +196,7 @@ def spectral_density(
             "curvature": curvature,
             "strategy": operator.strategy,
             "micro_batch": operator.micro_batch,
+            "cuda_graph": operator.replayed,
             "predicted_bytes": operator.predicted_bytes,
             "predicted_seconds": operator.predicted_seconds,
             "samples": batches.samples,
@@ -299,6 +305,7 @@ def group_spectra(
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
+    rest.setdefault("measurements", Measurements())
     spectra = {}
     for name, classes in members.items():
         subset = Subset(samples, np.flatnonzero(np.isin(labels, classes)).tolist())

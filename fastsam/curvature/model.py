@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsam.curvature.captured import Captured, device_product
 from fastsam.curvature.data import Batches, tensors_of
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
-from fastsam.curvature.planning import make_plan, pieces
+from fastsam.curvature.planning import Measurements, make_plan, pieces
 from fastsam.curvature.products import (
     HOLDING,
     STRATEGIES,
     TRANSFORM_STRATEGIES,
     Product,
     gradients_per_block,
-    make_product,
 )
 from fastsam.curvature.pure import PureLoss, parameter_names
 
@@ -111,7 +111,13 @@ class ModelOperator:
         return self._loss.device
 
     def prepare(
-        self, *, probes: int, steps: int, memory_limit: int | None = None, reserved: int = 0
+        self,
+        *,
+        probes: int,
+        steps: int,
+        memory_limit: int | None = None,
+        reserved: int = 0,
+        measurements: Measurements | None = None,
     ) -> None:
         """Settle how products are computed; see :func:`fastsam.curvature.planning.make_plan`."""
         with _explained(self.strategy):
@@ -124,6 +130,7 @@ class ModelOperator:
                 steps=steps,
                 memory_limit=memory_limit,
                 reserved=reserved,
+                measurements=Measurements() if measurements is None else measurements,
             )
         self.strategy = plan.strategy
         if plan.micro_batch is not None:
@@ -141,8 +148,21 @@ class ModelOperator:
             if self._product is None:
                 if self.strategy == "auto":
                     self.prepare(probes=len(vectors), steps=1)
-                self._product = make_product(self.strategy, self._loss, self._batches, self._build)
+                self._product = device_product(
+                    self.strategy,
+                    self._loss,
+                    self._batches,
+                    self._build,
+                    held=self._batches.held,
+                )
             return self._reduce(self._product(vectors)) / self.weight
+
+    @property
+    def replayed(self) -> bool | str:
+        """Whether products are replays of a CUDA graph; a refusal's reason where it was tried."""
+        if not isinstance(self._product, Captured):
+            return False
+        return self._product.refusal or True
 
     @property
     def identity(self) -> dict[str, Any]:

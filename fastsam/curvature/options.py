@@ -8,6 +8,8 @@ from typing import TypedDict
 
 import torch
 
+from fastsam.curvature.planning import Measurements
+
 
 class LanczosOptions(TypedDict, total=False):
     """Options of a run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
@@ -38,6 +40,7 @@ class ModelOptions(TypedDict, total=False):
     verify_data: bool
     data_memory: int
     shard: str | None
+    measurements: Measurements | None
 
 
 class SpectrumOptions(LanczosOptions, ModelOptions, total=False):

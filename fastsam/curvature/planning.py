@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastsam.curvature.captured import device_product
 from fastsam.curvature.data import Batches, map_tensors, sample_count, tensors_of
 from fastsam.curvature.memory import plan_bytes
 from fastsam.curvature.products import (
     HOLDING,
     GraphBuilder,
     HessianGraph,
-    make_product,
 )
 from fastsam.curvature.pure import PureLoss
 
@@ -44,6 +44,30 @@ class Plan:
     product_seconds: float | None = None
 
 
+_SMALLER, _LARGER = 2, 4
+"""Samples of the two graphs whose memory is measured."""
+
+Cost = Callable[[int], int]
+"""Bytes of a graph by its number of samples."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured for one model and loss, so that further runs need not measure it again.
+
+    Runs over classes share one: memory and the choice of a strategy depend on the shape of a
+    sample and on the parameters, and time is proportional to the number of samples.
+
+    Attributes:
+        costs: memory of graphs, by parameters and shape of a sample.
+        times: seconds of set-up and of a block of products for one sample, by the same, the
+            number of probes and the strategy.
+    """
+
+    costs: dict[Any, Cost] = field(default_factory=dict)
+    times: dict[Any, tuple[float, float]] = field(default_factory=dict)
+
+
 def make_plan(
     loss: PureLoss,
     batches: Batches,
@@ -54,6 +78,7 @@ def make_plan(
     steps: int,
     memory_limit: int | None,
     reserved: int,
+    measurements: Measurements,
 ) -> Plan:
     """Choose a strategy and, under a memory limit, the size of the passes.
 
@@ -69,6 +94,7 @@ def make_plan(
         steps: blocks of products to come.
         memory_limit: bytes the run may use on its device; None for most of what is free.
         reserved: bytes of it that the Lanczos basis takes.
+        measurements: what earlier plans measured; new ones are added.
 
     Raises:
         ValueError: the strategy asked for does not fit, or not even a pass over one sample.
@@ -77,7 +103,12 @@ def make_plan(
     if first is None:  # a rank without samples
         return Plan("rebuild" if strategy == "auto" else strategy, None, 0)
     limit = plan_bytes(loss.device, memory_limit)
-    cost = _graph_cost(loss, first, build)
+    kind = (loss.names, loss.dtype, getattr(build, "__name__", None), _sample_shape(first))
+    cost = measurements.costs.get(kind)
+    if cost is None:
+        cost = _graph_cost(loss, first, build)
+        if sample_count(first) >= _LARGER:  # a line through two points; fewer samples give no line
+            measurements.costs[kind] = cost
     room = None if limit is None else max(0, limit - reserved)
     largest = (
         max((sample_count(batch) for batch in batches), default=1)
@@ -103,10 +134,20 @@ def make_plan(
     if len(candidates) == 1:
         return Plan(candidates[0], micro_batch, graph_bytes)
     piece = _head(first, micro_batch or largest)
-    share = batches.samples / max(1, sample_count(piece))
-    timed = {name: _time(name, loss, piece, build, probes) for name in candidates}
-    best = min(timed, key=lambda name: share * (timed[name][0] + steps * timed[name][1]))
-    return Plan(best, micro_batch, graph_bytes, share * timed[best][1])
+    timed: dict[str, tuple[float, float]] = {}
+    for name in candidates:
+        known = measurements.times.get((*kind, probes, name))
+        if known is None:
+            samples = max(1, sample_count(piece))
+            setup, product = _time(name, loss, piece, build, probes)
+            known = measurements.times[(*kind, probes, name)] = setup / samples, product / samples
+        timed[name] = known
+    best = min(timed, key=lambda name: timed[name][0] + steps * timed[name][1])
+    return Plan(best, micro_batch, graph_bytes, batches.samples * timed[best][1])
+
+
+def _sample_shape(batch: Any) -> tuple[Any, ...]:
+    return tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch))
 
 
 def _candidates(
@@ -136,7 +177,7 @@ def _time(
     vectors = torch.ones(probes, loss.dimension, dtype=loss.dtype, device=loss.device)
     try:
         began = _now(loss.device)
-        product = make_product(strategy, loss, [batch], build)
+        product = device_product(strategy, loss, [batch], build, held=True)
         product(vectors)
         ready = _now(loss.device)
         product(vectors)
@@ -153,15 +194,15 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _graph_cost(loss: PureLoss, batch: Any, build: GraphBuilder) -> Callable[[int], int]:
+def _graph_cost(loss: PureLoss, batch: Any, build: GraphBuilder) -> Cost:
     """Bytes of a graph by its number of samples: a straight line through two small graphs."""
     samples = sample_count(batch)
-    if not _cuttable(loss, batch) or samples < 4:
+    if not _cuttable(loss, batch) or samples < _LARGER:
         each = _graph_bytes(loss, batch, build)
         return lambda count: int(each * count / max(1, samples))
-    small, large = (_graph_bytes(loss, _head(batch, count), build) for count in (2, 4))
-    slope = max(0.0, (large - small) / 2)
-    return lambda count: int(max(0.0, small - 2 * slope) + slope * count)
+    small, large = (_graph_bytes(loss, _head(batch, n), build) for n in (_SMALLER, _LARGER))
+    slope = max(0.0, (large - small) / (_LARGER - _SMALLER))
+    return lambda count: int(max(0.0, small - _SMALLER * slope) + slope * count)
 
 
 def _graph_bytes(loss: PureLoss, batch: Any, build: GraphBuilder) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,7 @@ from fastsam.curvature import (
     BatchLoss,
     CallableOperator,
     MatrixOperator,
+    class_spectra,
     operator_spectrum,
     spectral_density,
 )
@@ -281,3 +286,93 @@ def test_curvatures_say_what_they_cannot_do():
         )
     with pytest.raises(ValueError, match="softmax"):
         spectral_density(model, nn.MSELoss(), (batch[0], batch[0]), curvature="fisher-mc")
+
+
+def test_classes_share_what_was_measured(monkeypatch):
+    """Memory and the choice between two strategies are measured for the first class alone."""
+    from fastsam.curvature import planning
+
+    measured = []
+    for name in ("_graph_bytes", "_time"):
+        original = getattr(planning, name)
+
+        def counted(*arguments, original=original, name=name):
+            measured.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(planning, name, counted)
+    monkeypatch.setattr(planning, "TRACING_PAYS_AFTER", 0)
+    model, inputs = mlp((3, 4, 3)), torch.randn(30, 3).double()
+    targets = torch.tensor([0] * 15 + [1] * 14 + [2])
+    spectra = class_spectra(model, nn.CrossEntropyLoss(), (inputs, targets), steps=31)
+    assert measured == ["_graph_bytes", "_graph_bytes", "_time", "_time"]
+    for label, spectrum in spectra.items():
+        mask = targets == label
+        alone = spectral_density(model, F.cross_entropy, (inputs[mask], targets[mask]), steps=31)
+        scale = max(-alone.lambda_min, alone.lambda_max)
+        assert spectrum.lambda_max == pytest.approx(alone.lambda_max, abs=1e-8 * scale)
+        assert spectrum.lambda_min == pytest.approx(alone.lambda_min, abs=1e-8 * scale)
+        assert spectrum.settings["predicted_seconds"] > 0
+
+
+KILLED_RUN = """
+import os, signal, sys
+import torch
+from fastsam.curvature import CallableOperator, operator_spectrum
+
+torch.set_num_threads(1)
+folder, when, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+matrix = torch.load(f"{folder}/matrix.pt", weights_only=True)
+calls = []
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def product(rows):
+    calls.append(1)
+    if len(calls) == when:
+        if where == "product":
+            die()
+        os.fsync = lambda descriptor: die()  # in the middle of the next write
+    return rows @ matrix
+
+
+operator_spectrum(
+    CallableOperator(product, dimension=60, dtype=torch.float32),
+    steps=20, probes=2, checkpoint=f"{folder}/run", checkpoint_interval=0,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "where"),
+    [
+        (7, "write"),
+        pytest.param(1, "write", marks=pytest.mark.slow),
+        pytest.param(12, "product", marks=pytest.mark.slow),
+        pytest.param(20, "write", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_killed_by_the_system_resumes_to_the_same_bits(tmp_path, when, where):
+    matrix = symmetric(60, torch.float32)
+    torch.save(matrix, tmp_path / "matrix.pt")
+    program = [sys.executable, "-c", KILLED_RUN, str(tmp_path), str(when), where]
+    outcome = subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
+    assert outcome.returncode == -signal.SIGKILL, outcome.stderr
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        return rows @ matrix
+
+    options = {"steps": 20, "probes": 2}
+    operator = CallableOperator(product, dimension=60, dtype=torch.float32)
+    resumed = operator_spectrum(
+        operator, checkpoint=tmp_path / "run", checkpoint_interval=0, **options
+    )
+    assert len(calls) == 20 - (when - 1)  # the step that was killed is the first to be done again
+    whole = operator_spectrum(operator, **options)
+    assert np.array_equal(resumed.alpha, whole.alpha)
+    assert np.array_equal(resumed.beta, whole.beta)

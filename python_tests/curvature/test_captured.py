@@ -1,0 +1,80 @@
+"""Recorded products: replayed where that is right, run as they are where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastsam.curvature.captured import Captured
+
+
+class Recorder:
+    """Stands for CUDA graphs: a replay computes the recorded function into the same tensor."""
+
+    def __init__(self, *, error: Exception | None = None, distortion: float = 0.0) -> None:
+        self.error, self.distortion = error, distortion
+        self.runs = self.replays = 0
+
+    def run(self, function: Callable):
+        self.runs += 1
+        return function()
+
+    def record(self, function: Callable[[], Tensor]):
+        if self.error is not None:
+            raise self.error
+        result = torch.full_like(function(), torch.nan)  # nothing is computed while recording
+
+        def replay() -> None:
+            self.replays += 1
+            result.copy_(function() + self.distortion)
+
+        return replay, result
+
+
+def doubled() -> Callable[[Tensor], Tensor]:
+    return lambda vectors: 2 * vectors
+
+
+def test_the_first_call_records_and_later_ones_replay():
+    recorder = Recorder()
+    product = Captured(doubled, recorder)
+    for round_ in range(1, 4):
+        vectors = torch.randn(2, 5)
+        assert torch.equal(product(vectors), 2 * vectors)
+        assert recorder.replays == round_
+    assert recorder.runs == 2  # to build, and the first product
+    assert product.refusal is None
+
+
+def test_another_shape_runs_as_it_is():
+    recorder = Recorder()
+    product = Captured(doubled, recorder)
+    product(torch.randn(2, 5))
+    vectors = torch.randn(3, 5)
+    assert torch.equal(product(vectors), 2 * vectors)
+    assert recorder.replays == 1
+    vectors = torch.randn(2, 5)
+    assert torch.equal(product(vectors), 2 * vectors)
+    assert recorder.replays == 2
+
+
+@pytest.mark.parametrize(
+    ("recorder", "message"),
+    [
+        (Recorder(error=RuntimeError("operation not permitted\nwhen capturing")), "not permitted"),
+        (Recorder(error=torch.OutOfMemoryError("out of memory")), "out of memory"),
+        (Recorder(distortion=0.1), "gave another product"),
+        (Recorder(distortion=float("nan")), "gave another product"),
+    ],
+)
+def test_what_cannot_be_replayed_runs_as_it_is(recorder, message):
+    product = Captured(doubled, recorder)
+    for _ in range(3):
+        vectors = torch.randn(2, 5)
+        assert torch.equal(product(vectors), 2 * vectors)
+    assert recorder.runs == 4
+    assert message in product.refusal
+    assert "\n" not in product.refusal
