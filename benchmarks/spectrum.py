@@ -5,19 +5,23 @@ curvlinops-for-pytorch hessian-eigenthings``). Every contestant gets the same mo
 batches; the answers are compared before the times. PyHessian calls ``torch.eig``, which PyTorch no
 longer has; it gets an equivalent that goes through ``torch.linalg.eigh``.
 
-    python -m benchmarks.spectrum --peers .peers --steps 100 --batch-size 16 --threads 2
+    python -m benchmarks spectrum --peers .peers --part density --batch-size 16 --only pyhessian
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import statistics
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,9 +53,9 @@ class Spectra:
         steps: Lanczos steps.
         batch_size: samples in a batch.
         batches: number of batches.
-        rounds: runs of each contestant, interleaved.
+        rounds: runs of each contestant; they take turns, see :func:`in_turn`.
         threads: CPU threads.
-        device: cpu or cuda; PyHessian is measured on the CPU only.
+        device: cpu or cuda.
         only: contestants by the beginnings of their names; empty for all.
     """
 
@@ -72,7 +76,8 @@ class Spectra:
         torch.set_num_threads(self.threads)
         if self.peers is not None:
             sys.path.insert(0, str(self.peers))
-        settings = asdict(self) | {"peers": self.peers is not None}
+        settings = {name: value for name, value in asdict(self).items() if name != "out"}
+        settings["peers"] = peer_versions() if self.peers is not None else {}
         results: dict[str, Any] = {"settings": settings}
         parts = PARTS if self.part == "all" else (self.part,)
         model, batches = self._problem()
@@ -103,6 +108,14 @@ class Spectra:
         return model.eval(), batches
 
 
+def peer_versions() -> dict[str, str]:
+    """Versions of the peers that can be imported."""
+    names = ("pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
+    found = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    found = {name.replace("_", "-"): version for name, version in found.items()}
+    return {name: found[name] for name in names if name in found}
+
+
 def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
     """Single products over the whole data, and the re-orthogonalisation of a Lanczos step.
 
@@ -127,8 +140,9 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
         if options.peers:
             peer = importlib.import_module("pyhessian")
             product = importlib.import_module("pyhessian.utils").hessian_vector_product
-            loader = peer.hessian(model, criterion, dataloader=batches, cuda=False)
-            single = peer.hessian(model, criterion, data=whole, cuda=False)
+            cuda = on_gpu(model)
+            loader = peer.hessian(model, criterion, dataloader=batches, cuda=cuda)
+            single = peer.hessian(model, criterion, data=whole, cuda=cuda)
             answers["pyhessian, loader"] = lambda: joined(loader.dataloader_hv_product(vectors)[1])
             answers["pyhessian, one batch"] = lambda: joined(
                 product(single.gradsH, single.params, vectors)
@@ -136,6 +150,11 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
             peer = importlib.import_module("hessian_eigenthings")
             things = peer.HessianOperator(model, batches, peer.supervised_loss(criterion))
             answers["hessian-eigenthings"] = lambda: things.matvec(flat[0])
+            peer = importlib.import_module("curvlinops")
+            linear = peer.HessianLinearOperator(
+                model, criterion, parameters, batches, check_deterministic=False
+            )
+            answers["curvlinops"] = lambda: linear @ flat[0]
         expected = answers["fastsam"]()
         for name, answer in answers.items():
             difference = float((answer() - expected).norm() / expected.norm())
@@ -172,17 +191,21 @@ def joined(pieces: Iterable[Tensor]) -> Tensor:
 def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
     """One Lanczos run each: seconds, products per second, extremes."""
     contestants: dict[str, Callable[[], Any]] = {
-        "fastsam": lambda: extremes_of(ours(model, batches, options.steps))
+        "fastsam": lambda: extremes_of(ours(copy.deepcopy(model), batches, options.steps))
     }
     if options.peers:
         whole = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
         contestants |= {
             "pyhessian, loader": lambda: pyhessian_density(
-                model, options.steps, dataloader=batches
+                copy.deepcopy(model), options.steps, dataloader=batches
             ),
-            "pyhessian, one batch": lambda: pyhessian_density(model, options.steps, data=whole),
-            "hessian-eigenthings": lambda: eigenthings_density(model, batches, options.steps),
-            "curvlinops": lambda: curvlinops_density(model, batches, options.steps),
+            "pyhessian, one batch": lambda: pyhessian_density(
+                copy.deepcopy(model), options.steps, data=whole
+            ),
+            "hessian-eigenthings": lambda: eigenthings_density(
+                copy.deepcopy(model), batches, options.steps
+            ),
+            "curvlinops": lambda: curvlinops_density(copy.deepcopy(model), batches, options.steps),
         }
     return race(contestants, options)
 
@@ -191,33 +214,32 @@ def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> 
     """Both extremes, trace and density: one call here, three calls of PyHessian at its defaults."""
 
     def one_run() -> dict[str, float]:
-        spectrum = ours(model, batches, options.steps)
+        spectrum = ours(copy.deepcopy(model), batches, options.steps)
         spectrum.density(spectrum.grid(10_000))
         return {**extremes_of(spectrum), "trace": spectrum.trace, "stderr": spectrum.trace_stderr}
 
     contestants: dict[str, Callable[[], Any]] = {"fastsam": one_run}
     if options.peers:
         contestants["pyhessian, loader"] = lambda: pyhessian_everything(
-            model, batches, options.steps
+            copy.deepcopy(model), batches, options.steps
         )
     return race(contestants, options)
 
 
 def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[str, Any]:
-    """Seconds of every contestant, interleaved, beside its answers."""
+    """Seconds of every contestant beside its answers, which must agree."""
     if options.only:
         wanted = ("fastsam", *options.only)
         contestants = {name: run for name, run in contestants.items() if name.startswith(wanted)}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, Any] = {}
     for round_ in range(options.rounds):
-        names = list(contestants)
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
-            torch.manual_seed(round_)
-            began = now(options.device)
-            answers[name] = contestants[name]()
-            seconds[name].append(now(options.device) - began)
-            print(f"{name}: {seconds[name][-1]:.2f} s {answers[name]}", flush=True)
+        torch.manual_seed(round_)
+        with torch_eig():
+            taken, answers = in_turn(contestants, options.device)
+        for name in contestants:
+            seconds[name].append(taken[name])
+            print(f"{name}: {taken[name]:.2f} s {answers[name]}", flush=True)
     reference = answers["fastsam"]
     for name, answer in answers.items():
         difference = abs(answer["lambda_max"] - reference["lambda_max"])
@@ -234,6 +256,72 @@ def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[st
         }
         for name, values in seconds.items()
     }
+
+
+def in_turn(
+    contestants: dict[str, Callable[[], Any]], device: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run whole runs side by side, and only ever one of them: seconds and answers of each.
+
+    A run lasts minutes, and a machine does not stay the same for minutes. So the turn passes to the
+    next contestant after every call of ``torch.autograd.grad``, and what counts is the time for
+    which a contestant had the turn. Each has a thread and a random state of its own.
+    """
+    order = deque(contestants)
+    turn = threading.Condition()
+    seconds = dict.fromkeys(contestants, 0.0)
+    outcomes: dict[str, Any] = {}
+    own = threading.local()
+    gradient = torch.autograd.grad
+    threads = torch.get_num_threads()
+
+    def take(name: str) -> None:
+        turn.wait_for(lambda: order[0] == name)
+        torch.set_rng_state(own.random_state)
+        own.began = now(device)
+
+    def leave(name: str) -> None:
+        seconds[name] += now(device) - own.began
+        own.random_state = torch.get_rng_state()
+        order.rotate(-1)
+        turn.notify_all()
+
+    def gradient_and_next(*arguments: Any, **keywords: Any) -> Any:
+        result = gradient(*arguments, **keywords)
+        name = getattr(own, "name", None)
+        if name is not None:
+            with turn:
+                leave(name)
+                take(name)
+        return result
+
+    def work(name: str, run: Callable[[], Any]) -> None:
+        own.name, own.random_state = name, random_state
+        torch.set_num_threads(threads)
+        with turn:
+            take(name)
+        try:
+            outcomes[name] = run()
+        except BaseException as error:
+            outcomes[name] = error
+        with turn:
+            leave(name)
+            order.remove(name)
+
+    random_state = torch.get_rng_state()
+    torch.autograd.grad = gradient_and_next
+    try:
+        workers = [threading.Thread(target=work, args=item) for item in contestants.items()]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        torch.autograd.grad = gradient
+    for outcome in outcomes.values():
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return seconds, outcomes
 
 
 def now(device: str) -> float:
@@ -271,23 +359,26 @@ def torch_eig() -> Iterator[None]:
         library.eig = before
 
 
+def on_gpu(model: nn.Module) -> bool:
+    """Whether the model lives on a GPU."""
+    return next(model.parameters()).is_cuda
+
+
 def pyhessian_density(model: nn.Module, steps: int, **data: Any) -> dict[str, float]:
     """PyHessian's stochastic Lanczos quadrature."""
     hessian = importlib.import_module("pyhessian").hessian
-    with torch_eig():
-        tool = hessian(model, nn.CrossEntropyLoss(), cuda=False, **data)
-        nodes, _ = tool.density(iter=steps, n_v=1)
+    tool = hessian(model, nn.CrossEntropyLoss(), cuda=on_gpu(model), **data)
+    nodes, _ = tool.density(iter=steps, n_v=1)
     return {"lambda_min": float(min(nodes[0])), "lambda_max": float(max(nodes[0]))}
 
 
 def pyhessian_everything(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
     """Power iteration, Hutchinson and Lanczos, at PyHessian's defaults."""
     hessian = importlib.import_module("pyhessian").hessian
-    with torch_eig():
-        tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
-        largest, _ = tool.eigenvalues()
-        draws = tool.trace()
-        nodes, _ = tool.density(iter=steps, n_v=1)
+    tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=on_gpu(model))
+    largest, _ = tool.eigenvalues()
+    draws = tool.trace()
+    nodes, _ = tool.density(iter=steps, n_v=1)
     return {
         "lambda_min": float(min(nodes[0])),
         "lambda_max": float(max(nodes[0])),
