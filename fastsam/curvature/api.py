@@ -155,7 +155,7 @@ def spectral_density(
     checkpoint = settings.checkpoint
     earlier = None if checkpoint is None else Checkpoint.identity_of(Path(checkpoint))
     threads = None if earlier is None else earlier.get("threads")
-    with undisturbed(model), thread_count(threads):
+    with undisturbed(model, repeatable=checkpoint is not None), thread_count(threads):
         batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
         if earlier is not None and strategy == "auto" and "strategy" in earlier:
             strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]

@@ -56,6 +56,14 @@ class CudaRecorder:
         Raises:
             RuntimeError: it does something that cannot be recorded, or memory ran out.
         """
+        # Whatever waits for the device says so in this run: a recording that fails half-way leaves
+        # torch's allocator in disorder.
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.run(function)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             result = function()

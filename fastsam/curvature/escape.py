@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.eigenpairs import eigenpairs
 from fastsam.curvature.isolation import undisturbed
+from fastsam.curvature.lanczos import LanczosSettings
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
 from fastsam.curvature.model import ModelOperator, run_dtype
 from fastsam.curvature.products import HessianGraph
@@ -92,7 +93,8 @@ def negative_curvature(
         >>> sorted(found.direction)
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    with undisturbed(model):
+    settings = LanczosSettings(**options)
+    with undisturbed(model, repeatable=settings.checkpoint is not None):
         operator = ModelOperator(
             model,
             loss_fn,
@@ -100,6 +102,12 @@ def negative_curvature(
             params=params,
             dtype=dtype,
             strategy=strategy,
+        )
+        operator.prepare(
+            probes=1,
+            steps=settings.steps,
+            memory_limit=settings.memory_limit,
+            reserved=settings.basis_bytes(operator) if settings.basis == "device" else 0,
         )
         found = eigenpairs(operator, top=0, bottom=1, **options)
     vector = found.vectors[0]

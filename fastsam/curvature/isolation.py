@@ -42,8 +42,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
+def exact_arithmetic(*, repeatable: bool = False) -> Iterator[None]:
     """IEEE float32 products (no TF32, no bfloat16), no autocast, differentiable attention.
+
+    On a GPU ``repeatable`` keeps cuDNN to kernels that give the same bits every time; which kernel
+    is never left to a race against the clock.
 
     Scaled-dot-product attention runs on its math backend, the only one that can be differentiated
     twice; its memory is quadratic in the sequence length.
@@ -59,7 +62,10 @@ def exact_arithmetic() -> Iterator[None]:
     ]
     before = [switch.fp32_precision for switch in switches]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
+    cudnn = torch.backends.cudnn
+    kernels = cudnn.benchmark, cudnn.deterministic
     try:
+        cudnn.benchmark, cudnn.deterministic = False, cudnn.deterministic or repeatable
         for switch in switches:
             switch.fp32_precision = "ieee"
         torch.backends.mha.set_fastpath_enabled(False)
@@ -73,6 +79,7 @@ def exact_arithmetic() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
+        cudnn.benchmark, cudnn.deterministic = kernels
         torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
@@ -89,7 +96,11 @@ def thread_count(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, repeatable: bool = False) -> Iterator[None]:
     """All of the above together, for the time of one run."""
-    with preserved_random_state(), evaluation_mode(model), exact_arithmetic():
+    with (
+        preserved_random_state(),
+        evaluation_mode(model),
+        exact_arithmetic(repeatable=repeatable),
+    ):
         yield

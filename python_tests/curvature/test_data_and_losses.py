@@ -342,7 +342,7 @@ def test_a_class_without_samples():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_nothing_changes_when_the_run_is_interrupted(error):
+def test_nothing_changes_when_the_run_is_interrupted(error, monkeypatch):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double().train()
     calls = []
 
@@ -356,6 +356,7 @@ def test_nothing_changes_when_the_run_is_interrupted(error):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
     precision = torch.backends.cuda.matmul.fp32_precision
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     with pytest.raises(error):
         spectral_density(model, BatchLoss(summed), GOOD, steps=20, strategy="rebuild")
     assert all(module.training for module in model.modules())
@@ -363,6 +364,8 @@ def test_nothing_changes_when_the_run_is_interrupted(error):
     assert all(value.grad is None and value.requires_grad for value in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.backends.cuda.matmul.fp32_precision == precision
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_low_precision_weights_and_autocast():

@@ -180,6 +180,19 @@ def test_errors_of_the_theorem_on_a_network():
     assert set(large.as_dict()) > {"factor", "amplifies", "attracts"}
 
 
+def test_negative_curvature_keeps_to_the_memory_limit():
+    model, batch = mlp((30, 40, 3)), classification(2000, 30, 3)
+    n = sum(value.numel() for value in model.parameters())
+    basis = 10 * (n + 15) * 8
+    free = negative_curvature(model, F.cross_entropy, batch, steps=10)
+    tight = negative_curvature(
+        model, F.cross_entropy, batch, steps=10, memory_limit=basis + 3_000_000
+    )
+    assert tight.value == pytest.approx(free.value, rel=1e-8)
+    with pytest.raises(ValueError, match="a pass over 1 samples needs"):
+        negative_curvature(model, F.cross_entropy, batch, steps=10, memory_limit=basis + 100)
+
+
 def test_escape_bad_input():
     model, batches = Quadratic([1.0, -1.0]), [(torch.ones(2).double(),)]
     direction = {"w": torch.tensor([0.0, 1.0]).double()}
