@@ -24,7 +24,12 @@ class Readme:
 
 def rendered(text: str) -> str:
     """``text`` with every marked section replaced by what the results say now."""
-    for name, table in (("sam-step", sam_step()), ("longtail-digits", longtail_digits())):
+    tables = {
+        "sam-step": sam_step(),
+        "spectrum": spectrum(),
+        "longtail-digits": longtail_digits(),
+    }
+    for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match: match[1] + table + match[2], text, flags=re.DOTALL)  # noqa: B023
     return text
@@ -96,14 +101,11 @@ def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
 def _sam_step_table(path: Path) -> str:
     results = json.loads(path.read_text())
     environment = results["environment"]
-    machine = environment.get("gpu", {}).get("name") or (
-        f"{environment['processor']}, {environment['threads']} threads"
-    )
     shown = {name: case for name, case in results["cases"].items() if _shown(name)}
     peers = list(next(iter(shown.values()))["peers"])
     head = " | ".join(_title(name, case) for name, case in shown.items())
     lines = [
-        f"On {machine}, torch {environment['torch']} (`{environment['command']}`):",
+        f"On {_machine(environment)} (`{environment['command']}`):",
         "",
         f"| time per step (ratio to fastsam) | {head} |",
         "| --- |" + " --- |" * len(shown),
@@ -115,6 +117,67 @@ def _sam_step_table(path: Path) -> str:
             cells.append(f"{_time(row['median'])} ({row['ratio']:.1f}x)")
         lines.append(f"| {peer} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+RUNS = {"density": "density", "everything": "extremes, trace and density"}
+"""Parts of the spectrum benchmark that are whole runs, and what a run of each gives."""
+
+
+def spectrum() -> str:
+    """Seconds of whole runs, and extremes where they are known, of every device that has results."""
+    parts = []
+    for path in sorted(RESULTS.glob("spectrum-density-*.json")):
+        device = path.stem.rpartition("-")[2]
+        parts.append(_spectrum_table(device))
+    correct = RESULTS / "spectrum-correctness-cpu.json"
+    if correct.exists():
+        parts.append(_known_extremes(json.loads(correct.read_text())))
+    return "\n".join(parts)
+
+
+def _spectrum_table(device: str) -> str:
+    lines: list[str] = []
+    for part, gives in RUNS.items():
+        path = RESULTS / f"spectrum-{part}-{device}.json"
+        if not path.exists():
+            continue
+        results = json.loads(path.read_text())
+        settings = results["settings"]
+        if not lines:
+            lines = [
+                f"{settings['model']}, {settings['steps']} steps, {settings['batches']} batches of "
+                f"{settings['batch_size']}, on {_machine(results['environment'])} "
+                f"(`{results['environment']['command']}`):",
+                "",
+                "| what | who | time (ratio to fastsam) |",
+                "| --- | --- | --- |",
+            ]
+        for name, row in results[part].items():
+            cell = f"{_time(row['median_seconds'])} ({row['times_fastsam']:.2f}x)"
+            lines.append(f"| {gives} | {name} | {cell} |")
+    return "\n".join(lines) + "\n"
+
+
+def _known_extremes(results: dict[str, Any]) -> str:
+    lines = [
+        f"Operators whose extremes are known (`{results['environment']['command']}`):",
+        "",
+        "| operator | exact | fastsam | PyHessian, Lanczos |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, case in results["correctness"].items():
+        cells = [
+            f"{case[who]['lambda_min']:.4g}, {case[who]['lambda_max']:.4g}"
+            for who in ("exact", "fastsam", "pyhessian")
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    name = environment.get("gpu", {}).get("name")
+    name = name or f"{environment['processor']}, {environment['threads']} threads"
+    return f"{name}, torch {environment['torch']}"
 
 
 def _shown(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Hessian spectra of a ResNet-32 against PyHessian, curvlinops and hessian-eigenthings.
+"""Hessian spectra of a ResNet against PyHessian, curvlinops and hessian-eigenthings.
 
 The peers are imported from the folder given by ``--peers`` (``pip install --target FOLDER pyhessian
 curvlinops-for-pytorch hessian-eigenthings``). Every contestant gets the same model, loss and
@@ -18,6 +18,7 @@ import statistics
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,27 +30,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import save
+from benchmarks.machine import copy_bandwidth, save
 from benchmarks.timing import interleaved
-from fastsam.curvature import MatrixOperator, Spectrum, operator_spectrum, spectral_density
+from fastsam.curvature import (
+    MatrixOperator,
+    Spectrum,
+    class_spectra,
+    operator_spectrum,
+    spectral_density,
+)
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.model import ModelOperator
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
-from fastsam.longtail.models import resnet32
+from fastsam.longtail.models import build_model
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Spectra:
-    """Hessian spectra of a ResNet-32 against PyHessian, curvlinops and hessian-eigenthings.
+    """Hessian spectra of a ResNet against PyHessian, curvlinops and hessian-eigenthings.
 
     Attributes:
         peers: folder of the installed peers; none are measured without it.
         part: products: single Hessian-vector products, finely interleaved; density: one Lanczos
             run;
-            everything: extremes, trace and density; correctness: known spectra; all: all of them.
+            everything: extremes, trace and density; classes: everything of each class;
+            sweeps: the re-orthogonalisation alone; correctness: known spectra; all: all of them.
+        model: resnet32 is the network of the CIFAR experiments, the others are torchvision's.
+        pixels: height and width of the images.
         steps: Lanczos steps.
         batch_size: samples in a batch.
         batches: number of batches.
@@ -60,7 +70,11 @@ class Spectra:
     """
 
     peers: Path | None = None
-    part: Literal["products", "density", "everything", "correctness", "all"] = "all"
+    part: Literal[
+        "products", "density", "everything", "classes", "sweeps", "correctness", "all"
+    ] = "all"
+    model: Literal["resnet32", "resnet18", "resnet50"] = "resnet32"
+    pixels: int = 32
     steps: int = 100
     batch_size: int = 32
     batches: int = 2
@@ -70,6 +84,8 @@ class Spectra:
     out: Path | None = None
     """Write the results to this folder instead of benchmarks/results/."""
     only: tuple[str, ...] = ()
+    sweep_parameters: int = 1_000_000
+    """Parameters for the re-orthogonalisation alone; 10 million or more on a GPU."""
 
     def run(self) -> None:
         """Run the case and write its results."""
@@ -92,9 +108,10 @@ class Spectra:
         generator = torch.Generator().manual_seed(0)
 
         def images(count: int) -> Tensor:
-            return torch.randn(count, 3, 32, 32, generator=generator).to(self.device)
+            shape = (count, 3, self.pixels, self.pixels)
+            return torch.randn(shape, generator=generator).to(self.device)
 
-        model = resnet32(10).to(self.device).train()
+        model = build_model(self.model, 10).to(self.device).train()
         with torch.no_grad():  # running statistics of BatchNorm as after training
             for _ in range(30):
                 model(images(32))
@@ -226,7 +243,72 @@ def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> 
     return race(contestants, options)
 
 
-def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[str, Any]:
+def compare_classes(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
+    """Extremes, trace and density of every class: batch i holds the images of class i alone."""
+    classes = {label: images for label, (images, _) in enumerate(batches)}
+    inputs = torch.cat(list(classes.values()))
+    targets = torch.cat([torch.full((len(x),), c, device=x.device) for c, x in classes.items()])
+
+    def ours_by_class() -> dict[str, float]:
+        spectra = class_spectra(
+            copy.deepcopy(model),
+            nn.CrossEntropyLoss(),
+            (inputs, targets),
+            batch_size=options.batch_size,
+            steps=options.steps,
+            progress=False,
+        )
+        return {
+            "lambda_max": spectra[0].lambda_max,
+            **{f"lambda_max of {c}": spectrum.lambda_max for c, spectrum in spectra.items()},
+        }
+
+    def theirs_by_class() -> dict[str, float]:
+        found = {
+            c: pyhessian_everything(
+                copy.deepcopy(model), [(images, targets[targets == c])], options.steps
+            )["lambda_max"]
+            for c, images in classes.items()
+        }
+        return {"lambda_max": found[0], **{f"lambda_max of {c}": x for c, x in found.items()}}
+
+    contestants: dict[str, Callable[[], Any]] = {"fastsam": ours_by_class}
+    if options.peers:
+        contestants["pyhessian, loader"] = theirs_by_class
+    return race(contestants, options, runs=len(classes))
+
+
+def measure_sweeps(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
+    """The re-orthogonalisation of one step: bytes that must move over time, against a copy."""
+    size, device = options.sweep_parameters, torch.device(options.device)
+    basis = torch.randn(1, max(SWEEP_ROWS), size, device=device) / size**0.5
+    vector = torch.randn(1, size, device=device)
+    recurrence = Recurrence.start(1, max(SWEEP_ROWS), device=device)
+
+    def sweep(rows: int) -> Callable[[], None]:
+        return lambda: orthogonalize(
+            basis[:, :rows], vector, None, recurrence, step=rows - 1, eps=2.0**-23
+        )
+
+    contestants = {f"{rows} rows": sweep(rows) for rows in SWEEP_ROWS}
+    timings = interleaved(contestants, rounds=9, device=device)
+    bandwidth = copy_bandwidth(device)
+    found: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "parameters": size}
+    for rows, timing in zip(SWEEP_ROWS, timings.values(), strict=True):
+        # Q three times; w read, read and written, read and written.
+        speed = 4 * (3 * rows + 5) * size / timing.median
+        found[f"{rows} rows"] = {**timing.as_dict(), "share_of_copy_bandwidth": speed / bandwidth}
+        print(f"{rows} rows: {timing.median * 1e3:.2f} ms, {speed / bandwidth:.0%}", flush=True)
+    return found
+
+
+SWEEP_ROWS = (20, 60, 100)
+"""Basis rows at which the re-orthogonalisation is measured."""
+
+
+def race(
+    contestants: dict[str, Callable[[], Any]], options: Spectra, *, runs: int = 1
+) -> dict[str, Any]:
     """Seconds of every contestant beside its answers, which must agree."""
     if options.only:
         wanted = ("fastsam", *options.only)
@@ -240,6 +322,10 @@ def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[st
         for name in contestants:
             seconds[name].append(taken[name])
             print(f"{name}: {taken[name]:.2f} s {answers[name]}", flush=True)
+    on_device = {}
+    if options.device != "cpu":
+        with torch_eig():
+            on_device = {name: device_facts(run) for name, run in contestants.items()}
     reference = answers["fastsam"]
     for name, answer in answers.items():
         difference = abs(answer["lambda_max"] - reference["lambda_max"])
@@ -251,11 +337,27 @@ def race(contestants: dict[str, Callable[[], Any]], options: Spectra) -> dict[st
             "median_seconds": median[name],
             "seconds": values,
             "times_fastsam": median[name] / median["fastsam"],
-            "products_per_second": options.steps / median[name],
+            "products_per_second": runs * options.steps / median[name],
             "answers": answers[name],
+            **on_device.get(name, {}),
         }
         for name, values in seconds.items()
     }
+
+
+def device_facts(run: Callable[[], Any]) -> dict[str, int]:
+    """Peak memory on the GPU, and how often the host waited for it, of one run."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+    return {"peak_bytes": torch.cuda.max_memory_allocated(), "host_waits": waits}
 
 
 def in_turn(
@@ -477,5 +579,7 @@ PARTS_OF_A_MODEL: dict[str, Callable[[nn.Module, Batches, Spectra], dict[str, An
     "products": compare_products,
     "density": compare_density,
     "everything": compare_everything,
+    "classes": compare_classes,
+    "sweeps": measure_sweeps,
 }
 PARTS = ("correctness", *PARTS_OF_A_MODEL)

@@ -7,12 +7,19 @@
 namespace fastsam::cuda {
 namespace {
 
-// Columns of one tile: what a block holds in shared memory while it walks over the rows of Q.
-constexpr int kColumnsPerThread = 4;
-constexpr int64_t kTileColumns = kThreads * kColumnsPerThread;
+// A tile is what one warp reads of a row of Q at once: four neighbouring columns a lane, 512 bytes of
+// float32. The second sweep goes over a tile of Q twice, and a narrow tile is still in the first-level cache
+// the second time: 100 rows are 51 KB a block, and four blocks share a cache of 256 KB.
+constexpr int kLaneColumns = 4;
+constexpr int kTileColumns = kWarp * kLaneColumns;
 // Blocks over all probes; a block takes several tiles, so that partial sums stay few. A constant, not the
 // size of the device: the order of the sums, and so their bits, are the same on every device.
 constexpr int64_t kBlocks = 528;
+// Blocks that share a multiprocessor: 32 warps with four rows in flight each, some 64 KB, hide the memory's
+// latency.
+constexpr int kBlocksPerProcessor = 4;
+// Rows whose sums over the tiles of a block are kept in shared memory; those of longer bases are in global.
+constexpr int64_t kResidentRows = 512;
 
 int64_t blocks_per_probe(int64_t probes, int64_t size) {
   const int64_t tiles = (size + kTileColumns - 1) / kTileColumns;
@@ -22,7 +29,7 @@ int64_t blocks_per_probe(int64_t probes, int64_t size) {
 // Views of the scratch memory.
 struct Scratch {
   unsigned int* counters;  // [probes], padded to 8 bytes
-  double* partials;        // [probes, blocks, count]
+  double* partials;        // [probes, count, blocks]
   double* first;           // [probes, count]
   double* second;          // [probes, count]
 
@@ -38,114 +45,156 @@ struct Scratch {
 // Calls body(begin, columns) for the tiles of this block: tile blockIdx.x, and every gridDim.x-th after it.
 template <class Body>
 __device__ void for_each_tile(int64_t size, const Body& body) {
-  for (int64_t begin = blockIdx.x * kTileColumns; begin < size; begin += gridDim.x * kTileColumns) {
+  for (int64_t begin = blockIdx.x * int64_t{kTileColumns}; begin < size;
+       begin += gridDim.x * int64_t{kTileColumns}) {
     const int64_t left = size - begin;
-    body(begin, left < kTileColumns ? left : kTileColumns);
+    body(begin, left < kTileColumns ? static_cast<int>(left) : kTileColumns);
   }
 }
 
-// partial[k] += rows[k, begin:begin + columns] . tile for all k, one row a warp at a time; tile [columns]
-// shared.
+// This lane's columns of a tile, 0 beyond its end: in loads of 16 bytes where the address allows.
 template <class T>
-__device__ void project_tile(const T* rows, int64_t row_stride, int64_t count, const T* tile, int64_t columns,
-                             double* partial) {
-  const int lane = threadIdx.x % kWarp;
+struct LaneColumns {
+  T value[kLaneColumns];
+
+  __device__ LaneColumns(const T* tile, int columns) {
+    struct alignas(16) Pack {
+      T value[kLaneColumns];
+    };
+    const int first = threadIdx.x % kWarp * kLaneColumns;
+    if (first + kLaneColumns <= columns && reinterpret_cast<uintptr_t>(tile) % 16 == 0) {
+      const Pack pack = *reinterpret_cast<const Pack*>(tile + first);
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; ++c) value[c] = pack.value[c];
+    } else {
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; ++c) value[c] = first + c < columns ? tile[first + c] : T(0);
+    }
+  }
+};
+
+// sum_of(k) += rows[k, begin:begin + columns] . tile for the rows k of this warp, in its lane 0.
+template <class T, class SumOf>
+__device__ void project_tile(const T* rows, int64_t row_stride, int64_t count, const T* tile, int columns,
+                             const SumOf& sum_of) {
+  const LaneColumns<T> vector(tile, columns);
+#pragma unroll 4
   for (int64_t k = threadIdx.x / kWarp; k < count; k += kWarps) {
-    const T* const row = rows + k * row_stride;
+    const LaneColumns<T> row(rows + k * row_stride, columns);
     double sum = 0.0;
-    for (int64_t i = lane; i < columns; i += kWarp) {
-      sum += static_cast<double>(row[i]) * static_cast<double>(tile[i]);
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      sum += static_cast<double>(row.value[c]) * static_cast<double>(vector.value[c]);
     }
     for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
-    if (lane == 0) partial[k] += sum;
+    if (threadIdx.x % kWarp == 0) sum_of(k) += sum;
   }
 }
 
-// vector[i] -= coefficients . rows[:, i] over a tile; a copy of the result goes to `tile` unless it is null.
-template <class T>
+// vector -= coefficients . rows over a tile; each warp adds up its rows into `warp_sums` [kWarps,
+// kTileColumns], and store(i, value) gets every column's result from one thread. Ends without a barrier.
+template <class T, class Store>
 __device__ void subtract_tile(const T* rows, int64_t row_stride, const double* coefficients, int64_t count,
-                              T* vector, int64_t columns, T* tile) {
-  double sums[kColumnsPerThread] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    const T* const row = rows + k * row_stride;
+                              T* vector, int columns, double* warp_sums, const Store& store) {
+  const int warp = threadIdx.x / kWarp;
+  double sums[kLaneColumns] = {};
+#pragma unroll 4
+  for (int64_t k = warp; k < count; k += kWarps) {
+    const LaneColumns<T> row(rows + k * row_stride, columns);
     const double coefficient = coefficients[k];
 #pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) {
-      const int64_t i = threadIdx.x + c * kThreads;
-      if (i < columns) sums[c] += coefficient * static_cast<double>(row[i]);
-    }
+    for (int c = 0; c < kLaneColumns; ++c) sums[c] += coefficient * static_cast<double>(row.value[c]);
   }
 #pragma unroll
-  for (int c = 0; c < kColumnsPerThread; ++c) {
-    const int64_t i = threadIdx.x + c * kThreads;
-    if (i < columns) {
-      const T value = static_cast<T>(static_cast<double>(vector[i]) - sums[c]);
-      vector[i] = value;
-      if (tile != nullptr) tile[i] = value;
-    }
+  for (int c = 0; c < kLaneColumns; ++c) {
+    warp_sums[warp * kTileColumns + threadIdx.x % kWarp * kLaneColumns + c] = sums[c];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < columns; i += kThreads) {
+    double sum = 0.0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += warp_sums[w * kTileColumns + i];
+    const T value = static_cast<T>(static_cast<double>(vector[i]) - sum);
+    vector[i] = value;
+    store(i, value);
   }
 }
 
-// The last block of a probe adds partials[blocks, count] to out[count], block after block.
+// The last block of a probe adds partials[count, blocks] over the blocks: a row a warp at a time.
 __device__ void add_blocks(const double* partials, int64_t count, double* out) {
-  for (int64_t k = threadIdx.x; k < count; k += kThreads) {
+  const unsigned int lane = threadIdx.x % kWarp;
+  for (int64_t k = threadIdx.x / kWarp; k < count; k += kWarps) {
     double sum = 0.0;
-    for (unsigned int block = 0; block < gridDim.x; ++block) sum += partials[block * count + k];
-    out[k] = sum;
+#pragma unroll 4
+    for (unsigned int block = lane; block < gridDim.x; block += kWarp) sum += partials[k * gridDim.x + block];
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
+    if (lane == 0) out[k] = sum;
   }
 }
 
 // One of the first two sweeps: out = Q w, after w -= Q^T coefficients when there are coefficients.
 // Grid: (blocks, probes).
 template <class T>
-__global__ void project_kernel(LanczosStep s, const double* coefficients, double* partials,
-                               unsigned int* counters, double* out) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    project_kernel(LanczosStep s, const double* coefficients, double* partials, unsigned int* counters,
+                   double* out) {
   FASTSAM_SHARED(T, tile, kTileColumns);
+  FASTSAM_SHARED(double, warp_sums, kWarps* kTileColumns);
+  FASTSAM_SHARED(double, resident, kResidentRows);
   FASTSAM_SHARED(int, flag, 1);
   const int64_t probe = blockIdx.y;
   const T* const rows = static_cast<const T*>(s.rows) + probe * s.probe_stride;
   T* const vector = static_cast<T*>(s.vector) + probe * s.size;
-  double* const partial = partials + (probe * gridDim.x + blockIdx.x) * s.count;
-  for (int64_t k = threadIdx.x; k < s.count; k += kThreads) partial[k] = 0.0;
-  for_each_tile(s.size, [&](int64_t begin, int64_t columns) {
+  double* const partial = partials + probe * s.count * gridDim.x + blockIdx.x;
+  const auto sum_of = [&](int64_t k) -> double& {
+    return k < kResidentRows ? resident[k] : partial[k * gridDim.x];
+  };
+  for (int64_t k = threadIdx.x; k < s.count; k += kThreads) sum_of(k) = 0.0;
+  __syncthreads();
+  for_each_tile(s.size, [&](int64_t begin, int columns) {
     if (coefficients == nullptr) {
-      for (int64_t i = threadIdx.x; i < columns; i += kThreads) tile[i] = vector[begin + i];
-    } else {
-      subtract_tile(rows + begin, s.row_stride, coefficients + probe * s.count, s.count, vector + begin,
-                    columns, tile);
+      project_tile(rows + begin, s.row_stride, s.count, vector + begin, columns, sum_of);
+      return;
     }
+    subtract_tile(rows + begin, s.row_stride, coefficients + probe * s.count, s.count, vector + begin,
+                  columns, warp_sums, [&](int i, T value) { tile[i] = value; });
     __syncthreads();
-    project_tile(rows + begin, s.row_stride, s.count, tile, columns, partial);
-    __syncthreads();
+    project_tile(rows + begin, s.row_stride, s.count, tile, columns, sum_of);
   });
+  __syncthreads();
+  for (int64_t k = threadIdx.x; k < s.count && k < kResidentRows; k += kThreads) {
+    partial[k * gridDim.x] = resident[k];
+  }
   if (!is_last_block(counters + probe, gridDim.x, flag)) return;
-  add_blocks(partials + probe * gridDim.x * s.count, s.count, out + probe * s.count);
+  add_blocks(partials + probe * s.count * gridDim.x, s.count, out + probe * s.count);
 }
 
 // The third sweep: w -= Q^T second, then the norm, and with it the recurrence. Grid: (blocks, probes).
 template <class T>
-__global__ void finish_kernel(LanczosStep s, Recurrence recurrence, const double* first, const double* second,
-                              double* partials, unsigned int* counters) {
-  FASTSAM_SHARED(double, warp_sums, kWarps);
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    finish_kernel(LanczosStep s, Recurrence recurrence, const double* first, const double* second,
+                  double* partials, unsigned int* counters) {
+  FASTSAM_SHARED(double, warp_sums, kWarps* kTileColumns);
   FASTSAM_SHARED(int, flag, 1);
   const int64_t probe = blockIdx.y;
   const T* const rows = static_cast<const T*>(s.rows) + probe * s.probe_stride;
   T* const vector = static_cast<T*>(s.vector) + probe * s.size;
   double squares = 0.0;
-  for_each_tile(s.size, [&](int64_t begin, int64_t columns) {
-    subtract_tile<T>(rows + begin, s.row_stride, second + probe * s.count, s.count, vector + begin, columns,
-                     nullptr);
-    for (int64_t i = threadIdx.x; i < columns; i += kThreads) {  // the elements that this thread just wrote
-      squares += static_cast<double>(vector[begin + i]) * static_cast<double>(vector[begin + i]);
-    }
+  for_each_tile(s.size, [&](int64_t begin, int columns) {
+    subtract_tile(rows + begin, s.row_stride, second + probe * s.count, s.count, vector + begin, columns,
+                  warp_sums,
+                  [&](int, T value) { squares += static_cast<double>(value) * static_cast<double>(value); });
+    __syncthreads();
   });
   squares = block_sum(squares, warp_sums);
   if (threadIdx.x == 0) partials[probe * gridDim.x + blockIdx.x] = squares;
   if (!is_last_block(counters + probe, gridDim.x, flag)) return;
+  double squared_norm = 0.0;
+  for (unsigned int block = threadIdx.x; block < gridDim.x; block += kThreads) {
+    squared_norm += partials[probe * gridDim.x + block];
+  }
+  squared_norm = block_sum(squared_norm, warp_sums);
   if (threadIdx.x == 0) {
-    double squared_norm = 0.0;
-    for (unsigned int block = 0; block < gridDim.x; ++block)
-      squared_norm += partials[probe * gridDim.x + block];
     const int64_t last = probe * s.count + s.count - 1;
     advance_recurrence(recurrence, probe, s.step, first[last] + second[last], squared_norm, s.eps);
   }
@@ -159,11 +208,10 @@ __global__ void divide_kernel(LanczosStep s, Recurrence recurrence) {
   const double beta = recurrence.beta[probe * recurrence.steps + s.step];
   const T* const vector = static_cast<const T*>(s.vector) + probe * s.size;
   T* const successor = static_cast<T*>(s.successor) + probe * s.successor_stride;
-  for_each_tile(s.size, [&](int64_t begin, int64_t columns) {
-    for (int64_t i = begin + threadIdx.x; i < begin + columns; i += kThreads) {
-      successor[i] = active ? static_cast<T>(static_cast<double>(vector[i]) / beta) : T(0);
-    }
-  });
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < s.size;
+       i += gridDim.x * int64_t{kThreads}) {
+    successor[i] = active ? static_cast<T>(static_cast<double>(vector[i]) / beta) : T(0);
+  }
 }
 
 template <class T>

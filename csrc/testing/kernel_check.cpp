@@ -393,6 +393,7 @@ int main(int argc, char** argv) {
       }
     }
     check_lanczos<double>(2, 3, 300, true, "lanczos breakdown");
+    check_lanczos<double>(1, 520, 130, false, "lanczos, more rows than shared memory keeps");
   }
   std::printf("seed %llu: %d failed\n", static_cast<unsigned long long>(seed), failures);
   return failures == 0 ? 0 : 1;

@@ -24,6 +24,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
+#define __launch_bounds__(...)
 
 struct dim3 {
   unsigned int x, y, z;

@@ -117,8 +117,8 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     program = plant(
         address_build,
         tmp_path,
-        "for (int64_t i = lane; i < columns; i += kWarp)",
-        "for (int64_t i = lane; i <= columns; i += kWarp)",
+        "value[c] = first + c < columns ?",
+        "value[c] = first + c <= columns ?",
     )
     outcome = run(program, "few")
     assert outcome.returncode != 0
