@@ -22,7 +22,7 @@ def orthonormal_rows(draw: Draw, probes: int, count: int, size: int, dtype: torc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("probes", "count", "size"), [(1, 1, 2), (1, 3, 33), (3, 5, 255), (2, 4, 1025), (2, 9, 5003)]
+    ("probes", "count", "size"), [(1, 1, 2), (1, 3, 33), (3, 5, 255), (2, 4, 1025), (2, 9, 2051)]
 )
 def test_step_equals_the_reference(
     probes: int, count: int, size: int, dtype: torch.dtype, draw: Draw, device: torch.device
@@ -125,9 +125,13 @@ def test_nan_reaches_the_recurrence(draw: Draw, device: torch.device) -> None:
     assert recurrence.bound.isnan().all()
 
 
-def test_the_same_bits_on_every_run_and_thread_count(draw: Draw, device: torch.device) -> None:
-    basis = orthonormal_rows(draw, 2, 6, 40_001, torch.float32)
-    product = draw(2, 40_001)
+def test_the_same_bits_on_every_run_and_thread_count(
+    draw: Draw, device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    # Many tiles on each backend; the emulation needs a millisecond for a tile and row.
+    size = 3_001 if "cuda-on-host" in request.node.name else 40_001
+    basis = orthonormal_rows(draw, 2, 6, size, torch.float32)
+    product = draw(2, size)
     outcomes = []
     threads = torch.get_num_threads()
     try:
