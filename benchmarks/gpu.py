@@ -36,8 +36,15 @@ def profile() -> None:
 
 
 def spectrum() -> None:
-    """ResNet-32: products, one Lanczos run, extremes and trace and density together, known spectra."""
-    Spectra(peers=PEERS, device="cuda", out=OUT).run()
+    """ResNet-32: products, whole runs, runs of each class, the sweeps alone, known spectra."""
+    Spectra(
+        peers=PEERS,
+        only=("pyhessian",),
+        batch_size=128,
+        sweep_parameters=25_000_000,
+        device="cuda",
+        out=OUT,
+    ).run()
 
 
 def train_step() -> None:

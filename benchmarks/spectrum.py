@@ -94,15 +94,15 @@ class Spectra:
             sys.path.insert(0, str(self.peers))
         settings = {name: value for name, value in asdict(self).items() if name != "out"}
         settings["peers"] = peer_versions() if self.peers is not None else {}
-        results: dict[str, Any] = {"settings": settings}
         parts = PARTS if self.part == "all" else (self.part,)
         model, batches = self._problem()
         for part in parts:
             if part == "correctness":
-                results[part] = correctness(peers=self.peers is not None)
+                found = correctness(peers=self.peers is not None)
             else:
-                results[part] = PARTS_OF_A_MODEL[part](model, batches, self)
-        print(save(f"spectrum-{self.part}", results, folder=self.out))
+                found = PARTS_OF_A_MODEL[part](model, batches, self)
+            results = {"settings": settings | {"part": part}, part: found}
+            print(save(f"spectrum-{part}", results, folder=self.out))
 
     def _problem(self) -> tuple[nn.Module, Batches]:
         generator = torch.Generator().manual_seed(0)
