@@ -14,6 +14,7 @@ from fastsam.longtail.landscape import REDRAWN, landscape
 from fastsam.longtail.results import Result, RunFolder, check_free
 from fastsam.longtail.trainer import cpu_threads
 from fastsam.report import accuracy_table, read_runs, spectrum_table, write_report
+from fastsam.report.figures import overview
 from fastsam.report.timing import time_sam_step
 
 DATA, METHOD, OPTIMIZERS = "digits-lt", "ce-drw", ("sgd", "sam")
@@ -80,6 +81,7 @@ def run_demo(
     if timing is not None:
         say(f"\n{timing.sentence()}")
     say("\n" + _verdict(results))
+    (out / "overview.png").write_bytes(overview(results, sound))
     page = write_report(out)
     say(f"\nreport: {page}")
     return page

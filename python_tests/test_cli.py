@@ -250,6 +250,7 @@ def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "http" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") == 4
     assert "A mistake, on purpose" in page
+    assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
     assert main(["demo", "--quiet", "--out", str(out)]) == 2
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page

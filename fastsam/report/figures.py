@@ -1,4 +1,4 @@
-"""The figures of a report, each as SVG text."""
+"""The figures of a report, each as SVG text, and the overview of a demo as PNG."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def _svg(figure: Any) -> str:
 def accuracy_bars(results: Sequence[Result]) -> str:
     """Test accuracy overall and by group, one bar per run."""
     figure, axes = _figure(1, 1, (7.0, 3.4))
-    ax = axes[0, 0]
+    _draw_bars(axes[0, 0], results)
+    return _svg(figure)
+
+
+def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
     names = ["all", *results[0].test.groups]
     width = 0.8 / len(results)
     for position, result in enumerate(results):
@@ -50,7 +54,26 @@ def accuracy_bars(results: Sequence[Result]) -> str:
     ax.margins(x=0.02)
     ax.set_ylabel("test accuracy, %")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
-    return _svg(figure)
+
+
+def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> bytes:
+    """Accuracies, and for each class the spectra of all runs in one panel, in a row, as PNG."""
+    by_class: dict[str, list[ClassSpectrum]] = {}
+    for item in spectra:
+        by_class.setdefault(f"{item.subject.whose} ({item.subject.of})", []).append(item)
+    figure, axes = _figure(1, 1 + len(by_class), (4.0 * (1 + len(by_class)), 3.2))
+    _draw_bars(axes[0, 0], results)
+    for ax, (title, items) in zip(axes[0, 1:], by_class.items(), strict=True):
+        labels = [
+            f"{item.subject.run}: {item.spectrum.lambda_min:.3g} ... {item.spectrum.lambda_max:.3g}"
+            for item in items
+        ]
+        plot_density([item.spectrum for item in items], axes=ax, labels=labels)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
+        ax.set_xlabel(f"eigenvalue of the Hessian, {title}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()
 
 
 def training_curves(results: Sequence[Result]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -17,7 +18,7 @@ from fastsam.longtail.landscape import ClassSpectrum, Subject
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
 from fastsam.report import render, spectrum_table, write_report
-from fastsam.report.figures import accuracy_bars, spectra_panels
+from fastsam.report.figures import accuracy_bars, overview, spectra_panels
 from fastsam.report.tables import Table, accuracy_table, settings_table
 from fastsam.report.timing import StepTiming, time_sam_step
 
@@ -98,6 +99,17 @@ def test_figures_are_well_formed_and_repeatable() -> None:
         svg = draw()
         ElementTree.fromstring(svg)
         assert svg == draw()
+
+
+def test_overview_is_a_picture_with_a_panel_for_accuracies_and_one_for_each_class() -> None:
+    from PIL import Image
+
+    widths = []
+    for spectra in ([], [spectrum(), spectrum()]):
+        picture = Image.open(io.BytesIO(overview([result("sgd", 80.0)], spectra)))
+        assert picture.format == "PNG"
+        widths.append(picture.width)
+    assert widths[1] == 2 * widths[0]
 
 
 def test_page_is_self_contained_and_escapes() -> None:
