@@ -38,7 +38,7 @@ def plot_density(
         grid = _symlog_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
         axes.plot(grid, density, label=label, linewidth=1)
-    axes.set_xscale("symlog", linthresh=_widest(spectra) / 100)
+    _symlog(axes, _widest(spectra))
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")
@@ -76,7 +76,7 @@ def plot_spectra(
     widest = _widest(list(spectra.values()))
     for panel, (name, spectrum) in zip(flat, spectra.items(), strict=False):
         plot_density([spectrum], axes=panel, sigma=sigma)
-        panel.set_xscale("symlog", linthresh=widest / 100)
+        _symlog(panel, widest)
         panel.set_title(
             f"{name}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
             f"ratio {spectrum.ratio:.2g}",
@@ -95,6 +95,11 @@ def _pyplot() -> Any:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return pyplot
+
+
+def _symlog(axes: Any, widest: float) -> None:
+    """Linear up to a power of ten, about a hundredth of ``widest``, so that 0 has room between two ticks."""
+    axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
 
 
 def _widest(spectra: Sequence[Spectrum]) -> float:

@@ -61,7 +61,7 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
     by_class: dict[str, list[ClassSpectrum]] = {}
     for item in spectra:
         by_class.setdefault(f"{item.subject.whose} ({item.subject.of})", []).append(item)
-    figure, axes = _figure(1, 1 + len(by_class), (4.0 * (1 + len(by_class)), 3.2))
+    figure, axes = _figure(1, 1 + len(by_class), (4.4 * (1 + len(by_class)), 3.2))
     _draw_bars(axes[0, 0], results)
     for ax, (title, items) in zip(axes[0, 1:], by_class.items(), strict=True):
         labels = [
@@ -70,7 +70,7 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
         ]
         plot_density([item.spectrum for item in items], axes=ax, labels=labels)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
-        ax.set_xlabel(f"eigenvalue of the Hessian, {title}")
+        ax.set_xlabel(f"Hessian eigenvalues, {title}")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
