@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastsam.curvature.plots import plot_density
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
-from fastsam.report.tables import run_name
+from fastsam.report.tables import by_settings, run_name
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -35,7 +36,7 @@ def _svg(figure: Any) -> str:
 
 
 def accuracy_bars(results: Sequence[Result]) -> str:
-    """Test accuracy overall and by group, one bar per run."""
+    """Test accuracy overall and by group: one bar per run, or per mean of runs that differ in seeds."""
     figure, axes = _figure(1, 1, (7.0, 3.4))
     _draw_bars(axes[0, 0], results)
     return _svg(figure)
@@ -43,11 +44,15 @@ def accuracy_bars(results: Sequence[Result]) -> str:
 
 def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
     names = ["all", *results[0].test.groups]
-    width = 0.8 / len(results)
-    for position, result in enumerate(results):
-        heights = [result.test.accuracy, *result.test.groups.values()]
+    together = by_settings(results)
+    width = 0.8 / len(together)
+    for position, (label, members) in enumerate(together.items()):
+        columns = [[r.test.accuracy, *r.test.groups.values()] for r in members]
+        values = list(zip(*columns, strict=True))
+        heights = [statistics.mean(value) for value in values]
+        spread = [statistics.stdev(value) for value in values] if len(members) > 1 else None
         places = [i - 0.4 + width * (position + 0.5) for i in range(len(names))]
-        bars = ax.bar(places, heights, width, label=run_name(result))
+        bars = ax.bar(places, heights, width, yerr=spread, label=label)
         ax.bar_label(bars, fmt="%.1f", fontsize=7)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylim(0, 109)

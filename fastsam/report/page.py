@@ -15,6 +15,7 @@ from fastsam.report.figures import accuracy_bars, spectra_panels, training_curve
 from fastsam.report.tables import (
     Table,
     accuracy_table,
+    by_settings,
     run_name,
     settings_table,
     spectrum_table,
@@ -115,7 +116,8 @@ def render(
         ]
     if timing is not None:
         sections += ["<h2>Cost of the SAM step</h2>", f"<p>{escape(timing.sentence())}</p>"]
-    sections += ["<h2>Settings</h2>", _html(settings_table(results)), "<h2>Environment</h2>"]
+    shown = [members[0] for members in by_settings(results).values()]
+    sections += ["<h2>Settings</h2>", _html(settings_table(shown)), "<h2>Environment</h2>"]
     rows = [(name, str(value)) for name, value in first.environment.items()]
     rows.append(("training subset, SHA-256", str(first.subset_hash)))
     sections.append(_html(Table(("", ""), tuple(rows))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,18 +36,62 @@ def run_name(result: Result) -> str:
     return f"{result.config['method']} {result.config['optimizer']}"
 
 
+_SEEDS = ("seed", "subset_seed")
+
+
+def by_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Runs that differ in nothing but their seeds, together under a name of their own.
+
+    The name is ``method optimizer``, with the settings in which runs of that name differ and, where
+    there are several, the number of seeds.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        settings = {name: v for name, v in result.config.items() if name not in _SEEDS}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
+    named = {}
+    for members in groups.values():
+        config = members[0].config
+        rivals = [
+            other[0].config
+            for other in groups.values()
+            if run_name(other[0]) == run_name(members[0])
+        ]
+        differing = [
+            f"{name} {_setting(value)}"
+            for name, value in config.items()
+            if name not in _SEEDS and any(rival[name] != value for rival in rivals)
+        ]
+        count = [f"{len(members)} seeds"] if len(members) > 1 else []
+        named[", ".join([run_name(members[0]), *differing, *count])] = members
+    return named
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """``80.1``, or ``80.1 +- 0.4`` for several values."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
+
+
 def accuracy_table(results: Sequence[Result]) -> Table:
-    """Test accuracy in percent, overall and by group, and the calibration error of each run."""
+    """Test accuracy in percent, overall and by group, and the calibration error of each run.
+
+    Runs that differ in their seeds alone share a row: mean and standard deviation over them.
+    """
     groups = list(results[0].test.groups) if results else []
     rows = tuple(
         (
-            run_name(result),
-            f"{result.test.accuracy:.1f}",
-            *(f"{result.test.groups.get(name, float('nan')):.1f}" for name in groups),
-            f"{result.test.ece:.1f}",
-            f"{result.seconds:.1f}",
+            name,
+            mean_and_deviation([result.test.accuracy for result in members]),
+            *(
+                mean_and_deviation([r.test.groups.get(group, float("nan")) for r in members])
+                for group in groups
+            ),
+            mean_and_deviation([result.test.ece for result in members]),
+            mean_and_deviation([result.seconds for result in members]),
         )
-        for result in results
+        for name, members in by_settings(results).items()
     )
     return Table(("test accuracy, %", "all", *groups, "ECE", "seconds"), rows)
 

@@ -71,6 +71,23 @@ def test_tables_hold_the_numbers() -> None:
     assert row[4:] == ("0.5", "0.25", "7")
 
 
+def test_seeds_share_a_row_and_other_settings_are_named() -> None:
+    def run(accuracy: float, **settings: object) -> Result:
+        made = result("sam", accuracy)
+        return replace(made, config={**made.config, **settings})
+
+    runs = [
+        run(80.0, seed=0, subset_seed=0),
+        run(84.0, seed=1, subset_seed=1),
+        run(70.0, rho=[0.5]),
+        result("sgd", 60.0),
+    ]
+    rows = accuracy_table(runs).rows
+    assert [row[0] for row in rows] == ["ce sam, rho 0.05, 2 seeds", "ce sam, rho 0.5", "ce sgd"]
+    assert [row[1] for row in rows] == ["82.0 +- 2.8", "70.0", "60.0"]
+    ElementTree.fromstring(accuracy_bars(runs))
+
+
 def test_ratio_bounds_follow_the_residuals() -> None:
     item = spectrum()
     low, high = item.ratio_bounds

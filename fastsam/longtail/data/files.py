@@ -159,15 +159,15 @@ class FileImages:
         """
         if self.corrupt not in CORRUPT_POLICIES:
             raise UsageError(f"corrupt must be one of {', '.join(CORRUPT_POLICIES)}")
-        requests = [
+        requests = (
             [
-                _Request(int(i), derived_seed(seed, Stream.AUGMENT, epoch, int(i)))
-                if augment
-                else _Request(int(i), None)
+                _Request(
+                    int(i), derived_seed(seed, Stream.AUGMENT, epoch, int(i)) if augment else None
+                )
                 for i in batch
             ]
             for batch in order
-        ]
+        )
         loader: DataLoader[Any] = DataLoader(
             _Reader(self.root, self.images, self.preparation),
             batch_sampler=requests,
