@@ -454,19 +454,26 @@ class ReproduceCommand:
 
         table = TABLES[self.name]
         rows: list[Row] = []
-        for row in reproduce_table(
-            self.name,
-            self.data,
-            self.out,
-            seeds=self.seeds,
-            progress=not self.quiet,
-            **_given(self),
-        ):
-            if not rows:
-                print(f"{self.name}: {table.title}, {self.data}")
-                print(f"test accuracy, %, last epoch, {self.seeds} seed(s), +- std [published]")
-            rows.append(row)
-            print(_measured(row), flush=True)
+        given = _given(self)
+        with ranks_of_torchrun(given.get("device", "cpu")) as ranks:
+            for row in reproduce_table(
+                self.name,
+                self.data,
+                self.out,
+                seeds=self.seeds,
+                ranks=ranks,
+                progress=not self.quiet,
+                **given,
+            ):
+                rows.append(row)
+                if ranks.rank == 0:
+                    if len(rows) == 1:
+                        print(f"{self.name}: {table.title}, {self.data}")
+                        seeds = f"{self.seeds} seed(s), +- std [published]"
+                        print(f"test accuracy, %, last epoch, {seeds}")
+                    print(_measured(row), flush=True)
+        if ranks.rank:
+            return
         if table.note:
             print(f"note: {table.note}")
         if self.name.startswith("figure"):

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastsam.longtail.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -59,13 +61,22 @@ def ranks_of_torchrun(device: str) -> Iterator[Ranks]:
 
     Args:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
+
+    Raises:
+        UsageError: several processes on one named GPU, or on GPUs where there are fewer.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks()
         return
     local = int(os.environ["LOCAL_RANK"])
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"{size} processes need --device cpu or cuda, not {device}")
     if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {local} has no GPU: there are {torch.cuda.device_count()}; start fewer"
+            )
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:

@@ -23,6 +23,7 @@ from fastsam.longtail.published import (
     SpectraFigure,
     Variant,
 )
+from fastsam.longtail.ranks import Ranks
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.results import Result, RunFolder
 from fastsam.longtail.trainer import Trainer, load_configured
@@ -67,6 +68,7 @@ def reproduce_table(
     out: Path,
     *,
     seeds: int = 3,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Row]:
@@ -81,6 +83,7 @@ def reproduce_table(
         data: data set; the rows are run on any.
         out: folder of the runs.
         seeds: number of seeds, from 0.
+        ranks: this process among those that train every run together.
         progress: show progress bars on a terminal.
         **overrides: settings that replace those of every recipe.
 
@@ -91,7 +94,7 @@ def reproduce_table(
         raise unknown("table", name, TABLES)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
-    runs = _Runs(data, out, TABLES[name].rows, overrides, progress=progress)
+    runs = _Runs(data, out, TABLES[name].rows, overrides, ranks=ranks, progress=progress)
     for variant in TABLES[name].rows:
         results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
         known = ACCURACIES.get((data, variant.name), {}) if runs.comparable else {}
@@ -130,7 +133,7 @@ def reproduce_figure(
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
     figure = FIGURES[name]
-    runs = _Runs(data, out, figure.runs, overrides, progress=progress)
+    runs = _Runs(data, out, figure.runs, overrides, ranks=Ranks(), progress=progress)
     for variant in figure.runs:
         epochs = _epochs(figure, runs.config(variant))
         _, folder = runs.finished(variant, 0)
@@ -177,9 +180,11 @@ class _Runs:
         variants: Sequence[Variant],
         overrides: Mapping[str, Any],
         *,
+        ranks: Ranks,
         progress: bool,
     ) -> None:
         self.out = out
+        self.ranks = ranks
         self.progress = progress
         self.comparable = set(overrides) <= PLACE
         self._recipes: dict[str, Recipe] = {}
@@ -228,6 +233,7 @@ class _Runs:
             out=folder.path,
             resume=folder.checkpoint.is_file(),
             keep={epoch for figure in figures for epoch in _epochs(figure, one.config())},
+            ranks=self.ranks,
             progress=self.progress,
         )
         return trainer.fit(), folder

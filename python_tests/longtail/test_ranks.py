@@ -16,7 +16,7 @@ from torch import nn
 
 from fastsam.longtail import Checkpoint, Trainer, models, recipe
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.ranks import Ranks
+from fastsam.longtail.ranks import Ranks, ranks_of_torchrun
 from fastsam.longtail.results import RunFolder
 
 COMBINATIONS = [
@@ -111,6 +111,16 @@ def test_what_several_processes_cannot_do() -> None:
         Trainer(recipe("digits-lt", "paco", "sgd").config(), ranks=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), ranks=two)
+
+
+def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UsageError, match="need --device cpu or cuda, not cuda:0"):
+        ranks_of_torchrun("cuda:0").__enter__()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="process 1 has no GPU: there are 1"):
+        ranks_of_torchrun("cuda").__enter__()
 
 
 def test_the_gpu_of_a_process() -> None:
