@@ -139,6 +139,7 @@ class LongtailDigits:
                 "epochs": self.epochs,
                 "seeds": self.seeds,
                 "checkpoint": "last epoch",
+                "subsets": [outcomes[run.key]["subset"] for run in first[: self.seeds]],
                 "trials": trials,
                 "methods": table,
             }

@@ -80,7 +80,27 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
                 for gap in gaps
             ]
             lines.append(f"| {method}, {label} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_verdicts(methods, gaps)]) + "\n"
+    return "\n".join([*lines, "", *_verdicts(methods, gaps), _chosen(results)]) + "\n"
+
+
+def _chosen(results: dict[str, Any]) -> str:
+    """The settings that validation chose."""
+
+    def text(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    tuned = {name for trials in results["trials"].values() for name in trials[0]}
+    methods = [
+        f"{method} "
+        + ", ".join(
+            f"{name} {text(value)}"
+            for settings in entry["chosen"].values()
+            for name, value in settings.items()
+            if name in tuned
+        )
+        for method, entry in results["methods"].items()
+    ]
+    return f"- chosen: {'; '.join(methods)}."
 
 
 def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
