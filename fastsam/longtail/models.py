@@ -160,7 +160,9 @@ class TimmFeatures(nn.Module):
         if not timm.is_model(name):
             raise UsageError(f"timm has no network {name!r}; timm.list_models() names them")
         self.network = timm.create_model(name, num_classes=0, in_chans=channels)
-        self.out_features: int = self.network.num_features
+        # Some networks widen their features once more before the classifier.
+        width = getattr(self.network, "head_hidden_size", None)
+        self.out_features: int = width or self.network.num_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images ``[B, channels, H, W]`` to features ``[B, out_features]``."""
@@ -179,6 +181,9 @@ _TORCHVISION = (
     "resnet152",
     "resnext50_32x4d",
     "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
 )
 
 

@@ -67,6 +67,27 @@ def test_cosine_logits_are_cosines() -> None:
     assert torch.allclose(head.weight.norm(dim=0), torch.ones(3, dtype=torch.float64), atol=1e-3)
 
 
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "resnet32-w64", "resnet34-w64"])
+def test_other_families_take_any_head(name: str, head: str) -> None:
+    model = build_model(name, 7, head=head).eval()  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 32, 32)
+    features = model.features(images)
+    assert features.shape == (2, model.feature_width)
+    assert torch.equal(model(images), model.head(features))
+    assert model(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "ghostnet_050"])
+def test_networks_of_timm(name: str) -> None:
+    """The last two widen their features after pooling."""
+    pytest.importorskip("timm")
+    model = build_model(f"timm:{name}", 7, head="cosine", channels=1).eval()
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
+    with pytest.raises(UsageError, match="timm has no network 'nothing'"):
+        build_model("timm:nothing", 7)
+
+
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="resnet8, resnet20, resnet32"):
         build_model("resnet9", 10)
