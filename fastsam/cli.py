@@ -33,8 +33,9 @@ from fastsam.longtail.ranks import ranks_of_torchrun
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 from fastsam.longtail.results import Result
+from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
-from fastsam.longtail.trainer import Trainer, chosen_device, load_configured
+from fastsam.longtail.trainer import Trainer, load_configured
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from fastsam.longtail.optimizers import (
 )
 from fastsam.longtail.ranks import Ranks
 from fastsam.longtail.results import Epoch, Result, RunFolder
+from fastsam.longtail.runtime import chosen_device, cpu_threads, environment
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 from fastsam.longtail.seeds import Stream, derived_seed
@@ -456,44 +455,6 @@ def load_configured(config: TrainConfig) -> LongTailData:
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given))
-
-
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Run with ``count`` threads of torch, 0 for as many as there are now; then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, threads and device, for the record."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device called ``name``.
-
-    Raises:
-        UsageError: if there is none of that name.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}; valid: cpu, cuda, cuda:0, ...") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
-    return device
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:

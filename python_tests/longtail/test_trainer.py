@@ -287,8 +287,11 @@ def test_epochs_are_kept_beside_the_last(tmp_path: Path) -> None:
 
 
 def test_unknown_device() -> None:
-    with pytest.raises(UsageError, match="valid: cpu, cuda"):
-        Trainer(short("ce", "sgd", device="gpu0"), data=DIGITS)
+    for name in ("gpu0", "meta", "mps"):
+        with pytest.raises(UsageError, match="valid: cpu, cuda"):
+            Trainer(short("ce", "sgd", device=name), data=DIGITS)
+    with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|there is no cuda:99"):
+        Trainer(short("ce", "sgd", device="cuda:99"), data=DIGITS)
 
 
 def test_schedule_reaches_the_optimizer() -> None:

@@ -1,0 +1,56 @@
+"""The machine a run uses: its device, its threads, and the record of both."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastsam.longtail.errors import UsageError
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called ``name``.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    wrong = UsageError(f"unknown device {name!r}; valid: cpu, cuda, cuda:0, ...")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise wrong from error
+    if device.type not in ("cpu", "cuda"):
+        raise wrong
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no {device}: torch finds {torch.cuda.device_count()} GPU(s)")
+    return device
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run with ``count`` threads of torch, 0 for as many as there are now; then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, threads and device, for the record."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
