@@ -5,6 +5,7 @@ from __future__ import annotations
 import tyro
 
 from benchmarks.epoch import EpochTime
+from benchmarks.glyphs import Glyphs
 from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
@@ -21,6 +22,7 @@ def main() -> None:
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
+            "glyphs": Glyphs,
             "readme": Readme,
         },
         prog="python -m benchmarks",

@@ -22,6 +22,7 @@ from fastsam.longtail.config import (
     choices_of,
 )
 from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data.catalog import CIFAR
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.methods import Method
 
@@ -86,6 +87,21 @@ _CIFAR: Layer = {
     ),
 }
 
+
+
+def _borrowed(layer: Layer, source: str) -> dict[str, Entry]:
+    """The values of another data set's layer, as starting points."""
+    return {name: Entry(entry.value, source, known=False) for name, entry in layer.items()}
+
+
+_GLYPHS: Layer = {
+    **_borrowed(
+        {k: v for k, v in _CIFAR.items() if k not in ("data_root", "download")},
+        "the recipe of CIFAR-LT",
+    ),
+    **_layer("definition of glyphs-lt", imbalance=100.0, kind="exp", subset_seed=0),
+}
+
 _FILES: Layer = _layer("default", data_root="data", workers=4, corrupt="stop")
 _IMAGENET: Layer = {
     **_FILES,
@@ -103,15 +119,14 @@ _IMAGENET: Layer = {
     ),
 }
 _INATURALIST: Layer = {**_IMAGENET, **_layer(_CODE, lr=0.1)}
-_UNPUBLISHED: Layer = {
-    name: Entry(entry.value, "the ImageNet-LT recipe", known=False)
-    for name, entry in _IMAGENET.items()
-}
+_UNPUBLISHED: Layer = _borrowed(_IMAGENET, "the ImageNet-LT recipe")
 
 DATA: dict[str, Layer] = {
     "digits-lt": _DIGITS,
     "cifar10-lt": _CIFAR,
     "cifar100-lt": _CIFAR,
+    "glyphs10-lt": _GLYPHS,
+    "glyphs100-lt": _GLYPHS,
     "imagenet-lt": _IMAGENET,
     "inaturalist18": _INATURALIST,
     "places-lt": _UNPUBLISHED,
@@ -258,6 +273,13 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **_layer(_PACO, weight_decay=1e-4)},
     ("imagenet-lt", "paco*", "sam"): _PACO_STEPS,
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
+}
+
+# Glyphs take over what CIFAR of as many classes has.
+EXACT |= {
+    (data.replace("cifar", "glyphs"), method, optimizer): _borrowed(layer, f"the recipe of {data}")
+    for (data, method, optimizer), layer in EXACT.items()
+    if data in CIFAR
 }
 
 _ALWAYS: Layer = _layer(

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastsam.longtail.data.cifar import load_cifar_lt
 from fastsam.longtail.data.dataset import LongTailData, check_every_class
 from fastsam.longtail.data.digits import load_digits_lt
+from fastsam.longtail.data.glyphs import SPECS, load_glyphs_lt
 from fastsam.longtail.data.listed import LISTED, load_listed, load_own_folders, load_own_lists
 from fastsam.longtail.data.subset import ImbalanceKind
 from fastsam.longtail.errors import DataError, unknown
@@ -23,7 +24,7 @@ class DataOptions:
         imbalance: imbalance factor of the sets made long-tailed here.
         kind: profile of that imbalance.
         subset_seed: seed of that selection.
-        root: folder with the files; not for ``digits-lt``.
+        root: folder with the files; not for ``digits-lt`` and glyphs.
         download: fetch CIFAR if it is not there.
         size: height and width of images read from files.
         workers: processes that read them.
@@ -60,6 +61,15 @@ def _cifar(num_classes: int, options: DataOptions) -> LongTailData:
     )
 
 
+def _glyphs(num_classes: int, options: DataOptions) -> LongTailData:
+    return load_glyphs_lt(
+        SPECS[num_classes],
+        imbalance=options.imbalance,
+        kind=options.kind,
+        subset_seed=options.subset_seed,
+    )
+
+
 def _listed(name: str, options: DataOptions) -> LongTailData:
     return load_listed(
         LISTED[name],
@@ -74,14 +84,17 @@ def _own(load: Callable[..., LongTailData], options: DataOptions) -> LongTailDat
     return load(options.root, size=options.size, workers=options.workers, corrupt=options.corrupt)
 
 
-MADE_LONG_TAILED = ("digits-lt", "cifar10-lt", "cifar100-lt")
 CIFAR = ("cifar10-lt", "cifar100-lt")
+GLYPHS = ("glyphs10-lt", "glyphs100-lt")
+MADE_LONG_TAILED = ("digits-lt", *CIFAR, *GLYPHS)
 FROM_FILES = (*LISTED, "list", "folder")
 
 DATASETS: dict[str, Loader] = {
     "digits-lt": _digits,
     "cifar10-lt": partial(_cifar, 10),
     "cifar100-lt": partial(_cifar, 100),
+    "glyphs10-lt": partial(_glyphs, 10),
+    "glyphs100-lt": partial(_glyphs, 100),
     **{name: partial(_listed, name) for name in LISTED},
     "list": partial(_own, load_own_lists),
     "folder": partial(_own, load_own_folders),
@@ -93,6 +106,7 @@ WHERE: dict[str, str] = {
     "digits-lt": "comes with scikit-learn",
     "cifar10-lt": f"cifar-10-python.tar.gz from {_KRIZHEVSKY}",
     "cifar100-lt": f"cifar-100-python.tar.gz from {_KRIZHEVSKY}",
+    **dict.fromkeys(GLYPHS, "drawn here, once, with the fonts of matplotlib"),
     **{name: info.where for name, info in LISTED.items()},
     "list": "your own: train.txt, test.txt and perhaps val.txt with lines `path label`",
     "folder": "your own: train/CLASS, test/CLASS and perhaps val/CLASS",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsam.longtail.data.catalog import WHERE, DataOptions, load_dataset
+from fastsam.longtail.data.catalog import GLYPHS, WHERE, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import groups_by_count
 from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.data.glyphs import SPECS, check_glyphs
 from fastsam.longtail.data.listed import LISTED, ListedSet, find_list
 from fastsam.longtail.data.lists import list_hash, read_list
 from fastsam.longtail.errors import DataError
@@ -28,12 +29,12 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     data = load_dataset(name, options)
     counts = data.counts
     yield f"{name}: {data.num_classes} classes, {counts.min()} to {counts.max()} training images"
-    sets = {"train": data.train, "validation": data.validation, "test": data.test}
-    for part, images in sets.items():
-        if images is not None:
-            yield f"{part}: {len(images)} images"
+    for part, images in data.splits.items():
+        yield f"{part}: {len(images)} images"
     if name in LISTED:
         yield from _lists(LISTED[name], options.root)
+    if name in GLYPHS:
+        yield from check_glyphs(SPECS[data.num_classes])
     for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
         sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
         yield f"classes by the {rule} rule: {sizes}"
@@ -44,7 +45,7 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     if decode:
         broken = [
             path
-            for images in sets.values()
+            for images in data.splits.values()
             if isinstance(images, FileImages)
             for path in images.broken_files()
         ]

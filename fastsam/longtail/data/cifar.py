@@ -8,18 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
-from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
-from fastsam.longtail.data.subset import (
-    ImbalanceKind,
-    longtail_counts,
-    longtail_indices,
-    subset_hash,
-)
+from fastsam.longtail.data.cifar_like import made_long_tailed
+from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.subset import ImbalanceKind
 from fastsam.longtail.errors import DataError
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-_BOUNDARIES = {10: (3, 7), 100: (36, 71)}
 
 
 def load_cifar_lt(
@@ -65,18 +59,12 @@ def load_cifar_lt(
         for part in parts
     ]
     train, test = sets
-    n_max = len(train) // num_classes
-    counts = longtail_counts(n_max, num_classes, imbalance, kind)
-    chosen = longtail_indices(train.targets, counts, subset_seed)
-    half = num_classes // 2
-    return LongTailData(
-        name=f"cifar{num_classes}-lt",
-        train=train.select(chosen, augmentation=Compose((RandomCrop(4), RandomHorizontalFlip()))),
-        validation=None,
-        test=test,
-        class_names=tuple(parts[0].classes),
-        groups=groups_by_rank(
-            num_classes, _BOUNDARIES[num_classes] if kind == "exp" else (half, half)
-        ),
-        subset_hash=subset_hash(chosen),
+    return made_long_tailed(
+        f"cifar{num_classes}-lt",
+        tuple(parts[0].classes),
+        train,
+        test,
+        imbalance=imbalance,
+        kind=kind,
+        subset_seed=subset_seed,
     )

@@ -144,6 +144,8 @@ class LongTailData:
         class_names: one name per class.
         groups: the classes called head, mid and tail by the paper.
         subset_hash: SHA-256 of the training subset; None where the whole list is used.
+        unseen: a second test set whose images differ in kind from those of the training set; None
+            where the data set has none.
     """
 
     name: str
@@ -153,6 +155,7 @@ class LongTailData:
     class_names: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
     subset_hash: str | None = None
+    unseen: Images | None = None
 
     @property
     def num_classes(self) -> int:
@@ -164,14 +167,27 @@ class LongTailData:
         """Training images of each class, int64 ``[num_classes]``."""
         return np.bincount(self.train.targets, minlength=self.num_classes).astype(np.int64)
 
+    @property
+    def splits(self) -> dict[str, Images]:
+        """The sets there are, by the names ``train``, ``validation``, ``test`` and ``unseen``."""
+        named = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            "unseen": self.unseen,
+        }
+        return {name: images for name, images in named.items() if images is not None}
+
     def split(self, name: str) -> Images:
-        """The images of ``train``, ``validation`` or ``test``."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        images = splits.get(name)
-        if images is None:
-            have = ", ".join(key for key, value in splits.items() if value is not None)
-            raise UsageError(f"{self.name} has no split {name!r}; valid: {have}")
-        return images
+        """The images of one of :attr:`splits`.
+
+        Raises:
+            UsageError: if there is no such set.
+        """
+        splits = self.splits
+        if name not in splits:
+            raise UsageError(f"{self.name} has no split {name!r}; valid: {', '.join(splits)}")
+        return splits[name]
 
 
 def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,110 @@
+"""Contact sheets: what the images of a data set look like, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastsam.longtail.data.dataset import Images, LongTailData, TensorImages
+from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.errors import UsageError
+
+GAP = 2
+"""White pixels between images."""
+SMALLEST = 64
+"""Images smaller than this are enlarged by a whole factor."""
+
+
+def write_sheets(
+    data: LongTailData, folder: Path, *, split: str = "train", columns: int = 16, rows: int = 8
+) -> Iterator[Path]:
+    """Write a sheet for every class, and one with a row for every class, head to tail.
+
+    Sheets show a class's first images without augmentation; they are named after rank, class and
+    number of images. Nothing else in the folder is touched.
+
+    Args:
+        data: the data set.
+        folder: where the PNG files go; made if need be.
+        split: whose images.
+        columns: images in a row.
+        rows: rows of the sheet of one class.
+
+    Yields:
+        The path of every file, once it is written.
+
+    Raises:
+        UsageError: for an unknown split, or no rows or columns.
+    """
+    from PIL import Image
+
+    if columns < 1 or rows < 1:
+        raise UsageError(f"a sheet needs rows and columns, got {rows} and {columns}")
+    images = data.split(split)
+    counts = np.bincount(images.targets, minlength=data.num_classes)
+    order = np.argsort(-data.counts, kind="stable")
+    width = len(str(data.num_classes - 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    overview = []
+    for rank, label in enumerate(order.tolist()):
+        members = np.flatnonzero(images.targets == label)[: columns * rows]
+        shown = pictures(images, members)
+        overview.append(_filled(shown[:columns], columns))
+        name = _file_name(data.class_names[label], label)
+        path = folder / f"{rank:0{width}d}-{name}-{counts[label]}.png"
+        Image.fromarray(tiled(shown, columns)).save(path)
+        yield path
+    path = folder / "overview.png"
+    Image.fromarray(tiled(np.concatenate(overview), columns)).save(path, optimize=True)
+    yield path
+
+
+def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Images as they are, without augmentation.
+
+    Args:
+        images: a set of images.
+        indices: which of them, int64 ``[n]``.
+
+    Returns:
+        uint8 ``[n, H, W, 3]``.
+    """
+    if isinstance(images, TensorImages):
+        mean, std = images.mean, images.std
+    elif isinstance(images, FileImages):
+        mean, std = images.preparation.mean, images.preparation.std
+    else:
+        raise UsageError(f"images of kind {type(images).__name__} cannot be shown")
+    batches = images.batches([indices], augment=False, seed=0, epoch=0, device=torch.device("cpu"))
+    read = torch.cat([batch.inputs for batch in batches])
+    raw = read * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = (raw * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def tiled(shown: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Images ``[n, H, W, 3]`` side by side and row by row, uint8 ``[height, width, 3]``."""
+    factor = max(1, -(-SMALLEST // shown.shape[1]))
+    shown = _filled(shown, -(-len(shown) // columns) * columns)
+    shown = shown.repeat(factor, axis=1).repeat(factor, axis=2)
+    spaced = np.pad(shown, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    _, height, width, _ = spaced.shape
+    grid = spaced.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(grid.reshape(-1, columns * width, 3)[:-GAP, :-GAP])
+
+
+def _filled(shown: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """The images, and white ones after them until there are ``count``."""
+    return np.pad(shown, ((0, count - len(shown)), *((0, 0),) * 3), constant_values=255)
+
+
+def _file_name(class_name: str, label: int) -> str:
+    """The name of a class as every file system takes it, or its number and code point."""
+    if class_name.isascii() and class_name.replace("_", "").replace("-", "").isalnum():
+        return class_name
+    points = "-".join(f"U+{ord(character):04X}" for character in class_name[:8])
+    return f"class{label}-{points}"
