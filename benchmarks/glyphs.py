@@ -109,7 +109,9 @@ class Glyphs:
         data = load_glyphs_lt(self._spec(1), imbalance=1.0)
         x, y = _pixels(data.train)
         queries, wanted = _pixels(data.test)
-        nearest = torch.cat([y[torch.cdist(part, x).argmin(dim=1)] for part in queries.split(500)])
+        nearest = torch.cat(
+            [y[torch.cdist(part, x).argmin(dim=1)] for part in torch.split(queries, 500)]
+        )
         # Ridge regression on one-hot classes; the best of some strengths on the test set bounds it.
         gram = x.T @ x
         linear = {}

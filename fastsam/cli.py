@@ -22,7 +22,7 @@ import fastsam
 from fastsam.longtail.atomic import write_text
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import OPTIMIZERS, TrainConfig
-from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind
+from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind, load_dataset
 from fastsam.longtail.data.check import check_dataset
 from fastsam.longtail.data.lists import convert_inaturalist
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
@@ -186,7 +186,7 @@ class SpectrumCommand:
     classes: tuple[int | Literal["all"], ...] = (0, 9)
     """Labels of the classes; `all` for the images of every class together."""
     split: str = "train"
-    """Whose images: train, validation or test."""
+    """Whose images: train, validation or test; unseen for glyphs in other faces."""
     loss: str = "ce"
     """Cross-entropy without weights (ce), or the loss of the last epoch (as-trained)."""
     augment: str = "none"
@@ -371,8 +371,8 @@ def _print_names() -> None:
 
 
 @dataclass(frozen=True)
-class DataCheck:
-    """Verify the files, labels and counts of a data set."""
+class _DataCommand:
+    """What commands about one data set have in common."""
 
     name: Positional[str]
     """Name of the data set."""
@@ -386,20 +386,58 @@ class DataCheck:
     """Shape of the imbalance."""
     download: bool = False
     """Fetch CIFAR if it is not there."""
-    decode: bool = False
-    """Also decode every image file."""
 
-    def run(self) -> None:
-        """Print what was found."""
-        options = DataOptions(
+    @property
+    def options(self) -> DataOptions:
+        """What is asked of the data set."""
+        return DataOptions(
             root=self.root,
             imbalance=self.imbalance,
             kind=self.kind,
             subset_seed=self.subset_seed,
             download=self.download,
         )
-        for line in check_dataset(self.name, options, decode=self.decode):
+
+
+@dataclass(frozen=True)
+class DataCheck(_DataCommand):
+    """Verify the files, labels and counts of a data set."""
+
+    decode: bool = False
+    """Also decode every image file."""
+
+    def run(self) -> None:
+        """Print what was found."""
+        for line in check_dataset(self.name, self.options, decode=self.decode):
             print(line)
+
+
+@dataclass(frozen=True)
+class DataShow(_DataCommand):
+    """Write a contact sheet of every class, head to tail, and one of all classes."""
+
+    out: Path = Path("sheets")
+    """Folder for the sheets."""
+    split: str = "train"
+    """Whose images: train, validation, test or unseen."""
+    columns: int = 16
+    """Images in a row."""
+    rows: int = 8
+    """Rows of the sheet of one class."""
+    overwrite: bool = False
+    """The folder may hold files already."""
+
+    def run(self) -> None:
+        """Write the sheets."""
+        from fastsam.longtail.data.sheet import write_sheets
+        from fastsam.longtail.results import check_free
+
+        check_free(self.out, allowed=self.overwrite, flags="--overwrite")
+        data = load_dataset(self.name, self.options)
+        for path in write_sheets(
+            data, self.out, split=self.split, columns=self.columns, rows=self.rows
+        ):
+            print(path)
 
 
 @dataclass(frozen=True)
@@ -581,8 +619,9 @@ def _commands() -> Any:
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[
             Annotated[DataCheck, subcommand("check")]
+            | Annotated[DataShow, subcommand("show")]
             | Annotated[DataConvert, subcommand("convert")],
-            subcommand("data", description="Check data sets, convert list files."),
+            subcommand("data", description="Check and show data sets, convert list files."),
         ]
         | Annotated[Doctor, subcommand("doctor")]
     )

@@ -88,7 +88,6 @@ _CIFAR: Layer = {
 }
 
 
-
 def _borrowed(layer: Layer, source: str) -> dict[str, Entry]:
     """The values of another data set's layer, as starting points."""
     return {name: Entry(entry.value, source, known=False) for name, entry in layer.items()}

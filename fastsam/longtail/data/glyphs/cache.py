@@ -105,7 +105,9 @@ def _read(path: Path, spec: GlyphSpec) -> NDArray[np.uint8]:
     if kept != _identity(spec):
         raise DataError(f"{path} holds other glyphs than its name says; {advice}")
     if images_hash(pixels) != digest:
-        raise DataError(f"{path} is damaged: its SHA-256 is not the one it was written with; {advice}")
+        raise DataError(
+            f"{path} is damaged: its SHA-256 is not the one it was written with; {advice}"
+        )
     _check_published(spec, digest, str(path))
     return pixels.reshape(-1, 3, SIZE, SIZE)
 

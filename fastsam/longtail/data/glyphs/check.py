@@ -36,7 +36,9 @@ def check_glyphs(spec: GlyphSpec) -> Iterator[str]:
         bank = texture_bank(spec.seed, int(part))
         again = draw_images(drawings, bank, part, labels, numbers, seed=spec.seed)
         if not np.array_equal(again, images[first : first + size][chosen]):
-            raise DataError(f"this machine draws other {part.name.lower()} images; please report it")
+            raise DataError(
+                f"this machine draws other {part.name.lower()} images; please report it"
+            )
         first += size
         redrawn += len(chosen)
     yield f"{redrawn} images drawn again: the same bits"

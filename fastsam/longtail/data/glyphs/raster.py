@@ -69,4 +69,5 @@ def coverage(
     winding = np.cumsum(
         change.astype(np.int32).reshape(count, size, LINES, width)[..., :size], axis=-1
     )
-    return np.clip(winding, 0, UNITS).sum(axis=2, dtype=np.int32)
+    covered: NDArray[np.int32] = np.clip(winding, 0, UNITS).sum(axis=2, dtype=np.int32)
+    return covered

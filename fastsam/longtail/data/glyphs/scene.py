@@ -161,9 +161,7 @@ def _over(below: Picture, above: Picture, mask: Mask) -> Picture:
     return below + (above - below) * mask[:, None] // FULL
 
 
-def _material(
-    draws: Draws, colour: Picture, bank: NDArray[np.uint8], strength: int
-) -> Picture:
+def _material(draws: Draws, colour: Picture, bank: NDArray[np.uint8], strength: int) -> Picture:
     """A window of a texture, from one colour to a similar one, int32 ``[N, 3, SIZE, SIZE]``."""
     texture = draws.below(len(bank))[:, None]
     window = np.arange(SIZE)
@@ -173,7 +171,8 @@ def _material(
     turned = draws.chance(0.5)[:, None, None]
     grey = np.where(turned, grey.transpose(0, 2, 1), grey) - 128
     other = draws.uniform(-strength, strength, 3).astype(np.int32) * 2
-    return _flat(colour) + _flat(other) * grey[:, None] // 256
+    material: Picture = _flat(colour) + _flat(other) * grey[:, None] // 256
+    return material
 
 
 def _plate(draws: Draws, masks: Masks) -> Mask:
@@ -190,20 +189,31 @@ def _plate(draws: Draws, masks: Masks) -> Mask:
 
 def _shifted(draws: Draws, mask: Mask) -> Mask:
     """The mask moved by one or two pixels along both axes."""
-    moved = np.zeros_like(mask)
-    dy, dx = (draws.below(4) for _ in range(2))
-    for number, step in enumerate((-2, -1, 1, 2)):
-        moved = np.where((dy == number)[:, None, None], np.roll(mask, step, axis=1), moved)
-    result = np.zeros_like(mask)
-    for number, step in enumerate((-2, -1, 1, 2)):
-        result = np.where((dx == number)[:, None, None], np.roll(moved, step, axis=2), result)
-    return result
+    for axis in (1, 2):
+        step = draws.below(len(_STEPS))[:, None, None]
+        mask = np.select(
+            [step == number for number in range(len(_STEPS))],
+            [_moved(mask, by, axis) for by in _STEPS],
+        ).astype(np.int32)
+    return mask
+
+
+_STEPS = (-2, -1, 1, 2)
+
+
+def _moved(mask: Mask, by: int, axis: int) -> Mask:
+    """The mask moved by some pixels, with nothing where it came from."""
+    moved = np.roll(mask, by, axis=axis)
+    emptied = slice(None, by) if by > 0 else slice(by, None)
+    moved[(slice(None),) * axis + (emptied,)] = 0
+    return moved
 
 
 def _coarse(mask: Mask) -> Mask:
     """The mask in squares of two by two pixels."""
-    half = mask.reshape(len(mask), SIZE // 2, 2, SIZE // 2, 2).sum(axis=(2, 4)) // 4
-    return half.repeat(2, axis=1).repeat(2, axis=2).astype(np.int32)
+    half = mask.reshape(len(mask), SIZE // 2, 2, SIZE // 2, 2).sum(axis=(2, 4), dtype=np.int32)
+    coarse: Mask = (half // 4).repeat(2, axis=1).repeat(2, axis=2)
+    return coarse
 
 
 def _stripes(draws: Draws) -> Mask:
@@ -242,7 +252,9 @@ def _sensed(draws: Draws, picture: Picture) -> NDArray[np.uint8]:
     twice[..., 1:-1] = (blurred[..., :-2] + 2 * blurred[..., 1:-1] + blurred[..., 2:]) // 4
     picture = np.where(draws.chance(0.25)[:, None, None, None], twice, picture)
     # Four values of 16 bits from each number.
-    bits = draws.bits(SIZE * SIZE // 4)[:, :, None] >> (np.arange(4, dtype=np.uint64) * np.uint64(16))
+    bits = draws.bits(SIZE * SIZE // 4)[:, :, None] >> (
+        np.arange(4, dtype=np.uint64) * np.uint64(16)
+    )
     grain = (bits & np.uint64(0xFFFF)).astype(np.int32).reshape(-1, 1, SIZE, SIZE) - 32768
     strength = draws.uniform(2.0, 10.0)[:, 0].astype(np.int32)[:, None, None, None]
     return np.clip(picture + grain * strength // 32768, 0, 255).astype(np.uint8)

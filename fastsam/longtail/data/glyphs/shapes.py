@@ -41,9 +41,7 @@ def polygons(outlines: Sequence[Outline]) -> Shapes:
     """All outlines as :class:`Shapes`."""
     parts = [_polygon(outline) for outline in outlines]
     length = np.array([len(part[0]) for part in parts], dtype=np.int64)
-    vertices, outward, following = (
-        np.concatenate([part[i] for part in parts]) for i in range(3)
-    )
+    vertices, outward, following = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Shapes(vertices, outward, following.astype(np.int64), np.cumsum(length) - length, length)
 
 
@@ -89,8 +87,9 @@ def _chords(points: NDArray[np.int64], on_curve: NDArray[np.bool_]) -> NDArray[n
             chords.append(
                 before * ((1 - t) * (1 - t)) + point * (2 * t * (1 - t)) + after * (t * t)
             )
-    polygon = np.array(chords)
-    return polygon[(polygon != np.roll(polygon, 1, axis=0)).any(axis=1)]
+    polygon: NDArray[np.float64] = np.array(chords)
+    moves: NDArray[np.bool_] = (polygon != np.roll(polygon, 1, axis=0)).any(axis=1)
+    return polygon[moves]
 
 
 def _divided(polygon: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -58,7 +58,7 @@ def _clouds(kind: Draws, region: Draws) -> Grey:
 def _veins(kind: Draws, region: Draws) -> Grey:
     cell = 8 << int(kind.below(2)[0])
     ridge = abs(2 * _noise(region, cell) - 255) * 2 + abs(2 * _noise(region, cell // 2) - 255)
-    return np.minimum(ridge, 300)
+    return np.asarray(np.minimum(ridge, 300), dtype=np.int64)
 
 
 def _grain(kind: Draws, region: Draws) -> Grey:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from fastsam.longtail.data.glyphs.draws import Draws
 from fastsam.longtail.data.glyphs.shapes import Shapes
 
+NEAREST = 0.3
+"""Nothing comes nearer than this share of its distance, however strong the perspective."""
+
 Column = NDArray[np.float64]
 
 
@@ -105,7 +108,8 @@ def bent(shapes: Shapes, chosen: NDArray[np.int64], bend: Bend, weight: Column) 
     scale = 1.0 / (1.0 + half * half)
     cosine, sine = (1.0 - half * half) * scale, 2.0 * half * scale
     x, y = cosine * x - sine * y, sine * x + cosine * y
-    depth = 1.0 / (1.0 + (bend.vanish[:, 0][image] * x + bend.vanish[:, 1][image] * y))
+    slant = bend.vanish[:, 0][image] * x + bend.vanish[:, 1][image] * y
+    depth = 1.0 / np.maximum(1.0 + slant, NEAREST)
     return Outlines(image, following, x * depth, y * depth)
 
 
@@ -125,9 +129,7 @@ def box(outlines: Outlines, count: int) -> tuple[NDArray[np.float64], NDArray[np
     return low, high
 
 
-def placed(
-    outlines: Outlines, scale: NDArray[np.float64], shift: NDArray[np.float64]
-) -> Outlines:
+def placed(outlines: Outlines, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> Outlines:
     """The outlines times ``scale`` ``[N]``, plus ``shift`` ``[N, 2]``."""
     image = outlines.image
     factor = scale[image]
