@@ -99,7 +99,7 @@ def read_outlines(face: Face, characters: Iterable[str], folder: Path) -> list[O
 
     path = folder / face.file
     try:
-        with _without_remarks(), TTFont(path, lazy=True) as font:
+        with path.open("rb") as file, _without_remarks(), TTFont(file, lazy=True) as font:
             names: dict[int, str] = font.getBestCmap()
             table: Any = font["glyf"]
             return [_drawing(table, names, face, character) for character in characters]
