@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ OUTLINES = {
 """SHA-256 of the outlines of each alphabet; part of what the data are."""
 
 
+@lru_cache(maxsize=len(ALPHABETS))
 def read_drawings(num_classes: int, folder: Path | None = None) -> Drawings:
-    """The drawings of an alphabet.
+    """The drawings of an alphabet; kept, since reading fonts takes a second or two.
 
     Args:
         num_classes: 10 or 100.

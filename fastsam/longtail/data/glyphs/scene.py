@@ -65,7 +65,7 @@ def draw_masks(
     count = len(chosen)
     bend = draw_bend(draws, warp=0.34, turn=0.3)
     weight = draws.uniform(0.0, 0.04)[:, 0]
-    extent = draws.uniform(17.0, 27.0)[:, 0]
+    extent = draws.uniform(19.0, 28.0)[:, 0]
     outlines = bent(shapes, chosen, bend, weight)
     low, high = box(outlines, count)
     scale = extent / (high - low).max(axis=1)
@@ -139,7 +139,7 @@ def paint(
     return _sensed(draws, picture)
 
 
-def _contrasting(draws: Draws, ground: Picture, least: int = 90) -> Picture:
+def _contrasting(draws: Draws, ground: Picture, least: int = 100) -> Picture:
     """A colour whose brightness differs from that of ``ground`` ``[N, 3]`` by ``least``."""
     trials = draws.uniform(0.0, 256.0, 3 * 8).astype(np.int32).reshape(-1, 8, 3)
     difference = np.abs(_brightness(trials) - _brightness(ground)[:, None])
@@ -227,11 +227,11 @@ def _stripes(draws: Draws) -> Mask:
 
 
 def _ramp(draws: Draws) -> Mask:
-    """From FULL on one side to half of it on the other."""
+    """From FULL on one side to three fifths of it on the other."""
     slope = draws.uniform(-1.0, 1.0, 2)
     centred = (np.arange(SIZE) - SIZE / 2 + 0.5) / SIZE
     plane = slope[:, 0, None, None] * centred[:, None] + slope[:, 1, None, None] * centred
-    return (np.clip(0.75 + 0.5 * plane, 0.5, 1.0) * FULL).astype(np.int32)
+    return (np.clip(0.8 + 0.4 * plane, 0.6, 1.0) * FULL).astype(np.int32)
 
 
 def _lit(draws: Draws, picture: Picture) -> Picture:
@@ -250,7 +250,7 @@ def _sensed(draws: Draws, picture: Picture) -> NDArray[np.uint8]:
     blurred[:, :, 1:-1] = (picture[:, :, :-2] + 2 * picture[:, :, 1:-1] + picture[:, :, 2:]) // 4
     twice = blurred.copy()
     twice[..., 1:-1] = (blurred[..., :-2] + 2 * blurred[..., 1:-1] + blurred[..., 2:]) // 4
-    picture = np.where(draws.chance(0.25)[:, None, None, None], twice, picture)
+    picture = np.where(draws.chance(0.15)[:, None, None, None], twice, picture)
     # Four values of 16 bits from each number.
     bits = draws.bits(SIZE * SIZE // 4)[:, :, None] >> (
         np.arange(4, dtype=np.uint64) * np.uint64(16)
