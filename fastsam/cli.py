@@ -131,6 +131,8 @@ class TrainCommand:
         from fastsam.report import accuracy_table
 
         print(accuracy_table([result]))
+        if result.unseen is not None:
+            print(f"second test set, images of other kinds: {result.unseen.accuracy:.1f} %")
         if result.unreadable:
             first = next(iter(result.unreadable))
             print(

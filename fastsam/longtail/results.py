@@ -56,6 +56,7 @@ class Result:
         seconds: wall time of the training.
         unreadable: images that could not be read and were skipped, with how often.
         environment: versions and device.
+        unseen: metrics on a second test set of other kinds of images, where there is one.
     """
 
     config: dict[str, Any]
@@ -71,6 +72,7 @@ class Result:
     seconds: float
     unreadable: dict[str, int]
     environment: dict[str, Any]
+    unseen: Metrics | None = None
 
     def to_json(self) -> str:
         """The whole result as JSON text."""
@@ -86,8 +88,9 @@ class Result:
         try:
             values = json.loads(text)
             values["test"] = Metrics(**values["test"])
-            if values["validation"] is not None:
-                values["validation"] = Metrics(**values["validation"])
+            for name in ("validation", "unseen"):
+                if values.get(name) is not None:
+                    values[name] = Metrics(**values[name])
             values["history"] = [Epoch(**record) for record in values["history"]]
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:

@@ -369,12 +369,13 @@ class Trainer:
             seconds=seconds,
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.ranks.size},
+            unseen=None if data.unseen is None else self._metrics(data.unseen),
         )
 
     def _unreadable(self) -> dict[str, int]:
         """How often each image was skipped, training and evaluation together, since the start."""
         met = Counter(self._unreadable_before)
-        for images in (self.data.train, self.data.validation, self.data.test):
+        for images in self.data.splits.values():
             if isinstance(images, FileImages):
                 met.update(images.unreadable)
         return dict(met)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastsam.cli import main
-from fastsam.longtail import recipe
+from fastsam.longtail import Result, Trainer, recipe
 from fastsam.longtail.data import TensorImages, load_dataset, longtail_indices, subset_hash
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.glyphs import (
@@ -31,6 +32,7 @@ from fastsam.longtail.data.glyphs import (
 from fastsam.longtail.data.glyphs.cache import PUBLISHED, cache_folder
 from fastsam.longtail.data.sheet import tiled, write_sheets
 from fastsam.longtail.errors import DataError, UsageError
+from fastsam.longtail.trainer import predict
 
 SMALL = GlyphSpec(num_classes=10, train=12, validation=2, test=6, seed=3)
 SMALL_HASH = "147904ccc4ffab2efcd5c9c7c7559f6ac532083209b749004f8f1ee544be073d"
@@ -38,8 +40,16 @@ SMALL_HASH = "147904ccc4ffab2efcd5c9c7c7559f6ac532083209b749004f8f1ee544be073d"
 
 
 @pytest.fixture(scope="module")
-def small() -> NDArray[np.uint8]:
-    return generate(SMALL, progress=False)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the images of SMALL."""
+    folder: Path = tmp_path_factory.mktemp("kept")
+    cached_images(SMALL, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(kept: Path) -> NDArray[np.uint8]:
+    return cached_images(SMALL, folder=kept)
 
 
 def parts(spec: GlyphSpec, images: NDArray[np.uint8]) -> dict[Part, NDArray[np.uint8]]:
@@ -92,9 +102,9 @@ def test_unseen_faces_are_in_no_other_part(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "draw_masks", watched)
     drawings = module.read_drawings(10)
     bank = module.texture_bank(0, 0)
-    labels = np.repeat(np.arange(10), 40)
+    labels = np.repeat(np.arange(10), 15)
     for part in Part:
-        module.draw_images(drawings, bank, part, labels, np.tile(np.arange(40), 10), seed=0)
+        module.draw_images(drawings, bank, part, labels, np.tile(np.arange(15), 10), seed=0)
     seen = len(drawings.alphabet.faces)
     for name in ("TRAIN", "VALIDATION", "TEST"):
         assert drawn[name] <= set(range(seen))
@@ -111,6 +121,7 @@ def test_images_are_drawn_once_and_read_ever_after(
 ) -> None:
     folder = tmp_path / "new"
     assert np.array_equal(cached_images(SMALL, folder=folder), small)
+    assert len(list(folder.iterdir())) == 1
     monkeypatch.setattr(cache, "generate", refuse)
     assert np.array_equal(cached_images(SMALL, folder=folder), small)
     (path,) = folder.iterdir()
@@ -127,14 +138,15 @@ def test_images_are_drawn_once_and_read_ever_after(
             cached_images(SMALL, folder=folder)
 
 
-def test_the_named_sets_have_one_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached_images(SMALL, folder=tmp_path)
+def test_the_named_sets_have_one_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path
+) -> None:
     monkeypatch.setitem(PUBLISHED, SMALL, "0" * 64)
     with pytest.raises(DataError, match="0000 everywhere"):
-        cached_images(SMALL, folder=tmp_path)
+        cached_images(SMALL, folder=kept)
     with pytest.raises(DataError, match="0000 everywhere"):
-        cached_images(SMALL, folder=tmp_path / "other")
-    assert not list((tmp_path / "other").iterdir())
+        cached_images(SMALL, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(
@@ -162,9 +174,9 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["exp", "step"])
 def test_the_long_tail_is_cut_as_that_of_cifar(
-    tmp_path: Path, kind: Any, small: NDArray[np.uint8]
+    kept: Path, kind: Any, small: NDArray[np.uint8]
 ) -> None:
-    data = load_glyphs_lt(SMALL, imbalance=6, kind=kind, subset_seed=1, folder=tmp_path)
+    data = load_glyphs_lt(SMALL, imbalance=6, kind=kind, subset_seed=1, folder=kept)
     assert (data.counts[0], data.counts[-1]) == (12, 2)
     assert data.class_names == tuple("EOCPURVFQG")
     tail = {"exp": (7, 8, 9), "step": (5, 6, 7, 8, 9)}[kind]
@@ -187,14 +199,30 @@ def test_the_long_tail_is_cut_as_that_of_cifar(
         assert np.array_equal(images.images.numpy(), parts(SMALL, small)[part])
 
 
-def test_pixels_are_normalised(tmp_path: Path) -> None:
-    data = load_glyphs_lt(SMALL, imbalance=1, folder=tmp_path)
+def test_pixels_are_normalised(kept: Path) -> None:
+    data = load_glyphs_lt(SMALL, imbalance=1, folder=kept)
     everything = [np.arange(len(data.train))]
     (batch,) = data.train.batches(
         everything, augment=False, seed=0, epoch=0, device=torch.device("cpu")
     )
     assert batch.inputs.mean(dim=(0, 2, 3)).abs().max() < 0.15
     assert (batch.inputs.std(dim=(0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def test_training_judges_both_test_sets(kept: Path) -> None:
+    data = load_glyphs_lt(SMALL, imbalance=6, folder=kept)
+    config = recipe("glyphs10-lt", "ce", "sgd", epochs=1, model="resnet8", threads=1).config()
+    trainer = Trainer(config, data=data, progress=False)
+    result = trainer.fit()
+    for images, metrics in ((data.test, result.test), (data.unseen, result.unseen)):
+        assert images is not None
+        assert metrics is not None
+        logits, targets = predict(trainer.model, images, torch.device("cpu"))
+        assert metrics.accuracy == 100 * float((logits.argmax(1) == targets).double().mean())
+    assert Result.from_json(result.to_json()) == result
+    before = json.loads(result.to_json())
+    del before["unseen"]  # as results were written when there was no such set
+    assert Result.from_json(json.dumps(before)).unseen is None
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
@@ -234,8 +262,8 @@ def test_sheets_show_what_is_there(tmp_path: Path, capsys: Any) -> None:
     assert "valid: train, validation, test" in capsys.readouterr().err
 
 
-def test_sheets_of_glyphs(tmp_path: Path) -> None:
-    data = load_glyphs_lt(SMALL, imbalance=6, folder=tmp_path / "cache")
+def test_sheets_of_glyphs(tmp_path: Path, kept: Path) -> None:
+    data = load_glyphs_lt(SMALL, imbalance=6, folder=kept)
     paths = list(write_sheets(data, tmp_path / "sheets", split="unseen", columns=3, rows=1))
     assert paths[0].name == "0-E-6.png"
     with pytest.raises(UsageError, match="rows and columns"):
@@ -260,7 +288,7 @@ def test_the_named_sets(num_classes: int, total: int, capsys: Any) -> None:
     assert f"train: {total} images" in output
     assert "test: 10000 images" in output
     assert "unseen: 10000 images" in output
-    assert PUBLISHED[SPECS[num_classes]] in output
+    assert PUBLISHED.get(SPECS[num_classes], "SHA-256") in output
     assert "drawn again: the same bits" in output
 
 
