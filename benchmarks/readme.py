@@ -1,4 +1,4 @@
-"""Writes the README's tables from the results: numbers there are never typed."""
+"""Writes the tables of the documents from the results: numbers there are never typed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
+DOCUMENTS = (README, README.parent / "docs" / "glyphs.md")
+"""Documents with tables of results."""
 
 
 @dataclass(frozen=True)
 class Readme:
-    """Rewrites the tables of README.md from benchmarks/results/."""
+    """Rewrites the tables of README.md and docs/ from benchmarks/results/."""
 
     def run(self) -> None:
-        README.write_text(rendered(README.read_text()))
+        for document in DOCUMENTS:
+            document.write_text(rendered(document.read_text()))
 
 
 def rendered(text: str) -> str:
@@ -28,6 +31,7 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "longtail-digits": longtail_digits(),
+        "glyphs": glyphs(),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"
@@ -39,6 +43,45 @@ def sam_step() -> str:
     """One table per device that has results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
     return "\n".join(parts)
+
+
+def glyphs() -> str:
+    """How hard glyphs are, one table per result file."""
+    parts = [
+        _glyphs_table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("glyphs*.json"))
+    ]
+    return "\n".join(parts)
+
+
+def _glyphs_table(results: dict[str, Any]) -> str:
+    parts = dict(results["parts"])
+    simple = parts.pop("simple", None)
+    text = (
+        f"`{results['data']}`, ResNet-8, {results['per_class']} training images of each class (of the "
+        f"largest one where there is a tail), {results['test_per_class']} test images of each class, "
+        f"one seed, last epoch; every training sees as many images as {results['epochs_balanced']} "
+        f"epochs of the balanced set (`{results['environment']['command']}`). Test accuracy, percent:"
+    )
+    lines = [
+        *textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False),
+        "",
+        "| | all | head | mid | tail | lowest and highest class | unseen faces | training images |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, part in parts.items():
+        groups = " | ".join(f"{part['groups'][group]:.1f}" for group in ("head", "mid", "tail"))
+        lowest, highest = min(part["per_class"]), max(part["per_class"])
+        lines.append(
+            f"| {name} | {part['accuracy']:.1f} | {groups} | {lowest:.1f}, {highest:.1f} "
+            f"| {part['unseen_faces']:.1f} | {part['training_images']} |"
+        )
+    if simple is not None:
+        lines += [
+            "",
+            f"On the pixels of the balanced set: nearest neighbour {simple['1-nn']:.1f}, the best of four "
+            f"ridge regressions {simple['linear, best']:.1f}.",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def longtail_digits() -> str:

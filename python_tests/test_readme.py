@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import README, rendered
+from benchmarks.readme import DOCUMENTS, README, rendered
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_numbers_are_those_of_the_results() -> None:
-    assert README.read_text() == rendered(README.read_text())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_numbers_are_those_of_the_results(document: Path) -> None:
+    assert document.read_text() == rendered(document.read_text())
 
 
 def test_links_lead_somewhere() -> None:
