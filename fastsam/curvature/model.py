@@ -14,7 +14,13 @@ from fastsam.curvature.data import Batches, tensors_of
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
-from fastsam.curvature.planning import Measurements, make_plan, pieces
+from fastsam.curvature.planning import (
+    JOINED_SAMPLES,
+    Measurements,
+    joined,
+    make_plan,
+    pieces,
+)
 from fastsam.curvature.products import (
     HOLDING,
     STRATEGIES,
@@ -136,6 +142,10 @@ class ModelOperator:
         if plan.micro_batch is not None:
             self.micro_batch = plan.micro_batch
             self._batches = pieces(self._batches, plan.micro_batch)
+        # Targets for fisher-mc are drawn batch by batch: they stay as they are.
+        held = self.strategy in HOLDING and self.micro_batch is None
+        if held and self._loss.objective.separable and self.curvature != "fisher-mc":
+            self._batches = joined(self._batches, JOINED_SAMPLES)
         self.predicted_bytes = plan.graph_bytes + reserved
         each = plan.product_seconds
         if each is None:
@@ -175,6 +185,7 @@ class ModelOperator:
             "device": self.device.type,
             "parameters": self._loss.checksum(),
             "data": self._batches.fingerprint,
+            "passes": len(list(self._batches)) if self._batches.held else None,
         }
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:

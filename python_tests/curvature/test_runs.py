@@ -376,3 +376,38 @@ def test_a_process_killed_by_the_system_resumes_to_the_same_bits(tmp_path, when,
     whole = operator_spectrum(operator, **options)
     assert np.array_equal(resumed.alpha, whole.alpha)
     assert np.array_equal(resumed.beta, whole.beta)
+
+
+@pytest.mark.parametrize("strategy", ["kept-graph", "linearize"])
+def test_small_batches_are_joined_where_their_graphs_are_held(strategy):
+    model, (inputs, targets) = mlp((3, 4, 3)), classification(100, 3, 3)
+    calls = []
+    model.register_forward_hook(lambda module, given, result: calls.append(len(result)))
+    data = [(inputs[i : i + 7], targets[i : i + 7]) for i in range(0, 100, 7)]
+    options = {"steps": 31, "probes": 2}
+    held = spectral_density(model, F.cross_entropy, data, strategy=strategy, **options)
+    assert calls[-1] == 37
+    assert 63 in calls  # nine batches of seven, and the rest
+    cut = spectral_density(
+        model, F.cross_entropy, data, strategy=strategy, micro_batch=7, **options
+    )
+    assert calls[-1] == 2
+    again = spectral_density(model, F.cross_entropy, data, strategy="rebuild", **options)
+    for other in (cut, again):
+        assert np.allclose(held.alpha[:, :5], other.alpha[:, :5], atol=1e-9 * held.lambda_max)
+        assert held.lambda_max == pytest.approx(other.lambda_max, rel=1e-9)
+
+
+def test_batches_that_differ_are_not_joined():
+    from fastsam.curvature.data import read_batches
+    from fastsam.curvature.planning import joined
+
+    def sizes(*batches):
+        return [len(batch[0]) for batch in joined(read_batches(list(batches)), 10)]
+
+    def batch(count, width=3, dtype=torch.float32):
+        return torch.zeros(count, width, dtype=dtype), torch.zeros(count)
+
+    assert sizes(batch(4), batch(4), batch(4), batch(11), batch(2)) == [8, 4, 11, 2]
+    assert sizes(batch(4), batch(4, width=2), batch(4, dtype=torch.float64)) == [4, 4, 4]
+    assert sizes((torch.zeros(3, 2), torch.zeros(())), batch(3, 2)) == [3, 3]
