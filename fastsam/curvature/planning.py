@@ -112,7 +112,8 @@ def make_plan(
         cost = _graph_cost(loss, first, build)
         if sample_count(first) >= _LARGER:  # a line through two points; fewer samples give no line
             measurements.costs[kind] = cost
-    room = None if limit is None else max(0, limit - reserved)
+    moved = _data_bytes(loss, batches)
+    room = None if limit is None else max(0, limit - reserved - moved)
     largest = (
         max((sample_count(batch) for batch in batches), default=1)
         if batches.held
@@ -131,9 +132,9 @@ def make_plan(
     if room is not None and cost(largest) > room:
         micro_batch = _samples_that_fit(cost, room, largest, cuttable=_cuttable(loss, first))
     if strategy != "auto":
-        return Plan(strategy, micro_batch, total or cost(largest))
+        return Plan(strategy, micro_batch, moved + (total or cost(largest)))
     candidates = _candidates(loss, build, fits=fits, probes=probes, steps=steps)
-    graph_bytes = int(total if fits and total is not None else cost(micro_batch or largest))
+    graph_bytes = moved + (total if fits and total is not None else cost(micro_batch or largest))
     if len(candidates) == 1:
         return Plan(candidates[0], micro_batch, graph_bytes)
     piece = _head(first, micro_batch or largest)
@@ -147,6 +148,13 @@ def make_plan(
         timed[name] = known
     best = min(timed, key=lambda name: timed[name][0] + steps * timed[name][1])
     return Plan(best, micro_batch, graph_bytes, batches.samples * timed[best][1])
+
+
+def _data_bytes(loss: PureLoss, batches: Batches) -> int:
+    """Bytes of the data on a GPU, where recorded products need them to stay."""
+    if loss.device.type != "cuda" or not batches.held:
+        return 0
+    return sum(tensor.nbytes for batch in batches for tensor in tensors_of(batch))
 
 
 def _sample_shape(batch: Any) -> tuple[Any, ...]:
