@@ -225,14 +225,15 @@ def _known_extremes(results: dict[str, Any]) -> str:
     lines = [
         f"Operators whose extremes are known (`{results['environment']['command']}`):",
         "",
-        "| operator | exact | fastsam | PyHessian, Lanczos |",
-        "| --- | --- | --- | --- |",
+        "| operator | exact | fastsam | PyHessian: Lanczos | PyHessian: power iteration |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, case in results["correctness"].items():
         cells = [
             f"{case[who]['lambda_min']:.4g}, {case[who]['lambda_max']:.4g}"
             for who in ("exact", "fastsam", "pyhessian")
         ]
+        cells.append(f"{case['pyhessian']['lambda_max_by_power_iteration']:.4g}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
