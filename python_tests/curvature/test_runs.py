@@ -385,20 +385,18 @@ def test_a_process_killed_by_the_system_resumes_to_the_same_bits(tmp_path, when,
     assert np.array_equal(resumed.beta, whole.beta)
 
 
-@pytest.mark.parametrize("strategy", ["kept-graph", "linearize"])
-def test_small_batches_are_joined_where_their_graphs_are_held(strategy):
+def test_small_batches_are_joined_where_their_graphs_are_held():
     model, (inputs, targets) = mlp((3, 4, 3)), classification(100, 3, 3)
     calls = []
     model.register_forward_hook(lambda module, given, result: calls.append(len(result)))
     data = [(inputs[i : i + 7], targets[i : i + 7]) for i in range(0, 100, 7)]
     options = {"steps": 31, "probes": 2}
-    held = spectral_density(model, F.cross_entropy, data, strategy=strategy, **options)
+    held = spectral_density(model, F.cross_entropy, data, **options)
     assert calls[-1] == 37
     assert 63 in calls  # nine batches of seven, and the rest
-    cut = spectral_density(
-        model, F.cross_entropy, data, strategy=strategy, micro_batch=7, **options
-    )
+    cut = spectral_density(model, F.cross_entropy, data, micro_batch=7, **options)
     assert calls[-1] == 2
+    assert held.settings["strategy"] == cut.settings["strategy"] == "kept-graph"
     again = spectral_density(model, F.cross_entropy, data, strategy="rebuild", **options)
     for other in (cut, again):
         assert np.allclose(held.alpha[:, :5], other.alpha[:, :5], atol=1e-9 * held.lambda_max)
