@@ -81,6 +81,8 @@ class LongtailDigits:
 
     seeds: int = 5
     """Number of seeds, from 0."""
+    methods: tuple[str, ...] = METHODS
+    """Which methods."""
     jobs: int = 1
     """Trainings at the same time, one thread each."""
     epochs: int = 60
@@ -97,14 +99,14 @@ class LongtailDigits:
         deadline = math.inf if self.minutes is None else time.monotonic() + 60 * self.minutes
         first = [
             Run(method, optimizer, self._settings(trial), seed)
-            for method in METHODS
+            for method in self.methods
             for optimizer, trials in TRIALS.items()
             for trial in trials
             for seed in range(self.seeds)
         ]
         outcomes = self._trained(first, deadline)
         table: dict[str, Any] = {}
-        for method in METHODS:
+        for method in self.methods:
             chosen = {name: self._best(method, name, outcomes) for name in TRIALS}
             longer = dict(chosen["sgd"]) | {"epochs": 2 * self.epochs}
             doubled = [
