@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastsam.curvature import CallableOperator, operator_spectrum, spectral_density
+from fastsam.curvature import BatchLoss, CallableOperator, operator_spectrum, spectral_density
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,3 +83,28 @@ def test_nan_is_reported_though_the_host_runs_ahead():
     )
     with pytest.raises(FloatingPointError, match="NaN"):
         operator_spectrum(operator, steps=30)
+
+
+@pytest.mark.parametrize("strategy", ["kept-graph", "rebuild"])
+def test_products_are_replayed_as_one_graph(strategy):
+    model = network().cuda()
+    batch = torch.randn(9, 1, 6, 6), torch.randint(3, (9,))
+    spectrum = spectral_density(model, F.cross_entropy, batch, strategy=strategy, steps=8)
+    assert spectrum.settings["cuda_graph"] is True
+
+
+def test_a_product_that_waits_for_the_device_runs_as_it_is():
+    model = network().cuda()
+    inputs, targets = torch.randn(9, 1, 6, 6), torch.randint(3, (9,))
+
+    def summed(net, batch):
+        loss = F.cross_entropy(net(batch[0]), batch[1], reduction="sum")
+        assert float(loss) > 0  # the host waits here
+        return loss, len(batch[1])
+
+    waiting = spectral_density(
+        model, BatchLoss(summed), (inputs, targets), strategy="rebuild", steps=8
+    )
+    assert "synchronizing" in waiting.settings["cuda_graph"]
+    free = spectral_density(model, F.cross_entropy, (inputs, targets), steps=8)
+    assert waiting.lambda_max == pytest.approx(free.lambda_max, rel=1e-4)
