@@ -156,9 +156,11 @@ def spectral_density(
     earlier = None if checkpoint is None else Checkpoint.identity_of(Path(checkpoint))
     threads = None if earlier is None else earlier.get("threads")
     with undisturbed(model, repeatable=checkpoint is not None), thread_count(threads):
+        kept = None
         batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
         if earlier is not None and strategy == "auto" and "strategy" in earlier:
             strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]
+            kept = earlier.get("kept")
         operator = ModelOperator(
             model,
             loss_fn,
@@ -168,6 +170,7 @@ def spectral_density(
             dtype=dtype,
             strategy=strategy,
             micro_batch=micro_batch,
+            kept=kept,
             seed=seed,
             ranks=ranks if shard == "samples" else None,
         )

@@ -127,7 +127,13 @@ class Captured:
 
 
 def device_product(
-    strategy: str, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder, *, held: bool
+    strategy: str,
+    loss: PureLoss,
+    batches: Iterable[Any],
+    build: GraphBuilder,
+    *,
+    held: bool,
+    kept: int = 0,
 ) -> Product:
     """The product of a strategy as it is best run on the loss's device.
 
@@ -138,8 +144,11 @@ def device_product(
         build: builds the graph of a batch.
         held: whether the batches stay in memory; on a GPU the product is then recorded, and the
             batches are held there.
+        kept: number of batches whose graphs ``"mixed"`` keeps.
     """
     if loss.device.type != "cuda" or not held:
-        return make_product(strategy, loss, batches, build)
+        return make_product(strategy, loss, batches, build, kept=kept)
     placed = [loss.place(batch) for batch in batches]
-    return Captured(lambda: make_product(strategy, loss, placed, build), CudaRecorder(loss.device))
+    return Captured(
+        lambda: make_product(strategy, loss, placed, build, kept=kept), CudaRecorder(loss.device)
+    )

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.captured import Captured, device_product
-from fastsam.curvature.data import Batches, tensors_of
+from fastsam.curvature.data import Batches, sample_count, tensors_of
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
@@ -48,6 +49,7 @@ class ModelOperator:
         strategy: one of :data:`fastsam.curvature.products.STRATEGIES`, or ``"auto"``.
         micro_batch: samples per pass; None for the batches as they are, cut where memory demands
             it.
+        kept: number of passes whose graphs ``"mixed"`` keeps; None for what fits.
         seed: of the targets drawn for ``"fisher-mc"``.
         ranks: processes over which the samples are shared out; None for this one alone.
 
@@ -75,6 +77,7 @@ class ModelOperator:
         dtype: torch.dtype | None = None,
         strategy: str = "auto",
         micro_batch: int | None = None,
+        kept: int | None = None,
         seed: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class ModelOperator:
         self.curvature = curvature
         self.strategy = strategy
         self.micro_batch = micro_batch
+        self._kept = kept
         self.predicted_bytes: int | None = None
         self.predicted_seconds: float | None = None
         self._product: Product | None = None
@@ -146,6 +150,9 @@ class ModelOperator:
         held = self.strategy in HOLDING and self.micro_batch is None
         if held and self._loss.objective.separable and self.curvature != "fisher-mc":
             self._batches = joined(self._batches, JOINED_SAMPLES)
+        if self.strategy == "mixed" and self._kept is None:
+            ends = np.cumsum([sample_count(batch) for batch in self._batches])
+            self._kept = int(np.sum(ends <= plan.kept_samples))
         self.predicted_bytes = plan.graph_bytes + reserved
         each = plan.product_seconds
         if each is None:
@@ -164,6 +171,7 @@ class ModelOperator:
                     self._batches,
                     self._build,
                     held=self._batches.held,
+                    kept=self._kept or 0,
                 )
             return self._reduce(self._product(vectors)) / self.weight
 
@@ -181,6 +189,7 @@ class ModelOperator:
             "curvature": self.curvature,
             "strategy": self.strategy,
             "micro_batch": self.micro_batch,
+            "kept": self._kept,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "parameters": self._loss.checksum(),
@@ -253,7 +262,7 @@ def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
         raise ValueError(
             f"strategy {strategy!r} is for the Hessian only; use 'kept-graph' or 'rebuild'"
         )
-    if not held and strategy in HOLDING:
+    if not held and strategy in (*HOLDING, "mixed"):
         raise ValueError(
             f"strategy {strategy!r} holds every batch, but data is read anew at each product; use "
             "'rebuild'"

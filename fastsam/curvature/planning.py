@@ -36,12 +36,14 @@ class Plan:
         graph_bytes: predicted bytes that the strategy holds or, where it holds nothing, needs for a
             moment.
         product_seconds: predicted seconds of a block of products; None where nothing was measured.
+        kept_samples: samples whose graphs ``"mixed"`` may keep.
     """
 
     strategy: str
     micro_batch: int | None
     graph_bytes: int
     product_seconds: float | None = None
+    kept_samples: int = 0
 
 
 JOINED_SAMPLES = 64
@@ -131,13 +133,22 @@ def make_plan(
     micro_batch = None
     if room is not None and cost(largest) > room:
         micro_batch = _samples_that_fit(cost, room, largest, cuttable=_cuttable(loss, first))
-    if strategy != "auto":
-        return Plan(strategy, micro_batch, moved + (total or cost(largest)))
-    candidates = _candidates(loss, build, fits=fits, probes=probes, steps=steps)
-    graph_bytes = moved + (total if fits and total is not None else cost(micro_batch or largest))
+    one_pass = micro_batch or largest
+    kept = batches.samples if fits else 0
+    if room is not None and batches.held and not fits:  # beside the pass that is being rebuilt
+        kept = _most_samples(cost, room - cost(one_pass), batches.samples)
+    if strategy == "auto" and not fits and kept >= one_pass:
+        candidates = ["mixed"]
+    elif strategy == "auto":
+        candidates = _candidates(loss, build, fits=fits, probes=probes, steps=steps)
+    else:
+        candidates = [strategy]
+    if candidates == ["mixed"]:
+        return Plan("mixed", micro_batch, moved + cost(kept) + cost(one_pass), kept_samples=kept)
+    graph_bytes = moved + (total if fits and total is not None else cost(one_pass))
     if len(candidates) == 1:
         return Plan(candidates[0], micro_batch, graph_bytes)
-    piece = _head(first, micro_batch or largest)
+    piece = _head(first, one_pass)
     timed: dict[str, tuple[float, float]] = {}
     for name in candidates:
         known = measurements.times.get((*kind, probes, name))
@@ -260,6 +271,18 @@ def _samples_that_fit(
             "fewer steps or probes, or basis='host'"
         )
     return count
+
+
+def _most_samples(cost: Cost, room: int, samples: int) -> int:
+    """Most of ``samples`` whose graphs fit into ``room``, found by bisection."""
+    fitting, too_many = 0, samples + 1
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if cost(middle) <= room:
+            fitting = middle
+        else:
+            too_many = middle
+    return fitting
 
 
 def _cuttable(loss: PureLoss, batch: Any) -> bool:

@@ -8,6 +8,7 @@ strategy                  cost of a product, in gradients              held betw
 ``linearize``             about 1.8, after some 50 to trace            a trace of every batch
 ``forward-over-reverse``  about 3 per probe in one vectorised pass     nothing
 ``rebuild``               1 and about 2 for each probe                 nothing
+``mixed``                 kept-graph for some batches, then rebuild    graph of what fits
 ========================  ===========================================  ====================
 """
 
@@ -86,19 +87,25 @@ class HessianGraph:
 
 
 class Rebuild:
-    """Build and drop every batch's graph at every product."""
+    """Build and drop every batch's graph at every product; ``first`` is the first one's number."""
 
     def __init__(
-        self, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder = HessianGraph
+        self,
+        loss: PureLoss,
+        batches: Iterable[Any],
+        build: GraphBuilder = HessianGraph,
+        *,
+        first: int = 0,
     ) -> None:
         self._loss = loss
         self._batches = batches
         self._build = build
+        self._first = first
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Products, batch by batch."""
         total = torch.zeros_like(vectors)
-        for number, batch in enumerate(self._batches):
+        for number, batch in enumerate(self._batches, self._first):
             total += self._build(self._loss, self._loss.place(batch), number).product(vectors)
         return total
 
@@ -121,6 +128,21 @@ class KeptGraph:
         for graph in self._graphs:
             total += graph.product(vectors, batched=self.batched)
         return total
+
+
+class Mixed:
+    """Keep the graphs of the first ``kept`` batches and rebuild those of the others."""
+
+    def __init__(
+        self, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder, *, kept: int
+    ) -> None:
+        batches = list(batches)
+        self._kept = KeptGraph(loss, batches[:kept], build)
+        self._rebuilt = Rebuild(loss, batches[kept:], build, first=kept)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Products through the kept graphs, then batch by batch."""
+        return self._kept(vectors) + self._rebuilt(vectors)
 
 
 class KeptGraphBatched(KeptGraph):
@@ -211,13 +233,13 @@ TRANSFORM_STRATEGIES: dict[str, type[ForwardOverReverse] | type[Linearize]] = {
 }
 """Strategies for the Hessian alone, through torch.func."""
 
-STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, *TRANSFORM_STRATEGIES)
+STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", *TRANSFORM_STRATEGIES)
 """Names of all strategies."""
 
 
 def gradients_per_block(strategy: str, probes: int) -> float:
     """Predicted cost of a block of products in gradients, from trials on a ResNet-32 (CPU)."""
-    if strategy == "rebuild":
+    if strategy in ("rebuild", "mixed"):
         return 1.3 + 1.9 * probes
     return {"linearize": 1.8, "forward-over-reverse": 3.0}.get(strategy, 2.0) * probes
 
@@ -227,9 +249,11 @@ HOLDING = ("kept-graph", "kept-graph-batched", "linearize")
 
 
 def make_product(
-    strategy: str, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder
+    strategy: str, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder, *, kept: int
 ) -> Product:
-    """The product of a strategy by its name."""
+    """The product of a strategy by its name; ``kept`` is for :class:`Mixed` alone."""
+    if strategy == "mixed":
+        return Mixed(loss, batches, build, kept=kept)
     if strategy in TRANSFORM_STRATEGIES:
         return TRANSFORM_STRATEGIES[strategy](loss, batches)
     return GRAPH_STRATEGIES[strategy](loss, batches, build)

@@ -85,7 +85,7 @@ def test_nan_is_reported_though_the_host_runs_ahead():
         operator_spectrum(operator, steps=30)
 
 
-@pytest.mark.parametrize("strategy", ["kept-graph", "rebuild"])
+@pytest.mark.parametrize("strategy", ["kept-graph", "mixed", "rebuild"])
 def test_products_are_replayed_as_one_graph(strategy):
     model = network().cuda()
     batch = torch.randn(9, 1, 6, 6), torch.randint(3, (9,))

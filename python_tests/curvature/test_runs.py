@@ -416,3 +416,28 @@ def test_batches_that_differ_are_not_joined():
     assert sizes(batch(4), batch(4), batch(4), batch(11), batch(2)) == [8, 4, 11, 2]
     assert sizes(batch(4), batch(4, width=2), batch(4, dtype=torch.float64)) == [4, 4, 4]
     assert sizes((torch.zeros(3, 2), torch.zeros(())), batch(3, 2)) == [3, 3]
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_graphs_are_kept_of_what_fits_and_a_killed_run_keeps_as_many(tmp_path, probes):
+    model, (inputs, targets) = mlp((30, 40, 3)), classification(300, 30, 3)
+    data = [(inputs[i : i + 50], targets[i : i + 50]) for i in range(0, 300, 50)]
+    options = {"steps": 8, "probes": probes}
+    free = spectral_density(model, F.cross_entropy, data, **options)
+    basis = probes * 8 * (free.dimension + 15) * 8
+    graphs = free.settings["predicted_bytes"] - basis
+    limit = basis + 3 * graphs // 4
+    kept = {**options, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    forward_passes = []
+    hook = model.register_forward_hook(lambda *_: forward_passes.append(1))
+    tight = spectral_density(model, F.cross_entropy, data, memory_limit=limit, **kept)
+    hook.remove()
+    assert tight.settings["strategy"] == "mixed"
+    rebuilt = (len(forward_passes) - 20) / 8  # set-up and kept graphs: some 20 passes
+    assert 1 <= rebuilt <= 4
+    scale = free.lambda_max
+    assert np.allclose(tight.alpha[:, :5], free.alpha[:, :5], atol=1e-9 * scale)
+    # The same call with other limits reads the finished run, whose number of kept graphs it takes.
+    again = spectral_density(model, F.cross_entropy, data, **kept)
+    assert np.array_equal(again.alpha, tight.alpha)
+    assert again.settings["strategy"] == "mixed"
