@@ -179,6 +179,7 @@ struct PerturbElement {
 
 template <class T, class Table>
 __global__ void perturb_kernel(const __grid_constant__ Table table, SamScalars scalars) {
+  FASTSAM_SHARED(double, warp_sums, kWarps);
   double squared_norm = 0.0;
   for (int64_t i = 0; i < scalars.norm_count; ++i) squared_norm += scalars.squared_norms[i];
   const double grad_scale = loss_scale(scalars);
@@ -209,9 +210,12 @@ __global__ void perturb_kernel(const __grid_constant__ Table table, SamScalars s
                             chunk.begin,
                             0};
   sweep<T>(element, chunk.size, weight | gradient | backup);
-  if (scalars.unchanged != nullptr && element.unchanged != 0) {
+  if (scalars.unchanged == nullptr) return;
+  // One atomic a block: one a thread, all on the same address, would cost more than the perturbation.
+  const double unchanged = block_sum(static_cast<double>(element.unchanged), warp_sums);
+  if (threadIdx.x == 0 && unchanged != 0.0) {
     atomicAdd(reinterpret_cast<unsigned long long*>(scalars.unchanged),
-              static_cast<unsigned long long>(element.unchanged));
+              static_cast<unsigned long long>(unchanged));
   }
 }
 
@@ -435,8 +439,7 @@ __global__ void update_kernel(const __grid_constant__ Table table, SamScalars sc
   }
 }
 
-// --- scratch: the block counter in the first 16 bytes, then the partial sums
-// --------------------------------
+// --- scratch: the block counter in the first 16 bytes, then the partial sums -----------------------------
 
 constexpr int64_t kCounterBytes = 16;
 
