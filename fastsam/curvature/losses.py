@@ -62,7 +62,9 @@ class Objective(nn.Module):
             raise TypeError(
                 "the loss_sum returned by a BatchLoss must be a tensor with one element"
             )
-        return loss.reshape(()), torch.as_tensor(weight, device=loss.device).detach()
+        if not isinstance(weight, Tensor):
+            weight = _scalar(weight, loss.device)
+        return loss.reshape(()), weight.detach().to(loss.device)
 
 
 class CriterionObjective(Objective):
@@ -92,7 +94,7 @@ class CriterionObjective(Objective):
         if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
             return _summed_likelihood(criterion, outputs, targets)
         samples = len(targets) if isinstance(targets, Tensor) and targets.ndim else len(outputs)
-        weight = torch.tensor(float(samples), device=outputs.device)
+        weight = _scalar(samples, outputs.device)
         value = criterion(outputs, targets)
         reduction = getattr(criterion, "reduction", "mean")
         if reduction in ("none", "sum"):
@@ -233,11 +235,14 @@ def _summed_likelihood(
         if (
             targets.is_floating_point()
         ):  # class probabilities: the mean is over positions, weighted or not
-            return value, torch.tensor(
-                float(targets.numel() // targets.shape[1]) if targets.ndim > 1 else 1.0,
-                device=value.device,
-            )
+            positions = targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
+            return value, _scalar(positions, value.device)
     return value, _target_weights(criterion, targets, value).sum()
+
+
+def _scalar(value: float, device: torch.device) -> Tensor:
+    """A number made on the device: a copy to it would make the host wait."""
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def _target_weights(
