@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.memory import plan_bytes
-from fastsam.curvature.operators import Operator
+from fastsam.curvature.operators import Operator, checked_product
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
 
@@ -167,6 +167,7 @@ def lanczos(
         )
         basis = stack.enter_context(_allocate(operator, settings, (probes, rows, dimension)))
         recurrence = Recurrence.start(probes, steps, device=basis.device)
+        image = torch.empty(probes, dimension, dtype=basis.dtype, device=basis.device)
         basis[:, 0] = sphere_probes(
             dimension, settings.indices, seed=settings.seed, dtype=basis.dtype, device=basis.device
         )
@@ -186,7 +187,9 @@ def lanczos(
         for step in range(done, steps):
             # Rows are numbered by step, or, without re-orthogonalisation, the last two are kept.
             current = min(step, 1) if short else step
-            image = operator.matmat(basis[:, current].to(operator.device)).to(basis.device)
+            product = operator.matmat(basis[:, current].to(operator.device))
+            # A copy: the product may be the argument, a view, or memory of the operator's own.
+            image.copy_(checked_product(product, image))
             everything = settings.reorthogonalize == "full" or (
                 settings.reorthogonalize == "selective" and orthogonality.lost()
             )

@@ -83,14 +83,21 @@ class CallableOperator:
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """The function's result, its shape and dtype checked."""
-        images = self._function(vectors)
-        if images.shape != vectors.shape or images.dtype != vectors.dtype:
-            raise ValueError(
-                f"the operator's function returned {images.dtype} {tuple(images.shape)} for "
-                "vectors "
-                f"{vectors.dtype} {tuple(vectors.shape)}; it must return the same shape and dtype"
-            )
-        return images
+        return checked_product(self._function(vectors), vectors)
+
+
+def checked_product(images: Tensor, vectors: Tensor) -> Tensor:
+    """``images``, without a graph, if they have the shape and dtype of ``vectors``.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if images.shape != vectors.shape or images.dtype != vectors.dtype:
+        raise ValueError(
+            f"the operator's product is {images.dtype} {tuple(images.shape)} for vectors "
+            f"{vectors.dtype} {tuple(vectors.shape)}; it must have the same shape and dtype"
+        )
+    return images.detach()
 
 
 class MatrixOperator(CallableOperator):
@@ -175,7 +182,7 @@ def to_scipy(operator: Operator) -> Any:
     def matmat(columns: Any) -> Any:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T))
         rows = rows.to(dtype=operator.dtype, device=operator.device)
-        return operator.matmat(rows).cpu().numpy().T
+        return operator.matmat(rows).detach().cpu().numpy().T
 
     def matvec(vector: Any) -> Any:
         return matmat(np.asarray(vector).reshape(-1, 1)).reshape(-1)

@@ -185,6 +185,45 @@ def test_extremes_without_full_reorthogonalisation(reorthogonalize):
         assert np.allclose(spectrum.nodes[0], full.nodes[0], atol=1e-7 * 50)
 
 
+@pytest.mark.parametrize("probes", [1, 3])
+def test_products_of_every_kind_of_memory(probes):
+    """The argument itself, a transposed view, memory that the operator uses again, a graph."""
+    matrix = rotated(torch.randn(11, dtype=torch.float64))
+    again = torch.empty(probes, 11, dtype=torch.float64)
+    leaf = matrix.clone().requires_grad_()
+    products = [
+        lambda rows: (matrix @ rows.T).T,
+        lambda rows: torch.matmul(rows, matrix, out=again),
+        lambda rows: rows @ leaf,
+    ]
+    largest = float(torch.linalg.eigvalsh(matrix)[-1])
+    for product in products:
+        operator = CallableOperator(product, dimension=11)
+        spectrum = operator_spectrum(operator, steps=11, probes=probes)
+        assert spectrum.lambda_max == pytest.approx(largest, abs=1e-8)
+    itself = operator_spectrum(
+        CallableOperator(lambda rows: rows, dimension=11), steps=5, probes=probes
+    )
+    assert (itself.lambda_min, itself.lambda_max) == pytest.approx((1, 1))
+
+
+class Careless:
+    """An operator of a user's, which nothing checks."""
+
+    shape, dtype, device = (5, 5), torch.float64, torch.device("cpu")
+
+    def __init__(self, product):
+        self.matmat = product
+
+
+@pytest.mark.parametrize(
+    "product", [lambda rows: rows[:1], lambda rows: rows.float(), lambda rows: rows.T]
+)
+def test_products_of_another_shape_or_dtype_are_refused(product):
+    with pytest.raises(ValueError, match="same shape and dtype"):
+        operator_spectrum(Careless(product), steps=3, probes=2)
+
+
 def test_a_product_with_nan_is_an_error():
     calls = []
 
