@@ -165,7 +165,7 @@ def _sam_step_table(path: Path) -> str:
     results = json.loads(path.read_text())
     environment = results["environment"]
     shown = {name: case for name, case in results["cases"].items() if _shown(name)}
-    peers = list(next(iter(shown.values()))["peers"])
+    peers = list(dict.fromkeys(peer for case in shown.values() for peer in case["peers"]))
     head = " | ".join(_title(name, case) for name, case in shown.items())
     lines = [
         f"On {_machine(environment)} (`{environment['command']}`):",
@@ -176,10 +176,27 @@ def _sam_step_table(path: Path) -> str:
     for peer in peers:
         cells = []
         for case in shown.values():
-            row = case["peers"][peer]
-            cells.append(f"{_time(row['median'])} ({row['ratio']:.1f}x)")
+            row = case["peers"].get(peer)
+            cells.append(f"{_time(row['median'])} ({row['ratio']:.1f}x)" if row else "")
         lines.append(f"| {peer} | " + " | ".join(cells) + " |")
+    sweep = path.with_name(path.name.replace("sam_step", "sam_sweep"))
+    if sweep.exists():
+        lines += ["", _sweep_sentence(json.loads(sweep.read_text()))]
     return "\n".join(lines) + "\n"
+
+
+def _sweep_sentence(results: dict[str, Any]) -> str:
+    """What is least favourable in the sweep of tensors x elements."""
+    cases = list(results["cases"].values())
+    rows = results["summary"].values()
+    sizes = [case["parameters"] // case["tensors"] for case in cases]
+    counts = [case["tensors"] for case in cases]
+    return (
+        f"Over {len(cases)} cases, {min(counts)} to {max(counts)} tensors of {min(sizes):,} to "
+        f"{max(sizes):,} elements, the peers took {min(row['smallest'] for row in rows):.2f} times as long "
+        f"as fastsam or longer, {min(row['median'] for row in rows):.1f} to "
+        f"{max(row['median'] for row in rows):.1f} times in the median."
+    )
 
 
 RUNS = {"density": "density", "everything": "extremes, trace and density"}

@@ -65,12 +65,13 @@ class SamStep:
                 f"(at least {row['smallest']:.2f}, {row['where']})"
             )
         if self.save or self.out is not None:
-            path = save(
-                "sam_step",
-                {"copy_bytes_per_second": bandwidth, "cases": results, "sweep": summary},
-                folder=self.out,
-            )
-            print(f"wrote {path}")
+            models = {name: case for name, case in results.items() if name not in SWEEP}
+            sweep = {name: case for name, case in results.items() if name in SWEEP}
+            for kind, cases in (("sam_step", models), ("sam_sweep", sweep)):
+                if cases:
+                    content = {"copy_bytes_per_second": bandwidth, "cases": cases}
+                    content |= {"summary": summary} if cases is sweep else {}
+                    print(f"wrote {save(kind, content, folder=self.out)}")
 
     def _contestants(self) -> dict[str, Callable[[Sequence[Tensor]], peers.Step]]:
         contestants: dict[str, Callable[[Sequence[Tensor]], peers.Step]] = {
