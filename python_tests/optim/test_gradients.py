@@ -147,12 +147,21 @@ def test_the_square_of_a_float16_gradient_may_overflow():
     assert torch.allclose(p.detach().double(), torch.full((10,), 10**-0.5).double(), rtol=1e-3)
 
 
-def test_the_norm_of_tiny_gradients_does_not_vanish():
+def test_the_square_of_a_float32_gradient_may_overflow():
     p = nn.Parameter(torch.zeros(4))
     optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
-    p.grad = torch.full_like(p, 1e-25)  # its square underflows float32
+    p.grad = torch.full_like(p, 1e25)
     optimizer.first_step()
-    expected = 1e-25 / (2e-25 + 1e-12)
+    assert torch.allclose(p.detach(), torch.full((4,), 0.5))
+
+
+def test_gradients_far_below_the_epsilon_hardly_climb():
+    """1e-12 is added to the norm, as in the reference implementation, and not to its square."""
+    p = nn.Parameter(torch.zeros(4))
+    optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
+    p.grad = torch.full_like(p, 1e-13)
+    optimizer.first_step()
+    expected = 1e-13 / (2e-13 + 1e-12)
     assert torch.allclose(p.detach(), torch.full((4,), expected), rtol=1e-5, atol=0.0)
 
 
