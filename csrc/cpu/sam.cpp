@@ -77,7 +77,7 @@ template <class T>
 FASTSAM_CLONES void perturb_chunk_at_random(T* weight, const T* gradient, T* backup, Arithmetic<T> scale,
                                             Arithmetic<T> eta, bool adaptive, const NoiseKey& key,
                                             int64_t begin, int64_t size) {
-  uint32_t words[kChunkElements / 2];
+  uint32_t words[kChunkElements / 2] = {};
   fill_words(key, begin / kRoundedPerCounter, (size + kRoundedPerCounter - 1) / kRoundedPerCounter, words);
   FASTSAM_INDEPENDENT
   for (int64_t i = 0; i < size; ++i) {
