@@ -102,7 +102,8 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
         f"{results['seeds']} seeds, each with its own subset. Test accuracy in percent of the last "
         "epoch, +- standard deviation; differences paired by seed, +- half of their 95 % confidence "
         f"interval. Settings were chosen on validation, among {len(results['trials']['sgd'])} of lr "
-        f"and weight decay for SGD and {len(results['trials']['sam'])} of rho for SAM "
+        f"and weight decay for SGD and {len(results['trials']['sam'])} of rho for SAM, which keeps the "
+        "recipe's lr and weight decay "
         f"(`{results['environment']['command']}`):"
     )
     lines = [

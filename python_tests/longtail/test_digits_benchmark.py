@@ -65,7 +65,11 @@ def test_it_goes_on_where_it_stopped_and_chooses_on_validation(
     assert entry["chosen"]["sam"]["rho"] == [0.2]
     assert [row["tail"] for row in entry["test"]["sam"]] == [45.6, 46.6]
     assert [row["tail"] for row in entry["test"]["sgd, twice the epochs"]] == [46.2, 47.2]
+    assert [row["tail"] for row in entry["test"][longtail_digits.ALIKE]] == [50.6, 51.6]
     table = _longtail_digits_table(results)
-    assert "| vs, tail | 46.1 +- 0.7 | 46.1 +- 0.7 | 46.7 +- 0.7 | +0.0 +- 0.0 |" in table
+    assert (
+        "| vs, tail | 46.1 +- 0.7 | 46.1 +- 0.7 | 46.7 +- 0.7 | 51.1 +- 0.7 | +0.0 +- 0.0 |"
+        in table
+    )
     assert "vs lr 0.05, weight_decay 0.0005, rho 0.2" in table
     assert "ce all (worse)" in table
