@@ -101,9 +101,9 @@ def spectral_density(
         micro_batch: cut batches into passes of at most this many samples; None only where memory
             demands it.
         freeze: hold this many draws of every sample of a loader whose samples change.
-        verify_data: False skips the comparison and reads the data anew at every product. With
-            re-drawn augmentation the result is then *wrong*: noise makes the Ritz values symmetric
-            about 0.
+        verify_data: False skips the comparison, and that of the operator with its transpose, and
+            reads the data anew at every product. With re-drawn augmentation the result is then
+            *wrong*: noise makes the Ritz values symmetric about 0.
         data_memory: bytes of batches that may be held in main memory; a larger loader is read at
             every product.
         probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
@@ -117,8 +117,8 @@ def spectral_density(
         description: its label.
 
     Raises:
-        TypeError, ValueError: arguments, data or a loss that cannot be used; the message says what
-            to do.
+        TypeError, ValueError: arguments, data or a loss that cannot be used, or second derivatives
+            that are no symmetric matrix; the message says what to do.
         FloatingPointError: a product held NaN or infinity.
 
     Example:
@@ -138,6 +138,7 @@ def spectral_density(
         checkpoint=checkpoint,
         checkpoint_interval=checkpoint_interval,
         memory_limit=memory_limit,
+        verify_symmetry=verify_data,
         progress=progress,
         description=description,
     )

@@ -52,6 +52,7 @@ class LanczosSettings:
         checkpoint_interval: seconds between two writes; 0 writes after every step.
         memory_limit: bytes the run may use on the device of the basis; None for 80 % of what is
             free.
+        verify_symmetry: refuse an operator that is not symmetric, as far as T shows it.
         progress: show a progress bar on a terminal.
         description: its label.
     """
@@ -66,6 +67,7 @@ class LanczosSettings:
     checkpoint: str | Path | None = None
     checkpoint_interval: float = 60.0
     memory_limit: int | None = None
+    verify_symmetry: bool = True
     progress: bool = True
     description: str = "Lanczos"
 
@@ -153,7 +155,8 @@ def lanczos(
         identity: what a checkpoint must agree on, besides the settings.
 
     Raises:
-        ValueError: the basis does not fit, or the checkpoint is of another run.
+        ValueError: the basis does not fit, the checkpoint is of another run, or the operator is not
+            symmetric.
         FloatingPointError: a product held NaN or infinity.
     """
     dimension = operator.shape[0]
@@ -180,7 +183,8 @@ def lanczos(
         orthogonality = _Orthogonality(recurrence, dimension=dimension, eps=eps)
         if estimate is not None:
             orthogonality.load(estimate)
-        monitor = _Monitor(recurrence)
+        symmetry = _Symmetry(recurrence, eps=eps) if settings.verify_symmetry else None
+        monitor = _Monitor(recurrence, symmetry)
         full_passes = 0
         if done and monitor.finished(done - 1, settings.tolerance):
             steps = done
@@ -190,6 +194,8 @@ def lanczos(
             product = operator.matmat(basis[:, current].to(operator.device))
             # A copy: the product may be the argument, a view, or memory of the operator's own.
             image.copy_(checked_product(product, image))
+            if symmetry is not None and step and step & (step - 1) == 0:
+                symmetry.look(step, basis[:, current - 1], image)
             everything = settings.reorthogonalize == "full" or (
                 settings.reorthogonalize == "selective" and orthogonality.lost()
             )
@@ -361,11 +367,35 @@ class _Orthogonality:
         self._before, self._now = self._now, following
 
 
+class _Symmetry:
+    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronisation.
+
+    Attributes:
+        asymmetry: the largest difference seen, a share of the operator's norm, float64 ``[probes]``.
+        tolerated: what rounding explains: products are far from as exact as single operations.
+    """
+
+    def __init__(self, recurrence: Recurrence, *, eps: float) -> None:
+        self._recurrence = recurrence
+        self.tolerated = eps**0.4
+        self.asymmetry = torch.zeros_like(recurrence.bound)
+
+    def look(self, step: int, previous: Tensor, image: Tensor) -> None:
+        """Compare at one step: q_{j-1} and A q_j, ``[probes, n]`` each."""
+        overlap = torch.linalg.vecdot(previous, image).double()
+        gap = (overlap - self._recurrence.beta[:, step - 1]).abs()
+        norm = torch.linalg.vector_norm(image, dim=1).double()
+        share = gap / torch.maximum(norm, self._recurrence.bound)
+        share = torch.where(self._recurrence.active.bool(), share, 0)
+        torch.maximum(self.asymmetry, share, out=self.asymmetry)
+
+
 class _Monitor:
     """The recurrence as the host sees it: never blocking, a few steps late on CUDA."""
 
-    def __init__(self, recurrence: Recurrence) -> None:
+    def __init__(self, recurrence: Recurrence, symmetry: _Symmetry | None) -> None:
         self._recurrence = recurrence
+        self._symmetry = symmetry
         self._waiting: deque[tuple[Any, dict[str, Tensor], int]] = deque()
         self._seen: dict[str, Tensor] | None = None
         self._seen_step = -1
@@ -381,6 +411,7 @@ class _Monitor:
         if self._seen is None:
             return False
         self._refuse_nonfinite(self._seen, self._seen_step)
+        self._refuse_asymmetric(self._seen)
         if not bool(self._seen["active"].any()):
             return True
         if tolerance is None or self._seen_step % 5:
@@ -390,6 +421,7 @@ class _Monitor:
     def check(self) -> None:
         """The last word, after the loop."""
         self._refuse_nonfinite(self._fields(), self._recurrence.alpha.shape[1] - 1)
+        self._refuse_asymmetric(self._fields())
 
     def _record(self, step: int) -> None:
         fields = self._fields()
@@ -410,7 +442,21 @@ class _Monitor:
 
     def _fields(self) -> dict[str, Tensor]:
         names = ("alpha", "beta", "bound", "active", "steps_taken")
-        return {name: getattr(self._recurrence, name) for name in names}
+        fields: dict[str, Tensor] = {name: getattr(self._recurrence, name) for name in names}
+        if self._symmetry is not None:
+            fields["asymmetry"] = self._symmetry.asymmetry
+        return fields
+
+    def _refuse_asymmetric(self, seen: Mapping[str, Tensor]) -> None:
+        if self._symmetry is None:
+            return
+        worst = float(seen["asymmetry"].max())
+        if worst > self._symmetry.tolerated:
+            raise ValueError(
+                f"the operator is not symmetric: u'(Av) and v'(Au) differ by {worst:.1e} of its "
+                "norm, so its Ritz values would mean nothing. Do its products change from call to "
+                "call? Of a model: is a second derivative wrong, as that of torch's weight_norm is?"
+            )
 
     @staticmethod
     def _refuse_nonfinite(seen: Mapping[str, Tensor], step: int) -> None:

@@ -24,6 +24,7 @@ class LanczosOptions(TypedDict, total=False):
     checkpoint: str | Path | None
     checkpoint_interval: float
     memory_limit: int | None
+    verify_symmetry: bool
     progress: bool
     description: str
 

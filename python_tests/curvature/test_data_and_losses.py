@@ -458,6 +458,34 @@ def test_recurrent_network():
     )
 
 
+class UnitNorm(torch.autograd.Function):
+    """``x / ||x||``; its backward takes the norm for a constant, as that of torch's weight_norm."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x / x.norm()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        norm = x.norm().detach()
+        return gradient / norm - x * (x * gradient).sum() / norm**3
+
+
+def test_wrong_second_derivatives_are_refused():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+        def forward(self, x):
+            return x @ UnitNorm.apply(self.weight)
+
+    with pytest.raises(ValueError, match="not symmetric"):
+        spectral_density(Normalised(), F.cross_entropy, GOOD, steps=9)
+
+
 def test_batch_norm_without_running_statistics_is_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
     with pytest.raises(ValueError, match="1 is a BatchNorm layer without running statistics"):

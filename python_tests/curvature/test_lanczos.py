@@ -224,6 +224,18 @@ def test_products_of_another_shape_or_dtype_are_refused(product):
         operator_spectrum(Careless(product), steps=3, probes=2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+def test_an_operator_that_is_not_symmetric_is_refused(dtype, reorthogonalize):
+    skew = torch.randn(40, 40, dtype=dtype)
+    matrix = rotated(torch.randn(40, dtype=torch.float64), dtype) + 0.1 * (skew - skew.T)
+    operator = CallableOperator(lambda rows: rows @ matrix, dimension=40, dtype=dtype)
+    options = {"steps": 20, "probes": 2, "reorthogonalize": reorthogonalize}
+    with pytest.raises(ValueError, match="not symmetric"):
+        operator_spectrum(operator, **options)
+    operator_spectrum(operator, **options, verify_symmetry=False)
+
+
 def test_a_product_with_nan_is_an_error():
     calls = []
 
