@@ -226,16 +226,16 @@ def _spectrum_table(device: str) -> str:
         settings = results["settings"]
         if not lines:
             lines = [
-                f"{settings['model']}, {settings['steps']} steps, {settings['batches']} batches of "
-                f"{settings['batch_size']}, on {_machine(results['environment'])} "
-                f"(`{results['environment']['command']}`):",
+                f"{settings['model']}, {settings['steps']} steps, on "
+                f"{_machine(results['environment'])}; commands in benchmarks/results:",
                 "",
                 "| what | who | time (ratio to fastsam) |",
                 "| --- | --- | --- |",
             ]
+        what = f"{gives}, {settings['batches']} batches of {settings['batch_size']}"
         for name, row in results[part].items():
             cell = f"{_time(row['median_seconds'])} ({row['times_fastsam']:.2f}x)"
-            lines.append(f"| {gives} | {name} | {cell} |")
+            lines.append(f"| {what} | {name} | {cell} |")
     return "\n".join(lines) + "\n"
 
 
