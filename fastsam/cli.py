@@ -226,7 +226,7 @@ class SpectrumCommand:
             config = replace(config, data_root=self.data_root)
         spectra = landscape(
             checkpoint.build_model().to(device),
-            load_configured(config),
+            load_configured(config, progress=not self.quiet),
             checkpoint,
             self.classes,
             split=self.split,

@@ -208,7 +208,7 @@ class _Runs:
         config = self.config(variant)
         key = (config.imbalance, config.kind)
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = (key, load_configured(config))
+            self._loaded = (key, load_configured(config, progress=self.progress))
         return self._loaded[1]
 
     def finished(self, variant: Variant, seed: int) -> tuple[Result, RunFolder]:

@@ -123,7 +123,7 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
-        self.data = data if data is not None else load_configured(config)
+        self.data = load_configured(config, progress=progress) if data is None else data
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
@@ -442,8 +442,8 @@ def predict(
     return torch.cat(logits), torch.cat(targets)
 
 
-def load_configured(config: TrainConfig) -> LongTailData:
-    """The data set of a configuration."""
+def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:
+    """The data set of a configuration; ``progress`` shows a bar if it must be made first."""
     options = {
         "imbalance": config.imbalance,
         "kind": config.kind,
@@ -455,7 +455,7 @@ def load_configured(config: TrainConfig) -> LongTailData:
         "corrupt": config.corrupt,
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    return load_dataset(config.data, DataOptions(**given))
+    return load_dataset(config.data, DataOptions(**given, progress=progress))
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:

@@ -29,6 +29,7 @@ class DataOptions:
         size: height and width of images read from files.
         workers: processes that read them.
         corrupt: ``stop`` or ``skip`` at a file that cannot be read.
+        progress: show a progress bar while glyphs are drawn.
     """
 
     imbalance: float = 50.0
@@ -39,6 +40,7 @@ class DataOptions:
     size: int = 224
     workers: int = 4
     corrupt: str = "stop"
+    progress: bool = True
 
 
 Loader = Callable[[DataOptions], LongTailData]
@@ -67,6 +69,7 @@ def _glyphs(num_classes: int, options: DataOptions) -> LongTailData:
         imbalance=options.imbalance,
         kind=options.kind,
         subset_seed=options.subset_seed,
+        progress=options.progress,
     )
 
 
