@@ -288,7 +288,7 @@ def test_the_named_sets(num_classes: int, total: int, capsys: Any) -> None:
     assert f"train: {total} images" in output
     assert "test: 10000 images" in output
     assert "unseen: 10000 images" in output
-    assert PUBLISHED.get(SPECS[num_classes], "SHA-256") in output
+    assert PUBLISHED[SPECS[num_classes]] in output
     assert "drawn again: the same bits" in output
 
 
