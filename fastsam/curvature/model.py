@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -269,22 +270,17 @@ def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
         )
 
 
-class _explained:  # noqa: N801
+@contextmanager
+def _explained(strategy: str) -> Iterator[None]:
     """Turns autograd's complaints about missing second derivatives into an error that helps."""
-
-    def __init__(self, strategy: str) -> None:
-        self._strategy = strategy
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError) and any(
-            word in str(error) for word in ("derivative", "differentiate twice", "forward AD")
-        ):
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in ("derivative", "differentiate twice", "forward AD")):
             raise ValueError(
-                f"the loss cannot be differentiated twice (strategy {self._strategy!r}): {error}"
+                f"the loss cannot be differentiated twice (strategy {strategy!r}): {error}"
             ) from error
+        raise
 
 
 def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> torch.dtype:

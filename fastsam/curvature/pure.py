@@ -61,7 +61,7 @@ class PureLoss:
         """Gradient of a batch's summed loss, zeros for unused parameters.
 
         Raises:
-            ValueError: the loss does not depend on any of the parameters.
+            ValueError: the loss does not depend on any of the parameters, or a gradient is sparse.
         """
         total, _ = self(leaves, batch)
         if not total.requires_grad:
@@ -69,15 +69,20 @@ class PureLoss:
                 "the loss does not depend on the chosen parameters "
                 "(detached outputs, or no_grad inside the model?)"
             )
-        return list(
-            torch.autograd.grad(
-                total,
-                leaves,
-                create_graph=differentiable,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+        gradients = torch.autograd.grad(
+            total,
+            leaves,
+            create_graph=differentiable,
+            allow_unused=True,
+            materialize_grads=True,
         )
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient.is_sparse:
+                raise ValueError(
+                    f"the gradient of {name} is sparse and cannot be differentiated again: make its "
+                    "nn.Embedding with sparse=False"
+                )
+        return list(gradients)
 
     def place(self, batch: Any) -> Any:
         """``batch`` on the run's device, floating-point tensors in the run's dtype."""

@@ -297,6 +297,11 @@ class OnceDifferentiable(nn.Module):
         return Once.apply(self.layer(x))
 
 
+def words() -> nn.Module:
+    return nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3))
+
+
+WORDS = (torch.randint(7, (5, 2)), torch.randint(3, (5,)))
 GOOD = classification(5, 3, 3)
 
 
@@ -307,6 +312,7 @@ GOOD = classification(5, 3, 3)
         (Dropping(), GOOD, {}, ValueError, "loss is random"),
         (Detached(), GOOD, {}, ValueError, "does not depend"),
         (OnceDifferentiable(), GOOD, {}, ValueError, "differentiated twice"),
+        (words(), WORDS, {}, ValueError, "sparse=False"),
         (mlp((3, 3)).requires_grad_(False), GOOD, {}, ValueError, "no parameter that requires"),
         (nn.Tanh(), GOOD, {}, ValueError, "no parameter"),
         (mlp((3, 3)), [], {}, ValueError, "no batch"),
