@@ -30,6 +30,8 @@ from fastsam.longtail.data.glyphs import (
     load_glyphs_lt,
 )
 from fastsam.longtail.data.glyphs.cache import PUBLISHED, cache_folder
+from fastsam.longtail.data.glyphs.generate import draw_images, read_drawings
+from fastsam.longtail.data.glyphs.textures import texture_bank
 from fastsam.longtail.data.sheet import tiled, write_sheets
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.trainer import predict
@@ -77,6 +79,17 @@ def test_other_seeds_classes_and_parts_are_other_images(small: NDArray[np.uint8]
     assert len(set(everything)) == len(everything)
     means = small.reshape(len(small), -1).std(axis=1)
     assert means.min() > 5  # no image is blank
+
+
+def test_test_images_are_not_training_images_on_other_textures() -> None:
+    labels, numbers = np.arange(10), np.zeros(10, dtype=np.int64)
+    bank = texture_bank(0, 0)
+    drawn = [
+        draw_images(read_drawings(10), bank, part, labels, numbers, seed=0)
+        for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)
+    ]
+    everything = [image.tobytes() for image in np.concatenate(drawn)]
+    assert len(set(everything)) == len(everything)
 
 
 @pytest.mark.parametrize("bad", [{"num_classes": 11}, {"train": -1}, {"seed": -1}])
