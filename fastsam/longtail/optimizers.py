@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from fastsam.longtail.config import TrainConfig, given
 from fastsam.longtail.data import Batch
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.optim import SAM
+from fastsam.optim import SAM, frozen_batch_norm_statistics
 from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.looksam import LookSAM
 from fastsam.optim.lpf import LPFSGD
@@ -113,23 +112,6 @@ def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:
             group["rho"] = rho
 
 
-@contextmanager
-def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch normalisation as they are during a repeated pass.
-
-    They would otherwise be averaged over the perturbed weights as well.
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
 def take_step(
     optimizer: Optimizer, model: nn.Module, gradients: Sequence[Callable[[], Tensor]]
 ) -> None:
@@ -147,7 +129,7 @@ def take_step(
         nonlocal passes
         optimizer.zero_grad()
         again = passes >= len(gradients)
-        with frozen_batch_statistics(model) if again else nullcontext():
+        with frozen_batch_norm_statistics(model) if again else nullcontext():
             loss = gradients[passes % len(gradients)]()
         passes += 1
         return loss
