@@ -435,7 +435,8 @@ class _Monitor:
             for name, tensor in fields.items()
         }
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        # The stream of the copies, which is not that of the current device where the model is on another.
+        event.record(torch.cuda.current_stream(self._recurrence.alpha.device))
         self._waiting.append((event, copies, step))
         while self._waiting and self._waiting[0][0].query():
             _, self._seen, self._seen_step = self._waiting.popleft()

@@ -93,7 +93,9 @@ def capture_step(
     reason = obstacle(model, optimizer)
     if reason is not None:
         raise RuntimeError(f"this step cannot be captured as a CUDA graph: {reason}")
-    return _captured(step, model, optimizer, example_batch, scaler, warmup)
+    # A graph is captured on the current device, which need not be the model's.
+    with torch.cuda.device(device):
+        return _captured(step, model, optimizer, example_batch, scaler, warmup)
 
 
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
@@ -209,7 +211,7 @@ def _captured(
         torch.cuda.current_stream().wait_stream(side)
     frozen = _frozen(optimizer)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         loss = step(static)
 
     def replay(batch: Batch) -> Tensor:
@@ -226,10 +228,11 @@ def _captured(
                 "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
                 "was captured; call capture_step again"
             )
-        for given, expected in zip(batch, static, strict=True):
-            expected.copy_(given, non_blocking=True)
-        graph.replay()
-        return loss.clone()
+        with torch.cuda.device(loss.device):
+            for given, expected in zip(batch, static, strict=True):
+                expected.copy_(given, non_blocking=True)
+            graph.replay()
+            return loss.clone()
 
     return replay
 
@@ -241,7 +244,7 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
     """
     if isinstance(optimizer, SAM):
         optimizer.native.prepare()
-        return optimizer.native.addresses()
+        return optimizer.native.memory()
     settings = [
         value
         for group in optimizer.param_groups

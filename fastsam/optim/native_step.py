@@ -190,12 +190,16 @@ class NativeStep:
         """Identities of parameters that have state tensors which no update has reached yet."""
         return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
 
-    def addresses(self) -> tuple[int, ...]:
-        """Identity of all memory that the kernels work on: it changes when a captured step is stale."""
+    def memory(self) -> tuple[object, ...]:
+        """All memory that the kernels work on, to be compared: it differs when a captured step is stale.
+
+        Buckets are in it themselves, equal to nothing but themselves: while somebody holds this, neither
+        their memory nor their identity can be given to others.
+        """
         if any(bucket.moved() for bucket in self._buckets):
             return ()
         return tuple(
-            part for bucket in self._buckets for part in (id(bucket), *bucket.state_addresses())
+            part for bucket in self._buckets for part in (bucket, *bucket.state_addresses())
         )
 
     # --- memory ---------------------------------------------------------------------------------

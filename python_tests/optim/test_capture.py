@@ -191,15 +191,29 @@ def test_preparing_makes_the_state_and_changes_nothing(base, seed):
     optimizer.native.prepare()
     assert_same_bits(weights(model), before)
     assert len(optimizer.state) == len(list(model.parameters()))
-    memory = optimizer.native.addresses()
+    memory = optimizer.native.memory()
     for batch in batches(2, seed):
         by_hand(model, optimizer, batch)
         by_hand(twin_model, twin, batch)
     assert_same_bits(weights(model), weights(twin_model))
-    assert optimizer.native.addresses() == memory
+    assert optimizer.native.memory() == memory
     optimizer.state.clear()
     optimizer.native.prepare()
-    assert optimizer.native.addresses() != memory
+    assert optimizer.native.memory() != memory
+
+
+def test_memory_that_was_given_up_never_looks_like_new_memory(seed):
+    """Also where momentum stays, or there is none: only what the step made for itself is replaced."""
+    for options in ({"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}):
+        model = network(seed)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, **options)
+        by_hand(model, optimizer, next(batches(1, seed)))
+        for _ in range(100):
+            optimizer.native.prepare()
+            before = optimizer.native.memory()
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.native.prepare()
+            assert optimizer.native.memory() != before
 
 
 def test_what_cannot_be_captured_says_why():
