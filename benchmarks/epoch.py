@@ -74,7 +74,7 @@ class EpochTime:
             results[name] = {"median_seconds": median, "seconds": values}
             print(f"{name:8s} {median:8.2f} s an epoch, {count / median:8.0f} images a second")
         if self.save or self.out is not None:
-            print(f"wrote {save('epoch', results, folder=self.out)}")
+            print(f"wrote {save('epoch', results, device=self.device, folder=self.out)}")
 
 
 def random_data(n_max: int) -> LongTailData:

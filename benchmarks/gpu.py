@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.epoch import EpochTime
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
 from benchmarks.train_step import TrainStep
+from fastsam.longtail.data.subset import longtail_counts
 
 OUT = Path(os.environ.get("OUT", "build/gpu"))
 PEERS = Path(os.environ["PEERS"]) if os.environ.get("PEERS") else None
@@ -36,15 +38,24 @@ def profile() -> None:
 
 
 def spectrum() -> None:
-    """ResNet-32: products, whole runs, runs of each class, the sweeps alone, known spectra."""
-    Spectra(
+    """ResNet-32: known spectra, products, whole runs of one probe and of four, the sweeps alone."""
+    run = Spectra(
         peers=PEERS,
         only=("pyhessian",),
         batch_size=128,
         sweep_parameters=25_000_000,
         device="cuda",
         out=OUT,
-    ).run()
+    )
+    for part in ("correctness", "products", "density", "everything", "sweeps"):
+        replace(run, part=part).run()
+    replace(run, part="density", probes=4).run()
+
+
+def classes() -> None:
+    """All ten classes of a set of CIFAR-10-LT's size, imbalance 100; minutes, so without peers."""
+    counts = tuple(longtail_counts(5000, 10, 100.0).tolist())
+    Spectra(part="classes", counts=counts, batch_size=128, rounds=1, device="cuda", out=OUT).run()
 
 
 def train_step() -> None:
@@ -58,7 +69,7 @@ def epoch() -> None:
 
 
 CASES: dict[str, Callable[[], None]] = {
-    case.__name__: case for case in (sam_step, profile, spectrum, train_step, epoch)
+    case.__name__: case for case in (sam_step, profile, spectrum, classes, train_step, epoch)
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #   OUT=results STAGES="build tests" bash benchmarks/gpu_suite.sh    some of them
 #
 # OUT      folder for logs and JSON results (default: build/gpu)
-# STAGES   some of: build tests sam_step memcheck racecheck train_step spectrum epoch profile
+# STAGES   some of: build tests sam_step memcheck racecheck train_step spectrum classes epoch profile
 # PEERS    folder with other implementations (optional): sam.py (the reference SAM), and packages installed with
 #          pip install --target: pyhessian, pytorch_optimizer
 # PYTHON   interpreter with torch, pybind11 and scikit-build-core installed (default: python3)
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
 MINUTES=${MINUTES:-8}
-STAGES=${STAGES:-build tests sam_step memcheck racecheck train_step spectrum epoch profile}
+STAGES=${STAGES:-build tests sam_step memcheck racecheck train_step spectrum classes epoch profile}
 mkdir -p "$OUT"
 summary=()
 [ -d "${PEERS:-}" ] || summary+=("peers      none: PEERS is not a folder")
@@ -58,7 +58,7 @@ for name in $STAGES; do
         missing "$name" "compute-sanitizer is not installed"
       fi
       ;;
-    sam_step | spectrum | train_step | epoch)
+    sam_step | spectrum | classes | train_step | epoch)
       stage "$name" "$PYTHON" -m benchmarks.gpu "$name"
       ;;
     profile)

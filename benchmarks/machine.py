@@ -19,8 +19,8 @@ import fastsam
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Processor, GPU, versions, threads and the command of this run, without any path or host name."""
+def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Processor, the GPU that was timed, versions, threads and the command, without any path or host name."""
     info: dict[str, Any] = {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -32,8 +32,8 @@ def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         "fastsam": fastsam.__version__,
         "native": fastsam.build_info(),
     }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
         info["gpu"] = {
             "name": properties.name,
             "memory_bytes": properties.total_memory,
@@ -45,12 +45,14 @@ def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     return info
 
 
-def save(case: str, results: dict[str, Any], *, folder: Path | None = None) -> Path:
-    """Writes the results of a case beside their environment, as JSON named after case and device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = (folder or RESULTS) / f"{case}-{device}.json"
+def save(
+    case: str, results: dict[str, Any], *, device: str = "cpu", folder: Path | None = None
+) -> Path:
+    """Writes the results of a case beside their environment, as JSON named after case and timed device."""
+    timed = torch.device(device)
+    path = (folder or RESULTS) / f"{case}-{timed.type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), **results}, indent=2) + "\n")
+    path.write_text(json.dumps({"environment": environment(timed), **results}, indent=2) + "\n")
     return path
 
 

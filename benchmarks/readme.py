@@ -225,7 +225,7 @@ def _spectrum_table(device: str) -> str:
         settings = results["settings"]
         if not lines:
             lines = [
-                f"{settings['model']}, {settings['steps']} steps, on "
+                f"{settings['model']}, {settings['steps']} steps, median of {settings['rounds']} run(s), on "
                 f"{_machine(results['environment'])}; commands in benchmarks/results:",
                 "",
                 "| what | who | time (ratio to fastsam) |",

@@ -71,7 +71,7 @@ class SamStep:
                 if cases:
                     content = {"copy_bytes_per_second": bandwidth, "cases": cases}
                     content |= {"summary": summary} if cases is sweep else {}
-                    print(f"wrote {save(kind, content, folder=self.out)}")
+                    print(f"wrote {save(kind, content, device=self.device, folder=self.out)}")
 
     def _contestants(self) -> dict[str, Callable[[Sequence[Tensor]], peers.Step]]:
         contestants: dict[str, Callable[[Sequence[Tensor]], peers.Step]] = {

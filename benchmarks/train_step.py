@@ -84,7 +84,9 @@ class TrainStep:
             )
         results = {name: self._case(name, WORKLOADS[name]) for name in self.cases}
         if self.save or self.out is not None:
-            print(f"wrote {save('train_step', {'cases': results}, folder=self.out)}")
+            print(
+                f"wrote {save('train_step', {'cases': results}, device=self.device, folder=self.out)}"
+            )
 
     def _case(self, name: str, workload: Workload) -> dict[str, Any]:
         device = torch.device(self.device)
