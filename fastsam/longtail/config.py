@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
-from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED
+from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED, OWN
 from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Method
@@ -32,6 +32,8 @@ PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("last", "best-validation")
 SAMPLINGS = ("class-balanced", "square-root", "progressive")
 WEIGHTINGS = ("effective", "inverse", "algorithm1")
+PLACE = ("device", "data_root", "download", "workers")
+"""Settings of where a run takes place; another place does not make it another run."""
 
 
 def _only(help_text: str, **owners: tuple[str, ...]) -> dict[str, Any]:
@@ -297,6 +299,25 @@ class TrainConfig:
             for name, value in values.items()
         }
         return cls(**final)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that make two runs different ones.
+
+    Those of :data:`PLACE` do not, unless the data are the user's own and their folder is all that
+    says which.
+
+    Args:
+        one: settings as :meth:`TrainConfig.as_dict` gives them.
+        other: the same of another run, perhaps of another version of this package.
+    """
+    place = {name for name in PLACE if name != "data_root" or one.get("data") not in OWN}
+    missing = object()
+    return [
+        name
+        for name in {**one, **other}
+        if name not in place and one.get(name, missing) != other.get(name, missing)
+    ]
 
 
 _Value = TypeVar("_Value")

@@ -55,6 +55,11 @@ class Ranks:
             dist.barrier()
 
 
+def launched_processes() -> int:
+    """How many processes ``torchrun`` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def ranks_of_torchrun(device: str) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, connected while the context lasts; else this one alone.
@@ -65,7 +70,7 @@ def ranks_of_torchrun(device: str) -> Iterator[Ranks]:
     Raises:
         UsageError: several processes on one named GPU, or on GPUs where there are fewer.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launched_processes()
     if size == 1:
         yield Ranks()
         return

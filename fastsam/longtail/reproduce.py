@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.config import PLACE, TrainConfig, differences
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, landscape
@@ -23,12 +23,13 @@ from fastsam.longtail.published import (
     SpectraFigure,
     Variant,
 )
-from fastsam.longtail.ranks import Ranks
+from fastsam.longtail.ranks import Ranks, launched_processes
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.results import Result, RunFolder
+from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.trainer import Trainer, load_configured
 
-PLACE = {"seed", "device", "data_root", "download", "threads", "workers"}
+AS_PUBLISHED = {"seed", "threads", *PLACE}
 """Settings that may be given without making a run another one than the published."""
 
 
@@ -74,8 +75,9 @@ def reproduce_table(
 ) -> Iterator[Row]:
     """Train every row of a table for several seeds, last epoch each, and yield it when done.
 
-    Runs live in ``out/VARIANT/seed-K`` and are shared by tables and figures; finished ones are
-    read, interrupted ones go on. Seeds are those of the training; the subset stays that of
+    Runs live in ``out/VARIANT/seed-K`` and are shared by tables and figures, whatever device,
+    folder of the data or threads either is given; finished ones are read, interrupted ones go on
+    (with as many threads as before). Seeds are those of the training; the subset stays that of
     ``subset_seed``, as in the paper.
 
     Args:
@@ -128,10 +130,16 @@ def reproduce_figure(
         **overrides: settings that replace those of every recipe.
 
     Raises:
-        UsageError: for an unknown name or setting, before anything is trained.
+        UsageError: for an unknown name or setting, or in one of several processes of ``torchrun``,
+            before anything is trained.
     """
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
+    if launched_processes() > 1:
+        raise UsageError(
+            f"{name} needs one process, and torchrun started {launched_processes()}; start it "
+            "without torchrun"
+        )
     figure = FIGURES[name]
     runs = _Runs(data, out, figure.runs, overrides, ranks=Ranks(), progress=progress)
     for variant in figure.runs:
@@ -143,6 +151,7 @@ def reproduce_figure(
                 epoch,
                 runs.data(variant),
                 figure,
+                device=runs.config(variant).device,
                 augment=augment,
                 steps=steps,
                 probes=probes,
@@ -186,7 +195,7 @@ class _Runs:
         self.out = out
         self.ranks = ranks
         self.progress = progress
-        self.comparable = set(overrides) <= PLACE
+        self.comparable = set(overrides) <= AS_PUBLISHED
         self._recipes: dict[str, Recipe] = {}
         for variant in variants:
             twice = sorted(set(variant.settings) & set(overrides))
@@ -220,9 +229,11 @@ class _Runs:
         folder = RunFolder(self.out / variant.name / f"seed-{seed}")
         if folder.result.is_file():
             result = Result.from_json(folder.result.read_text("utf-8"))
-            if result.config != one.config().as_dict():
+            changed = set(differences(result.config, one.config().as_dict())) - {"threads"}
+            if changed:
                 raise CheckpointError(
-                    f"{folder.path} holds a run with other settings; choose another --out"
+                    f"{folder.path} holds a run with other settings ({', '.join(sorted(changed))}); "
+                    "choose another --out"
                 )
             return result, folder
         figures = [f for f in FIGURES.values() if seed == 0 and variant in f.runs]
@@ -250,6 +261,7 @@ def _spectra(
     data: LongTailData,
     figure: SpectraFigure,
     *,
+    device: str,
     augment: str,
     steps: int,
     probes: int,
@@ -257,7 +269,7 @@ def _spectra(
 ) -> Iterator[ClassSpectrum]:
     """The spectra of one checkpoint, from files or computed and written."""
     checkpoint = Checkpoint.load(folder.checkpoint if epoch is None else folder.kept(epoch))
-    model = checkpoint.build_model().to(checkpoint.config.device)
+    model = checkpoint.build_model().to(chosen_device(device))
     place = folder.path / "spectra" / f"epoch-{checkpoint.epoch}-steps-{steps}-probes-{probes}"
     for label in figure.classes:
         known = ClassSpectrum.path(place, label, "train", figure.loss, augment)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
@@ -123,7 +123,9 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
-        self.data = load_configured(config, progress=progress) if data is None else data
+        self.data = _counting_anew(
+            load_configured(config, progress=progress) if data is None else data
+        )
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
@@ -402,12 +404,11 @@ class Trainer:
             return None
         checkpoint = Checkpoint.load(self.folder.checkpoint)
         stored, wanted = checkpoint.config.as_dict(), self.config.as_dict()
-        for name, value in wanted.items():
-            if stored[name] != value and name != "device":
-                raise CheckpointError(
-                    f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there "
-                    f"and {value} here; resume with the same settings or choose another --out"
-                )
+        for name in differences(stored, wanted):
+            raise CheckpointError(
+                f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there and "
+                f"{wanted[name]} here; resume with the same settings or choose another --out"
+            )
         for epoch in sorted(self.keep):
             if epoch <= checkpoint.epoch and not self.folder.kept(epoch).is_file():
                 raise CheckpointError(
@@ -456,6 +457,16 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given, progress=progress))
+
+
+def _counting_anew(data: LongTailData) -> LongTailData:
+    """``data`` with counts of unreadable images of its own: several runs may share what they read."""
+    own: dict[str, Any] = {
+        name: replace(images, unreadable={})
+        for name, images in data.splits.items()
+        if isinstance(images, FileImages)
+    }
+    return replace(data, **own) if own else data
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:

@@ -12,12 +12,13 @@ import torch
 from archives import write_cifar10, write_cifar100, write_listed
 
 from fastsam.cli import main
-from fastsam.longtail import Trainer, recipe, trainer
+from fastsam.longtail import Checkpoint, Trainer, recipe, trainer
+from fastsam.longtail.config import differences
 from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longtail_indices
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
-from fastsam.longtail.errors import DataError, UsageError
+from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 5]
@@ -209,6 +210,50 @@ def test_corrupt_images_of_evaluation_sets_are_counted_and_survive_resuming(
     where = ["--data", "imagenet-lt", "--data-root", str(root), "--workers", "0"]
     assert main(["train", *where, *options, "--batch-size", "16", "--quiet"]) == 0
     assert "skipped 2 images that cannot be read" in capsys.readouterr().out
+
+
+def test_runs_that_share_their_data_count_what_each_of_them_met(
+    listed: Path, tmp_path: Path
+) -> None:
+    root, path = damaged_copy(listed, tmp_path / "data")
+    config = config_for("imagenet-lt", root, corrupt="skip")
+    data = trainer.load_configured(config)
+    runs = [
+        Trainer(replace(config, seed=seed), data=data, out=tmp_path / str(seed), progress=False)
+        for seed in range(2)
+    ]
+    for seed, run in enumerate(runs):
+        assert run.fit().unreadable == {path: 1}
+        assert Checkpoint.load(tmp_path / str(seed)).unreadable == {path: 1}
+
+
+def test_a_run_goes_on_in_another_place(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    config = config_for("imagenet-lt", listed, epochs=2)
+
+    def stop(step: Any) -> None:
+        if step.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, out=tmp_path / "run", on_step=stop, progress=False).fit()
+    (tmp_path / "moved").symlink_to(listed)
+    moved = replace(config, data_root=str(tmp_path / "moved"), workers=2)
+    result = Trainer(moved, out=tmp_path / "run", resume=True, progress=False).fit()
+    assert result.test == Trainer(config, progress=False).fit().test
+    with pytest.raises(CheckpointError, match="another run: threads is 0 there and 1 here"):
+        Trainer(replace(moved, threads=1), out=tmp_path / "run", resume=True, progress=False)
+
+
+def test_what_makes_another_run() -> None:
+    here = {"data": "cifar10-lt", "data_root": "a", "device": "cpu", "workers": 0, "lr": 0.1}
+    there = {**here, "data_root": "b", "device": "cuda", "workers": 2, "download": True}
+    assert differences(here, there) == []
+    assert differences(here, {**there, "lr": 0.2, "new": None}) == ["lr", "new"]
+    own = [{**settings, "data": "folder"} for settings in (here, there)]
+    assert differences(*own) == ["data_root"]
 
 
 def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> None:

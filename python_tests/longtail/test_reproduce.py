@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastsam.cli import main
-from fastsam.longtail import recipes
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail import Checkpoint, recipes
+from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.published import (
     ACCURACIES,
@@ -20,6 +22,7 @@ from fastsam.longtail.published import (
 )
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.reproduce import reproduce_figure, reproduce_table
+from fastsam.longtail.results import Result
 
 SIZES = {
     "cifar10-lt": (3, 4, 3),
@@ -100,6 +103,49 @@ def test_a_figure_along_the_training_reads_what_is_there(tmp_path: Path) -> None
     again = run()
     assert [a.spectrum.lambda_max for a in again] == [f.spectrum.lambda_max for f in first]
     assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_runs_of_another_device_are_shared(tmp_path: Path) -> None:
+    def run(**settings: Any) -> list[float]:
+        panels = reproduce_figure(
+            "figure2", "digits-lt", tmp_path, steps=2, progress=False, **{**TINY, **settings}
+        )
+        return [panel.item.spectrum.lambda_max for panel in panels]
+
+    first = run()
+    weights = {path: path.stat().st_size for path in tmp_path.rglob("*.pt")}
+    for path in weights:
+        checkpoint = Checkpoint.load(path)
+        replace(checkpoint, config=replace(checkpoint.config, device="cuda")).save(path)
+    for path in tmp_path.rglob("result.json"):
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
+        assert Result.from_json(path.read_text()).config["device"] == "cuda"
+    written = {path: path.stat().st_mtime_ns for path in weights}
+    for path in tmp_path.rglob("class-*.json"):
+        path.unlink()
+    assert run(threads=1) == first
+    assert {path: path.stat().st_mtime_ns for path in weights} == written
+    with pytest.raises(CheckpointError, match=r"other settings \(lr\)"):
+        run(lr=0.01)
+
+
+def test_a_figure_needs_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tiny = ["--epochs", "1", "--batch-size", "138", "--steps", "2", "--quiet"]
+    command = [
+        "reproduce",
+        "figure2",
+        "--data",
+        "digits-lt",
+        *tiny,
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    assert main(command) != 0
+    assert "figure2 needs one process, and torchrun started 2" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from fastsam.longtail.data.upload import upload
+
 BatchAugmentation = Callable[[Tensor, Generator], Tensor]
 """Maps images ``[B, C, H, W]`` and a CPU generator to images of the same shape and dtype."""
 
@@ -44,7 +46,8 @@ class RandomCrop:
         device = images.device
         batch, _, height, width = images.shape
         padded = torch.nn.functional.pad(images, (self.padding,) * 4)
-        shifts = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator).to(device)
+        drawn = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator)
+        shifts = upload(drawn, device)
         rows = shifts[0] + torch.arange(height, device=device)  # [B, H]
         columns = shifts[1] + torch.arange(width, device=device)  # [B, W]
         samples = torch.arange(batch, device=device)[:, None, None]
@@ -59,5 +62,5 @@ class RandomHorizontalFlip:
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Mirror images ``[B, C, H, W]``."""
-        flip = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
+        flip = upload(torch.rand(len(images), generator=generator).lt(0.5), images.device)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)

@@ -90,7 +90,9 @@ def _own(load: Callable[..., LongTailData], options: DataOptions) -> LongTailDat
 CIFAR = ("cifar10-lt", "cifar100-lt")
 GLYPHS = ("glyphs10-lt", "glyphs100-lt")
 MADE_LONG_TAILED = ("digits-lt", *CIFAR, *GLYPHS)
-FROM_FILES = (*LISTED, "list", "folder")
+OWN = ("list", "folder")
+"""Data sets that are whatever lies in the folder they are given."""
+FROM_FILES = (*LISTED, *OWN)
 
 DATASETS: dict[str, Loader] = {
     "digits-lt": _digits,

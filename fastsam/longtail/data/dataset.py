@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation
+from fastsam.longtail.data.upload import upload
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
 
@@ -74,8 +75,11 @@ class Images(Protocol):
 class TensorImages:
     """Images that fit in memory, augmented in whole batches on the device.
 
+    The device that read last keeps a copy of the images; the CPU waits for it at the first reading
+    alone.
+
     Attributes:
-        images: raw pixels, uint8 ``[N, C, H, W]``.
+        images: raw pixels, uint8 ``[N, C, H, W]``; replaced as a whole or not changed at all.
         targets: classes, int64 ``[N]``.
         white: pixel value that becomes 1 before normalisation (255, or 16 for the 8x8 digits).
         mean: mean of each channel after that scaling.
@@ -89,6 +93,8 @@ class TensorImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: BatchAugmentation | None = None
+    _copy: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    """Images that were read on another device than their own, and what is there."""
 
     @property
     def channels(self) -> int:
@@ -119,17 +125,29 @@ class TensorImages:
         """See :meth:`Images.batches`."""
         if augment and self.augmentation is None:
             raise UsageError("these images have no augmentation; read them with augment=False")
-        images = self.images.to(device)
-        targets = torch.from_numpy(self.targets).to(device)
-        mean = torch.tensor(self.mean, device=device)[:, None, None]
-        std = torch.tensor(self.std, device=device)[:, None, None]
-        for number, chosen in enumerate(order):
-            indices = torch.from_numpy(chosen).to(device)
+        images = self._on(device)
+        mean = upload(torch.tensor(self.mean), device)[:, None, None]
+        std = upload(torch.tensor(self.std), device)[:, None, None]
+        # One upload for all batches.
+        sizes = [len(chosen) for chosen in order]
+        samples = np.concatenate([np.empty(0, np.int64), *order])
+        every = torch.split(upload(torch.from_numpy(samples), device), sizes)
+        targets = torch.split(upload(torch.from_numpy(self.targets[samples]), device), sizes)
+        for number, indices in enumerate(every):
             raw = images[indices]
             if augment and self.augmentation is not None:
                 raw = self.augmentation(raw, torch_generator(seed, Stream.AUGMENT, epoch, number))
             inputs = (raw.float() / self.white - mean) / std
-            yield Batch(inputs, targets[indices], indices)
+            yield Batch(inputs, targets[number], indices)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The images on ``device``."""
+        device = torch.empty(0, device=device).device  # with its number, which "cuda" leaves open
+        if self.images.device == device:
+            return self.images
+        if self._copy is None or self._copy[0] is not self.images or self._copy[1].device != device:
+            self._copy = (self.images, self.images.to(device))
+        return self._copy[1]
 
 
 @dataclass(eq=False)

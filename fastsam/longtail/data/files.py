@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.data.lists import ImageList
+from fastsam.longtail.data.upload import upload
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 
@@ -79,6 +80,28 @@ class _Unreadable(NamedTuple):
 
     path: str
     reason: str
+
+
+class _Samples(NamedTuple):
+    """One batch as the workers hand it over, stacked so that the loader can pin it whole.
+
+    Attributes:
+        unreadable: images of the batch that are left out of the rest.
+        read: inputs float32 ``[B, 3, S, S]``, targets and indices int64 ``[B]``; None if B is 0.
+    """
+
+    unreadable: list[_Unreadable]
+    read: tuple[Tensor, Tensor, Tensor] | None
+
+
+def _stack(samples: list[tuple[Tensor, int, int] | _Unreadable]) -> _Samples:
+    """The samples of one batch together."""
+    unreadable = [sample for sample in samples if isinstance(sample, _Unreadable)]
+    read = [sample for sample in samples if not isinstance(sample, _Unreadable)]
+    if not read:
+        return _Samples(unreadable, None)
+    inputs, targets, indices = zip(*read, strict=True)
+    return _Samples(unreadable, (torch.stack(inputs), torch.tensor(targets), torch.tensor(indices)))
 
 
 class _Reader(Dataset[Any]):
@@ -172,23 +195,16 @@ class FileImages:
             _Reader(self.root, self.images, self.preparation),
             batch_sampler=requests,
             num_workers=self.workers,
-            collate_fn=list,
+            collate_fn=_stack,
             pin_memory=device.type == "cuda",
             # Its own generator: the loader would otherwise advance the global one.
             generator=torch.Generator(),
         )
         for samples in loader:
-            read = [sample for sample in samples if not isinstance(sample, _Unreadable)]
-            for sample in samples:
-                if isinstance(sample, _Unreadable):
-                    self._note(sample)
-            if read:
-                inputs, targets, indices = zip(*read, strict=True)
-                yield Batch(
-                    torch.stack(inputs).to(device, non_blocking=True),
-                    torch.tensor(targets, device=device),
-                    torch.tensor(indices, device=device),
-                )
+            for image in samples.unreadable:
+                self._note(image)
+            if samples.read is not None:
+                yield Batch(*(upload(tensor, device) for tensor in samples.read))
 
     def broken_files(self) -> list[str]:
         """Paths of the images that cannot be decoded; reads every file."""
