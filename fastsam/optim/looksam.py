@@ -20,6 +20,11 @@ class LookSAM(WrappedOptimizer):
     ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
     ``g + alpha ||g|| / ||g_v|| g_v``.
 
+    A SAM step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
+    direction of the SAM step before it stays. The other steps are the base optimizer's: it gets a
+    gradient that is not finite as it is, without a direction. A parameter that had no gradient at
+    a SAM step has no direction until the next one.
+
     Args:
         optimizer: the base optimizer.
         rho: radius of the ascent step.
@@ -44,40 +49,66 @@ class LookSAM(WrappedOptimizer):
         loss = run().detach()
         gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
         norm = _norm([gradient for _, gradient in gradients])
-        if self.steps_taken % self.every == 0:
-            ascent = [(p, gradient.clone()) for p, gradient in gradients]
-            self.sam.first_step()
-            try:
-                run()
-            except BaseException:
-                self.sam.restore()
-                raise
-            self._remember(ascent, norm)
-            self.sam.second_step()
-        else:
-            length = self.param_groups[0]["look_alpha"] * norm
-            for p, gradient in gradients:
-                direction = self.state[p][_DIRECTION]
-                gradient.addcmul_(direction, length.to(direction))
-            self.sam.base_optimizer.step()
+        directions = self._take_directions()
+        try:
+            if self.steps_taken % self.every == 0:
+                ascent = [(p, gradient.clone()) for p, gradient in gradients]
+                self.sam.first_step()
+                try:
+                    run()
+                except BaseException:
+                    self.sam.restore()
+                    raise
+                directions |= _flat_directions(ascent, norm, directions)
+                self.sam.second_step()
+            else:
+                length = self.param_groups[0]["look_alpha"] * norm
+                length = torch.where(length.isfinite(), length, 0.0)
+                for p, gradient in gradients:
+                    if p in directions:
+                        gradient.addcmul_(directions[p], length.to(gradient))
+                self.sam.base_optimizer.step()
+        finally:
+            for p, direction in directions.items():
+                self.state[p][_DIRECTION] = direction
         self._count()
         return loss
 
-    def _remember(self, ascent: list[tuple[Tensor, Tensor]], norm: Tensor) -> None:
-        """Keep the part of the new gradients that is orthogonal to the old ones, at length 1."""
-        both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
-        product = sum(
-            (torch.sum(old.double() * new.double()) for _, old, new in both), norm.new_zeros(())
-        )
-        share = product / (norm.square() + 1e-12)
-        parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
-        length = _norm(parts) + 1e-12
-        for (p, _, _), part in zip(both, parts, strict=True):
-            self.state[p][_DIRECTION] = part.div_(length.to(part))
+    def _take_directions(self) -> dict[Tensor, Tensor]:
+        """Out of the state: many base optimizers begin where a parameter has no state at all."""
+        return {p: state.pop(_DIRECTION) for p, state in self.state.items() if _DIRECTION in state}
+
+
+def _flat_directions(
+    ascent: list[tuple[Tensor, Tensor]], norm: Tensor, before: dict[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    """The part of the new gradients that is orthogonal to the old ones, at length 1.
+
+    Where it is not finite it is the one before, or 0 without one; the host does not ask.
+
+    Args:
+        ascent: parameters with their old gradients; the new ones are in ``grad``.
+        norm: norm of the old gradients.
+        before: the directions so far.
+    """
+    both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
+    product = sum(
+        (torch.sum(old.double() * new.double()) for _, old, new in both), norm.new_zeros(())
+    )
+    share = product / (norm.square() + 1e-12)
+    parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
+    length = _norm(parts) + 1e-12
+    finite = length.isfinite()
+    return {
+        p: torch.where(finite, part.div_(length.to(part)), before.get(p, 0.0))
+        for (p, _, _), part in zip(both, parts, strict=True)
+    }
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """Norm of all tensors together, float64."""
+    """Norm of all tensors together, float64; 0 without any."""
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64)
     norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total

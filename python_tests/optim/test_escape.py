@@ -273,6 +273,109 @@ def test_looksam_trajectory() -> None:
     assert parameter.detach().numpy() == pytest.approx(w, rel=1e-8)
 
 
+def spoiled(closure: Callable[[], Tensor], parameter: Tensor, passes: dict[int, float]) -> Any:
+    """The closure with a gradient element replaced in some passes, counted from 0."""
+    count = iter(range(10**6))
+
+    def run() -> Tensor:
+        loss = closure()
+        value = passes.get(next(count))
+        if value is not None:
+            assert parameter.grad is not None
+            parameter.grad[1] = value
+        return loss
+
+    return run
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("broken", [4, 5], ids=["first pass", "second pass"])
+def test_looksam_keeps_its_direction_over_a_skipped_step(broken: int, value: float) -> None:
+    """Passes 0 and 1 are a SAM step, 2 and 3 plain, 4 and 5 a SAM step that is skipped."""
+    matrix, parameter, closure = quadratic(6)
+    optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=3, alpha=0.6)
+    run = spoiled(closure, parameter, {broken: value})
+    w = parameter.detach().numpy().copy()
+    direction = np.zeros(6)
+    for step in range(6):
+        g = matrix @ w
+        size = np.sqrt(g @ g)
+        if step == 0:
+            above = matrix @ (w + 0.3 * g / size)
+            direction = above - (above @ g) * g / size**2
+            w = w - 0.05 * above
+        elif step != 3:
+            w = w - 0.05 * (g + 0.6 * size / np.sqrt(direction @ direction) * direction)
+        optimizer.step(run)
+    assert parameter.detach().numpy() == pytest.approx(w, rel=1e-8)
+    assert optimizer.sam.skipped_steps == 1
+
+
+def test_looksam_without_a_direction_is_the_base_optimizer() -> None:
+    matrix, parameter, closure = quadratic(6)
+    optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=3)
+    run = spoiled(closure, parameter, {0: math.nan})
+    w = parameter.detach().numpy().copy()
+    for step in range(3):
+        w = w if step == 0 else w - 0.05 * matrix @ w
+        optimizer.step(run)
+    assert parameter.detach().numpy() == pytest.approx(w, rel=1e-10)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_looksam_spreads_no_gradient_that_is_not_finite(value: float) -> None:
+    """A plain step does to other elements what the base optimizer does to them."""
+    matrix, parameter, closure = quadratic(6)
+    optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=3)
+    optimizer.step(closure)
+    w = parameter.detach().numpy().copy()
+    optimizer.step(spoiled(closure, parameter, {0: value}))
+    others = [0, 2, 3, 4, 5]
+    expected = (w - 0.05 * matrix @ w)[others]
+    assert parameter.detach().numpy()[others] == pytest.approx(expected, rel=1e-10)
+
+
+def test_looksam_takes_gradients_that_come_and_go() -> None:
+    """One parameter has none at the SAM step, the other one none after it."""
+    early, late = (nn.Parameter(torch.tensor([x, 2.0], dtype=torch.float64)) for x in (1.0, 3.0))
+    optimizer = LookSAM(SGD([early, late], lr=0.1), rho=0.1, every=3)
+    used = early
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = used.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before, used = early.detach().clone(), late
+    optimizer.step(closure)
+    assert torch.equal(early, before)
+    torch.testing.assert_close(late.detach(), 0.8 * torch.tensor([3.0, 2.0], dtype=torch.float64))
+    optimizer.step(closure)
+    late.grad = None
+    optimizer.step(lambda: torch.zeros(()))  # a SAM step without any gradient
+    torch.testing.assert_close(late.detach(), 0.64 * torch.tensor([3.0, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("base", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adam])
+def test_looksam_on_bases_that_begin_without_state(base: type[Optimizer]) -> None:
+    """Their first update, here after a skipped one, must not take the direction for their own state."""
+    _, parameter, closure = quadratic(4)
+    optimizer = LookSAM(base([parameter], lr=0.01), every=2)  # type: ignore[call-arg]
+    run = spoiled(closure, parameter, {0: math.nan})
+    before = parameter.detach().clone()
+    optimizer.step(run)
+    assert torch.equal(parameter, before)
+    alone = nn.Parameter(before.clone())
+    optimizer.step(run)
+    alone.grad = parameter.grad
+    base([alone], lr=0.01).step()  # type: ignore[call-arg]
+    torch.testing.assert_close(parameter, alone)
+    optimizer.step(run)
+    assert "flat_direction" in optimizer.state_dict()["state"][0]
+
+
 def test_looksam_at_every_step_is_sam() -> None:
     finals = []
     for build in (
