@@ -21,7 +21,6 @@ class SamScalars:
         squared_norms: int,
         norm_count: int,
         found_inf: int,
-        external_found_inf: int = 0,
         grad_scale: int = 0,
         skipped_steps: int = 0,
         unchanged: int = 0,

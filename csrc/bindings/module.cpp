@@ -37,17 +37,15 @@ void define_structs(py::module_& module) {
 
   py::class_<fastsam::SamScalars>(module, "SamScalars", py::module_local())
       .def(py::init([](int64_t hyper, int64_t group_count, int64_t squared_norms, int64_t norm_count,
-                       int64_t found_inf, int64_t external_found_inf, int64_t grad_scale,
-                       int64_t skipped_steps, int64_t unchanged) {
-             return fastsam::SamScalars{pointer<double>(hyper),         group_count,
-                                        pointer<double>(squared_norms), norm_count,
-                                        pointer<float>(found_inf),      pointer<float>(external_found_inf),
-                                        pointer<float>(grad_scale),     pointer<int64_t>(skipped_steps),
-                                        pointer<int64_t>(unchanged)};
+                       int64_t found_inf, int64_t grad_scale, int64_t skipped_steps, int64_t unchanged) {
+             return fastsam::SamScalars{pointer<double>(hyper),          group_count,
+                                        pointer<double>(squared_norms),  norm_count,
+                                        pointer<float>(found_inf),       pointer<float>(grad_scale),
+                                        pointer<int64_t>(skipped_steps), pointer<int64_t>(unchanged)};
            }),
            py::kw_only(), py::arg("hyper"), py::arg("group_count"), py::arg("squared_norms"),
-           py::arg("norm_count"), py::arg("found_inf"), py::arg("external_found_inf") = 0,
-           py::arg("grad_scale") = 0, py::arg("skipped_steps") = 0, py::arg("unchanged") = 0);
+           py::arg("norm_count"), py::arg("found_inf"), py::arg("grad_scale") = 0,
+           py::arg("skipped_steps") = 0, py::arg("unchanged") = 0);
 
   py::class_<fastsam::LanczosStep>(module, "LanczosStep", py::module_local())
       .def(py::init([](int64_t rows, int64_t probe_stride, int64_t row_stride, int64_t vector,

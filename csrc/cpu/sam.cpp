@@ -178,8 +178,7 @@ void restore_chunk(const TensorTable& table, const Chunk& chunk) {
 template <class T, class Update>
 void restore_and_update(const Execution& execution, const TensorTable& table, const SamScalars& scalars,
                         const Update& update) {
-  const bool skip = *scalars.found_inf != 0.0f ||
-                    (scalars.external_found_inf != nullptr && *scalars.external_found_inf != 0.0f);
+  const bool skip = *scalars.found_inf != 0.0f;
   for_each_chunk(execution, table, [&](const Chunk& chunk, int64_t) {
     if (skip || table.at(kGradient, chunk.tensor) == 0) {
       restore_chunk<T>(table, chunk);

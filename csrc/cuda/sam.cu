@@ -416,8 +416,7 @@ template <class Optimizer, class T, class Table>
 __global__ void update_kernel(const __grid_constant__ Table table, SamScalars scalars,
                               unsigned int* counter) {
   FASTSAM_SHARED(int, flag, 1);
-  const bool skip = *scalars.found_inf != 0.0f ||
-                    (scalars.external_found_inf != nullptr && *scalars.external_found_inf != 0.0f);
+  const bool skip = *scalars.found_inf != 0.0f;
   const BlockChunk chunk = block_chunk(table);
   if (chunk.size > 0) {
     if (skip || table.template at<kGradient>(chunk.row) == 0) {

@@ -164,8 +164,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
   double squared_norm = kPoison;
   float found_inf = 7.0f;
   int64_t skipped = 0;
-  const SamScalars scalars{hyper.data(), 2,       &squared_norm, 1,      &found_inf,
-                           nullptr,      nullptr, &skipped,      nullptr};
+  const SamScalars scalars{hyper.data(), 2, &squared_norm, 1, &found_inf, nullptr, &skipped, nullptr};
 
   // norm, twice: the second run finds the counters that the first left
   double expected = 0.0;

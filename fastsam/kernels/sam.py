@@ -109,10 +109,6 @@ class TensorTable:
         start = native.TABLE_COLUMNS.index(name) * self.count
         return self.cells[start : start + self.count]
 
-    def weights_moved(self) -> bool:
-        """Whether a weight's storage was replaced since the table was made."""
-        return self.column("weight") != array("q", [weight.data_ptr() for weight in self.weights])
-
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Takes the gradients of this pass; None where there is none.
 
@@ -270,7 +266,6 @@ class Scalars:
         *,
         count_skip: bool = False,
         count_unchanged: bool = False,
-        external_found_inf: Tensor | None = None,
         grad_scale: Tensor | None = None,
     ) -> Any:
         """The struct of addresses that a launch takes.
@@ -278,7 +273,6 @@ class Scalars:
         Args:
             count_skip: count a skipped update; True for one table per device only.
             count_unchanged: count the elements of this table that the perturbation could not change.
-            external_found_inf: float32 scalar, a gradient scaler's flag.
             grad_scale: float32 scalar, the loss scale that the gradients still carry.
         """
         return native.module().SamScalars(
@@ -287,7 +281,6 @@ class Scalars:
             squared_norms=self.squared_norms.data_ptr(),
             norm_count=self.squared_norms.numel(),
             found_inf=self.found_inf.data_ptr(),
-            external_found_inf=_address(external_found_inf),
             grad_scale=_address(grad_scale),
             skipped_steps=self.skipped_steps.data_ptr() if count_skip else 0,
             unchanged=_address(self.unchanged) if count_unchanged else 0,

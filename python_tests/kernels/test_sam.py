@@ -283,18 +283,6 @@ def test_a_loss_scale_is_divided_out(rule: str, draw: Draw, device: torch.device
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_an_external_flag_skips(draw: Draw, device: torch.device) -> None:
-    problem = Problem(draw, [100], torch.float32, device)
-    before = problem.weights[0].clone()
-    problem.climb()
-    bind_state(problem)
-    flag = torch.ones((), device=device)
-    scalars = problem.scalars.as_native(external_found_inf=flag, count_skip=True)
-    kernels.update(problem.table, scalars, problem.scratch, rule="sgd")
-    assert torch.equal(problem.weights[0], before)
-    assert problem.scalars.skipped_steps.item() == 1
-
-
 @pytest.mark.parametrize("count", [0, 1, 3, 700])
 def test_many_tensors_and_empty_ones(count: int, draw: Draw, device: torch.device) -> None:
     """700 tensors need more than one launch; empty tensors have an address of 0 and still a gradient."""

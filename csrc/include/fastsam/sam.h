@@ -31,11 +31,10 @@ struct SamScalars {
   int64_t group_count;
   const double* squared_norms;  // [norm_count]; their sum is ||T_w g||^2 over all buckets
   int64_t norm_count;
-  float* found_inf;                 // 1 when this step must be skipped; written by perturb and check
-  const float* external_found_inf;  // a GradScaler's flag, or null
-  const float* grad_scale;          // loss scale that the gradients still carry, or null for 1
-  int64_t* skipped_steps;           // incremented once by an update that is skipped, or null
-  int64_t* unchanged;               // += elements that a non-zero perturbation could not change, or null
+  float* found_inf;         // 1 when this step must be skipped; written by perturb and check
+  const float* grad_scale;  // loss scale that the gradients still carry, or null for 1
+  int64_t* skipped_steps;   // incremented once by an update that is skipped, or null
+  int64_t* unchanged;       // += elements that a non-zero perturbation could not change, or null
 };
 
 #define FASTSAM_DECLARE_SAM_LAUNCHES                                                                         \
