@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
@@ -22,11 +23,20 @@ from benchmarks.timing import interleaved
 STEPS_TO_AGREE = 5
 FLOOR = "fused SGD alone"
 OURS = ("fastsam", "fastsam, no check")
+HELD_BYTES, WORKING_BYTES = 16, 28
+"""Bytes per parameter: each contestant's weights, gradients, momentum and backup, and what comes on top for
+one of them at a time, most of it to compare two copies of the weights."""
+
+Contestants = dict[str, Callable[[Sequence[Tensor]], peers.Step]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamStep:
-    """Times the fused SAM step against pure-PyTorch ones, after checking that they agree."""
+    """Times the fused SAM step against pure-PyTorch ones, after checking that they agree.
+
+    All of them are timed in turn. Where they do not fit in memory together, each peer is timed in turn with
+    fastsam alone: its ratio is to fastsam's time beside it, and fastsam's own row is of the first pair.
+    """
 
     cases: tuple[str, ...] = ("resnet32", "one-25M")
     """Shapes to time, by name (see benchmarks/shapes.py); "sweep" for tensors x elements, "all" for all."""
@@ -54,10 +64,11 @@ class SamStep:
         bandwidth = copy_bandwidth(device)
         results: dict[str, Any] = {}
         for name in names:
-            if not _fits(CASES[name], device):
-                print(f"{name}: left out, it does not fit in memory")
+            contests = _contests(self._contestants(), CASES[name], _room(device))
+            if not contests:
+                print(f"{name}: left out, not even two contestants fit in memory")
                 continue
-            results[name] = self._case(name, device, bandwidth)
+            results[name] = self._case(name, contests, device, bandwidth)
         summary = _summary(results)
         for peer, row in summary.items():
             print(
@@ -73,8 +84,8 @@ class SamStep:
                     content |= {"summary": summary} if cases is sweep else {}
                     print(f"wrote {save(kind, content, device=self.device, folder=self.out)}")
 
-    def _contestants(self) -> dict[str, Callable[[Sequence[Tensor]], peers.Step]]:
-        contestants: dict[str, Callable[[Sequence[Tensor]], peers.Step]] = {
+    def _contestants(self) -> Contestants:
+        contestants: Contestants = {
             "fastsam": peers.fused,
             "fastsam, no check": peers.fused_unchecked,
             "plain PyTorch": peers.plain,
@@ -89,13 +100,49 @@ class SamStep:
         contestants[FLOOR] = peers.floor
         return contestants
 
-    def _case(self, name: str, device: torch.device, bandwidth: float) -> dict[str, Any]:
+    def _case(
+        self, name: str, contests: list[Contestants], device: torch.device, bandwidth: float
+    ) -> dict[str, Any]:
+        shapes = CASES[name]
+        elements = sum(map(math.prod, shapes))
+        rows: dict[str, dict[str, Any]] = {}
+        for contestants in contests:
+            for peer, row in self._contest(name, contestants, device).items():
+                rows.setdefault(peer, row)
+            self._free(device)
+        print(f"\n{name}: {len(shapes)} tensors, {elements:,} parameters on {device}")
+        if len(contests) > 1:
+            print("  in pairs with fastsam: they do not fit in memory together")
+        print(f"  {'':22s} {'us':>12s} {'quartiles':>24s}   ratio  bandwidth  launches  bytes")
+        for peer, row in rows.items():
+            share = ""
+            moved = peers.BYTES_PER_PARAMETER.get(peer)
+            if moved is not None:
+                row["bytes_per_parameter"] = moved
+                row["share_of_copy_bandwidth"] = moved * elements / row["median"] / bandwidth
+                share = f"{row['share_of_copy_bandwidth']:.0%}"
+            quartiles = f"[{row['lower_quartile'] * 1e6:.1f}, {row['upper_quartile'] * 1e6:.1f}]"
+            print(
+                f"  {peer:22s} {row['median'] * 1e6:12.1f} {quartiles:>24s} {row['ratio']:6.2f}x"
+                f" {share:>10s} {row['launches']:9d} {row['peak_bytes_per_parameter']:6.1f}"
+            )
+        return {
+            "tensors": len(shapes),
+            "parameters": elements,
+            "timed_together": max(map(len, contests)),
+            "peers": rows,
+        }
+
+    def _contest(
+        self, name: str, contestants: Contestants, device: torch.device
+    ) -> dict[str, dict[str, Any]]:
+        """Checks that the contestants agree, then times them in turn; a row for each, fastsam first."""
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
         steps: dict[str, Callable[[], object]] = {}
         rows: dict[str, dict[str, Any]] = {}
         expected: list[Tensor] | None = None
-        for peer, make in self._contestants().items():
+        for peer, make in contestants.items():
             parameters = _parameters(shapes, device)
 
             def begin(peer: str = peer, make: Any = make, parameters: Any = parameters) -> None:
@@ -125,23 +172,18 @@ class SamStep:
             for weight, other in zip(weights, expected, strict=True):
                 torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
         timings = interleaved(steps, rounds=self.rounds, device=device)
-        print(f"\n{name}: {len(shapes)} tensors, {elements:,} parameters on {device}")
-        print(f"  {'':22s} {'us':>12s} {'quartiles':>24s}   ratio  bandwidth  launches  bytes")
         for peer, timing in timings.items():
-            row = rows[peer]
-            row |= timing.as_dict() | {"ratio": timing.median / timings["fastsam"].median}
-            share = ""
-            moved = peers.BYTES_PER_PARAMETER.get(peer)
-            if moved is not None:
-                row["bytes_per_parameter"] = moved
-                row["share_of_copy_bandwidth"] = moved * elements / timing.median / bandwidth
-                share = f"{row['share_of_copy_bandwidth']:.0%}"
-            quartiles = f"[{timing.lower_quartile * 1e6:.1f}, {timing.upper_quartile * 1e6:.1f}]"
-            print(
-                f"  {peer:22s} {timing.median * 1e6:12.1f} {quartiles:>24s} {row['ratio']:6.2f}x"
-                f" {share:>10s} {row['launches']:9d} {row['peak_bytes_per_parameter']:6.1f}"
-            )
-        return {"tensors": len(shapes), "parameters": elements, "peers": rows}
+            ratio = timing.median / timings["fastsam"].median
+            rows[peer] |= timing.as_dict() | {"ratio": ratio}
+        return rows
+
+    def _free(self, device: torch.device) -> None:
+        """Gives back what contestants held: in compiled code, in cycles, and in PyTorch's cache."""
+        if self.compile:
+            torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _summary(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -174,9 +216,19 @@ def _parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:
     return parameters
 
 
-def _fits(shapes: Shapes, device: torch.device) -> bool:
-    """Whether every peer's weights, gradients, buffers and copies fit: some 20 bytes times the peers."""
-    needed = 7 * 24 * sum(map(math.prod, shapes))
+def _contests(contestants: Contestants, shapes: Shapes, room: float) -> list[Contestants]:
+    """All contestants at once where they fit in ``room`` bytes, else fastsam with one peer at a time."""
+    room_per_parameter = room / sum(map(math.prod, shapes)) - WORKING_BYTES
+    if room_per_parameter >= len(contestants) * HELD_BYTES:
+        return [contestants]
+    if room_per_parameter < 2 * HELD_BYTES:
+        return []
+    (ours, fused), *others = contestants.items()
+    return [{ours: fused, peer: make} for peer, make in others]
+
+
+def _room(device: torch.device) -> float:
+    """Bytes of memory that a case may take."""
     if device.type == "cuda":
-        return needed < torch.cuda.mem_get_info(device)[0]
-    return needed < 0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return torch.cuda.mem_get_info(device)[0]
+    return 0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
