@@ -30,7 +30,7 @@ from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.methods import LOSSES, RULES
 from fastsam.longtail.published import FIGURES, MEASURES, TABLES, combinations
 from fastsam.longtail.ranks import ranks_of_torchrun
-from fastsam.longtail.recipes import Recipe, recipe
+from fastsam.longtail.recipes import Recipe, default_imbalance, recipe
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 from fastsam.longtail.results import Result
 from fastsam.longtail.runtime import chosen_device
@@ -267,6 +267,8 @@ class Doctor:
 
     def run(self) -> None:
         """Print the native build and the optional packages."""
+        print(f"fastsam: {fastsam.__version__}")
+        print(f"torch: {importlib.metadata.version('torch')}")
         for name, value in fastsam.build_info().items():
             print(f"{name}: {value}")
         for package, purpose in _OPTIONAL_PACKAGES.items():
@@ -380,8 +382,8 @@ class _DataCommand:
     """Name of the data set."""
     root: Path = Path("data")
     """Folder with its files."""
-    imbalance: float = 100.0
-    """Imbalance factor of the sets made long-tailed here."""
+    imbalance: float | None = None
+    """Imbalance factor of the sets made long-tailed here; by default that of the recipe."""
     subset_seed: int = 0
     """Seed of that selection."""
     kind: ImbalanceKind = "exp"
@@ -394,7 +396,7 @@ class _DataCommand:
         """What is asked of the data set."""
         return DataOptions(
             root=self.root,
-            imbalance=self.imbalance,
+            imbalance=self.imbalance or default_imbalance(self.name),
             kind=self.kind,
             subset_seed=self.subset_seed,
             download=self.download,

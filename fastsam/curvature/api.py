@@ -216,7 +216,7 @@ def spectral_density(
 def class_spectra(
     model: nn.Module,
     loss_fn: LossFunction | BatchLoss,
-    dataset: Dataset[Any] | tuple[Tensor, Tensor],
+    dataset: Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
     classes: Iterable[int] | None = None,
     *,
     targets: Sequence[int] | Tensor | None = None,
@@ -229,8 +229,8 @@ def class_spectra(
     Args:
         model: as in :func:`spectral_density`.
         loss_fn: likewise; with class weights, the weights of a single class cancel in its mean.
-        dataset: a map-style dataset of ``(input, target)`` samples, or a pair of tensors ``(inputs,
-            targets)``.
+        dataset: a map-style dataset of ``(input, target)`` samples, a ``DataLoader`` over one, or a
+            pair of tensors ``(inputs, targets)``.
         classes: which classes; None for all that occur, in ascending order.
         targets: the class of every sample; None to take it from the dataset (``TensorDataset``,
             ``Subset``, an attribute ``targets`` of the right length, else by reading every sample
@@ -249,8 +249,7 @@ def class_spectra(
         >>> sorted(spectra)
         [0, 1]
     """
-    dataset = _as_dataset(dataset)
-    labels = _class_of_samples(dataset, targets)
+    labels = _class_of_samples(_as_dataset(dataset), targets)
     chosen = np.unique(labels).tolist() if classes is None else [int(label) for label in classes]
     return group_spectra(
         model,
@@ -267,7 +266,7 @@ def class_spectra(
 def group_spectra(
     model: nn.Module,
     loss_fn: LossFunction | BatchLoss,
-    dataset: Dataset[Any] | tuple[Tensor, Tensor],
+    dataset: Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
     groups: Mapping[GroupName, Iterable[int]],
     *,
     targets: Sequence[int] | Tensor | None = None,
@@ -298,6 +297,8 @@ def group_spectra(
         ['head', 'tail']
     """
     samples = _as_dataset(dataset)
+    if collate_fn is None and isinstance(dataset, DataLoader):
+        collate_fn = dataset.collate_fn
     labels = _class_of_samples(samples, targets)
     members = {name: [int(label) for label in classes] for name, classes in groups.items()}
     present = np.unique(labels).tolist()
@@ -423,7 +424,17 @@ def _run(operator: Operator, settings: LanczosSettings, identity: Mapping[str, A
 
 
 def _as_dataset(dataset: Any) -> Any:
-    return TensorDataset(*dataset) if isinstance(dataset, (tuple, list)) else dataset
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset
+    if isinstance(dataset, (tuple, list)) and all(isinstance(part, Tensor) for part in dataset):
+        return TensorDataset(*dataset)
+    no_samples = isinstance(dataset, (tuple, list, dict, Tensor))
+    if not no_samples and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return dataset
+    raise TypeError(
+        "spectra of classes need samples that can be picked one by one: a map-style dataset of (input, "
+        f"target), a DataLoader over one, or a pair of tensors; got {type(dataset).__name__}"
+    )
 
 
 def _class_of_samples(dataset: Any, targets: Any) -> NDArray[Any]:

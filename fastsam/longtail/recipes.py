@@ -355,6 +355,12 @@ class Recipe:
         return {name: entry.value for name, entry in self.entries.items()}
 
 
+def default_imbalance(data: str) -> float:
+    """The imbalance factor of the recipes of a data set; 1 where the set is as it was found."""
+    entry = DATA.get(data, {}).get("imbalance")
+    return 1.0 if entry is None else float(entry.value)
+
+
 def _rescaled(entries: Layer, epochs: int, *, keep: Layer) -> dict[str, Entry]:
     """The schedules of ``entries``, all but ``keep``, stretched to another number of epochs."""
     published: int = entries["epochs"].value

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from fastsam.optim import sharding
 from fastsam.optim.ascent import AscentStep
@@ -61,7 +61,8 @@ class SAM(Optimizer):
 
     Raises:
         ValueError: rho is negative or not finite, or an option is unknown.
-        TypeError: ``base_optimizer`` is not an optimizer class, or both ways of giving one were used.
+        TypeError: ``base_optimizer`` is not an optimizer class, needs a closure (LBFGS), or both ways of
+            giving one were used.
 
     Example:
         >>> import torch
@@ -103,6 +104,11 @@ class SAM(Optimizer):
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
         if optimizer is not None:
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(
+                    f"optimizer= takes a ready optimizer, got {optimizer!r}; a class is passed as "
+                    "SAM(params, base_optimizer)"
+                )
             if params is not None or base_optimizer is not None or kwargs:
                 raise TypeError(
                     "pass either optimizer= (a ready base optimizer, which has its parameters and "
@@ -123,6 +129,11 @@ class SAM(Optimizer):
                 )
             super().__init__(params, {**own, **kwargs})
             self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
+        if isinstance(self.base_optimizer, LBFGS):
+            raise TypeError(
+                "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
+                "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
+            )
         self.check_finite = check_finite
         self._closure_makes_both = closure == "both_passes"
         self.process_group = process_group

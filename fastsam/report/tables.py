@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
@@ -48,7 +49,10 @@ def by_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         settings = {name: v for name, v in result.config.items() if name not in _SEEDS}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
+        members = groups.setdefault(json.dumps(settings, sort_keys=True), [])
+        # The same run twice is not two seeds: it would narrow the deviation.
+        if not any(_seeds(member) == _seeds(result) for member in members):
+            members.append(result)
     named = {}
     for members in groups.values():
         config = members[0].config
@@ -65,6 +69,10 @@ def by_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
         count = [f"{len(members)} seeds"] if len(members) > 1 else []
         named[", ".join([run_name(members[0]), *differing, *count])] = members
     return named
+
+
+def _seeds(result: Result) -> list[Any]:
+    return [result.config.get(name) for name in _SEEDS]
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -544,3 +544,16 @@ def test_targets_are_found_or_given():
     assert read.alpha[0, 0] == pytest.approx(part.alpha[0, 0])
     with pytest.raises(ValueError, match="one class per sample"):
         class_spectra(model, nn.CrossEntropyLoss(), Pairs(), targets=GOOD[1][:3])
+
+
+def test_classes_of_a_loader_are_those_of_its_dataset():
+    inputs, targets = classification(30, 3, 3)
+    model, criterion = mlp((3, 3)), nn.CrossEntropyLoss()
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=7, shuffle=True)
+    expected = class_spectra(model, criterion, (inputs, targets), steps=4)
+    found = class_spectra(model, criterion, loader, steps=4)
+    assert {c: s.lambda_max for c, s in found.items()} == {
+        c: s.lambda_max for c, s in expected.items()
+    }
+    with pytest.raises(TypeError, match="map-style dataset"):
+        class_spectra(model, criterion, list(loader), steps=4)

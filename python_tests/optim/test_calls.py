@@ -441,6 +441,8 @@ def test_a_bad_rho_is_refused(rho, seed):
         (TypeError, "optimizer class", lambda p: SAM(p, "SGD", lr=0.1)),
         (TypeError, "optimizer class", lambda p: SAM(p, nn.Linear, lr=0.1)),
         (TypeError, "params and base_optimizer", lambda p: SAM(p)),
+        (TypeError, "takes a ready optimizer", lambda p: SAM(optimizer=torch.optim.SGD)),
+        (TypeError, "LBFGS", lambda p: SAM(p, torch.optim.LBFGS)),
         (TypeError, "not both", lambda p: SAM(p, optimizer=torch.optim.SGD(p, lr=0.1))),
         (TypeError, "not both", lambda p: SAM(optimizer=torch.optim.SGD(p, lr=0.1), lr=0.2)),
         (ValueError, "adaptive", lambda p: SAM(p, torch.optim.SGD, adaptive="weight", lr=0.1)),

@@ -79,6 +79,7 @@ def test_seeds_share_a_row_and_other_settings_are_named() -> None:
     runs = [
         run(80.0, seed=0, subset_seed=0),
         run(84.0, seed=1, subset_seed=1),
+        run(84.0, seed=1, subset_seed=1),  # the same run, found twice
         run(70.0, rho=[0.5]),
         result("sgd", 60.0),
     ]
