@@ -13,6 +13,7 @@ from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.methods import LOSSES, RULES, Method
+from fastsam.longtail.recipes import default_imbalance
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 
 METHODS = [
@@ -154,3 +155,14 @@ def test_rho_schedules() -> None:
     deferred = config_with(rho=(0.1, 0.5), rho_schedule="deferred", defer_epoch=80)
     assert [ascent_radius(deferred, e) for e in (80, 81)] == [0.1, 0.5]
     assert ascent_radius(recipe("digits-lt", "ce", "sgd").config(), 1) is None
+
+
+def test_the_imbalance_of_a_data_set_is_that_of_its_recipes() -> None:
+    assert [default_imbalance(name) for name in ("digits-lt", "cifar10-lt", "glyphs10-lt")] == [
+        50,
+        100,
+        100,
+    ]
+    assert default_imbalance("imagenet-lt") == 1
+    config = recipe("digits-lt", "ce", "sgd").config()
+    assert config.imbalance == default_imbalance("digits-lt")
