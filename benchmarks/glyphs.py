@@ -86,7 +86,7 @@ class Glyphs:
                 "checkpoint": "last epoch",
                 "seed": 0,
             }
-            case = f"glyphs{self.classes}"
+            case = f"glyphs{self.classes}-{self.per_class}"
             print(f"wrote {save(case, {**settings, 'parts': results})}")
 
     def _spec(self, times: int) -> GlyphSpec:
