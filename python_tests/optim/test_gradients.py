@@ -269,22 +269,23 @@ def test_gradients_may_be_read_and_clipped_between_the_calls(seed):
 
 
 def test_accumulation_over_micro_batches_in_both_passes(seed):
-    """Four micro-batches with the loss divided by four are one batch."""
+    """Four micro-batches with the loss divided by four are one batch, and one batch of plain PyTorch."""
     torch.manual_seed(seed)
     model = nn.Linear(6, 3).double()
     batch, labels = torch.randn(16, 6).double(), torch.randint(3, (16,))
     results = []
-    for parts in (1, 4):
+    for kind, parts in ((SAM, 1), (SAM, 4), (PlainSAM, 1)):
         twin = nn.Linear(6, 3).double()
         twin.load_state_dict(model.state_dict())
-        optimizer = SAM(twin.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+        optimizer = kind(twin.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
         for _ in range(4):
             for finish in (optimizer.first_step, optimizer.second_step):
                 for x, y in zip(batch.chunk(parts), labels.chunk(parts), strict=True):
                     (nn.functional.cross_entropy(twin(x), y) / parts).backward()
                 finish(zero_grad=True)
         results.append([p.detach() for p in twin.parameters()])
-    assert_close(*results, 1e-12)
+    assert_close(results[0], results[1], 1e-12)
+    assert_close(results[0], results[2], 1e-12)
 
 
 def test_everywhere_is_the_plain_pattern():
