@@ -50,7 +50,7 @@ def test_commands_parse(document: Path) -> None:
     pytest.importorskip("tyro")
     from fastsam import cli
 
-    shell = "\n".join(blocks(document, "sh"))
+    shell = "\n".join(blocks(document, "sh")).replace("\\\n", "")
     pattern = r"(?:^fastsam|fastsam\.cli) (.+?)(?:\s{2,}#.*)?$"
     for command in re.findall(pattern, shell, re.MULTILINE):
         cli.parse(shlex.split(command))

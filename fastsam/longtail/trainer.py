@@ -45,7 +45,7 @@ EVALUATION_BATCH = 512
 SECOND_VIEW_EPOCHS = 1 << 32
 """The second view of an epoch is drawn as that of an epoch so much later."""
 CHECKPOINT_SECONDS = 10.0
-"""A checkpoint is written after the first epoch, the last, and where the newest is older than this."""
+"""A checkpoint is written after an epoch if the last one is older than this, and after the last."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Trainer:
         Raises:
             TrainingError: if the loss is no longer finite; the folder keeps its last checkpoint.
         """
-        began, saved = time.perf_counter(), -math.inf
+        began = saved = time.perf_counter()
         bar = ProgressBar(
             total=self.config.epochs,
             description=f"{self.config.method} {self.config.optimizer}",
