@@ -57,21 +57,21 @@ def _glyphs_table(results: dict[str, Any]) -> str:
     parts = dict(results["parts"])
     simple = parts.pop("simple", None)
     text = (
-        f"`{results['data']}`, ResNet-8, {results['per_class']} training images of each class (of the "
+        f"`{results['data']}`, {results['per_class']} training images of each class (of the "
         f"largest one where there is a tail), {results['test_per_class']} test images of each class, "
         f"one seed, last epoch (`{results['environment']['command']}`). Test accuracy, percent:"
     )
     lines = [
         *textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False),
         "",
-        "| | all | head | mid | tail | lowest, highest class | unseen faces | training images | epochs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | network | all | head | mid | tail | lowest, highest class | unseen faces | images | epochs |",
+        "|" + " --- |" * 10,
     ]
     for name, part in parts.items():
         groups = " | ".join(f"{part['groups'][group]:.1f}" for group in ("head", "mid", "tail"))
         lowest, highest = min(part["per_class"]), max(part["per_class"])
         lines.append(
-            f"| {name} | {part['accuracy']:.1f} | {groups} | {lowest:.1f}, {highest:.1f} "
+            f"| {name} | `{part['model']}` | {part['accuracy']:.1f} | {groups} | {lowest:.1f}, {highest:.1f} "
             f"| {part['unseen_faces']:.1f} | {part['training_images']} | {part['epochs']} |"
         )
     if simple is not None:

@@ -632,7 +632,14 @@ def _commands() -> Any:
 
 
 def parse(argv: Sequence[str] | None = None) -> Any:
-    """The command that ``argv`` names, with its options; ``run()`` makes it happen."""
+    """The command that ``argv`` names, with its options; ``run()`` makes it happen.
+
+    Raises:
+        SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
+    """
+    if list(sys.argv[1:] if argv is None else argv) == ["--version"]:
+        print(f"fastsam {fastsam.__version__}")
+        raise SystemExit(0)
     return tyro.cli(
         _commands(),
         prog="fastsam",
@@ -652,7 +659,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it worked, 2 if the call was wrong, 1 if something else was, 130 if interrupted.
 
     Raises:
-        SystemExit: for ``--help`` (0) and for options that cannot be parsed (2).
+        SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
     """
     try:
         parse(argv).run()

@@ -198,6 +198,7 @@ MODELS: dict[str, Backbone] = {
     "resnet32": _cifar(32),
     "resnet44": _cifar(44),
     "resnet56": _cifar(56),
+    "resnet8-w32": _cifar(8, (32, 64, 128)),
     # The networks that later long-tail papers run under the names resnet32 and resnet34.
     "resnet32-w64": _cifar(32, (64, 128, 256)),
     "resnet34-w64": lambda channels: CifarResNet(

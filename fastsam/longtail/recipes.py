@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -291,6 +291,7 @@ _ALWAYS: Layer = _layer(
     posthoc_tau=0.0,
     select="last",
     precision="float32",
+    channels_last=False,
 )
 
 
@@ -320,6 +321,7 @@ class Recipe:
             UsageError: for a setting that does not exist, or that this data, method or optimizer
                 does not have.
         """
+        values = {name: _of_phases(name, value) for name, value in values.items()}
         given = {name: Entry(value, "given") for name, value in values.items()}
         entries = self.entries | given
         if "epochs" in values:
@@ -353,6 +355,13 @@ class Recipe:
     @property
     def _values(self) -> dict[str, Any]:
         return {name: entry.value for name, entry in self.entries.items()}
+
+
+def _of_phases(name: str, value: Any) -> Any:
+    """``value``, in a tuple of one if it is a number where ``name`` has one for each phase."""
+    types = {item.name: str(item.type) for item in fields(TrainConfig)}
+    number = isinstance(value, (int, float))
+    return (value,) if number and types.get(name, "").startswith("tuple") else value
 
 
 def default_imbalance(data: str) -> float:
@@ -390,13 +399,14 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         data: one of :data:`fastsam.longtail.data.DATASETS`.
         method: ``loss[-rule]``; see :mod:`fastsam.longtail.methods`.
         optimizer: one of :data:`fastsam.longtail.config.OPTIMIZERS`.
-        **overrides: settings of :class:`TrainConfig` that replace the published ones.
+        **overrides: settings of :class:`TrainConfig` that replace the published ones; a number
+            will do for a setting of phases that has only one.
 
     Raises:
         UsageError: for an unknown name, or a setting that the combination does not have.
 
     Example:
-        >>> recipe("digits-lt", "ce-drw", "sam", rho=(0.1,)).config().rho
+        >>> recipe("digits-lt", "ce-drw", "sam", rho=0.1).config().rho
         (0.1,)
     """
     if data not in DATASETS:

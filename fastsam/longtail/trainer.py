@@ -137,6 +137,9 @@ class Trainer:
 
         self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
+        if config.channels_last:
+            # Filters in this order are enough: the maps that they make take it over.
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(config, self.model)
         self.objective = Objective(config, self.data.counts, device=self.device)
         self.sampler = build_sampler(

@@ -77,14 +77,15 @@ def render(
 ) -> str:
     """The page as HTML text."""
     first = results[0]
-    imbalance = first.config.get("imbalance")
+    titles = {_title(result): result.counts for result in results}
     sections = [
-        f"<h1>fastsam: {escape(first.config['data'])}"
-        + (f", imbalance {imbalance:g}" if imbalance is not None else "")
-        + "</h1>",
-        f"<p>{sum(first.counts)} training images in {len(first.counts)} classes, "
-        f"{max(first.counts)} in the largest and {min(first.counts)} in the smallest. "
-        f"Accuracies are those of the {escape(_rules(results))} on the test set.</p>",
+        f"<h1>fastsam: {escape('; '.join(titles))}</h1>",
+        *(
+            f"<p>{escape(title)}: {sum(counts)} training images in {len(counts)} classes, "
+            f"{max(counts)} in the largest and {min(counts)} in the smallest.</p>"
+            for title, counts in titles.items()
+        ),
+        f"<p>Accuracies are those of the {escape(_rules(results))} on the test set.</p>",
         "<h2>Accuracy</h2>",
         accuracy_bars(results),
         _html(accuracy_table(results)),
@@ -126,6 +127,12 @@ def render(
         '<html lang="en"><head><meta charset="utf-8"><title>fastsam report</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
+
+
+def _title(result: Result) -> str:
+    """The data of a run, with its imbalance where it was made long-tailed."""
+    imbalance = result.config.get("imbalance")
+    return str(result.config["data"]) + ("" if imbalance is None else f", imbalance {imbalance:g}")
 
 
 def _rules(results: Sequence[Result]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastsam.longtail.config import differences
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 
@@ -41,34 +41,35 @@ _SEEDS = ("seed", "subset_seed")
 
 
 def by_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs that differ in nothing but their seeds, together under a name of their own.
+    """Runs that differ in nothing but their seeds and place, together under a name of their own.
 
     The name is ``method optimizer``, with the settings in which runs of that name differ and, where
     there are several, the number of seeds.
     """
-    groups: dict[str, list[Result]] = {}
+    groups: list[list[Result]] = []
     for result in results:
-        settings = {name: v for name, v in result.config.items() if name not in _SEEDS}
-        members = groups.setdefault(json.dumps(settings, sort_keys=True), [])
+        members = next((group for group in groups if not _differing(group[0], result)), None)
+        if members is None:
+            groups.append([result])
         # The same run twice is not two seeds: it would narrow the deviation.
-        if not any(_seeds(member) == _seeds(result) for member in members):
+        elif not any(_seeds(member) == _seeds(result) for member in members):
             members.append(result)
     named = {}
-    for members in groups.values():
-        config = members[0].config
-        rivals = [
-            other[0].config
-            for other in groups.values()
-            if run_name(other[0]) == run_name(members[0])
-        ]
-        differing = [
-            f"{name} {_setting(value)}"
-            for name, value in config.items()
-            if name not in _SEEDS and any(rival[name] != value for rival in rivals)
+    for members in groups:
+        first = members[0]
+        rivals = [other[0] for other in groups if run_name(other[0]) == run_name(first)]
+        differing = {name for rival in rivals for name in _differing(first, rival)}
+        settings = [
+            f"{name} {_setting(value)}" for name, value in first.config.items() if name in differing
         ]
         count = [f"{len(members)} seeds"] if len(members) > 1 else []
-        named[", ".join([run_name(members[0]), *differing, *count])] = members
+        named[", ".join([run_name(first), *settings, *count])] = members
     return named
+
+
+def _differing(one: Result, other: Result) -> list[str]:
+    """The settings, but for the seeds, that make two runs different ones."""
+    return [name for name in differences(one.config, other.config) if name not in _SEEDS]
 
 
 def _seeds(result: Result) -> list[Any]:

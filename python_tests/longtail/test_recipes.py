@@ -166,3 +166,17 @@ def test_the_imbalance_of_a_data_set_is_that_of_its_recipes() -> None:
     assert default_imbalance("imagenet-lt") == 1
     config = recipe("digits-lt", "ce", "sgd").config()
     assert config.imbalance == default_imbalance("digits-lt")
+
+
+def test_a_number_will_do_for_a_setting_of_phases() -> None:
+    chosen = recipe("digits-lt", "ce", "sam", rho=0.2, lr_milestones=3, lr_factors=1)
+    config = chosen.config()
+    assert (config.rho, config.lr_milestones, config.lr_factors) == ((0.2,), (3,), (1,))
+    assert (
+        config
+        == recipe(
+            "digits-lt", "ce", "sam", rho=(0.2,), lr_milestones=(3,), lr_factors=(1,)
+        ).config()
+    )
+    with pytest.raises(UsageError, match="rho needs 2 value"):
+        recipe("digits-lt", "ce", "sam", rho=0.2, rho_schedule="linear").config()

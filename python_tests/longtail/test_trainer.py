@@ -273,6 +273,36 @@ def test_bfloat16_rounds_the_passes_and_nothing_else(method: str, optimizer: str
         short("ce", "sgd", precision="float16")
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+def test_channels_last_is_another_order_of_the_same_training(
+    optimizer: str, tmp_path: Path
+) -> None:
+    plain, ordered = (
+        Trainer(
+            short("ce", optimizer, channels_last=value, epochs=2),
+            data=FEW,
+            out=tmp_path / str(value),
+            progress=False,
+        )
+        for value in (False, True)
+    )
+    plain.fit()
+    ordered.fit()
+    together = torch.channels_last
+    for one, other in zip(plain.model.parameters(), ordered.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+        assert other.dim() != 4 or other.is_contiguous(memory_format=together)
+    filters = [p for p in ordered.model.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert filters
+    assert not any(p.is_contiguous() for p in filters)
+    again = Trainer(ordered.config, data=FEW, out=tmp_path / "True", resume=True, progress=False)
+    for one, other in zip(ordered.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+    with pytest.raises(CheckpointError, match="channels_last is True there and False here"):
+        Trainer(plain.config, data=FEW, out=tmp_path / "True", resume=True)
+
+
 def test_epochs_are_kept_beside_the_last(tmp_path: Path) -> None:
     config = short("ce", "sam", epochs=3)
     Trainer(config, data=FEW, out=tmp_path, keep=(1, 3), progress=False).fit()

@@ -89,6 +89,23 @@ def test_seeds_share_a_row_and_other_settings_are_named() -> None:
     ElementTree.fromstring(accuracy_bars(runs))
 
 
+def test_another_place_or_an_older_record_is_not_another_setting() -> None:
+    here = result("sam", 80.0)
+    there = replace(here, config={**here.config, "device": "cuda", "seed": 1, "workers": 8})
+    assert [row[0] for row in accuracy_table([here, there]).rows] == ["ce sam, 2 seeds"]
+    older = replace(here, config={k: v for k, v in here.config.items() if k != "channels_last"})
+    assert len(accuracy_table([older, here]).rows) == 2
+
+
+def test_page_names_every_data_set() -> None:
+    one, other = result("sgd", 80.0), result("sam", 70.0)
+    other = replace(other, config={**other.config, "imbalance": 7.5}, counts=[30, 4])
+    page = render([one, one, other], [], None)
+    assert "<h1>fastsam: digits-lt, imbalance 50; digits-lt, imbalance 7.5</h1>" in page
+    assert page.count("imbalance 50: 102 training images in 2 classes") == 1
+    assert "imbalance 7.5: 34 training images in 2 classes, 30 in the largest and 4" in page
+
+
 def test_ratio_bounds_follow_the_residuals() -> None:
     item = spectrum()
     low, high = item.ratio_bounds
