@@ -48,7 +48,7 @@ TRAININGS = {
     # A quarter of the images, twice the epochs.
     "ce at 100": Training(imbalance=100.0, epochs=2.0),
     "ce-drw at 100": Training(method="ce-drw", imbalance=100.0, epochs=2.0),
-    # Twice the channels, and a little more than one and a half times the steps of "balanced".
+    # Twice the channels, and some two thirds more steps than "balanced".
     "wider, ten times the images": Training(
         times=10, epochs=1 / 6, model="resnet8-w32", channels_last=True
     ),
