@@ -312,18 +312,20 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of the settings that make two runs different ones.
 
     Those of :data:`PLACE` do not, unless the data are the user's own and their folder is all that
-    says which.
+    says which. A setting that one of them lacks, as of an older version, has its default there.
 
     Args:
         one: settings as :meth:`TrainConfig.as_dict` gives them.
         other: the same of another run, perhaps of another version of this package.
     """
     place = {name for name in PLACE if name != "data_root" or one.get("data") not in OWN}
-    missing = object()
+    defaults = {item.name: item.default for item in fields(TrainConfig)}
     return [
         name
         for name in {**one, **other}
-        if name not in place and one.get(name, missing) != other.get(name, missing)
+        if name not in place
+        and one.get(name, defaults.get(name, MISSING))
+        != other.get(name, defaults.get(name, MISSING))
     ]
 
 

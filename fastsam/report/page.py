@@ -77,13 +77,14 @@ def render(
 ) -> str:
     """The page as HTML text."""
     first = results[0]
-    titles = {_title(result): result.counts for result in results}
+    sets = dict.fromkeys((_title(result), tuple(result.counts)) for result in results)
+    titles = dict.fromkeys(title for title, _ in sets)
     sections = [
         f"<h1>fastsam: {escape('; '.join(titles))}</h1>",
         *(
             f"<p>{escape(title)}: {sum(counts)} training images in {len(counts)} classes, "
             f"{max(counts)} in the largest and {min(counts)} in the smallest.</p>"
-            for title, counts in titles.items()
+            for title, counts in sets
         ),
         f"<p>Accuracies are those of the {escape(_rules(results))} on the test set.</p>",
         "<h2>Accuracy</h2>",

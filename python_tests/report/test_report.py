@@ -94,15 +94,20 @@ def test_another_place_or_an_older_record_is_not_another_setting() -> None:
     there = replace(here, config={**here.config, "device": "cuda", "seed": 1, "workers": 8})
     assert [row[0] for row in accuracy_table([here, there]).rows] == ["ce sam, 2 seeds"]
     older = replace(here, config={k: v for k, v in here.config.items() if k != "channels_last"})
-    assert len(accuracy_table([older, here]).rows) == 2
+    assert [row[0] for row in accuracy_table([older, here]).rows] == ["ce sam"]
+    ordered = replace(here, config={**here.config, "channels_last": True})
+    names = [row[0] for row in accuracy_table([older, here, ordered]).rows]
+    assert names == ["ce sam", "ce sam, channels_last True"]
 
 
 def test_page_names_every_data_set() -> None:
     one, other = result("sgd", 80.0), result("sam", 70.0)
     other = replace(other, config={**other.config, "imbalance": 7.5}, counts=[30, 4])
-    page = render([one, one, other], [], None)
+    shaped = replace(one, config={**one.config, "kind": "step"}, counts=[100, 20])
+    page = render([one, one, other, shaped], [], None)
     assert "<h1>fastsam: digits-lt, imbalance 50; digits-lt, imbalance 7.5</h1>" in page
     assert page.count("imbalance 50: 102 training images in 2 classes") == 1
+    assert page.count("imbalance 50: 120 training images in 2 classes") == 1
     assert "imbalance 7.5: 34 training images in 2 classes, 30 in the largest and 4" in page
 
 
