@@ -10,7 +10,10 @@ from typing import Any
 from fastsam.curvature.plots import plot_density
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
-from fastsam.report.tables import by_settings, run_name
+from fastsam.report.tables import by_settings
+
+_INCHES_PER_LETTER, _INCHES_PER_MARK, _INCHES_PER_LINE = 0.075, 0.5, 0.19
+"""Sizes in a legend of 8 points."""
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -35,10 +38,28 @@ def _svg(figure: Any) -> str:
     return svg[svg.index("<svg") :]
 
 
+def _legend_above(ax: Any) -> None:
+    """A short legend, between the axes and the edge of the figure."""
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
+
+
+def _legend_below(figure: Any, ax: Any) -> None:
+    """A legend of any length below all axes; the figure grows by it, so that they keep their size."""
+    handles, labels = ax.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    columns = max(int(width / (_INCHES_PER_LETTER * max(map(len, labels)) + _INCHES_PER_MARK)), 1)
+    columns = min(columns, len(labels))
+    figure.set_size_inches(width, height + _INCHES_PER_LINE * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+
+
 def accuracy_bars(results: Sequence[Result]) -> str:
     """Test accuracy overall and by group: one bar per run, or per mean of runs that differ in seeds."""
-    figure, axes = _figure(1, 1, (7.0, 3.4))
+    figure, axes = _figure(1, 1, (7.0, 3.2))
     _draw_bars(axes[0, 0], results)
+    _legend_below(figure, axes[0, 0])
     return _svg(figure)
 
 
@@ -58,7 +79,6 @@ def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
     ax.set_ylim(0, 109)
     ax.margins(x=0.02)
     ax.set_ylabel("test accuracy, %")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
 
 
 def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> bytes:
@@ -68,13 +88,14 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
         by_class.setdefault(f"{item.subject.whose} ({item.subject.of})", []).append(item)
     figure, axes = _figure(1, 1 + len(by_class), (4.4 * (1 + len(by_class)), 3.2))
     _draw_bars(axes[0, 0], results)
+    _legend_above(axes[0, 0])
     for ax, (title, items) in zip(axes[0, 1:], by_class.items(), strict=True):
         labels = [
             f"{item.subject.run}: {item.spectrum.lambda_min:.3g} ... {item.spectrum.lambda_max:.3g}"
             for item in items
         ]
         plot_density([item.spectrum for item in items], axes=ax, labels=labels)
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
+        _legend_above(ax)
         ax.set_xlabel(f"Hessian eigenvalues, {title}")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
@@ -82,21 +103,23 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
 
 
 def training_curves(results: Sequence[Result]) -> str:
-    """Training loss and validation accuracy by epoch."""
+    """Training loss and validation accuracy by epoch; runs that differ in seeds share a colour."""
     figure, axes = _figure(1, 2, (9.0, 3.0))
     loss, accuracy = axes[0]
-    for result in results:
-        epochs = [record.epoch for record in result.history]
-        loss.plot(epochs, [record.loss for record in result.history], label=run_name(result))
-        shares = [record.validation_accuracy for record in result.history]
-        if None not in shares:
-            accuracy.plot(epochs, shares, label=run_name(result))
+    for place, (label, members) in enumerate(by_settings(results).items()):
+        for result in members:
+            style = {"color": f"C{place}", "label": label if result is members[0] else None}
+            epochs = [record.epoch for record in result.history]
+            loss.plot(epochs, [record.loss for record in result.history], **style)
+            shares = [record.validation_accuracy for record in result.history]
+            if None not in shares:
+                accuracy.plot(epochs, shares, **style)
     loss.set_yscale("log")
     loss.set_ylabel("training loss")
     accuracy.set_ylabel("validation accuracy, %")
     for ax in (loss, accuracy):
         ax.set_xlabel("epoch")
-    loss.legend(fontsize=8)
+    _legend_below(figure, loss)
     return _svg(figure)
 
 
@@ -111,7 +134,7 @@ def curves(
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.set_title(title, fontsize=9)
-    ax.legend(fontsize=7, ncols=2)
+    _legend_below(figure, ax)
     return _svg(figure)
 
 

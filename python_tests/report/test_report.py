@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from fastsam.longtail.landscape import ClassSpectrum, Subject
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
 from fastsam.report import render, spectrum_table, write_report
-from fastsam.report.figures import accuracy_bars, overview, spectra_panels
+from fastsam.report.figures import accuracy_bars, overview, spectra_panels, training_curves
 from fastsam.report.tables import Table, accuracy_table, settings_table
 from fastsam.report.timing import StepTiming, time_sam_step
 
@@ -128,6 +130,23 @@ def test_ratio_bounds_follow_the_residuals() -> None:
     assert low < abs(loose.lambda_min) / loose.lambda_max < high
     assert exact[0] / 9 < high
     assert math.isfinite(high)
+
+
+@pytest.mark.parametrize("draw", [accuracy_bars, training_curves])
+def test_a_long_legend_leaves_the_axes_their_size(draw: Callable[[list[Result]], str]) -> None:
+    def axes_height(results: list[Result]) -> float:
+        """Height in points of the background of the first axes."""
+        svg = draw(results)
+        (path,) = re.findall(r'<g id="patch_2">\s*<path d="([^"]+)"', svg)
+        heights = [float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", path)]
+        return max(heights) - min(heights)
+
+    plain = result("sam", 80.0)
+    many = [
+        replace(plain, config={**plain.config, "lr": lr, "lr_milestones": [9 * n for n in range(9)]})
+        for lr in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    ]
+    assert axes_height([plain, *many]) > 0.95 * axes_height([plain])
 
 
 def test_figures_are_well_formed_and_repeatable() -> None:
