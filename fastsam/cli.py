@@ -80,18 +80,30 @@ class Demo:
         )
 
 
+_FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
+"""What `fastsam train` trains if nothing is named."""
+
+
+def _named(name: str) -> Any:
+    """How one of them is shown in the help."""
+    item = next(item for item in fields(TrainConfig) if item.name == name)
+    default = f"(default: {_FIRST_RUN[name]})"
+    return arg(help=item.metadata["help"], metavar="NAME", help_behavior_hint=default)
+
+
 @dataclass(frozen=True)
 class TrainCommand:
     """Train one network and judge it on the test set after the last epoch.
 
-    Settings that are not given come from the published recipe of data, method and optimizer.
+    Settings that are not given come from the published recipe of data, method and optimizer; of a
+    run that is resumed, from the run itself.
     """
 
-    data: str = "digits-lt"
-    method: str = "ce-drw"
-    optimizer: str = "sam"
+    data: Annotated[str | None, _named("data")] = None
+    method: Annotated[str | None, _named("method")] = None
+    optimizer: Annotated[str | None, _named("optimizer")] = None
     out: Annotated[Path | None, arg(help="folder for checkpoint and results")] = None
-    resume: Annotated[bool, arg(help="go on with the run in --out")] = False
+    resume: Annotated[bool, arg(help="go on with the run in --out, with its settings")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
@@ -105,12 +117,11 @@ class TrainCommand:
         if self.out is None and (self.resume or self.overwrite or self.keep):
             raise UsageError("--resume, --overwrite and --keep need --out DIR")
         check_tracker(self.track, out=self.out)
-        chosen = recipe(self.data, self.method, self.optimizer, **_given(self))
-        config = chosen.config()
+        config, sources = self._settings()
         with ranks_of_torchrun(config.device) as ranks:
             trainer = Trainer(
                 config,
-                sources=chosen.sources,
+                sources=sources,
                 out=self.out,
                 resume=self.resume,
                 overwrite=self.overwrite,
@@ -126,6 +137,17 @@ class TrainCommand:
                 result = trainer.fit()
         if writes:
             self._show(result)
+
+    def _settings(self) -> tuple[TrainConfig, dict[str, str]]:
+        """Settings, and where each comes from."""
+        named = {
+            name: getattr(self, name) for name in _FIRST_RUN if getattr(self, name) is not None
+        }
+        if self.resume and self.out is not None:
+            stored = Checkpoint.load(self.out)
+            return replace(stored.config, **named, **_given(self)), stored.sources
+        chosen = recipe(**{**_FIRST_RUN, **named}, **_given(self))
+        return chosen.config(), chosen.sources
 
     def _show(self, result: Result) -> None:
         from fastsam.report import accuracy_table
@@ -604,7 +626,8 @@ def _commands() -> Any:
     train_help = (
         f"Train one network. Data: {', '.join(DATASETS)}. Methods are loss or loss-rule, with loss "
         f"one of {', '.join(LOSSES)} and rule one of {', '.join(RULES)}. "
-        f"Optimizers: {', '.join(OPTIMIZERS)}. Settings that are not given come from the recipe."
+        f"Optimizers: {', '.join(OPTIMIZERS)}. Settings that are not given come from the recipe; "
+        "of a run that is resumed, from the run."
     )
     reproduce_help = (
         f"Train what a table ({', '.join(TABLES)}) or a figure of spectra ({', '.join(FIGURES)}) of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,18 +95,28 @@ def test_training_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -
         assert name in text
 
 
-def test_train_reports_and_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_writes_its_folder(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "checkpoint.pt",
         "result.json",
         "history.csv",
         "per_class.csv",
     }
-    assert main(["train", "--resume", "--method", "ldam-drw", *TINY, "--out", str(run)]) == 0
+
+
+@pytest.mark.parametrize("named", [[], ["--method", "ldam-drw", *TINY]])
+def test_a_run_is_resumed_with_its_own_settings(
+    named: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = json.loads((run / "result.json").read_text())
+    assert main(["train", "--resume", "--quiet", "--out", str(run), *named]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     assert "head" in output.out
     assert "ldam-drw sam" in output.out
+    new = json.loads((run / "result.json").read_text())
+    for name in ("config", "sources", "test", "history"):
+        assert new[name] == old[name], name
 
 
 def test_train_leaves_a_full_folder_alone(run: Path, fails: Callable[..., str]) -> None:

@@ -32,6 +32,7 @@ class Checkpoint:
         history: one record per completed epoch.
         best: state of the network after the best epoch on validation, where that was asked for.
         unreadable: images that could not be read and were skipped so far, with how often.
+        sources: where each setting comes from.
     """
 
     config: TrainConfig
@@ -43,6 +44,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     best: dict[str, Any] | None = None
     unreadable: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole."""
@@ -86,13 +88,14 @@ class Checkpoint:
                 f"{path} has checkpoint version {content['version']}, this package reads {VERSION}"
             )
         try:
-            values = {name: content[name] for name in cls.__dataclass_fields__}
+            # What an older version did not write yet has its default.
+            values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             values["config"] = TrainConfig.from_dict(values["config"])
+            return cls(**values)
         except (KeyError, TypeError, UsageError) as error:
             raise CheckpointError(
                 f"{path} does not fit this version of fastsam: {error}"
             ) from error
-        return cls(**values)
 
     def build_model(self) -> Classifier:
         """The network with the stored weights.

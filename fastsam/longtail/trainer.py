@@ -80,7 +80,8 @@ class Trainer:
     Args:
         config: the settings; :func:`fastsam.longtail.recipe` makes them.
         data: the data set; None to load the one that ``config`` names.
-        sources: where each setting comes from, kept with the result.
+        sources: where each setting comes from, kept with the result; by default, of a resumed run,
+            what its checkpoint says.
         out: folder for checkpoint and results; None to write nothing.
         resume: go on with the run in ``out``.
         overwrite: replace the run in ``out``.
@@ -165,6 +166,7 @@ class Trainer:
             self.history = [Epoch(**record) for record in resumed.history]
             self._best = resumed.best
             self._unreadable_before = resumed.unreadable
+            self.sources = self.sources or resumed.sources
 
     def fit(self) -> Result:
         """Train to the last epoch, write the results to the folder, and return them.
@@ -400,6 +402,7 @@ class Trainer:
             history=[asdict(record) for record in self.history],
             best=self._best,
             unreadable=self._unreadable(),
+            sources=self.sources,
         )
 
     def _load(self, resume: bool) -> Checkpoint | None:

@@ -79,6 +79,20 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         Checkpoint.load(path)
 
 
+def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    checkpoint(sources={"lr": "a table"}).save(path)
+    assert Checkpoint.load(path).sources == {"lr": "a table"}
+    content = torch.load(path, weights_only=True)
+    del content["sources"]
+    torch.save(content, path)
+    assert Checkpoint.load(path).sources == {}
+    del content["history"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Checkpoint.load(path)
+
+
 def test_weights_of_another_model_are_refused() -> None:
     other = build_model("resnet20", 10, channels=1).state_dict()
     with pytest.raises(CheckpointError, match="not of a resnet8 with 10 classes"):

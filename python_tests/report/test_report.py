@@ -143,7 +143,9 @@ def test_a_long_legend_leaves_the_axes_their_size(draw: Callable[[list[Result]],
 
     plain = result("sam", 80.0)
     many = [
-        replace(plain, config={**plain.config, "lr": lr, "lr_milestones": [9 * n for n in range(9)]})
+        replace(
+            plain, config={**plain.config, "lr": lr, "lr_milestones": [9 * n for n in range(9)]}
+        )
         for lr in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     ]
     assert axes_height([plain, *many]) > 0.95 * axes_height([plain])
