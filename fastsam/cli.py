@@ -18,6 +18,8 @@ except ImportError as error:
         "fastsam: error: the command line needs more packages: pip install 'fastsam[longtail]'"
     ) from error
 
+import torch
+
 import fastsam
 from fastsam.longtail.atomic import write_text
 from fastsam.longtail.checkpoint import Checkpoint
@@ -130,6 +132,10 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = ranks.rank == 0
+            if writes and self.out is None:
+                print("nothing is kept but the table below: for more give --out DIR")
+            if writes and config.device == "cpu" and torch.cuda.is_available():
+                print("training on the CPU, and there is a GPU: --device cuda")
             if writes and trainer.data.subset_hash is not None:
                 print(f"training subset, SHA-256: {trainer.data.subset_hash}")
             track = self.track if writes else "none"
@@ -153,6 +159,9 @@ class TrainCommand:
         from fastsam.report import accuracy_table
 
         print(accuracy_table([result]))
+        skipped = sum(record.skipped for record in result.history)
+        if skipped:
+            print(f"skipped {skipped} updates whose gradients were infinite or NaN")
         if result.unseen is not None:
             print(f"second test set, images of other kinds: {result.unseen.accuracy:.1f} %")
         if result.unreadable:
@@ -692,6 +701,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except UsageError as error:
         return _fail(error, EXIT_USAGE)
+    except torch.OutOfMemoryError as error:
+        advice = "lower --batch-size, or choose --precision bfloat16"
+        return _fail(f"{str(error).splitlines()[0]} ({advice})", EXIT_FAILED)
     except (LongTailError, OSError, ImportError, FloatingPointError) as error:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def _verdict(results: Sequence[Result]) -> str:
     """What was measured, in one sentence, whichever way it went."""
     by_name = {result.config["optimizer"]: result.test for result in results}
     sgd, sam = by_name["sgd"], by_name["sam"]
-    images = sum(map(sum, sam.confusion))
+    images = sam.images
     overall, tail = sam.accuracy - sgd.accuracy, sam.groups["tail"] - sgd.groups["tail"]
     # Standard error of a difference of two shares of the same number of images, not paired.
     shares = torch.tensor([sgd.accuracy, sam.accuracy], dtype=torch.float64) / 100

@@ -1,17 +1,24 @@
-"""A progress bar for anything longer than a second or two; never in the way, never required."""
+"""A progress bar for anything longer than a second or two; never in the way, never required.
+
+In a log file it is a line a minute.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
+LINE_SECONDS = 60.0
+"""Time between two lines where standard error is not a terminal."""
+
 
 class ProgressBar:
-    """A tqdm bar on standard error, or nothing at all.
+    """A tqdm bar on standard error; a line a minute where that is not a terminal.
 
-    Nothing is shown when ``enabled`` is False, when standard error is not a terminal, when tqdm is
-    not installed, or when the work is over within a second.
+    Nothing is shown when ``enabled`` is False, when the work is over within a second (a minute
+    without a terminal), or on a terminal without tqdm.
 
     Args:
         total: how many :meth:`update` calls complete the work; None where that is not known.
@@ -34,7 +41,11 @@ class ProgressBar:
         enabled: bool = True,
     ) -> None:
         self._bar: Any = None
-        if not enabled or not sys.stderr.isatty():
+        self._name, self._unit, self._total = description, unit, total
+        self._done = 0
+        self._lines = enabled and not sys.stderr.isatty()
+        self._said = time.monotonic()
+        if not enabled or self._lines:
             return
         try:
             from tqdm import tqdm
@@ -46,14 +57,23 @@ class ProgressBar:
 
     def update(self, count: int = 1, *, note: str | None = None) -> None:
         """Record ``count`` finished units; ``note`` is a short text behind the bar."""
+        self._done += count
+        if self._lines and time.monotonic() - self._said >= LINE_SECONDS:
+            self._say(note)
         if self._bar is None:
             return
         if note is not None:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
 
+    def _say(self, note: str | None) -> None:
+        of = "" if self._total is None else f" of {self._total}"
+        text = f"{self._name}: {self._unit} {self._done}{of}"
+        print(text if note is None else f"{text}, {note}", file=sys.stderr, flush=True)
+        self._said = time.monotonic()
+
     def write(self, message: str) -> None:
-        """Print one line above the bar; silent whenever the bar is."""
+        """Print one line above the bar; silent where there is no bar."""
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The progress bar: visible on a terminal, silent everywhere else."""
+"""The progress bar: a bar on a terminal, now and then a line elsewhere, silent if asked."""
 
 from __future__ import annotations
 
@@ -37,6 +37,21 @@ def test_silent_without_tqdm(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     use(ProgressBar(total=3, description="work"))
     assert stream.getvalue() == ""
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch):
+    stream, clock = io.StringIO(), iter(range(0, 1000, 25))
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("fastsam.progress.time.monotonic", lambda: float(next(clock)))
+    with ProgressBar(total=9, description="work", unit="epoch") as bar:
+        for number in range(9):
+            bar.update(note=f"loss {number}")
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "work: epoch 3 of 9, loss 2",
+        "work: epoch 6 of 9, loss 5",
+        "work: epoch 9 of 9, loss 8",
+    ]
 
 
 def test_visible_on_a_terminal(monkeypatch):

@@ -32,8 +32,11 @@ PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("last", "best-validation")
 SAMPLINGS = ("class-balanced", "square-root", "progressive")
 WEIGHTINGS = ("effective", "inverse", "algorithm1")
-PLACE = ("device", "data_root", "download", "workers")
-"""Settings of where a run takes place; another place does not make it another run."""
+PLACE = ("device", "data_root", "download", "workers", "corrupt")
+"""Settings of where a run takes place and of what it does if a file is broken there.
+
+Others do not make it another run; results list the images that were skipped.
+"""
 
 
 def _only(help_text: str, **owners: tuple[str, ...]) -> dict[str, Any]:
@@ -272,6 +275,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_names(self)
         _check_owners(self)
+        _check_head(self)
         _check_values(self)
         _check_schedules(self)
 
@@ -411,6 +415,15 @@ def _check_owners(config: TrainConfig) -> None:
             raise UsageError(f"{item.name} is missing: {item.metadata['help']}")
 
 
+def _check_head(config: TrainConfig) -> None:
+    loss = config.parsed_method.loss
+    if (config.head == "cosine") != (loss == "ldam"):
+        raise UsageError(
+            f"head {config.head} does not go with {loss}: ldam alone scales its logits, so it needs "
+            "cosines, and no other loss can learn from them"
+        )
+
+
 def _check_values(config: TrainConfig) -> None:
     def check(name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
         given = getattr(config, name)
@@ -479,6 +492,8 @@ def _check_schedules(config: TrainConfig) -> None:
             f"defer_epoch must be below epochs ({config.epochs}), got {config.defer_epoch}: "
             f"{config.method} would never take effect"
         )
+    if config.nesterov and config.momentum == 0:
+        raise UsageError("nesterov needs a momentum above 0")
     milestones = rising("lr_milestones")
     if len(milestones) != len(config.lr_factors or ()):
         raise UsageError(

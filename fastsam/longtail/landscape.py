@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
-from fastsam.curvature.losses import LossFunction
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.longtail.losses import CrossEntropyLoss
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.objectives import Objective
 
@@ -156,7 +156,8 @@ def landscape(
         checkpoint: its run, for the loss it was trained with.
         classes: labels of the classes; ``all`` for the mean over the images of every class.
         split: whose images: ``train``, ``validation`` or ``test``.
-        loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
+        loss: ``ce`` for unweighted cross-entropy (of scaled cosines after LDAM), ``as-trained`` for
+            the loss of the last epoch.
         augment: ``none``; a number K, for K draws of each image that stay the same throughout; or
             ``redrawn``, which draws anew at every product as published tools do. Only the first two
             have *a* Hessian: noise from re-drawing drives the extremes towards symmetry.
@@ -197,7 +198,7 @@ def landscape(
         )
         spectrum = spectral_density(
             model,
-            nn.CrossEntropyLoss() if loss == "ce" else _as_trained(checkpoint, data, model),
+            _loss(loss, checkpoint, data, model),
             reader,
             steps=steps,
             probes=probes,
@@ -261,19 +262,22 @@ class _ClassReader:
                 yield batch.inputs, batch.targets
 
 
-def _as_trained(
-    checkpoint: Checkpoint, data: LongTailData, model: Classifier
-) -> BatchLoss | LossFunction:
-    """The loss of the last epoch, as a sum and the weight it is divided by."""
+def _loss(
+    name: str, checkpoint: Checkpoint, data: LongTailData, model: Classifier
+) -> nn.Module | BatchLoss:
+    """Cross-entropy, or the loss of the last epoch, as a sum and the weight it is divided by."""
     config = checkpoint.config
-    device = next(model.parameters()).device
-    loss_fn = Objective(config, data.counts, device=device).at(config.epochs).eval()
+    objective = Objective(config, data.counts, device=next(model.parameters()).device)
+    scale = objective.logit_scale if name == "ce" else 1.0
+    if name == "ce" and scale == 1.0:
+        return nn.CrossEntropyLoss()
+    loss_fn = CrossEntropyLoss() if name == "ce" else objective.at(config.epochs).eval()
     if isinstance(loss_fn, PaCoLoss):
         raise UsageError("the loss of paco is not a mean over samples; choose --loss ce")
 
     def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         features = model.features(inputs)
-        return loss_fn.sums(model.head(features), targets, features)
+        return loss_fn.sums(scale * model.head(features), targets, features)
 
     return BatchLoss(sums)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastsam.longtail.data import groups_by_count
+from fastsam.longtail.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Metrics:
         groups_by_count: the same with the usual rule of >100, 20 to 100 and <20 training images.
         per_class: share of each class's images that are right, ``[C]``; NaN for a class without
             any.
-        confusion: images of class i taken for class j, ``[C][C]``.
+        confusion: ``[i, j, n]`` for every two classes where n > 0 images of class i were taken for
+            class j, right answers included: of thousands of classes most pairs do not occur.
         ece: expected calibration error, 15 equal bins of confidence.
     """
 
@@ -35,6 +36,18 @@ class Metrics:
     per_class: list[float]
     confusion: list[list[int]]
     ece: float
+
+    @property
+    def images(self) -> int:
+        """Number of images that were judged."""
+        return sum(images for _, _, images in self.confusion)
+
+    def confusion_matrix(self) -> NDArray[np.int64]:
+        """Images of class i taken for class j, int64 ``[C, C]``."""
+        matrix = np.zeros((len(self.per_class),) * 2, dtype=np.int64)
+        for true, taken, images in self.confusion:
+            matrix[true, taken] = images
+        return matrix
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -50,41 +63,42 @@ def _group_means(
 
 
 def evaluate(
-    logits: Tensor,
-    targets: Tensor,
+    predictions: Predictions,
     groups: Mapping[str, tuple[int, ...]],
     counts: NDArray[np.int64],
 ) -> Metrics:
-    """Judge logits against the truth.
+    """Judge predictions against the truth.
 
     Args:
-        logits: ``[N, C]``, any floating dtype.
-        targets: int64 ``[N]``.
+        predictions: what a network says of N images.
         groups: classes of each group.
         counts: training images of each class, ``[C]``, for the groups by count.
 
     Example:
         >>> import torch
         >>> logits = torch.eye(3)[torch.tensor([0, 0, 2, 2])]
-        >>> truth, groups = torch.tensor([0, 1, 2, 2]), {"head": (0, 1), "tail": (2,)}
-        >>> evaluate(logits, truth, groups, np.array([200, 50, 3])).groups
+        >>> predictions = Predictions.of(logits, torch.tensor([0, 1, 2, 2]))
+        >>> groups = {"head": (0, 1), "tail": (2,)}
+        >>> evaluate(predictions, groups, np.array([200, 50, 3])).groups
         {'head': 50.0, 'tail': 100.0}
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    from torchmetrics.functional.classification import binary_calibration_error
 
-    classes = logits.shape[1]
-    pairs = targets.cpu().numpy() * classes + logits.argmax(dim=1).cpu().numpy()
-    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    ece = multiclass_calibration_error(logits.float().softmax(dim=1), targets, classes, n_bins=15)
-    totals = confusion.sum(axis=1)
-    right = np.diagonal(confusion)
+    classes = len(counts)
+    pairs = (predictions.targets * classes + predictions.classes).cpu().numpy()
+    occurring, images = np.unique(pairs, return_counts=True)
+    true, taken = np.divmod(occurring, classes)
+    totals = np.bincount(true, weights=images, minlength=classes)
+    right = np.bincount(true, weights=images * (true == taken), minlength=classes)
     shares = np.where(totals > 0, 100.0 * right / np.maximum(totals, 1), np.nan)
+    # Whether the most probable class is right is a question of yes or no.
+    ece = binary_calibration_error(predictions.confidence, predictions.right.long(), n_bins=15)
     return Metrics(
-        accuracy=100.0 * float(right.sum()) / len(targets),
+        accuracy=predictions.accuracy,
         balanced=_mean(shares),
         groups=_group_means(shares, groups),
         groups_by_count=_group_means(shares, groups_by_count(counts)),
         per_class=shares.tolist(),
-        confusion=confusion.tolist(),
+        confusion=np.stack([true, taken, images], axis=1).tolist(),
         ece=100.0 * float(ece),
     )

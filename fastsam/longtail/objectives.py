@@ -53,6 +53,11 @@ class Objective:
             self._early = _loss(config, method.loss, counts, None, mean).to(device)
         self._defer_epoch = config.defer_epoch or 0
 
+    @property
+    def logit_scale(self) -> float:
+        """What the loss multiplies logits by, and whoever wants probabilities must."""
+        return self._late.scale if isinstance(self._late, LDAMLoss) else 1.0
+
     def at(self, epoch: int) -> LongTailLoss | PaCoLoss:
         """The loss of ``epoch`` (counted from 1)."""
         return self._late if epoch > self._defer_epoch else self._early

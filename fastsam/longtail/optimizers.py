@@ -112,6 +112,12 @@ def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:
             group["rho"] = rho
 
 
+def skipped_steps(optimizer: Optimizer) -> int:
+    """Updates that were left out so far because a gradient was not finite; waits for the device."""
+    sam = optimizer.sam if isinstance(optimizer, LookSAM) else optimizer
+    return int(sam.skipped_steps) if isinstance(sam, SAM) else 0
+
+
 def take_step(
     optimizer: Optimizer, model: nn.Module, gradients: Sequence[Callable[[], Tensor]]
 ) -> None:

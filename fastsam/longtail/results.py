@@ -25,8 +25,10 @@ class Epoch:
         rho: radius of the ascent step; None where the optimizer has none.
         loss: mean training loss at the weights before each step (not at the perturbed ones).
         train_accuracy: percent right at the same weights, under augmentation.
-        validation_accuracy: percent right after the epoch; None without a validation set.
+        validation_accuracy: percent right after the epoch, with the post-hoc adjustment if the run
+            has one; None without a validation set.
         seconds: wall time of the epoch.
+        skipped: updates that were left out because a gradient was not finite.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class Epoch:
     train_accuracy: float
     validation_accuracy: float | None
     seconds: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Result:
         test: metrics on the test set.
         validation: metrics on the validation set, where there is one.
         history: every epoch.
-        seconds: wall time of the training.
+        seconds: wall time of all epochs.
         unreadable: images that could not be read and were skipped, with how often.
         environment: versions and device.
         unseen: metrics on a second test set of other kinds of images, where there is one.
@@ -126,8 +129,8 @@ class RunFolder:
         """Where the checkpoint of an epoch lies that was asked to be kept."""
         return self.path / f"epoch-{epoch}.pt"
 
-    def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make sure that nothing of value is in the way; create the folder.
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Make sure that nothing of value is in the way.
 
         Args:
             resume: the folder holds a run to go on with.
@@ -139,18 +142,26 @@ class RunFolder:
         if resume and overwrite:
             raise UsageError("choose one of --resume and --overwrite")
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
+
+    def prepare(self, *, overwrite: bool = False) -> None:
+        """Create the folder.
+
+        Args:
+            overwrite: remove what a previous run wrote, and the spectra of its weights in the
+                folder or in ``spectra`` below it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            kept = self.path.glob("epoch-*.pt")
-            for file in (self.checkpoint, self.result, self.history, self.per_class, *kept):
+            left = ("epoch-*.pt", "tensorboard/events.*")
+            spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
+            old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
+            for file in (self.checkpoint, self.result, self.history, self.per_class, *old):
                 file.unlink(missing_ok=True)
 
     def write(self, result: Result) -> None:
         """Write the result as JSON and as two CSV tables, each atomically."""
         write_text(self.result, result.to_json())
-        fields = list(Epoch.__dataclass_fields__)
-        rows = [[getattr(epoch, name) for name in fields] for epoch in result.history]
-        write_text(self.history, _csv(fields, rows))
+        self.write_history(result.history)
         group_of = {label: name for name, members in result.groups.items() for label in members}
         classes = [
             (label, name, group_of.get(label, ""), result.counts[label], share)
@@ -160,6 +171,12 @@ class RunFolder:
         ]
         header = ("class", "name", "group", "training_images", "test_accuracy")
         write_text(self.per_class, _csv(header, classes))
+
+    def write_history(self, history: Sequence[Epoch]) -> None:
+        """Write the epochs so far as a CSV table, atomically."""
+        names = list(Epoch.__dataclass_fields__)
+        rows = [[getattr(epoch, name) for name in names] for epoch in history]
+        write_text(self.history, _csv(names, rows))
 
 
 def check_free(path: Path, *, allowed: bool, flags: str) -> None:

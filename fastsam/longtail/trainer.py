@@ -21,27 +21,28 @@ from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
-from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
+from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
-from fastsam.longtail.models import Classifier
 from fastsam.longtail.network import build_network
 from fastsam.longtail.objectives import Objective
 from fastsam.longtail.optimizers import (
     batches_for_steps,
     build_optimizer,
     set_schedule,
+    skipped_steps,
     take_step,
 )
+from fastsam.longtail.predictions import Predictions, predict
 from fastsam.longtail.ranks import Ranks
 from fastsam.longtail.results import Epoch, Result, RunFolder
 from fastsam.longtail.runtime import chosen_device, cpu_threads, environment
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.optim import SAM
 from fastsam.progress import ProgressBar
 
-EVALUATION_BATCH = 512
 SECOND_VIEW_EPOCHS = 1 << 32
 """The second view of an epoch is drawn as that of an epoch so much later."""
 CHECKPOINT_SECONDS = 10.0
@@ -121,6 +122,9 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         _check_ranks(config, ranks)
+        self.folder = None if out is None else RunFolder(out)
+        if self.folder is not None:
+            self.folder.check(resume=resume, overwrite=overwrite)
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
@@ -131,7 +135,6 @@ class Trainer:
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.progress = progress and ranks.rank == 0
-        self.folder = None if out is None else RunFolder(out)
         self.keep = frozenset(keep)
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
@@ -159,7 +162,7 @@ class Trainer:
         resumed = self._load(resume) if self.folder is not None else None
         ranks.barrier()  # everyone has read what is there
         if self.folder is not None and ranks.rank == 0:
-            self.folder.prepare(resume=resume, overwrite=overwrite)
+            self.folder.prepare(overwrite=overwrite)
         if resumed is not None:
             self.model.load_state_dict(resumed.model)
             self.optimizer.load_state_dict(resumed.optimizer)
@@ -174,7 +177,7 @@ class Trainer:
         Raises:
             TrainingError: if the loss is no longer finite; the folder keeps its last checkpoint.
         """
-        began = saved = time.perf_counter()
+        saved = time.perf_counter()
         bar = ProgressBar(
             total=self.config.epochs,
             description=f"{self.config.method} {self.config.optimizer}",
@@ -196,7 +199,7 @@ class Trainer:
                     self._save()
                     saved = now
                 bar.update(note=f"loss {record.loss:.3f}")
-            result = self._result(seconds=time.perf_counter() - began)
+            result = self._result()
         if self._writes is not None:
             self._writes.write(result)
         return result
@@ -210,31 +213,46 @@ class Trainer:
         began = time.perf_counter()
         config = self.config
         lr, rho = learning_rate(config, epoch), ascent_radius(config, epoch)
+        skipped_before = skipped_steps(self.optimizer)
+        steps = 0
         set_schedule(self.optimizer, lr=lr, rho=rho)
         loss_fn = self.objective.at(epoch)
         order = self.sampler.order(epoch)
         self.model.train()
         # Sums stay on the device: reading them back at every batch would stall an accelerator.
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        counted = torch.zeros(2, dtype=torch.int64, device=self.device)  # right, seen
+        counted = torch.zeros(3, dtype=torch.int64, device=self.device)  # right, seen, with a loss
         batches = self._read_epoch(order, epoch)
         for pieces in batches_for_steps(self.optimizer, batches):
             for step in self._step(pieces, loss_fn, epoch=epoch):
-                loss_sum += step.loss.double() * len(step.targets)
-                counted[0] += (step.logits.argmax(dim=1) == step.targets).sum()
-                counted[1] += len(step.targets)
+                images = len(step.targets)
+                # SAM leaves the step of such a loss out, which then says nothing of the others.
+                known = step.loss.isfinite() | (not isinstance(self.optimizer, SAM))
+                loss_sum += torch.where(known, step.loss.double() * images, 0.0)
+                counted += torch.stack(
+                    [
+                        (step.logits.argmax(dim=1) == step.targets).sum(),
+                        torch.full_like(known, images, dtype=torch.int64),
+                        known * images,
+                    ]
+                )
                 if self.on_step is not None:
                     self.on_step(step)
+            steps += 1
         self.ranks.add_up([loss_sum, counted])
         self._share_statistics()
-        right, seen = counted.tolist()
+        right, seen, with_loss = counted.tolist()
         if seen == 0:
             raise TrainingError(f"no image of epoch {epoch} could be read")
-        mean = float(loss_sum) / seen
-        if not math.isfinite(mean):
+        mean = float(loss_sum) / max(with_loss, 1)
+        skipped = skipped_steps(self.optimizer) - skipped_before
+        if skipped == steps or not math.isfinite(mean):
+            what = (
+                "every gradient was infinite or NaN" if skipped == steps else f"the loss is {mean}"
+            )
             raise TrainingError(
-                f"the loss is {mean} in epoch {epoch}; lower the learning rate (now {lr:g})"
-                + ("" if rho is None else f" or rho (now {rho:g})")
+                f"{what} in epoch {epoch}; train anew (--overwrite) with a lower learning rate "
+                f"(now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
             )
         validation = self.data.validation
         return Epoch(
@@ -243,9 +261,17 @@ class Trainer:
             rho=rho,
             loss=mean,
             train_accuracy=100.0 * right / seen,
-            validation_accuracy=None if validation is None else self._accuracy(validation),
+            validation_accuracy=None
+            if validation is None
+            else self._predictions(validation).accuracy,
             seconds=time.perf_counter() - began,
+            skipped=skipped,
         )
+
+    def _autocast(self) -> torch.autocast:
+        """A context of its own for every pass: its cache of cast weights must not outlive them."""
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def _own_seed(self) -> int:
@@ -307,16 +333,14 @@ class Trainer:
                 raise AssertionError("paco comes with its own network and two views")
             # All passes of a step compare with the same keys.
             if number not in keys:
-                keys[number] = model.keys(batch.second_view)
+                with self._autocast():
+                    keys[number] = model.keys(batch.second_view).float()
             return model.contrast(
                 loss_fn, logits.float(), features.float(), keys[number], batch.targets
             )
 
         def gradient(number: int, batch: Batch) -> Tensor:
-            # A context of its own for every pass: its cache of cast weights must not outlive them.
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-            ):
+            with self._autocast():
                 features = self.model.features(batch.inputs)
                 logits = self.model.head(features)
             loss = loss_of(number, batch, logits, features)
@@ -342,21 +366,27 @@ class Trainer:
                 self.model.advance(keys[number], step.targets)
         return list(seen.values())
 
-    def _accuracy(self, images: Images) -> float:
-        logits, targets = predict(self.model, images, self.device, ranks=self.ranks)
-        counted = torch.stack([(logits.argmax(dim=1) == targets).sum(), torch.tensor(len(targets))])
-        counted = counted.to(self.device)
-        self.ranks.add_up([counted])
-        right, seen = (int(count) for count in counted.tolist())
-        return 100.0 * right / seen
+    def _predictions(self, images: Images) -> Predictions:
+        """For selecting and for judging alike."""
+        return predict(
+            self.model,
+            images,
+            self.device,
+            batch_size=self.config.batch_size // self.ranks.size,
+            adjust=self._adjusted,
+            ranks=self.ranks,
+        )
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """Logits ``[B, C]`` as the loss scales them, with the post-hoc adjustment."""
+        logits = self.objective.logit_scale * logits
+        tau = self.config.posthoc_tau
+        return adjust_logits(logits, self.data.counts, tau) if tau else logits
 
     def _metrics(self, images: Images) -> Metrics:
-        logits, targets = predict(self.model, images, self.device)
-        if self.config.posthoc_tau:
-            logits = adjust_logits(logits, self.data.counts, self.config.posthoc_tau)
-        return evaluate(logits, targets, self.data.groups, self.data.counts)
+        return evaluate(self._predictions(images), self.data.groups, self.data.counts)
 
-    def _result(self, *, seconds: float) -> Result:
+    def _result(self) -> Result:
         data = self.data
         rule = "last epoch"
         if self._best is not None:
@@ -373,7 +403,7 @@ class Trainer:
             test=self._metrics(data.test),
             validation=None if data.validation is None else self._metrics(data.validation),
             history=self.history,
-            seconds=seconds,
+            seconds=sum(record.seconds for record in self.history),
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.ranks.size},
             unseen=None if data.unseen is None else self._metrics(data.unseen),
@@ -390,6 +420,7 @@ class Trainer:
     def _save(self) -> None:
         if self._writes is not None:
             self._checkpoint().save(self._writes.checkpoint)
+            self._writes.write_history(self.history)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
@@ -423,30 +454,6 @@ class Trainer:
                 )
         checkpoint.build_model()
         return checkpoint
-
-
-@torch.no_grad()
-def predict(
-    model: Classifier,
-    images: Images,
-    device: torch.device,
-    *,
-    ranks: Ranks = Ranks(),  # noqa: B008
-) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and targets ``[N]`` of this process's share, in evaluation mode, on the CPU."""
-    training = model.training
-    model.eval()
-    try:
-        share = np.arange(ranks.rank, len(images), ranks.size)
-        order = np.array_split(share, range(EVALUATION_BATCH, len(share), EVALUATION_BATCH))
-        batches = images.batches(order, augment=False, seed=0, epoch=0, device=device)
-        pairs = [(model(batch.inputs).cpu(), batch.targets.cpu()) for batch in batches]
-    finally:
-        model.train(training)
-    if not pairs:
-        raise DataError("no image of an evaluation set could be read")
-    logits, targets = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(targets)
 
 
 def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:

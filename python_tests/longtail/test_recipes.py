@@ -71,6 +71,9 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("cee", "sgd", {}, "unknown method 'cee'.*ce, focal"),
         ("ce-dwr", "sgd", {}, "unknown method 'ce-dwr'.*drw"),
         ("ce-", "sgd", {}, "unknown method"),
+        ("ce", "sgd", {"head": "cosine"}, "head cosine does not go with ce"),
+        ("ldam", "sgd", {"head": "linear"}, "head linear does not go with ldam"),
+        ("ce", "entropy-sgd", {"nesterov": True}, "nesterov needs a momentum above 0"),
         ("ib-drw", "sgd", {}, "balances classes by itself"),
     ],
 )

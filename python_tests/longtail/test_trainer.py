@@ -15,11 +15,12 @@ from formulas import Numpy, balanced, ce, focal, influence, ldam, nll, vs
 
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe, trainer
 from fastsam.longtail.config import OPTIMIZERS
-from fastsam.longtail.data import LongTailData, TensorImages, load_digits_lt
+from fastsam.longtail.data import Images, LongTailData, TensorImages, load_digits_lt
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import adjust_logits
 from fastsam.longtail.methods import LOSSES, RULES, Method
 from fastsam.longtail.optimizers import build_optimizer, take_step
+from fastsam.longtail.predictions import Predictions
 from fastsam.longtail.results import RunFolder
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.longtail.trainer import Step
@@ -205,15 +206,24 @@ def test_results_on_disk_and_folders_in_the_way(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(UsageError, match="is a file"):
         Trainer(config, data=DIGITS, out=folder.result)
+    assert result.seconds == sum(record.seconds for record in result.history)
     (tmp_path / "notes.txt").write_text("mine")
+    # Spectra of the weights that are replaced go with them; those of other runs below do not.
+    spectra = [tmp_path / "class-0-a.json", tmp_path / "spectra" / "class-0-a.json"]
+    others = tmp_path / "another-run" / "class-0-a.json"
+    for file in (*spectra, others):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("old")
     Trainer(config, data=DIGITS, out=tmp_path, overwrite=True, progress=False).fit()
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not any(file.exists() for file in spectra)
+    assert others.exists()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path) -> None:
     config = short("ce", optimizer, lr=1e30, warmup_epochs=0)
-    with pytest.raises(TrainingError, match=r"loss is .* in epoch [12]; lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"(loss|gradient) .* epoch [12].* lower learning rate"):
         Trainer(config, data=DIGITS, out=tmp_path, progress=False).fit()
     assert list(tmp_path.iterdir()) == []
 
@@ -222,8 +232,17 @@ def test_best_epoch_is_chosen_on_validation_and_labelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short("ce", "sgd", epochs=4, select="best-validation")
-    accuracies = iter([10.0, 60.0, 60.0, 20.0])
-    monkeypatch.setattr(Trainer, "_accuracy", lambda self, images: next(accuracies))
+    wrong = iter([90, 40, 40, 80])
+    judge = Trainer._predictions
+
+    def made(self: Trainer, images: Images) -> Predictions:
+        share = next(wrong, None)
+        if share is None:
+            return judge(self, images)
+        classes = (torch.arange(100) < share).long()
+        return Predictions(classes, torch.ones(100), torch.zeros(100, dtype=torch.int64))
+
+    monkeypatch.setattr(Trainer, "_predictions", made)
     run = Trainer(config, data=DIGITS, out=tmp_path, progress=False)
     result = run.fit()
     assert result.rule == "best epoch on validation (2)"
@@ -249,10 +268,78 @@ def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
     first, second = plain.fit(), adjusted.fit()
     states = (plain.model.state_dict(), adjusted.model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    logits, targets = trainer.predict(plain.model, DIGITS.test, torch.device("cpu"))
+    logits, targets = logits_of(plain, DIGITS.test)
     guess = adjust_logits(logits, DIGITS.counts, 1.0).argmax(dim=1)
     assert second.test.accuracy == pytest.approx(100 * float((guess == targets).double().mean()))
     assert second.test.confusion != first.test.confusion
+    # An epoch is selected by what it is judged by.
+    assert second.validation is not None
+    assert second.history[-1].validation_accuracy == second.validation.accuracy
+    assert second.history[-1].validation_accuracy != first.history[-1].validation_accuracy
+
+
+def logits_of(run: Trainer, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network of ``run`` says of all ``images``, and the truth."""
+    order = [np.arange(len(images))]
+    (batch,) = images.batches(order, augment=False, seed=0, epoch=0, device=torch.device("cpu"))
+    with torch.no_grad():
+        return run.model.eval()(batch.inputs), batch.targets
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_cosines_are_judged_at_the_scale_of_their_loss(tau: float) -> None:
+    run = Trainer(short("ldam", "sgd", posthoc_tau=tau, scale=20.0), data=DIGITS, progress=False)
+    result = run.fit()
+    cosines, targets = logits_of(run, DIGITS.test)
+    assert cosines.abs().max() <= 1.0001
+    log_prior = np.log(DIGITS.counts / DIGITS.counts.sum())
+    logits = 20 * cosines.double().numpy() - tau * log_prior
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    right = logits.argmax(axis=1) == targets.numpy()
+    assert result.test.accuracy == pytest.approx(100 * right.mean())
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    error = sum(abs((right - confidence)[bins == b].sum()) for b in range(15)) / len(right)
+    assert result.test.ece == pytest.approx(100 * error, abs=0.3)
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "looksam"])
+def test_skipped_updates_are_counted(optimizer: str) -> None:
+    extra = {"look_every": 1} if optimizer == "looksam" else {}
+    run = Trainer(short("ce", optimizer, **extra), data=DIGITS, progress=False)
+    passes = 0
+
+    def spoil(grad: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return grad * float("inf") if passes in (2, 4) else grad
+
+    run.model.head.weight.register_hook(spoil)
+    history = run.fit().history
+    assert [record.skipped for record in history] == [2, 0]
+    run = Trainer(short("ce", "sam", rho=1e38), data=DIGITS, progress=False)
+    with pytest.raises(TrainingError, match="every gradient was infinite or NaN in epoch 1"):
+        run.fit()
+
+
+def test_a_skipped_step_says_nothing_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trainer(short("ce", "sam", epochs=1), data=DIGITS, progress=False)
+    losses: list[float] = []
+
+    def spoil(step: Step) -> None:
+        losses.append(float(step.loss))
+        with torch.no_grad():
+            bad = float("nan") if step.batch == 0 else 0.0
+            run.model.head.bias.fill_(bad)
+
+    run.on_step = spoil
+    (record,) = run.fit().history
+    assert sum(not np.isfinite(loss) for loss in losses) == 1
+    sizes = [min(100, len(DIGITS.train) - 100 * batch) for batch in range(len(losses))]
+    known = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if np.isfinite(loss)]
+    expected = sum(loss * size for loss, size in known) / sum(size for _, size in known)
+    assert record.loss == pytest.approx(expected)
+    assert record.skipped == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])

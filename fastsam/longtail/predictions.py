@@ -1,0 +1,94 @@
+"""What a network says of the images of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsam.longtail.data import Images
+from fastsam.longtail.errors import DataError
+from fastsam.longtail.models import Classifier
+from fastsam.longtail.ranks import Ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answer for each of N images; logits of thousands of classes are not kept.
+
+    Attributes:
+        classes: most probable class, int64 ``[N]``.
+        confidence: its probability, float32 ``[N]``.
+        targets: the truth, int64 ``[N]``.
+    """
+
+    classes: Tensor
+    confidence: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> Predictions:
+        """The predictions that logits ``[N, C]`` make where the truth is ``targets``, int64 ``[N]``."""
+        return cls(logits.argmax(dim=1), logits.float().softmax(dim=1).amax(dim=1), targets)
+
+    @property
+    def right(self) -> Tensor:
+        """Where the answer is right, bool ``[N]``."""
+        return self.classes == self.targets
+
+    @property
+    def accuracy(self) -> float:
+        """Percent right."""
+        return 100.0 * int(self.right.sum()) / len(self.targets)
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier,
+    images: Images,
+    device: torch.device,
+    *,
+    batch_size: int,
+    adjust: Callable[[Tensor], Tensor] | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+) -> Predictions:
+    """Predictions for all images that can be read, in evaluation mode, on the CPU.
+
+    Args:
+        model: the network; it is left in the mode in which it was.
+        images: what to look at.
+        device: where the network is.
+        batch_size: images in a batch of one process.
+        adjust: what is done to logits ``[B, C]`` first.
+        ranks: this process among those that share the work; each gets all predictions.
+
+    Raises:
+        DataError: if no image could be read.
+    """
+    training = model.training
+    model.eval()
+    share = np.arange(ranks.rank, len(images), ranks.size)
+    order = np.array_split(share, range(batch_size, len(share), batch_size))
+    # Columns: class, confidence, whether it was seen. Everyone adds what it has.
+    found = torch.zeros(len(images), 3, dtype=torch.float64, device=device)
+    try:
+        for batch in images.batches(order, augment=False, seed=0, epoch=0, device=device):
+            logits = model(batch.inputs)
+            part = Predictions.of(logits if adjust is None else adjust(logits), batch.targets)
+            seen = torch.ones_like(part.confidence)
+            found[batch.indices] = torch.stack(
+                [part.classes.double(), part.confidence.double(), seen.double()], dim=1
+            )
+    finally:
+        model.train(training)
+    ranks.add_up([found])
+    classes, confidence, seen = found.cpu().unbind(dim=1)
+    known = seen > 0
+    if not known.any():
+        raise DataError("no image of an evaluation set could be read")
+    return Predictions(
+        classes[known].long(), confidence[known].float(), torch.from_numpy(images.targets)[known]
+    )
