@@ -69,20 +69,25 @@ class SamStep:
                 print(f"{name}: left out, not even two contestants fit in memory")
                 continue
             results[name] = self._case(name, contests, device, bandwidth)
+            self._write(results, bandwidth)  # a run that is cut short keeps what it has
         summary = _summary(results)
         for peer, row in summary.items():
             print(
                 f"over {row['cases']} cases, {peer} took {row['median']:.2f} times as long "
                 f"(at least {row['smallest']:.2f}, {row['where']})"
             )
-        if self.save or self.out is not None:
-            models = {name: case for name, case in results.items() if name not in SWEEP}
-            sweep = {name: case for name, case in results.items() if name in SWEEP}
-            for kind, cases in (("sam_step", models), ("sam_sweep", sweep)):
-                if cases:
-                    content = {"copy_bytes_per_second": bandwidth, "cases": cases}
-                    content |= {"summary": summary} if cases is sweep else {}
-                    print(f"wrote {save(kind, content, device=self.device, folder=self.out)}")
+
+    def _write(self, results: dict[str, Any], bandwidth: float) -> None:
+        """Write the cases so far, those of the sweep apart, if anything is to be kept."""
+        if not self.save and self.out is None:
+            return
+        models = {name: case for name, case in results.items() if name not in SWEEP}
+        sweep = {name: case for name, case in results.items() if name in SWEEP}
+        for kind, cases in (("sam_step", models), ("sam_sweep", sweep)):
+            if cases:
+                content = {"copy_bytes_per_second": bandwidth, "cases": cases}
+                content |= {"summary": _summary(sweep)} if cases is sweep else {}
+                print(f"wrote {save(kind, content, device=self.device, folder=self.out)}")
 
     def _contestants(self) -> Contestants:
         contestants: Contestants = {

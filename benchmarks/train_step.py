@@ -82,11 +82,12 @@ class TrainStep:
             raise SystemExit(
                 f"unknown case {sorted(unknown)}; expected some of {sorted(WORKLOADS)}"
             )
-        results = {name: self._case(name, WORKLOADS[name]) for name in self.cases}
-        if self.save or self.out is not None:
-            print(
-                f"wrote {save('train_step', {'cases': results}, device=self.device, folder=self.out)}"
-            )
+        results: dict[str, Any] = {}
+        for name in self.cases:
+            results[name] = self._case(name, WORKLOADS[name])
+            if self.save or self.out is not None:  # after each: a run may be cut short
+                content = {"cases": results}
+                print(f"wrote {save('train_step', content, device=self.device, folder=self.out)}")
 
     def _case(self, name: str, workload: Workload) -> dict[str, Any]:
         device = torch.device(self.device)

@@ -123,7 +123,8 @@ class LongTailLoss(nn.Module):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         losses = self.per_sample(logits, targets, features)
-        samples = torch.tensor(len(losses), dtype=losses.dtype, device=losses.device)
+        # Not torch.tensor(), whose copy to a GPU would wait for it.
+        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
         if self.weight is None:
             return losses.sum(), samples
         weights = self.weight.to(losses)[targets]

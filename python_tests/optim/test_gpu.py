@@ -34,8 +34,8 @@ def base(request):
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
