@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longt
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
+from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 
 CPU = torch.device("cpu")
@@ -283,6 +285,14 @@ def test_own_folders_and_own_lists(tmp_path: Path) -> None:
     folder = load_dataset("folder", DataOptions(root=tmp_path))
     assert folder.class_names == ("n00000001", "n00000002", "n00000000")
     assert folder.validation is None
+    train = read_list(tmp_path / "train.txt")
+    lines = "".join(
+        f"{path} {label}\n" for path, label in zip(train.paths, train.targets, strict=True)
+    )
+    (tmp_path / "val.txt.xz").write_bytes(lzma.compress(lines.encode()))
+    validation = load_dataset("list", DataOptions(root=tmp_path)).validation
+    assert validation is not None
+    assert len(validation) == 9
     (tmp_path / "test" / "n00000009").mkdir()
     with pytest.raises(DataError, match="n00000009"):
         load_dataset("folder", DataOptions(root=tmp_path))

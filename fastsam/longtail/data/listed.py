@@ -127,12 +127,18 @@ LISTED = {
 }
 
 
+def list_forms(root: Path, name: str) -> list[Path]:
+    """The files that hold a list: ``root/name`` and its compressed forms, those that there are."""
+    forms = (root / f"{name}{packing}" for packing in ("", ".gz", ".xz"))
+    return [path for path in forms if path.is_file()]
+
+
 def find_list(root: Path, name: str) -> Path:
     """``root/name``, or its compressed form."""
-    for candidate in (name, f"{name}.gz", f"{name}.xz"):
-        if (root / candidate).is_file():
-            return root / candidate
-    raise DataError(f"no {name} (or .gz, .xz) in {root}")
+    found = list_forms(root, name)
+    if not found:
+        raise DataError(f"no {name} (or .gz, .xz) in {root}")
+    return found[0]
 
 
 def load_listed(
@@ -230,11 +236,13 @@ def load_own_lists(
 ) -> LongTailData:
     """The user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
 
-    Paths are relative to ``root``; counts and splits (by count) are taken from the training list.
+    Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``; counts and splits (by
+    count) are taken from the training list.
     """
-    lists = {part: read_list(find_list(root, f"{part}.txt")) for part in ("train", "test")}
-    if (root / "val.txt").is_file():
-        lists["validation"] = read_list(root / "val.txt")
+    names = {"train": "train.txt", "test": "test.txt"}
+    if list_forms(root, "val.txt"):
+        names["validation"] = "val.txt"
+    lists = {part: read_list(find_list(root, name)) for part, name in names.items()}
     return _own("list", lists, root, size=size, workers=workers, corrupt=corrupt)
 
 
