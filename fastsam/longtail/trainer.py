@@ -6,7 +6,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
-from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
@@ -124,9 +124,8 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
-        self.data = _counting_anew(
-            load_configured(config, progress=progress) if data is None else data
-        )
+        data = load_configured(config, progress=progress) if data is None else data
+        self.data = data.for_run()
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
@@ -181,7 +180,7 @@ class Trainer:
             unit="epoch",
             enabled=self.progress,
         )
-        with cpu_threads(self.config.threads), bar:
+        with cpu_threads(self.config.threads), closing(self.data), bar:
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -383,8 +382,7 @@ class Trainer:
         """How often each image was skipped, training and evaluation together, since the start."""
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
-            if isinstance(images, FileImages):
-                met.update(images.unreadable)
+            met.update(images.unreadable)
         return dict(met)
 
     def _save(self) -> None:
@@ -463,16 +461,6 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given, progress=progress))
-
-
-def _counting_anew(data: LongTailData) -> LongTailData:
-    """``data`` with counts of unreadable images of its own: several runs may share what they read."""
-    own: dict[str, Any] = {
-        name: replace(images, unreadable={})
-        for name, images in data.splits.items()
-        if isinstance(images, FileImages)
-    }
-    return replace(data, **own) if own else data
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import lzma
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_cifar10, write_cifar100, write_listed
+from archives import write_cifar10, write_cifar100, write_image, write_listed
+from PIL import Image
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe, trainer
@@ -21,6 +24,7 @@ from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.seeds import Stream, derived_seed
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 5]
@@ -161,6 +165,83 @@ def test_augmentation_does_not_depend_on_workers(listed: Path) -> None:
     assert not torch.equal(here, read(file_images(listed), seed=1))
     plain = read(file_images(listed), augment=False)
     assert torch.equal(plain, read(file_images(listed), augment=False, epoch=2, seed=5))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_augmentation_is_drawn_from_seed_epoch_and_image(workers: int, listed: Path) -> None:
+    """Also in a second reading by the same workers, and in readings that overlap."""
+    images = file_images(listed, workers=workers)
+    transform = images.preparation.training()
+
+    def expected(seed: int, epoch: int, chosen: np.ndarray[Any, Any]) -> torch.Tensor:
+        inputs = []
+        for sample in chosen.tolist():
+            picture = Image.open(listed / images.images.paths[sample])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derived_seed(seed, Stream.AUGMENT, epoch, sample))
+                inputs.append(transform(picture))
+        return torch.stack(inputs)
+
+    order = np.array_split(np.random.default_rng().permutation(len(images)), 5)
+    for seed, epoch in ((0, 1), (0, 2), (3, 1)):
+        views = [
+            images.batches(order, augment=True, seed=seed, epoch=number, device=CPU)
+            for number in (epoch, epoch + 2**32)
+        ]
+        for chosen, first, second in zip(order, *views, strict=True):
+            assert first.indices.tolist() == second.indices.tolist() == chosen.tolist()
+            assert torch.equal(first.inputs, expected(seed, epoch, chosen))
+            assert torch.equal(second.inputs, expected(seed, epoch + 2**32, chosen))
+    images.close()
+
+
+def test_seeds_of_augmentation_are_derived_by_the_workers(
+    listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    derive = np.random.SeedSequence
+    monkeypatch.setattr(np.random, "SeedSequence", lambda key: calls.append(1) or derive(key))
+    read(file_images(listed, workers=1))
+    assert calls == []
+    read(file_images(listed, workers=0))
+    assert len(calls) == 22
+
+
+def test_workers_live_from_the_first_reading_to_the_end_of_the_run(listed: Path) -> None:
+    others = multiprocessing.active_children()
+
+    def alive() -> set[int | None]:
+        return {
+            process.pid for process in multiprocessing.active_children() if process not in others
+        }
+
+    images = file_images(listed, workers=2)
+    assert alive() == set()
+    first = read(images)
+    pids = alive()
+    assert len(pids) == 2
+    assert torch.equal(read(images), first)
+    read(images, epoch=2, augment=False)
+    assert alive() == pids
+    images.close()
+    assert alive() == set()
+    assert torch.equal(read(images), first)
+    assert len(alive()) == 2
+    del images
+    assert alive() == set()
+
+    met: list[set[int | None]] = []
+    config = config_for("imagenet-lt", listed, workers=1, epochs=3)
+    run = Trainer(config, on_step=lambda step: met.append(alive()), progress=False)
+    run.fit()
+    assert met[0] < met[2] == met[4]  # later with the worker of the validation set
+    assert len(met[4]) == 2
+    assert alive() == set()
+    run = Trainer(config, on_step=lambda step: 1 / 0, progress=False)
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    gc.collect()
+    assert alive() == set()
 
 
 def damaged_copy(listed: Path, tmp_path: Path) -> tuple[Path, str]:
