@@ -431,10 +431,17 @@ class DataCheck(_DataCommand):
 
     decode: bool = False
     """Also decode every image file."""
+    workers: int | None = None
+    """Processes that decode; by default as many as in training."""
 
     def run(self) -> None:
         """Print what was found."""
-        for line in check_dataset(self.name, self.options, decode=self.decode):
+        options = self.options
+        if self.workers is not None:
+            if not self.decode:
+                raise UsageError("--workers are those of --decode")
+            options = replace(options, workers=self.workers)
+        for line in check_dataset(self.name, options, decode=self.decode):
             print(line)
 
 

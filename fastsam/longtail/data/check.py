@@ -20,7 +20,7 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     Args:
         name: name of the data set.
         options: as for :func:`load_dataset`.
-        decode: also decode every image file, which takes a while.
+        decode: also decode every image file, by the workers of ``options``, which takes a while.
 
     Raises:
         UsageError: for an unknown name.
@@ -43,12 +43,11 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     elif name not in LISTED and isinstance(data.train, FileImages):
         yield f"training list, SHA-256: {list_hash(data.train.images)}"
     if decode:
-        broken = [
-            path
-            for images in data.splits.values()
-            if isinstance(images, FileImages)
-            for path in images.broken_files()
-        ]
+        broken = []
+        for images in data.splits.values():
+            broken += images.broken_files(progress=options.progress)
+        for path in broken:
+            yield f"cannot be decoded: {path}"
         if broken:
             raise DataError(
                 f"{len(broken)} images cannot be decoded, the first is {broken[0]}; fetch them "
