@@ -130,8 +130,8 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = ranks.rank == 0
-            if writes and trainer.data.subset_hash is not None:
-                print(f"training subset, SHA-256: {trainer.data.subset_hash}")
+            if writes:
+                print(f"training set, SHA-256: {trainer.data.subset_hash}")
             track = self.track if writes else "none"
             with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
                 result = trainer.fit()

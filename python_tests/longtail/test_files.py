@@ -379,6 +379,29 @@ def test_own_folders_and_own_lists(tmp_path: Path) -> None:
         load_dataset("folder", DataOptions(root=tmp_path))
 
 
+def test_every_training_set_has_a_hash_of_its_images_and_classes(
+    listed: Path, tmp_path: Path
+) -> None:
+    def hashed(name: str, root: Path) -> str:
+        return load_dataset(name, DataOptions(root=root)).subset_hash
+
+    assert len({hashed(name, listed) for name in LISTED}) == len(LISTED)
+    here, moved = tmp_path / "here", tmp_path / "moved"
+    write_listed(here, {"train.txt": ("train", [2, 3]), "test.txt": ("test", [1, 1])})
+    moved.symlink_to(here)
+    before = {name: hashed(name, here) for name in ("list", "folder")}
+    assert before == {name: hashed(name, moved) for name in before}
+    # Class 0 comes to be the larger one: the two change places.
+    for number in (2, 3):
+        write_image(here / f"train/n00000000/train_{number}.JPEG", 0, np.random.default_rng())
+    assert hashed("folder", here) != before["folder"]
+    assert hashed("list", here) == before["list"]
+    train = read_list(here / "train.txt")
+    swapped = zip(train.paths, 1 - train.targets, strict=True)
+    (here / "train.txt").write_text("".join(f"{path} {label}\n" for path, label in swapped))
+    assert hashed("list", here) != before["list"]  # the same images and counts under other labels
+
+
 def test_catalog_names_are_complete() -> None:
     from fastsam.longtail.data.catalog import WHERE
     from fastsam.longtail.recipes import DATA

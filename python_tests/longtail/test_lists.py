@@ -86,6 +86,17 @@ def test_hash_of_a_list_is_that_of_its_lines(tmp_path: Path) -> None:
         assert list_hash(read_list(path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_hash_of_a_list_and_its_class_names() -> None:
+    images = ImageList(["a.jpg", "b.jpg"], np.array([0, 1]))
+    hashes = {
+        list_hash(images, names)
+        for names in ((), ("ant", "bee"), ("bee", "ant"), ("ant",), ("antbee",), ("ant", "", "bee"))
+    }
+    assert len(hashes) == 6
+    one = ImageList(["a.jpg"], np.array([0]))
+    assert list_hash(one, ("b.jpg 1",)) != list_hash(images)
+
+
 def made_counts(info: ListedSet) -> list[int]:
     """Falling counts with the published number of classes, extremes and total."""
     total = info.totals[info.train]

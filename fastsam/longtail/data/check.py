@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fastsam.longtail.data.catalog import GLYPHS, WHERE, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import groups_by_count
-from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.glyphs import SPECS, check_glyphs
 from fastsam.longtail.data.listed import LISTED, ListedSet, find_list
 from fastsam.longtail.data.lists import list_hash, read_list
@@ -38,10 +37,7 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
         sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
         yield f"classes by the {rule} rule: {sizes}"
-    if data.subset_hash is not None:
-        yield f"training subset, SHA-256: {data.subset_hash}"
-    elif name not in LISTED and isinstance(data.train, FileImages):
-        yield f"training list, SHA-256: {list_hash(data.train.images)}"
+    yield f"training set, SHA-256: {data.subset_hash}"
     if decode:
         broken = []
         for images in data.splits.values():

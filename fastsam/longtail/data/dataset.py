@@ -208,7 +208,10 @@ class LongTailData:
         test: images for the reported result, the same whatever the imbalance.
         class_names: one name per class.
         groups: the classes called head, mid and tail by the paper.
-        subset_hash: SHA-256 of the training subset; None where the whole list is used.
+        subset_hash: SHA-256 of which images, in which order and of which class, form the training
+            set: of the selection where it is made here (:func:`~.subset.subset_hash`), else of the
+            list and the names of the classes (:func:`~.lists.list_hash`). Equal for the same data
+            set under another root.
         unseen: a second test set whose images differ in kind from those of the training set; None
             where the data set has none.
     """
@@ -219,7 +222,7 @@ class LongTailData:
     test: Images
     class_names: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
-    subset_hash: str | None = None
+    subset_hash: str
     unseen: Images | None = None
 
     @property

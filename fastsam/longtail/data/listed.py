@@ -20,6 +20,7 @@ from fastsam.longtail.data.lists import (
     check_files,
     class_counts,
     list_folder,
+    list_hash,
     map_by_count,
     read_list,
 )
@@ -219,15 +220,17 @@ def assemble(
     }
     falling = counts[np.argsort(class_map)]
     old_names = class_names or tuple(str(label) for label in range(classes))
+    new_names = tuple(old_names[old] for old in np.argsort(class_map))
     return LongTailData(
         name=name,
         train=sets["train"],
         validation=sets.get("validation"),
         test=sets["test"],
-        class_names=tuple(old_names[old] for old in np.argsort(class_map)),
+        class_names=new_names,
         groups=groups_by_count(falling)
         if boundaries is None
         else groups_by_rank(classes, boundaries),
+        subset_hash=list_hash(sets["train"].images, new_names),
     )
 
 

@@ -74,8 +74,12 @@ def read_list(path: Path) -> ImageList:
     return ImageList(paths, np.array(labels, dtype=np.int64))
 
 
-def list_hash(images: ImageList) -> str:
+def list_hash(images: ImageList, class_names: Sequence[str] = ()) -> str:
     """SHA-256 of the lines ``path label``, whatever the file's line ends and packing.
+
+    Args:
+        images: the list.
+        class_names: what its labels stand for, one name per class, where that is part of the data.
 
     Example:
         >>> list_hash(ImageList(["a.jpg"], np.array([0])))[:8]
@@ -84,6 +88,10 @@ def list_hash(images: ImageList) -> str:
     digest = hashlib.sha256()
     for path, label in zip(images.paths, images.targets.tolist(), strict=True):
         digest.update(f"{path} {label}\n".encode())
+    for name in class_names:
+        digest.update(
+            f"\n{name}\n".encode()
+        )  # no list has an empty line: names cannot pass for one
     return digest.hexdigest()
 
 
