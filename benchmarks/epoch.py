@@ -20,7 +20,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.dataset import TensorImages, groups_by_rank
-from fastsam.longtail.data.subset import longtail_counts
+from fastsam.longtail.data.subset import longtail_counts, subset_hash
 from fastsam.longtail.models import build_model
 from fastsam.longtail.results import Epoch
 from fastsam.optim.plain import PlainSAM
@@ -87,13 +87,15 @@ def random_data(n_max: int) -> LongTailData:
         pixels = draw.integers(256, size=(len(targets), 3, 32, 32), dtype=np.uint8)
         return TensorImages(torch.from_numpy(pixels), targets, 255.0, MEAN, STD, augmentation)
 
+    targets = np.repeat(np.arange(10), counts)
     return LongTailData(
         name="random",
-        train=images(np.repeat(np.arange(10), counts)),
+        train=images(targets),
         validation=None,
         test=images(np.repeat(np.arange(10), 10)),
         class_names=tuple("0123456789"),
         groups=groups_by_rank(10, (3, 7)),
+        subset_hash=subset_hash(np.arange(len(targets))),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 try:
     import tyro
     from tyro.conf import Positional, arg, subcommand
+    from tyro.constructors import PrimitiveConstructorSpec
 except ImportError as error:
     raise SystemExit(
         "fastsam: error: the command line needs more packages: pip install 'fastsam[longtail]'"
@@ -136,8 +137,8 @@ class TrainCommand:
                 print("nothing is kept but the table below: for more give --out DIR")
             if writes and config.device == "cpu" and torch.cuda.is_available():
                 print("training on the CPU, and there is a GPU: --device cuda")
-            if writes and trainer.data.subset_hash is not None:
-                print(f"training subset, SHA-256: {trainer.data.subset_hash}")
+            if writes:
+                print(f"training set, SHA-256: {trainer.data.subset_hash}")
             track = self.track if writes else "none"
             with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
                 result = trainer.fit()
@@ -175,7 +176,7 @@ class TrainCommand:
 
 def _setting(item: Field[Any], hint: Any) -> Any:
     """How the option of a setting is shown in the help."""
-    kinds = {bool: "True|False", int: "INT", float: "FLOAT", str: "NAME"}
+    kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "NAME"}
     used = [kind for kind in (hint, *get_args(hint)) for kind in (kind, *get_args(kind))]
     metavar = next((text for kind, text in kinds.items() if kind in used), None)
     many = any(get_origin(kind) is tuple for kind in used)
@@ -186,6 +187,22 @@ def _setting(item: Field[Any], hint: Any) -> Any:
     )
 
 
+def _switched(values: list[str]) -> bool:
+    """The value of a setting that is on or off: on if nothing follows its name."""
+    if len(values) > 1:
+        raise ValueError("it takes True or False, or nothing for True")
+    return values != ["False"]
+
+
+_SWITCH = PrimitiveConstructorSpec(
+    nargs=(0, 1),
+    metavar="[True|False]",
+    choices=("True", "False"),
+    instance_from_str=_switched,
+    is_instance=lambda value: isinstance(value, bool),
+    str_from_instance=lambda value: [str(value)],
+)
+
 _SETTINGS = [
     item for item in fields(TrainConfig) if item.name not in ("data", "method", "optimizer")
 ]
@@ -194,11 +211,13 @@ _SETTINGS = [
 def _with_settings(base: type[Any], *, leave_out: Collection[str] = ()) -> Any:
     """``base`` with an option for every setting of a run, so that each is written only once."""
     hints = get_type_hints(TrainConfig)
-    options = [
-        (item.name, Annotated[hints[item.name] | None, _setting(item, hints[item.name])], None)
-        for item in _SETTINGS
-        if item.name not in leave_out
-    ]
+    options = []
+    for item in _SETTINGS:
+        if item.name not in leave_out:
+            hint = hints[item.name] | None
+            if hint == bool | None:
+                hint = Annotated[hint, _SWITCH]
+            options.append((item.name, Annotated[hint, _setting(item, hints[item.name])], None))
     command = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
     command.__doc__ = base.__doc__
     return command
@@ -440,10 +459,17 @@ class DataCheck(_DataCommand):
 
     decode: bool = False
     """Also decode every image file."""
+    workers: int | None = None
+    """Processes that decode; by default as many as in training."""
 
     def run(self) -> None:
         """Print what was found."""
-        for line in check_dataset(self.name, self.options, decode=self.decode):
+        options = self.options
+        if self.workers is not None:
+            if not self.decode:
+                raise UsageError("--workers are those of --decode")
+            options = replace(options, workers=self.workers)
+        for line in check_dataset(self.name, options, decode=self.decode):
             print(line)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastsam.cli import main
+from fastsam.cli import main, parse
 from fastsam.longtail.data import DATASETS
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
@@ -72,6 +72,27 @@ def test_arguments_that_cannot_be_parsed(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("command", [["train"], ["reproduce", "table1"]])
+def test_settings_that_are_on_or_off(command: list[str], capsys: Any) -> None:
+    """None says that the recipe decides."""
+
+    def parsed(*arguments: str) -> Any:
+        return parse([*command, *arguments])
+
+    assert parsed().channels_last is None
+    on = parsed("--channels-last", "--download", "--augment", "True", "--quiet")
+    assert (on.channels_last, on.download, on.augment, on.quiet) == (True,) * 4
+    assert on.nesterov is None
+    assert parsed("--channels-last", "False").channels_last is False
+    for wrong in (["no"], ["True", "False"], ["False", "x"]):
+        with pytest.raises(SystemExit):
+            parsed("--channels-last", *wrong)
+        assert "channels-last" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse([command[0], "--help"])
+    assert "--channels-last [True|False]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [[], ["train"], ["spectrum"], ["demo"], ["report"], ["doctor"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -123,7 +144,7 @@ def test_train_leaves_a_full_folder_alone(run: Path, fails: Callable[..., str]) 
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert "--resume or --overwrite" in fails(2, "train", *TINY, "--out", run)
     assert "another run" in fails(1, "train", *TINY, "--resume", "--seed", 3, "--out", run)
-    assert "lower the learning rate" in fails(
+    assert "lower learning rate" in fails(
         1, "train", *TINY, "--lr", 1e30, "--out", run.parent / "inf"
     )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

@@ -10,6 +10,7 @@ import torch
 
 from fastsam.longtail.atomic import write_atomically
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.network import build_network
@@ -33,6 +34,7 @@ class Checkpoint:
         best: state of the network after the best epoch on validation, where that was asked for.
         unreadable: images that could not be read and were skipped so far, with how often.
         sources: where each setting comes from.
+        subset_hash: SHA-256 of the training set, which says what the classes' numbers mean.
     """
 
     config: TrainConfig
@@ -45,6 +47,7 @@ class Checkpoint:
     best: dict[str, Any] | None = None
     unreadable: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    subset_hash: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole."""
@@ -96,6 +99,18 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} does not fit this version of fastsam: {error}"
             ) from error
+
+    def check_data(self, data: LongTailData) -> None:
+        """Raise :class:`CheckpointError` if the run had another training set than ``data`` has.
+
+        Classes of a set that has changed may be numbered in another way.
+        """
+        if self.subset_hash not in (None, data.subset_hash):
+            raise CheckpointError(
+                f"the training set of {data.name} is not the one of this run: SHA-256 "
+                f"{self.subset_hash} there, {data.subset_hash} here; restore its files or lists, "
+                "or train anew"
+            )
 
     def build_model(self) -> Classifier:
         """The network with the stored weights.

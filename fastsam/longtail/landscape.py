@@ -169,12 +169,14 @@ def landscape(
     Raises:
         UsageError: for a name or number that is not valid.
         DataError: for a class without an image in the split.
+        CheckpointError: if ``data`` are not the run's.
     """
     if loss not in LOSS_CHOICES:
         raise unknown("loss", loss, LOSS_CHOICES)
     for name, value in (("steps", steps), ("probes", probes)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
+    checkpoint.check_data(data)
     draws = _draws(augment)
     images = data.split(split)
     config = checkpoint.config

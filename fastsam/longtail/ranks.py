@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fastsam.longtail.errors import UsageError
 
+_LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What ``torchrun`` tells each process besides their number; other launchers leave some of it out."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -68,12 +71,19 @@ def ranks_of_torchrun(device: str) -> Iterator[Ranks]:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
 
     Raises:
-        UsageError: several processes on one named GPU, or on GPUs where there are fewer.
+        UsageError: several processes that another launcher started and that do not know of each
+            other, that share one named GPU, or that want more GPUs than there are.
     """
     size = launched_processes()
     if size == 1:
         yield Ranks()
         return
+    missing = [name for name in _LAUNCHED_WITH if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} of torchrun is not set: start the "
+            "processes with torchrun, or set it for each of them"
+        )
     local = int(os.environ["LOCAL_RANK"])
     if device not in ("cpu", "cuda"):
         raise UsageError(f"{size} processes need --device cpu or cuda, not {device}")

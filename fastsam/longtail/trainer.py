@@ -6,7 +6,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
-from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
@@ -128,9 +128,8 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
-        self.data = _counting_anew(
-            load_configured(config, progress=progress) if data is None else data
-        )
+        data = load_configured(config, progress=progress) if data is None else data
+        self.data = data.for_run()
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
@@ -175,7 +174,8 @@ class Trainer:
         """Train to the last epoch, write the results to the folder, and return them.
 
         Raises:
-            TrainingError: if the loss is no longer finite; the folder keeps its last checkpoint.
+            TrainingError: if the loss is no longer finite, or half of an epoch's updates were skipped;
+                the folder keeps its last checkpoint.
         """
         saved = time.perf_counter()
         bar = ProgressBar(
@@ -184,7 +184,7 @@ class Trainer:
             unit="epoch",
             enabled=self.progress,
         )
-        with cpu_threads(self.config.threads), bar:
+        with cpu_threads(self.config.threads), closing(self.data), bar:
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -246,9 +246,11 @@ class Trainer:
             raise TrainingError(f"no image of epoch {epoch} could be read")
         mean = float(loss_sum) / max(with_loss, 1)
         skipped = skipped_steps(self.optimizer) - skipped_before
-        if skipped == steps or not math.isfinite(mean):
+        if 2 * skipped >= steps or not math.isfinite(mean):
             what = (
-                "every gradient was infinite or NaN" if skipped == steps else f"the loss is {mean}"
+                f"the loss is {mean}"
+                if 2 * skipped < steps
+                else f"gradients were infinite or NaN in {skipped} of {steps} steps"
             )
             raise TrainingError(
                 f"{what} in epoch {epoch}; train anew (--overwrite) with a lower learning rate "
@@ -413,8 +415,7 @@ class Trainer:
         """How often each image was skipped, training and evaluation together, since the start."""
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
-            if isinstance(images, FileImages):
-                met.update(images.unreadable)
+            met.update(images.unreadable)
         return dict(met)
 
     def _save(self) -> None:
@@ -434,6 +435,7 @@ class Trainer:
             best=self._best,
             unreadable=self._unreadable(),
             sources=self.sources,
+            subset_hash=self.data.subset_hash,
         )
 
     def _load(self, resume: bool) -> Checkpoint | None:
@@ -446,6 +448,7 @@ class Trainer:
                 f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there and "
                 f"{wanted[name]} here; resume with the same settings or choose another --out"
             )
+        checkpoint.check_data(self.data)
         for epoch in sorted(self.keep):
             if epoch <= checkpoint.epoch and not self.folder.kept(epoch).is_file():
                 raise CheckpointError(
@@ -470,16 +473,6 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given, progress=progress))
-
-
-def _counting_anew(data: LongTailData) -> LongTailData:
-    """``data`` with counts of unreadable images of its own: several runs may share what they read."""
-    own: dict[str, Any] = {
-        name: replace(images, unreadable={})
-        for name, images in data.splits.items()
-        if isinstance(images, FileImages)
-    }
-    return replace(data, **own) if own else data
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:

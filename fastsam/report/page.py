@@ -121,7 +121,7 @@ def render(
     shown = [members[0] for members in by_settings(results).values()]
     sections += ["<h2>Settings</h2>", _html(settings_table(shown)), "<h2>Environment</h2>"]
     rows = [(name, str(value)) for name, value in first.environment.items()]
-    rows.append(("training subset, SHA-256", str(first.subset_hash)))
+    rows.append(("training set, SHA-256", str(first.subset_hash)))
     sections.append(_html(Table(("", ""), tuple(rows))))
     return (
         "<!doctype html>\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,32 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     assert "places2" in failure(capsys, 1, "data", "check", "places-lt", "--root", tmp_path)
     assert "valid: digits-lt" in failure(capsys, 2, "data", "check", "mnist")
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
-    assert main(["data", "check", "list", "--root", str(tmp_path), "--decode"]) == 0
-    assert "every image can be decoded" in capsys.readouterr().out
-    broken = tmp_path / "b" / "n00000001" / "test_0.JPEG"
-    broken.write_bytes(broken.read_bytes()[:300])
     assert main(["data", "check", "list", "--root", str(tmp_path)]) == 0
-    assert "1 images cannot be decoded" in failure(
-        capsys, 1, "data", "check", "list", "--root", tmp_path, "--decode"
-    )
+    assert "training set, SHA-256: " in capsys.readouterr().out
+    write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
+
+
+def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: Any) -> None:
+    write_listed(tmp_path, {"train.txt": ("a", [100, 1]), "test.txt": ("b", [1, 1])})
+    check = ["data", "check", "list", "--root", str(tmp_path)]
+    assert main([*check, "--decode", "--workers", "0"]) == 0
+    assert "every image can be decoded" in capsys.readouterr().out
+    broken = ("a/n00000000/train_3.JPEG", "a/n00000000/train_99.JPEG", "b/n00000001/test_0.JPEG")
+    for path in broken:
+        whole = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(whole[: len(whole) // 3])
+    assert main(check) == 0
+    others = multiprocessing.active_children()
+    for workers in ("0", "2"):
+        capsys.readouterr()
+        assert main([*check, "--decode", "--workers", workers]) == 1
+        output = capsys.readouterr()
+        for path in broken:
+            assert output.out.count(f"cannot be decoded: {path}\n") == 1
+        assert f"3 images cannot be decoded, the first is {broken[0]}" in output.err
+    assert set(multiprocessing.active_children()) <= set(others)
+    assert "those of --decode" in failure(capsys, 2, *check, "--workers", "2")
+    assert "at least 0" in failure(capsys, 2, *check, "--decode", "--workers", "-1")
 
 
 def test_data_convert(tmp_path: Path, capsys: Any) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 
+from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.data import Images, TensorImages, load_dataset, load_digits_lt
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
+from fastsam.longtail.data.sheet import pictures
 from fastsam.longtail.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -123,3 +128,36 @@ def test_flips_are_mirror_images_half_of_the_time() -> None:
     unchanged = sum(torch.equal(x, image[0]) for x in flipped)
     assert mirrored + unchanged == 400
     assert abs(mirrored - 200) < 60
+
+
+class Counted:
+    """Images of a kind that the library does not know, one of which cannot be read."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.unreadable = {"lost.png": 2}
+        self.closed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def for_run(self) -> Counted:
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_images_of_any_kind_are_trained_on_and_shown() -> None:
+    data = load_digits_lt()
+    counted = Counted(data.train)
+    config = recipe("digits-lt", "ce", "sgd", epochs=1).config()
+    run = Trainer(config, data=replace(data, train=cast(Images, counted)), progress=False)
+    assert run.fit().unreadable == {"lost.png": 2}
+    assert counted.closed == 1
+    chosen = np.arange(3)
+    shown = pictures(cast(Images, counted), chosen)
+    assert (shown == pictures(data.train, chosen)).all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import lzma
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_cifar10, write_cifar100, write_listed
+from archives import write_cifar10, write_cifar100, write_image, write_listed
+from PIL import Image
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe, trainer
@@ -18,7 +22,9 @@ from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longt
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
+from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.seeds import Stream, derived_seed
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 5]
@@ -161,6 +167,83 @@ def test_augmentation_does_not_depend_on_workers(listed: Path) -> None:
     assert torch.equal(plain, read(file_images(listed), augment=False, epoch=2, seed=5))
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_augmentation_is_drawn_from_seed_epoch_and_image(workers: int, listed: Path) -> None:
+    """Also in a second reading by the same workers, and in readings that overlap."""
+    images = file_images(listed, workers=workers)
+    transform = images.preparation.training()
+
+    def expected(seed: int, epoch: int, chosen: np.ndarray[Any, Any]) -> torch.Tensor:
+        inputs = []
+        for sample in chosen.tolist():
+            picture = Image.open(listed / images.images.paths[sample])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derived_seed(seed, Stream.AUGMENT, epoch, sample))
+                inputs.append(transform(picture))
+        return torch.stack(inputs)
+
+    order = np.array_split(np.random.default_rng().permutation(len(images)), 5)
+    for seed, epoch in ((0, 1), (0, 2), (3, 1)):
+        views = [
+            images.batches(order, augment=True, seed=seed, epoch=number, device=CPU)
+            for number in (epoch, epoch + 2**32)
+        ]
+        for chosen, first, second in zip(order, *views, strict=True):
+            assert first.indices.tolist() == second.indices.tolist() == chosen.tolist()
+            assert torch.equal(first.inputs, expected(seed, epoch, chosen))
+            assert torch.equal(second.inputs, expected(seed, epoch + 2**32, chosen))
+    images.close()
+
+
+def test_seeds_of_augmentation_are_derived_by_the_workers(
+    listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    derive = np.random.SeedSequence
+    monkeypatch.setattr(np.random, "SeedSequence", lambda key: calls.append(1) or derive(key))
+    read(file_images(listed, workers=1))
+    assert calls == []
+    read(file_images(listed, workers=0))
+    assert len(calls) == 22
+
+
+def test_workers_live_from_the_first_reading_to_the_end_of_the_run(listed: Path) -> None:
+    others = multiprocessing.active_children()
+
+    def alive() -> set[int | None]:
+        return {
+            process.pid for process in multiprocessing.active_children() if process not in others
+        }
+
+    images = file_images(listed, workers=2)
+    assert alive() == set()
+    first = read(images)
+    pids = alive()
+    assert len(pids) == 2
+    assert torch.equal(read(images), first)
+    read(images, epoch=2, augment=False)
+    assert alive() == pids
+    images.close()
+    assert alive() == set()
+    assert torch.equal(read(images), first)
+    assert len(alive()) == 2
+    del images
+    assert alive() == set()
+
+    met: list[set[int | None]] = []
+    config = config_for("imagenet-lt", listed, workers=1, epochs=3)
+    run = Trainer(config, on_step=lambda step: met.append(alive()), progress=False)
+    run.fit()
+    assert met[0] < met[2] == met[4]  # later with the worker of the validation set
+    assert len(met[4]) == 2
+    assert alive() == set()
+    run = Trainer(config, on_step=lambda step: 1 / 0, progress=False)
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    gc.collect()
+    assert alive() == set()
+
+
 def damaged_copy(listed: Path, tmp_path: Path) -> tuple[Path, str]:
     """A root of its own whose first training image is half a file."""
     info = LISTED["imagenet-lt"]
@@ -286,9 +369,40 @@ def test_own_folders_and_own_lists(tmp_path: Path) -> None:
     folder = load_dataset("folder", DataOptions(root=tmp_path))
     assert folder.class_names == ("n00000001", "n00000002", "n00000000")
     assert folder.validation is None
+    train = read_list(tmp_path / "train.txt")
+    lines = "".join(
+        f"{path} {label}\n" for path, label in zip(train.paths, train.targets, strict=True)
+    )
+    (tmp_path / "val.txt.xz").write_bytes(lzma.compress(lines.encode()))
+    validation = load_dataset("list", DataOptions(root=tmp_path)).validation
+    assert validation is not None
+    assert len(validation) == 9
     (tmp_path / "test" / "n00000009").mkdir()
     with pytest.raises(DataError, match="n00000009"):
         load_dataset("folder", DataOptions(root=tmp_path))
+
+
+def test_every_training_set_has_a_hash_of_its_images_and_classes(
+    listed: Path, tmp_path: Path
+) -> None:
+    def hashed(name: str, root: Path) -> str:
+        return load_dataset(name, DataOptions(root=root)).subset_hash
+
+    assert len({hashed(name, listed) for name in LISTED}) == len(LISTED)
+    here, moved = tmp_path / "here", tmp_path / "moved"
+    write_listed(here, {"train.txt": ("train", [2, 3]), "test.txt": ("test", [1, 1])})
+    moved.symlink_to(here)
+    before = {name: hashed(name, here) for name in ("list", "folder")}
+    assert before == {name: hashed(name, moved) for name in before}
+    # Class 0 comes to be the larger one: the two change places.
+    for number in (2, 3):
+        write_image(here / f"train/n00000000/train_{number}.JPEG", 0, np.random.default_rng())
+    assert hashed("folder", here) != before["folder"]
+    assert hashed("list", here) == before["list"]
+    train = read_list(here / "train.txt")
+    swapped = zip(train.paths, 1 - train.targets, strict=True)
+    (here / "train.txt").write_text("".join(f"{path} {label}\n" for path, label in swapped))
+    assert hashed("list", here) != before["list"]  # the same images and counts under other labels
 
 
 def test_catalog_names_are_complete() -> None:

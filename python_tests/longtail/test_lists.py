@@ -86,6 +86,17 @@ def test_hash_of_a_list_is_that_of_its_lines(tmp_path: Path) -> None:
         assert list_hash(read_list(path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_hash_of_a_list_and_its_class_names() -> None:
+    images = ImageList(["a.jpg", "b.jpg"], np.array([0, 1]))
+    hashes = {
+        list_hash(images, names)
+        for names in ((), ("ant", "bee"), ("bee", "ant"), ("ant",), ("antbee",), ("ant", "", "bee"))
+    }
+    assert len(hashes) == 6
+    one = ImageList(["a.jpg"], np.array([0]))
+    assert list_hash(one, ("b.jpg 1",)) != list_hash(images)
+
+
 def made_counts(info: ListedSet) -> list[int]:
     """Falling counts with the published number of classes, extremes and total."""
     total = info.totals[info.train]
@@ -229,3 +240,32 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "empty" / "x").mkdir(parents=True)
     with pytest.raises(DataError, match="no image"):
         list_folder(tmp_path / "empty")
+
+
+def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path: Path) -> None:
+    for name in (
+        ".ipynb_checkpoints/1.jpg",
+        "ant/1.jpg",
+        "ant/._1.jpg",
+        "bee/.old/2.jpg",
+        "bee/2.jpg",
+    ):
+        (tmp_path / ".data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".data" / name).write_bytes(b"")
+    images, names = list_folder(tmp_path / ".data")
+    assert names == ["ant", "bee"]
+    assert list(images.paths) == ["ant/1.jpg", "bee/2.jpg"]
+    assert list(list_folder(tmp_path / ".data", ["ant", "bee"])[0].paths) == list(images.paths)
+
+
+def test_class_folders_that_are_empty_or_missing_are_named(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ant" / "1.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no image \(.jpg.*in 2 class folders.*first is 'bee'"):
+        list_folder(tmp_path)
+    images, _ = list_folder(tmp_path, ["ant", "bee", "cat"])
+    assert images.targets.tolist() == [0]
+    (tmp_path / "cat").rmdir()
+    with pytest.raises(DataError, match=r"no folder for 1 classes.*first is 'cat'"):
+        list_folder(tmp_path, ["ant", "bee", "cat"])

@@ -113,9 +113,25 @@ def test_what_several_processes_cannot_do() -> None:
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), ranks=two)
 
 
-def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_another_launcher_are_told_what_they_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT .*torchrun"):
+        ranks_of_torchrun("cpu").__enter__()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but LOCAL_RANK of torchrun is not set"):
+        ranks_of_torchrun("cpu").__enter__()
+
+
+def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="need --device cpu or cuda, not cuda:0"):
         ranks_of_torchrun("cuda:0").__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

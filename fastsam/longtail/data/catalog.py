@@ -105,7 +105,7 @@ DATASETS: dict[str, Loader] = {
     "folder": partial(_own, load_own_folders),
 }
 
-_KRIZHEVSKY = "www.cs.toronto.edu/~kriz/cifar.html; `fastsam train --download True` fetches it"
+_KRIZHEVSKY = "www.cs.toronto.edu/~kriz/cifar.html; `fastsam train --download` fetches it"
 
 WHERE: dict[str, str] = {
     "digits-lt": "comes with scikit-learn",

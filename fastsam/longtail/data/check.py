@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fastsam.longtail.data.catalog import GLYPHS, WHERE, DataOptions, load_dataset
 from fastsam.longtail.data.dataset import groups_by_count
-from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.glyphs import SPECS, check_glyphs
 from fastsam.longtail.data.listed import LISTED, ListedSet, find_list
 from fastsam.longtail.data.lists import list_hash, read_list
@@ -20,7 +19,7 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     Args:
         name: name of the data set.
         options: as for :func:`load_dataset`.
-        decode: also decode every image file, which takes a while.
+        decode: also decode every image file, by the workers of ``options``, which takes a while.
 
     Raises:
         UsageError: for an unknown name.
@@ -38,17 +37,13 @@ def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> I
     for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
         sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
         yield f"classes by the {rule} rule: {sizes}"
-    if data.subset_hash is not None:
-        yield f"training subset, SHA-256: {data.subset_hash}"
-    elif name not in LISTED and isinstance(data.train, FileImages):
-        yield f"training list, SHA-256: {list_hash(data.train.images)}"
+    yield f"training set, SHA-256: {data.subset_hash}"
     if decode:
-        broken = [
-            path
-            for images in data.splits.values()
-            if isinstance(images, FileImages)
-            for path in images.broken_files()
-        ]
+        broken = []
+        for images in data.splits.values():
+            broken += images.broken_files(progress=options.progress)
+        for path in broken:
+            yield f"cannot be decoded: {path}"
         if broken:
             raise DataError(
                 f"{len(broken)} images cannot be decoded, the first is {broken[0]}; fetch them "

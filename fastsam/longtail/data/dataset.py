@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,21 @@ class Images(Protocol):
         """Channels of the images."""
         ...
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, subtracted from pixels in [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, by which they are then divided."""
+        ...
+
+    @property
+    def unreadable(self) -> Mapping[str, int]:
+        """How often each image that cannot be read was met and skipped."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(
@@ -68,6 +83,22 @@ class Images(Protocol):
             epoch: epoch of the draw; the same seed and epoch give the same images.
             device: where the batch is wanted.
         """
+        ...
+
+    def broken_files(self, *, progress: bool = False) -> list[str]:
+        """Paths of the images that cannot be decoded; decodes every file, which takes a while.
+
+        Args:
+            progress: show a progress bar on a terminal.
+        """
+        ...
+
+    def for_run(self) -> Images:
+        """The same images with ``unreadable`` and workers of their own: runs may share a set."""
+        ...
+
+    def close(self) -> None:
+        """End what reading left running; the images can still be read."""
         ...
 
 
@@ -100,6 +131,11 @@ class TensorImages:
     def channels(self) -> int:
         """See :meth:`Images.channels`."""
         return self.images.shape[1]
+
+    @property
+    def unreadable(self) -> Mapping[str, int]:
+        """What is in memory has been read."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -140,6 +176,17 @@ class TensorImages:
             inputs = (raw.float() / self.white - mean) / std
             yield Batch(inputs, targets[number], indices)
 
+    def broken_files(self, *, progress: bool = False) -> list[str]:
+        """See :meth:`Images.broken_files`; what is in memory has been decoded."""
+        return []
+
+    def for_run(self) -> TensorImages:
+        """See :meth:`Images.for_run`; reading leaves nothing behind that runs could not share."""
+        return self
+
+    def close(self) -> None:
+        """See :meth:`Images.close`; there is nothing to end."""
+
     def _on(self, device: torch.device) -> Tensor:
         """The images on ``device``."""
         device = torch.empty(0, device=device).device  # with its number, which "cuda" leaves open
@@ -161,7 +208,10 @@ class LongTailData:
         test: images for the reported result, the same whatever the imbalance.
         class_names: one name per class.
         groups: the classes called head, mid and tail by the paper.
-        subset_hash: SHA-256 of the training subset; None where the whole list is used.
+        subset_hash: SHA-256 of which images, in which order and of which class, form the training
+            set: of the selection where it is made here (:func:`~.subset.subset_hash`), else of the
+            list and the names of the classes (:func:`~.lists.list_hash`). Equal for the same data
+            set under another root.
         unseen: a second test set whose images differ in kind from those of the training set; None
             where the data set has none.
     """
@@ -172,7 +222,7 @@ class LongTailData:
     test: Images
     class_names: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
-    subset_hash: str | None = None
+    subset_hash: str
     unseen: Images | None = None
 
     @property
@@ -206,6 +256,16 @@ class LongTailData:
         if name not in splits:
             raise UsageError(f"{self.name} has no split {name!r}; valid: {', '.join(splits)}")
         return splits[name]
+
+    def for_run(self) -> LongTailData:
+        """The same data set for one run; see :meth:`Images.for_run`."""
+        own: dict[str, Any] = {name: images.for_run() for name, images in self.splits.items()}
+        return replace(self, **own)
+
+    def close(self) -> None:
+        """End what reading left running; see :meth:`Images.close`."""
+        for images in self.splits.values():
+            images.close()
 
 
 def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, tuple[int, ...]]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.upload import upload
-from fastsam.longtail.errors import DataError, UsageError
-from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
+from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.progress import ProgressBar
 
 CORRUPT_POLICIES = ("stop", "skip")
 
@@ -68,73 +69,12 @@ class Preparation:
         return composed
 
 
-class _Request(NamedTuple):
-    """One sample of one batch: which image, and the seed of its augmentation (None for none)."""
-
-    sample: int
-    seed: int | None
-
-
-class _Unreadable(NamedTuple):
-    """Stands in a batch for an image that could not be read."""
-
-    path: str
-    reason: str
-
-
-class _Samples(NamedTuple):
-    """One batch as the workers hand it over, stacked so that the loader can pin it whole.
-
-    Attributes:
-        unreadable: images of the batch that are left out of the rest.
-        read: inputs float32 ``[B, 3, S, S]``, targets and indices int64 ``[B]``; None if B is 0.
-    """
-
-    unreadable: list[_Unreadable]
-    read: tuple[Tensor, Tensor, Tensor] | None
-
-
-def _stack(samples: list[tuple[Tensor, int, int] | _Unreadable]) -> _Samples:
-    """The samples of one batch together."""
-    unreadable = [sample for sample in samples if isinstance(sample, _Unreadable)]
-    read = [sample for sample in samples if not isinstance(sample, _Unreadable)]
-    if not read:
-        return _Samples(unreadable, None)
-    inputs, targets, indices = zip(*read, strict=True)
-    return _Samples(unreadable, (torch.stack(inputs), torch.tensor(targets), torch.tensor(indices)))
-
-
-class _Reader(Dataset[Any]):
-    """Runs in the workers: decodes and augments."""
-
-    def __init__(self, root: Path, images: ImageList, preparation: Preparation) -> None:
-        self.root = root
-        self.images = images
-        self.train = preparation.training()
-        self.test = preparation.evaluation()
-
-    def __getitem__(self, request: _Request) -> tuple[Tensor, int, int] | _Unreadable:
-        from PIL import Image
-
-        path = self.images.paths[request.sample]
-        try:
-            with Image.open(self.root / path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return _Unreadable(path, str(error))
-        target = int(self.images.targets[request.sample])
-        if request.seed is None:
-            return self.test(image), target, request.sample
-        # torchvision draws from the global generator only.
-        with global_seed(request.seed):
-            return self.train(image), target, request.sample
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class FileImages:
     """A list of image files.
 
     An image's augmentation depends on seed, epoch and image alone, not on the number of workers.
+    Workers live on from one reading to the next, and end with :meth:`close` or with this object.
 
     Attributes:
         root: folder that the paths are relative to.
@@ -144,6 +84,9 @@ class FileImages:
         corrupt: ``stop`` ends the run at an image that cannot be read; ``skip`` leaves it out and
             counts it in ``unreadable``.
         unreadable: how often each unreadable image was met.
+
+    Raises:
+        UsageError: for an unknown ``corrupt`` or a negative number of workers.
     """
 
     root: Path
@@ -152,6 +95,12 @@ class FileImages:
     workers: int = 0
     corrupt: str = "stop"
     unreadable: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.corrupt not in CORRUPT_POLICIES:
+            raise unknown("corrupt", self.corrupt, CORRUPT_POLICIES)
+        if self.workers < 0:
+            raise UsageError(f"workers must be at least 0, got {self.workers}")
 
     @property
     def targets(self) -> NDArray[np.int64]:
@@ -162,6 +111,16 @@ class FileImages:
     def channels(self) -> int:
         """Images are read as RGB."""
         return 3
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """See :meth:`fastsam.longtail.data.Images.mean`."""
+        return self.preparation.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """See :meth:`fastsam.longtail.data.Images.std`."""
+        return self.preparation.std
 
     def __len__(self) -> int:
         return len(self.images)
@@ -178,44 +137,59 @@ class FileImages:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
-            DataError: at an unreadable image under ``stop``, or a batch of nothing else.
+            DataError: at an unreadable image under ``stop``.
         """
-        if self.corrupt not in CORRUPT_POLICIES:
-            raise UsageError(f"corrupt must be one of {', '.join(CORRUPT_POLICIES)}")
-        requests = (
-            [
-                _Request(
-                    int(i), derived_seed(seed, Stream.AUGMENT, epoch, int(i)) if augment else None
-                )
-                for i in batch
-            ]
-            for batch in order
-        )
-        loader: DataLoader[Any] = DataLoader(
-            _Reader(self.root, self.images, self.preparation),
-            batch_sampler=requests,
-            num_workers=self.workers,
-            collate_fn=_stack,
-            pin_memory=device.type == "cuda",
-            # Its own generator: the loader would otherwise advance the global one.
-            generator=torch.Generator(),
-        )
-        for samples in loader:
+        draw = (seed, epoch) if augment else None
+        requests = (Request(batch, draw) for batch in order)
+        for samples in self._workers.read(requests, pin=device.type == "cuda"):
             for image in samples.unreadable:
                 self._note(image)
             if samples.read is not None:
                 yield Batch(*(upload(tensor, device) for tensor in samples.read))
 
-    def broken_files(self) -> list[str]:
-        """Paths of the images that cannot be decoded; reads every file."""
-        reader = _Reader(self.root, self.images, self.preparation)
-        samples = (reader[_Request(index, None)] for index in range(len(self)))
-        return [sample.path for sample in samples if isinstance(sample, _Unreadable)]
+    def broken_files(self, *, progress: bool = False) -> list[str]:
+        """See :meth:`fastsam.longtail.data.Images.broken_files`."""
+        reader = Reader(self.root, self.images, plain=_nothing, augmented=_nothing)
+        cuts = range(_DECODED_TOGETHER, len(self), _DECODED_TOGETHER)
+        order = np.array_split(np.arange(len(self)), cuts)
+        broken: list[str] = []
+        with ProgressBar(
+            total=len(self), description="decoding", unit="image", enabled=progress
+        ) as bar:
+            read = Workers(reader, self.workers).read(Request(batch) for batch in order)
+            for batch, samples in zip(order, read, strict=True):
+                broken += [image.path for image in samples.unreadable]
+                bar.update(len(batch))
+        return broken
 
-    def _note(self, sample: _Unreadable) -> None:
+    def for_run(self) -> FileImages:
+        """See :meth:`fastsam.longtail.data.Images.for_run`."""
+        return replace(self, unreadable={})
+
+    def close(self) -> None:
+        """See :meth:`fastsam.longtail.data.Images.close`."""
+        self._workers.close()
+
+    @cached_property
+    def _workers(self) -> Workers:
+        plain, augmented = self.preparation.evaluation(), self.preparation.training()
+        return Workers(
+            Reader(self.root, self.images, plain=plain, augmented=augmented), self.workers
+        )
+
+    def _note(self, sample: Unreadable) -> None:
         if self.corrupt == "stop":
             raise DataError(
                 f"{self.root / sample.path} cannot be read ({sample.reason}); replace the file, or "
                 "go on without such images with --corrupt skip"
             )
         self.unreadable[sample.path] = self.unreadable.get(sample.path, 0) + 1
+
+
+_DECODED_TOGETHER = 64
+"""Files between two steps of the progress bar."""
+
+
+def _nothing(image: Any) -> Tensor:
+    """What is made of an image that only had to be decoded."""
+    return torch.empty(0)

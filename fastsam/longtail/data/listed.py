@@ -20,6 +20,7 @@ from fastsam.longtail.data.lists import (
     check_files,
     class_counts,
     list_folder,
+    list_hash,
     map_by_count,
     read_list,
 )
@@ -127,12 +128,18 @@ LISTED = {
 }
 
 
+def list_forms(root: Path, name: str) -> list[Path]:
+    """The files that hold a list: ``root/name`` and its compressed forms, those that there are."""
+    forms = (root / f"{name}{packing}" for packing in ("", ".gz", ".xz"))
+    return [path for path in forms if path.is_file()]
+
+
 def find_list(root: Path, name: str) -> Path:
     """``root/name``, or its compressed form."""
-    for candidate in (name, f"{name}.gz", f"{name}.xz"):
-        if (root / candidate).is_file():
-            return root / candidate
-    raise DataError(f"no {name} (or .gz, .xz) in {root}")
+    found = list_forms(root, name)
+    if not found:
+        raise DataError(f"no {name} (or .gz, .xz) in {root}")
+    return found[0]
 
 
 def load_listed(
@@ -213,15 +220,17 @@ def assemble(
     }
     falling = counts[np.argsort(class_map)]
     old_names = class_names or tuple(str(label) for label in range(classes))
+    new_names = tuple(old_names[old] for old in np.argsort(class_map))
     return LongTailData(
         name=name,
         train=sets["train"],
         validation=sets.get("validation"),
         test=sets["test"],
-        class_names=tuple(old_names[old] for old in np.argsort(class_map)),
+        class_names=new_names,
         groups=groups_by_count(falling)
         if boundaries is None
         else groups_by_rank(classes, boundaries),
+        subset_hash=list_hash(sets["train"].images, new_names),
     )
 
 
@@ -230,11 +239,13 @@ def load_own_lists(
 ) -> LongTailData:
     """The user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
 
-    Paths are relative to ``root``; counts and splits (by count) are taken from the training list.
+    Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``; counts and splits (by
+    count) are taken from the training list.
     """
-    lists = {part: read_list(find_list(root, f"{part}.txt")) for part in ("train", "test")}
-    if (root / "val.txt").is_file():
-        lists["validation"] = read_list(root / "val.txt")
+    names = {"train": "train.txt", "test": "test.txt"}
+    if list_forms(root, "val.txt"):
+        names["validation"] = "val.txt"
+    lists = {part: read_list(find_list(root, name)) for part, name in names.items()}
     return _own("list", lists, root, size=size, workers=workers, corrupt=corrupt)
 
 

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,12 @@ def read_list(path: Path) -> ImageList:
     return ImageList(paths, np.array(labels, dtype=np.int64))
 
 
-def list_hash(images: ImageList) -> str:
+def list_hash(images: ImageList, class_names: Sequence[str] = ()) -> str:
     """SHA-256 of the lines ``path label``, whatever the file's line ends and packing.
+
+    Args:
+        images: the list.
+        class_names: what its labels stand for, one name per class, where that is part of the data.
 
     Example:
         >>> list_hash(ImageList(["a.jpg"], np.array([0])))[:8]
@@ -84,6 +88,10 @@ def list_hash(images: ImageList) -> str:
     digest = hashlib.sha256()
     for path, label in zip(images.paths, images.targets.tolist(), strict=True):
         digest.update(f"{path} {label}\n".encode())
+    for name in class_names:
+        digest.update(
+            f"\n{name}\n".encode()
+        )  # no list has an empty line: names cannot pass for one
     return digest.hexdigest()
 
 
@@ -144,39 +152,67 @@ def list_folder(
 ) -> tuple[ImageList, list[str]]:
     """The images of ``root/CLASS/...``, classes in alphabetical order.
 
+    Hidden files and folders, whose names begin with a dot, are left out: they are not the user's
+    images but what programs leave behind (``.ipynb_checkpoints``, ``._cat.jpg``).
+
     Args:
         root: folder with one folder per class.
-        class_names: the classes to expect; None to take the folders' names.
+        class_names: the classes to expect, each with a folder, which may be empty; None to take the
+            folders' names, each with an image.
 
     Returns:
         The images, with paths relative to ``root``, and the names of the classes.
 
     Raises:
-        DataError: if there is no such folder, a class is unknown, or there is no image.
+        DataError: if there is no such folder, a class is unknown, without a folder or, where no
+            classes are expected, without an image, or there is no image at all.
     """
     if not root.is_dir():
         raise DataError(f"no folder {root}; expected one folder per class in it")
-    found = sorted(path.name for path in root.iterdir() if path.is_dir())
+    found = sorted(path.name for path in _visible(root, root.iterdir()) if path.is_dir())
     names = list(class_names) if class_names is not None else found
     strangers = sorted(set(found) - set(names))
     if strangers:
         raise DataError(f"{root} has the class {strangers[0]!r}, which the training set has not")
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise DataError(
+            f"{root} has no folder for {len(missing)} classes of the training set, the first is "
+            f"{missing[0]!r}; add them, or empty ones to do without such images"
+        )
     paths: list[str] = []
     labels: list[int] = []
+    empty: list[str] = []
     for label, name in enumerate(names):
-        files = (root / name).rglob("*") if (root / name).is_dir() else ()
         inside = sorted(
-            path.relative_to(root).as_posix() for path in files if path.suffix.lower() in SUFFIXES
+            path.relative_to(root).as_posix()
+            for path in _visible(root, (root / name).rglob("*"))
+            if path.suffix.lower() in SUFFIXES
         )
         paths += inside
         labels += [label] * len(inside)
+        if not inside:
+            empty.append(name)
+    suffixes = ", ".join(SUFFIXES)
     if not paths:
-        raise DataError(f"no image in the class folders of {root}")
+        raise DataError(f"no image ({suffixes}) in the class folders of {root}")
+    if class_names is None and empty:
+        raise DataError(
+            f"no image ({suffixes}) in {len(empty)} class folders of {root}, the first is "
+            f"{empty[0]!r}; add images or remove these folders"
+        )
     return ImageList(paths, np.array(labels, dtype=np.int64)), names
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Files that count as images in class folders."""
+
+
+def _visible(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of ``paths`` with no name below ``root`` that begins with a dot."""
+    for path in paths:
+        if not any(name.startswith(".") for name in path.relative_to(root).parts):
+            yield path
 
 
 def convert_inaturalist(source: Path, destination: Path) -> int:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastsam.longtail.data.dataset import Images, LongTailData, TensorImages
-from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.data.dataset import Images, LongTailData
 from fastsam.longtail.errors import UsageError
 
 GAP = 2
@@ -73,15 +72,9 @@ def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     Returns:
         uint8 ``[n, H, W, 3]``.
     """
-    if isinstance(images, TensorImages):
-        mean, std = images.mean, images.std
-    elif isinstance(images, FileImages):
-        mean, std = images.preparation.mean, images.preparation.std
-    else:
-        raise UsageError(f"images of kind {type(images).__name__} cannot be shown")
     batches = images.batches([indices], augment=False, seed=0, epoch=0, device=torch.device("cpu"))
     read = torch.cat([batch.inputs for batch in batches])
-    raw = read * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    raw = read * torch.tensor(images.std)[:, None, None] + torch.tensor(images.mean)[:, None, None]
     pixels = (raw * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
