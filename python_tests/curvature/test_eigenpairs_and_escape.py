@@ -70,6 +70,16 @@ def test_eigenpairs_bad_options():
         eigenpairs(operator, top=2, bottom=2, steps=3)
 
 
+@pytest.mark.parametrize(("top", "bottom"), [(3, 0), (0, 2), (2, 1)])
+def test_a_pair_is_given_once(top, bottom):
+    operator = MatrixOperator(torch.eye(50, dtype=torch.float64))
+    with pytest.raises(ValueError, match="found 1 Ritz values"):
+        eigenpairs(operator, top=top, bottom=bottom)
+    both = eigenpairs(operator, top=1, bottom=1)
+    assert both.values.tolist() == pytest.approx([1, 1])
+    assert eigenpairs(operator, top=1, bottom=0).vectors.shape == (1, 50)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_scipy_both_ways(dtype):
     from scipy.sparse.linalg import aslinearoperator, eigsh
