@@ -14,6 +14,9 @@ from torch.utils.data import Dataset
 
 from fastsam.curvature.isolation import preserved_random_state
 
+DATA_MEMORY = 2**31
+"""Bytes of batches that are held in main memory unless a call says otherwise."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -79,7 +82,7 @@ def read_batches(
     *,
     freeze: int | None = None,
     verify: bool = True,
-    memory_limit: int = 2**31,
+    memory_limit: int = DATA_MEMORY,
 ) -> Batches:
     """Read ``data`` as :func:`fastsam.spectral_density` describes.
 

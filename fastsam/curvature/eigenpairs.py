@@ -65,7 +65,13 @@ def eigenpairs(
         >>> [round(value, 4) for value in eigenpairs(operator, steps=3).values.tolist()]
         [5.0, -1.0]
     """
-    settings = LanczosSettings(**options)
+    return extreme_pairs(operator, LanczosSettings(**options), top=top, bottom=bottom)
+
+
+def extreme_pairs(
+    operator: Operator, settings: LanczosSettings, *, top: int, bottom: int
+) -> Eigenpairs:
+    """As :func:`eigenpairs`, with settings that are made already."""
     if min(top, bottom) < 0 or top + bottom < 1:
         raise ValueError(f"top and bottom must be at least 0, one of them 1; got {top}, {bottom}")
     if settings.reorthogonalize == "none":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from oracles import classification, explicit_hessian, mlp
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastsam.curvature import (
     BatchLoss,
@@ -22,6 +26,9 @@ from fastsam.curvature import (
     spectral_density,
     to_scipy,
 )
+from fastsam.curvature.lanczos import LanczosSettings
+from fastsam.curvature.options import LanczosOptions, SpectrumOptions
+from fastsam.curvature.prepared import prepared_run
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -121,6 +128,60 @@ def test_negative_curvature_of_a_network():
     )
     assert found.gradient_component == pytest.approx(float(gradient @ flat), abs=1e-10)
     assert found.gradient_norm == pytest.approx(float(gradient.norm()))
+
+
+def test_negative_curvature_takes_every_option_of_a_spectrum():
+    model, (inputs, targets) = mlp((3, 5, 4)), classification(30, 3, 4)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=11)
+    plain = negative_curvature(model, F.cross_entropy, (inputs, targets), steps=60)
+    cut = negative_curvature(
+        model, F.cross_entropy, loader, steps=60, micro_batch=4, data_memory=64, verify_data=False
+    )
+    assert cut.value == pytest.approx(plain.value, rel=1e-8)
+    convex = negative_curvature(
+        model, F.cross_entropy, loader, steps=60, curvature="gauss-newton", measurements=None
+    )
+    assert convex.value == pytest.approx(0, abs=1e-10)
+    with pytest.raises(ValueError, match="one probe"):
+        negative_curvature(model, F.cross_entropy, loader, probes=2)
+
+
+def test_negative_curvature_resumes_with_the_strategy_and_threads_of_its_run(tmp_path):
+    model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
+    calls = []
+
+    def summed(network, data):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
+
+    options = {"steps": 12, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", **options)
+    torch.set_num_threads(1)
+    made = len(calls)
+    resumed = negative_curvature(model, BatchLoss(summed), batch, **options)
+    assert len(calls) - made < 15  # the first steps are read
+    whole = negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", steps=12)
+    assert resumed.value == pytest.approx(whole.value, rel=1e-8)
+    assert torch.get_num_threads() == 1
+
+
+def test_options_are_those_of_the_functions_that_take_them():
+    """Type checkers believe the first, Python the second."""
+    keywords = dict(inspect.signature(spectral_density).parameters)
+    for name in ("model", "loss_fn", "data"):
+        del keywords[name]
+    assert set(SpectrumOptions.__annotations__) == set(keywords)
+    assert set(LanczosOptions.__annotations__) == {item.name for item in fields(LanczosSettings)}
+    for name, parameter in inspect.signature(prepared_run).parameters.items():
+        if name in keywords:
+            assert parameter.default == keywords[name].default, name
+    for item in fields(LanczosSettings):
+        if item.name in keywords:
+            assert item.default == keywords[item.name].default, item.name
 
 
 class Quadratic(nn.Module):
