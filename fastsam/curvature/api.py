@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from fastsam.curvature.data import DATA_MEMORY
+from fastsam.curvature.data import DATA_MEMORY, read_batches
 from fastsam.curvature.distributed import gather_probes
+from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.operators import Operator
@@ -331,11 +332,18 @@ def layer_spectra(
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
+    with undisturbed(model):  # one read for all layers: an iterator has no second
+        batches = read_batches(
+            data,
+            freeze=options.get("freeze"),
+            verify=options.get("verify_data", True),
+            memory_limit=options.get("data_memory", DATA_MEMORY),
+        )
     return {
         layer: spectral_density(
             model,
             loss_fn,
-            data,
+            batches,
             params=names,
             description=layer,
             checkpoint=None if folder is None else Path(folder) / f"layer-{layer}",

@@ -250,6 +250,10 @@ def test_one_shot_iterators_are_held_or_refused():
     )
     with pytest.raises(ValueError, match="one-shot"):
         spectral_density(model, F.cross_entropy, iter(batches), steps=9, data_memory=64)
+    with pytest.raises(ValueError, match="freeze=4 needs data that can be read 4 times"):
+        spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=4)
+    once = spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=1)
+    assert np.array_equal(once.alpha, spectrum.alpha)
 
 
 def nan_batch():

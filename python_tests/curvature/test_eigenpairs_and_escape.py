@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from oracles import classification, explicit_hessian, mlp
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastsam.curvature import (
     BatchLoss,
@@ -291,6 +291,35 @@ def test_layers_give_the_diagonal_blocks():
     assert list(layer_spectra(model, F.cross_entropy, batch, ["2.bias"], steps=3)) == ["2.bias"]
     with pytest.raises(ValueError, match="layers="):
         layer_spectra(model, F.cross_entropy, batch, params=["0"])
+
+
+class Counted(Dataset):
+    """Samples that are counted as they are read."""
+
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets, self.reads = inputs, targets, 0
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.inputs[index], self.targets[index]
+
+
+def test_the_data_of_all_layers_are_read_once():
+    model, batch = mlp((3, 4, 5, 3)), classification(12, 3, 3)
+    expected = layer_spectra(model, F.cross_entropy, [batch], steps=9)
+    found = layer_spectra(model, F.cross_entropy, iter([batch]), steps=9)
+    dataset = Counted(*batch)
+    loaded = layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=12), steps=9)
+    assert dataset.reads == 2 * 12  # the second read is the comparison
+    for layer in ("0", "2", "4"):
+        assert np.array_equal(found[layer].alpha, expected[layer].alpha)
+        assert np.array_equal(loaded[layer].alpha, expected[layer].alpha)
+        assert loaded[layer].settings["data_verified"]
+    with torch.inference_mode():  # what is read there can still be differentiated
+        layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=5), steps=2)
 
 
 def test_groups_of_classes():
