@@ -166,6 +166,7 @@ def spectral_density(
         settings={
             **spectrum.settings,
             "curvature": curvature,
+            "params": operator.params,
             "strategy": operator.strategy,
             "micro_batch": operator.micro_batch,
             "cuda_graph": operator.replayed,

@@ -12,7 +12,7 @@ from oracles import classification, explicit_hessian, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fastsam.curvature import BatchLoss, class_spectra, spectral_density
+from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Of the largest absolute eigenvalue."""
@@ -145,6 +145,34 @@ def test_named_parameters_and_layers():
     assert eigenvalues_of(spectrum) == pytest.approx(extremes(hessian), rel=1e-8)
     with pytest.raises(ValueError, match=r"no parameter or layer is called 'conv'.*0\.weight"):
         spectral_density(model, F.cross_entropy, (inputs, targets), params=["conv"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (None, ["0", "2", "4"]),
+        (["4", "0.bias", "0.weight", "0"], ["0", "4"]),
+        (iter(["2.bias"]), ["2.bias"]),
+        ("2", ["2"]),
+    ],
+)
+def test_a_spectrum_says_of_which_layers_it_is(tmp_path, asked, said):
+    model = mlp((3, 4, 4, 3))
+    spectrum = spectral_density(model, F.cross_entropy, GOOD, steps=2, params=asked)
+    spectrum.save(tmp_path / "spectrum.json")
+    found = Spectrum.load(tmp_path / "spectrum.json").settings["params"]
+    assert found == said
+    again = spectral_density(model, F.cross_entropy, GOOD, steps=2, params=found)
+    assert again.dimension == spectrum.dimension
+    assert again.weight_norm == pytest.approx(spectrum.weight_norm)
+
+
+def test_frozen_and_tied_parameters_are_not_among_those_of_a_spectrum():
+    model = Convolutional()
+    model.head.bias.requires_grad_(False)
+    batch = torch.randn(4, 1, 4, 4), torch.randint(3, (4,))
+    found = spectral_density(model, F.cross_entropy, batch, steps=2).settings["params"]
+    assert found == ["unused", "conv", "norm", "mix", "other", "head.weight"]
 
 
 def test_batch_loss_with_dictionaries():
