@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from fastsam.curvature.checkpoint import Checkpoint
-from fastsam.curvature.data import read_batches
-from fastsam.curvature.distributed import Ranks, gather_probes, share_of_probes
-from fastsam.curvature.isolation import thread_count, undisturbed
+from fastsam.curvature.data import DATA_MEMORY, read_batches
+from fastsam.curvature.distributed import gather_probes
+from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
-from fastsam.curvature.model import ModelOperator
 from fastsam.curvature.operators import Operator
 from fastsam.curvature.planning import Measurements
+from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def spectral_density(
     micro_batch: int | None = None,
     freeze: int | None = None,
     verify_data: bool = True,
-    data_memory: int = 2**31,
+    data_memory: int = DATA_MEMORY,
     shard: str | None = None,
     measurements: Measurements | None = None,
     probe_indices: range | None = None,
@@ -127,68 +126,37 @@ def spectral_density(
         >>> spectral_density(model, nn.CrossEntropyLoss(), batch, steps=4).dimension
         8
     """
-    settings = LanczosSettings(
+    with prepared_run(
+        model,
+        loss_fn,
+        data,
         steps=steps,
         probes=probes,
+        params=params,
+        dtype=dtype,
         seed=seed,
-        probe_indices=probe_indices,
         reorthogonalize=reorthogonalize,
+        strategy=strategy,
+        curvature=curvature,
         tolerance=tolerance,
         basis=basis,
         checkpoint=checkpoint,
         checkpoint_interval=checkpoint_interval,
         memory_limit=memory_limit,
-        verify_symmetry=verify_data,
+        micro_batch=micro_batch,
+        freeze=freeze,
+        verify_data=verify_data,
+        data_memory=data_memory,
+        shard=shard,
+        measurements=measurements,
+        probe_indices=probe_indices,
         progress=progress,
         description=description,
-    )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    ranks = Ranks.of(shard)
+    ) as run:
+        operator = run.operator
+        spectrum = _run(operator, run.settings, operator.identity)
     if shard == "probes":
-        settings = replace(settings, probe_indices=share_of_probes(settings.indices, ranks))
-    if ranks.size > 1:
-        settings = replace(
-            settings,
-            progress=progress and ranks.rank == 0,
-            checkpoint=None if checkpoint is None else Path(checkpoint) / f"rank-{ranks.rank}",
-        )
-    checkpoint = settings.checkpoint
-    earlier = None if checkpoint is None else Checkpoint.identity_of(Path(checkpoint))
-    threads = None if earlier is None else earlier.get("threads")
-    with undisturbed(model, repeatable=checkpoint is not None), thread_count(threads):
-        kept = None
-        batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
-        if earlier is not None and strategy == "auto" and "strategy" in earlier:
-            strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]
-            kept = earlier.get("kept")
-        operator = ModelOperator(
-            model,
-            loss_fn,
-            batches,
-            curvature=curvature,
-            params=params,
-            dtype=dtype,
-            strategy=strategy,
-            micro_batch=micro_batch,
-            kept=kept,
-            seed=seed,
-            ranks=ranks if shard == "samples" else None,
-        )
-        operator.prepare(
-            probes=len(settings.indices),
-            steps=min(steps, operator.shape[0]),
-            memory_limit=memory_limit,
-            reserved=settings.basis_bytes(operator) if basis == "device" else 0,
-            measurements=measurements,
-        )
-        size, seconds = operator.predicted_bytes, operator.predicted_seconds
-        if size is not None and seconds is not None:
-            forecast = f"{size / 2**30:.2f} GiB, about {seconds:.0f} s"
-            settings = replace(settings, description=f"{description} ({forecast})")
-        spectrum = _run(operator, settings, operator.identity)
-    if shard == "probes":
-        spectrum = gather_probes(spectrum, ranks)
+        spectrum = gather_probes(spectrum, run.ranks)
     return replace(
         spectrum,
         loss=operator.loss,
@@ -198,17 +166,18 @@ def spectral_density(
         settings={
             **spectrum.settings,
             "curvature": curvature,
+            "params": operator.params,
             "strategy": operator.strategy,
             "micro_batch": operator.micro_batch,
             "cuda_graph": operator.replayed,
             "predicted_bytes": operator.predicted_bytes,
             "predicted_seconds": operator.predicted_seconds,
-            "samples": batches.samples,
-            "data_fingerprint": batches.fingerprint,
-            "data_verified": batches.fingerprint is not None,
+            "samples": run.batches.samples,
+            "data_fingerprint": run.batches.fingerprint,
+            "data_verified": run.batches.fingerprint is not None,
             "freeze": freeze,
             "shard": shard,
-            "ranks": ranks.size,
+            "ranks": run.ranks.size,
         },
     )
 
@@ -364,11 +333,18 @@ def layer_spectra(
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
+    with undisturbed(model):  # one read for all layers: an iterator has no second
+        batches = read_batches(
+            data,
+            freeze=options.get("freeze"),
+            verify=options.get("verify_data", True),
+            memory_limit=options.get("data_memory", DATA_MEMORY),
+        )
     return {
         layer: spectral_density(
             model,
             loss_fn,
-            data,
+            batches,
             params=names,
             description=layer,
             checkpoint=None if folder is None else Path(folder) / f"layer-{layer}",

@@ -18,7 +18,29 @@ from torch import Tensor
 from fastsam.kernels.lanczos import Recurrence
 
 _STATE = "state.npz"
-_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
+_FORMAT = 2
+"""Of the state; a run in another format is refused. 2 says where the run stands and whether it ended."""
+
+STATE_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
+"""The arrays of a :class:`Recurrence` that make up its state."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        done: steps of T.
+        ended: nothing is left to do: all steps are taken, the tolerance is met, or every Krylov
+            space is exhausted.
+        full_passes: how many of the steps were orthogonalised against all earlier vectors.
+        estimate: the orthogonality estimate of selective re-orthogonalisation, or None.
+    """
+
+    done: int = 0
+    ended: bool = False
+    full_passes: int = 0
+    estimate: Tensor | None = None
 
 
 @dataclass
@@ -37,6 +59,7 @@ class Checkpoint:
     interval: float = 60.0
 
     def __post_init__(self) -> None:
+        self.identity = {"checkpoint format": _FORMAT, **self.identity}
         self._written = -1
         self._last = time.monotonic()
 
@@ -62,20 +85,15 @@ class Checkpoint:
             ) from error
         return dict(identity)
 
-    def restore(
-        self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool
-    ) -> tuple[int, Tensor | None]:
-        """Fill ``basis`` and ``recurrence``.
-
-        Returns:
-            The number of steps done, and the orthogonality estimate if there is one.
+    def restore(self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool) -> Progress:
+        """Fill ``basis`` and ``recurrence``, and say where the run stands.
 
         Raises:
             ValueError: the folder holds a run with another identity.
         """
         found = self.identity_of(self.folder)
         if found is None:
-            return 0, None
+            return Progress()
         wanted = json.loads(json.dumps(self.identity))
         if found != wanted:
             changed = sorted(
@@ -86,51 +104,50 @@ class Checkpoint:
                 "repeat the call with the same ones or choose another folder"
             )
         with np.load(self.folder / _STATE, allow_pickle=False) as archive:
-            for name in _ARRAYS:
+            for name in STATE_ARRAYS:
                 tensor: Tensor = getattr(recurrence, name)
                 tensor.copy_(torch.from_numpy(archive[name]))
             done = int(archive["done"])
-            estimate = torch.from_numpy(archive["estimate"]) if "estimate" in archive else None
+            progress = Progress(
+                done=done,
+                ended=bool(archive["ended"]),
+                full_passes=int(archive["full_passes"]),
+                estimate=torch.from_numpy(archive["estimate"]) if "estimate" in archive else None,
+            )
         steps = recurrence.alpha.shape[1]
-        if done == steps and not all_rows:
-            return done, estimate
+        if progress.ended and not all_rows:
+            return progress
         first = 0 if all_rows else max(0, done - 1)
         for row in range(first, min(done + 1, steps)):
             loaded = np.load(self._row(row), allow_pickle=False)
             basis[:, row - first].copy_(torch.from_numpy(loaded))
         self._written = min(done, steps - 1)
-        return done, estimate
+        return progress
 
     def due(self) -> bool:
         """Whether the interval has passed."""
         return time.monotonic() - self._last >= self.interval
 
-    def write(
-        self,
-        rows: Mapping[int, Tensor],
-        recurrence: Recurrence,
-        *,
-        done: int,
-        estimate: Tensor | None,
-    ) -> None:
-        """Write the run after ``done`` steps.
+    def write(self, rows: Mapping[int, Tensor], recurrence: Recurrence, progress: Progress) -> None:
+        """Write the run.
 
         Args:
             rows: the basis rows that the next steps need, by their number, ``[probes, n]`` each.
             recurrence: T so far.
-            done: steps taken.
-            estimate: the orthogonality estimate of selective re-orthogonalisation, or None.
+            progress: where the run stands.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for number, row in rows.items():
             if number > self._written:
                 _replace(self._row(number), {"": row.cpu().numpy()})
         self._written = max(rows, default=self._written)
-        state = {name: getattr(recurrence, name).cpu().numpy() for name in _ARRAYS}
-        if estimate is not None:
-            state["estimate"] = estimate.cpu().numpy()
-        identity = np.array(json.dumps(self.identity))
-        _replace(self.folder / _STATE, {**state, "done": np.array(done), "identity": identity})
+        state = {name: getattr(recurrence, name).cpu().numpy() for name in STATE_ARRAYS}
+        for name in ("done", "ended", "full_passes"):
+            state[name] = np.array(getattr(progress, name))
+        if progress.estimate is not None:
+            state["estimate"] = progress.estimate.cpu().numpy()
+        state["identity"] = np.array(json.dumps(self.identity))
+        _replace(self.folder / _STATE, state)
         for path in self.folder.glob("row-*.npy"):
             if int(path.stem.removeprefix("row-")) < min(rows, default=0):
                 path.unlink()

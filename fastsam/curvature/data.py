@@ -14,6 +14,9 @@ from torch.utils.data import Dataset
 
 from fastsam.curvature.isolation import preserved_random_state
 
+DATA_MEMORY = 2**31
+"""Bytes of batches that are held in main memory unless a call says otherwise."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -79,12 +82,12 @@ def read_batches(
     *,
     freeze: int | None = None,
     verify: bool = True,
-    memory_limit: int = 2**31,
+    memory_limit: int = DATA_MEMORY,
 ) -> Batches:
     """Read ``data`` as :func:`fastsam.spectral_density` describes.
 
     Args:
-        data: one batch, or an iterable of batches.
+        data: one batch, or an iterable of batches; what was read already stays as it is.
         freeze: cache this many reads of the iterable, so that random augmentation becomes a fixed
             set of draws per sample.
         verify: read an iterable twice and refuse samples that change. With False it is read anew,
@@ -94,10 +97,12 @@ def read_batches(
     Raises:
         TypeError: ``data`` is neither a batch nor an iterable of batches.
         ValueError: no batch, samples that differ between two reads, or a one-shot iterator that
-            does not fit into ``memory_limit``.
+            does not fit into ``memory_limit`` or of which several draws are wanted.
     """
     if freeze is not None and freeze < 1:
         raise ValueError(f"freeze must be at least 1 (draws per sample), got {freeze}")
+    if isinstance(data, Batches):
+        return data
     if is_single_batch(data):
         return _held([data])
     if isinstance(data, Tensor) or (
@@ -118,6 +123,11 @@ def read_batches(
         return _held(list(data))  # a list does not change, so there is nothing to freeze
     with preserved_random_state(), _PreservedGenerators(data):
         if isinstance(data, Iterator):
+            if freeze is not None and freeze > 1:
+                raise ValueError(
+                    f"freeze={freeze} needs data that can be read {freeze} times, and data is a "
+                    "one-shot iterator; pass what it iterates over (a DataLoader), or freeze=1"
+                )
             return _read_once(data, memory_limit=memory_limit)
         if freeze is not None:
             return _freeze(data, draws=freeze, memory_limit=memory_limit)

@@ -65,7 +65,13 @@ def eigenpairs(
         >>> [round(value, 4) for value in eigenpairs(operator, steps=3).values.tolist()]
         [5.0, -1.0]
     """
-    settings = LanczosSettings(**options)
+    return extreme_pairs(operator, LanczosSettings(**options), top=top, bottom=bottom)
+
+
+def extreme_pairs(
+    operator: Operator, settings: LanczosSettings, *, top: int, bottom: int
+) -> Eigenpairs:
+    """As :func:`eigenpairs`, with settings that are made already."""
     if min(top, bottom) < 0 or top + bottom < 1:
         raise ValueError(f"top and bottom must be at least 0, one of them 1; got {top}, {bottom}")
     if settings.reorthogonalize == "none":
@@ -82,16 +88,17 @@ def eigenpairs(
 
 def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
     order = int(run.order[0])
-    if top + bottom > order and order > 1:
+    both_ends = order == top == bottom == 1  # of a multiple of the identity: its one value is both
+    if top + bottom > order and not both_ends:
         raise ValueError(
-            f"{top} + {bottom} eigenpairs were asked for, the run found {order} Ritz values; "
-            "take more steps or fewer pairs"
+            f"{top} + {bottom} eigenpairs were asked for, the run found {order} Ritz values (a "
+            "multiple eigenvalue counts once); take more steps or fewer pairs"
         )
     _, coordinates = np.linalg.eigh(tridiagonal(run.alpha[0, :order], run.beta[0, :order]))
     chosen = [order - 1 - index for index in range(top)] + list(range(bottom))
     assert run.basis is not None
     rows = run.basis[0, :order]
-    mix = torch.from_numpy(coordinates[:, [max(0, index) % order for index in chosen]])
+    mix = torch.from_numpy(coordinates[:, chosen])
     vectors: Tensor = (mix.T.to(rows) @ rows).double()
     vectors /= vectors.norm(dim=1, keepdim=True)
     return vectors.to(rows.dtype)

@@ -15,7 +15,6 @@ beside the second moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.data import read_batches
-from fastsam.curvature.eigenpairs import eigenpairs
+from fastsam.curvature.eigenpairs import extreme_pairs
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.lanczos import LanczosSettings
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
 from fastsam.curvature.model import ModelOperator, run_dtype
+from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products import HessianGraph
 from fastsam.curvature.pure import PureLoss, parameter_names
 from fastsam.progress import ProgressBar
@@ -35,7 +34,7 @@ from fastsam.progress import ProgressBar
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastsam.curvature.options import LanczosOptions
+    from fastsam.curvature.options import SpectrumOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +63,15 @@ def negative_curvature(
     model: nn.Module,
     loss_fn: LossFunction | BatchLoss,
     data: Any,
-    *,
-    params: Iterable[str] | None = None,
-    dtype: torch.dtype | None = None,
-    strategy: str = "auto",
-    freeze: int | None = None,
-    **options: Unpack[LanczosOptions],
+    **options: Unpack[SpectrumOptions],
 ) -> NegativeCurvature:
     """lambda_min of the Hessian of the mean loss, with its eigenvector.
 
     Args:
         model: as in :func:`fastsam.spectral_density`.
         loss_fn: likewise.
-        data: likewise, also ``params``, ``dtype``, ``strategy`` and ``freeze``.
-        params: see ``data``.
-        dtype: see ``data``.
-        strategy: see ``data``.
-        freeze: see ``data``.
-        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; one probe.
+        data: likewise.
+        **options: likewise; ``probes`` stays 1 and ``reorthogonalize`` may not be ``"none"``.
 
     Raises:
         ValueError: as :func:`fastsam.spectral_density`.
@@ -93,23 +83,9 @@ def negative_curvature(
         >>> sorted(found.direction)
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    settings = LanczosSettings(**options)
-    with undisturbed(model, repeatable=settings.checkpoint is not None):
-        operator = ModelOperator(
-            model,
-            loss_fn,
-            read_batches(data, freeze=freeze),
-            params=params,
-            dtype=dtype,
-            strategy=strategy,
-        )
-        operator.prepare(
-            probes=1,
-            steps=settings.steps,
-            memory_limit=settings.memory_limit,
-            reserved=settings.basis_bytes(operator) if settings.basis == "device" else 0,
-        )
-        found = eigenpairs(operator, top=0, bottom=1, **options)
+    with prepared_run(model, loss_fn, data, **options) as run:
+        operator = run.operator
+        found = extreme_pairs(operator, run.settings, top=0, bottom=1)
     vector = found.vectors[0]
     return NegativeCurvature(
         value=float(found.values[0]),

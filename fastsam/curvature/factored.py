@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastsam.curvature.losses import CriterionObjective, pair
+from fastsam.curvature.losses import CriterionObjective, is_likelihood, pair
 from fastsam.curvature.products import Graph, GraphBuilder, HessianGraph
 from fastsam.curvature.pure import PureLoss
 
@@ -129,10 +129,14 @@ def sampled_fisher(seed: int) -> GraphBuilder:
 
     def build(loss: PureLoss, batch: Any, number: int) -> Graph:
         criterion = _criterion(loss).criterion
-        if not isinstance(criterion, torch.nn.CrossEntropyLoss) or criterion.label_smoothing:
+        if (
+            not isinstance(criterion, nn.CrossEntropyLoss)
+            or not is_likelihood(criterion)
+            or criterion.label_smoothing
+        ):
             raise ValueError(
-                "fisher-mc draws classes from a softmax, so it needs nn.CrossEntropyLoss without "
-                "label smoothing"
+                "fisher-mc draws classes from a softmax, so it needs nn.CrossEntropyLoss with "
+                "torch's own forward and without label smoothing"
             )
         inputs, targets = pair(batch)
         if targets.is_floating_point():

@@ -16,13 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsam.curvature.checkpoint import Checkpoint
+from fastsam.curvature.checkpoint import STATE_ARRAYS, Checkpoint, Progress
 from fastsam.curvature.memory import plan_bytes
 from fastsam.curvature.operators import Operator, checked_product
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
 
 REORTHOGONALIZE = ("full", "selective", "none")
+
+HOST_LAG = 2
+"""Steps by which the host's look at T is behind a GPU, so that the GPU never waits for the host."""
+
+JUDGED_EVERY = 5
+"""Steps between two looks at whether a run with a tolerance may end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class LanczosSettings:
             needs three vectors of memory, the extremes stay right, converged eigenvalues appear
             several times.
         tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
-            ||T||``; None takes all steps.
+            ||T||``, judged at every fifth step; None takes all steps.
         basis: where the basis lives: ``"device"``, ``"host"`` (main memory), or a folder for a
             memory-mapped file. It has the operator's dtype: with a basis in bfloat16 the extremes of
             two spectra of dimension 1000 were off by up to 5e-5 of the norm where the Ritz
@@ -111,7 +117,8 @@ class LanczosRun:
             last one in use measures the residual; 0 where the Krylov space was exhausted.
         order: int64 ``[probes]``; the order of each probe's T.
         basis: ``[probes, steps, n]``, or None where it was not kept.
-        full_passes: steps at which all earlier vectors took part in the re-orthogonalisation.
+        full_passes: steps of T at which all earlier vectors took part in the re-orthogonalisation,
+            those before a resume too.
     """
 
     alpha: NDArray[np.float64]
@@ -175,20 +182,18 @@ def lanczos(
             dimension, settings.indices, seed=settings.seed, dtype=basis.dtype, device=basis.device
         )
         checkpoint = _open_checkpoint(settings, identity, dimension)
-        done, estimate = 0, None
+        earlier = Progress()
         if checkpoint is not None:
-            done, estimate = checkpoint.restore(basis, recurrence, all_rows=not short)
-            bar.update(done)
+            earlier = checkpoint.restore(basis, recurrence, all_rows=not short)
+            bar.update(earlier.done)
         eps = torch.finfo(operator.dtype).eps
         orthogonality = _Orthogonality(recurrence, dimension=dimension, eps=eps)
-        if estimate is not None:
-            orthogonality.load(estimate)
+        if earlier.estimate is not None:
+            orthogonality.load(earlier.estimate)
         symmetry = _Symmetry(recurrence, eps=eps) if settings.verify_symmetry else None
-        monitor = _Monitor(recurrence, symmetry)
-        full_passes = 0
-        if done and monitor.finished(done - 1, settings.tolerance):
-            steps = done
-        for step in range(done, steps):
+        monitor = _Monitor(recurrence, symmetry, tolerance=settings.tolerance, start=earlier)
+        full_passes = earlier.full_passes
+        for step in range(earlier.done, earlier.done if earlier.ended else steps):
             # Rows are numbered by step, or, without re-orthogonalisation, the last two are kept.
             current = min(step, 1) if short else step
             product = operator.matmat(basis[:, current].to(operator.device))
@@ -215,27 +220,34 @@ def lanczos(
             if settings.reorthogonalize == "selective":
                 orthogonality.advance(step, everything=everything)
             bar.update(note=monitor.note())
-            finished = monitor.finished(step, settings.tolerance)
-            if checkpoint is not None and (last or finished or checkpoint.due()):
+            monitor.record(step, full_passes)
+            if checkpoint is not None and (last or monitor.ended or checkpoint.due()):
+                # What is on disk has been judged: a resumed run ends where this one would.
+                state = monitor.settle()
+                ended = last or monitor.ended
                 offset = step if short else 0
-                needed = range(step + 1 if short and last else offset, min(step + 2, steps))
+                needed = () if short and ended else range(offset, min(step + 2, steps))
                 checkpoint.write(
                     {number: basis[:, number - offset] for number in needed},
-                    recurrence,
-                    done=step + 1,
-                    estimate=orthogonality.state
-                    if settings.reorthogonalize == "selective"
-                    else None,
+                    state.recurrence,
+                    Progress(
+                        done=state.step + 1,
+                        ended=ended,
+                        full_passes=state.full_passes,
+                        estimate=orthogonality.state
+                        if settings.reorthogonalize == "selective"
+                        else None,
+                    ),
                 )
-            if finished:
+            if monitor.ended:
                 break
-        monitor.check()
+        state = monitor.settle()
         yield LanczosRun(
-            alpha=recurrence.alpha.cpu().numpy(),
-            beta=recurrence.beta.cpu().numpy(),
-            order=recurrence.steps_taken.cpu().numpy(),
+            alpha=state.recurrence.alpha.numpy(),
+            beta=state.recurrence.beta.numpy(),
+            order=state.recurrence.steps_taken.numpy(),
             basis=None if short else basis,
-            full_passes=full_passes,
+            full_passes=state.full_passes,
         )
 
 
@@ -390,68 +402,100 @@ class _Symmetry:
         torch.maximum(self.asymmetry, share, out=self.asymmetry)
 
 
-class _Monitor:
-    """The recurrence as the host sees it: never blocking, a few steps late on CUDA."""
+class _Snapshot:
+    """T after a step, on the host; still on its way there where the run is on a GPU."""
 
-    def __init__(self, recurrence: Recurrence, symmetry: _Symmetry | None) -> None:
+    def __init__(
+        self, recurrence: Recurrence, asymmetry: Tensor | None, *, step: int, full_passes: int
+    ) -> None:
+        self.step = step
+        self.full_passes = full_passes
+        self.recurrence = Recurrence(
+            **{name: _to_host(getattr(recurrence, name)) for name in STATE_ARRAYS}
+        )
+        self.asymmetry = None if asymmetry is None else _to_host(asymmetry)
+        self._arrival: Any = None
+        device = recurrence.alpha.device
+        if device.type == "cuda":
+            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # The stream of the copies, not of the current device: the model may be on another.
+            self._arrival.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Until everything has arrived."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy in main memory; from a GPU it is only begun."""
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+class _Monitor:
+    """The recurrence as the host sees it: judged step by step, a fixed lag behind a GPU.
+
+    A run ends at the first step whose judgement says so, whatever was computed meanwhile: neither T
+    nor the number of products depends on how fast anything is, and ranks that share out the samples
+    leave the loop together.
+    """
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        symmetry: _Symmetry | None,
+        *,
+        tolerance: float | None,
+        start: Progress,
+    ) -> None:
         self._recurrence = recurrence
         self._symmetry = symmetry
-        self._waiting: deque[tuple[Any, dict[str, Tensor], int]] = deque()
-        self._seen: dict[str, Tensor] | None = None
-        self._seen_step = -1
+        self._tolerance = tolerance
+        self._lag = HOST_LAG if recurrence.alpha.device.type == "cuda" else 0
+        self._waiting: deque[_Snapshot] = deque()
+        self._latest = self._snapshot(start.done - 1, start.full_passes)
+        self._latest.wait()
+        self.ended = start.ended
 
     def note(self) -> str | None:
-        if self._seen is None or self._seen_step % 5:
+        if self._latest.step % JUDGED_EVERY:
             return None
-        return f"|T| {float(self._seen['bound'].max()):.4g}"
+        return f"|T| {float(self._latest.recurrence.bound.max()):.4g}"
 
-    def finished(self, step: int, tolerance: float | None) -> bool:
-        """Record step ``step`` and say whether the run may end, by what is known by now."""
-        self._record(step)
-        if self._seen is None:
-            return False
-        self._refuse_nonfinite(self._seen, self._seen_step)
-        self._refuse_asymmetric(self._seen)
-        if not bool(self._seen["active"].any()):
-            return True
-        if tolerance is None or self._seen_step % 5:
-            return False
-        return self._converged(self._seen, self._seen_step + 1, tolerance)
+    def record(self, step: int, full_passes: int) -> None:
+        """Take T after ``step`` in, and judge what is a lag behind."""
+        self._waiting.append(self._snapshot(step, full_passes))
+        self._judge_until(step - self._lag)
 
-    def check(self) -> None:
-        """The last word, after the loop."""
-        self._refuse_nonfinite(self._fields(), self._recurrence.alpha.shape[1] - 1)
-        self._refuse_asymmetric(self._fields())
+    def settle(self) -> _Snapshot:
+        """Judge every step that was recorded; T where the run ends, or is."""
+        if self._waiting:
+            self._judge_until(self._waiting[-1].step)
+        return self._latest
 
-    def _record(self, step: int) -> None:
-        fields = self._fields()
-        if self._recurrence.alpha.device.type != "cuda":
-            self._seen, self._seen_step = fields, step
-            return
-        copies = {
-            name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
-                tensor, non_blocking=True
+    def _snapshot(self, step: int, full_passes: int) -> _Snapshot:
+        asymmetry = None if self._symmetry is None else self._symmetry.asymmetry
+        return _Snapshot(self._recurrence, asymmetry, step=step, full_passes=full_passes)
+
+    def _judge_until(self, step: int) -> None:
+        while self._waiting and self._waiting[0].step <= step and not self.ended:
+            self._latest = self._waiting.popleft()
+            self._latest.wait()
+            self._refuse_nonfinite(self._latest)
+            self._refuse_asymmetric(self._latest)
+            self.ended = not bool(self._latest.recurrence.active.any()) or (
+                self._tolerance is not None
+                and self._latest.step % JUDGED_EVERY == 0
+                and _converged(self._latest.recurrence, self._tolerance)
             )
-            for name, tensor in fields.items()
-        }
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        # The stream of the copies, which is not that of the current device where the model is on another.
-        event.record(torch.cuda.current_stream(self._recurrence.alpha.device))
-        self._waiting.append((event, copies, step))
-        while self._waiting and self._waiting[0][0].query():
-            _, self._seen, self._seen_step = self._waiting.popleft()
 
-    def _fields(self) -> dict[str, Tensor]:
-        names = ("alpha", "beta", "bound", "active", "steps_taken")
-        fields: dict[str, Tensor] = {name: getattr(self._recurrence, name) for name in names}
-        if self._symmetry is not None:
-            fields["asymmetry"] = self._symmetry.asymmetry
-        return fields
-
-    def _refuse_asymmetric(self, seen: Mapping[str, Tensor]) -> None:
-        if self._symmetry is None:
+    def _refuse_asymmetric(self, seen: _Snapshot) -> None:
+        if self._symmetry is None or seen.asymmetry is None:
             return
-        worst = float(seen["asymmetry"].max())
+        worst = float(seen.asymmetry.max())
         if worst > self._symmetry.tolerated:
             raise ValueError(
                 f"the operator is not symmetric: u'(Av) and v'(Au) differ by {worst:.1e} of its "
@@ -460,26 +504,26 @@ class _Monitor:
             )
 
     @staticmethod
-    def _refuse_nonfinite(seen: Mapping[str, Tensor], step: int) -> None:
-        if not bool(torch.isfinite(seen["bound"]).all()):
-            broken = ~torch.isfinite(seen["alpha"][:, : step + 1])
-            first = int(broken.any(dim=0).nonzero()[0]) + 1 if bool(broken.any()) else step + 1
+    def _refuse_nonfinite(seen: _Snapshot) -> None:
+        if not bool(torch.isfinite(seen.recurrence.bound).all()):
+            broken = ~torch.isfinite(seen.recurrence.alpha[:, : seen.step + 1])
+            first = int(broken.any(dim=0).nonzero()[0]) if bool(broken.any()) else seen.step
             raise FloatingPointError(
-                f"the operator's product held NaN or infinity at step {first}; "
+                f"the operator's product held NaN or infinity at step {first + 1}; "
                 "a larger dtype (dtype=torch.float64) may help if the model overflows"
             )
 
-    @staticmethod
-    def _converged(seen: Mapping[str, Tensor], steps: int, tolerance: float) -> bool:
-        """Whether the best probe's residuals of both extremes are small enough."""
-        ends: list[tuple[float, float]] = []
-        starts: list[tuple[float, float]] = []
-        for probe, order in enumerate(seen["steps_taken"].tolist()):
-            alpha = seen["alpha"][probe, :order].numpy()
-            beta = seen["beta"][probe, :order].numpy()
-            nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
-            residuals = np.abs(beta[order - 1] * vectors[-1])
-            starts.append((float(nodes[0]), float(residuals[0])))
-            ends.append((float(nodes[-1]), float(residuals[-1])))
-        norm = max(abs(min(starts)[0]), abs(max(ends)[0]))
-        return max(min(starts)[1], max(ends)[1]) <= tolerance * norm
+
+def _converged(recurrence: Recurrence, tolerance: float) -> bool:
+    """Whether the best probe's residuals of both extremes are small enough."""
+    ends: list[tuple[float, float]] = []
+    starts: list[tuple[float, float]] = []
+    for probe, order in enumerate(recurrence.steps_taken.tolist()):
+        alpha = recurrence.alpha[probe, :order].numpy()
+        beta = recurrence.beta[probe, :order].numpy()
+        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
+        residuals = np.abs(beta[order - 1] * vectors[-1])
+        starts.append((float(nodes[0]), float(residuals[0])))
+        ends.append((float(nodes[-1]), float(residuals[-1])))
+    norm = max(abs(min(starts)[0]), abs(max(ends)[0]))
+    return max(min(starts)[1], max(ends)[1]) <= tolerance * norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class CriterionObjective(Objective):
     def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Sum of the losses of ``outputs`` and its weight."""
         criterion = self.criterion
-        if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        if is_likelihood(criterion):
             return _summed_likelihood(criterion, outputs, targets)
         samples = len(targets) if isinstance(targets, Tensor) and targets.ndim else len(outputs)
         weight = _scalar(samples, outputs.device)
@@ -111,7 +111,7 @@ class CriterionObjective(Objective):
         """Losses of the samples (or positions), weights included, and their weights, of one shape.
 
         Raises:
-            ValueError: the criterion has no reduction to switch off.
+            ValueError: the criterion has no reduction to switch off, or does not obey it.
         """
         criterion = self.criterion
         outputs = self.outputs(inputs)
@@ -122,13 +122,29 @@ class CriterionObjective(Objective):
         separate: Any = copy.copy(criterion)
         separate.reduction = "none"
         losses = separate(outputs, targets)
-        if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        if is_likelihood(criterion):
             if targets.is_floating_point():
                 return losses, torch.ones_like(losses).detach()
             return losses, _target_weights(criterion, targets, losses)
+        if losses.ndim == 0 or len(losses) != len(outputs):
+            raise ValueError(
+                f"{type(criterion).__name__} with reduction='none' returned shape "
+                f"{tuple(losses.shape)} for {len(outputs)} samples, expected one row for each: its "
+                "forward must obey self.reduction"
+            )
         losses = losses.flatten(start_dim=1) if losses.ndim > 1 else losses[:, None]
-        each = losses.sum(dim=1) if criterion.reduction == "sum" else losses.mean(dim=1)
+        # As in loss(): only a mean is divided by the number of a sample's outputs.
+        each = losses.mean(dim=1) if criterion.reduction == "mean" else losses.sum(dim=1)
         return each, torch.ones_like(each).detach()
+
+
+def is_likelihood(criterion: Any) -> TypeGuard[nn.CrossEntropyLoss | nn.NLLLoss]:
+    """Whether a criterion computes torch's own cross-entropy or negative log-likelihood.
+
+    A subclass with a forward of its own, such as a focal loss, computes something else.
+    """
+    forward = getattr(getattr(criterion, "forward", None), "__func__", None)
+    return forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -160,7 +176,8 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
     Raises:
         TypeError: ``loss_fn`` is neither callable nor a :class:`BatchLoss`.
         ValueError: a criterion whose normalisation cannot be known, for example a class-weighted
-            one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``.
+            one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``, or a subclass of these with a
+            forward of its own that may ignore targets or is not a mean.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -179,8 +196,11 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
             f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; "
             "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
         )
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and not is_likelihood(loss_fn):
+        _refuse_unknown_mean(loss_fn)
     if (
         not of_torch
+        and not is_likelihood(loss_fn)
         and reduction == "mean"
         and isinstance(getattr(loss_fn, "weight", None), Tensor)
     ):
@@ -190,6 +210,20 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
             "use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
         )
     return CriterionObjective(model, loss_fn)
+
+
+def _refuse_unknown_mean(criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
+    """Refuse a subclass with its own forward, unless its options leave a mean over the samples."""
+    plain = nn.CrossEntropyLoss()
+    for option in ("reduction", "ignore_index"):
+        value, default = getattr(criterion, option), getattr(plain, option)
+        if value != default:
+            raise ValueError(
+                f"{type(criterion).__name__} has a forward of its own and {option}={value!r}, so "
+                "what its losses are divided by is not known; leave "
+                f"{option} at {default!r}, or use "
+                "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
+            )
 
 
 def pair(batch: Any) -> tuple[Any, Any]:

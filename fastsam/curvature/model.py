@@ -30,7 +30,7 @@ from fastsam.curvature.products import (
     Product,
     gradients_per_block,
 )
-from fastsam.curvature.pure import PureLoss, parameter_names
+from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
 
 
 class ModelOperator:
@@ -59,6 +59,7 @@ class ModelOperator:
         weight: sum of the weights (the number of samples when unweighted).
         gradient: gradient of the mean loss, ``[n]``.
         weight_norm: 2-norm of the chosen parameters.
+        params: the chosen layers and parameters by the fewest names that select them.
         strategy: the strategy in use; ``"auto"`` until :meth:`prepare`.
         micro_batch: samples per pass in use, or None.
 
@@ -89,6 +90,7 @@ class ModelOperator:
         self._build = graph_builder(curvature, seed=seed)
         objective = make_objective(model, loss_fn)
         names = parameter_names(model, params)
+        self.params = shortest_selection(model, names)
         self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
         if micro_batch is not None and not objective.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")

@@ -11,8 +11,8 @@ import torch
 from fastsam.curvature.planning import Measurements
 
 
-class LanczosOptions(TypedDict, total=False):
-    """Options of a run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
+class RunOptions(TypedDict, total=False):
+    """Options of every run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
 
     steps: int
     probes: int
@@ -24,9 +24,17 @@ class LanczosOptions(TypedDict, total=False):
     checkpoint: str | Path | None
     checkpoint_interval: float
     memory_limit: int | None
-    verify_symmetry: bool
     progress: bool
     description: str
+
+
+class LanczosOptions(RunOptions, total=False):
+    """All options of :class:`fastsam.curvature.lanczos.LanczosSettings`, of runs on any operator.
+
+    For a model ``verify_data`` says whether symmetry is verified, too.
+    """
+
+    verify_symmetry: bool
 
 
 class ModelOptions(TypedDict, total=False):
@@ -44,5 +52,5 @@ class ModelOptions(TypedDict, total=False):
     measurements: Measurements | None
 
 
-class SpectrumOptions(LanczosOptions, ModelOptions, total=False):
+class SpectrumOptions(RunOptions, ModelOptions, total=False):
     """All options of :func:`fastsam.spectral_density`."""

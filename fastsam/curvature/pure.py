@@ -176,10 +176,37 @@ def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[s
     return names
 
 
+def shortest_selection(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The fewest names of layers and parameters that select exactly the parameters ``names``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> shortest_selection(model, ["0.bias", "2.weight", "2.bias"])
+        ['0.bias', '2']
+    """
+    available = [name for name, _ in model.named_parameters()]
+    chosen, covered = set(names), set[str]()
+    selection: list[str] = []
+    for name in available:
+        if name in covered or name not in chosen:
+            continue
+        parts = name.split(".")
+        entries = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+        widest = next(entry for entry in entries if chosen.issuperset(_within(available, entry)))
+        selection.append(widest)
+        covered.update(_within(available, widest))
+    return selection
+
+
+def _within(available: Iterable[str], entry: str) -> list[str]:
+    """The parameters that a name selects: itself, or all of a layer."""
+    return [name for name in available if name == entry or name.startswith(f"{entry}.")]
+
+
 def _selected(available: dict[str, nn.Parameter], wanted: Iterable[str]) -> list[str]:
     names: list[str] = []
     for entry in wanted:
-        found = [name for name in available if name == entry or name.startswith(f"{entry}.")]
+        found = _within(available, entry)
         if not found:
             known = ", ".join(available)
             raise ValueError(

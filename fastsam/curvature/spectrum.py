@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsam.curvature.lanczos import tridiagonal
+
 Floats = NDArray[np.float64]
 
 WIDTH_RULES = ("scale-free", "pyhessian", "papyan")
@@ -47,7 +49,8 @@ class Spectrum:
         weight_norm: 2-norm of the parameters, or None.
         weight: sum of the loss weights W; with class spectra ``sum(W_c H_c) / W = H``. None as
             above.
-        settings: what the run was asked for and what it chose (JSON values).
+        settings: what the run was asked for and what it chose (JSON values); ``"params"`` are the
+            layers and parameters it is of.
 
     Example:
         >>> import fastsam, torch
@@ -82,8 +85,7 @@ class Spectrum:
     def _diagonalize(self, probe: int) -> tuple[Floats, Floats, Floats]:
         order = int(self.order[probe])
         alpha, beta = self.alpha[probe, :order], self.beta[probe, :order]
-        matrix = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
-        nodes, vectors = np.linalg.eigh(matrix)
+        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
         residuals = np.abs(beta[-1] * vectors[-1]) + self._rounding(alpha, beta)
         return nodes, vectors[0] ** 2, residuals
 

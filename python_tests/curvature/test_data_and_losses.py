@@ -12,7 +12,7 @@ from oracles import classification, explicit_hessian, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fastsam.curvature import BatchLoss, class_spectra, spectral_density
+from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Of the largest absolute eigenvalue."""
@@ -147,6 +147,34 @@ def test_named_parameters_and_layers():
         spectral_density(model, F.cross_entropy, (inputs, targets), params=["conv"])
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (None, ["0", "2", "4"]),
+        (["4", "0.bias", "0.weight", "0"], ["0", "4"]),
+        (iter(["2.bias"]), ["2.bias"]),
+        ("2", ["2"]),
+    ],
+)
+def test_a_spectrum_says_of_which_layers_it_is(tmp_path, asked, said):
+    model = mlp((3, 4, 4, 3))
+    spectrum = spectral_density(model, F.cross_entropy, GOOD, steps=2, params=asked)
+    spectrum.save(tmp_path / "spectrum.json")
+    found = Spectrum.load(tmp_path / "spectrum.json").settings["params"]
+    assert found == said
+    again = spectral_density(model, F.cross_entropy, GOOD, steps=2, params=found)
+    assert again.dimension == spectrum.dimension
+    assert again.weight_norm == pytest.approx(spectrum.weight_norm)
+
+
+def test_frozen_and_tied_parameters_are_not_among_those_of_a_spectrum():
+    model = Convolutional()
+    model.head.bias.requires_grad_(False)
+    batch = torch.randn(4, 1, 4, 4), torch.randint(3, (4,))
+    found = spectral_density(model, F.cross_entropy, batch, steps=2).settings["params"]
+    assert found == ["unused", "conv", "norm", "mix", "other", "head.weight"]
+
+
 def test_batch_loss_with_dictionaries():
     model = mlp((3, 4, 2))
     inputs, targets = torch.randn(9, 3).double(), torch.randn(9, 2).double()
@@ -250,6 +278,10 @@ def test_one_shot_iterators_are_held_or_refused():
     )
     with pytest.raises(ValueError, match="one-shot"):
         spectral_density(model, F.cross_entropy, iter(batches), steps=9, data_memory=64)
+    with pytest.raises(ValueError, match="freeze=4 needs data that can be read 4 times"):
+        spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=4)
+    once = spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=1)
+    assert np.array_equal(once.alpha, spectrum.alpha)
 
 
 def nan_batch():
@@ -557,3 +589,96 @@ def test_classes_of_a_loader_are_those_of_its_dataset():
     }
     with pytest.raises(TypeError, match="map-style dataset"):
         class_spectra(model, criterion, list(loader), steps=4)
+
+
+class Focal(nn.CrossEntropyLoss):
+    """A loss of its own under the name of torch's."""
+
+    def forward(self, outputs, targets):
+        each = F.cross_entropy(outputs, targets, reduction="none")
+        return (1 - torch.exp(-each)).square().mul(each).mean()
+
+
+class Adjusted(nn.NLLLoss):
+    """Adjusted logits; obeys its reduction."""
+
+    def forward(self, outputs, targets):
+        shift = torch.arange(outputs.shape[1]).to(outputs)
+        return F.cross_entropy(outputs + shift, targets, reduction=self.reduction)
+
+
+class Balanced(nn.CrossEntropyLoss):
+    """Torch's own loss with weights of its own."""
+
+    def __init__(self):
+        super().__init__(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("criterion", [Focal(), Adjusted(), Balanced()])
+def test_subclasses_of_torch_losses_are_what_their_forward_says(criterion):
+    model = mlp((3, 4, 3))
+    inputs, targets = classification(13, 3, 3)
+    data = [(inputs[:8], targets[:8]), (inputs[8:], targets[8:])]
+    hessian = explicit_hessian(model, lambda m: criterion(m(inputs), targets))
+    spectrum = spectral_density(model, criterion, data, steps=99)
+    low, high = extremes(hessian)
+    assert eigenvalues_of(spectrum) == pytest.approx((low, high), abs=1e-8 * max(-low, high))
+    assert spectrum.loss == pytest.approx(criterion(model(inputs), targets).item())
+
+
+def test_a_method_put_on_a_criterion_is_its_forward():
+    model = mlp((3, 4, 3))
+    criterion = nn.CrossEntropyLoss()
+    criterion.forward = Focal().forward
+    spectrum = spectral_density(model, criterion, GOOD, steps=2)
+    assert spectrum.loss == pytest.approx(Focal()(model(GOOD[0]), GOOD[1]).item())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (Focal(weight=torch.ones(3).double()), "class weights"),
+        (Focal(ignore_index=1), "ignore_index=1.*BatchLoss"),
+        (Adjusted(reduction="sum"), "reduction='sum'.*BatchLoss"),
+        (Adjusted(reduction="none"), "reduction='none'.*BatchLoss"),
+    ],
+)
+def test_subclasses_whose_mean_is_not_known_are_refused(criterion, message):
+    with pytest.raises(ValueError, match=message):
+        spectral_density(mlp((3, 3)), criterion, GOOD)
+
+
+def test_fisher_matrices_of_subclasses():
+    model = mlp((3, 4, 3))
+    inputs, targets = GOOD
+    options = {"steps": 31, "curvature": "fisher"}
+    spectrum = spectral_density(model, Adjusted(), GOOD, **options)
+    expected = 0
+    for x, y in zip(inputs, targets, strict=True):
+        gradient = flat_gradient(Adjusted()(model(x[None]), y[None]), model)
+        expected = expected + torch.outer(gradient, gradient) / len(targets)
+    assert spectrum.lambda_max == pytest.approx(extremes(expected)[1], rel=1e-8)
+    with pytest.raises(ValueError, match=r"Focal.*must obey self\.reduction"):
+        spectral_density(model, Focal(), GOOD, **options)
+    with pytest.raises(ValueError, match="torch's own forward"):
+        spectral_density(model, Focal(), GOOD, curvature="fisher-mc")
+
+
+def flat_gradient(loss, model):
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, model.parameters())])
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        *(nn.MSELoss(reduction=reduction) for reduction in ("mean", "sum", "none")),
+        *(nn.KLDivLoss(reduction=reduction) for reduction in ("batchmean", "sum", "none")),
+    ],
+)
+def test_fisher_of_one_sample_is_its_gradient_squared(criterion):
+    model = nn.Sequential(mlp((3, 4, 5)), nn.LogSoftmax(dim=1))
+    batch = torch.randn(1, 3).double(), torch.rand(1, 5).double().softmax(dim=1)
+    spectrum = spectral_density(model, criterion, batch, steps=9, curvature="fisher")
+    gradient = flat_gradient(criterion(model(batch[0]), batch[1]).sum(), model)
+    assert spectrum.lambda_max == pytest.approx(float(gradient @ gradient), rel=1e-8)
+    assert spectrum.gradient_norm == pytest.approx(float(gradient.norm()))

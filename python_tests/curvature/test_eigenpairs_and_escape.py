@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from oracles import classification, explicit_hessian, mlp
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastsam.curvature import (
     BatchLoss,
@@ -22,6 +26,9 @@ from fastsam.curvature import (
     spectral_density,
     to_scipy,
 )
+from fastsam.curvature.lanczos import LanczosSettings
+from fastsam.curvature.options import LanczosOptions, SpectrumOptions
+from fastsam.curvature.prepared import prepared_run
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -70,6 +77,16 @@ def test_eigenpairs_bad_options():
         eigenpairs(operator, top=2, bottom=2, steps=3)
 
 
+@pytest.mark.parametrize(("top", "bottom"), [(3, 0), (0, 2), (2, 1)])
+def test_a_pair_is_given_once(top, bottom):
+    operator = MatrixOperator(torch.eye(50, dtype=torch.float64))
+    with pytest.raises(ValueError, match="found 1 Ritz values"):
+        eigenpairs(operator, top=top, bottom=bottom)
+    both = eigenpairs(operator, top=1, bottom=1)
+    assert both.values.tolist() == pytest.approx([1, 1])
+    assert eigenpairs(operator, top=1, bottom=0).vectors.shape == (1, 50)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_scipy_both_ways(dtype):
     from scipy.sparse.linalg import aslinearoperator, eigsh
@@ -111,6 +128,60 @@ def test_negative_curvature_of_a_network():
     )
     assert found.gradient_component == pytest.approx(float(gradient @ flat), abs=1e-10)
     assert found.gradient_norm == pytest.approx(float(gradient.norm()))
+
+
+def test_negative_curvature_takes_every_option_of_a_spectrum():
+    model, (inputs, targets) = mlp((3, 5, 4)), classification(30, 3, 4)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=11)
+    plain = negative_curvature(model, F.cross_entropy, (inputs, targets), steps=60)
+    cut = negative_curvature(
+        model, F.cross_entropy, loader, steps=60, micro_batch=4, data_memory=64, verify_data=False
+    )
+    assert cut.value == pytest.approx(plain.value, rel=1e-8)
+    convex = negative_curvature(
+        model, F.cross_entropy, loader, steps=60, curvature="gauss-newton", measurements=None
+    )
+    assert convex.value == pytest.approx(0, abs=1e-10)
+    with pytest.raises(ValueError, match="one probe"):
+        negative_curvature(model, F.cross_entropy, loader, probes=2)
+
+
+def test_negative_curvature_resumes_with_the_strategy_and_threads_of_its_run(tmp_path):
+    model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
+    calls = []
+
+    def summed(network, data):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
+
+    options = {"steps": 12, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", **options)
+    torch.set_num_threads(1)
+    made = len(calls)
+    resumed = negative_curvature(model, BatchLoss(summed), batch, **options)
+    assert len(calls) - made < 15  # the first steps are read
+    whole = negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", steps=12)
+    assert resumed.value == pytest.approx(whole.value, rel=1e-8)
+    assert torch.get_num_threads() == 1
+
+
+def test_options_are_those_of_the_functions_that_take_them():
+    """Type checkers believe the first, Python the second."""
+    keywords = dict(inspect.signature(spectral_density).parameters)
+    for name in ("model", "loss_fn", "data"):
+        del keywords[name]
+    assert set(SpectrumOptions.__annotations__) == set(keywords)
+    assert set(LanczosOptions.__annotations__) == {item.name for item in fields(LanczosSettings)}
+    for name, parameter in inspect.signature(prepared_run).parameters.items():
+        if name in keywords:
+            assert parameter.default == keywords[name].default, name
+    for item in fields(LanczosSettings):
+        if item.name in keywords:
+            assert item.default == keywords[item.name].default, item.name
 
 
 class Quadratic(nn.Module):
@@ -220,6 +291,35 @@ def test_layers_give_the_diagonal_blocks():
     assert list(layer_spectra(model, F.cross_entropy, batch, ["2.bias"], steps=3)) == ["2.bias"]
     with pytest.raises(ValueError, match="layers="):
         layer_spectra(model, F.cross_entropy, batch, params=["0"])
+
+
+class Counted(Dataset):
+    """Samples that are counted as they are read."""
+
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets, self.reads = inputs, targets, 0
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.inputs[index], self.targets[index]
+
+
+def test_the_data_of_all_layers_are_read_once():
+    model, batch = mlp((3, 4, 5, 3)), classification(12, 3, 3)
+    expected = layer_spectra(model, F.cross_entropy, [batch], steps=9)
+    found = layer_spectra(model, F.cross_entropy, iter([batch]), steps=9)
+    dataset = Counted(*batch)
+    loaded = layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=12), steps=9)
+    assert dataset.reads == 2 * 12  # the second read is the comparison
+    for layer in ("0", "2", "4"):
+        assert np.array_equal(found[layer].alpha, expected[layer].alpha)
+        assert np.array_equal(loaded[layer].alpha, expected[layer].alpha)
+        assert loaded[layer].settings["data_verified"]
+    with torch.inference_mode():  # what is read there can still be differentiated
+        layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=5), steps=2)
 
 
 def test_groups_of_classes():

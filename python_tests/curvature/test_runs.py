@@ -17,7 +17,10 @@ from fastsam.curvature import (
     BatchLoss,
     CallableOperator,
     MatrixOperator,
+    checkpoint,
     class_spectra,
+    eigenpairs,
+    lanczos,
     operator_spectrum,
     spectral_density,
 )
@@ -81,12 +84,16 @@ def test_a_resumed_model_run_reuses_strategy_and_threads(tmp_path):
     assert np.array_equal(resumed.beta, whole.beta)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     matrix = symmetric(9)
     operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder)
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_FORMAT", 1)
+        with pytest.raises(ValueError, match=r"other settings \(checkpoint format\)"):
+            operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder)
     state = folder / "state.npz"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
@@ -133,6 +140,130 @@ def test_early_stop(tolerance):
     assert spectrum.lambda_max == pytest.approx(40, abs=40 * tolerance)
     assert spectrum.lambda_min == pytest.approx(-3, abs=40 * tolerance)
     assert max(spectrum.lambda_min_residual, spectrum.lambda_max_residual) <= 2 * 40 * tolerance
+
+
+def late_monitor(monkeypatch, lag):
+    """Emulate the host's lag behind a GPU."""
+
+    class Late(lanczos._Monitor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self._lag = lag
+
+    monkeypatch.setattr(lanczos, "_Monitor", Late)
+
+
+OUTLIERS = torch.cat([torch.linspace(-0.1, 0.1, 398), torch.tensor([-3.0, 40.0])]).double()
+EXHAUSTED = torch.tensor([1.0, 2.0, 5.0, -4.0]).double().repeat(100)
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+@pytest.mark.parametrize("lag", [2, 9])
+@pytest.mark.parametrize("interval", [0, 60])
+@pytest.mark.parametrize("values", [OUTLIERS, EXHAUSTED], ids=["tolerance", "exhausted"])
+def test_where_a_run_ends_does_not_depend_on_how_late_the_host_sees_it(
+    tmp_path, monkeypatch, reorthogonalize, lag, interval, values
+):
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        return rows * values
+
+    operator = CallableOperator(product, dimension=400)
+    options = {
+        "steps": 50,
+        "probes": 2,
+        "tolerance": 1e-8 if values is OUTLIERS else None,
+        "reorthogonalize": reorthogonalize,
+    }
+    at_once = operator_spectrum(operator, **options)
+    order = at_once.order.max()
+    assert order == len(calls) == (11 if values is OUTLIERS else order) < 20
+    late_monitor(monkeypatch, lag)
+    folder = {"checkpoint": tmp_path / "run", "checkpoint_interval": interval}
+    runs = [operator_spectrum(operator, **options)]
+    assert len(calls) == 2 * order + lag
+    runs += [operator_spectrum(operator, **options, **folder)]
+    made = len(calls)
+    runs += [operator_spectrum(operator, **options, **folder) for _ in range(2)]
+    assert len(calls) == made  # ended: nothing is computed again
+    for run in runs:
+        assert np.array_equal(run.alpha, at_once.alpha)
+        assert np.array_equal(run.beta, at_once.beta)
+        assert np.array_equal(run.order, at_once.order)
+        assert run.settings["full_passes"] == at_once.settings["full_passes"]
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+@pytest.mark.parametrize("killed_at", [3, 8, 11])
+def test_a_killed_run_ends_where_it_would_have(tmp_path, monkeypatch, killed_at, reorthogonalize):
+    late_monitor(monkeypatch, 2)
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise KilledError
+        return rows * OUTLIERS
+
+    operator = CallableOperator(product, dimension=400)
+    options = {"steps": 50, "tolerance": 1e-8, "reorthogonalize": reorthogonalize}
+    kept = {**options, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    with pytest.raises(KilledError):
+        operator_spectrum(operator, **kept)
+    resumed = operator_spectrum(operator, **kept)
+    assert len(calls) == 12
+    whole = operator_spectrum(operator, **options)
+    assert whole.order.tolist() == [11]
+    assert np.array_equal(resumed.alpha, whole.alpha)
+    assert np.array_equal(resumed.beta, whole.beta)
+
+
+def test_a_late_host_still_sees_the_last_steps(monkeypatch):
+    late_monitor(monkeypatch, 9)
+    calls = []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        return rows * (float("nan") if len(calls) == 12 else OUTLIERS)
+
+    operator = CallableOperator(product, dimension=400)
+    with pytest.raises(FloatingPointError, match="step 12"):
+        operator_spectrum(operator, steps=12)
+    calls.clear()
+    spectrum = operator_spectrum(operator, steps=13, tolerance=1e-8)  # its end is seen after it
+    assert spectrum.order.tolist() == [11]
+
+
+def test_eigenpairs_of_a_run_that_ended_early(tmp_path, monkeypatch):
+    operator = CallableOperator(lambda rows: rows * OUTLIERS, dimension=400)
+    late_monitor(monkeypatch, 2)
+    options = {"steps": 50, "tolerance": 1e-8, "checkpoint": tmp_path / "run"}
+    runs = [eigenpairs(operator, **options) for _ in range(2)]
+    assert torch.equal(runs[0].vectors, runs[1].vectors)
+    assert runs[0].values.tolist() == pytest.approx([40, -3])
+    assert abs(runs[0].vectors[0, -1]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+def test_full_passes_are_those_of_the_whole_run(tmp_path, reorthogonalize):
+    matrix, calls = symmetric(300), []
+
+    def product(rows: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 70:
+            raise KilledError
+        return rows @ matrix
+
+    operator = CallableOperator(product, dimension=300)
+    options = {"steps": 100, "reorthogonalize": reorthogonalize}
+    kept = {**options, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    with pytest.raises(KilledError):
+        operator_spectrum(operator, **kept)
+    runs = [operator_spectrum(operator, **kept) for _ in range(2)]
+    whole = operator_spectrum(operator, **options).settings["full_passes"]
+    assert [run.settings["full_passes"] for run in runs] == [whole, whole]
 
 
 def test_selective_reorthogonalisation_skips_most_steps():

@@ -1,0 +1,116 @@
+"""From the options of a call to an operator of a model that is ready for its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fastsam.curvature.checkpoint import Checkpoint
+from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
+from fastsam.curvature.distributed import Ranks, share_of_probes
+from fastsam.curvature.isolation import thread_count, undisturbed
+from fastsam.curvature.lanczos import LanczosSettings
+from fastsam.curvature.losses import BatchLoss, LossFunction
+from fastsam.curvature.model import ModelOperator
+from fastsam.curvature.planning import Measurements
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastsam.curvature.options import RunOptions
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run on a model, about to begin.
+
+    Attributes:
+        operator: the curvature, with its strategy settled.
+        settings: of the Lanczos run, this rank's own where ranks share it.
+        batches: the data as they were read.
+        ranks: the processes of the run.
+    """
+
+    operator: ModelOperator
+    settings: LanczosSettings
+    batches: Batches
+    ranks: Ranks
+
+
+@contextmanager
+def prepared_run(
+    model: nn.Module,
+    loss_fn: LossFunction | BatchLoss,
+    data: Any,
+    *,
+    curvature: str = "hessian",
+    params: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    strategy: str = "auto",
+    micro_batch: int | None = None,
+    freeze: int | None = None,
+    verify_data: bool = True,
+    data_memory: int = DATA_MEMORY,
+    shard: str | None = None,
+    measurements: Measurements | None = None,
+    **options: Unpack[RunOptions],
+) -> Iterator[PreparedRun]:
+    """Prepare a run as :func:`fastsam.spectral_density` describes it; inside, nothing disturbs it.
+
+    Strategy, passes and threads of a run that is found in the checkpoint are used again.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastsam.spectral_density`.
+    """
+    settings = LanczosSettings(**options, verify_symmetry=verify_data)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    ranks = Ranks.of(shard)
+    if shard == "probes":
+        settings = replace(settings, probe_indices=share_of_probes(settings.indices, ranks))
+    if settings.checkpoint is not None:
+        folder = Path(settings.checkpoint)
+        own = folder if ranks.size == 1 else folder / f"rank-{ranks.rank}"
+        settings = replace(settings, checkpoint=own)
+    settings = replace(settings, progress=settings.progress and ranks.rank == 0)
+    earlier = None
+    if settings.checkpoint is not None:
+        earlier = Checkpoint.identity_of(Path(settings.checkpoint))
+    threads = None if earlier is None else earlier.get("threads")
+    with undisturbed(model, repeatable=settings.checkpoint is not None), thread_count(threads):
+        kept = None
+        batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
+        if earlier is not None and strategy == "auto" and "strategy" in earlier:
+            strategy, micro_batch = earlier["strategy"], earlier["micro_batch"]
+            kept = earlier.get("kept")
+        operator = ModelOperator(
+            model,
+            loss_fn,
+            batches,
+            curvature=curvature,
+            params=params,
+            dtype=dtype,
+            strategy=strategy,
+            micro_batch=micro_batch,
+            kept=kept,
+            seed=settings.seed,
+            ranks=ranks if shard == "samples" else None,
+        )
+        operator.prepare(
+            probes=len(settings.indices),
+            steps=min(settings.steps, operator.shape[0]),
+            memory_limit=settings.memory_limit,
+            reserved=settings.basis_bytes(operator) if settings.basis == "device" else 0,
+            measurements=measurements,
+        )
+        size, seconds = operator.predicted_bytes, operator.predicted_seconds
+        if size is not None and seconds is not None:
+            forecast = f"{size / 2**30:.2f} GiB, about {seconds:.0f} s"
+            settings = replace(settings, description=f"{settings.description} ({forecast})")
+        yield PreparedRun(operator, settings, batches, ranks)
