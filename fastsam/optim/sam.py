@@ -199,10 +199,13 @@ class SAM(Optimizer):
             it makes both). Whatever the closure raises, the weights are back at w.
 
         Raises:
-            RuntimeError: no closure was given and there was no ``first_step``.
+            RuntimeError: no closure was given and there was no ``first_step``; or a closure for the
+                second pass was given and there is no gradient of the first. Nothing was changed.
         """
         if closure is None:
             return self._finish_or_initialise()
+        if not self._closure_makes_both:
+            self._require_a_first_pass()
         with torch.enable_grad():
             loss = closure() if self._closure_makes_both else None
         self.first_step(zero_grad=not self._closure_makes_both)
@@ -348,6 +351,17 @@ class SAM(Optimizer):
                 "it out: their norm is that of all ranks"
             )
         self.native.climb(grad_scale=grad_scale, found_inf=found_inf)
+
+    def _require_a_first_pass(self) -> None:
+        """A closure for both passes, given where one for the second is meant, would switch SAM off."""
+        if self.native.climbed:
+            return  # first_step() says what is wrong
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "step(closure) makes the second pass and found no gradient of the first: run the first "
+                "forward and backward pass before it, or, for a closure that makes both passes as in "
+                'torch.optim, construct SAM(..., closure="both_passes")'
+            )
 
     @torch.no_grad()
     def _descend(self) -> None:

@@ -74,6 +74,29 @@ def test_the_closure_may_make_both_passes(base, seed):
     assert_same_bits(weights(parameters), expected)
 
 
+def test_a_closure_for_the_second_pass_needs_the_first(base, seed):
+    """A closure as torch.optim has it would otherwise get the base optimizer, and no SAM, unnoticed."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    calls = []
+
+    def closure() -> None:
+        calls.append(1)
+        problem.set_gradients(parameters, 0, 1)
+
+    with pytest.raises(RuntimeError, match='closure="both_passes"'):
+        optimizer.step(closure)
+    assert not calls
+    assert_same_bits(weights(parameters), problem.start)
+    assert not any(optimizer.state.values())
+    problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i else True)
+    optimizer.step(closure)  # one gradient is enough
+    optimizer.zero_grad()
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match=r"restore\(\)"):
+        optimizer.step(closure)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("mode", ["second_pass", "both_passes"])
 def test_whatever_a_closure_raises_the_weights_are_back(error, mode, base, seed):
