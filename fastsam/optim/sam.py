@@ -29,6 +29,9 @@ class SAM(Optimizer):
     restores the weights; any other base optimizer runs its own ``step()`` after a native restore, at the
     price of one flag read by the host per step.
 
+    Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
+    may be frozen and unfrozen between steps.
+
     A gradient that is not finite, in either pass, restores the weights and skips the update.
     ``skipped_steps`` counts that on the device.
 
@@ -174,7 +177,8 @@ class SAM(Optimizer):
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: there was no ``first_step``, or a parameter's storage was replaced since.
+            RuntimeError: there was no ``first_step``, or since then a parameter's storage was replaced or
+                a frozen parameter was given a gradient.
             ValueError: a gradient does not fit its parameter. The weights are still perturbed then:
                 mend the gradient and call again, or give the step up with ``restore()``.
         """
