@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
@@ -36,10 +37,10 @@ class EntropySGD(WrappedOptimizer):
         optimizer: Optimizer,
         *,
         steps: int = 5,
-        inner_lr: float = 0.1,
-        gamma: float = 0.03,
-        noise: float = 1e-4,
-        alpha: float = 0.75,
+        inner_lr: float | Default[float] = Default(0.1),
+        gamma: float | Default[float] = Default(0.03),
+        noise: float | Default[float] = Default(1e-4),
+        alpha: float | Default[float] = Default(0.75),
         seed: int = 0,
     ) -> None:
         check_option("steps", steps, low=1)

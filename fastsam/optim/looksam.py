@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim.sam import SAM
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
 
 _DIRECTION = "flat_direction"
@@ -33,7 +34,12 @@ class LookSAM(WrappedOptimizer):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, rho: float = 0.05, every: int = 5, alpha: float = 0.7
+        self,
+        optimizer: Optimizer,
+        *,
+        rho: float | Default[float] = Default(0.05),
+        every: int = 5,
+        alpha: float | Default[float] = Default(0.7),
     ) -> None:
         check_option("every", every, low=1)
         check_option("alpha", alpha, low=0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
@@ -27,7 +28,12 @@ class LPFSGD(WrappedOptimizer):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, gamma: float = 0.002, parts: int = 1, seed: int = 0
+        self,
+        optimizer: Optimizer,
+        *,
+        gamma: float | Default[float] = Default(0.002),
+        parts: int = 1,
+        seed: int = 0,
     ) -> None:
         check_option("gamma", gamma, low=0)
         check_option("parts", parts, low=1)

@@ -14,7 +14,7 @@ from fastsam.optim import sharding
 from fastsam.optim.ascent import AscentStep
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.native_step import NativeStep
-from fastsam.optim.settings import check_group
+from fastsam.optim.settings import Default, check_given, check_group, refuse_clashes, value_of
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
@@ -38,7 +38,8 @@ class SAM(Optimizer):
     Args:
         params: parameters or parameter groups; a group may have its own ``rho``, ``adaptive``, ``eta`` and
             ``stochastic_rounding``.
-        base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``.
+        base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``, or
+            any callable that makes it of ``params`` and ``**kwargs``, such as ``partial(SGD, lr=0.1)``.
         rho: radius of the perturbation, >= 0; a number or a scalar tensor, and free to change between
             steps through ``param_groups``. Default 0.05 (Foret et al. 2021, section 3.1).
         adaptive: False for SAM; True for ASAM with every weight normalised by ``|w|``; ``"weights"`` for
@@ -52,7 +53,8 @@ class SAM(Optimizer):
             depends on the step's gradient norm and the place of an element alone: equal on all replicas and
             in every repetition of a run. It makes no difference to wider weights, nor to the update, which
             rounds to nearest as torch's optimizers do.
-        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``.
+        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Options that its
+            groups have already stay; one that is given here as well must agree with them.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
@@ -63,9 +65,11 @@ class SAM(Optimizer):
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: rho is negative or not finite, or an option is unknown.
-        TypeError: ``base_optimizer`` is not an optimizer class, needs a closure (LBFGS), or both ways of
-            giving one were used.
+        ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
+            of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
+            a group of ``optimizer``.
+        TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
+            of giving one were used.
 
     Example:
         >>> import torch
@@ -85,28 +89,34 @@ class SAM(Optimizer):
     def __init__(
         self,
         params: Iterable[Any] | None = None,
-        base_optimizer: type[Optimizer] | None = None,
-        rho: float | Tensor = 0.05,
-        adaptive: bool | Literal["weights"] = False,
+        base_optimizer: Callable[..., Optimizer] | None = None,
+        rho: float | Tensor | Default[float] = Default(0.05),
+        adaptive: bool | Literal["weights"] | Default[bool] = Default(False),
         *,
-        eta: float | None = None,
-        stochastic_rounding: bool = False,
+        eta: float | Default[None] | None = Default(None),
+        stochastic_rounding: bool | Default[bool] = Default(False),
         optimizer: Optimizer | None = None,
         check_finite: bool = True,
         closure: Literal["second_pass", "both_passes"] = "second_pass",
         process_group: ProcessGroup | None = None,
         **kwargs: Any,
     ) -> None:
-        own = {
+        options: dict[str, Any] = {
             "rho": rho,
             "adaptive": adaptive,
             "eta": eta,
             "stochastic_rounding": stochastic_rounding,
         }
+        own = {name: value_of(option) for name, option in options.items()}
         check_group(own)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
-        if optimizer is not None:
+        if optimizer is None:
+            if params is None or base_optimizer is None:
+                raise TypeError("SAM needs params and base_optimizer, or optimizer=")
+            optimizer = _made(base_optimizer, params, own, kwargs)
+            options = {}  # are the defaults of groups that have none of their own
+        else:
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(
                     f"optimizer= takes a ready optimizer, got {optimizer!r}; a class is passed as "
@@ -117,34 +127,23 @@ class SAM(Optimizer):
                     "pass either optimizer= (a ready base optimizer, which has its parameters and "
                     "settings already) or params and base_optimizer, not both"
                 )
-            for group in optimizer.param_groups:
-                for key, value in own.items():
-                    group.setdefault(key, value)
-            super().__init__(optimizer.param_groups, own)
-            self.base_optimizer = optimizer
-        else:
-            if params is None or base_optimizer is None:
-                raise TypeError("SAM needs params and base_optimizer, or optimizer=")
-            if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
-                raise TypeError(
-                    f"base_optimizer must be an optimizer class such as torch.optim.SGD, got "
-                    f"{base_optimizer!r}; pass a ready instance as SAM(optimizer=...)"
-                )
-            super().__init__(params, {**own, **kwargs})
-            self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
-        if isinstance(self.base_optimizer, LBFGS):
-            raise TypeError(
-                "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
-                "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
-            )
+        _refuse_lbfgs(type(optimizer))
+        refuse_clashes("SAM", own, optimizer)
+        check_given(options, optimizer.param_groups)
+        for group in optimizer.param_groups:
+            check_group(group)
+        # Nothing was refused: from here on things change.
+        for group in optimizer.param_groups:
+            for key, value in own.items():
+                group.setdefault(key, value)
+        super().__init__(optimizer.param_groups, own)
+        self.base_optimizer = optimizer
         self.check_finite = check_finite
         self._closure_makes_both = closure == "both_passes"
         self.process_group = process_group
         # The base knows SAM's defaults, so that groups may be added through either object.
         self.base_optimizer.defaults.update(own)
         self.defaults = self.base_optimizer.defaults
-        for group in self.param_groups:
-            check_group(group)
         self._ascent: AscentStep | None = None
         self.native = NativeStep(self.base_optimizer)
         self._share_with_base()
@@ -413,6 +412,41 @@ class SAM(Optimizer):
                 f"{what} between first_step() and second_step(): the weights are perturbed. Finish the "
                 "step, or give it up with restore(), first"
             )
+
+
+def _made(
+    base_optimizer: Callable[..., Any],
+    params: Iterable[Any],
+    own: Iterable[str],
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    """The base optimizer that a class, or another callable, makes of ``params``."""
+    if not callable(base_optimizer) or (
+        isinstance(base_optimizer, type) and not issubclass(base_optimizer, Optimizer)
+    ):
+        raise TypeError(
+            f"base_optimizer must be an optimizer class such as torch.optim.SGD, or a callable that makes an "
+            f"optimizer of the parameters, got {base_optimizer!r}; pass a ready instance as "
+            "SAM(optimizer=...)"
+        )
+    # Before it is called: an optimizer writes its defaults into the dicts of the groups it is given.
+    _refuse_lbfgs(base_optimizer)
+    refuse_clashes("SAM", own, base_optimizer)
+    optimizer = base_optimizer(params, **kwargs)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"base_optimizer must make a torch.optim.Optimizer of the parameters, got {optimizer!r} of "
+            f"{base_optimizer!r}"
+        )
+    return optimizer
+
+
+def _refuse_lbfgs(made_by: Callable[..., Any]) -> None:
+    if isinstance(made_by, type) and issubclass(made_by, LBFGS):
+        raise TypeError(
+            "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
+            "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
+        )
 
 
 class _Handle:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
+from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
@@ -28,11 +29,17 @@ class WrappedOptimizer(Optimizer):
 
     Args:
         optimizer: the base optimizer; its groups get the options.
-        **options: options of the wrapper, by name.
+        **options: options of the wrapper, by name; a :class:`Default` yields to what a group has.
+
+    Raises:
+        ValueError: the base optimizer has an option of its own by one of these names, or a group of it
+            another value for one, from an earlier wrapper for instance. Nothing was changed.
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        own = {**options, COUNTER: 0}
+        own = {**{name: value_of(option) for name, option in options.items()}, COUNTER: 0}
+        refuse_clashes(type(self).__name__, own, optimizer)
+        check_given(options, optimizer.param_groups)
         for group in optimizer.param_groups:
             for name, value in own.items():
                 group.setdefault(name, value)
@@ -88,8 +95,11 @@ class WrappedOptimizer(Optimizer):
         return torch.enable_grad()(closure)
 
 
-def check_option(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless ``low <= value <= high`` and the value is finite."""
+def check_option(
+    name: str, option: float | Default[float], *, low: float, high: float = float("inf")
+) -> None:
+    """Raise ValueError unless the option's value is finite and ``low <= value <= high``."""
+    value = value_of(option)
     if not low <= value <= high or value == float("inf"):
         limit = "" if high == float("inf") else f" and at most {high:g}"
         raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")

@@ -407,3 +407,38 @@ def test_looksam_at_every_step_is_sam() -> None:
 def test_options_out_of_range_are_refused(build: Build) -> None:
     with pytest.raises(ValueError, match=r"must be"):
         build(SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+OPTIONS: dict[str, tuple[Build, Build]] = {
+    "pgd": (lambda sgd: PGD(sgd, sigma=0.1), lambda sgd: PGD(sgd, sigma=0.2)),
+    "lpf": (lambda sgd: LPFSGD(sgd, gamma=0.1), lambda sgd: LPFSGD(sgd, gamma=0.002)),
+    "entropy": (lambda sgd: EntropySGD(sgd, alpha=0.5), lambda sgd: EntropySGD(sgd, alpha=0.75)),
+    "looksam": (lambda sgd: LookSAM(sgd, alpha=0.5), lambda sgd: LookSAM(sgd, alpha=0.7)),
+    "looksam rho": (lambda sgd: LookSAM(sgd, rho=0.5), lambda sgd: LookSAM(sgd, rho=0.05)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_contradicts_an_earlier_wrapper_is_refused(name: str) -> None:
+    """The same one may be given again, and what is not given stays."""
+    first, other = OPTIONS[name]
+    sgd = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    first(sgd)
+    before = dict(sgd.param_groups[0])
+    first(sgd)
+    if name != "pgd":
+        type(first(sgd))(sgd)
+    with pytest.raises(ValueError, match=r"was given, but group 0"):
+        other(sgd)
+    assert sgd.param_groups[0] == before
+
+
+def test_a_base_with_an_option_of_the_same_name_is_refused_by_all() -> None:
+    """RMSprop's alpha is the decay of its squares."""
+    rmsprop = torch.optim.RMSprop([nn.Parameter(torch.zeros(1))])
+    before = dict(rmsprop.param_groups[0])
+    with pytest.raises(ValueError, match="RMSprop has an option of its own named 'alpha'"):
+        EntropySGD(rmsprop)
+    with pytest.raises(ValueError, match="option of its own named 'rho'"):
+        LookSAM(torch.optim.Adadelta([nn.Parameter(torch.zeros(1))]))
+    assert rmsprop.param_groups[0] == before
