@@ -266,6 +266,7 @@ class NativeStep:
                 if not _takes_part(parameter):
                     left_out.append(parameter)
                     continue
+                sharding.refuse_flattened(parameter)  # the model may have been sharded since
                 part = sharding.local(parameter)
                 if part.dtype not in native.DTYPE_CODES:
                     raise ValueError(

@@ -67,7 +67,7 @@ class SAM(Optimizer):
     Raises:
         ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
             of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
-            a group of ``optimizer``.
+            a group of ``optimizer``; a parameter is sharded by FSDP1.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -132,6 +132,8 @@ class SAM(Optimizer):
         check_given(options, optimizer.param_groups)
         for group in optimizer.param_groups:
             check_group(group)
+            for parameter in group["params"]:
+                sharding.refuse_flattened(parameter)
         # Nothing was refused: from here on things change.
         for group in optimizer.param_groups:
             for key, value in own.items():

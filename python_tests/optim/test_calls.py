@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
@@ -601,6 +602,32 @@ def test_a_dtype_without_kernels_is_refused():
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"complex64.*float32"):
         SAM([p], torch.optim.SGD, lr=0.1).first_step()
+
+
+@pytest.fixture
+def fake_ranks():
+    """Two ranks of which one is there; what the other would send is not looked at."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("use_orig_params", [False, True])
+@pytest.mark.usefixtures("fake_ranks")
+def test_parameters_of_fsdp1_are_refused(use_orig_params):
+    """They are parts that look whole: the norm would be that of one rank."""
+    model = FullyShardedDataParallel(
+        nn.Linear(4, 3), device_id=torch.device("cpu"), use_orig_params=use_orig_params
+    )
+    with pytest.raises(ValueError, match="fully_shard"):
+        SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1)
+    optimizer.add_param_group({"params": model.parameters()})
+    for p in optimizer.param_groups[1]["params"]:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="fully_shard"):
+        optimizer.first_step()
 
 
 def test_a_device_without_kernels_is_refused():
