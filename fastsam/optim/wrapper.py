@@ -56,6 +56,18 @@ class WrappedOptimizer(Optimizer):
         self.base_optimizer.load_state_dict(state_dict)
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object, as in torch.optim; a scheduler has put a step of its own here.
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "step"
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
     def _share(self) -> None:
         self.param_groups = self.base_optimizer.param_groups
         self.state = self.base_optimizer.state

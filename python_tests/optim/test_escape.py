@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_a_reloaded_run_goes_on_with_the_same_bits(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
 
 
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_copies_go_their_own_way(name: str, copier: Callable[[Any], Any]) -> None:
+    """Also after a scheduler has wrapped ``step``, which no file can hold."""
+    model, inputs, targets = problem()
+    optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05, momentum=0.9))
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    run = closure_of(optimizer, model, inputs, targets)
+    for _ in range(4):
+        optimizer.step(run)
+    twin_model, twin = copier((model, optimizer))
+    assert twin.param_groups is twin.base_optimizer.param_groups
+    assert twin.state is twin.base_optimizer.state
+    assert twin.steps_taken == 4
+    before = weights(model)
+    second = closure_of(twin, twin_model, inputs, targets)
+    for _ in range(3):
+        twin.step(second)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    for _ in range(3):
+        optimizer.step(run)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(twin_model), strict=True))
+    if name == "looksam":
+        assert twin.sam is twin.base_optimizer
+        assert twin.sam.base_optimizer.param_groups is twin.param_groups
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_groups_are_shared_and_a_closure_is_needed(name: str) -> None:
     model, _, _ = problem()
@@ -94,8 +122,12 @@ class BrokenPassError(Exception):
     """What a closure raises half-way."""
 
 
-@pytest.mark.parametrize("name", ["lpf", "entropy", "looksam"])
-def test_a_failing_closure_leaves_the_weights(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [*((name, 1) for name in BUILDERS), ("lpf", 2), ("entropy", 2), ("looksam", 2)],
+)
+def test_a_failing_closure_leaves_the_weights(name: str, broken: int) -> None:
+    """In the first pass, and in the second of those that have one."""
     model, inputs, targets = problem()
     optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05))
     run = closure_of(optimizer, model, inputs, targets)
@@ -105,7 +137,7 @@ def test_a_failing_closure_leaves_the_weights(name: str) -> None:
     def failing() -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == broken:
             raise BrokenPassError
         return run()
 
