@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import LBFGS, Optimizer
 
-from fastsam.optim import sharding
+from fastsam.optim import sharding, state_dicts
 from fastsam.optim.ascent import AscentStep
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.native_step import NativeStep
@@ -274,9 +274,12 @@ class SAM(Optimizer):
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of SAM and of the base optimizer, without any copy of the weights."""
+        """State dict of the base optimizer, SAM's settings in its groups, without any copy of the weights."""
         self._refuse_midway("state_dict()")
-        packed = super().state_dict()
+        return state_dicts.save(self, self._packed)
+
+    def _packed(self) -> dict[str, Any]:
+        packed = self.base_optimizer.state_dict()
         rule = fused_rule(self.base_optimizer)
         if rule is None or rule.step_key is not None:
             return packed
@@ -292,13 +295,16 @@ class SAM(Optimizer):
         """Loads a state dict of this class, of the reference implementation, or of the base optimizer.
 
         Copies of weights in old checkpoints are dropped, and what they lack is filled from the current
-        groups.
+        groups; the rest is the base optimizer's ``load_state_dict``.
 
         Raises:
             RuntimeError: called between ``first_step`` and ``second_step``.
             ValueError: the groups do not match, or a setting in them is not one.
         """
         self._refuse_midway("load_state_dict()")
+        state_dicts.load(self, self._unpack, state_dict)
+
+    def _unpack(self, state_dict: dict[str, Any]) -> None:
         state = {
             index: {key: value for key, value in entry.items() if key not in _LEGACY_STATE}
             for index, entry in state_dict["state"].items()
@@ -310,14 +316,13 @@ class SAM(Optimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
-        super().load_state_dict(
+        self.base_optimizer.load_state_dict(
             {
                 **state_dict,
                 "state": {index: entry for index, entry in state.items() if entry},
                 "param_groups": groups,
             }
         )
-        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share_with_base()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -332,12 +337,11 @@ class SAM(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "base_optimizer" in state:  # a copy, not load_state_dict()
-            handle = state["process_group"]
-            self.process_group = handle.group if handle else None
-            self._ascent = None
-            self.native = NativeStep(self.base_optimizer)
-            self._share_with_base()
+        handle = state["process_group"]
+        self.process_group = handle.group if handle else None
+        self._ascent = None
+        self.native = NativeStep(self.base_optimizer)
+        self._share_with_base()
 
     # --- the two halves -------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
+from fastsam.optim import state_dicts
 from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
 
 Closure = Callable[[], Tensor]
@@ -51,8 +52,15 @@ class WrappedOptimizer(Optimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step; the closure is called for every pass that it needs."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """State dict of the base optimizer, whose groups hold this one's options and steps taken."""
+        return state_dicts.save(self, self.base_optimizer.state_dict)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` of the same class returned."""
+        state_dicts.load(self, self._unpack, state_dict)
+
+    def _unpack(self, state_dict: dict[str, Any]) -> None:
         self.base_optimizer.load_state_dict(state_dict)
         self._share()
 
