@@ -4,8 +4,8 @@ Accelerate wraps an optimizer to skip its ``step()`` while gradients accumulate;
 on full gradients, so it stays outside and only the model, which reduces the gradients, is prepared.
 
 With ``mixed_precision="fp16"``, on a GPU, Accelerate scales the loss and leaves it to the optimizer it has
-wrapped to undo that. This one is not wrapped: the scaler takes both halves here, as docs/sam.md shows, and does
-nothing in other precisions.
+wrapped to undo that. This one is not wrapped: the scaler takes both halves here, as docs/sam.md shows, and
+does nothing in other precisions.
 """
 
 from __future__ import annotations

@@ -30,6 +30,17 @@ class EntropySGD(WrappedOptimizer):
         noise: thermal noise; 1e-4 in section 4.2 of the paper.
         alpha: memory of the running mean; 0.75 in section 4.2 of the paper.
         seed: seed of the noise.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = EntropySGD(torch.optim.SGD(model.parameters(), lr=1.0), steps=5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(

@@ -31,6 +31,17 @@ class LookSAM(WrappedOptimizer):
         rho: radius of the ascent step.
         every: k; 5 to 10 in the paper.
         alpha: weight of the remembered direction; 0.7 in the paper.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = LookSAM(torch.optim.SGD(model.parameters(), lr=0.1), every=5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(

@@ -25,6 +25,17 @@ class LPFSGD(WrappedOptimizer):
             code.
         parts: M; the closure is called once for each part of the batch.
         seed: seed of the noise.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = LPFSGD(torch.optim.SGD(model.parameters(), lr=0.1), gamma=0.002)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(

@@ -50,6 +50,7 @@ class NativeStep:
         self._written_options: list[dict[str, Any]] = []
         self._layout: list[tuple[Any, ...]] = []
         self._left_out: list[Tensor] = []
+        self._loss_scale: Tensor | None = None
 
     # --- the halves -----------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ class NativeStep:
                     if bucket.device == device and bucket.is_16_bit
                 )
             )
+        self._loss_scale = grad_scale  # a scaler makes a tensor for every step
         self.climbed = True
         try:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
@@ -191,6 +193,15 @@ class NativeStep:
         unchanged = sum(lost.unchanged.to(device)[0] for lost in self._lost.values())
         elements = sum(lost.elements for lost in self._lost.values())
         return torch.as_tensor(unchanged / max(elements, 1), dtype=torch.float32)
+
+    @property
+    def ascent_norm(self) -> Tensor:
+        """See :attr:`fastsam.SAM.ascent_norm`."""
+        if not self._scalars:
+            return torch.zeros((), dtype=torch.float64)
+        # Every device has the squared norms of all buckets.
+        norm = next(iter(self._scalars.values())).squared_norms.sum().sqrt()
+        return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
 
     def unstarted(self) -> set[int]:
         """Identities of parameters that have state tensors which no update has reached yet."""

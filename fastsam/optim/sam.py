@@ -241,6 +241,18 @@ class SAM(Optimizer):
         return self.native.skipped_steps
 
     @property
+    def ascent_norm(self) -> Tensor:
+        """``||T_w g||`` of the last ascent over all groups: float64 scalar on the parameters' device.
+
+        For SAM the 2-norm of the gradients of the first pass as ``first_step`` found them, clipped or not,
+        without a scaler's loss scale; for ASAM each is multiplied by ``|w| + eta`` first. Where parameters
+        are sharded it is that of all ranks. It comes from the ascent itself, so that nothing is read again
+        and nothing waits; not finite where the step was skipped for its first gradient, and 0 before the
+        first ascent and after a state dict was loaded.
+        """
+        return self.native.ascent_norm
+
+    @property
     def unchanged_share(self) -> Tensor:
         """Share of the elements of 16-bit weights that the last ascent was too small to change.
 

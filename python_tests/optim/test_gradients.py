@@ -180,6 +180,47 @@ def test_without_the_check_the_first_pass_is_still_checked(seed):
     assert_same_bits(found, problem.start)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_norm_of_the_ascent(base, adaptive, clip, seed):
+    """Against float64, over groups and dtypes, with a parameter that has no gradient."""
+    problem = Problem(SHAPES, dtype=torch.float64, seed=seed)
+    parameters = problem.parameters()
+    parameters[3] = nn.Parameter(parameters[3].detach().float())
+    groups = [
+        {"params": parameters[:2], "adaptive": adaptive, "eta": 0.3},
+        {"params": parameters[2:], "rho": 0.2},
+    ]
+    optimizer = SAM(groups, base[0], **base[1])
+    assert float(optimizer.ascent_norm) == 0.0
+    for step in range(2):
+        problem.set_gradients(parameters, step, 0, lambda i, s, w: None if i == 1 else True)
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, 0.1)
+        doubles = [p.detach().double() for p in parameters]
+        expected = sum(
+            float(((w.abs() + 0.3 if adaptive and i < 2 else 1.0) * p.grad.double()).square().sum())
+            for i, (p, w) in enumerate(zip(parameters, doubles, strict=True))
+            if p.grad is not None
+        )
+        optimizer.first_step(zero_grad=True)
+        found = optimizer.ascent_norm
+        assert found.dtype is torch.float64
+        assert found.shape == ()
+        assert float(found) == pytest.approx(expected**0.5, rel=1e-6)
+        problem.set_gradients(parameters, step, 1)
+        optimizer.second_step()
+        assert torch.equal(optimizer.ascent_norm, found)  # the second pass does not touch it
+
+
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_the_norm_of_an_ascent_that_was_skipped(value, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    problem.run(optimizer, parameters, 1, patterns(value)["first"])
+    assert not bool(optimizer.ascent_norm.isfinite())
+
+
 def test_tied_and_frozen_parameters(seed):
     """A tied matrix is perturbed once; a frozen one never."""
 
