@@ -8,13 +8,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.amp import GradScaler
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-pytestmark = pytest.mark.slow
 
 
 def losses_of(name: str) -> list[float]:
@@ -24,6 +25,7 @@ def losses_of(name: str) -> list[float]:
         return runpy.run_path(str(EXAMPLES / name))["main"]()
 
 
+@pytest.mark.slow
 def test_lightning() -> None:
     pytest.importorskip("lightning", exc_type=ImportError)
     losses = losses_of("lightning_sam.py")
@@ -31,12 +33,37 @@ def test_lightning() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_accelerate() -> None:
     pytest.importorskip("accelerate", exc_type=ImportError)
     losses = losses_of("accelerate_sam.py")
     assert losses[-1] < 0.6 * losses[0]
 
 
+class ScalingAccelerator:
+    """What the example uses of Accelerate, which makes a scaler for fp16 on a GPU alone."""
+
+    def __init__(self, *, cpu: bool, mixed_precision: str) -> None:
+        self.scaler = GradScaler("cpu", init_scale=2.0**12) if mixed_precision == "fp16" else None
+
+    def prepare(self, *prepared: Any) -> tuple[Any, ...]:
+        return prepared
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+
+def test_accelerate_with_a_scaler_trains_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale is a power of two: the bits are the same."""
+    stand_in = SimpleNamespace(Accelerator=ScalingAccelerator)
+    monkeypatch.setitem(sys.modules, "accelerate", stand_in)
+    main = runpy.run_path(str(EXAMPLES / "accelerate_sam.py"))["main"]
+    losses = main()
+    assert losses[-1] < 0.6 * losses[0]
+    assert main(mixed_precision="fp16") == losses
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_local_ascent(ranks: int) -> None:
     if not torch.distributed.is_gloo_available():

@@ -19,17 +19,18 @@ PACKAGE = ROOT / "fastsam"
 LAYERS: dict[str, set[str]] = {
     "_native": set(),
     "progress": set(),
+    "upload": set(),
     "kernels": {"_native"},
-    "optim": {"kernels"},
+    "optim": {"kernels", "upload"},
     "curvature": {"kernels", "progress"},
-    "longtail": {"optim", "curvature", "progress"},
+    "longtail": {"optim", "curvature", "progress", "upload"},
     "report": {"longtail", "optim", "curvature", "progress"},
     "demo": {"report", "longtail", "optim", "curvature", "progress"},
     "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", "progress"},
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature")
+CORE = ("kernels", "optim", "curvature", "upload")
 CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
 
 

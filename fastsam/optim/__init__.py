@@ -2,15 +2,23 @@
 
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.capture import capture_step
+from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.local import local_sam_step
+from fastsam.optim.looksam import LookSAM
+from fastsam.optim.lpf import LPFSGD
+from fastsam.optim.pgd import PGD
 from fastsam.optim.rho import ConstantRho, CosineRho, LinearRho, RhoScheduler, StepRho
 from fastsam.optim.sam import SAM
 
 __all__ = [
+    "LPFSGD",
+    "PGD",
     "SAM",
     "ConstantRho",
     "CosineRho",
+    "EntropySGD",
     "LinearRho",
+    "LookSAM",
     "RhoScheduler",
     "StepRho",
     "capture_step",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastsam.optim import sharding
+from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
 
@@ -32,6 +34,7 @@ def capture_step(
     autocast: torch.dtype | None = None,
     scaler: GradScaler | None = None,
     warmup: int = 3,
+    freeze_batch_norm: bool = False,
 ) -> Step:
     """Turns a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
 
@@ -54,14 +57,17 @@ def capture_step(
         autocast: dtype of ``torch.autocast``, a context of its own for each pass; None for none.
         scaler: a ``GradScaler``; its ``update()`` is part of the step.
         warmup: steps made before capturing, at least 1.
+        freeze_batch_norm: keep the second pass of SAM out of the running statistics of BatchNorm, as
+            :func:`frozen_batch_norm_statistics` does.
 
     Returns:
         ``step(batch)``, which copies the batch into the graph's inputs and returns the loss of the first
         pass, detached.
 
     Raises:
-        ValueError: ``warmup`` is less than 1 or the batch is not a sequence of tensors; from ``step``: a
-            batch does not match the example.
+        ValueError: ``warmup`` is less than 1, the batch is not a sequence of tensors, or
+            ``freeze_batch_norm`` was asked for without SAM; from ``step``, with and without a graph: a batch
+            does not match the example.
         RuntimeError: something cannot be captured; the message says what. Nothing was changed. From
             ``step``: the optimizer's parameters, groups or state were replaced since, or a number that the
             graph has frozen was changed; capture again.
@@ -79,23 +85,48 @@ def capture_step(
     """
     if warmup < 1:
         raise ValueError(f"warmup must be at least 1, got {warmup}")
-    if not isinstance(example_batch, (tuple, list)) or not (
-        len(example_batch) >= 2 and all(isinstance(part, Tensor) for part in example_batch)
-    ):
-        raise ValueError("example_batch must be a tuple or list of tensors, the targets last")
+    if freeze_batch_norm and not isinstance(optimizer, SAM):
+        raise ValueError(
+            "freeze_batch_norm=True is for the second pass of SAM; the one pass of "
+            f"{type(optimizer).__name__} is what the running statistics are made from"
+        )
+    expected = _layout_of(example_batch)
     device = next(model.parameters()).device
 
     def step(batch: Batch) -> Tensor:
-        return _eager_step(model, loss_fn, optimizer, batch, device, autocast, scaler)
+        return _eager_step(
+            model, loss_fn, optimizer, batch, device, autocast, scaler, freeze_batch_norm
+        )
 
-    if device.type != "cuda":
-        return step
-    reason = obstacle(model, optimizer)
-    if reason is not None:
-        raise RuntimeError(f"this step cannot be captured as a CUDA graph: {reason}")
-    # A graph is captured on the current device, which need not be the model's.
-    with torch.cuda.device(device):
-        return _captured(step, model, optimizer, example_batch, scaler, warmup)
+    made: Step = step
+    if device.type == "cuda":
+        reason = obstacle(model, optimizer)
+        if reason is not None:
+            raise RuntimeError(f"this step cannot be captured as a CUDA graph: {reason}")
+        # A graph is captured on the current device, which need not be the model's.
+        with torch.cuda.device(device):
+            made = _captured(step, model, optimizer, example_batch, scaler, warmup)
+
+    def checked(batch: Batch) -> Tensor:
+        given = _layout_of(batch)
+        if given != expected:
+            raise ValueError(
+                f"the step was made for {expected}, got {given}; use the plain calls for an uneven batch"
+            )
+        return made(batch)
+
+    return checked
+
+
+def _layout_of(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor of a batch."""
+    if not isinstance(batch, (tuple, list)) or not (
+        len(batch) >= 2 and all(isinstance(part, Tensor) for part in batch)
+    ):
+        raise ValueError(
+            f"a batch must be a tuple or list of tensors, the targets last, got {type(batch).__name__}"
+        )
+    return [(tuple(part.shape), part.dtype) for part in batch]
 
 
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
@@ -168,19 +199,27 @@ def _eager_step(
     device: torch.device,
     autocast: torch.dtype | None,
     scaler: GradScaler | None,
+    freeze_batch_norm: bool,
 ) -> Tensor:
     *inputs, targets = batch
     scaler = scaler or GradScaler(device.type, enabled=False)
-    losses = []
+    losses: list[Tensor] = []
     halves = (optimizer.ascent, optimizer) if isinstance(optimizer, SAM) else (optimizer,)
     try:
         for half in halves:
-            context: AbstractContextManager[object] = (
+            cast: AbstractContextManager[object] = (
                 nullcontext() if autocast is None else torch.autocast(device.type, autocast)
             )
-            with context:
-                loss = loss_fn(model(*inputs), targets)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            # Around the backward pass too: checkpointed layers run forward in it again.
+            statistics: AbstractContextManager[object] = (
+                frozen_batch_norm_statistics(model)
+                if freeze_batch_norm and losses
+                else nullcontext()
+            )
+            with statistics:
+                with cast:
+                    loss = loss_fn(model(*inputs), targets)
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(half)
             optimizer.zero_grad()
             losses.append(loss.detach())
@@ -215,14 +254,6 @@ def _captured(
         loss = step(static)
 
     def replay(batch: Batch) -> Tensor:
-        if len(batch) != len(static) or any(
-            given.shape != expected.shape or given.dtype != expected.dtype
-            for given, expected in zip(batch, static, strict=False)
-        ):
-            raise ValueError(
-                f"the step was captured for {[(tuple(t.shape), t.dtype) for t in static]}, got "
-                f"{[(tuple(t.shape), t.dtype) for t in batch]}; use the plain calls for an uneven batch"
-            )
         if _frozen(optimizer) != frozen:
             raise RuntimeError(
                 "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
@@ -237,24 +268,38 @@ def _captured(
     return replay
 
 
-def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
-    """All that a graph of this optimizer's step has for good: addresses, and settings that are numbers.
+@dataclass(frozen=True)
+class _Memory:
+    """Where a tensor lies. While this is held, nothing else can come to lie there."""
 
-    SAM's kernels read settings from memory that this call refreshes, so it freezes addresses alone.
+    address: int
+    storage: torch.UntypedStorage = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Memory:
+        return cls(tensor.data_ptr(), tensor.untyped_storage())
+
+
+def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
+    """All that a graph of this optimizer's step has for good: memory, and settings that are numbers.
+
+    SAM's kernels read settings from a block that this call refreshes. Only tensors on a device are copied to
+    that block by the graph itself, from where they lay.
     """
-    if isinstance(optimizer, SAM):
-        optimizer.native.prepare()
-        return optimizer.native.memory()
     settings = [
         value
         for group in optimizer.param_groups
         for name, value in group.items()
         if name != "params"
     ]
+    if isinstance(optimizer, SAM):
+        optimizer.native.prepare()
+        on_device = [v for v in settings if isinstance(v, Tensor) and v.device.type != "cpu"]
+        return (optimizer.native.memory(), *map(_Memory.of, on_device))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = [value for p in parameters for value in optimizer.state.get(p, {}).values()]
     return tuple(
-        value.data_ptr() if isinstance(value, Tensor) else value
+        _Memory.of(value) if isinstance(value, Tensor) else value
         for value in (*settings, *parameters, *state)
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
@@ -29,6 +30,17 @@ class EntropySGD(WrappedOptimizer):
         noise: thermal noise; 1e-4 in section 4.2 of the paper.
         alpha: memory of the running mean; 0.75 in section 4.2 of the paper.
         seed: seed of the noise.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = EntropySGD(torch.optim.SGD(model.parameters(), lr=1.0), steps=5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(
@@ -36,10 +48,10 @@ class EntropySGD(WrappedOptimizer):
         optimizer: Optimizer,
         *,
         steps: int = 5,
-        inner_lr: float = 0.1,
-        gamma: float = 0.03,
-        noise: float = 1e-4,
-        alpha: float = 0.75,
+        inner_lr: float | Default[float] = Default(0.1),
+        gamma: float | Default[float] = Default(0.03),
+        noise: float | Default[float] = Default(1e-4),
+        alpha: float | Default[float] = Default(0.75),
         seed: int = 0,
     ) -> None:
         check_option("steps", steps, low=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim.sam import SAM
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
 
 _DIRECTION = "flat_direction"
@@ -30,10 +31,26 @@ class LookSAM(WrappedOptimizer):
         rho: radius of the ascent step.
         every: k; 5 to 10 in the paper.
         alpha: weight of the remembered direction; 0.7 in the paper.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = LookSAM(torch.optim.SGD(model.parameters(), lr=0.1), every=5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, rho: float = 0.05, every: int = 5, alpha: float = 0.7
+        self,
+        optimizer: Optimizer,
+        *,
+        rho: float | Default[float] = Default(0.05),
+        every: int = 5,
+        alpha: float | Default[float] = Default(0.7),
     ) -> None:
         check_option("every", every, low=1)
         check_option("alpha", alpha, low=0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.settings import Default
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
 
 
@@ -24,10 +25,26 @@ class LPFSGD(WrappedOptimizer):
             code.
         parts: M; the closure is called once for each part of the batch.
         seed: seed of the noise.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = LPFSGD(torch.optim.SGD(model.parameters(), lr=0.1), gamma=0.002)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) >= 0)
+        True
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, gamma: float = 0.002, parts: int = 1, seed: int = 0
+        self,
+        optimizer: Optimizer,
+        *,
+        gamma: float | Default[float] = Default(0.002),
+        parts: int = 1,
+        seed: int = 0,
     ) -> None:
         check_option("gamma", gamma, low=0)
         check_option("parts", parts, low=1)

@@ -49,6 +49,8 @@ class NativeStep:
         self._written_rows: list[list[float]] = []
         self._written_options: list[dict[str, Any]] = []
         self._layout: list[tuple[Any, ...]] = []
+        self._left_out: list[Tensor] = []
+        self._loss_scale: Tensor | None = None
 
     # --- the halves -----------------------------------------------------------------------------
 
@@ -73,6 +75,7 @@ class NativeStep:
                     if bucket.device == device and bucket.is_16_bit
                 )
             )
+        self._loss_scale = grad_scale  # a scaler makes a tensor for every step
         self.climbed = True
         try:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
@@ -114,6 +117,11 @@ class NativeStep:
                 "the storage of a parameter was replaced between first_step() and second_step() "
                 "(p.data = ... or model.to(...)): call restore(), which finds the new storage, and "
                 "begin the step again"
+            )
+        if any(p.grad is not None for p in self._left_out):
+            raise RuntimeError(
+                "a parameter that was frozen in first_step() has a gradient in second_step(): call "
+                "restore(), and freeze and unfreeze between steps"
             )
         gradients = [bucket.take_gradients() for bucket in self._buckets]
         rule = fused_rule(self._base)
@@ -186,6 +194,15 @@ class NativeStep:
         elements = sum(lost.elements for lost in self._lost.values())
         return torch.as_tensor(unchanged / max(elements, 1), dtype=torch.float32)
 
+    @property
+    def ascent_norm(self) -> Tensor:
+        """See :attr:`fastsam.SAM.ascent_norm`."""
+        if not self._scalars:
+            return torch.zeros((), dtype=torch.float64)
+        # Every device has the squared norms of all buckets.
+        norm = next(iter(self._scalars.values())).squared_norms.sum().sqrt()
+        return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
+
     def unstarted(self) -> set[int]:
         """Identities of parameters that have state tensors which no update has reached yet."""
         return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
@@ -220,12 +237,16 @@ class NativeStep:
     def _make_buckets(self) -> None:
         """Makes the buckets, once, and again when the parameters or their storage have changed."""
         layout = [
-            (group["adaptive"], group["stochastic_rounding"], *map(id, group["params"]))
+            (
+                group["adaptive"],
+                group["stochastic_rounding"],
+                *[id(p) for p in group["params"] if _takes_part(p)],
+            )
             for group in self._base.param_groups
         ]
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
-        members = self._members()
+        members, left_out = self._members()
         for bucket in self._buckets:
             for parameter in bucket.unstarted():
                 self._base.state[parameter] = dict.fromkeys(self._base.state[parameter])
@@ -245,12 +266,18 @@ class NativeStep:
         self._written_rows = []
         self._written_options = []
         self._layout = layout
+        self._left_out = left_out
 
-    def _members(self) -> list[list[Member]]:
-        """The parameters, sorted by device, dtype and the ranks that share them."""
+    def _members(self) -> tuple[list[list[Member]], list[Tensor]]:
+        """The parameters, sorted by device, dtype and the ranks that share them; and those left out."""
         members: dict[tuple[Any, ...], list[Member]] = {}
+        left_out = []
         for index, group in enumerate(self._base.param_groups):
             for parameter, adaptive in zip(group["params"], normalised(group), strict=True):
+                if not _takes_part(parameter):
+                    left_out.append(parameter)
+                    continue
+                sharding.refuse_flattened(parameter)  # the model may have been sharded since
                 part = sharding.local(parameter)
                 if part.dtype not in native.DTYPE_CODES:
                     raise ValueError(
@@ -261,7 +288,7 @@ class NativeStep:
                 members.setdefault(key, []).append(
                     Member(parameter, index, adaptive, group["stochastic_rounding"])
                 )
-        return list(members.values())
+        return list(members.values()), left_out
 
     def _new_scalars(self, device: torch.device) -> kernels.Scalars:
         hyper = (len(self._base.param_groups), len(native.HYPER_COLUMNS))
@@ -326,6 +353,11 @@ class NativeStep:
         ):
             for lost in self._lost.values():
                 lost.end()
+
+
+def _takes_part(parameter: Tensor) -> bool:
+    """Frozen parameters cost no memory and may be of any dtype, unless somebody gave them a gradient."""
+    return parameter.requires_grad or parameter.grad is not None
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:

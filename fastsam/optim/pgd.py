@@ -17,12 +17,12 @@ class PGD(WrappedOptimizer):
     Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights now and
     then, and their later work (arXiv 1902.04811, algorithm 1) the gradient at every step. Here the
     noise comes at every step: on the ``gradient`` after the backward pass, or on the ``weights``
-    before it, where it stays.
+    before it, where it stays unless the closure raises.
 
     Args:
         optimizer: the base optimizer.
         sigma: standard deviation of the noise; no published default.
-        noise_on: ``gradient`` or ``weights``.
+        noise_on: ``gradient``, or ``weights``, of which a copy is kept during the pass.
         seed: seed of the noise.
 
     Example:
@@ -51,11 +51,18 @@ class PGD(WrappedOptimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One noisy step; returns the loss."""
         run = self._required(closure)
-        if self.noise_on == "weights":
-            self._add_noise(to_gradient=False)
-        loss = run()
         if self.noise_on == "gradient":
+            loss = run()
             self._add_noise(to_gradient=True)
+        else:
+            before = [parameter.clone() for _, parameter in self._parameters()]
+            try:
+                self._add_noise(to_gradient=False)
+                loss = run()
+            except BaseException:
+                for (_, parameter), old in zip(self._parameters(), before, strict=True):
+                    parameter.copy_(old)
+                raise
         self.base_optimizer.step()
         self._count()
         return loss

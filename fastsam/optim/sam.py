@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import LBFGS, Optimizer
 
-from fastsam.optim import sharding
+from fastsam.optim import sharding, state_dicts
 from fastsam.optim.ascent import AscentStep
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.native_step import NativeStep
-from fastsam.optim.settings import check_group
+from fastsam.optim.settings import Default, check_given, check_group, refuse_clashes, value_of
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
@@ -29,13 +29,17 @@ class SAM(Optimizer):
     restores the weights; any other base optimizer runs its own ``step()`` after a native restore, at the
     price of one flag read by the host per step.
 
+    Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
+    may be frozen and unfrozen between steps.
+
     A gradient that is not finite, in either pass, restores the weights and skips the update.
     ``skipped_steps`` counts that on the device.
 
     Args:
         params: parameters or parameter groups; a group may have its own ``rho``, ``adaptive``, ``eta`` and
             ``stochastic_rounding``.
-        base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``.
+        base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``, or
+            any callable that makes it of ``params`` and ``**kwargs``, such as ``partial(SGD, lr=0.1)``.
         rho: radius of the perturbation, >= 0; a number or a scalar tensor, and free to change between
             steps through ``param_groups``. Default 0.05 (Foret et al. 2021, section 3.1).
         adaptive: False for SAM; True for ASAM with every weight normalised by ``|w|``; ``"weights"`` for
@@ -49,7 +53,8 @@ class SAM(Optimizer):
             depends on the step's gradient norm and the place of an element alone: equal on all replicas and
             in every repetition of a run. It makes no difference to wider weights, nor to the update, which
             rounds to nearest as torch's optimizers do.
-        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``.
+        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Options that its
+            groups have already stay; one that is given here as well must agree with them.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
@@ -60,9 +65,11 @@ class SAM(Optimizer):
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: rho is negative or not finite, or an option is unknown.
-        TypeError: ``base_optimizer`` is not an optimizer class, needs a closure (LBFGS), or both ways of
-            giving one were used.
+        ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
+            of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
+            a group of ``optimizer``; a parameter is sharded by FSDP1.
+        TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
+            of giving one were used.
 
     Example:
         >>> import torch
@@ -82,28 +89,34 @@ class SAM(Optimizer):
     def __init__(
         self,
         params: Iterable[Any] | None = None,
-        base_optimizer: type[Optimizer] | None = None,
-        rho: float | Tensor = 0.05,
-        adaptive: bool | Literal["weights"] = False,
+        base_optimizer: Callable[..., Optimizer] | None = None,
+        rho: float | Tensor | Default[float] = Default(0.05),
+        adaptive: bool | Literal["weights"] | Default[bool] = Default(False),
         *,
-        eta: float | None = None,
-        stochastic_rounding: bool = False,
+        eta: float | Default[None] | None = Default(None),
+        stochastic_rounding: bool | Default[bool] = Default(False),
         optimizer: Optimizer | None = None,
         check_finite: bool = True,
         closure: Literal["second_pass", "both_passes"] = "second_pass",
         process_group: ProcessGroup | None = None,
         **kwargs: Any,
     ) -> None:
-        own = {
+        options: dict[str, Any] = {
             "rho": rho,
             "adaptive": adaptive,
             "eta": eta,
             "stochastic_rounding": stochastic_rounding,
         }
+        own = {name: value_of(option) for name, option in options.items()}
         check_group(own)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
-        if optimizer is not None:
+        if optimizer is None:
+            if params is None or base_optimizer is None:
+                raise TypeError("SAM needs params and base_optimizer, or optimizer=")
+            optimizer = _made(base_optimizer, params, own, kwargs)
+            options = {}  # are the defaults of groups that have none of their own
+        else:
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(
                     f"optimizer= takes a ready optimizer, got {optimizer!r}; a class is passed as "
@@ -114,34 +127,25 @@ class SAM(Optimizer):
                     "pass either optimizer= (a ready base optimizer, which has its parameters and "
                     "settings already) or params and base_optimizer, not both"
                 )
-            for group in optimizer.param_groups:
-                for key, value in own.items():
-                    group.setdefault(key, value)
-            super().__init__(optimizer.param_groups, own)
-            self.base_optimizer = optimizer
-        else:
-            if params is None or base_optimizer is None:
-                raise TypeError("SAM needs params and base_optimizer, or optimizer=")
-            if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
-                raise TypeError(
-                    f"base_optimizer must be an optimizer class such as torch.optim.SGD, got "
-                    f"{base_optimizer!r}; pass a ready instance as SAM(optimizer=...)"
-                )
-            super().__init__(params, {**own, **kwargs})
-            self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
-        if isinstance(self.base_optimizer, LBFGS):
-            raise TypeError(
-                "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
-                "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
-            )
+        _refuse_lbfgs(type(optimizer))
+        refuse_clashes("SAM", own, optimizer)
+        check_given(options, optimizer.param_groups)
+        for group in optimizer.param_groups:
+            check_group(group)
+            for parameter in group["params"]:
+                sharding.refuse_flattened(parameter)
+        # Nothing was refused: from here on things change.
+        for group in optimizer.param_groups:
+            for key, value in own.items():
+                group.setdefault(key, value)
+        super().__init__(optimizer.param_groups, own)
+        self.base_optimizer = optimizer
         self.check_finite = check_finite
         self._closure_makes_both = closure == "both_passes"
         self.process_group = process_group
         # The base knows SAM's defaults, so that groups may be added through either object.
         self.base_optimizer.defaults.update(own)
         self.defaults = self.base_optimizer.defaults
-        for group in self.param_groups:
-            check_group(group)
         self._ascent: AscentStep | None = None
         self.native = NativeStep(self.base_optimizer)
         self._share_with_base()
@@ -174,7 +178,8 @@ class SAM(Optimizer):
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: there was no ``first_step``, or a parameter's storage was replaced since.
+            RuntimeError: there was no ``first_step``, or since then a parameter's storage was replaced or
+                a frozen parameter was given a gradient.
             ValueError: a gradient does not fit its parameter. The weights are still perturbed then:
                 mend the gradient and call again, or give the step up with ``restore()``.
         """
@@ -199,10 +204,13 @@ class SAM(Optimizer):
             it makes both). Whatever the closure raises, the weights are back at w.
 
         Raises:
-            RuntimeError: no closure was given and there was no ``first_step``.
+            RuntimeError: no closure was given and there was no ``first_step``; or a closure for the
+                second pass was given and there is no gradient of the first. Nothing was changed.
         """
         if closure is None:
             return self._finish_or_initialise()
+        if not self._closure_makes_both:
+            self._require_a_first_pass()
         with torch.enable_grad():
             loss = closure() if self._closure_makes_both else None
         self.first_step(zero_grad=not self._closure_makes_both)
@@ -231,6 +239,18 @@ class SAM(Optimizer):
         Reading its value on the host waits for the device; nothing in a step does.
         """
         return self.native.skipped_steps
+
+    @property
+    def ascent_norm(self) -> Tensor:
+        """``||T_w g||`` of the last ascent over all groups: float64 scalar on the parameters' device.
+
+        For SAM the 2-norm of the gradients of the first pass as ``first_step`` found them, clipped or not,
+        without a scaler's loss scale; for ASAM each is multiplied by ``|w| + eta`` first. Where parameters
+        are sharded it is that of all ranks. It comes from the ascent itself, so that nothing is read again
+        and nothing waits; not finite where the step was skipped for its first gradient, and 0 before the
+        first ascent and after a state dict was loaded.
+        """
+        return self.native.ascent_norm
 
     @property
     def unchanged_share(self) -> Tensor:
@@ -266,9 +286,12 @@ class SAM(Optimizer):
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of SAM and of the base optimizer, without any copy of the weights."""
+        """State dict of the base optimizer, SAM's settings in its groups, without any copy of the weights."""
         self._refuse_midway("state_dict()")
-        packed = super().state_dict()
+        return state_dicts.save(self, self._packed)
+
+    def _packed(self) -> dict[str, Any]:
+        packed = self.base_optimizer.state_dict()
         rule = fused_rule(self.base_optimizer)
         if rule is None or rule.step_key is not None:
             return packed
@@ -284,13 +307,16 @@ class SAM(Optimizer):
         """Loads a state dict of this class, of the reference implementation, or of the base optimizer.
 
         Copies of weights in old checkpoints are dropped, and what they lack is filled from the current
-        groups.
+        groups; the rest is the base optimizer's ``load_state_dict``.
 
         Raises:
             RuntimeError: called between ``first_step`` and ``second_step``.
             ValueError: the groups do not match, or a setting in them is not one.
         """
         self._refuse_midway("load_state_dict()")
+        state_dicts.load(self, self._unpack, state_dict)
+
+    def _unpack(self, state_dict: dict[str, Any]) -> None:
         state = {
             index: {key: value for key, value in entry.items() if key not in _LEGACY_STATE}
             for index, entry in state_dict["state"].items()
@@ -302,14 +328,13 @@ class SAM(Optimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
-        super().load_state_dict(
+        self.base_optimizer.load_state_dict(
             {
                 **state_dict,
                 "state": {index: entry for index, entry in state.items() if entry},
                 "param_groups": groups,
             }
         )
-        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share_with_base()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -324,12 +349,11 @@ class SAM(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "base_optimizer" in state:  # a copy, not load_state_dict()
-            handle = state["process_group"]
-            self.process_group = handle.group if handle else None
-            self._ascent = None
-            self.native = NativeStep(self.base_optimizer)
-            self._share_with_base()
+        handle = state["process_group"]
+        self.process_group = handle.group if handle else None
+        self._ascent = None
+        self.native = NativeStep(self.base_optimizer)
+        self._share_with_base()
 
     # --- the two halves -------------------------------------------------------------------------
 
@@ -348,6 +372,17 @@ class SAM(Optimizer):
                 "it out: their norm is that of all ranks"
             )
         self.native.climb(grad_scale=grad_scale, found_inf=found_inf)
+
+    def _require_a_first_pass(self) -> None:
+        """A closure for both passes, given where one for the second is meant, would switch SAM off."""
+        if self.native.climbed:
+            return  # first_step() says what is wrong
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "step(closure) makes the second pass and found no gradient of the first: run the first "
+                "forward and backward pass before it, or, for a closure that makes both passes as in "
+                'torch.optim, construct SAM(..., closure="both_passes")'
+            )
 
     @torch.no_grad()
     def _descend(self) -> None:
@@ -395,6 +430,41 @@ class SAM(Optimizer):
                 f"{what} between first_step() and second_step(): the weights are perturbed. Finish the "
                 "step, or give it up with restore(), first"
             )
+
+
+def _made(
+    base_optimizer: Callable[..., Any],
+    params: Iterable[Any],
+    own: Iterable[str],
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    """The base optimizer that a class, or another callable, makes of ``params``."""
+    if not callable(base_optimizer) or (
+        isinstance(base_optimizer, type) and not issubclass(base_optimizer, Optimizer)
+    ):
+        raise TypeError(
+            f"base_optimizer must be an optimizer class such as torch.optim.SGD, or a callable that makes an "
+            f"optimizer of the parameters, got {base_optimizer!r}; pass a ready instance as "
+            "SAM(optimizer=...)"
+        )
+    # Before it is called: an optimizer writes its defaults into the dicts of the groups it is given.
+    _refuse_lbfgs(base_optimizer)
+    refuse_clashes("SAM", own, base_optimizer)
+    optimizer = base_optimizer(params, **kwargs)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"base_optimizer must make a torch.optim.Optimizer of the parameters, got {optimizer!r} of "
+            f"{base_optimizer!r}"
+        )
+    return optimizer
+
+
+def _refuse_lbfgs(made_by: Callable[..., Any]) -> None:
+    if isinstance(made_by, type) and issubclass(made_by, LBFGS):
+        raise TypeError(
+            "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
+            "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
+        )
 
 
 class _Handle:

@@ -17,6 +17,16 @@ def is_sharded(tensor: Tensor) -> bool:
     return DTensor is not None and isinstance(tensor, DTensor)
 
 
+def refuse_flattened(parameter: Tensor) -> None:
+    """Raises ValueError for a parameter of FSDP1, a part that looks whole: its norm would be one rank's."""
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise ValueError(
+            f"a parameter of shape {tuple(parameter.shape)} belongs to FullyShardedDataParallel (FSDP1), "
+            "which hides how it is spread over the ranks: shard the model with FSDP2, "
+            "torch.distributed.fsdp.fully_shard, and make the optimizer after it"
+        )
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of ``tensor`` that this rank holds; ``tensor`` itself unless it is a DTensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]

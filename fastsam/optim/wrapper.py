@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
+from fastsam.optim import state_dicts
+from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
+from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
@@ -28,11 +31,17 @@ class WrappedOptimizer(Optimizer):
 
     Args:
         optimizer: the base optimizer; its groups get the options.
-        **options: options of the wrapper, by name.
+        **options: options of the wrapper, by name; a :class:`Default` yields to what a group has.
+
+    Raises:
+        ValueError: the base optimizer has an option of its own by one of these names, or a group of it
+            another value for one, from an earlier wrapper for instance. Nothing was changed.
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        own = {**options, COUNTER: 0}
+        own = {**{name: value_of(option) for name, option in options.items()}, COUNTER: 0}
+        refuse_clashes(type(self).__name__, own, optimizer)
+        check_given(options, optimizer.param_groups)
         for group in optimizer.param_groups:
             for name, value in own.items():
                 group.setdefault(name, value)
@@ -44,9 +53,28 @@ class WrappedOptimizer(Optimizer):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step; the closure is called for every pass that it needs."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """State dict of the base optimizer, whose groups hold this one's options and steps taken."""
+        return state_dicts.save(self, self.base_optimizer.state_dict)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` of the same class returned."""
+        state_dicts.load(self, self._unpack, state_dict)
+
+    def _unpack(self, state_dict: dict[str, Any]) -> None:
         self.base_optimizer.load_state_dict(state_dict)
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object, as in torch.optim; a scheduler has put a step of its own here.
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "step"
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self._share()
 
     def _share(self) -> None:
@@ -88,8 +116,11 @@ class WrappedOptimizer(Optimizer):
         return torch.enable_grad()(closure)
 
 
-def check_option(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless ``low <= value <= high`` and the value is finite."""
+def check_option(
+    name: str, option: float | Default[float], *, low: float, high: float = float("inf")
+) -> None:
+    """Raise ValueError unless the option's value is finite and ``low <= value <= high``."""
+    value = value_of(option)
     if not low <= value <= high or value == float("inf"):
         limit = "" if high == float("inf") else f" and at most {high:g}"
         raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")
@@ -118,16 +149,13 @@ def add_normal(
     for (device, _), chosen in members.items():
         count = len(chosen)
         distinct = {id(deviations[index]): deviations[index] for index in chosen}
-        moved = {
-            key: deviation.to(device=device, dtype=torch.float64)
-            for key, deviation in distinct.items()
-        }
+        moved = {key: upload(deviation.double(), device) for key, deviation in distinct.items()}
         table = TensorTable(
             [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
         )
         add_noise(
             table,
             [moved[id(deviations[index])] for index in chosen],
-            torch.tensor([seed, position], device=device),
+            upload(torch.tensor([seed, position]), device),
             streams=chosen,
         )

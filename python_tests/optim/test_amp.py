@@ -55,6 +55,19 @@ def test_a_scaled_run_is_the_unscaled_one(base, unscale, adaptive, seed):
     assert scaler.get_scale() == 2048.0
 
 
+@pytest.mark.parametrize("unscale", [(), (0,)])
+def test_the_norm_of_the_ascent_is_without_the_scale(unscale, seed):
+    """Also when the scale has changed since: here it doubles at every update."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    scaler = GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    for step in range(3):
+        gradients = [problem.gradient(i, p, step, 0).double() for i, p in enumerate(parameters)]
+        expected = sum(float(g.square().sum()) for g in gradients) ** 0.5
+        scaled_step(problem, optimizer, parameters, scaler, step, unscale=unscale)
+        assert float(optimizer.ascent_norm) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("overflow", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("unscale", [(), (0, 1)])
 def test_overflow_restores_skips_and_lowers_the_scale_once(base, overflow, unscale, seed):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
@@ -72,6 +75,29 @@ def test_the_closure_may_make_both_passes(base, seed):
         assert next(passes, None) is None
     expected = problem.run(*make(SAM, problem, base[0], **base[1]), 4)
     assert_same_bits(weights(parameters), expected)
+
+
+def test_a_closure_for_the_second_pass_needs_the_first(base, seed):
+    """A closure as torch.optim has it would otherwise get the base optimizer, and no SAM, unnoticed."""
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    calls = []
+
+    def closure() -> None:
+        calls.append(1)
+        problem.set_gradients(parameters, 0, 1)
+
+    with pytest.raises(RuntimeError, match='closure="both_passes"'):
+        optimizer.step(closure)
+    assert not calls
+    assert_same_bits(weights(parameters), problem.start)
+    assert not any(optimizer.state.values())
+    problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i else True)
+    optimizer.step(closure)  # one gradient is enough
+    optimizer.zero_grad()
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match=r"restore\(\)"):
+        optimizer.step(closure)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -401,6 +427,113 @@ def test_a_used_base_optimizer_keeps_its_state(seed):
     assert_close(*results, 1e-5)
 
 
+def test_options_of_the_groups_of_a_ready_base(seed):
+    """They stay; the others are the arguments' or defaults. What is wrapped again may be given again."""
+    p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [p], "rho": 0.3, "adaptive": True}, {"params": [q]}]
+    ready = torch.optim.SGD(groups, lr=0.1)
+    optimizer = SAM(optimizer=ready, eta=0.1)
+    found = [(g["rho"], g["adaptive"], g["eta"]) for g in optimizer.param_groups]
+    assert found == [(0.3, True, 0.1), (0.05, False, 0.1)]
+    again = SAM(optimizer=ready)
+    assert again.param_groups is optimizer.param_groups
+    again.param_groups[1]["rho"] = 0.3
+    SAM(optimizer=ready, rho=0.3, eta=0.1)
+    groups = [{"params": [p], "rho": 0.3}, {"params": [q]}]
+    mixed = SAM(optimizer=torch.optim.SGD(groups, lr=0.1), rho=0.7)
+    assert [g["rho"] for g in mixed.param_groups] == [0.3, 0.7]
+    loaded = torch.optim.SGD([q], lr=0.1)
+    loaded.load_state_dict(SAM([p], torch.optim.SGD, rho=torch.tensor(0.4), lr=0.1).state_dict())
+    assert SAM(optimizer=loaded, rho=0.4).param_groups[0]["rho"] == 0.4
+    assert str(inspect.signature(SAM).parameters["rho"]).endswith("= 0.05")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"rho": 0.05}, {"adaptive": False}, {"eta": 0.0}, {"stochastic_rounding": False}],
+    ids=lambda option: next(iter(option)),
+)
+def test_an_argument_that_contradicts_a_group_is_refused(option):
+    """Also where it is the default: it was given."""
+    ready = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    SAM(optimizer=ready, rho=0.5, adaptive=True, eta=0.2, stochastic_rounding=True)
+    before = dict(ready.param_groups[0])
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*group 0"):
+        SAM(optimizer=ready, **option)
+    assert ready.param_groups[0] == before
+
+
+class LARS(torch.optim.SGD):
+    """Has its own eta, as many have."""
+
+    def __init__(self, params: Any, lr: float, eta: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        self.param_groups[0]["eta"] = eta
+
+
+class Opaque(torch.optim.Optimizer):
+    """Its constructor does not tell; its defaults do."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, defaults={"lr": 0.1, "eta": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("rho", lambda groups: SAM(groups, torch.optim.Adadelta)),
+        ("rho", lambda groups: SAM(groups, torch.optim.Adadelta, rho=0.05)),
+        ("rho", lambda groups: SAM(groups, partial(torch.optim.Adadelta, lr=0.1))),
+        ("eta", lambda groups: SAM(groups, LARS, lr=0.1)),
+    ],
+)
+def test_a_base_with_an_option_of_the_same_name_is_refused(name, build):
+    groups = [{"params": [nn.Parameter(torch.ones(2))]}]
+    with pytest.raises(ValueError, match=f"option of its own named '{name}'"):
+        build(groups)
+    assert groups[0].keys() == {"params"}
+
+
+@pytest.mark.parametrize("base", [torch.optim.Adadelta, partial(LARS, lr=0.1), Opaque])
+def test_a_ready_base_with_an_option_of_the_same_name_is_refused(base):
+    ready = base([nn.Parameter(torch.ones(2))])
+    before = dict(ready.param_groups[0])
+    with pytest.raises(ValueError, match="option of its own named"):
+        SAM(optimizer=ready)
+    assert ready.param_groups[0] == before
+
+
+def test_a_ready_lbfgs_is_refused_before_anything_changes():
+    ready = torch.optim.LBFGS([nn.Parameter(torch.ones(2))])
+    before = dict(ready.param_groups[0])
+    with pytest.raises(TypeError, match="LBFGS"):
+        SAM(optimizer=ready)
+    assert ready.param_groups[0] == before
+    with pytest.raises(TypeError, match="LBFGS"):
+        SAM([nn.Parameter(torch.ones(2))], partial(torch.optim.LBFGS, lr=0.1))
+
+
+def test_a_callable_makes_the_base(seed):
+    """A partial class, or a function."""
+    problem = Problem(SHAPES, seed=seed)
+    expected = problem.run(*make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9), 3)
+
+    def sgd(params: Any, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=lr, momentum=0.9)
+
+    for base, options in (
+        (partial(torch.optim.SGD, lr=0.1), {"momentum": 0.9}),
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.9), {}),
+        (sgd, {"lr": 0.1}),
+    ):
+        parameters = problem.parameters()
+        optimizer = SAM(iter(parameters), base, **options)
+        assert type(optimizer.base_optimizer) is torch.optim.SGD
+        assert_same_bits(problem.run(optimizer, parameters, 3), expected)
+    with pytest.raises(TypeError, match=r"must make a torch.optim.Optimizer.*got 3"):
+        SAM(problem.parameters(), lambda params: 3)
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -472,6 +605,32 @@ def test_a_dtype_without_kernels_is_refused():
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"complex64.*float32"):
         SAM([p], torch.optim.SGD, lr=0.1).first_step()
+
+
+@pytest.fixture
+def fake_ranks():
+    """Two ranks of which one is there; what the other would send is not looked at."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("use_orig_params", [False, True])
+@pytest.mark.usefixtures("fake_ranks")
+def test_parameters_of_fsdp1_are_refused(use_orig_params):
+    """They are parts that look whole: the norm would be that of one rank."""
+    model = FullyShardedDataParallel(
+        nn.Linear(4, 3), device_id=torch.device("cpu"), use_orig_params=use_orig_params
+    )
+    with pytest.raises(ValueError, match="fully_shard"):
+        SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1)
+    optimizer.add_param_group({"params": model.parameters()})
+    for p in optimizer.param_groups[1]["params"]:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="fully_shard"):
+        optimizer.first_step()
 
 
 def test_a_device_without_kernels_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_a_reloaded_run_goes_on_with_the_same_bits(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
 
 
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_copies_go_their_own_way(name: str, copier: Callable[[Any], Any]) -> None:
+    """Also after a scheduler has wrapped ``step``, which no file can hold."""
+    model, inputs, targets = problem()
+    optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05, momentum=0.9))
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    run = closure_of(optimizer, model, inputs, targets)
+    for _ in range(4):
+        optimizer.step(run)
+    twin_model, twin = copier((model, optimizer))
+    assert twin.param_groups is twin.base_optimizer.param_groups
+    assert twin.state is twin.base_optimizer.state
+    assert twin.steps_taken == 4
+    before = weights(model)
+    second = closure_of(twin, twin_model, inputs, targets)
+    for _ in range(3):
+        twin.step(second)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    for _ in range(3):
+        optimizer.step(run)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(twin_model), strict=True))
+    if name == "looksam":
+        assert twin.sam is twin.base_optimizer
+        assert twin.sam.base_optimizer.param_groups is twin.param_groups
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_groups_are_shared_and_a_closure_is_needed(name: str) -> None:
     model, _, _ = problem()
@@ -94,8 +122,12 @@ class BrokenPassError(Exception):
     """What a closure raises half-way."""
 
 
-@pytest.mark.parametrize("name", ["lpf", "entropy", "looksam"])
-def test_a_failing_closure_leaves_the_weights(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [*((name, 1) for name in BUILDERS), ("lpf", 2), ("entropy", 2), ("looksam", 2)],
+)
+def test_a_failing_closure_leaves_the_weights(name: str, broken: int) -> None:
+    """In the first pass, and in the second of those that have one."""
     model, inputs, targets = problem()
     optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05))
     run = closure_of(optimizer, model, inputs, targets)
@@ -105,7 +137,7 @@ def test_a_failing_closure_leaves_the_weights(name: str) -> None:
     def failing() -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == broken:
             raise BrokenPassError
         return run()
 
@@ -407,3 +439,38 @@ def test_looksam_at_every_step_is_sam() -> None:
 def test_options_out_of_range_are_refused(build: Build) -> None:
     with pytest.raises(ValueError, match=r"must be"):
         build(SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+OPTIONS: dict[str, tuple[Build, Build]] = {
+    "pgd": (lambda sgd: PGD(sgd, sigma=0.1), lambda sgd: PGD(sgd, sigma=0.2)),
+    "lpf": (lambda sgd: LPFSGD(sgd, gamma=0.1), lambda sgd: LPFSGD(sgd, gamma=0.002)),
+    "entropy": (lambda sgd: EntropySGD(sgd, alpha=0.5), lambda sgd: EntropySGD(sgd, alpha=0.75)),
+    "looksam": (lambda sgd: LookSAM(sgd, alpha=0.5), lambda sgd: LookSAM(sgd, alpha=0.7)),
+    "looksam rho": (lambda sgd: LookSAM(sgd, rho=0.5), lambda sgd: LookSAM(sgd, rho=0.05)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_contradicts_an_earlier_wrapper_is_refused(name: str) -> None:
+    """The same one may be given again, and what is not given stays."""
+    first, other = OPTIONS[name]
+    sgd = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    first(sgd)
+    before = dict(sgd.param_groups[0])
+    first(sgd)
+    if name != "pgd":
+        type(first(sgd))(sgd)
+    with pytest.raises(ValueError, match="was given, but every group"):
+        other(sgd)
+    assert sgd.param_groups[0] == before
+
+
+def test_a_base_with_an_option_of_the_same_name_is_refused_by_all() -> None:
+    """RMSprop's alpha is the decay of its squares."""
+    rmsprop = torch.optim.RMSprop([nn.Parameter(torch.zeros(1))])
+    before = dict(rmsprop.param_groups[0])
+    with pytest.raises(ValueError, match="RMSprop has an option of its own named 'alpha'"):
+        EntropySGD(rmsprop)
+    with pytest.raises(ValueError, match="option of its own named 'rho'"):
+        LookSAM(torch.optim.Adadelta([nn.Parameter(torch.zeros(1))]))
+    assert rmsprop.param_groups[0] == before

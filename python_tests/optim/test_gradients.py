@@ -180,6 +180,47 @@ def test_without_the_check_the_first_pass_is_still_checked(seed):
     assert_same_bits(found, problem.start)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_norm_of_the_ascent(base, adaptive, clip, seed):
+    """Against float64, over groups and dtypes, with a parameter that has no gradient."""
+    problem = Problem(SHAPES, dtype=torch.float64, seed=seed)
+    parameters = problem.parameters()
+    parameters[3] = nn.Parameter(parameters[3].detach().float())
+    groups = [
+        {"params": parameters[:2], "adaptive": adaptive, "eta": 0.3},
+        {"params": parameters[2:], "rho": 0.2},
+    ]
+    optimizer = SAM(groups, base[0], **base[1])
+    assert float(optimizer.ascent_norm) == 0.0
+    for step in range(2):
+        problem.set_gradients(parameters, step, 0, lambda i, s, w: None if i == 1 else True)
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, 0.1)
+        doubles = [p.detach().double() for p in parameters]
+        expected = sum(
+            float(((w.abs() + 0.3 if adaptive and i < 2 else 1.0) * p.grad.double()).square().sum())
+            for i, (p, w) in enumerate(zip(parameters, doubles, strict=True))
+            if p.grad is not None
+        )
+        optimizer.first_step(zero_grad=True)
+        found = optimizer.ascent_norm
+        assert found.dtype is torch.float64
+        assert found.shape == ()
+        assert float(found) == pytest.approx(expected**0.5, rel=1e-6)
+        problem.set_gradients(parameters, step, 1)
+        optimizer.second_step()
+        assert torch.equal(optimizer.ascent_norm, found)  # the second pass does not touch it
+
+
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_the_norm_of_an_ascent_that_was_skipped(value, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
+    problem.run(optimizer, parameters, 1, patterns(value)["first"])
+    assert not bool(optimizer.ascent_norm.isfinite())
+
+
 def test_tied_and_frozen_parameters(seed):
     """A tied matrix is perturbed once; a frozen one never."""
 
@@ -207,6 +248,63 @@ def test_tied_and_frozen_parameters(seed):
     results = [[p.detach() for p in model.parameters()] for model in models]
     assert_close(*results, 1e-5)
     assert_same_bits([models[0].frozen.weight], [frozen])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.complex64, torch.int64], ids=str)
+def test_frozen_parameters_may_be_of_any_dtype(dtype, base, seed):
+    """Weights that are kept quantised stay as they are, beside trained ones."""
+    problem = Problem(SHAPES, seed=seed)
+    trained = problem.parameters()
+    frozen = nn.Parameter(torch.arange(6).to(dtype), requires_grad=False)
+    optimizer = SAM([frozen, *trained], base[0], **base[1])
+    expected = problem.run(*make(PlainSAM, problem, base[0], **base[1]), 3)
+    assert_close(problem.run(optimizer, trained, 3), expected, 1e-5)
+    assert_same_bits([frozen.detach()], [torch.arange(6).to(dtype)])
+    assert frozen not in optimizer.state
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_freezing_and_unfreezing_between_steps(adaptive, base, seed):
+    """Parameter 0 is frozen at first, 1 from the middle on: the trajectory is that of plain PyTorch."""
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, base[0], adaptive=adaptive, **base[1])
+        for steps, frozen in ((range(3), {0}), (range(3, 5), set()), (range(5, 8), {1})):
+            for i, p in enumerate(parameters):
+                p.requires_grad_(i not in frozen)
+            problem.run(
+                optimizer, parameters, steps, lambda i, s, w, f=frozen: None if i in f else True
+            )
+        results.append([p.detach() for p in parameters])
+    assert_close(*results, 1e-5)
+
+
+def test_a_gradient_of_a_parameter_that_requires_none_is_used(base, seed):
+    """The reference implementation and torch ask for ``grad`` alone."""
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, base[0], **base[1])
+        parameters[1].requires_grad_(False)
+        results.append(problem.run(optimizer, parameters, 3))
+    assert_close(*results, 1e-5)
+
+
+def test_unfreezing_between_the_passes_is_refused(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    parameters[1].requires_grad_(False)
+    problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i == 1 else True)
+    optimizer.first_step(zero_grad=True)
+    parameters[1].requires_grad_(True)
+    problem.set_gradients(parameters, 0, 1)
+    with pytest.raises(RuntimeError, match=r"frozen in first_step\(\).*restore\(\)"):
+        optimizer.second_step()
+    optimizer.restore()
+    assert_same_bits([p.detach() for p in parameters], problem.start)
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 2)
+    assert_same_bits(problem.run(optimizer, parameters, 2), expected)
 
 
 def _sparse(p):

@@ -53,6 +53,21 @@ def test_memory_beyond_weights_gradients_and_base_state(dtype, bytes_each, adapt
         assert extra == pytest.approx(elements * bytes_each, abs=4096)
 
 
+def test_a_frozen_backbone_costs_nothing(seed):
+    """Adapters on a large network are what parameters are frozen for."""
+    torch.manual_seed(seed)
+    backbone = nn.Linear(300, 301).requires_grad_(False)
+    head = nn.Linear(301, 7)
+    elements = sum(p.numel() for p in head.parameters())
+    optimizer = SAM([*backbone.parameters(), *head.parameters()], torch.optim.SGD, lr=0.1)
+    for p in head.parameters():
+        p.grad = torch.ones_like(p)
+    before = live_bytes()
+    optimizer.first_step()
+    optimizer.second_step()
+    assert live_bytes() - before == pytest.approx(4 * elements, abs=4096)
+
+
 @pytest.mark.parametrize(
     "steps", [2_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=lambda n: f"{n} steps"
 )

@@ -14,6 +14,8 @@ from torch.distributed.checkpoint import state_dict as dcp
 from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
+from fastsam.optim.looksam import LookSAM
+from fastsam.optim.pgd import PGD
 from fastsam.optim.plain import PlainSAM
 
 SHAPES = [(3, 5), (7,), (), (0,), (2, 3, 4)]
@@ -107,6 +109,116 @@ def test_a_checkpoint_of_the_reference_implementation(base, seed):
     }
     found = continued(problem, base, plain, parameters, through_a_file(old))
     assert_close(found, problem.run(reference, twins, range(4, 8)), 1e-5)
+
+
+class EightBit(torch.optim.Optimizer):
+    """Momentum in 8 bits, which torch would load as float32; as bitsandbytes and torchao have it."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                codes = self.state[p].get("codes", torch.full_like(p, 128, dtype=torch.uint8))
+                assert codes.dtype is torch.uint8
+                momentum = 0.9 * (codes.float() - 128) / 16 + p.grad
+                p.sub_(group["lr"] * momentum)
+                self.state[p]["codes"] = (momentum * 16 + 128).round().clamp(0, 255).byte()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "bits": 8}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert state_dict["bits"] == 8
+        super().load_state_dict(state_dict)
+        for entry in self.state.values():
+            entry["codes"] = entry["codes"].byte()
+
+
+@pytest.mark.parametrize("wrap", [SAM, PGD], ids=lambda kind: kind.__name__)
+def test_a_base_saves_and_loads_in_its_own_way(wrap, seed):
+    problem = Problem([(4, 3), (5,)], seed=seed)
+
+    def build(parameters: list[nn.Parameter]) -> Any:
+        base = EightBit(parameters, lr=0.05)
+        return SAM(optimizer=base) if wrap is SAM else PGD(base, sigma=0.1)
+
+    def run(optimizer: Any, parameters: list[nn.Parameter], steps: range) -> list[torch.Tensor]:
+        if wrap is SAM:
+            return problem.run(optimizer, parameters, steps)
+        for step in steps:
+            optimizer.step(lambda s=step: problem.set_gradients(parameters, s, 0))
+        return [p.detach().clone() for p in parameters]
+
+    parameters = problem.parameters()
+    optimizer = build(parameters)
+    run(optimizer, parameters, range(3))
+    saved = through_a_file(optimizer.state_dict())
+    assert saved["bits"] == 8
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    resumed = build(twins)
+    resumed.load_state_dict(saved)
+    assert resumed.state is resumed.base_optimizer.state
+    found = run(resumed, twins, range(3, 6))
+    assert_same_bits(found, run(optimizer, parameters, range(3, 6)))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda base: SAM(optimizer=base), lambda base: PGD(base, sigma=0)], ids=["SAM", "PGD"]
+)
+def test_hooks_of_both_fire_when_saving_and_loading(wrap):
+    """Those of the outer one around those of the base; what they return is taken."""
+    outer = wrap(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    seen = []
+    for name, one in (("outer", outer), ("base", outer.base_optimizer)):
+        one.register_state_dict_pre_hook(lambda _, n=name: seen.append(f"{n} saves"))
+        one.register_state_dict_post_hook(lambda _, saved, n=name: {**saved, n: True})
+        one.register_load_state_dict_pre_hook(
+            lambda _, saved, n=name: seen.append(f"{n} loads {saved.pop(n)}")
+        )
+        one.register_load_state_dict_post_hook(lambda _, n=name: seen.append(f"{n} loaded"))
+    saved = outer.state_dict()
+    assert {"outer", "base"} < saved.keys()
+    outer.load_state_dict(saved)
+    assert seen[:4] == ["outer saves", "base saves", "outer loads True", "base loads True"]
+    assert seen[4:] == ["base loaded", "outer loaded"]
+    assert "outer" in saved  # hooks work on a copy
+
+
+def test_loading_what_does_not_fit_changes_nothing(base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = halfway(problem, base)
+    groups, state = optimizer.param_groups, optimizer.state
+    good = optimizer.state_dict()
+    fewer = {**good, "param_groups": [{**good["param_groups"][0], "params": [0]}]}
+    for bad in (
+        fewer,
+        {**good, "param_groups": []},
+        {**good, "param_groups": fewer["param_groups"] * 2},
+    ):
+        with pytest.raises(ValueError, match="parameter group"):
+            optimizer.load_state_dict(bad)
+        assert optimizer.param_groups is groups
+        assert optimizer.state is state
+    twin, twins = halfway(problem, base)
+    assert_same_bits(
+        problem.run(optimizer, parameters, range(4, 6)), problem.run(twin, twins, range(4, 6))
+    )
+
+
+def test_looksam_saves_no_momentum_that_no_update_has_reached(seed):
+    """As SAM does, which it is around."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = LookSAM(torch.optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.5))
+
+    def closure() -> torch.Tensor:
+        p.grad = torch.full((3,), float("nan"))
+        return torch.zeros(())
+
+    optimizer.step(closure)
+    assert optimizer.state_dict()["state"][0]["momentum_buffer"] is None
 
 
 def test_momentum_buffers_that_are_none(seed):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from fastsam.longtail.data.upload import upload
+from fastsam.upload import upload
 
 BatchAugmentation = Callable[[Tensor, Generator], Tensor]
 """Maps images ``[B, C, H, W]`` and a CPU generator to images of the same shape and dtype."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation
-from fastsam.longtail.data.upload import upload
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
+from fastsam.upload import upload
 
 GROUPS = ("head", "mid", "tail")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.data.lists import ImageList
-from fastsam.longtail.data.upload import upload
 from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.progress import ProgressBar
+from fastsam.upload import upload
 
 CORRUPT_POLICIES = ("stop", "skip")
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor``, which is on the CPU, on ``device``.
+    """``tensor`` on ``device``; one that is there already as it is.
 
     A GPU is sent a pinned copy: from pageable memory the CPU would wait for all work before it.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
     return pinned.to(device, non_blocking=True)
