@@ -48,11 +48,16 @@ TRAININGS = {
     # A quarter of the images, twice the epochs.
     "ce at 100": Training(imbalance=100.0, epochs=2.0),
     "ce-drw at 100": Training(method="ce-drw", imbalance=100.0, epochs=2.0),
-    # Twice the channels, and some two thirds more steps than "balanced".
+    # Twice the channels, and 7.5 times the steps of "balanced".
     "wider, ten times the images": Training(
-        times=10, epochs=1 / 6, model="resnet8-w32", channels_last=True
+        times=10, epochs=0.75, model="resnet8-w32", channels_last=True
     ),
+    # The network of CIFAR-LT: hours on a CPU, unless it is cut short.
+    "balanced, resnet32": Training(model="resnet32", channels_last=True),
 }
+"""Trainings, by the name of the part."""
+USUAL = ("simple", "balanced", "ce at 100", "ce-drw at 100", "wider, ten times the images")
+"""Parts that run if none are named."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Glyphs:
     """Training images of each class (of the largest one where there is a tail)."""
     epochs: int = 24
     """Epochs of the balanced training."""
-    parts: tuple[str, ...] = ("simple", *TRAININGS)
+    parts: tuple[str, ...] = USUAL
     """Parts to run; finished ones are not run again."""
     cache: Path = Path("runs/glyphs")
     """Finished parts are kept here."""
@@ -90,7 +95,7 @@ class Glyphs:
                 "checkpoint": "last epoch",
                 "seed": 0,
             }
-            case = f"glyphs{self.classes}-{self.per_class}"
+            case = f"glyphs{self.classes}-{self.per_class}-{self.epochs}"
             print(f"wrote {save(case, {**settings, 'parts': results})}")
 
     def _spec(self, times: int) -> GlyphSpec:
