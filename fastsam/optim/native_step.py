@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -240,7 +241,7 @@ class NativeStep:
             (
                 group["adaptive"],
                 group["stochastic_rounding"],
-                *[id(p) for p in group["params"] if _takes_part(p)],
+                *map(id, _taking_part(group["params"])),
             )
             for group in self._base.param_groups
         ]
@@ -273,8 +274,9 @@ class NativeStep:
         members: dict[tuple[Any, ...], list[Member]] = {}
         left_out = []
         for index, group in enumerate(self._base.param_groups):
+            taking_part = set(map(id, _taking_part(group["params"])))
             for parameter, adaptive in zip(group["params"], normalised(group), strict=True):
-                if not _takes_part(parameter):
+                if id(parameter) not in taking_part:
                     left_out.append(parameter)
                     continue
                 sharding.refuse_flattened(parameter)  # the model may have been sharded since
@@ -355,9 +357,9 @@ class NativeStep:
                 lost.end()
 
 
-def _takes_part(parameter: Tensor) -> bool:
-    """Frozen parameters cost no memory and may be of any dtype, unless somebody gave them a gradient."""
-    return parameter.requires_grad or parameter.grad is not None
+def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """All but frozen ones without a gradient, which cost no memory and may be of any dtype."""
+    return [p for p in parameters if p.requires_grad or p.grad is not None]
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
