@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -52,11 +53,13 @@ class Checkpoint:
         identity: everything that decides the bits of the run (JSON values); a run is continued only
             with an equal identity.
         interval: seconds between two writes; 0 writes after every step.
+        writes: False where another process has the same run and writes it.
     """
 
     folder: Path
     identity: Mapping[str, Any]
     interval: float = 60.0
+    writes: bool = True
 
     def __post_init__(self) -> None:
         self.identity = {"checkpoint format": _FORMAT, **self.identity}
@@ -84,6 +87,12 @@ class Checkpoint:
                 f"{path} is damaged: {error}; remove the folder to start anew"
             ) from error
         return dict(identity)
+
+    @staticmethod
+    def fingerprint(folder: Path) -> str | None:
+        """Hash of where the run in a folder stands, None where there is none."""
+        path = folder / _STATE
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
     def restore(self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool) -> Progress:
         """Fill ``basis`` and ``recurrence``, and say where the run stands.

@@ -46,6 +46,13 @@ class Ranks:
             )
         return cls(dist.get_rank(), dist.get_world_size())
 
+    def agree(self, value: str | None) -> bool:
+        """Whether all ranks have the same value."""
+        found: list[str | None] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return len(set(found)) == 1
+
     def reducer(self) -> Callable[[Tensor], Tensor]:
         """A function that adds a tensor up over the ranks."""
         return _add_up if self.size > 1 else _leave
@@ -68,9 +75,7 @@ def share_of_samples(batches: Batches, ranks: Ranks, *, separable: bool) -> Batc
     """
     if not batches.held:
         raise ValueError("shard='samples' needs data that is held in memory; raise data_memory")
-    found: list[str | None] = [None] * ranks.size
-    dist.all_gather_object(found, batches.ordered_fingerprint())
-    if len(set(found)) > 1:
+    if not ranks.agree(batches.ordered_fingerprint()):
         raise ValueError(
             "the ranks read different data, or the same in another order; every rank must pass "
             "the whole "

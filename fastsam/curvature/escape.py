@@ -71,7 +71,8 @@ def negative_curvature(
         model: as in :func:`fastsam.spectral_density`.
         loss_fn: likewise.
         data: likewise.
-        **options: likewise; ``probes`` stays 1 and ``reorthogonalize`` may not be ``"none"``.
+        **options: likewise; ``probes`` stays 1, ``reorthogonalize`` may not be ``"none"``, and
+            ``shard`` not ``"probes"``.
 
     Raises:
         ValueError: as :func:`fastsam.spectral_density`.
@@ -83,6 +84,8 @@ def negative_curvature(
         >>> sorted(found.direction)
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
+    if options.get("shard") == "probes":
+        raise ValueError("negative_curvature has one probe: share out the samples, shard='samples'")
     with prepared_run(model, loss_fn, data, **options) as run:
         operator = run.operator
         found = extreme_pairs(operator, run.settings, top=0, bottom=1)

@@ -56,6 +56,7 @@ class LanczosSettings:
         checkpoint: a folder in which the run is kept; a run found there is continued to the same
             bits.
         checkpoint_interval: seconds between two writes; 0 writes after every step.
+        writes_checkpoint: False where another process has the same run and writes it.
         memory_limit: bytes the run may use on the device of the basis; None for 80 % of what is
             free.
         verify_symmetry: refuse an operator that is not symmetric, as far as T shows it.
@@ -72,6 +73,7 @@ class LanczosSettings:
     basis: str | Path = "device"
     checkpoint: str | Path | None = None
     checkpoint_interval: float = 60.0
+    writes_checkpoint: bool = True
     memory_limit: int | None = None
     verify_symmetry: bool = True
     progress: bool = True
@@ -221,7 +223,8 @@ def lanczos(
                 orthogonality.advance(step, everything=everything)
             bar.update(note=monitor.note())
             monitor.record(step, full_passes)
-            if checkpoint is not None and (last or monitor.ended or checkpoint.due()):
+            leaving = last or monitor.leaves(step)
+            if checkpoint is not None and checkpoint.writes and (leaving or checkpoint.due()):
                 # What is on disk has been judged: a resumed run ends where this one would.
                 state = monitor.settle()
                 ended = last or monitor.ended
@@ -239,7 +242,7 @@ def lanczos(
                         else None,
                     ),
                 )
-            if monitor.ended:
+            if leaving:
                 break
         state = monitor.settle()
         yield LanczosRun(
@@ -299,7 +302,10 @@ def _open_checkpoint(
         "torch": torch.__version__,
     }
     return Checkpoint(
-        Path(settings.checkpoint), {**own, **identity}, interval=settings.checkpoint_interval
+        Path(settings.checkpoint),
+        {**own, **identity},
+        interval=settings.checkpoint_interval,
+        writes=settings.writes_checkpoint,
     )
 
 
@@ -469,6 +475,13 @@ class _Monitor:
         """Take T after ``step`` in, and judge what is a lag behind."""
         self._waiting.append(self._snapshot(step, full_passes))
         self._judge_until(step - self._lag)
+
+    def leaves(self, step: int) -> bool:
+        """Whether the loop ends after ``step``: a lag behind the end, also if that is known already.
+
+        Only some of the ranks may have had to settle early, to write.
+        """
+        return self.ended and step >= self._latest.step + self._lag
 
     def settle(self) -> _Snapshot:
         """Judge every step that was recorded; T where the run ends, or is."""

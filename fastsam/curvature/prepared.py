@@ -74,14 +74,20 @@ def prepared_run(
     ranks = Ranks.of(shard)
     if shard == "probes":
         settings = replace(settings, probe_indices=share_of_probes(settings.indices, ranks))
-    if settings.checkpoint is not None:
-        folder = Path(settings.checkpoint)
-        own = folder if ranks.size == 1 else folder / f"rank-{ranks.rank}"
-        settings = replace(settings, checkpoint=own)
     settings = replace(settings, progress=settings.progress and ranks.rank == 0)
     earlier = None
     if settings.checkpoint is not None:
-        earlier = Checkpoint.identity_of(Path(settings.checkpoint))
+        folder = Path(settings.checkpoint)
+        if shard == "probes":
+            folder /= f"rank-{ranks.rank}"
+        elif not ranks.agree(Checkpoint.fingerprint(folder)):
+            raise ValueError(
+                f"the ranks find different runs in {folder}: it must be a folder that all of them "
+                "can read, for all of them have one run, which the first one writes"
+            )
+        writes = shard == "probes" or ranks.rank == 0
+        settings = replace(settings, checkpoint=folder, writes_checkpoint=writes)
+        earlier = Checkpoint.identity_of(folder)
     threads = None if earlier is None else earlier.get("threads")
     with undisturbed(model, repeatable=settings.checkpoint is not None), thread_count(threads):
         kept = None

@@ -10,11 +10,23 @@ import torch
 import torch.nn.functional as F
 from oracles import classification, mlp
 
-from fastsam.curvature import BatchLoss, spectral_density
+from fastsam.curvature import BatchLoss, negative_curvature, spectral_density
+from fastsam.curvature import lanczos as runs
 
 
 def summed(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+def lag_behind() -> None:
+    """Let the host see every step two later, as that of a GPU does."""
+    begin = runs._Monitor.__init__
+
+    def late(self, *arguments, **options):
+        begin(self, *arguments, **options)
+        self._lag = 2
+
+    runs._Monitor.__init__ = late
 
 
 def work(rank: int, port: int, folder: str) -> None:
@@ -35,15 +47,26 @@ def work(rank: int, port: int, folder: str) -> None:
             ),
             "probes": spectral_density(model, F.cross_entropy, batches, shard="probes", **whole),
         }
+        lag_behind()
+        kept = {"shard": "samples", "checkpoint_interval": 0 if rank == 0 else 60, **whole}
+        for name in ("kept", "resumed"):
+            found[name] = spectral_density(
+                model, F.cross_entropy, batches, checkpoint=f"{folder}/run", tolerance=0.2, **kept
+            )
         messages = []
         for data, options in (
             ([(x + rank, y)], {"shard": "samples"}),
             (batches, {"shard": "probes", "probes": 2}),
+            (batches, {"shard": "samples", "checkpoint": f"{folder}/{'run' if rank else 'none'}"}),
         ):
             try:
                 spectral_density(model, F.cross_entropy, data, steps=3, **options)
             except ValueError as error:
                 messages.append(str(error))
+        try:
+            negative_curvature(model, F.cross_entropy, batches, probes=3, shard="probes")
+        except ValueError as error:
+            messages.append(str(error))
         torch.save(messages, f"{folder}/messages-{rank}.pt")
         for name, spectrum in found.items():
             spectrum.save(f"{folder}/{name}-{rank}.npz")
@@ -76,9 +99,19 @@ def test_three_ranks_equal_one_process(tmp_path):
             assert spectrum.settings["probe_indices"] == [0, 1, 2, 3, 4]
     for rank in range(3):
         messages = torch.load(tmp_path / f"messages-{rank}.pt", weights_only=True)
-        assert len(messages) == 2
+        assert len(messages) == 4
         assert "different data" in messages[0]
         assert "one probe per rank" in messages[1]
+        assert "find different runs" in messages[2]
+        assert "has one probe" in messages[3]
+    for rank in range(3):
+        kept, resumed = (
+            Spectrum.load(tmp_path / f"{name}-{rank}.npz") for name in ("kept", "resumed")
+        )
+        assert kept.order.max() < 12
+        assert np.allclose(kept.alpha[:, :5], alone.alpha[:, :5], atol=1e-8)
+        assert np.array_equal(kept.alpha, resumed.alpha)
+        assert np.array_equal(kept.order, resumed.order)
 
 
 def test_without_a_process_group():
