@@ -719,8 +719,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
     """
+    command: Any = None
     try:
-        parse(argv).run()
+        command = parse(argv)
+        command.run()
     except BrokenPipeError:
         # The reader has seen enough, `fastsam recipes | head` for instance.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -728,8 +730,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error, EXIT_USAGE)
     except torch.OutOfMemoryError as error:
-        advice = "lower --batch-size, or choose --precision bfloat16"
-        return _fail(f"{str(error).splitlines()[0]} ({advice})", EXIT_FAILED)
+        trains = hasattr(command, "batch_size")
+        advice = "; lower --batch-size, or choose --precision bfloat16" if trains else ""
+        return _fail(str(error).splitlines()[0] + advice, EXIT_FAILED)
     except (LongTailError, OSError, ImportError, FloatingPointError) as error:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:

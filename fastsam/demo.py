@@ -38,7 +38,7 @@ def run_demo(
         seed: seed of the training.
         epochs: another number of epochs than the recipe's.
         overwrite: the files of an earlier demo may be replaced.
-        progress: show progress bars on a terminal.
+        progress: show progress: bars on a terminal, a line a minute elsewhere.
         say: receives each block of text for the reader.
 
     Returns:

@@ -112,7 +112,7 @@ def spectral_density(
             whole spectrum.
         measurements: share one object between calls on the same model and loss, and what decides
             the strategy is measured once; runs over classes and groups do so.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
         description: its label.
 
     Raises:

@@ -185,7 +185,7 @@ def escape_report(
         rho: size of the ascent step.
         dtype: of weights and data; None for that of the parameters, at least float32.
         freeze: draws to hold where the samples change, as in :func:`fastsam.spectral_density`.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
         ValueError: rho is not finite or negative, the direction does not fit the model or is zero,

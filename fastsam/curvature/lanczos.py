@@ -60,7 +60,7 @@ class LanczosSettings:
         memory_limit: bytes the run may use on the device of the basis; None for 80 % of what is
             free.
         verify_symmetry: refuse an operator that is not symmetric, as far as T shows it.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
         description: its label.
     """
 

@@ -35,6 +35,7 @@ class LanczosOptions(RunOptions, total=False):
     """
 
     verify_symmetry: bool
+    writes_checkpoint: bool
 
 
 class ModelOptions(TypedDict, total=False):

@@ -164,7 +164,7 @@ def landscape(
         steps: Lanczos steps, at least 1.
         probes: random start vectors, at least 1.
         seed: seed of probes and draws.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
         UsageError: for a name or number that is not valid.

@@ -86,7 +86,7 @@ def reproduce_table(
         out: folder of the runs.
         seeds: number of seeds, from 0.
         ranks: this process among those that train every run together.
-        progress: show progress bars on a terminal.
+        progress: show progress: bars on a terminal, a line a minute elsewhere.
         **overrides: settings that replace those of every recipe.
 
     Raises:
@@ -126,7 +126,7 @@ def reproduce_figure(
             numbers were made with, and is not curvature.
         steps: Lanczos steps.
         probes: random start vectors.
-        progress: show progress bars on a terminal.
+        progress: show progress: bars on a terminal, a line a minute elsewhere.
         **overrides: settings that replace those of every recipe.
 
     Raises:

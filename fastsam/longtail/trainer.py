@@ -92,7 +92,7 @@ class Trainer:
         ranks: this process among those of the run; by default it is alone. Batches are shared out,
             and the loss and its gradient are those of the whole batch, whatever the number of
             processes; batch normalisation sees the share of its process.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
         UsageError: an ``out`` that is not empty, or a device that does not exist.
@@ -128,12 +128,12 @@ class Trainer:
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
-        data = load_configured(config, progress=progress) if data is None else data
+        self.progress = progress and ranks.rank == 0
+        data = load_configured(config, progress=self.progress) if data is None else data
         self.data = data.for_run()
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
-        self.progress = progress and ranks.rank == 0
         self.keep = frozenset(keep)
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")

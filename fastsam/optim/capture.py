@@ -123,8 +123,10 @@ def _layout_of(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
     if not isinstance(batch, (tuple, list)) or not (
         len(batch) >= 2 and all(isinstance(part, Tensor) for part in batch)
     ):
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
         raise ValueError(
-            f"a batch must be a tuple or list of tensors, the targets last, got {type(batch).__name__}"
+            "a batch must be a tuple or list of one input or more and the targets last, all tensors, got "
+            f"{type(batch).__name__} of {[type(part).__name__ for part in parts]}"
         )
     return [(tuple(part.shape), part.dtype) for part in batch]
 

@@ -59,7 +59,13 @@ class EntropySGD(WrappedOptimizer):
         check_option("gamma", gamma, low=0)
         check_option("noise", noise, low=0)
         check_option("alpha", alpha, low=0, high=1)
-        super().__init__(optimizer, inner_lr=inner_lr, gamma=gamma, noise=noise, alpha=alpha)
+        super().__init__(
+            optimizer,
+            entropy_lr=inner_lr,
+            entropy_gamma=gamma,
+            entropy_noise=noise,
+            entropy_alpha=alpha,
+        )
         self.inner_steps = steps
         self.seed = seed
 
@@ -76,18 +82,20 @@ class EntropySGD(WrappedOptimizer):
                 loss = run().detach()
                 first = loss if first is None else first
                 for (group, parameter), old in zip(trained, center, strict=True):
-                    pull = (parameter - old).mul_(group["gamma"])
+                    pull = (parameter - old).mul_(group["entropy_gamma"])
                     if parameter.grad is not None:
                         pull.add_(parameter.grad)
-                    parameter.sub_(pull, alpha=group["inner_lr"])
+                    parameter.sub_(pull, alpha=group["entropy_lr"])
                 add_normal(
                     [parameter for _, parameter in trained],
-                    self._by_group(lambda group: math.sqrt(group["inner_lr"]) * group["noise"]),
+                    self._by_group(
+                        lambda group: math.sqrt(group["entropy_lr"]) * group["entropy_noise"]
+                    ),
                     seed=self.seed,
                     position=self.steps_taken * self.inner_steps + inner,
                 )
                 for (group, parameter), mean in zip(trained, means, strict=True):
-                    mean.lerp_(parameter, 1 - group["alpha"])
+                    mean.lerp_(parameter, 1 - group["entropy_alpha"])
         finally:
             for (_, parameter), old in zip(trained, center, strict=True):
                 parameter.copy_(old)

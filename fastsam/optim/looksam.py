@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim.sam import SAM
-from fastsam.optim.settings import Default
+from fastsam.optim.settings import Default, check_given
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
 
 _DIRECTION = "flat_direction"
@@ -54,6 +54,7 @@ class LookSAM(WrappedOptimizer):
     ) -> None:
         check_option("every", every, low=1)
         check_option("alpha", alpha, low=0)
+        check_given({"look_alpha": alpha}, optimizer.param_groups)  # before SAM writes its options
         sam = SAM(optimizer=optimizer, rho=rho)
         super().__init__(sam, look_alpha=alpha)
         self.sam = sam

@@ -48,7 +48,7 @@ class LPFSGD(WrappedOptimizer):
     ) -> None:
         check_option("gamma", gamma, low=0)
         check_option("parts", parts, low=1)
-        super().__init__(optimizer, gamma=gamma)
+        super().__init__(optimizer, lpf_gamma=gamma)
         self.parts = parts
         self.seed = seed
 
@@ -64,7 +64,7 @@ class LPFSGD(WrappedOptimizer):
             try:
                 add_normal(
                     [parameter for _, parameter in trained],
-                    [group["gamma"] * _filter_norms(parameter) for group, parameter in trained],
+                    [group["lpf_gamma"] * _filter_norms(parameter) for group, parameter in trained],
                     seed=self.seed,
                     position=self.steps_taken * self.parts + part,
                 )

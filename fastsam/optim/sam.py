@@ -54,7 +54,8 @@ class SAM(Optimizer):
             in every repetition of a run. It makes no difference to wider weights, nor to the update, which
             rounds to nearest as torch's optimizers do.
         optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Options that its
-            groups have already stay; one that is given here as well must agree with them.
+            groups have already stay; one that is given here is for groups without it, and must agree
+            with them where there is no such group.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second

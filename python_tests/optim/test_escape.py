@@ -465,12 +465,37 @@ def test_an_option_that_contradicts_an_earlier_wrapper_is_refused(name: str) -> 
     assert sgd.param_groups[0] == before
 
 
+class OwnSigma(SGD):
+    """Has a sigma of its own."""
+
+    def __init__(self, params: Any, sigma: float = 3.0) -> None:
+        super().__init__(params, lr=0.1)
+        self.defaults["sigma"] = self.param_groups[0]["sigma"] = sigma
+
+
 def test_a_base_with_an_option_of_the_same_name_is_refused_by_all() -> None:
-    """RMSprop's alpha is the decay of its squares."""
-    rmsprop = torch.optim.RMSprop([nn.Parameter(torch.zeros(1))])
-    before = dict(rmsprop.param_groups[0])
-    with pytest.raises(ValueError, match="RMSprop has an option of its own named 'alpha'"):
-        EntropySGD(rmsprop)
+    base = OwnSigma([nn.Parameter(torch.zeros(1))])
+    before = dict(base.param_groups[0])
+    with pytest.raises(ValueError, match="OwnSigma has an option of its own named 'sigma'"):
+        PGD(base, sigma=0.1)
     with pytest.raises(ValueError, match="option of its own named 'rho'"):
         LookSAM(torch.optim.Adadelta([nn.Parameter(torch.zeros(1))]))
-    assert rmsprop.param_groups[0] == before
+    assert base.param_groups[0] == before
+    # RMSprop's alpha is the decay of its squares, and none of Entropy-SGD's.
+    EntropySGD(torch.optim.RMSprop([nn.Parameter(torch.zeros(1))], alpha=0.9), alpha=0.5)
+
+
+def test_two_wrappers_of_one_base_read_their_own_options() -> None:
+    sgd = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    LPFSGD(sgd)
+    EntropySGD(sgd)
+    (group,) = sgd.param_groups
+    assert (group["lpf_gamma"], group["entropy_gamma"]) == (0.002, 0.03)
+
+
+def test_a_refused_looksam_leaves_the_groups_alone() -> None:
+    sgd = SGD([{"params": [nn.Parameter(torch.zeros(1))], "look_alpha": 0.5}], lr=0.1)
+    before = dict(sgd.param_groups[0])
+    with pytest.raises(ValueError, match=r"look_alpha=.* was given"):
+        LookSAM(sgd, alpha=0.7)
+    assert sgd.param_groups[0] == before

@@ -91,7 +91,9 @@ def test_every_dtype_equals_the_oracle(base, options, dtype, seed):
     found, oracle = (
         problem.run(*make(kind, problem, base, rho=0.5, **options), 8) for kind in (SAM, OracleSAM)
     )
-    assert_close(found, oracle, TOLERANCE[dtype])
+    # A base without a rule of ours rounds every intermediate result to the weights' own type.
+    rounded = base is torch.optim.RMSprop and dtype.itemsize == 2
+    assert_close(found, oracle, TOLERANCE[dtype] * (3 if rounded else 1))
 
 
 def test_mixed_dtypes_share_one_norm(seed):

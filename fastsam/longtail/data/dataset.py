@@ -89,7 +89,7 @@ class Images(Protocol):
         """Paths of the images that cannot be decoded; decodes every file, which takes a while.
 
         Args:
-            progress: show a progress bar on a terminal.
+            progress: show progress: a bar on a terminal, a line a minute elsewhere.
         """
         ...
 

@@ -188,7 +188,7 @@ def generate(
 
     Args:
         spec: what to generate.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
         threads: threads to draw with; None for one on every processor that may be used.
 
     Returns:
