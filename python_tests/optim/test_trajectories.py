@@ -82,7 +82,8 @@ def test_float32_equals_plain_sam_and_the_oracle(base, options, adaptive, seed):
         (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
         (torch.optim.Adam, {"lr": 0.05, "eps": 1e-3}),
         (torch.optim.AdamW, {"lr": 0.05, "amsgrad": True, "eps": 1e-3}),
-        (torch.optim.RMSprop, {"lr": 0.02, "eps": 1e-2}),
+        # A large eps: otherwise rounding in 16 bits decides its step where a gradient is next to nothing.
+        (torch.optim.RMSprop, {"lr": 0.1, "eps": 1.0}),
     ],
     ids=name,
 )
@@ -91,9 +92,7 @@ def test_every_dtype_equals_the_oracle(base, options, dtype, seed):
     found, oracle = (
         problem.run(*make(kind, problem, base, rho=0.5, **options), 8) for kind in (SAM, OracleSAM)
     )
-    # A base without a rule of ours rounds every intermediate result to the weights' own type.
-    rounded = base is torch.optim.RMSprop and dtype.itemsize == 2
-    assert_close(found, oracle, TOLERANCE[dtype] * (3 if rounded else 1))
+    assert_close(found, oracle, TOLERANCE[dtype])
 
 
 def test_mixed_dtypes_share_one_norm(seed):
