@@ -28,13 +28,13 @@ def sam_step() -> None:
     if reference is None or not reference.is_file():
         print("no sam.py in PEERS: the reference implementation is left out")
         reference = None
-    cases = ("resnet32", "resnet50", "vit-b16", "one-25M", "one-1e9")
+    cases = ("resnet32", "resnet18", "vit-s16", "gpt2", "one-25M", "one-1e9")
     SamStep(cases=cases, reference=reference, compile=True, device="cuda", out=OUT).run()
 
 
 def profile() -> None:
     """Few steps of one large tensor, for a profiler."""
-    SamStep(cases=("one-25M",), rounds=1, device="cuda").run()
+    SamStep(cases=("one-25M",), bases=("SGD",), rounds=1, device="cuda").run()
 
 
 def spectrum() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,58 @@ from fastsam.optim.plain import PlainSAM
 Step = Callable[[], object]
 """The optimizer part of one step, both halves, on gradients that are already there."""
 
-SETTINGS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 2e-4}
 RHO = 0.05
 
 
-class ForeachSAM:
-    """A careful SAM on PyTorch's multi-tensor operations and its fused SGD."""
+@dataclass(frozen=True)
+class Base:
+    """A base optimizer and the settings that it is timed with.
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    Attributes:
+        make: the optimizer class.
+        settings: its arguments.
+        state: tensors of the weights' size that it keeps.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    settings: dict[str, Any]
+    state: int
+
+    @property
+    def update_bytes(self) -> int:
+        """float32 bytes per parameter of one fused update: reads w, g and state, writes w and state."""
+        return 4 * (3 + 2 * self.state)
+
+    def fused(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Torch's fused implementation."""
+        return self.make(parameters, fused=True, **self.settings)
+
+
+BASES = {
+    "SGD": Base(torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "weight_decay": 2e-4}, 1),
+    "Adam": Base(torch.optim.Adam, {"lr": 1e-3, "weight_decay": 2e-4}, 2),
+    "AdamW": Base(torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}, 2),
+}
+
+Peer = Callable[[Sequence[Tensor], Base], Step]
+
+
+class ForeachSAM:
+    """SAM on PyTorch's multi-tensor operations and its fused base optimizer."""
+
+    def __init__(self, parameters: Sequence[Tensor], base: Base) -> None:
         self.parameters = list(parameters)
-        self.base = torch.optim.SGD(self.parameters, fused=True, **SETTINGS)
+        self.base = base.fused(self.parameters)
         self.backup = [torch.empty_like(p) for p in self.parameters]
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norm
 
     @torch.no_grad()
     def first_step(self) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = self.norm(gradients)
         torch._foreach_copy_(self.backup, self.parameters)
         scaled = torch._foreach_mul(gradients, RHO / (norm + 1e-12))
         torch._foreach_add_(self.parameters, scaled)
@@ -42,6 +79,20 @@ class ForeachSAM:
         self.base.step()
 
 
+class CarefulForeachSAM(ForeachSAM):
+    """The fastest plain-PyTorch SAM that we know: nothing is allocated, and scaling and adding are one pass.
+
+    The host reads the norm, which costs nothing on the CPU and a synchronization on a GPU.
+    """
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        scale = RHO / (self.norm(gradients).item() + 1e-12)
+        torch._foreach_copy_(self.backup, self.parameters)
+        torch._foreach_add_(self.parameters, gradients, alpha=scale)
+
+
 def both_halves(optimizer: Any) -> Step:
     def step() -> None:
         optimizer.first_step()
@@ -50,26 +101,30 @@ def both_halves(optimizer: Any) -> Step:
     return step
 
 
-def fused(parameters: Sequence[Tensor], *, check_finite: bool = True) -> Step:
+def fused(parameters: Sequence[Tensor], base: Base, *, check_finite: bool = True) -> Step:
     return both_halves(
-        SAM(parameters, torch.optim.SGD, rho=RHO, check_finite=check_finite, **SETTINGS)
+        SAM(parameters, base.make, rho=RHO, check_finite=check_finite, **base.settings)
     )
 
 
-def fused_unchecked(parameters: Sequence[Tensor]) -> Step:
-    return fused(parameters, check_finite=False)
+def fused_unchecked(parameters: Sequence[Tensor], base: Base) -> Step:
+    return fused(parameters, base, check_finite=False)
 
 
-def plain(parameters: Sequence[Tensor]) -> Step:
-    return both_halves(PlainSAM(parameters, torch.optim.SGD, rho=RHO, **SETTINGS))
+def plain(parameters: Sequence[Tensor], base: Base) -> Step:
+    return both_halves(PlainSAM(parameters, base.make, rho=RHO, **base.settings))
 
 
-def foreach(parameters: Sequence[Tensor]) -> Step:
-    return both_halves(ForeachSAM(parameters))
+def foreach(parameters: Sequence[Tensor], base: Base) -> Step:
+    return both_halves(ForeachSAM(parameters, base))
 
 
-def compiled_foreach(parameters: Sequence[Tensor]) -> Step:
-    optimizer = ForeachSAM(parameters)
+def careful(parameters: Sequence[Tensor], base: Base) -> Step:
+    return both_halves(CarefulForeachSAM(parameters, base))
+
+
+def compiled_foreach(parameters: Sequence[Tensor], base: Base) -> Step:
+    optimizer = ForeachSAM(parameters, base)
     first = torch.compile(optimizer.first_step)
     second = torch.compile(optimizer.second_step)
 
@@ -80,7 +135,7 @@ def compiled_foreach(parameters: Sequence[Tensor]) -> Step:
     return step
 
 
-def reference_file(path: Path) -> Callable[[Sequence[Tensor]], Step]:
+def reference_file(path: Path) -> Peer:
     """The class ``SAM`` of a file with the reference implementation's interface."""
     spec = importlib.util.spec_from_file_location("reference_sam", path)
     if spec is None or spec.loader is None:
@@ -88,29 +143,39 @@ def reference_file(path: Path) -> Callable[[Sequence[Tensor]], Step]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def make(parameters: Sequence[Tensor]) -> Step:
-        return both_halves(module.SAM(parameters, torch.optim.SGD, rho=RHO, **SETTINGS))
+    def make(parameters: Sequence[Tensor], base: Base) -> Step:
+        return both_halves(module.SAM(parameters, base.make, rho=RHO, **base.settings))
 
     return make
 
 
-def pytorch_optimizer(parameters: Sequence[Tensor]) -> Step:
+def pytorch_optimizer(parameters: Sequence[Tensor], base: Base) -> Step:
     """``pytorch_optimizer.SAM`` from the package index."""
     import pytorch_optimizer as package
 
-    return both_halves(package.SAM(parameters, torch.optim.SGD, rho=RHO, **SETTINGS))
+    return both_halves(package.SAM(parameters, base.make, rho=RHO, **base.settings))
 
 
-def floor(parameters: Sequence[Tensor]) -> Step:
-    """Torch's fused SGD alone: no SAM step can be cheaper."""
-    return torch.optim.SGD(parameters, fused=True, **SETTINGS).step
+def floor(parameters: Sequence[Tensor], base: Base) -> Step:
+    """Torch's fused base optimizer alone: no SAM step can be cheaper."""
+    return base.fused(parameters).step
 
 
-BYTES_PER_PARAMETER = {
-    "fastsam": 44,  # norm 4, perturb 16, check 4, restore and update 20
-    "fastsam, no check": 40,
-    "plain PyTorch": 84,  # norm 4, clone 8, scale 8, add 12, restore 8, SGD with decay and momentum 44
-    "foreach + fused SGD": 60,  # norm 4, copy 8, scale 8, add 12, copy 8, fused SGD 20
-    "fused SGD alone": 20,
+OUTSIDE_UPDATE = {
+    "fastsam": 24,  # norm 4, perturb 16, check 4
+    "fastsam, no check": 20,
+    "careful foreach": 32,  # norm 4, copy 8, add 12, copy back 8
+    "foreach": 40,  # norm 4, copy 8, scale 8, add 12, copy back 8
+    "fused base alone": 0,
 }
-"""float32 bytes that must move per parameter with momentum and weight decay, counted from the operations."""
+"""float32 bytes per parameter that the operations beside a fused update read and write."""
+
+
+def bytes_per_parameter(peer: str, base: Base) -> int | None:
+    """float32 bytes that one step of ``peer`` reads and writes per parameter; None where nobody counted.
+
+    An ordinary store to memory that is not in the cache moves 4 bytes more, because the cache reads the line
+    first.
+    """
+    outside = OUTSIDE_UPDATE.get(peer)
+    return None if outside is None else outside + base.update_bytes

@@ -164,38 +164,63 @@ def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
 def _sam_step_table(path: Path) -> str:
     results = json.loads(path.read_text())
     environment = results["environment"]
-    shown = {name: case for name, case in results["cases"].items() if _shown(name)}
-    peers = list(dict.fromkeys(peer for case in shown.values() for peer in case["peers"]))
-    head = " | ".join(_title(name, case) for name, case in shown.items())
+    rows = results["rows"]
+    threads = max(row["threads"] for row in rows)
+    shown = [row for row in rows if row["threads"] == threads]
+    others = [peer for peer in shown[0]["peers"] if peer != "fastsam"]
+    place = (
+        environment.get("gpu", {}).get("name") or f"{environment['processor']}, {threads} threads"
+    )
     lines = [
-        f"On {_machine(environment)} (`{environment['command']}`):",
+        f"On {place}, torch {environment['torch']} (`{environment['command']}`). "
+        "Times relative to fastsam's, medians of paired samples:",
         "",
-        f"| time per step (ratio to fastsam) | {head} |",
-        "| --- |" + " --- |" * len(shown),
+        "| shapes | base | fastsam | " + " | ".join(others) + " |",
+        "| --- |" + " --- |" * (len(others) + 2),
     ]
-    for peer in peers:
-        cells = []
-        for case in shown.values():
-            row = case["peers"].get(peer)
-            cells.append(f"{_time(row['median'])} ({row['ratio']:.1f}x)" if row else "")
-        lines.append(f"| {peer} | " + " | ".join(cells) + " |")
+    for row in shown:
+        cells = [
+            f"{row['peers'][peer]['ratio']['median']:.2f}x" if peer in row["peers"] else ""
+            for peer in others
+        ]
+        title = f"{row['case']}: {row['tensors']} tensors, {row['parameters'] / 1e6:.3g} M"
+        ours = _time(row["peers"]["fastsam"]["median"])
+        lines.append(f"| {title} | {row['base']} | {ours} | " + " | ".join(cells) + " |")
+    lines += ["", _slowest_sentence(rows, results["summary"])]
     sweep = path.with_name(path.name.replace("sam_step", "sam_sweep"))
     if sweep.exists():
         lines += ["", _sweep_sentence(json.loads(sweep.read_text()))]
     return "\n".join(lines) + "\n"
 
 
-def _sweep_sentence(results: dict[str, Any]) -> str:
-    """What is least favourable in the sweep of tensors x elements."""
-    cases = list(results["cases"].values())
-    rows = results["summary"].values()
-    sizes = [case["parameters"] // case["tensors"] for case in cases]
-    counts = [case["tensors"] for case in cases]
+def _slowest_sentence(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
+    """What is least favorable over all rows, those that the table leaves out included."""
+    counts = sorted({row["threads"] for row in rows})
+    closest = min(summary, key=lambda peer: summary[peer]["smallest"])
+    faster = sorted({where for row in summary.values() for where in row["faster_beyond_interval"]})
+    verdict = (
+        f"a peer is faster at {'; '.join(faster)}" if faster else "no peer is faster in any row"
+    )
     return (
-        f"Over {len(cases)} cases, {min(counts)} to {max(counts)} tensors of {min(sizes):,} to "
-        f"{max(sizes):,} elements, the peers took {min(row['smallest'] for row in rows):.2f} times as long "
-        f"as fastsam or longer, {min(row['median'] for row in rows):.1f} to "
-        f"{max(row['median'] for row in rows):.1f} times in the median."
+        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads) the closest peer is "
+        f"{closest}, {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}; "
+        f"beyond the 95 % interval of a paired median, {verdict}."
+    )
+
+
+def _sweep_sentence(results: dict[str, Any]) -> str:
+    """What is least favorable in the sweep of tensors x elements."""
+    rows = results["rows"]
+    summary = results["summary"].values()
+    cases = {row["case"] for row in rows}
+    sizes = [row["parameters"] // row["tensors"] for row in rows]
+    counts = [row["tensors"] for row in rows]
+    least = min(row["smallest"] for row in summary)
+    medians = [row["median"] for row in summary]
+    return (
+        f"Over {len(cases)} more shapes, {min(counts)} to {max(counts)} tensors of {min(sizes):,} to "
+        f"{max(sizes):,} elements, every peer is at least {least:.2f}x slower; median slowdowns are "
+        f"{min(medians):.1f}x to {max(medians):.1f}x."
     )
 
 
@@ -259,14 +284,6 @@ def _machine(environment: dict[str, Any]) -> str:
     name = environment.get("gpu", {}).get("name")
     name = name or f"{environment['processor']}, {environment['threads']} threads"
     return f"{name}, torch {environment['torch']}"
-
-
-def _shown(name: str) -> bool:
-    return name in ("resnet32", "resnet50", "vit-b16", "one-25M")
-
-
-def _title(name: str, case: dict[str, Any]) -> str:
-    return f"{name}: {case['tensors']} tensors, {case['parameters'] / 1e6:.3g} M"
 
 
 def _time(seconds: float) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,33 +19,38 @@ from torch import Tensor
 from benchmarks import footprint, peers
 from benchmarks.machine import copy_bandwidth, save
 from benchmarks.shapes import CASES, SWEEP, Shapes
-from benchmarks.timing import interleaved
+from benchmarks.timing import Ratio, interleaved
 
 STEPS_TO_AGREE = 5
-FLOOR = "fused SGD alone"
+FLOOR = "fused base alone"
 OURS = ("fastsam", "fastsam, no check")
-HELD_BYTES, WORKING_BYTES = 16, 28
-"""Bytes per parameter: each contestant's weights, gradients, momentum and backup, and what comes on top for
-one of them at a time, most of it to compare two copies of the weights."""
+WORKING_BYTES = 28
+"""Bytes per parameter that one contestant at a time takes beyond what it holds, most of it to compare two
+copies of the weights."""
 
-Contestants = dict[str, Callable[[Sequence[Tensor]], peers.Step]]
+Contestants = dict[str, peers.Peer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamStep:
-    """Times the fused SAM step against pure-PyTorch ones, after checking that they agree.
+    """Time the fused SAM step against pure-PyTorch ones, after checking that they agree.
 
-    All of them are timed in turn. Where they do not fit in memory together, each peer is timed in turn with
-    fastsam alone: its ratio is to fastsam's time beside it, and fastsam's own row is of the first pair.
+    All contestants are timed in turn, and a ratio is the median over rounds of paired ratios with its 95 %
+    interval. Where the contestants do not fit in memory together, each peer is timed in turn with fastsam
+    alone: its ratio is to fastsam's time beside it, and fastsam's own row is of the first pair.
     """
 
-    cases: tuple[str, ...] = ("resnet32", "one-25M")
+    cases: tuple[str, ...] = ("resnet32", "resnet18", "vit-s16", "gpt2")
     """Shapes to time, by name (see benchmarks/shapes.py); "sweep" for tensors x elements, "all" for all."""
+    bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "Adam", "AdamW")
+    """Base optimizers to time."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of CPU threads to time with; ignored on a GPU."""
     reference: Path | None = None
     """A file with the reference implementation's class SAM, timed as a peer."""
     compile: bool = False
     """Time the foreach version under torch.compile too."""
-    rounds: int = 15
+    rounds: int = 21
     """Samples of each peer."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Where to run."""
@@ -61,40 +67,44 @@ class SamStep:
         if unknown:
             valid = sorted([*CASES, *groups])
             raise SystemExit(f"unknown case {sorted(unknown)}; expected some of {valid}")
-        bandwidth = copy_bandwidth(device)
-        results: dict[str, Any] = {}
-        for name in names:
-            contests = _contests(self._contestants(), CASES[name], _room(device))
-            if not contests:
-                print(f"{name}: left out, not even two contestants fit in memory")
-                continue
-            results[name] = self._case(name, contests, device, bandwidth)
-            self._write(results, bandwidth)  # a run that is cut short keeps what it has
-        summary = _summary(results)
-        for peer, row in summary.items():
+        threads = self.threads if device.type == "cpu" else (torch.get_num_threads(),)
+        before = torch.get_num_threads()
+        rows: list[dict[str, Any]] = []
+        try:
+            for count in threads:
+                torch.set_num_threads(count)
+                bandwidth = copy_bandwidth(device)
+                for name, base in itertools.product(names, self.bases):
+                    row = self._row(name, base, device, bandwidth)
+                    if row is not None:
+                        rows.append({"threads": count, **row})
+                        self._write(rows)  # a run that is cut short keeps what it has
+        finally:
+            torch.set_num_threads(before)
+        for peer, summary in _summary(rows).items():
             print(
-                f"over {row['cases']} cases, {peer} took {row['median']:.2f} times as long "
-                f"(at least {row['smallest']:.2f}, {row['where']})"
+                f"over {summary['rows']} rows, {peer} took {summary['median']:.2f} times as long "
+                f"(at least {summary['smallest']:.2f}, {summary['where']})"
             )
 
-    def _write(self, results: dict[str, Any], bandwidth: float) -> None:
-        """Write the cases so far, those of the sweep apart, if anything is to be kept."""
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows so far, those of the sweep apart, if anything is to be kept."""
         if not self.save and self.out is None:
             return
-        models = {name: case for name, case in results.items() if name not in SWEEP}
-        sweep = {name: case for name, case in results.items() if name in SWEEP}
-        for kind, cases in (("sam_step", models), ("sam_sweep", sweep)):
-            if cases:
-                content = {"copy_bytes_per_second": bandwidth, "cases": cases}
-                content |= {"summary": _summary(sweep)} if cases is sweep else {}
-                print(f"wrote {save(kind, content, device=self.device, folder=self.out)}")
+        models = [row for row in rows if row["case"] not in SWEEP]
+        sweep = [row for row in rows if row["case"] in SWEEP]
+        for kind, some in (("sam_step", models), ("sam_sweep", sweep)):
+            if some:
+                content = {"rows": some, "summary": _summary(some)}
+                save(kind, content, device=self.device, folder=self.out)
 
     def _contestants(self) -> Contestants:
         contestants: Contestants = {
             "fastsam": peers.fused,
             "fastsam, no check": peers.fused_unchecked,
+            "careful foreach": peers.careful,
+            "foreach": peers.foreach,
             "plain PyTorch": peers.plain,
-            "foreach + fused SGD": peers.foreach,
         }
         if self.compile:
             contestants["foreach, compiled"] = peers.compiled_foreach
@@ -105,41 +115,54 @@ class SamStep:
         contestants[FLOOR] = peers.floor
         return contestants
 
-    def _case(
-        self, name: str, contests: list[Contestants], device: torch.device, bandwidth: float
-    ) -> dict[str, Any]:
+    def _row(
+        self, name: str, base: str, device: torch.device, bandwidth: float
+    ) -> dict[str, Any] | None:
+        """One case with one base optimizer; None where not even two contestants fit in memory."""
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
+        of = peers.BASES[base]
+        contests = _contests(self._contestants(), elements, of, _room(device))
+        if not contests:
+            print(f"{name}: left out, not even two contestants fit in memory")
+            return None
         rows: dict[str, dict[str, Any]] = {}
         for contestants in contests:
-            for peer, row in self._contest(name, contestants, device).items():
+            for peer, row in self._contest(name, of, contestants, device).items():
                 rows.setdefault(peer, row)
             self._free(device)
-        print(f"\n{name}: {len(shapes)} tensors, {elements:,} parameters on {device}")
+        place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+        print(f"\n{name}, {base}: {len(shapes)} tensors, {elements:,} parameters, {place}")
         if len(contests) > 1:
             print("  in pairs with fastsam: they do not fit in memory together")
-        print(f"  {'':22s} {'us':>12s} {'quartiles':>24s}   ratio  bandwidth  launches  bytes")
+        print(
+            f"  {'':20s} {'us':>11s} {'CPU us':>11s} {'ratio, 95 % interval':>26s} bandwidth launches  bytes"
+        )
         for peer, row in rows.items():
             share = ""
-            moved = peers.BYTES_PER_PARAMETER.get(peer)
+            moved = peers.bytes_per_parameter(peer, of)
             if moved is not None:
                 row["bytes_per_parameter"] = moved
                 row["share_of_copy_bandwidth"] = moved * elements / row["median"] / bandwidth
                 share = f"{row['share_of_copy_bandwidth']:.0%}"
-            quartiles = f"[{row['lower_quartile'] * 1e6:.1f}, {row['upper_quartile'] * 1e6:.1f}]"
+            ratio = row["ratio"]
+            interval = f"{ratio['median']:.2f}x [{ratio['lower']:.2f}, {ratio['upper']:.2f}]"
             print(
-                f"  {peer:22s} {row['median'] * 1e6:12.1f} {quartiles:>24s} {row['ratio']:6.2f}x"
-                f" {share:>10s} {row['launches']:9d} {row['peak_bytes_per_parameter']:6.1f}"
+                f"  {peer:20s} {row['median'] * 1e6:11.1f} {row['cpu_median'] * 1e6:11.1f} {interval:>26s}"
+                f" {share:>9s} {row['launches']:8d} {row['peak_bytes_per_parameter']:6.1f}"
             )
         return {
+            "case": name,
+            "base": base,
             "tensors": len(shapes),
             "parameters": elements,
+            "copy_bytes_per_second": bandwidth,
             "timed_together": max(map(len, contests)),
             "peers": rows,
         }
 
     def _contest(
-        self, name: str, contestants: Contestants, device: torch.device
+        self, name: str, base: peers.Base, contestants: Contestants, device: torch.device
     ) -> dict[str, dict[str, Any]]:
         """Checks that the contestants agree, then times them in turn; a row for each, fastsam first."""
         shapes = CASES[name]
@@ -150,8 +173,10 @@ class SamStep:
         for peer, make in contestants.items():
             parameters = _parameters(shapes, device)
 
-            def begin(peer: str = peer, make: Any = make, parameters: Any = parameters) -> None:
-                steps[peer] = make(parameters)
+            def begin(
+                peer: str = peer, make: peers.Peer = make, parameters: list[Tensor] = parameters
+            ) -> None:
+                steps[peer] = make(parameters, base)
                 for _ in range(STEPS_TO_AGREE):
                     steps[peer]()
 
@@ -177,9 +202,13 @@ class SamStep:
             for weight, other in zip(weights, expected, strict=True):
                 torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
         timings = interleaved(steps, rounds=self.rounds, device=device)
+        ours = timings["fastsam"]
         for peer, timing in timings.items():
-            ratio = timing.median / timings["fastsam"].median
-            rows[peer] |= timing.as_dict() | {"ratio": ratio}
+            rows[peer] |= {
+                **timing.as_dict(),
+                "ratio": Ratio.of(timing.wall, ours.wall).as_dict(),
+                "cpu_ratio": Ratio.of(timing.cpu, ours.cpu).as_dict(),
+            }
         return rows
 
     def _free(self, device: torch.device) -> None:
@@ -191,21 +220,25 @@ class SamStep:
             torch.cuda.empty_cache()
 
 
-def _summary(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For every peer the median and the smallest ratio over the cases of the sweep."""
-    ratios: dict[str, dict[str, float]] = {}
-    for name, case in results.items():
-        for peer, row in case["peers"].items():
-            if name in SWEEP and peer not in (*OURS, FLOOR):
-                ratios.setdefault(peer, {})[name] = row["ratio"]
+def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For every peer the median and the smallest ratio over all rows, and where a peer was faster."""
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        where = f"{row['case']}, {row['base']}, {row['threads']} threads"
+        for peer, entry in row["peers"].items():
+            if peer not in (*OURS, FLOOR):
+                ratios.setdefault(peer, {})[where] = entry["ratio"]
     return {
         peer: {
-            "cases": len(of_case),
-            "median": statistics.median(of_case.values()),
-            "smallest": min(of_case.values()),
-            "where": min(of_case, key=lambda name: of_case[name]),
+            "rows": len(found),
+            "median": statistics.median(ratio["median"] for ratio in found.values()),
+            "smallest": min(ratio["median"] for ratio in found.values()),
+            "where": min(found, key=lambda where: found[where]["median"]),
+            "faster_beyond_interval": [
+                where for where, ratio in found.items() if ratio["upper"] < 1.0
+            ],
         }
-        for peer, of_case in ratios.items()
+        for peer, found in ratios.items()
     }
 
 
@@ -221,12 +254,15 @@ def _parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:
     return parameters
 
 
-def _contests(contestants: Contestants, shapes: Shapes, room: float) -> list[Contestants]:
+def _contests(
+    contestants: Contestants, elements: int, base: peers.Base, room: float
+) -> list[Contestants]:
     """All contestants at once where they fit in ``room`` bytes, else fastsam with one peer at a time."""
-    room_per_parameter = room / sum(map(math.prod, shapes)) - WORKING_BYTES
-    if room_per_parameter >= len(contestants) * HELD_BYTES:
+    held = 4 * (3 + base.state)  # weights, gradients, backup and the base optimizer's state
+    room_per_parameter = room / elements - WORKING_BYTES
+    if room_per_parameter >= len(contestants) * held:
         return [contestants]
-    if room_per_parameter < 2 * HELD_BYTES:
+    if room_per_parameter < 2 * held:
         return []
     (ours, fused), *others = contestants.items()
     return [{ours: fused, peer: make} for peer, make in others]

@@ -17,6 +17,20 @@ def resnet32() -> Shapes:
     return [*shapes, (10, 64), (10,)]
 
 
+def resnet18() -> Shapes:
+    """ResNet-18 for ImageNet: 62 tensors, 11.7 M parameters."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    before = 64
+    for width in (64, 128, 256, 512):
+        for _ in range(2):
+            shapes += [(width, before, 3, 3), (width,), (width,)]
+            shapes += [(width, width, 3, 3), (width,), (width,)]
+            if before != width:
+                shapes += [(width, before, 1, 1), (width,), (width,)]
+            before = width
+    return [*shapes, (1000, 512), (1000,)]
+
+
 def resnet50() -> Shapes:
     """ResNet-50 for ImageNet: 161 tensors, 25.6 M parameters."""
     shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
@@ -31,14 +45,23 @@ def resnet50() -> Shapes:
     return [*shapes, (1000, 2048), (1000,)]
 
 
-def vit_b16() -> Shapes:
-    """ViT-B/16 at 224 pixels: 152 tensors, 86.6 M parameters."""
-    d = 768
+def vit(d: int) -> Shapes:
+    """ViT/16 of width ``d`` at 224 pixels, 152 tensors: 22.1 M parameters at 384 (S), 86.6 M at 768 (B)."""
     shapes: Shapes = [(1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d)]
     for _ in range(12):
         shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
         shapes += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
     return [*shapes, (d,), (d,), (1000, d), (1000,)]
+
+
+def gpt2() -> Shapes:
+    """GPT-2 small, its head tied to the embedding: 148 tensors, 124 M parameters."""
+    d = 768
+    shapes: Shapes = [(50257, d), (1024, d)]
+    for _ in range(12):
+        shapes += [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,)]
+        shapes += [(d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    return [*shapes, (d,), (d,)]
 
 
 def equal(tensors: int, elements: int) -> Shapes:
@@ -56,8 +79,11 @@ SWEEP = tuple(_GRID)
 
 CASES: dict[str, Shapes] = {
     "resnet32": resnet32(),
+    "resnet18": resnet18(),
     "resnet50": resnet50(),
-    "vit-b16": vit_b16(),
+    "vit-s16": vit(384),
+    "vit-b16": vit(768),
+    "gpt2": gpt2(),
     "one-25M": equal(1, 25_000_000),
     "one-1e9": equal(1, 1_000_000_000),
     **_GRID,

@@ -3,24 +3,73 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: median, quartiles and smallest of ``samples`` samples."""
+    """Seconds per call, one entry per sample.
+
+    Attributes:
+        wall: wall-clock time of each sample.
+        cpu: CPU time of the process in each sample, summed over its threads.
+        calls_per_sample: calls that one sample averages over.
+    """
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+    calls_per_sample: int
+
+    @property
+    def median(self) -> float:
+        """Median of the wall-clock samples."""
+        return statistics.median(self.wall)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Median, quartiles and smallest of the wall-clock samples, and the median of the CPU time."""
+        quartiles = statistics.quantiles(self.wall, n=4) if len(self.wall) > 1 else [*self.wall] * 3
+        return {
+            "median": self.median,
+            "lower_quartile": quartiles[0],
+            "upper_quartile": quartiles[2],
+            "smallest": min(self.wall),
+            "cpu_median": statistics.median(self.cpu),
+            "samples": len(self.wall),
+            "calls_per_sample": self.calls_per_sample,
+        }
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios with the order-statistic interval that covers it in 95 % of repetitions.
+
+    With fewer than six pairs no such interval exists: ``lower`` and ``upper`` are 0 and infinity.
+    """
 
     median: float
-    lower_quartile: float
-    upper_quartile: float
-    smallest: float
-    samples: int
-    calls_per_sample: int
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, times: tuple[float, ...], base: tuple[float, ...]) -> Ratio:
+        """Ratio of ``times`` to ``base``; sample i of both was taken in the same round."""
+        ratios = sorted(time / other for time, other in zip(times, base, strict=True))
+        n = len(ratios)
+        # The median lies outside [k-th smallest, k-th largest] with probability 2 P(Binomial(n, 1/2) < k).
+        outside, k = 0.0, 0
+        while k < n // 2 and 2 * (outside + math.comb(n, k) / 2**n) <= 0.05:
+            outside += math.comb(n, k) / 2**n
+            k += 1
+        if k == 0:
+            return cls(statistics.median(ratios), 0.0, math.inf)
+        return cls(statistics.median(ratios), ratios[k - 1], ratios[n - k])
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -34,9 +83,9 @@ def interleaved(
     calls: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Times callables in turn, A B C A B C, so that a noisy machine treats them alike.
+    """Time callables in turn, A B C A B C, so that a noisy machine treats them alike.
 
-    Each sample is as many back-to-back calls as fill ``seconds_per_sample``, ended by one synchronise on
+    Each sample is as many back-to-back calls as fill ``seconds_per_sample``, ended by one synchronize on
     CUDA. The order rotates from round to round.
 
     Args:
@@ -47,21 +96,22 @@ def interleaved(
         device: a CUDA device to wait for at the end of a sample.
     """
 
-    def sample(function: Callable[[], object], calls: int) -> float:
+    def sample(function: Callable[[], object], calls: int) -> tuple[float, float]:
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(calls):
             function()
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / calls
+        return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
 
     counts = {}
     for name, function in contestants.items():
         sample(function, 2)
-        counts[name] = calls or max(1, round(seconds_per_sample / max(sample(function, 2), 1e-9)))
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
+        wall, _ = sample(function, 2)
+        counts[name] = calls or max(1, round(seconds_per_sample / max(wall, 1e-9)))
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     names = list(contestants)
     collecting = gc.isenabled()
     gc.disable()
@@ -73,16 +123,11 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    return {name: _summary(values, counts[name]) for name, values in samples.items()}
-
-
-def _summary(values: list[float], calls: int) -> Timing:
-    lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return Timing(
-        median=statistics.median(values),
-        lower_quartile=lower,
-        upper_quartile=upper,
-        smallest=min(values),
-        samples=len(values),
-        calls_per_sample=calls,
-    )
+    timings = {}
+    for name, taken in samples.items():
+        timings[name] = Timing(
+            wall=tuple(wall for wall, _ in taken),
+            cpu=tuple(cpu for _, cpu in taken),
+            calls_per_sample=counts[name],
+        )
+    return timings

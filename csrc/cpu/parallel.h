@@ -4,6 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "loops.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 // One binary serves every x86-64: each marked function is compiled for several instruction sets and the
 // dynamic loader picks one. Sanitizers run before the loader can, so they get the plain version.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -13,26 +19,17 @@
 #define FASTSAM_CLONES
 #endif
 
-// Inlined into each clone, so that it is compiled for the clone's instruction set.
-#if defined(__GNUC__)
-#define FASTSAM_INLINE inline __attribute__((always_inline))
-#else
-#define FASTSAM_INLINE inline
-#endif
-
-// The operands of one launch never overlap except element on element, so the loop may be vectorised.
-#if defined(__GNUC__) && !defined(__clang__)
-#define FASTSAM_INDEPENDENT _Pragma("GCC ivdep")
-#elif defined(__clang__)
-#define FASTSAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define FASTSAM_INDEPENDENT
-#endif
-
 namespace fastsam::cpu {
 
 // Below this many elements a second thread costs more than it brings: waking one takes some 5 to 50 us.
 constexpr int64_t kSerialElements = 1 << 16;
+
+// Orders this thread's streaming stores (stream.h) before whatever follows; ordinary stores need no fence.
+inline void store_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 // Runs body(i) for i in [0, count) on at most `threads` threads. Bodies write to places of their own, so
 // which thread runs which index never shows in the result.
@@ -41,13 +38,18 @@ void parallel_for(int threads, int64_t count, int64_t elements, const Body& body
   const int64_t wanted = elements < kSerialElements ? 1 : std::min<int64_t>(threads, count);
 #if defined(_OPENMP)
   if (wanted > 1) {
-#pragma omp parallel for schedule(dynamic, 4) num_threads(static_cast<int>(wanted))
-    for (int64_t i = 0; i < count; ++i) body(i);
+#pragma omp parallel num_threads(static_cast<int>(wanted))
+    {
+#pragma omp for schedule(dynamic, 4) nowait
+      for (int64_t i = 0; i < count; ++i) body(i);
+      store_fence();
+    }
     return;
   }
 #endif
   (void)wanted;
   for (int64_t i = 0; i < count; ++i) body(i);
+  store_fence();
 }
 
 // Sum of term(i) over [0, count) in float64, as 16 interleaved sums that are added in a fixed order: wide

@@ -25,7 +25,7 @@ FASTSAM_HD double ascent_scale(double squared_norm, double rho, double grad_scal
 template <class A>
 FASTSAM_HD A perturbed(A weight, A gradient, A scale, A eta, bool adaptive) {
   const A t = adaptive ? normalisation(weight, eta) : A(1);
-  return weight + t * t * gradient * scale;
+  return multiply_add(t * t * gradient, scale, weight);
 }
 
 // Elements whose stochastic rounding draws from one counter: 16 of its 128 bits each.
@@ -64,17 +64,18 @@ FASTSAM_HD SgdSettings<A> sgd_settings(const double* row, double grad_scale) {
   return s;
 }
 
-// torch.optim.SGD. `first` says that the buffer holds nothing yet: it becomes the gradient, undamped.
+// torch.optim.SGD, rounded where torch rounds. `first` says that no update has reached the buffer yet: it
+// becomes the gradient, undamped.
 template <class A>
 FASTSAM_HD A sgd_step(A weight, A gradient, A& buffer, bool has_momentum, bool first,
                       const SgdSettings<A>& s) {
-  A direction = gradient * s.gradient_factor;
-  if (s.decays) direction += s.weight_decay * weight;
+  A direction = product(gradient, s.gradient_factor);
+  if (s.decays) direction = multiply_add(s.weight_decay, weight, direction);
   if (has_momentum) {
-    buffer = first ? direction : s.momentum * buffer + s.undamped * direction;
-    direction = s.nesterov ? direction + s.momentum * buffer : buffer;
+    buffer = first ? direction : multiply_add(s.undamped, direction, product(s.momentum, buffer));
+    direction = s.nesterov ? multiply_add(s.momentum, buffer, direction) : buffer;
   }
-  return weight - s.lr * direction;
+  return multiply_add(-s.lr, direction, weight);
 }
 
 template <class A>
@@ -106,20 +107,21 @@ FASTSAM_HD AdamSettings<A> adam_settings(const double* row, double step, double 
 FASTSAM_HD float square_root(float value) { return sqrtf(value); }
 FASTSAM_HD double square_root(double value) { return sqrt(value); }
 
-// torch.optim.Adam and AdamW, with `maximum` the running maximum of `second` under amsgrad.
+// torch.optim.Adam and AdamW, rounded where torch rounds, with `maximum` the running maximum of `second`
+// under amsgrad.
 template <class A>
 FASTSAM_HD A adam_step(A weight, A gradient, A& first, A& second, A& maximum, bool amsgrad,
                        const AdamSettings<A>& s) {
-  const A direction = gradient * s.gradient_factor + s.l2 * weight;
-  first = first + s.one_minus_beta1 * (direction - first);
-  second = s.beta2 * second + s.one_minus_beta2 * direction * direction;
+  const A direction = multiply_add(s.l2, weight, product(gradient, s.gradient_factor));
+  first = multiply_add(s.one_minus_beta1, direction - first, first);
+  second = multiply_add(product(s.one_minus_beta2, direction), direction, product(s.beta2, second));
   A scale = second;
   if (amsgrad) {
     maximum = second > maximum ? second : maximum;
     scale = maximum;
   }
   const A denominator = square_root(scale) / s.root_bias_2 + s.eps;
-  return weight * s.shrink - s.step_size * first / denominator;
+  return product(weight, s.shrink) - product(s.step_size, first) / denominator;
 }
 
 }  // namespace fastsam

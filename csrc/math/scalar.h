@@ -114,4 +114,45 @@ FASTSAM_HD bool is_finite(double value) {
   return (bits & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
 }
 
+// The two ways to round a product. Compilers fuse products with additions where they like, and differently in
+// the body and the tail of a loop; the CPU kernels are compiled without that, and say here what is fused.
+
+// a * b + c, rounded once where the processor has a fused multiply-add, twice elsewhere.
+FASTSAM_HD float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+FASTSAM_HD double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// a * b, rounded before anything is added to it.
+FASTSAM_HD float product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+FASTSAM_HD double product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 }  // namespace fastsam

@@ -14,7 +14,7 @@ from fastsam.kernels import sam as kernels
 from fastsam.optim import sharding
 from fastsam.optim.fused import FusedRule, new_state
 
-_BACKUP_ALIGNMENT = 16  # bytes: what the widest vector access of the CUDA kernels needs
+_BACKUP_ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
 
 
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)

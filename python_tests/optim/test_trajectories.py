@@ -112,7 +112,8 @@ def test_mixed_dtypes_share_one_norm(seed):
         optimizer.second_step()
         results.append(problem.run(optimizer, parameters, range(1, 6)))
     for f, e in zip(*tops, strict=True):
-        assert_close([f], [e], TOLERANCE[f.dtype])
+        # The gradients of 16 and 32 bits are squared in float32: 1e-7 of the radius.
+        assert_close([f], [e], max(TOLERANCE[f.dtype], 1e-7))
     assert_close(*results, TOLERANCE[torch.bfloat16])
 
 

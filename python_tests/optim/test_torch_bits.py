@@ -1,0 +1,83 @@
+"""Where the fused update rounds as torch does: equal bits, not equal numbers to a tolerance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastsam import SAM
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="no fused multiply-add"
+)
+
+SIZES = [1, 1025, 65_537, 20_003]
+SGD = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "weight_decay": 5e-4},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+    {"momentum": 0.7, "dampening": 0.3, "weight_decay": 5e-4},
+    {"momentum": 0.9, "maximize": True, "weight_decay": 5e-4},
+]
+
+
+def text(options: Any) -> str:
+    return str(options) if isinstance(options, (dict, torch.dtype, bool)) else options.__name__
+
+
+def trained(optimizer: Any, parameters: list[Tensor], seed: int, steps: int) -> list[Tensor]:
+    """Weights and base optimizer state after ``steps`` steps on seeded gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        if isinstance(optimizer, SAM):
+            optimizer.first_step()
+        optimizer.step()
+    state = [
+        value
+        for p in parameters
+        for value in optimizer.state[p].values()
+        if isinstance(value, Tensor)
+    ]
+    return [*(p.detach() for p in parameters), *state]
+
+
+def both(
+    base: Any, foreach: bool, dtype: torch.dtype, seed: int, options: dict[str, Any]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same steps by SAM with a radius of zero and by torch's own optimizer."""
+    generator = torch.Generator().manual_seed(seed)
+    start = [torch.randn(size, generator=generator, dtype=dtype) for size in SIZES]
+    ours = [nn.Parameter(w.clone()) for w in start]
+    theirs = [nn.Parameter(w.clone()) for w in start]
+    found = trained(SAM(ours, base, rho=0.0, lr=0.1, **options), ours, seed + 1, 20)
+    expected = trained(base(theirs, lr=0.1, foreach=foreach, **options), theirs, seed + 1, 20)
+    return found, expected
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["for-loop", "foreach"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=text)
+@pytest.mark.parametrize("options", SGD, ids=text)
+def test_sgd_has_the_bits_of_torch(
+    options: dict[str, Any], dtype: torch.dtype, foreach: bool, seed: int
+) -> None:
+    found, expected = both(torch.optim.SGD, foreach, dtype, seed, options)
+    assert len(found) == len(expected)
+    for f, e in zip(found, expected, strict=True):
+        assert torch.equal(f, e), f"{int((f != e).sum())} of {f.numel()} values differ"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=text)
+@pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.AdamW], ids=text)
+def test_adam_s_moments_have_the_bits_of_torch(base: Any, dtype: torch.dtype, seed: int) -> None:
+    """The weights do not: torch's square root is not rounded correctly everywhere."""
+    found, expected = both(base, False, dtype, seed, {"amsgrad": True, "maximize": True})
+    state = slice(len(SIZES), None)
+    for f, e in zip(found[state], expected[state], strict=True):
+        assert torch.equal(f, e), f"{int((f != e).sum())} of {f.numel()} values differ"
