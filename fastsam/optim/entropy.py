@@ -72,7 +72,7 @@ class EntropySGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One outer step of ``steps`` passes; returns the loss of the first, at x."""
-        run = self._required(closure)
+        run = self._required_passes(closure)
         trained = list(self._parameters())
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]

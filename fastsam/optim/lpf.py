@@ -55,7 +55,7 @@ class LPFSGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step of ``parts`` passes; returns the mean of their losses."""
-        run = self._required(closure)
+        run = self._required_passes(closure)
         trained = list(self._parameters())
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)

@@ -50,11 +50,11 @@ class PGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One noisy step; returns the loss."""
-        run = self._required(closure)
         if self.noise_on == "gradient":
-            loss = run()
+            loss = self._required(closure)()
             self._add_noise(to_gradient=True)
         else:
+            run = self._required_passes(closure)
             before = [parameter.clone() for _, parameter in self._parameters()]
             try:
                 self._add_noise(to_gradient=False)
