@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
 from fastsam.optim.settings import Default, check_given
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
@@ -51,8 +52,8 @@ class LookSAM(WrappedOptimizer):
         every: int = 5,
         alpha: float | Default[float] = Default(0.7),
     ) -> None:
-        check_option("every", every, low=1)
-        check_option("alpha", alpha, low=0)
+        check_option("every", every, low=1, whole=True)
+        check_option("alpha", alpha)
         check_given({"look_alpha": alpha}, optimizer.param_groups)  # before SAM writes its options
         sam = SAM(optimizer=optimizer, rho=rho)
         super().__init__(sam, look_alpha=alpha)
@@ -75,8 +76,11 @@ class LookSAM(WrappedOptimizer):
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
                 self.sam.first_step()
                 run()
-                directions |= _flat_directions(ascent, norm, directions)
+                found = _flat_directions(ascent, norm, directions)
+                skipped = self._skips_that_the_host_knows()
                 self.sam.second_step()
+                if skipped == self._skips_that_the_host_knows():
+                    directions |= found
             else:
                 length = self.param_groups[0]["look_alpha"] * norm
                 length = torch.where(length.isfinite(), length, 0.0)
@@ -100,6 +104,15 @@ class LookSAM(WrappedOptimizer):
     def skipped_steps(self) -> Tensor:
         """Updates skipped because a gradient was not finite: int64 scalar on the parameters' device."""
         return self.sam.skipped_steps
+
+    def _skips_that_the_host_knows(self) -> int:
+        """Skipped steps of a base without a fused update, whose state is then as empty as before.
+
+        A direction alone would look like a state to torch's optimizers when they are copied or loaded. Other
+        bases have theirs from the first step on, and keep the direction before without asking.
+        """
+        fused = fused_rule(self.sam.base_optimizer) is not None
+        return 0 if fused else int(self.sam.skipped_steps)
 
     def _take_directions(self) -> dict[Tensor, Tensor]:
         """Out of the state: many base optimizers begin where a parameter has no state at all."""

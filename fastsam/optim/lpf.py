@@ -46,8 +46,9 @@ class LPFSGD(WrappedOptimizer):
         parts: int = 1,
         seed: int = 0,
     ) -> None:
-        check_option("gamma", gamma, low=0)
-        check_option("parts", parts, low=1)
+        check_option("gamma", gamma)
+        check_option("parts", parts, low=1, whole=True)
+        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(optimizer, lpf_gamma=gamma)
         self.parts = parts
         self.seed = seed

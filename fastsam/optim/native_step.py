@@ -17,7 +17,7 @@ from fastsam.optim.bucket import Bucket, Member
 from fastsam.optim.fused import FusedRule, fused_rule
 from fastsam.optim.outer import GroupOptions, Groups
 from fastsam.optim.rounding import LostAscent
-from fastsam.optim.settings import check_rho, eta_of, normalised
+from fastsam.optim.settings import check_group, check_rho, eta_of, normalised
 
 _NUMBERS = frozenset({float, int, bool})
 _RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
@@ -222,9 +222,9 @@ class NativeStep:
         """Whether the ascent moved any parameter."""
         return any(any(bucket.perturbed) for bucket in self._buckets)
 
-    def unstarted(self) -> set[int]:
-        """Identities of parameters that have state tensors which no update has reached yet."""
-        return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
+    def unstarted(self) -> dict[int, tuple[str, ...]]:
+        """Names of the state tensors that no update has reached yet, by the identity of their parameter."""
+        return {id(p): names for bucket in self._buckets for p, names in bucket.unstarted()}
 
     def memory(self) -> tuple[object, ...]:
         """All memory that the kernels work on, to be compared: it differs when a captured step is stale.
@@ -265,10 +265,12 @@ class NativeStep:
         ]
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
+        for group in self._groups:
+            check_group(group)
         members, left_out = self._members()
         for bucket in self._buckets:
-            for parameter in bucket.unstarted():
-                self._base.state[parameter] = dict.fromkeys(self._base.state[parameter])
+            for parameter, names in bucket.unstarted():
+                self._base.state[parameter].update(dict.fromkeys(names))
         self._buckets = [Bucket(rows, slot=slot) for slot, rows in enumerate(members)]
         self._lost = {
             device: self._lost.get(device) or LostAscent(device)

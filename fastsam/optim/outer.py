@@ -79,9 +79,10 @@ class OuterOptimizer(Optimizer):
     def _replace_groups(self, groups: Groups) -> None:
         self.options.complete(self.base_optimizer.param_groups)  # they fill what ``groups`` lack
         self.options.complete(groups)
-        for group in groups:
-            for name, default in self.base_optimizer.defaults.items():
-                group.setdefault(name, default)
+        if not isinstance(self.base_optimizer, OuterOptimizer):
+            for group in groups:
+                for name, default in self.base_optimizer.defaults.items():
+                    group.setdefault(name, default)
         self.base_optimizer.param_groups = groups
 
     @property

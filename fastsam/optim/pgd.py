@@ -40,9 +40,10 @@ class PGD(WrappedOptimizer):
     def __init__(
         self, optimizer: Optimizer, *, sigma: float, noise_on: str = "gradient", seed: int = 0
     ) -> None:
-        check_option("sigma", sigma, low=0)
+        check_option("sigma", sigma)
         if noise_on not in NOISE_ON:
             raise ValueError(f"noise_on must be one of {', '.join(NOISE_ON)}, got {noise_on!r}")
+        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(optimizer, sigma=sigma)
         self.noise_on = noise_on
         self.seed = seed

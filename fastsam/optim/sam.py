@@ -15,7 +15,14 @@ from fastsam.optim.ascent import AscentStep
 from fastsam.optim.native_step import NativeStep
 from fastsam.optim.outer import Groups, OuterOptimizer
 from fastsam.optim.passes import ClosurePasses
-from fastsam.optim.settings import Default, check_given, check_group, refuse_clashes, value_of
+from fastsam.optim.settings import (
+    Default,
+    check_flag,
+    check_given,
+    check_group,
+    refuse_clashes,
+    value_of,
+)
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
@@ -116,6 +123,7 @@ class SAM(OuterOptimizer):
         }
         own = {name: value_of(option) for name, option in options.items()}
         check_group(own)
+        check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
         if optimizer is None:
@@ -323,18 +331,22 @@ class SAM(OuterOptimizer):
 
     def _pack(self) -> dict[str, Any]:
         packed = super()._pack()
-        for index in self._unstarted():
+        for index, names in self._unstarted().items():
             if index in packed["state"]:
-                packed["state"][index] = dict.fromkeys(packed["state"][index])
+                packed["state"][index] = {**packed["state"][index], **dict.fromkeys(names)}
         return packed
 
-    def _unstarted(self) -> list[int]:
-        """Places of parameters whose state no update has reached: torch's first update must find none.
+    def _unstarted(self) -> dict[int, tuple[str, ...]]:
+        """State, by place and names, that no update has reached: torch's first update must find none.
 
         It copies the gradient where there is no momentum buffer, and dampens it where there is one.
         """
         unstarted = self.native.unstarted()
-        return [index for index, p in enumerate(self._parameters()) if id(p) in unstarted]
+        return {
+            index: unstarted[id(p)]
+            for index, p in enumerate(self._parameters())
+            if id(p) in unstarted
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the reference implementation, or of the base optimizer.
@@ -384,9 +396,8 @@ class SAM(OuterOptimizer):
         super().__setstate__({**state, "process_group": handle.group if handle else None})
         self._begin()
         parameters = self._parameters()
-        for index in unstarted:
-            entry = self.state[parameters[index]]
-            self.state[parameters[index]] = dict.fromkeys(entry)
+        for index, names in unstarted.items():
+            self.state[parameters[index]].update(dict.fromkeys(names))
 
     # --- the two halves -------------------------------------------------------------------------
 

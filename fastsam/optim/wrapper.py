@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,14 @@ from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
 from fastsam.optim.outer import OuterOptimizer
 from fastsam.optim.passes import ClosurePasses
-from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
+from fastsam.optim.settings import (
+    Default,
+    check_base_group,
+    check_given,
+    check_number,
+    refuse_clashes,
+    value_of,
+)
 from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
@@ -43,6 +51,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         own = {name: value_of(option) for name, option in options.items()}
         refuse_clashes(type(self).__name__, own, optimizer)
         check_given(options, optimizer.param_groups)
+        for group in optimizer.param_groups:
+            check_base_group(group)
         super().__init__(optimizer, {**own, COUNTER: 0})
         self._passes = ClosurePasses(type(self).__name__)
 
@@ -112,13 +122,15 @@ _WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and ret
 
 
 def check_option(
-    name: str, option: float | Default[float], *, low: float, high: float = float("inf")
+    name: str,
+    option: float | Default[float],
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    whole: bool = False,
 ) -> None:
-    """Raise ValueError unless the option's value is finite and ``low <= value <= high``."""
-    value = value_of(option)
-    if not low <= value <= high or value == float("inf"):
-        limit = "" if high == float("inf") else f" and at most {high:g}"
-        raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")
+    """Raise ValueError unless the option's value is a finite number with ``low <= value <= high``."""
+    check_number(name, value_of(option), low=low, high=high, whole=whole)
 
 
 def add_normal(
