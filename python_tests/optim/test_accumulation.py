@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastsam import SAM
 from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM
@@ -212,6 +215,43 @@ def test_a_spent_gradient_that_was_added_to_is_not_spent() -> None:
     model(batch(0)).square().mean().backward()
     with pytest.raises(RuntimeError, match="micro-batch"):
         optimizer.step(closure)
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("inside", ["", "to none", "to zero"])
+def test_ddp_puts_cleared_gradients_back_as_the_same_objects(views: bool, inside: str) -> None:
+    """With views of its buckets as gradients, what a closure did shows in no gradient afterwards."""
+    module = network()
+    model = DistributedDataParallel(module, gradient_as_bucket_view=views)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
+
+    def closure(step: int) -> Tensor:
+        clear(module, inside)
+        loss = model(batch(step)).square().mean()
+        loss.backward()
+        return loss
+
+    for step in range(3):
+        optimizer.step(partial(closure, step))
+    expected = train(OPTIMIZERS["sam"], inside="to none")
+    for a, b in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(a.detach(), b)
+    model(batch(9)).square().mean().backward()
+    if inside:
+        optimizer.step(partial(closure, 9))
+    else:
+        with pytest.raises(RuntimeError, match="micro-batch"):
+            optimizer.step(partial(closure, 9))
 
 
 # --- the weights are perturbed already ----------------------------------------------------------
