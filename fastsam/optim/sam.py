@@ -73,15 +73,16 @@ class SAM(OuterOptimizer):
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
             forward and backward, the gradient of the first being there already. ``"both_passes"``, as in
-            torch.optim: it is called for each pass and the loss of the first is returned.
+            torch.optim: it is called for each pass and the loss of the first is returned. The gradients are
+            set to None between the passes, and those that the last step left before the first.
         process_group: ranks that must skip together, for ranks that climb on their own gradients; the
             flag (4 bytes) is max-reduced over them before the update.
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
-            of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
-            a group of ``optimizer``; a parameter is sharded by FSDP1.
+        ValueError: an option is not what it must be, or one of the base optimizer is NaN; the base
+            optimizer has an option of its own by the name of one of SAM's (Adadelta's ``rho``); an option
+            that was given contradicts a group of ``optimizer``; a parameter is sharded by FSDP1.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -227,28 +228,33 @@ class SAM(OuterOptimizer):
         """
         if closure is None:
             return self._finish_or_initialise()
-        if self.native.climbed:
-            return self._finish_with(closure)
-        if self.closure == "second_pass":
-            self._require_a_first_pass()
-            self.first_step(zero_grad=True)
-            return self._finish_with(closure)
-        parameters = self._parameters()
-        loss = self._passes.first(closure, parameters)
-        if any(p.grad is not None for p in parameters):
-            self.first_step(zero_grad=True)
-            self._finish_with(closure)
-            self._passes.finish(parameters)
-        return loss
-
-    def _finish_with(self, closure: Callable[[], Any]) -> Any:
         try:
-            with torch.enable_grad():
-                loss = closure()
-            self._descend()
+            return self._step_with(closure)
         except BaseException:
             self.restore()
             raise
+
+    def _step_with(self, closure: Callable[[], Any]) -> Any:
+        if not self.native.climbed:
+            if self.closure == "both_passes":
+                return self._make_both_passes(closure)
+            self._require_a_first_pass()
+            self.first_step(zero_grad=True)
+        with torch.enable_grad():
+            loss = closure()
+        self._descend()
+        return loss
+
+    def _make_both_passes(self, closure: Callable[[], Any]) -> Any:
+        parameters = self._parameters()
+        loss = self._passes.first(closure, parameters)
+        # Ranks that skip together also step together.
+        if self.process_group is not None or any(p.grad is not None for p in parameters):
+            self.first_step(zero_grad=True)
+            with torch.enable_grad():
+                closure()
+            self._descend()
+            self._passes.finish(parameters)
         return loss
 
     @torch.no_grad()
@@ -452,7 +458,7 @@ class SAM(OuterOptimizer):
         """Make the base optimizer's update with the gradients there are, skipped if one is not finite."""
         self._refuse_midway("step_without_ascent()")
         self.native.stay()
-        self._descend()
+        self._hooked_descend()
 
     def _finish_or_initialise(self) -> None:
         if self.native.climbed:

@@ -328,3 +328,40 @@ def test_a_first_pass_without_a_gradient_is_no_step() -> None:
     assert optimizer.step(lambda: calls.append(1)) is None
     assert calls == [1]
     assert torch.equal(model[0].weight, network()[0].weight)
+
+
+def test_a_closure_that_calls_the_first_step_itself_leaves_the_weights_back() -> None:
+    model = network()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
+
+    def closure() -> None:
+        model(batch(0)).square().mean().backward()
+        optimizer.first_step()
+
+    with pytest.raises(RuntimeError, match="called twice"):
+        optimizer.step(closure)
+    assert torch.equal(model[0].weight, network()[0].weight)
+
+
+def test_the_second_step_is_not_a_step_that_somebody_else_wrote() -> None:
+    """Hooks of ``step`` still fire once."""
+
+    class Other(SAM):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(lambda: None)
+
+    model, expected = network(), network()
+    optimizers = [
+        Other(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1),
+        SAM(expected.parameters(), torch.optim.SGD, rho=0.1, lr=0.1),
+    ]
+    calls: list[str] = []
+    optimizers[0].register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizers[0].register_step_post_hook(lambda *_: calls.append("after"))
+    for each, optimizer in zip((model, expected), optimizers, strict=True):
+        each(batch(0)).square().mean().backward()
+        optimizer.first_step(zero_grad=True)
+        each(batch(0)).square().mean().backward()
+        optimizer.second_step()
+    assert calls == ["before", "after"]
+    assert torch.equal(model[0].weight, expected[0].weight)

@@ -19,6 +19,7 @@ from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, RhoScheduler
 with warnings.catch_warnings():  # while importing, Lightning uses what setuptools deprecates
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl
+    from lightning.fabric import Fabric
     from lightning.pytorch.plugins.precision import MixedPrecision
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -491,3 +492,25 @@ def test_what_the_wrapper_loads_or_assigns_reaches_the_optimizer(tmp_path: Path)
             loss_of(model, batch).backward()
             half(zero_grad=True)
     assert_same(module.model, model)
+
+
+@pytest.mark.parametrize("closure", ["second_pass", "both_passes"])
+@pytest.mark.parametrize("finish", FINISH)
+@pytest.mark.parametrize("base", BASES)
+def test_fabric(base: str, finish: str, closure: str) -> None:
+    """Its wrapper of an optimizer is made like that of the Trainer."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    plain = network()
+    model, optimizer = fabric.setup(plain, sam(base, closure=closure)(plain))
+
+    class Backward:
+        manual_backward = staticmethod(fabric.backward)
+
+    for batch in batches():
+        fabric.backward(loss_of(model, batch))
+        optimizer.first_step(zero_grad=True)
+        FINISH[finish](Backward, optimizer, lambda batch=batch: loss_of(model, batch))
+        optimizer.zero_grad()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert_same(plain, by_hand(base))
