@@ -66,7 +66,7 @@ class ClosurePasses:
     def finish(self, parameters: Iterable[Tensor]) -> None:
         """Remember that the step has used the gradients there are now."""
         self._spent = {
-            id(p): (weakref.ref(p.grad), p.grad._version) for p in parameters if p.grad is not None
+            id(p): (weakref.ref(p.grad), _version(p.grad)) for p in parameters if p.grad is not None
         }
 
     def _drop_spent(self, parameters: Iterable[Tensor]) -> None:
@@ -75,7 +75,7 @@ class ClosurePasses:
             if gradient is None or id(p) not in self._spent:
                 continue
             reference, version = self._spent[id(p)]
-            if reference() is gradient and gradient._version == version:
+            if reference() is gradient and _version(gradient) == version:
                 p.grad = None
         self._spent = {}
 
@@ -89,9 +89,15 @@ class _Kept:
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._before = {
-            id(p): (p, p.grad, p.grad._version)
+            id(p): (p, p.grad, _version(p.grad))
             for p in parameters
             if p.grad is not None and p.requires_grad
+        }
+        # FSDP2 adds to sharded gradients without autograd, and no hook sees what is there.
+        self._nonzero_shards = {
+            key: _any_nonzero(gradient)
+            for key, (p, gradient, _) in self._before.items()
+            if sharding.is_sharded(p)
         }
         self._flags: dict[torch.device, list[Tensor]] = defaultdict(list)
         self._reached: set[int] = set()
@@ -109,14 +115,14 @@ class _Kept:
         parameter, gradient, version = self._before[key]
         if parameter.grad is not gradient:
             return
-        if gradient._version == version:
-            part = sharding.local(gradient)
-            values = part.coalesce().values() if part.is_sparse else part
-            self._flags[part.device].append(values.detach().any())
-        elif key not in self._reached and sharding.is_sharded(parameter):
-            # FSDP2 adds to sharded gradients without autograd, so no hook saw what was there.
-            device = sharding.local(gradient).device
-            self._flags[device].append(torch.ones((), dtype=torch.bool, device=device))
+        flag = None
+        if _version(gradient) == version:
+            flag = _any_nonzero(gradient)
+        elif key not in self._reached:
+            # Written without autograd: FSDP2 added to it, or it was set to 0 first, which cannot be told.
+            flag = self._nonzero_shards.get(key)
+        if flag is not None:
+            self._flags[flag.device].append(flag)
 
     def stop_watching(self) -> None:
         for handle in self._handles:
@@ -126,3 +132,14 @@ class _Kept:
         for key in self._before.keys() - self._reached:
             self._note_if_kept(key)
         return any(bool(torch.stack(flags).any()) for flags in self._flags.values())
+
+
+def _any_nonzero(gradient: Tensor) -> Tensor:
+    """Whether this rank's part of a gradient has an element that is not 0, on its device."""
+    part = sharding.local(gradient).detach()
+    return (part.coalesce().values() if part.is_sparse else part).any()
+
+
+def _version(gradient: Tensor) -> int:
+    """Grows with every write in place; FSDP2 writes to the local part of a gradient."""
+    return sharding.local(gradient)._version

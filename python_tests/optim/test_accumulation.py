@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastsam import SAM
@@ -248,6 +250,36 @@ def test_ddp_puts_cleared_gradients_back_as_the_same_objects(views: bool, inside
         torch.testing.assert_close(a.detach(), b)
     model(batch(9)).square().mean().backward()
     if inside:
+        optimizer.step(partial(closure, 9))
+    else:
+        with pytest.raises(RuntimeError, match="micro-batch"):
+            optimizer.step(partial(closure, 9))
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("inside", ["", "to none", "to zero"])
+def test_fsdp_adds_to_gradients_without_autograd(inside: str) -> None:
+    """No hook sees what was there before."""
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
+
+    def closure(step: int) -> Tensor:
+        clear(model, inside)
+        loss = model(batch(step)).square().mean()
+        loss.backward()
+        return loss
+
+    for step in range(3):
+        optimizer.step(partial(closure, step))
+    expected = train(OPTIMIZERS["sam"], inside="to none")
+    for a, b in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(a.detach().full_tensor(), b)
+    model.zero_grad(set_to_none=False)
+    optimizer.step(partial(closure, 4))
+    model(batch(9)).square().mean().backward()
+    if inside == "to none":
         optimizer.step(partial(closure, 9))
     else:
         with pytest.raises(RuntimeError, match="micro-batch"):
