@@ -24,12 +24,10 @@ with warnings.catch_warnings():  # while importing, Lightning uses what setuptoo
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-# What Lightning itself recommends or deprecates is not what these tests are about.
+# What Lightning recommends on machines of many cores, and what it uses that torch deprecates.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`"),
+    pytest.mark.filterwarnings("ignore:.* does not have many workers"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
 ]
 
 Settings = dict[str, Any]
