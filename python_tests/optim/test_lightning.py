@@ -291,6 +291,7 @@ def test_automatic_optimization(base: str, tmp_path: Path) -> None:
     assert_same(module.model, by_hand(base))
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_training_step_may_skip_its_batch(tmp_path: Path) -> None:
     class Skipping(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
