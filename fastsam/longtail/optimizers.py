@@ -16,6 +16,7 @@ from fastsam.optim import SAM, frozen_batch_norm_statistics
 from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.looksam import LookSAM
 from fastsam.optim.lpf import LPFSGD
+from fastsam.optim.outer import OuterOptimizer
 from fastsam.optim.pgd import PGD
 
 
@@ -112,10 +113,14 @@ def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:
             group["rho"] = rho
 
 
+def skips_nonfinite_steps(optimizer: Optimizer) -> bool:
+    """Whether a step with an infinite or NaN gradient leaves the weights as they were."""
+    return isinstance(optimizer, OuterOptimizer) and optimizer.skips_nonfinite_steps
+
+
 def skipped_steps(optimizer: Optimizer) -> int:
-    """Updates that were left out so far because a gradient was not finite; waits for the device."""
-    sam = optimizer.sam if isinstance(optimizer, LookSAM) else optimizer
-    return int(sam.skipped_steps) if isinstance(sam, SAM) else 0
+    """Updates that were skipped so far because a gradient was not finite; waits for the device."""
+    return int(optimizer.skipped_steps) if isinstance(optimizer, OuterOptimizer) else 0
 
 
 def take_step(

@@ -31,6 +31,7 @@ from fastsam.longtail.optimizers import (
     build_optimizer,
     set_schedule,
     skipped_steps,
+    skips_nonfinite_steps,
     take_step,
 )
 from fastsam.longtail.predictions import Predictions, predict
@@ -40,7 +41,6 @@ from fastsam.longtail.runtime import chosen_device, cpu_threads, environment
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.optim import SAM
 from fastsam.progress import ProgressBar
 
 SECOND_VIEW_EPOCHS = 1 << 32
@@ -214,6 +214,7 @@ class Trainer:
         config = self.config
         lr, rho = learning_rate(config, epoch), ascent_radius(config, epoch)
         skipped_before = skipped_steps(self.optimizer)
+        skips = skips_nonfinite_steps(self.optimizer)
         steps = 0
         set_schedule(self.optimizer, lr=lr, rho=rho)
         loss_fn = self.objective.at(epoch)
@@ -226,8 +227,8 @@ class Trainer:
         for pieces in batches_for_steps(self.optimizer, batches):
             for step in self._step(pieces, loss_fn, epoch=epoch):
                 images = len(step.targets)
-                # SAM leaves the step of such a loss out, which then says nothing of the others.
-                known = step.loss.isfinite() | (not isinstance(self.optimizer, SAM))
+                # Such a loss says nothing of the others where the optimizer skips its step.
+                known = step.loss.isfinite() | (not skips)
                 loss_sum += torch.where(known, step.loss.double() * images, 0.0)
                 counted += torch.stack(
                     [

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from fastsam.optim.outer import OuterOptimizer
 
-class AscentStep(Optimizer):
+
+class AscentStep(OuterOptimizer):
     """What :attr:`fastsam.SAM.ascent` returns: an optimizer whose ``step()`` climbs.
 
     A gradient scaler checks an optimizer once between two updates, so each half of a step is one.
@@ -22,14 +24,8 @@ class AscentStep(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, optimizer: Optimizer, climb: Callable[..., None]) -> None:
-        super().__init__(optimizer.param_groups, {})
+        super().__init__(optimizer, {})
         self._climb = climb
-        self.share(optimizer)
-
-    def share(self, optimizer: Optimizer) -> None:
-        """Takes over the groups and the state that ``optimizer`` has now."""
-        self.param_groups = optimizer.param_groups
-        self.state = optimizer.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -295,12 +295,12 @@ class Bucket:
         else:
             self.table.set_steps(self._counter_views if self._counts_steps else None)
 
-    def unstarted(self) -> list[Tensor]:
-        """Parameters whose state tensors exist but hold nothing yet: every update so far was skipped."""
+    def unstarted(self) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """Parameters whose state tensors, here by name, hold nothing yet: every update was skipped so far."""
         if not self._counts_steps:
             return []
         return [
-            parameter
+            (parameter, bound.names)
             for parameter, bound, count in zip(
                 self.parameters, self._bound, self._counters.tolist(), strict=True
             )

@@ -54,11 +54,12 @@ class EntropySGD(WrappedOptimizer):
         alpha: float | Default[float] = Default(0.75),
         seed: int = 0,
     ) -> None:
-        check_option("steps", steps, low=1)
-        check_option("inner_lr", inner_lr, low=0)
-        check_option("gamma", gamma, low=0)
-        check_option("noise", noise, low=0)
-        check_option("alpha", alpha, low=0, high=1)
+        check_option("steps", steps, low=1, whole=True)
+        check_option("inner_lr", inner_lr)
+        check_option("gamma", gamma)
+        check_option("noise", noise)
+        check_option("alpha", alpha, high=1)
+        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(
             optimizer,
             entropy_lr=inner_lr,
@@ -72,7 +73,7 @@ class EntropySGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One outer step of ``steps`` passes; returns the loss of the first, at x."""
-        run = self._required(closure)
+        run = self._required_passes(closure)
         trained = list(self._parameters())
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
 from fastsam.optim.settings import Default, check_given
 from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
@@ -21,10 +22,9 @@ class LookSAM(WrappedOptimizer):
     ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
     ``g + alpha ||g|| / ||g_v|| g_v``.
 
-    A SAM step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
-    direction of the SAM step before it stays. The other steps are the base optimizer's: it gets a
-    gradient that is not finite as it is, without a direction. A parameter that had no gradient at
-    a SAM step has no direction until the next one.
+    A step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
+    direction of the SAM step before it stays. A parameter that had no gradient at a SAM step has no
+    direction until the next one.
 
     Args:
         optimizer: the base optimizer.
@@ -52,8 +52,8 @@ class LookSAM(WrappedOptimizer):
         every: int = 5,
         alpha: float | Default[float] = Default(0.7),
     ) -> None:
-        check_option("every", every, low=1)
-        check_option("alpha", alpha, low=0)
+        check_option("every", every, low=1, whole=True)
+        check_option("alpha", alpha)
         check_given({"look_alpha": alpha}, optimizer.param_groups)  # before SAM writes its options
         sam = SAM(optimizer=optimizer, rho=rho)
         super().__init__(sam, look_alpha=alpha)
@@ -63,34 +63,56 @@ class LookSAM(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step of one or two passes; returns the loss at the weights before it."""
-        run = self._required(closure)
+        run = self._required_passes(closure)
         loss = run().detach()
         gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
+        if not gradients:
+            self._count()
+            return loss
         norm = _norm([gradient for _, gradient in gradients])
         directions = self._take_directions()
         try:
             if self.steps_taken % self.every == 0:
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
                 self.sam.first_step()
-                try:
-                    run()
-                except BaseException:
-                    self.sam.restore()
-                    raise
-                directions |= _flat_directions(ascent, norm, directions)
+                run()
+                found = _flat_directions(ascent, norm, directions)
+                skipped = self._skips_that_the_host_knows()
                 self.sam.second_step()
+                if skipped == self._skips_that_the_host_knows():
+                    directions |= found
             else:
                 length = self.param_groups[0]["look_alpha"] * norm
                 length = torch.where(length.isfinite(), length, 0.0)
                 for p, gradient in gradients:
                     if p in directions:
                         gradient.addcmul_(directions[p], length.to(gradient))
-                self.sam.base_optimizer.step()
+                self.sam.step_without_ascent()
         finally:
+            self.sam.restore()
             for p, direction in directions.items():
                 self.state[p][_DIRECTION] = direction
         self._count()
         return loss
+
+    @property
+    def skips_nonfinite_steps(self) -> bool:
+        """True: a step with an infinite or NaN gradient leaves the weights as they were."""
+        return self.sam.skips_nonfinite_steps
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """Updates skipped because a gradient was not finite: int64 scalar on the parameters' device."""
+        return self.sam.skipped_steps
+
+    def _skips_that_the_host_knows(self) -> int:
+        """Skipped steps of a base without a fused update, whose state is then as empty as before.
+
+        A direction alone would look like a state to torch's optimizers when they are copied or loaded. Other
+        bases have theirs from the first step on, and keep the direction before without asking.
+        """
+        fused = fused_rule(self.sam.base_optimizer) is not None
+        return 0 if fused else int(self.sam.skipped_steps)
 
     def _take_directions(self) -> dict[Tensor, Tensor]:
         """Out of the state: many base optimizers begin where a parameter has no state at all."""

@@ -46,8 +46,9 @@ class LPFSGD(WrappedOptimizer):
         parts: int = 1,
         seed: int = 0,
     ) -> None:
-        check_option("gamma", gamma, low=0)
-        check_option("parts", parts, low=1)
+        check_option("gamma", gamma)
+        check_option("parts", parts, low=1, whole=True)
+        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(optimizer, lpf_gamma=gamma)
         self.parts = parts
         self.seed = seed
@@ -55,7 +56,7 @@ class LPFSGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step of ``parts`` passes; returns the mean of their losses."""
-        run = self._required(closure)
+        run = self._required_passes(closure)
         trained = list(self._parameters())
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)

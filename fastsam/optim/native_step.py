@@ -15,8 +15,9 @@ from fastsam.kernels import sam as kernels
 from fastsam.optim import sharding
 from fastsam.optim.bucket import Bucket, Member
 from fastsam.optim.fused import FusedRule, fused_rule
+from fastsam.optim.outer import GroupOptions, Groups
 from fastsam.optim.rounding import LostAscent
-from fastsam.optim.settings import check_rho, eta_of, normalised
+from fastsam.optim.settings import check_group, check_rho, eta_of, normalised
 
 _NUMBERS = frozenset({float, int, bool})
 _RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
@@ -31,13 +32,15 @@ class NativeStep:
     Args:
         base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta`` and
             ``stochastic_rounding``.
+        options: keeps these in the groups, whatever is loaded into the base.
 
     Attributes:
         climbed: whether the weights are perturbed now.
     """
 
-    def __init__(self, base: Optimizer) -> None:
+    def __init__(self, base: Optimizer, options: GroupOptions) -> None:
         self._base = base
+        self._options = options
         self._skipped: dict[torch.device, Tensor] = {}
         self.forget()
 
@@ -52,6 +55,10 @@ class NativeStep:
         self._layout: list[tuple[Any, ...]] = []
         self._left_out: list[Tensor] = []
         self._loss_scale: Tensor | None = None
+
+    @property
+    def _groups(self) -> Groups:
+        return self._options.complete(self._base.param_groups)
 
     # --- the halves -----------------------------------------------------------------------------
 
@@ -89,6 +96,13 @@ class NativeStep:
         _forget_casts()
         if self._lost:
             self._warn_of_lost_ascents()
+
+    def stay(self) -> None:
+        """Begins a step without an ascent: the weights are their own backup."""
+        self._make_buckets()
+        self._loss_scale = None
+        for scalars in self._scalars.values():
+            scalars.found_inf.zero_()
 
     def restore(self) -> None:
         """Puts the perturbed weights back."""
@@ -129,8 +143,10 @@ class NativeStep:
         self._write_hyper(rule)
         if rule is not None:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
-                bucket.bind_state(taken, rule, self._base.param_groups, self._base.state)
+                bucket.bind_state(taken, rule, self._groups, self._base.state)
         self._agree_to_skip(check_finite, process_group, found_inf)
+        # Schedulers on either optimizer ask whether it was stepped.
+        self._base._opt_called = True  # type: ignore[attr-defined]
         if rule is None:
             self.restore()
             self._step_base(grad_scale)
@@ -139,8 +155,6 @@ class NativeStep:
             bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         self.climbed = False
         _forget_casts()
-        # Schedulers on the base optimizer ask whether it was stepped.
-        self._base._opt_called = True  # type: ignore[attr-defined]
 
     def _agree_to_skip(
         self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
@@ -170,7 +184,7 @@ class NativeStep:
                 skipped += 1
             return
         if grad_scale is not None:
-            for group in self._base.param_groups:
+            for group in self._groups:
                 for p in group["params"]:
                     if p.grad is not None:
                         p.grad.div_(_on(grad_scale, p.grad.device))
@@ -204,9 +218,13 @@ class NativeStep:
         norm = next(iter(self._scalars.values())).squared_norms.sum().sqrt()
         return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
 
-    def unstarted(self) -> set[int]:
-        """Identities of parameters that have state tensors which no update has reached yet."""
-        return {id(p) for bucket in self._buckets for p in bucket.unstarted()}
+    def moved_any(self) -> bool:
+        """Whether the ascent moved any parameter."""
+        return any(any(bucket.perturbed) for bucket in self._buckets)
+
+    def unstarted(self) -> dict[int, tuple[str, ...]]:
+        """Names of the state tensors that no update has reached yet, by the identity of their parameter."""
+        return {id(p): names for bucket in self._buckets for p, names in bucket.unstarted()}
 
     def memory(self) -> tuple[object, ...]:
         """All memory that the kernels work on, to be compared: it differs when a captured step is stale.
@@ -233,7 +251,7 @@ class NativeStep:
         if rule is not None:
             for bucket in self._buckets:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
-                bucket.bind_state(trained, rule, self._base.param_groups, self._base.state)
+                bucket.bind_state(trained, rule, self._groups, self._base.state)
 
     def _make_buckets(self) -> None:
         """Makes the buckets, once, and again when the parameters or their storage have changed."""
@@ -243,14 +261,16 @@ class NativeStep:
                 group["stochastic_rounding"],
                 *map(id, _taking_part(group["params"])),
             )
-            for group in self._base.param_groups
+            for group in self._groups
         ]
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
+        for group in self._groups:
+            check_group(group)
         members, left_out = self._members()
         for bucket in self._buckets:
-            for parameter in bucket.unstarted():
-                self._base.state[parameter] = dict.fromkeys(self._base.state[parameter])
+            for parameter, names in bucket.unstarted():
+                self._base.state[parameter].update(dict.fromkeys(names))
         self._buckets = [Bucket(rows, slot=slot) for slot, rows in enumerate(members)]
         self._lost = {
             device: self._lost.get(device) or LostAscent(device)
@@ -273,7 +293,7 @@ class NativeStep:
         """The parameters, sorted by device, dtype and the ranks that share them; and those left out."""
         members: dict[tuple[Any, ...], list[Member]] = {}
         left_out = []
-        for index, group in enumerate(self._base.param_groups):
+        for index, group in enumerate(self._groups):
             taking_part = set(map(id, _taking_part(group["params"])))
             for parameter, adaptive in zip(group["params"], normalised(group), strict=True):
                 if id(parameter) not in taking_part:
@@ -293,7 +313,7 @@ class NativeStep:
         return list(members.values()), left_out
 
     def _new_scalars(self, device: torch.device) -> kernels.Scalars:
-        hyper = (len(self._base.param_groups), len(native.HYPER_COLUMNS))
+        hyper = (len(self._groups), len(native.HYPER_COLUMNS))
         return kernels.Scalars(
             hyper=torch.zeros(hyper, dtype=torch.float64, device=device),
             squared_norms=torch.zeros(len(self._buckets), dtype=torch.float64, device=device),
@@ -308,7 +328,7 @@ class NativeStep:
         """Refreshes the block of hyper-parameters on every device, where a value has changed."""
         options = [
             {"rho": group["rho"], "eta": eta_of(group), **(rule.hyper(group) if rule else {})}
-            for group in self._base.param_groups
+            for group in self._groups
         ]
         # Other types, tensors above all, may change their value and stay the same object.
         fixed = all(type(value) in _NUMBERS for row in options for value in row.values())

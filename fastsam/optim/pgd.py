@@ -40,9 +40,10 @@ class PGD(WrappedOptimizer):
     def __init__(
         self, optimizer: Optimizer, *, sigma: float, noise_on: str = "gradient", seed: int = 0
     ) -> None:
-        check_option("sigma", sigma, low=0)
+        check_option("sigma", sigma)
         if noise_on not in NOISE_ON:
             raise ValueError(f"noise_on must be one of {', '.join(NOISE_ON)}, got {noise_on!r}")
+        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(optimizer, sigma=sigma)
         self.noise_on = noise_on
         self.seed = seed
@@ -50,11 +51,11 @@ class PGD(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One noisy step; returns the loss."""
-        run = self._required(closure)
         if self.noise_on == "gradient":
-            loss = run()
+            loss = self._required(closure)()
             self._add_noise(to_gradient=True)
         else:
+            run = self._required_passes(closure)
             before = [parameter.clone() for _, parameter in self._parameters()]
             try:
                 self._add_noise(to_gradient=False)

@@ -148,13 +148,13 @@ class RhoScheduler:
                 f"there are {len(schedules)} schedules of rho for {groups} parameter groups; pass one "
                 "schedule for all of them or one for each"
             )
-        rhos = [float(schedule(epoch)) for schedule in schedules]
+        rhos = [schedule(epoch) for schedule in schedules]
         for rho in rhos:
             try:
                 check_rho(rho)
             except ValueError as error:
                 raise ValueError(f"the schedule of rho in epoch {epoch}: {error}") from None
-        return rhos
+        return [float(rho) for rho in rhos]
 
     def _apply(self, epoch: int) -> None:
         rhos = self._rhos(epoch)

@@ -10,17 +10,30 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import LBFGS, Optimizer
 
-from fastsam.optim import sharding, state_dicts
+from fastsam.optim import sharding
 from fastsam.optim.ascent import AscentStep
-from fastsam.optim.fused import fused_rule
 from fastsam.optim.native_step import NativeStep
-from fastsam.optim.settings import Default, check_given, check_group, refuse_clashes, value_of
+from fastsam.optim.outer import Groups, OuterOptimizer
+from fastsam.optim.passes import ClosurePasses
+from fastsam.optim.settings import (
+    Default,
+    check_flag,
+    check_given,
+    check_group,
+    refuse_clashes,
+    value_of,
+)
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
 
+_ACCUMULATE = (
+    "; or run backward for every micro-batch, call first_step(zero_grad=True), run backward for every "
+    "micro-batch again, and call second_step(zero_grad=True)"
+)
 
-class SAM(Optimizer):
+
+class SAM(OuterOptimizer):
     """SAM and ASAM around any base optimizer, with the calls of the file that people copy today.
 
     A step has two passes. ``first_step`` climbs from w to ``w + rho g / ||g||`` along the gradient of the
@@ -60,15 +73,16 @@ class SAM(Optimizer):
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
             forward and backward, the gradient of the first being there already. ``"both_passes"``, as in
-            torch.optim: it is called for each pass and the loss of the first is returned.
+            torch.optim: it is called for each pass and the loss of the first is returned. The gradients are
+            set to None between the passes, and those that the last step left before the first.
         process_group: ranks that must skip together, for ranks that climb on their own gradients; the
             flag (4 bytes) is max-reduced over them before the update.
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
-            of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
-            a group of ``optimizer``; a parameter is sharded by FSDP1.
+        ValueError: an option is not what it must be, or one of the base optimizer is NaN; the base
+            optimizer has an option of its own by the name of one of SAM's (Adadelta's ``rho``); an option
+            that was given contradicts a group of ``optimizer``; a parameter is sharded by FSDP1.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -110,6 +124,7 @@ class SAM(Optimizer):
         }
         own = {name: value_of(option) for name, option in options.items()}
         check_group(own)
+        check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
         if optimizer is None:
@@ -136,20 +151,17 @@ class SAM(Optimizer):
             for parameter in group["params"]:
                 sharding.refuse_flattened(parameter)
         # Nothing was refused: from here on things change.
-        for group in optimizer.param_groups:
-            for key, value in own.items():
-                group.setdefault(key, value)
-        super().__init__(optimizer.param_groups, own)
-        self.base_optimizer = optimizer
+        super().__init__(optimizer, own)
         self.check_finite = check_finite
-        self._closure_makes_both = closure == "both_passes"
+        self.closure = closure
         self.process_group = process_group
-        # The base knows SAM's defaults, so that groups may be added through either object.
-        self.base_optimizer.defaults.update(own)
-        self.defaults = self.base_optimizer.defaults
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what neither a copy nor a file has."""
+        self.native = NativeStep(self.base_optimizer, self.options)
+        self._passes = ClosurePasses(type(self).__name__, _ACCUMULATE)
         self._ascent: AscentStep | None = None
-        self.native = NativeStep(self.base_optimizer)
-        self._share_with_base()
 
     # --- what a user calls ----------------------------------------------------------------------
 
@@ -180,21 +192,25 @@ class SAM(Optimizer):
 
         Raises:
             RuntimeError: there was no ``first_step``, or since then a parameter's storage was replaced or
-                a frozen parameter was given a gradient.
-            ValueError: a gradient does not fit its parameter. The weights are still perturbed then:
-                mend the gradient and call again, or give the step up with ``restore()``.
+                a frozen parameter was given a gradient; or no parameter has a gradient.
+            ValueError: a gradient does not fit its parameter. The weights are still perturbed then, as
+                where there is no gradient: make it good and call again, or give the step up with
+                ``restore()``.
         """
         if not self.native.climbed:
             raise RuntimeError(
                 "second_step() needs a first_step() before it: the gradients must be those of the "
                 "perturbed weights"
             )
-        self.step()
+        self._hooked_descend()
         if zero_grad:
             self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The second step after a first step; or, with a closure, everything from the gradient on.
+        """Finish a step that ``first_step`` began; or, with a closure, make everything from the gradient on.
+
+        Between ``first_step`` and ``second_step`` the closure is the second pass. It may also do nothing
+        where that pass was made already; gradients that are there stay.
 
         Args:
             closure: makes the second forward and backward pass and returns the loss; it is run with
@@ -202,27 +218,44 @@ class SAM(Optimizer):
 
         Returns:
             None without a closure, else the loss that the closure returned (that of the first pass where
-            it makes both). Whatever the closure raises, the weights are back at w.
+            it makes both). Whatever the closure raises, the weights are back at w. Where a closure for
+            both passes leaves no gradient in the first, nothing is done, as in torch.optim.
 
         Raises:
-            RuntimeError: no closure was given and there was no ``first_step``; or a closure for the
-                second pass was given and there is no gradient of the first. Nothing was changed.
+            RuntimeError: no closure was given and there was no ``first_step``; a closure for the
+                second pass was given and there is no gradient of the first; a closure for both passes did
+                not clear the gradients; or the second pass left no gradient. The weights are at w.
         """
         if closure is None:
             return self._finish_or_initialise()
-        if not self._closure_makes_both:
-            self._require_a_first_pass()
-        with torch.enable_grad():
-            loss = closure() if self._closure_makes_both else None
-        self.first_step(zero_grad=not self._closure_makes_both)
         try:
-            with torch.enable_grad():
-                second = closure()
-            self._descend()
+            return self._step_with(closure)
         except BaseException:
             self.restore()
             raise
-        return loss if self._closure_makes_both else second
+
+    def _step_with(self, closure: Callable[[], Any]) -> Any:
+        if not self.native.climbed:
+            if self.closure == "both_passes":
+                return self._make_both_passes(closure)
+            self._require_a_first_pass()
+            self.first_step(zero_grad=True)
+        with torch.enable_grad():
+            loss = closure()
+        self._descend()
+        return loss
+
+    def _make_both_passes(self, closure: Callable[[], Any]) -> Any:
+        parameters = self._parameters()
+        loss = self._passes.first(closure, parameters)
+        # Ranks that skip together also step together.
+        if self.process_group is not None or any(p.grad is not None for p in parameters):
+            self.first_step(zero_grad=True)
+            with torch.enable_grad():
+                closure()
+            self._descend()
+            self._passes.finish(parameters)
+        return loss
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -275,34 +308,51 @@ class SAM(Optimizer):
             self._ascent = AscentStep(self, self._climb)
         return self._ascent
 
+    @property
+    def skips_nonfinite_steps(self) -> bool:
+        """Whether a step with an infinite or NaN gradient leaves the weights as they were.
+
+        False with ``check_finite=False``, where the gradients of the second pass are not looked at.
+        """
+        return self.check_finite
+
     # --- what torch calls -----------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group; it may have its own rho, adaptive, eta and stochastic_rounding."""
-        if "base_optimizer" not in self.__dict__:  # called by Optimizer.__init__
-            super().add_param_group(param_group)
-            return
         self._refuse_midway("add_param_group()")
         check_group(param_group)
-        self.base_optimizer.add_param_group(param_group)
+        super().add_param_group(param_group)
+
+    def _replace_groups(self, groups: Groups) -> None:
+        self._refuse_midway("assigning param_groups")
+        for group in groups:
+            check_group(group)
+        super()._replace_groups(groups)
 
     def state_dict(self) -> dict[str, Any]:
         """State dict of the base optimizer, SAM's settings in its groups, without any copy of the weights."""
         self._refuse_midway("state_dict()")
-        return state_dicts.save(self, self._packed)
+        return super().state_dict()
 
-    def _packed(self) -> dict[str, Any]:
-        packed = self.base_optimizer.state_dict()
-        rule = fused_rule(self.base_optimizer)
-        if rule is None or rule.step_key is not None:
-            return packed
-        # torch's first update copies the gradient only where there is no momentum buffer.
-        unstarted = self.native.unstarted()
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for index, parameter in enumerate(parameters):
-            if id(parameter) in unstarted and index in packed["state"]:
-                packed["state"][index] = dict.fromkeys(packed["state"][index])
+    def _pack(self) -> dict[str, Any]:
+        packed = super()._pack()
+        for index, names in self._unstarted().items():
+            if index in packed["state"]:
+                packed["state"][index] = {**packed["state"][index], **dict.fromkeys(names)}
         return packed
+
+    def _unstarted(self) -> dict[int, tuple[str, ...]]:
+        """State, by place and names, that no update has reached: torch's first update must find none.
+
+        It copies the gradient where there is no momentum buffer, and dampens it where there is one.
+        """
+        unstarted = self.native.unstarted()
+        return {
+            index: unstarted[id(p)]
+            for index, p in enumerate(self._parameters())
+            if id(p) in unstarted
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the reference implementation, or of the base optimizer.
@@ -315,7 +365,7 @@ class SAM(Optimizer):
             ValueError: the groups do not match, or a setting in them is not one.
         """
         self._refuse_midway("load_state_dict()")
-        state_dicts.load(self, self._unpack, state_dict)
+        super().load_state_dict(state_dict)
 
     def _unpack(self, state_dict: dict[str, Any]) -> None:
         state = {
@@ -329,32 +379,31 @@ class SAM(Optimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
-        self.base_optimizer.load_state_dict(
+        super()._unpack(
             {
                 **state_dict,
                 "state": {index: entry for index, entry in state.items() if entry},
                 "param_groups": groups,
             }
         )
-        self._share_with_base()
+        self.native.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_midway("pickling or copying")
-        return {
-            **super().__getstate__(),
-            "base_optimizer": self.base_optimizer,
-            "check_finite": self.check_finite,
-            "_closure_makes_both": self._closure_makes_both,
-            "process_group": self.process_group and _Handle(self.process_group),
-        }
+        state = super().__getstate__()
+        del state["native"]
+        state["process_group"] = self.process_group and _Handle(self.process_group)
+        return {**state, "unstarted": self._unstarted()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        state = state.copy()
+        unstarted = state.pop("unstarted")
         handle = state["process_group"]
-        self.process_group = handle.group if handle else None
-        self._ascent = None
-        self.native = NativeStep(self.base_optimizer)
-        self._share_with_base()
+        super().__setstate__({**state, "process_group": handle.group if handle else None})
+        self._begin()
+        parameters = self._parameters()
+        for index, names in unstarted.items():
+            self.state[parameters[index]].update(dict.fromkeys(names))
 
     # --- the two halves -------------------------------------------------------------------------
 
@@ -376,23 +425,40 @@ class SAM(Optimizer):
 
     def _require_a_first_pass(self) -> None:
         """A closure for both passes, given where one for the second is meant, would switch SAM off."""
-        if self.native.climbed:
-            return  # first_step() says what is wrong
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+        if all(p.grad is None for p in self._parameters()):
             raise RuntimeError(
                 "step(closure) makes the second pass and found no gradient of the first: run the first "
                 "forward and backward pass before it, or, for a closure that makes both passes as in "
                 'torch.optim, construct SAM(..., closure="both_passes")'
             )
 
+    def _require_a_second_pass(self) -> None:
+        if self.native.moved_any() and all(p.grad is None for p in self._parameters()):
+            raise RuntimeError(
+                "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
+                "backward at the perturbed weights, then call second_step(). In Lightning's manual "
+                "optimization step() alone makes no pass: call first_step(zero_grad=True), "
+                "manual_backward(loss), then second_step()"
+            )
+
     @torch.no_grad()
     def _descend(self) -> None:
+        self._require_a_second_pass()
         self.native.descend(
             check_finite=self.check_finite,
             process_group=self.process_group,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
+
+    # Hooks are those of step(), which second_step() may not call: a wrapper has another.
+    _hooked_descend = Optimizer.profile_hook_step(_descend)
+
+    def step_without_ascent(self) -> None:
+        """Make the base optimizer's update with the gradients there are, skipped if one is not finite."""
+        self._refuse_midway("step_without_ascent()")
+        self.native.stay()
+        self._hooked_descend()
 
     def _finish_or_initialise(self) -> None:
         if self.native.climbed:
@@ -408,7 +474,7 @@ class SAM(Optimizer):
 
     def _is_blank(self) -> bool:
         """Whether a step would only create state: how torch.distributed.checkpoint fills a new optimizer."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        gradients = [p.grad for p in self._parameters()]
         present = [sharding.local(gradient) for gradient in gradients if gradient is not None]
         return (
             not self.state
@@ -417,13 +483,8 @@ class SAM(Optimizer):
             and not any(bool(gradient.any()) for gradient in present)
         )
 
-    def _share_with_base(self) -> None:
-        """One set of groups and states for both optimizers; native memory is rebuilt when next used."""
-        self.param_groups = self.base_optimizer.param_groups
-        self.state = self.base_optimizer.state
-        self.native.forget()
-        if self._ascent is not None:
-            self._ascent.share(self)
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def _refuse_midway(self, what: str) -> None:
         if self.native.climbed:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -85,20 +86,61 @@ def check_rho(rho: float | Tensor) -> None:
     """
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return
-    _check_size("rho", rho)
+    check_number("rho", rho)
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raises ValueError where a setting of the ascent in ``group`` is not one; absent ones are fine."""
+    """Raises ValueError where a setting of the ascent or of its base is not one; absent ones are fine."""
     check_rho(group.get("rho", 0.0))
     adaptive = group.get("adaptive", False)
-    if not (isinstance(adaptive, bool) or adaptive == "weights"):
+    if not (isinstance(adaptive, bool) or (isinstance(adaptive, str) and adaptive == "weights")):
         raise ValueError(f"adaptive must be True, False or 'weights', got {adaptive!r}")
     if group.get("eta") is not None:
-        _check_size("eta", group["eta"])
-    stochastic = group.get("stochastic_rounding", False)
-    if not isinstance(stochastic, bool):
-        raise ValueError(f"stochastic_rounding must be True or False, got {stochastic!r}")
+        check_number("eta", group["eta"])
+    check_flag("stochastic_rounding", group.get("stochastic_rounding", False))
+    check_base_group(group)
+
+
+def check_base_group(group: Mapping[str, Any]) -> None:
+    """Raise ValueError where a base optimizer's option is NaN or its learning rate no finite number.
+
+    The rest is the base optimizer's business. NaN slips through its comparisons.
+    """
+    for name, value in group.items():
+        if name not in ("params", "param_names"):
+            _refuse_nan(name, value)
+    lr = group.get("lr")
+    if lr is not None and not (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+        check_number("lr", lr)
+
+
+def check_number(
+    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, whole: bool = False
+) -> None:
+    """Raise ValueError unless ``value`` is a finite number with ``low <= value <= high``.
+
+    Python's and NumPy's numbers and CPU tensors of one element are numbers; truth values and strings are not.
+
+    Args:
+        name: name of the option, for the message.
+        value: its value.
+        low: smallest value.
+        high: largest value.
+        whole: whether it must be an integer.
+    """
+    number = _as_number(value)
+    is_whole = not isinstance(value, Tensor) and isinstance(value, Integral)
+    if low <= number <= high and math.isfinite(number) and (is_whole or not whole):
+        return
+    kind = "an integer" if whole else "a finite number"
+    limit = "" if high == math.inf else f" and <= {high:g}"
+    raise ValueError(f"{name} must be {kind} >= {low:g}{limit}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def eta_of(group: Mapping[str, Any]) -> float:
@@ -118,10 +160,24 @@ def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
     return [p.dim() >= 2 for p in group["params"]]
 
 
-def _check_size(name: str, value: Any) -> None:
+def _as_number(value: Any) -> float:
+    """``value`` as a float; NaN where it is no number."""
+    is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if is_truth or isinstance(value, (str, bytes)):
+        return math.nan
     try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
+
+
+def _refuse_nan(name: str, value: Any) -> None:
+    """Raises ValueError where an option is NaN or has one in it."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            _refuse_nan(name, part)
+    elif isinstance(value, Tensor):
+        if value.device.type == "cpu" and value.is_floating_point() and bool(value.isnan().any()):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    elif isinstance(value, Real) and math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")

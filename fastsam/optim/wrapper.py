@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,8 +14,16 @@ from torch.optim import Optimizer
 
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
-from fastsam.optim import state_dicts
-from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
+from fastsam.optim.outer import OuterOptimizer
+from fastsam.optim.passes import ClosurePasses
+from fastsam.optim.settings import (
+    Default,
+    check_base_group,
+    check_given,
+    check_number,
+    refuse_clashes,
+    value_of,
+)
 from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
@@ -23,7 +32,7 @@ Closure = Callable[[], Tensor]
 COUNTER = "steps_taken"
 
 
-class WrappedOptimizer(Optimizer):
+class WrappedOptimizer(OuterOptimizer, ABC):
     """An optimizer around a ready base optimizer, with the same groups and the same state.
 
     Options and the number of steps taken live in the parameter groups, so a state dict of the
@@ -39,47 +48,21 @@ class WrappedOptimizer(Optimizer):
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        own = {**{name: value_of(option) for name, option in options.items()}, COUNTER: 0}
+        own = {name: value_of(option) for name, option in options.items()}
         refuse_clashes(type(self).__name__, own, optimizer)
         check_given(options, optimizer.param_groups)
         for group in optimizer.param_groups:
-            for name, value in own.items():
-                group.setdefault(name, value)
-        super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
-        self.base_optimizer = optimizer
-        self._share()
+            check_base_group(group)
+        super().__init__(optimizer, {**own, COUNTER: 0})
+        self._passes = ClosurePasses(type(self).__name__)
 
     @abstractmethod
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step; the closure is called for every pass that it needs."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """State dict of the base optimizer, whose groups hold this one's options and steps taken."""
-        return state_dicts.save(self, self.base_optimizer.state_dict)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` of the same class returned."""
-        state_dicts.load(self, self._unpack, state_dict)
-
-    def _unpack(self, state_dict: dict[str, Any]) -> None:
-        self.base_optimizer.load_state_dict(state_dict)
-        self._share()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Hooks belong to this object, as in torch.optim; a scheduler has put a step of its own here.
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name != "step"
-        }
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._share()
-
-    def _share(self) -> None:
-        self.param_groups = self.base_optimizer.param_groups
-        self.state = self.base_optimizer.state
+        self._passes = ClosurePasses(type(self).__name__)
 
     @property
     def steps_taken(self) -> int:
@@ -89,6 +72,7 @@ class WrappedOptimizer(Optimizer):
     def _count(self) -> None:
         for group in self.param_groups:
             group[COUNTER] += 1
+        self._passes.finish(p for _, p in self._parameters())
 
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Every parameter that is trained, with its group."""
@@ -110,20 +94,43 @@ class WrappedOptimizer(Optimizer):
     def _required(self, closure: Closure | None) -> Closure:
         if closure is None:
             raise TypeError(
-                f"{type(self).__name__}.step needs a closure that clears the gradients, runs "
-                "forward and backward, and returns the loss"
+                f"{type(self).__name__}.step needs a closure that {_WHAT_A_CLOSURE_DOES}"
             )
         return torch.enable_grad()(closure)
 
+    def _required_passes(self, closure: Closure | None) -> Closure:
+        """The closure for all passes of one step, each of which begins without a gradient."""
+        required = self._required(closure)
+        parameters = [p for _, p in self._parameters()]
+        run = self._passes.first
+
+        def one_pass() -> Tensor:
+            nonlocal run
+            loss = run(required, parameters)
+            run = self._passes.again
+            if not isinstance(loss, Tensor):
+                raise TypeError(
+                    f"the closure of {type(self).__name__}.step returned {loss!r}; expected a closure that "
+                    f"{_WHAT_A_CLOSURE_DOES}"
+                )
+            return loss
+
+        return one_pass
+
+
+_WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
+
 
 def check_option(
-    name: str, option: float | Default[float], *, low: float, high: float = float("inf")
+    name: str,
+    option: float | Default[float],
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    whole: bool = False,
 ) -> None:
-    """Raise ValueError unless the option's value is finite and ``low <= value <= high``."""
-    value = value_of(option)
-    if not low <= value <= high or value == float("inf"):
-        limit = "" if high == float("inf") else f" and at most {high:g}"
-        raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")
+    """Raise ValueError unless the option's value is a finite number with ``low <= value <= high``."""
+    check_number(name, value_of(option), low=low, high=high, whole=whole)
 
 
 def add_normal(

@@ -338,8 +338,10 @@ def test_skipped_updates_are_counted(optimizer: str) -> None:
         run.fit()
 
 
-def test_a_skipped_step_says_nothing_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Trainer(short("ce", "sam", epochs=1), data=DIGITS, progress=False)
+@pytest.mark.parametrize("optimizer", ["sam", "asam", "looksam"])
+def test_a_skipped_step_says_nothing_of_the_loss(optimizer: str) -> None:
+    """The second batch is not finite: a plain step of LookSAM's."""
+    run = Trainer(short("ce", optimizer, epochs=1), data=DIGITS, progress=False)
     losses: list[float] = []
 
     def spoil(step: Step) -> None:
@@ -356,6 +358,19 @@ def test_a_skipped_step_says_nothing_of_the_loss(monkeypatch: pytest.MonkeyPatch
     expected = sum(loss * size for loss, size in known) / sum(size for _, size in known)
     assert record.loss == pytest.approx(expected)
     assert record.skipped == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "pgd", "lpf-sgd", "entropy-sgd"])
+def test_a_loss_that_is_not_finite_stops_a_run_that_skips_nothing(optimizer: str) -> None:
+    run = Trainer(short("ce", optimizer, epochs=2), data=DIGITS, progress=False)
+
+    def spoil(step: Step) -> None:
+        with torch.no_grad():
+            run.model.head.bias.fill_(float("nan"))
+
+    run.on_step = spoil
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch [12]"):
+        run.fit()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
