@@ -30,7 +30,7 @@ class Base:
         state: tensors of the weights' size that it keeps.
     """
 
-    make: Callable[..., torch.optim.Optimizer]
+    make: type[torch.optim.SGD] | type[torch.optim.Adam] | type[torch.optim.AdamW]
     settings: dict[str, Any]
     state: int
 
