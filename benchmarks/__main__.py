@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
 from benchmarks.glyphs import Glyphs
 from benchmarks.longtail_digits import LongtailDigits
@@ -23,6 +24,7 @@ def main() -> None:
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
             "glyphs": Glyphs,
+            "device-code": DeviceCode,
             "readme": Readme,
         },
         prog="python -m benchmarks",

@@ -6,6 +6,8 @@ from typing_extensions import Buffer
 
 TABLE_COLUMNS: tuple[str, ...]
 HYPER_COLUMNS: tuple[str, ...]
+ADAPTIVE: int
+STOCHASTIC: int
 
 def build_info() -> dict[str, Any]: ...
 

@@ -1,13 +1,56 @@
-"""What holds for all tests."""
+"""Settings of all tests: where random numbers come from, and which tests need a GPU."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import random
+
+import hypothesis
+import hypothesis.core
+import numpy as np
 import pytest
 import torch
 
+BASE_SEED = int(os.environ.get("FASTSAM_TEST_SEED", "0"))
+"""Changes the random numbers of all tests. A test sees the same ones in every run with the same value."""
+
+
+def seed_of(nodeid: str) -> int:
+    """Return the seed in [0, 2^31) of the test with this id."""
+    digest = hashlib.sha256(f"{BASE_SEED} {nodeid}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 2**31
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of this test, for generators of its own."""
+    return seed_of(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _seed_global_generators(request: pytest.FixtureRequest) -> None:
+    value = seed_of(request.node.nodeid)
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis draw the same examples in every run, or those of FASTSAM_TEST_SEED."""
+    hypothesis.settings.register_profile("fixed", derandomize=BASE_SEED == 0)
+    hypothesis.settings.load_profile("fixed")
+    if BASE_SEED != 0:
+        hypothesis.core.global_force_seed = BASE_SEED
+
+
+def pytest_report_header() -> str:
+    """Name the seed that reproduces this run."""
+    return f"FASTSAM_TEST_SEED={BASE_SEED}"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none, and say so."""
+    """Skip tests marked ``gpu`` where there is none, and say so."""
     if torch.cuda.is_available():
         return
     without = pytest.mark.skip(reason="no NVIDIA GPU")

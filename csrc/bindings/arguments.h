@@ -26,15 +26,32 @@ inline DType dtype_of(int64_t code) {
   return static_cast<DType>(code);
 }
 
+// An enumerator by its Python name: kRowSize is "row_size".
+inline std::string python_name(const char* enumerator) {
+  std::string name;
+  for (const char* letter = enumerator + 1; *letter != 0; ++letter) {
+    const bool upper = *letter >= 'A' && *letter <= 'Z';
+    if (upper && !name.empty()) name += '_';
+    name += static_cast<char>(upper ? *letter - 'A' + 'a' : *letter);
+  }
+  return name;
+}
+
 // Keeps the exporter of a buffer alive while a launch reads its table.
 class TableArgument {
  public:
   explicit TableArgument(const pybind11::buffer& buffer) : info_(buffer.request()) {
-    if (info_.itemsize != sizeof(int64_t) || info_.ndim != 1 || info_.size % kColumns != 0) {
-      throw std::invalid_argument("table must be a one-dimensional int64 buffer of " +
-                                  std::to_string(kColumns) + " * count cells, got " +
-                                  std::to_string(info_.size) + " items of " + std::to_string(info_.itemsize) +
-                                  " bytes");
+    const bool contiguous = info_.ndim == 1 && (info_.size <= 1 || info_.strides[0] == info_.itemsize);
+    if (!info_.item_type_is_equivalent_to<int64_t>() || !contiguous || info_.size % kColumns != 0) {
+      std::string shape;
+      for (size_t i = 0; i < info_.shape.size(); ++i) {
+        shape += (i == 0 ? "" : ", ") + std::to_string(info_.shape[i]) + " (stride " +
+                 std::to_string(info_.strides[i]) + " bytes)";
+      }
+      throw std::invalid_argument("table must be a one-dimensional, contiguous int64 buffer of " +
+                                  std::to_string(kColumns) + " * count cells, got format '" + info_.format +
+                                  "', items of " + std::to_string(info_.itemsize) + " bytes, shape [" +
+                                  shape + "]; pass array('q', ...)");
     }
   }
   TensorTable table() const { return {info_.size / kColumns, static_cast<const int64_t*>(info_.ptr)}; }

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "arguments.h"
 #include "fastsam/lanczos.h"
@@ -106,14 +107,14 @@ py::dict build_info() {
 
 PYBIND11_MODULE(FASTSAM_MODULE, module) {
   module.doc() = "Fused SAM and Lanczos kernels on raw addresses; fastsam.kernels is their validating face.";
-  // The names of a table's columns and of a hyper-parameter row, in the order of csrc/include/fastsam/sam.h.
+#define FASTSAM_NAME(enumerator) fastsam::bindings::python_name(#enumerator),
   module.attr("TABLE_COLUMNS") =
-      py::make_tuple("size", "group", "flags", "weight", "gradient", "backup", "state0", "state1", "state2",
-                     "step", "scale", "row_size", "stream");
-  module.attr("HYPER_COLUMNS") = py::make_tuple("rho", "eta", "lr", "weight_decay", "momentum", "dampening",
-                                                "nesterov", "maximize", "beta1", "beta2", "eps", "decoupled");
-  static_assert(fastsam::kColumns == 13 && fastsam::kHyperColumns == 12,
-                "the tuples above name every column");
+      py::tuple(py::cast(std::vector<std::string>{FASTSAM_TABLE_COLUMNS(FASTSAM_NAME)}));
+  module.attr("HYPER_COLUMNS") =
+      py::tuple(py::cast(std::vector<std::string>{FASTSAM_HYPER_COLUMNS(FASTSAM_NAME)}));
+#undef FASTSAM_NAME
+  module.attr("ADAPTIVE") = static_cast<int64_t>(fastsam::kAdaptive);
+  module.attr("STOCHASTIC") = static_cast<int64_t>(fastsam::kStochastic);
   module.def("build_info", &build_info);
   define_structs(module);
   fastsam::bindings::cpu::define(module.def_submodule("cpu"));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "chunks.h"
 #include "host_device.h"
@@ -14,16 +15,28 @@ namespace fastsam::cuda {
 // Elements of one chunk, the work of one block: 16 per thread, four 16-byte accesses in float32.
 constexpr int64_t kChunkElements = 16 * kThreads;
 
-// Kernel arguments may take 4 KB everywhere, and 32,764 bytes from CUDA 12.1 and sm_70 on. A little is left
-// for a launch's other arguments.
-constexpr int64_t kSmallArguments = 4096 - 256;
-constexpr int64_t kLargeArguments = 32764 - 256;
+// 1 where the compiler takes kernels with 32 KB of parameters. Older ones refuse to compile the large form.
+#if !defined(FASTSAM_LARGE_ARGUMENTS)
+#if CUDART_VERSION >= 12010
+#define FASTSAM_LARGE_ARGUMENTS 1
+#else
+#define FASTSAM_LARGE_ARGUMENTS 0
+#endif
+#endif
 
-// Rows of a TensorTable with only the operands that a phase needs, in at most kBytes bytes.
-template <int64_t kBytes, Column... kOperands>
+// All parameters of a kernel together may take 4 KB everywhere, and 32,764 bytes from CUDA 12.1 and sm_70 on.
+constexpr int64_t kSmallParameters = 4096;
+constexpr int64_t kLargeParameters = 32764;
+// Left to a launch's other parameters.
+constexpr int64_t kOtherParameters = 256;
+
+// Rows of a TensorTable with only the operands that a phase needs: the first parameter of a kernel whose
+// parameters may take kLimit bytes.
+template <int64_t kLimit, Column... kOperands>
 struct Arguments {
+  static constexpr int64_t kParameterLimit = kLimit;
   static constexpr int64_t kCapacity =
-      (kBytes - 32) /
+      (kLimit - kOtherParameters - 32) /
       static_cast<int64_t>((sizeof...(kOperands) + 1) * sizeof(int64_t) + 2 * sizeof(int32_t));
 
   int64_t first_chunk;  // number of this launch's first chunk within the phase
@@ -48,6 +61,32 @@ struct Arguments {
     return address[index][row];
   }
 };
+
+// Bytes of parameters that lie one after the other, each at its own alignment.
+template <class... Parameters>
+constexpr int64_t parameter_bytes() {
+  int64_t end = 0;
+  const auto add = [&end](int64_t size, int64_t alignment) {
+    end = (end + alignment - 1) / alignment * alignment + size;
+  };
+  (add(sizeof(Parameters), alignof(Parameters)), ...);
+  return end;
+}
+
+// Whether all parameters of a kernel fit the limit of its table.
+template <class Table, class... Others>
+constexpr bool parameters_fit(void (*)(Table, Others...)) {
+  static_assert(std::is_trivially_copyable_v<std::remove_cv_t<Table>>,
+                "the driver copies the table byte by byte");
+  return parameter_bytes<Table, Others...>() <= std::remove_cv_t<Table>::kParameterLimit;
+}
+
+// Launches `kernel`, in parentheses, over one run of rows: its first argument, before the others.
+#define FASTSAM_LAUNCH_RUN(kernel, grid, execution, ...)                                             \
+  do {                                                                                               \
+    static_assert(parameters_fit(kernel), "the kernel's parameters exceed what every driver takes"); \
+    FASTSAM_LAUNCH(kernel, grid, kThreads, stream_of(execution), __VA_ARGS__);                       \
+  } while (false)
 
 // A block's part of a launch: elements [begin, begin + size) of one row, or no elements at all.
 struct BlockChunk {
@@ -76,9 +115,9 @@ __device__ inline BlockChunk block_chunk(const Table& table) {
   return {low, begin, left < kChunkElements ? left : kChunkElements};
 }
 
+#if FASTSAM_LARGE_ARGUMENTS
 // True where the driver takes 32 KB of kernel arguments on the current device.
 inline bool takes_large_arguments() {
-#if CUDART_VERSION >= 12010
   int driver = 0;
   int device = 0;
   int major = 0;
@@ -86,15 +125,13 @@ inline bool takes_large_arguments() {
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
   return driver >= 12010 && major >= 7;
-#else
-  return false;
-#endif
 }
+#endif
 
 // Calls launch(arguments, blocks) for one run of rows after the other, at least once.
-template <int64_t kBytes, Column... kOperands, class Launch>
+template <int64_t kLimit, Column... kOperands, class Launch>
 void launch_in_runs(const TensorTable& table, const Launch& launch) {
-  using Table = Arguments<kBytes, kOperands...>;
+  using Table = Arguments<kLimit, kOperands...>;
   const Column operands[] = {kOperands...};
   const Chunks chunks(table, kChunkElements);
   int64_t row = 0;
@@ -122,11 +159,14 @@ void launch_in_runs(const TensorTable& table, const Launch& launch) {
 // Launches a phase with the operands it needs, in the large argument form where it helps and may be used.
 template <Column... kOperands, class Launch>
 void launch_phase(const TensorTable& table, const Launch& launch) {
-  if (table.count > Arguments<kSmallArguments, kOperands...>::kCapacity && takes_large_arguments()) {
-    launch_in_runs<kLargeArguments, kOperands...>(table, launch);
-  } else {
-    launch_in_runs<kSmallArguments, kOperands...>(table, launch);
+#if FASTSAM_LARGE_ARGUMENTS
+  if (table.count > Arguments<kSmallParameters, kOperands...>::kCapacity && takes_large_arguments()) {
+    launch_in_runs<kLargeParameters, kOperands...>(table, launch);
+    check(cudaGetLastError(), "a multi-tensor kernel launch");
+    return;
   }
+#endif
+  launch_in_runs<kSmallParameters, kOperands...>(table, launch);
   check(cudaGetLastError(), "a multi-tensor kernel launch");
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "fastsam/lanczos.h"
 #include "lanczos_math.h"
@@ -20,26 +21,43 @@ constexpr int64_t kBlocks = 528;
 constexpr int kBlocksPerProcessor = 4;
 // Rows whose sums over the tiles of a block are kept in shared memory; those of longer bases are in global.
 constexpr int64_t kResidentRows = 512;
+// Rows that a warp takes at a time: enough loads in flight, and their sums share one tree of shuffles.
+constexpr int kRowsAtOnce = 4;
+// Divisors that float32 holds to rounding, neither subnormal nor infinite.
+constexpr double kSmallestDivisor = 0x1p-126;
+constexpr double kLargestDivisor = 0x1p127;
 
 int64_t blocks_per_probe(int64_t probes, int64_t size) {
   const int64_t tiles = (size + kTileColumns - 1) / kTileColumns;
   return std::max<int64_t>(1, std::min(tiles, kBlocks / std::max<int64_t>(probes, 1)));
 }
 
+// Coefficients of all rows, of one pass.
+template <class T>
+struct Coefficients {
+  double* value;  // [probes, count]
+  T* rounded;     // [probes, count]; what the basis vectors are multiplied by
+};
+
 // Views of the scratch memory.
+template <class T>
 struct Scratch {
   unsigned int* counters;  // [probes], padded to 8 bytes
   double* partials;        // [probes, count, blocks]
-  double* first;           // [probes, count]
-  double* second;          // [probes, count]
+  Coefficients<T> first, second;
 
   static int64_t counter_bytes(int64_t probes) { return (probes + 1) / 2 * 8; }
+  static int64_t bytes(int64_t probes, int64_t blocks, int64_t count) {
+    return counter_bytes(probes) + static_cast<int64_t>(sizeof(double)) * probes * count * (blocks + 4);
+  }
 
   Scratch(void* memory, int64_t probes, int64_t blocks, int64_t count)
       : counters(static_cast<unsigned int*>(memory)),
         partials(reinterpret_cast<double*>(static_cast<unsigned char*>(memory) + counter_bytes(probes))),
-        first(partials + probes * blocks * count),
-        second(first + probes * count) {}
+        first{partials + probes * blocks * count,
+              reinterpret_cast<T*>(partials + probes * (blocks + 1) * count)},
+        second{partials + probes * (blocks + 2) * count,
+               reinterpret_cast<T*>(partials + probes * (blocks + 3) * count)} {}
 };
 
 // Calls body(begin, columns) for the tiles of this block: tile blockIdx.x, and every gridDim.x-th after it.
@@ -73,37 +91,73 @@ struct LaneColumns {
   }
 };
 
-// sum_of(k) += rows[k, begin:begin + columns] . tile for the rows k of this warp, in its lane 0.
+// Adds up each of kRowsAtOnce values over the lanes of a warp; lane 8 r holds the sum of value r. Lanes
+// exchange halves of their values first, so that four sums take six shuffles in place of twenty.
+__device__ double warp_sums_of_rows(const double (&value)[kRowsAtOnce]) {
+  const bool upper = (threadIdx.x & 16u) != 0u;
+  double pair[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const double given = __shfl_xor_sync(0xffffffffu, upper ? value[r] : value[r + 2], 16);
+    pair[r] = (upper ? value[r + 2] : value[r]) + given;
+  }
+  const bool odd = (threadIdx.x & 8u) != 0u;
+  const double given = __shfl_xor_sync(0xffffffffu, odd ? pair[0] : pair[1], 8);
+  double sum = (odd ? pair[1] : pair[0]) + given;
+  for (int mask = 4; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+  return sum;
+}
+
+// sum_of(k) += rows[k, begin:begin + columns] . tile for the rows k of this warp: in the arithmetic of T over
+// a lane's columns, in float64 across lanes.
 template <class T, class SumOf>
 __device__ void project_tile(const T* rows, int64_t row_stride, int64_t count, const T* tile, int columns,
                              const SumOf& sum_of) {
   const LaneColumns<T> vector(tile, columns);
-#pragma unroll 4
-  for (int64_t k = threadIdx.x / kWarp; k < count; k += kWarps) {
-    const LaneColumns<T> row(rows + k * row_stride, columns);
-    double sum = 0.0;
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+  for (int64_t first = threadIdx.x / kWarp; first < count; first += kRowsAtOnce * kWarps) {
+    double sums[kRowsAtOnce];
 #pragma unroll
-    for (int c = 0; c < kLaneColumns; ++c) {
-      sum += static_cast<double>(row.value[c]) * static_cast<double>(vector.value[c]);
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int64_t k = first + r * kWarps;
+      T sum = 0;
+      if (k < count) {
+        const LaneColumns<T> row(rows + k * row_stride, columns);
+#pragma unroll
+        for (int c = 0; c < kLaneColumns; ++c) sum += row.value[c] * vector.value[c];
+      }
+      sums[r] = static_cast<double>(sum);
     }
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
-    if (threadIdx.x % kWarp == 0) sum_of(k) += sum;
+    const double sum = warp_sums_of_rows(sums);
+    const int64_t k = first + lane / 8 * kWarps;
+    if (lane % 8 == 0 && k < count) sum_of(k) += sum;
   }
 }
 
 // vector -= coefficients . rows over a tile; each warp adds up its rows into `warp_sums` [kWarps,
-// kTileColumns], and store(i, value) gets every column's result from one thread. Ends without a barrier.
+// kTileColumns], in the arithmetic of T over kRowsAtOnce rows and in float64 across them, and store(i, value)
+// gets every column's result from one thread. Ends without a barrier.
 template <class T, class Store>
-__device__ void subtract_tile(const T* rows, int64_t row_stride, const double* coefficients, int64_t count,
+__device__ void subtract_tile(const T* rows, int64_t row_stride, const T* coefficients, int64_t count,
                               T* vector, int columns, double* warp_sums, const Store& store) {
   const int warp = threadIdx.x / kWarp;
   double sums[kLaneColumns] = {};
-#pragma unroll 4
-  for (int64_t k = warp; k < count; k += kWarps) {
-    const LaneColumns<T> row(rows + k * row_stride, columns);
-    const double coefficient = coefficients[k];
+#pragma unroll 1
+  for (int64_t first = warp; first < count; first += kRowsAtOnce * kWarps) {
+    T partial[kLaneColumns] = {};
 #pragma unroll
-    for (int c = 0; c < kLaneColumns; ++c) sums[c] += coefficient * static_cast<double>(row.value[c]);
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int64_t k = first + r * kWarps;
+      if (k < count) {
+        const LaneColumns<T> row(rows + k * row_stride, columns);
+        const T coefficient = coefficients[k];
+#pragma unroll
+        for (int c = 0; c < kLaneColumns; ++c) partial[c] += coefficient * row.value[c];
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) sums[c] += static_cast<double>(partial[c]);
   }
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c) {
@@ -121,14 +175,18 @@ __device__ void subtract_tile(const T* rows, int64_t row_stride, const double* c
 }
 
 // The last block of a probe adds partials[count, blocks] over the blocks: a row a warp at a time.
-__device__ void add_blocks(const double* partials, int64_t count, double* out) {
+template <class T>
+__device__ void add_blocks(const double* partials, int64_t count, double* out, T* rounded) {
   const unsigned int lane = threadIdx.x % kWarp;
   for (int64_t k = threadIdx.x / kWarp; k < count; k += kWarps) {
     double sum = 0.0;
 #pragma unroll 4
     for (unsigned int block = lane; block < gridDim.x; block += kWarp) sum += partials[k * gridDim.x + block];
     for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
-    if (lane == 0) out[k] = sum;
+    if (lane == 0) {
+      out[k] = sum;
+      rounded[k] = static_cast<T>(sum);
+    }
   }
 }
 
@@ -136,8 +194,8 @@ __device__ void add_blocks(const double* partials, int64_t count, double* out) {
 // Grid: (blocks, probes).
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    project_kernel(LanczosStep s, const double* coefficients, double* partials, unsigned int* counters,
-                   double* out) {
+    project_kernel(LanczosStep s, const T* coefficients, double* partials, unsigned int* counters,
+                   Coefficients<T> out) {
   FASTSAM_SHARED(T, tile, kTileColumns);
   FASTSAM_SHARED(double, warp_sums, kWarps* kTileColumns);
   FASTSAM_SHARED(double, resident, kResidentRows);
@@ -166,13 +224,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     partial[k * gridDim.x] = resident[k];
   }
   if (!is_last_block(counters + probe, gridDim.x, flag)) return;
-  add_blocks(partials + probe * s.count * gridDim.x, s.count, out + probe * s.count);
+  add_blocks(partials + probe * s.count * gridDim.x, s.count, out.value + probe * s.count,
+             out.rounded + probe * s.count);
 }
 
 // The third sweep: w -= Q^T second, then the norm, and with it the recurrence. Grid: (blocks, probes).
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    finish_kernel(LanczosStep s, Recurrence recurrence, const double* first, const double* second,
+    finish_kernel(LanczosStep s, Recurrence recurrence, Coefficients<T> first, Coefficients<T> second,
                   double* partials, unsigned int* counters) {
   FASTSAM_SHARED(double, warp_sums, kWarps* kTileColumns);
   FASTSAM_SHARED(int, flag, 1);
@@ -181,8 +240,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   T* const vector = static_cast<T*>(s.vector) + probe * s.size;
   double squares = 0.0;
   for_each_tile(s.size, [&](int64_t begin, int columns) {
-    subtract_tile(rows + begin, s.row_stride, second + probe * s.count, s.count, vector + begin, columns,
-                  warp_sums,
+    subtract_tile(rows + begin, s.row_stride, second.rounded + probe * s.count, s.count, vector + begin,
+                  columns, warp_sums,
                   [&](int, T value) { squares += static_cast<double>(value) * static_cast<double>(value); });
     __syncthreads();
   });
@@ -196,37 +255,53 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   squared_norm = block_sum(squared_norm, warp_sums);
   if (threadIdx.x == 0) {
     const int64_t last = probe * s.count + s.count - 1;
-    advance_recurrence(recurrence, probe, s.step, first[last] + second[last], squared_norm, s.eps);
+    advance_recurrence(recurrence, probe, s.step, first.value[last] + second.value[last], squared_norm,
+                       s.eps);
   }
+}
+
+// The quotient by a divisor that T does not hold. A function of its own, because hardly any beta needs it.
+template <class T>
+FASTSAM_NOINLINE __device__ T quotient_in_float64(T value, double divisor) {
+  return static_cast<T>(static_cast<double>(value) / divisor);
 }
 
 // successor = w / beta by selection: a probe that broke down may hold inf or NaN. Grid: (blocks, probes).
 template <class T>
-__global__ void divide_kernel(LanczosStep s, Recurrence recurrence) {
+__global__ void __launch_bounds__(kThreads) divide_kernel(LanczosStep s, Recurrence recurrence) {
   const int64_t probe = blockIdx.y;
   const bool active = recurrence.active[probe] != 0;
   const double beta = recurrence.beta[probe * recurrence.steps + s.step];
   const T* const vector = static_cast<const T*>(s.vector) + probe * s.size;
   T* const successor = static_cast<T*>(s.successor) + probe * s.successor_stride;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < s.size;
-       i += gridDim.x * int64_t{kThreads}) {
-    successor[i] = active ? static_cast<T>(static_cast<double>(vector[i]) / beta) : T(0);
+  const auto fill = [&](const auto& quotient) {
+    for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < s.size;
+         i += gridDim.x * int64_t{kThreads}) {
+      successor[i] = active ? quotient(vector[i]) : T(0);
+    }
+  };
+  // A divisor that T holds to rounding: float64 divides some thirty times slower on most GPUs.
+  const bool in_range = beta >= kSmallestDivisor && beta <= kLargestDivisor;
+  if (std::is_same_v<T, double> || in_range) {
+    const T divisor = static_cast<T>(beta);
+    fill([divisor](T value) { return value / divisor; });
+  } else {
+    fill([beta](T value) { return quotient_in_float64(value, beta); });
   }
 }
 
 template <class T>
 void launch(const Execution& execution, const LanczosStep& s, const Recurrence& recurrence, void* memory) {
   const int64_t blocks = blocks_per_probe(s.probes, s.size);
-  const Scratch scratch(memory, s.probes, blocks, s.count);
+  const Scratch<T> scratch(memory, s.probes, blocks, s.count);
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(s.probes));
   const cudaStream_t stream = stream_of(execution);
-  const double* const no_coefficients = nullptr;
+  const T* const no_coefficients = nullptr;
   FASTSAM_LAUNCH(project_kernel<T>, grid, kThreads, stream, s, no_coefficients, scratch.partials,
                  scratch.counters, scratch.first);
-  FASTSAM_LAUNCH(project_kernel<T>, grid, kThreads, stream, s, static_cast<const double*>(scratch.first),
+  FASTSAM_LAUNCH(project_kernel<T>, grid, kThreads, stream, s, static_cast<const T*>(scratch.first.rounded),
                  scratch.partials, scratch.counters, scratch.second);
-  FASTSAM_LAUNCH(finish_kernel<T>, grid, kThreads, stream, s, recurrence,
-                 static_cast<const double*>(scratch.first), static_cast<const double*>(scratch.second),
+  FASTSAM_LAUNCH(finish_kernel<T>, grid, kThreads, stream, s, recurrence, scratch.first, scratch.second,
                  scratch.partials, scratch.counters);
   if (s.successor != nullptr) FASTSAM_LAUNCH(divide_kernel<T>, grid, kThreads, stream, s, recurrence);
   check(cudaGetLastError(), "a Lanczos kernel launch");
@@ -235,8 +310,8 @@ void launch(const Execution& execution, const LanczosStep& s, const Recurrence& 
 }  // namespace
 
 int64_t orthogonalize_scratch_bytes(int64_t probes, int64_t count, int64_t size) {
-  return Scratch::counter_bytes(probes) +
-         static_cast<int64_t>(sizeof(double)) * probes * count * (blocks_per_probe(probes, size) + 2);
+  // The widest type's layout; all of its members are 8 bytes a coefficient.
+  return Scratch<double>::bytes(probes, blocks_per_probe(probes, size), count);
 }
 
 void orthogonalize(const Execution& execution, DType dtype, const LanczosStep& step,

@@ -9,7 +9,8 @@ namespace {
 
 // A thread draws the numbers of one counter and adds them to the kPerCounter elements that belong to it.
 template <class T, class Table>
-__global__ void noise_kernel(const __grid_constant__ Table table, const int64_t* seed_and_step) {
+__global__ void __launch_bounds__(kThreads)
+    noise_kernel(const __grid_constant__ Table table, const int64_t* seed_and_step) {
   const BlockChunk chunk = block_chunk(table);
   if (chunk.size == 0) return;
   const NoiseKey key = noise_key(seed_and_step, table.template at<kStream>(chunk.row));
@@ -41,8 +42,8 @@ void add_noise(const Execution& execution, DType dtype, const TensorTable& table
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_phase<kWeight, kScale, kRowSize, kStream>(table, [&](const auto& arguments, unsigned int grid) {
-      FASTSAM_LAUNCH((noise_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                     stream_of(execution), arguments, seed_and_step);
+      FASTSAM_LAUNCH_RUN((noise_kernel<T, std::decay_t<decltype(arguments)>>), grid, execution, arguments,
+                         seed_and_step);
     });
   });
 }

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "arguments.cuh"
 #include "dispatch.h"
 #include "fastsam/sam.h"
@@ -9,19 +11,25 @@ namespace {
 
 // --- element loops --------------------------------------------------------------------------------------
 
+// Blocks of 256 threads that share a multiprocessor: the most whose registers (40 a thread for six, 48 for
+// five, 64 for four, 80 for three) hold everything without a spill, by dtype: of 4 or 8 bytes, bfloat16,
+// float16. 0 leaves it to the compiler, which then reaches more than with any bound.
+template <class T>
+constexpr int blocks_of(int wide, int bfloat16, int float16) {
+  return std::is_same_v<T, BFloat16> ? bfloat16 : std::is_same_v<T, Float16> ? float16 : wide;
+}
+template <class T>
+constexpr int kPerturbBlocks = blocks_of<T>(6, 4, 0);
+
 template <class T, int kSize>
 struct alignas(sizeof(T) * kSize) Pack {
   T value[kSize];
 };
 
-// Independent packs that a thread loads before it uses the first: enough bytes in flight to fill the memory
-// pipe.
-constexpr int kUnroll = 2;
-
 // Calls element.load(i, registers) and then element.apply(i, registers) for all elements of a chunk: packs of
-// 16 bytes, kUnroll of them at a time, where all operands are aligned (`addresses` is the bitwise or of their
-// addresses), and single elements for the rest.
-template <class T, class Element>
+// 16 bytes, kUnroll of them loaded before the first is used, so that enough bytes are in flight, where all
+// operands are aligned (`addresses` is the bitwise or of their addresses), and single elements for the rest.
+template <class T, int kUnroll = 2, class Element>
 __device__ void sweep(Element& element, int64_t size, int64_t addresses) {
   constexpr int kPack = 16 / sizeof(T);
   const int64_t packs = addresses % 16 == 0 ? size / kPack : 0;
@@ -74,12 +82,19 @@ __device__ double loss_scale(const SamScalars& scalars) {
 
 // --- norm -----------------------------------------------------------------------------------------------
 
-template <class T>
+// A float32 sum of squares inside these bounds is right to rounding. Beyond them squares overflow or lose
+// bits as subnormals; NaN lies outside too.
+constexpr float kSmallestSquares = 0x1p-100f;
+constexpr float kLargestSquares = 0x1p127f;
+
+// Adds up (T_w g)^2, in the arithmetic type A within a pack and in float64 across packs.
+template <class T, class A>
 struct NormElement {
   const T* gradient;  // [size]
   const T* weight;    // [size]; null where the norm is not adaptive
-  double eta;
+  A eta;
   double sum;
+  bool in_range;  // no pack left the range of A
 
   template <int kPack>
   struct Registers {
@@ -94,34 +109,54 @@ struct NormElement {
 
   template <int kPack>
   __device__ void apply(int64_t, const Registers<kPack>& r) {
+    A squares = 0;
+    bool zero = true;
     for (int k = 0; k < kPack; ++k) {
-      double g = fastsam::load(r.g.value[k]);
-      if (weight != nullptr) g *= normalisation<double>(fastsam::load(r.w.value[k]), eta);
-      sum += g * g;
+      A value = fastsam::load(r.g.value[k]);
+      zero = zero && value == 0;
+      if (weight != nullptr) value *= normalisation<A>(fastsam::load(r.w.value[k]), eta);
+      squares += value * value;
+    }
+    sum += static_cast<double>(squares);
+    if constexpr (std::is_same_v<A, float>) {
+      in_range = in_range && (zero || (squares >= kSmallestSquares && squares <= kLargestSquares));
     }
   }
 };
 
+// This thread's part of a chunk's sum in float64. A function of its own because hardly any gradient needs it:
+// its registers and its arithmetic stay out of the kernel.
+template <class T>
+FASTSAM_NOINLINE __device__ double squares_in_float64(const T* gradient, const T* weight, double eta,
+                                                      int64_t size, int64_t addresses) {
+  NormElement<T, double> element{gradient, weight, eta, 0.0, true};
+  sweep<T>(element, size, addresses);
+  return element.sum;
+}
+
 // partials [phase_chunks], counter [1]; the last block of the last launch adds all partial sums.
 template <class T, class Table>
-__global__ void norm_kernel(const __grid_constant__ Table table, const double* hyper, double* partials,
-                            unsigned int* counter, int64_t phase_chunks, double* squared_norm) {
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(const __grid_constant__ Table table, const double* hyper, double* partials,
+                unsigned int* counter, int64_t phase_chunks, double* squared_norm) {
   FASTSAM_SHARED(double, warp_sums, kWarps);
   FASTSAM_SHARED(int, flag, 1);
   const BlockChunk chunk = block_chunk(table);
-  NormElement<T> element{nullptr, nullptr, 0.0, 0.0};
+  double sum = 0.0;
   if (chunk.size > 0) {
     const int32_t group_and_flags = table.group_and_flags[chunk.row];
     const int64_t gradient = table.template at<kGradient>(chunk.row);
     const int64_t weight = has_flag(group_and_flags, kAdaptive) ? table.template at<kWeight>(chunk.row) : 0;
     if (gradient != 0) {
-      element.gradient = at<const T>(gradient, chunk.begin);
-      element.weight = at<const T>(weight, chunk.begin);
-      element.eta = hyper_row(hyper, group_and_flags)[kEta];
+      const T* const g = at<const T>(gradient, chunk.begin);
+      const T* const w = at<const T>(weight, chunk.begin);
+      const double eta = hyper_row(hyper, group_and_flags)[kEta];
+      NormElement<T, Arithmetic<T>> element{g, w, static_cast<Arithmetic<T>>(eta), 0.0, true};
       sweep<T>(element, chunk.size, gradient | weight);
+      sum = element.in_range ? element.sum : squares_in_float64(g, w, eta, chunk.size, gradient | weight);
     }
   }
-  const double sum = block_sum(element.sum, warp_sums);
+  sum = block_sum(sum, warp_sums);
   if (threadIdx.x == 0 && chunk.size > 0) partials[table.first_chunk + blockIdx.x] = sum;
   if (!table.last_run || !is_last_block(counter, gridDim.x, flag)) return;
   double total = 0.0;
@@ -132,6 +167,32 @@ __global__ void norm_kernel(const __grid_constant__ Table table, const double* h
 
 // --- perturb --------------------------------------------------------------------------------------------
 
+// What an ascent of a block needs of the device scalars.
+template <class A>
+struct AscentSettings {
+  A scale, eta;
+  bool skip;
+  double squared_norm;
+};
+
+// The settings for the hyper-parameters `row` (null: of no tensor), valid in the first thread. One warp calls
+// it for its block and shares the groups out: float64 is slow on most GPUs, so no other thread may run it.
+template <class A>
+FASTSAM_NOINLINE __device__ AscentSettings<A> ascent_settings(const SamScalars& scalars, const double* row) {
+  double squared_norm = 0.0;
+  for (int64_t i = 0; i < scalars.norm_count; ++i) squared_norm += scalars.squared_norms[i];
+  const double grad_scale = loss_scale(scalars);
+  int skip = is_finite(squared_norm) ? 0 : 1;
+  for (int64_t group = threadIdx.x; group < scalars.group_count; group += kWarp) {
+    const double rho = scalars.hyper[group * kHyperColumns + kRho];
+    if (!is_finite(ascent_scale(squared_norm, rho, grad_scale))) skip = 1;
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) skip |= __shfl_down_sync(0xffffffffu, skip, offset);
+  if (row == nullptr) return {0, 0, skip != 0, squared_norm};
+  return {static_cast<A>(ascent_scale(squared_norm, row[kRho], grad_scale)), static_cast<A>(row[kEta]),
+          skip != 0, squared_norm};
+}
+
 template <class T>
 struct PerturbElement {
   T* weight;          // [size]
@@ -141,7 +202,7 @@ struct PerturbElement {
   bool skip, adaptive, stochastic;
   NoiseKey key;   // of the stochastic rounding
   int64_t begin;  // place of the chunk in its tensor
-  int64_t unchanged;
+  int32_t unchanged;
 
   template <int kPack>
   struct Registers {
@@ -171,49 +232,49 @@ struct PerturbElement {
       } else {
         store(top, result.value[k]);
       }
-      unchanged += fastsam::load(result.value[k]) == w && g != 0;
+      unchanged += fastsam::load(result.value[k]) == w && g != 0 ? 1 : 0;
     }
     write<kPack>(weight + i, result);
   }
 };
 
 template <class T, class Table>
-__global__ void perturb_kernel(const __grid_constant__ Table table, SamScalars scalars) {
-  FASTSAM_SHARED(double, warp_sums, kWarps);
-  double squared_norm = 0.0;
-  for (int64_t i = 0; i < scalars.norm_count; ++i) squared_norm += scalars.squared_norms[i];
-  const double grad_scale = loss_scale(scalars);
-  bool skip = !is_finite(squared_norm);
-  for (int64_t group = 0; group < scalars.group_count; ++group) {
-    skip = skip ||
-           !is_finite(ascent_scale(squared_norm, scalars.hyper[group * kHyperColumns + kRho], grad_scale));
-  }
-  if (blockIdx.x == 0 && threadIdx.x == 0 && table.first_run) *scalars.found_inf = skip ? 1.0f : 0.0f;
-
+__global__ void __launch_bounds__(kThreads, kPerturbBlocks<T>)
+    perturb_kernel(const __grid_constant__ Table table, const __grid_constant__ SamScalars scalars) {
+  FASTSAM_SHARED(int32_t, warp_sums, kWarps);
+  FASTSAM_SHARED(AscentSettings<Arithmetic<T>>, ascent, 1);
   const BlockChunk chunk = block_chunk(table);
+  const int32_t group_and_flags = chunk.size == 0 ? 0 : table.group_and_flags[chunk.row];
+  if (threadIdx.x < kWarp) {
+    const double* const row = chunk.size == 0 ? nullptr : hyper_row(scalars.hyper, group_and_flags);
+    const AscentSettings<Arithmetic<T>> settings = ascent_settings<Arithmetic<T>>(scalars, row);
+    if (threadIdx.x == 0) {
+      *ascent = settings;
+      if (blockIdx.x == 0 && table.first_run) *scalars.found_inf = settings.skip ? 1.0f : 0.0f;
+    }
+  }
   if (chunk.size == 0) return;
   const int64_t gradient = table.template at<kGradient>(chunk.row);
   if (gradient == 0) return;
+  __syncthreads();
   const int64_t weight = table.template at<kWeight>(chunk.row);
   const int64_t backup = table.template at<kBackup>(chunk.row);
-  const int32_t group_and_flags = table.group_and_flags[chunk.row];
-  const double* const row = hyper_row(scalars.hyper, group_and_flags);
   PerturbElement<T> element{at<T>(weight, chunk.begin),
                             at<const T>(gradient, chunk.begin),
                             at<T>(backup, chunk.begin),
-                            static_cast<Arithmetic<T>>(ascent_scale(squared_norm, row[kRho], grad_scale)),
-                            static_cast<Arithmetic<T>>(row[kEta]),
-                            skip,
+                            ascent->scale,
+                            ascent->eta,
+                            ascent->skip,
                             has_flag(group_and_flags, kAdaptive),
                             sizeof(T) == 2 && has_flag(group_and_flags, kStochastic),
-                            rounding_key(squared_norm, table.first_row + chunk.row),
+                            rounding_key(ascent->squared_norm, table.first_row + chunk.row),
                             chunk.begin,
                             0};
   sweep<T>(element, chunk.size, weight | gradient | backup);
   if (scalars.unchanged == nullptr) return;
   // One atomic a block: one a thread, all on the same address, would cost more than the perturbation.
-  const double unchanged = block_sum(static_cast<double>(element.unchanged), warp_sums);
-  if (threadIdx.x == 0 && unchanged != 0.0) {
+  const int32_t unchanged = block_sum(element.unchanged, warp_sums);
+  if (threadIdx.x == 0 && unchanged != 0) {
     atomicAdd(reinterpret_cast<unsigned long long*>(scalars.unchanged),
               static_cast<unsigned long long>(unchanged));
   }
@@ -243,7 +304,8 @@ struct CheckElement {
 };
 
 template <class T, class Table>
-__global__ void check_kernel(const __grid_constant__ Table table, float* found_inf) {
+__global__ void __launch_bounds__(kThreads)
+    check_kernel(const __grid_constant__ Table table, float* found_inf) {
   const BlockChunk chunk = block_chunk(table);
   if (chunk.size == 0) return;
   const int64_t gradient = table.template at<kGradient>(chunk.row);
@@ -286,7 +348,7 @@ __device__ void restore_block(const Table& table, const BlockChunk& chunk) {
 }
 
 template <class T, class Table>
-__global__ void restore_kernel(const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(kThreads) restore_kernel(const __grid_constant__ Table table) {
   const BlockChunk chunk = block_chunk(table);
   if (chunk.size > 0) restore_block<T>(table, chunk);
 }
@@ -372,9 +434,19 @@ struct AdamElement {
 };
 
 struct Sgd {
+  template <class A>
+  using Settings = SgdSettings<A>;
+
+  // One thread calls it for its block: float64 is slow on most GPUs, so no other thread may run it.
+  template <class A, class Table>
+  static FASTSAM_NOINLINE __device__ SgdSettings<A> settings(const Table&, const BlockChunk&,
+                                                             const double* row, double grad_scale) {
+    return sgd_settings<A>(row, grad_scale);
+  }
+
   template <class T, class Table>
-  static __device__ void update(const Table& table, const BlockChunk& chunk, const double* row,
-                                double grad_scale) {
+  static __device__ void update(const Table& table, const BlockChunk& chunk,
+                                const SgdSettings<Arithmetic<T>>& settings) {
     const int64_t weight = table.template at<kWeight>(chunk.row);
     const int64_t backup = table.template at<kBackup>(chunk.row);
     const int64_t gradient = table.template at<kGradient>(chunk.row);
@@ -384,37 +456,54 @@ struct Sgd {
                           at<const T>(backup, chunk.begin),
                           at<const T>(gradient, chunk.begin),
                           at<T>(momentum, chunk.begin),
-                          sgd_settings<Arithmetic<T>>(row, grad_scale),
+                          settings,
                           step != 0 && *reinterpret_cast<const float*>(step) == 0.0f};
     sweep<T>(element, chunk.size, weight | backup | gradient | momentum);
   }
 };
 
 struct Adam {
+  template <class A>
+  using Settings = AdamSettings<A>;
+
+  // One thread calls it for its block, as above: each power is some hundred float64 operations.
+  template <class A, class Table>
+  static FASTSAM_NOINLINE __device__ AdamSettings<A> settings(const Table& table, const BlockChunk& chunk,
+                                                              const double* row, double grad_scale) {
+    const double step = *reinterpret_cast<const float*>(table.template at<kStep>(chunk.row)) + 1.0;
+    return adam_settings<A>(row, step, grad_scale);
+  }
+
   template <class T, class Table>
-  static __device__ void update(const Table& table, const BlockChunk& chunk, const double* row,
-                                double grad_scale) {
+  static __device__ void update(const Table& table, const BlockChunk& chunk,
+                                const AdamSettings<Arithmetic<T>>& settings) {
     const int64_t weight = table.template at<kWeight>(chunk.row);
     const int64_t backup = table.template at<kBackup>(chunk.row);
     const int64_t gradient = table.template at<kGradient>(chunk.row);
     const int64_t first = table.template at<kState0>(chunk.row);
     const int64_t second = table.template at<kState1>(chunk.row);
     const int64_t maximum = table.template at<kState2>(chunk.row);
-    const double step = *reinterpret_cast<const float*>(table.template at<kStep>(chunk.row)) + 1.0;
     AdamElement<T> element{at<T>(weight, chunk.begin),
                            at<const T>(backup, chunk.begin),
                            at<const T>(gradient, chunk.begin),
                            at<T>(first, chunk.begin),
                            at<T>(second, chunk.begin),
                            at<T>(maximum, chunk.begin),
-                           adam_settings<Arithmetic<T>>(row, step, grad_scale)};
-    sweep<T>(element, chunk.size, weight | backup | gradient | first | second | maximum);
+                           settings};
+    // Four or five operands a pack are enough in flight; two packs of them would not fit the registers.
+    sweep<T, 1>(element, chunk.size, weight | backup | gradient | first | second | maximum);
   }
 };
 
+template <class Optimizer, class T>
+constexpr int kUpdateBlocks =
+    std::is_same_v<Optimizer, Adam> ? blocks_of<T>(sizeof(T) == 8 ? 3 : 5, 4, 4) : blocks_of<T>(5, 4, 0);
+
 template <class Optimizer, class T, class Table>
-__global__ void update_kernel(const __grid_constant__ Table table, SamScalars scalars,
-                              unsigned int* counter) {
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<Optimizer, T>)
+    update_kernel(const __grid_constant__ Table table, const __grid_constant__ SamScalars scalars,
+                  unsigned int* counter) {
+  FASTSAM_SHARED(typename Optimizer::template Settings<Arithmetic<T>>, settings, 1);
   FASTSAM_SHARED(int, flag, 1);
   const bool skip = *scalars.found_inf != 0.0f;
   const BlockChunk chunk = block_chunk(table);
@@ -422,8 +511,12 @@ __global__ void update_kernel(const __grid_constant__ Table table, SamScalars sc
     if (skip || table.template at<kGradient>(chunk.row) == 0) {
       restore_block<T>(table, chunk);
     } else {
-      Optimizer::template update<T>(table, chunk, hyper_row(scalars.hyper, table.group_and_flags[chunk.row]),
-                                    loss_scale(scalars));
+      if (threadIdx.x == 0) {
+        const double* const row = hyper_row(scalars.hyper, table.group_and_flags[chunk.row]);
+        *settings = Optimizer::template settings<Arithmetic<T>>(table, chunk, row, loss_scale(scalars));
+      }
+      __syncthreads();
+      Optimizer::template update<T>(table, chunk, *settings);
     }
   }
   // The counters may change only when every block has read them.
@@ -460,9 +553,8 @@ void sam_norm(const Execution& execution, DType dtype, const TensorTable& table,
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_phase<kGradient, kWeight>(table, [&](const auto& arguments, unsigned int grid) {
-      FASTSAM_LAUNCH((norm_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                     stream_of(execution), arguments, hyper, partials_of(scratch), counter_of(scratch),
-                     chunks, squared_norm);
+      FASTSAM_LAUNCH_RUN((norm_kernel<T, std::decay_t<decltype(arguments)>>), grid, execution, arguments,
+                         hyper, partials_of(scratch), counter_of(scratch), chunks, squared_norm);
     });
   });
 }
@@ -473,8 +565,8 @@ void sam_perturb(const Execution& execution, DType dtype, const TensorTable& tab
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_phase<kWeight, kGradient, kBackup>(table, [&](const auto& arguments, unsigned int grid) {
-      FASTSAM_LAUNCH((perturb_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                     stream_of(execution), arguments, scalars);
+      FASTSAM_LAUNCH_RUN((perturb_kernel<T, std::decay_t<decltype(arguments)>>), grid, execution, arguments,
+                         scalars);
     });
   });
 }
@@ -484,8 +576,8 @@ void sam_check(const Execution& execution, DType dtype, const TensorTable& table
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_phase<kGradient>(table, [&](const auto& arguments, unsigned int grid) {
-      FASTSAM_LAUNCH((check_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                     stream_of(execution), arguments, found_inf);
+      FASTSAM_LAUNCH_RUN((check_kernel<T, std::decay_t<decltype(arguments)>>), grid, execution, arguments,
+                         found_inf);
     });
   });
 }
@@ -495,8 +587,7 @@ void sam_restore(const Execution& execution, DType dtype, const TensorTable& tab
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch_phase<kWeight, kBackup>(table, [&](const auto& arguments, unsigned int grid) {
-      FASTSAM_LAUNCH((restore_kernel<T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                     stream_of(execution), arguments);
+      FASTSAM_LAUNCH_RUN((restore_kernel<T, std::decay_t<decltype(arguments)>>), grid, execution, arguments);
     });
   });
 }
@@ -508,8 +599,8 @@ void sam_update_sgd(const Execution& execution, DType dtype, const TensorTable& 
     using T = typename decltype(tag)::type;
     launch_phase<kWeight, kGradient, kBackup, kState0, kStep>(
         table, [&](const auto& arguments, unsigned int grid) {
-          FASTSAM_LAUNCH((update_kernel<Sgd, T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                         stream_of(execution), arguments, scalars, counter_of(scratch));
+          FASTSAM_LAUNCH_RUN((update_kernel<Sgd, T, std::decay_t<decltype(arguments)>>), grid, execution,
+                             arguments, scalars, counter_of(scratch));
         });
   });
 }
@@ -521,8 +612,8 @@ void sam_update_adam(const Execution& execution, DType dtype, const TensorTable&
     using T = typename decltype(tag)::type;
     launch_phase<kWeight, kGradient, kBackup, kState0, kState1, kState2, kStep>(
         table, [&](const auto& arguments, unsigned int grid) {
-          FASTSAM_LAUNCH((update_kernel<Adam, T, std::decay_t<decltype(arguments)>>), grid, kThreads,
-                         stream_of(execution), arguments, scalars, counter_of(scratch));
+          FASTSAM_LAUNCH_RUN((update_kernel<Adam, T, std::decay_t<decltype(arguments)>>), grid, execution,
+                             arguments, scalars, counter_of(scratch));
         });
   });
 }

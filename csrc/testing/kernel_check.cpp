@@ -1,6 +1,7 @@
-// Runs the CUDA kernels, compiled for the host, against plain float64 loops on fresh random data. Built with
+// Runs the CUDA kernels, compiled for the host, against plain float64 loops on random data. Built with
 // sanitizers by the tests; exits with the number of failed checks. Arguments: a seed, and "few" for the short
 // list of cases that ThreadSanitizer gets.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "fastsam/lanczos.h"
@@ -15,6 +17,7 @@
 #include "fastsam/sam.h"
 #include "noise_math.h"
 #include "sam_math.h"
+#include "simt.h"
 
 namespace {
 
@@ -104,6 +107,9 @@ struct Options {
   bool stochastic = false;
   bool unaligned = false;
   bool nonfinite_gradient = false;
+  bool amsgrad = false;
+  bool count_unchanged = false;  // and weights of the first tensor that no perturbation can change
+  float grad_scale = 1.0f;       // loss scale that the gradients carry
   int64_t without_gradient = -1;
 };
 
@@ -114,15 +120,19 @@ template <class T>
 void check_sam(const std::vector<int64_t>& sizes, const Options& options, const std::string& name) {
   const int64_t count = static_cast<int64_t>(sizes.size());
   const double tol = tolerance<T>();
-  std::vector<Vector<T>> weight, gradient, backup, first, second;
+  const double loss_scale = options.grad_scale;
+  std::vector<Vector<T>> weight, gradient, backup, first, second, maximum;
   std::vector<float> steps(sizes.size(), 0.0f);
   for (const int64_t size : sizes) {
     const int64_t offset = options.unaligned ? 1 : 0;
-    weight.emplace_back(size, offset, normal);
-    gradient.emplace_back(size, offset, normal);
+    const double heavy =
+        options.count_unchanged && weight.empty() ? 1e4 / std::numeric_limits<float>::epsilon() : 1;
+    weight.emplace_back(size, offset, [&] { return heavy * normal(); });
+    gradient.emplace_back(size, offset, [&] { return loss_scale * normal(); });
     backup.emplace_back(size, offset, [] { return kPoison; });
     first.emplace_back(size, offset, normal);
     second.emplace_back(size, offset, [] { return std::fabs(normal()); });
+    maximum.emplace_back(size, offset, [] { return std::fabs(normal()); });
   }
   std::vector<int64_t> cells(static_cast<size_t>(kColumns * count));
   const auto cell = [&](Column column, int64_t row) -> int64_t& {
@@ -132,13 +142,14 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
     const size_t i = static_cast<size_t>(row);
     cell(kSize, row) = sizes[i];
     cell(kGroup, row) = row % 2;
-    cell(kFlags, row) =
-        (options.adaptive && row % 3 != 1 ? kAdaptive : 0) + (options.stochastic ? kStochastic : 0);
+    cell(kFlags, row) = (options.adaptive && row % 3 != 1 ? int64_t{kAdaptive} : 0) +
+                        (options.stochastic ? int64_t{kStochastic} : 0);
     cell(kWeight, row) = weight[i].address();
     cell(kGradient, row) = row == options.without_gradient ? 0 : gradient[i].address();
     cell(kBackup, row) = backup[i].address();
     cell(kState0, row) = first[i].address();
     cell(kState1, row) = second[i].address();
+    cell(kState2, row) = options.amsgrad ? maximum[i].address() : 0;
     cell(kStep, row) = reinterpret_cast<int64_t>(&steps[i]);
   }
   const TensorTable table{count, cells.data()};
@@ -164,9 +175,14 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
   double squared_norm = kPoison;
   float found_inf = 7.0f;
   int64_t skipped = 0;
-  const SamScalars scalars{hyper.data(), 2, &squared_norm, 1, &found_inf, nullptr, &skipped, nullptr};
+  int64_t unchanged = 0;
+  const SamScalars scalars{hyper.data(),  2,
+                           &squared_norm, 1,
+                           &found_inf,    loss_scale == 1.0 ? nullptr : &options.grad_scale,
+                           &skipped,      options.count_unchanged ? &unchanged : nullptr};
 
   // norm, twice: the second run finds the counters that the first left
+  const double norm_tolerance = std::is_same_v<T, double> ? 1e-12 : 2e-7;  // of the square: 1e-7 of the norm
   double expected = 0.0;
   for (int64_t row = 0; row < count; ++row) {
     const size_t i = static_cast<size_t>(row);
@@ -179,18 +195,20 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
   for (int run = 0; run < 2; ++run) {
     squared_norm = kPoison;
     cuda::sam_norm(execution, dtype_code<T>(), table, hyper.data(), &squared_norm, scratch.data());
-    expect(std::isfinite(expected) ? close(squared_norm, expected, 1e-12, 0.0) : !std::isfinite(squared_norm),
+    expect(std::isfinite(expected) ? close(squared_norm, expected, norm_tolerance, 0.0)
+                                   : !std::isfinite(squared_norm),
            name + ": norm");
   }
 
   // perturb
   const std::vector<Vector<T>> before = weight;
   cuda::sam_perturb(execution, dtype_code<T>(), table, scalars);
+  int64_t expected_unchanged = 0;
   expect(found_inf == (options.nonfinite_gradient ? 1.0f : 0.0f), name + ": flag of the ascent");
   for (int64_t row = 0; row < count; ++row) {
     const size_t i = static_cast<size_t>(row);
-    const double scale =
-        hyper[static_cast<size_t>(row % 2 * kHyperColumns + kRho)] / (std::sqrt(expected) + 1e-12);
+    const double scale = hyper[static_cast<size_t>(row % 2 * kHyperColumns + kRho)] /
+                         (std::sqrt(expected) / loss_scale + 1e-12) / loss_scale;
     for (int64_t k = 0; k < sizes[i]; ++k) {
       const double w = before[i][k];
       const double t = (cell(kFlags, row) & kAdaptive) != 0 ? std::fabs(w) + 0.01 : 1.0;
@@ -198,7 +216,12 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
       expect(close(weight[i][k], moves ? w + t * t * gradient[i][k] * scale : w, moves ? tol : 0.0),
              name + ": perturb");
       if (row != options.without_gradient) expect(backup[i][k] == w, name + ": backup");
+      if (moves && weight[i][k] == w && gradient[i][k] != 0.0) ++expected_unchanged;
     }
+  }
+  if (options.count_unchanged) {
+    expect(unchanged == expected_unchanged, name + ": unchanged elements");
+    expect(unchanged > 0, name + ": no element was unchanged");
   }
 
   // check finds what is not finite
@@ -221,7 +244,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
       const double* const h = hyper.data() + row % 2 * kHyperColumns;
       for (int64_t k = 0; k < sizes[i]; ++k) {
         const double w = before[i][k];
-        const double d = gradient[i][k] + h[kWeightDecay] * w;
+        const double d = gradient[i][k] / loss_scale + h[kWeightDecay] * w;
         const double m = turn == 0 ? d : h[kMomentum] * momentum[i][k] + (1.0 - h[kDampening]) * d;
         const double step = h[kNesterov] != 0.0 ? d + h[kMomentum] * m : m;
         expect(close(weight[i][k], moves ? w - h[kLr] * step : w, moves ? tol : 0.0), name + ": sgd");
@@ -233,7 +256,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
 
   // update, Adam with L2
   {
-    const std::vector<Vector<T>> m = first, v = second;
+    const std::vector<Vector<T>> m = first, v = second, v_max = maximum;
     const std::vector<float> taken = steps;
     cuda::sam_update_adam(execution, dtype_code<T>(), table, scalars, scratch.data());
     for (int64_t row = 0; row < count; ++row) {
@@ -243,12 +266,16 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
       const double t = taken[i] + 1.0;
       for (int64_t k = 0; k < sizes[i]; ++k) {
         const double w = before[i][k];
-        const double d = gradient[i][k] + h[kWeightDecay] * w;
+        const double d = gradient[i][k] / loss_scale + h[kWeightDecay] * w;
         const double m1 = h[kBeta1] * m[i][k] + (1.0 - h[kBeta1]) * d;
         const double v1 = h[kBeta2] * v[i][k] + (1.0 - h[kBeta2]) * d * d;
-        const double denominator = std::sqrt(v1 / (1.0 - std::pow(h[kBeta2], t))) + h[kEps];
+        const double largest = options.amsgrad ? std::max(v1, v_max[i][k]) : v1;
+        const double denominator = std::sqrt(largest / (1.0 - std::pow(h[kBeta2], t))) + h[kEps];
         const double updated = w - h[kLr] * m1 / (1.0 - std::pow(h[kBeta1], t)) / denominator;
         expect(close(weight[i][k], moves ? updated : w, moves ? 10 * tol : 0.0), name + ": adam");
+        expect(close(second[i][k], moves ? v1 : v[i][k], moves ? tol : 0.0), name + ": second moment");
+        expect(close(maximum[i][k], moves && options.amsgrad ? largest : v_max[i][k], moves ? tol : 0.0),
+               name + ": maximum");
       }
     }
   }
@@ -341,6 +368,46 @@ void check_lanczos(int64_t probes, int64_t count, int64_t size, bool breakdown, 
   }
 }
 
+// The norm of gradients whose squares float32 does not hold, or not to rounding.
+template <class T>
+void check_norm_range(double largest, bool adaptive, const std::string& name) {
+  Vector<T> weight(1025, 0, normal);
+  int64_t i = 0;
+  // Zeros, packs of one size, and packs of very different ones.
+  Vector<T> gradient(1025, 0,
+                     [&] { return ++i % 3 == 0 ? 0.0 : (i % 5 == 0 ? 1e-20 : 1.0) * largest * normal(); });
+  std::vector<int64_t> cells(static_cast<size_t>(kColumns), 0);
+  cells[kSize] = 1025;
+  cells[kFlags] = adaptive ? int64_t{kAdaptive} : 0;
+  cells[kWeight] = weight.address();
+  cells[kGradient] = gradient.address();
+  const TensorTable table{1, cells.data()};
+  std::vector<double> hyper(kHyperColumns, 0.0);
+  hyper[kEta] = 0.01;
+  std::vector<double> scratch(static_cast<size_t>(cuda::sam_scratch_bytes(table) / 8 + 1), 0.0);
+  double squared_norm = kPoison;
+  cuda::sam_norm({0, nullptr, 1}, dtype_code<T>(), table, hyper.data(), &squared_norm, scratch.data());
+  double expected = 0.0;
+  for (int64_t k = 0; k < 1025; ++k) {
+    const double value = gradient[k] * (adaptive ? std::fabs(weight[k]) + 0.01 : 1.0);
+    expected += value * value;
+  }
+  expect(close(squared_norm, expected, 2e-7, 0.0), name);
+}
+
+// A launch on the second device creates no context on the first, and puts a first one that is in use back.
+void check_device_guard() {
+  const TensorTable table{0, nullptr};
+  float found_inf = 0.0f;
+  cuda::sam_check({0, nullptr, 1}, DType::kFloat32, table, &found_inf);
+  expect(!simt::has_context[0], "device guard: set the device that was current");
+  cuda::sam_check({1, nullptr, 1}, DType::kFloat32, table, &found_inf);
+  expect(simt::has_context[1] && !simt::has_context[0], "device guard: created a context to go back to");
+  cudaSetDevice(0);
+  cuda::sam_check({1, nullptr, 1}, DType::kFloat32, table, &found_inf);
+  expect(simt::current_device == 0, "device guard: did not put the former device back");
+}
+
 // Noise on rows of a weight against the same numbers drawn one counter at a time.
 void check_noise(int64_t rows, int64_t row_size, const std::string& name) {
   const int64_t size = rows * row_size;
@@ -369,9 +436,12 @@ int main(int argc, char** argv) {
   const bool few = argc > 2 && std::string(argv[2]) == "few";
   generator.seed(seed);
 
+  check_device_guard();
   const std::vector<int64_t> odd = {1, 0, 3, 1025, 64, 2049, 7};
   check_sam<float>(odd, {}, "odd sizes");
   check_sam<float>({1000, 1500}, {.adaptive = true, .without_gradient = 0}, "adaptive, one without gradient");
+  check_sam<float>({300, 1300}, {.amsgrad = true, .count_unchanged = true, .grad_scale = 1024.0f},
+                   "amsgrad, loss scale, unchanged elements");
   check_lanczos<float>(2, 3, 700, false, "lanczos");
   check_noise(7, 301, "noise");
   if (!few) {
@@ -379,8 +449,14 @@ int main(int argc, char** argv) {
     check_sam<float>(odd, {.nonfinite_gradient = true}, "not finite");
     check_sam<float>({}, {}, "no tensor");
     check_sam<float>({0, 0}, {}, "empty tensors");
-    check_sam<double>(odd, {.adaptive = true}, "float64");
-    check_sam<BFloat16>(odd, {}, "bfloat16");
+    check_sam<double>(odd, {.adaptive = true, .amsgrad = true, .grad_scale = 512.0f}, "float64");
+    for (const bool adaptive : {false, true}) {
+      for (const double largest : {1e25, 1e15, 1.0, 1e-18, 1e-30}) {
+        check_norm_range<float>(largest, adaptive, "norm of float32 near " + std::to_string(largest));
+        check_norm_range<BFloat16>(largest, adaptive, "norm of bfloat16 near " + std::to_string(largest));
+      }
+    }
+    check_sam<BFloat16>(odd, {.amsgrad = true, .count_unchanged = true}, "bfloat16");
     check_sam<Float16>(odd, {.unaligned = true}, "float16, unaligned");
     check_sam<BFloat16>(odd, {.stochastic = true}, "bfloat16, stochastic");
     check_sam<Float16>(odd, {.adaptive = true, .stochastic = true, .unaligned = true}, "float16, stochastic");

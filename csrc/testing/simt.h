@@ -1,14 +1,15 @@
 // A small host emulation of the part of CUDA that the kernels use, so that the same .cu files compile as
 // C++20 and run where there is no GPU, under AddressSanitizer, UBSan and ThreadSanitizer. One std::thread per
-// CUDA thread of a block, std::barrier for __syncthreads, an exchange per warp for shuffles, std::atomic_ref
+// CUDA thread of a block, a barrier for __syncthreads, an exchange per warp for shuffles, std::atomic_ref
 // for atomics. FASTSAM_SIMT_LIVE_BLOCKS of the blocks have threads of their own (default 1): ThreadSanitizer
 // sees races between blocks only when at least two are alive at once. Kernels must keep to plain loads and
 // stores, shuffles, barriers and atomics, and launch with full warps whose threads all reach every barrier.
 #pragma once
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -25,6 +26,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define FASTSAM_NOINLINE
 
 struct dim3 {
   unsigned int x, y, z;
@@ -35,15 +37,30 @@ namespace fastsam::simt {
 
 constexpr unsigned int kLanes = 32;
 
+// libstdc++'s std::barrier keeps its waiters in tables that all barriers of a process share, and so orders
+// blocks that nothing orders on a device: ThreadSanitizer would miss what they lack. This one orders its own
+// threads only.
+class Barrier {
+ public:
+  explicit Barrier(unsigned int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 struct Warp {
-  std::barrier<> barrier{kLanes};
+  Barrier barrier{kLanes};
   uint64_t slots[kLanes] = {};
 };
 
 class Block {
  public:
-  explicit Block(unsigned int threads)
-      : barrier(static_cast<std::ptrdiff_t>(threads)), warps(threads / kLanes) {}
+  explicit Block(unsigned int threads) : barrier(threads), warps(threads / kLanes) {}
 
   // The `index`-th shared array that the kernel declares; an allocation of its own, so that overruns show.
   void* shared(size_t index, size_t bytes) {
@@ -56,7 +73,7 @@ class Block {
     return arrays_[index].get();
   }
 
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<Warp> warps;
 
  private:
@@ -119,30 +136,50 @@ T* shared_array(size_t count) {
 
 inline void __syncthreads() { ::fastsam::simt::current.block->barrier.arrive_and_wait(); }
 
-// The atomics below are sequentially consistent, so the fence has nothing left to order.
-inline void __threadfence() {}
+// Atomics order nothing by themselves, as on the device. A fence is a read-modify-write of one location that
+// all threads share: each sees everything that was written before the fences ahead of it. ThreadSanitizer
+// follows that, where it would not follow std::atomic_thread_fence, and so reports a fence that is missing.
+namespace fastsam::simt {
+inline std::atomic<unsigned int> fences{0};
+}
+inline void __threadfence() { fastsam::simt::fences.fetch_add(1, std::memory_order_acq_rel); }
+
+namespace fastsam::simt {
 
 template <class T>
-T __shfl_down_sync(unsigned int, T value, int offset) {
+T shuffle(T value, unsigned int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
   auto& warp = fastsam::simt::current.block->warps[threadIdx.x / fastsam::simt::kLanes];
   const unsigned int lane = threadIdx.x % fastsam::simt::kLanes;
   memcpy(&warp.slots[lane], &value, sizeof(T));
   warp.barrier.arrive_and_wait();
-  const unsigned int source = lane + static_cast<unsigned int>(offset);
   T result;
   memcpy(&result, &warp.slots[source < fastsam::simt::kLanes ? source : lane], sizeof(T));
   warp.barrier.arrive_and_wait();
   return result;
 }
 
+}  // namespace fastsam::simt
+
 template <class T>
-T atomicAdd(T* address, T value) {
-  return std::atomic_ref<T>(*address).fetch_add(value);
+T __shfl_down_sync(unsigned int, T value, int offset) {
+  return fastsam::simt::shuffle(value,
+                                threadIdx.x % fastsam::simt::kLanes + static_cast<unsigned int>(offset));
 }
 
-inline float atomicExch(float* address, float value) {
-  return std::atomic_ref<float>(*address).exchange(value);
+template <class T>
+T __shfl_xor_sync(unsigned int, T value, int mask) {
+  return fastsam::simt::shuffle(value, threadIdx.x % fastsam::simt::kLanes ^ static_cast<unsigned int>(mask));
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
+}
+
+template <class T>
+T atomicExch(T* address, T value) {
+  return std::atomic_ref<T>(*address).exchange(value, std::memory_order_relaxed);
 }
 
 // --- the runtime calls that the launch code makes ---------------------------------------------------------
@@ -152,7 +189,9 @@ enum cudaError_t { cudaSuccess = 0 };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
 
 // With FASTSAM_SIMT_SMALL_ARGUMENTS the emulated driver is too old for 32 KB of kernel arguments.
+#if !defined(CUDART_VERSION)
 #define CUDART_VERSION 13000
+#endif
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = std::getenv("FASTSAM_SIMT_SMALL_ARGUMENTS") == nullptr ? 13000 : 12000;
   return cudaSuccess;
@@ -161,10 +200,35 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 9;
   return cudaSuccess;
 }
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+
+// Two devices of which the process uses none at first. As since CUDA 12, cudaSetDevice creates a context.
+namespace fastsam::simt {
+inline int current_device = 0;
+inline bool has_context[2] = {false, false};
+inline int primary_context_state(int device, unsigned int*, int* active) {
+  *active = has_context[device] ? 1 : 0;
+  return 0;
+}
+}  // namespace fastsam::simt
+
+constexpr unsigned long long cudaEnableDefault = 0;
+#if CUDART_VERSION >= 12050
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** address, unsigned int,
+                                                    unsigned long long) {
+#else
+inline cudaError_t cudaGetDriverEntryPoint(const char*, void** address, unsigned long long) {
+#endif
+  *address = reinterpret_cast<void*>(&fastsam::simt::primary_context_state);
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = fastsam::simt::current_device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  fastsam::simt::current_device = device;
+  fastsam::simt::has_context[device] = true;
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }

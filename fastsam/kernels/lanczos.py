@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,19 +120,24 @@ def orthogonalize(
             steps_taken=recurrence.steps_taken.data_ptr(),
             steps=recurrence.steps,
         ),
-        _scratch(
-            recurrence, backend.orthogonalize_scratch_bytes(probes, count, size), rows.device
-        ).data_ptr(),
+        _scratch(recurrence, backend, rows, step).data_ptr(),
     )
     written = [vector, recurrence.alpha, recurrence.beta, recurrence.bound]
     written += [recurrence.active, recurrence.steps_taken]
     torch.autograd.graph.increment_version(written if successor is None else [*written, successor])
 
 
-def _scratch(recurrence: Recurrence, size: int, device: torch.device) -> Tensor:
-    """The recurrence's scratch memory, grown to ``size`` bytes; its counters must start as zeros."""
-    if recurrence._scratch is None or recurrence._scratch.numel() < size:
-        recurrence._scratch = torch.zeros(size, dtype=torch.uint8, device=device)
+def _scratch(recurrence: Recurrence, backend: Any, rows: Tensor, step: int) -> Tensor:
+    """The recurrence's scratch memory. Its counters must start as zeros.
+
+    Grows to twice the rows at hand, at most to those of the last step, since each step may add one row.
+    """
+    probes, count, size = rows.shape
+    needed = backend.orthogonalize_scratch_bytes(probes, count, size)
+    if recurrence._scratch is None or recurrence._scratch.numel() < needed:
+        last = count + recurrence.steps - 1 - step
+        room = backend.orthogonalize_scratch_bytes(probes, min(2 * count, last), size)
+        recurrence._scratch = torch.zeros(room, dtype=torch.uint8, device=rows.device)
     return recurrence._scratch
 
 

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from fastsam._native import Execution
 
 TABLE_COLUMNS: tuple[str, ...] = () if _native is None else _native.TABLE_COLUMNS
-"""Columns of a table of tensors, in the order of ``csrc/include/fastsam/sam.h``."""
+"""Columns of a table of tensors, in the order of ``csrc/include/fastsam/table.h``."""
 
 HYPER_COLUMNS: tuple[str, ...] = () if _native is None else _native.HYPER_COLUMNS
 """Columns of a row of hyper-parameters, in the order of ``csrc/include/fastsam/sam.h``."""
+
+ADAPTIVE: int = 0 if _native is None else _native.ADAPTIVE
+STOCHASTIC: int = 0 if _native is None else _native.STOCHASTIC
+"""Values of the column ``flags``: ``enum Flag`` of ``csrc/include/fastsam/table.h``."""
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """Storage types of the kernels, by the codes of ``csrc/include/fastsam/types.h``."""

@@ -19,9 +19,6 @@ from fastsam.kernels import native
 _EMPTY = 16
 """Address of the gradient of an empty tensor, which has no memory but is there; never read."""
 
-_ADAPTIVE, _STOCHASTIC = 1, 2
-"""``enum Flag`` of ``csrc/include/fastsam/table.h``."""
-
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements of ``tensor`` fill one run of memory without gaps or overlap, in any order."""
@@ -94,7 +91,10 @@ class TensorTable:
         stochastic = [False] * self.count if stochastic is None else stochastic
         self._set(
             "flags",
-            [_ADAPTIVE * a + _STOCHASTIC * s for a, s in zip(adaptive, stochastic, strict=True)],
+            [
+                native.ADAPTIVE * a + native.STOCHASTIC * s
+                for a, s in zip(adaptive, stochastic, strict=True)
+            ],
         )
         self._set("weight", [weight.data_ptr() for weight in weights])
 
@@ -105,7 +105,7 @@ class TensorTable:
         self.cells[start : start + self.count] = array("q", values)
 
     def column(self, name: str) -> array[int]:
-        """A copy of one column, by the names of ``csrc/include/fastsam/sam.h``."""
+        """A copy of one column, by the names of ``csrc/include/fastsam/table.h``."""
         start = native.TABLE_COLUMNS.index(name) * self.count
         return self.cells[start : start + self.count]
 

@@ -20,6 +20,7 @@ def cmake(build: Path, *options: str, target: str, optimise: str = "-O1") -> Pat
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON",
         f"-DCMAKE_CXX_FLAGS_RELWITHDEBINFO={optimise} -g",
         *options,
     ]

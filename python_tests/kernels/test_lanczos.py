@@ -149,6 +149,40 @@ def test_the_same_bits_on_every_run_and_thread_count(
         assert torch.equal(recurrence.beta, outcomes[0][1].beta)
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "one row"])
+def test_scratch_is_allocated_a_few_times_a_run(
+    full: bool, draw: Draw, device: torch.device
+) -> None:
+    """A run of 40 steps used to allocate at nearly every step. One row never needs more than one."""
+    steps = 40
+    basis = orthonormal_rows(draw, 1, steps, 64, torch.float64)
+    recurrence = Recurrence.start(1, steps, device=device)
+    kept = []
+    for step in range(steps):
+        rows = basis[:, : step + 1] if full else basis[:, :1]
+        orthogonalize(
+            rows, draw(1, 64, dtype=torch.float64), None, recurrence, step=step, eps=1e-16
+        )
+        kept.append(recurrence._scratch)
+    assert len({id(scratch) for scratch in kept}) <= (7 if full else 1)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-37, 1e-30, 1e30, 1e38])
+def test_the_successor_of_a_very_small_or_large_product(
+    scale: float, draw: Draw, device: torch.device
+) -> None:
+    """A beta that float32 holds badly, or not at all, still gives a unit vector."""
+    basis = torch.zeros(1, 1, 50, device=device)
+    basis[0, 0, 0] = 1.0
+    product = (draw(1, 50, dtype=torch.float64) * scale).float()
+    product[0, 0] = 0.0
+    expected = product.double() / product.double().norm()
+    successor = torch.full((1, 50), math.nan, device=device)
+    recurrence = Recurrence.start(1, 2, device=device)
+    orthogonalize(basis, product, successor, recurrence, step=0, eps=1e-7)
+    torch.testing.assert_close(successor.double(), expected, rtol=1e-6, atol=1e-7)
+
+
 def rejected() -> list[tuple[dict[str, object], str]]:
     good: dict[str, object] = {
         "rows": torch.zeros(2, 3, 5),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from python_tests.conftest import BASE_SEED
 from python_tests.kernels.emulation import ROOT, cmake, compile_command
 
 KERNEL = "csrc/cuda/lanczos.cu"
@@ -34,9 +34,8 @@ def thread_build() -> Path:
 
 
 def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    seed = str(secrets.randbits(32))
     return subprocess.run(
-        [str(program), seed, *arguments],
+        [str(program), str(BASE_SEED), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -62,12 +61,16 @@ def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path
     assert outcome.stderr == ""
 
 
-def plant(build_folder: Path, folder: Path, original: str, fault: str) -> Path:
-    """A kernel_check whose Lanczos kernels have ``original`` replaced by ``fault``."""
-    source = (ROOT / KERNEL).read_text()
-    assert source.count(original) == 1, f"{original!r} must name one place in {KERNEL}"
+def plant(
+    build_folder: Path, folder: Path, original: str, fault: str, *, source: str = KERNEL
+) -> Path:
+    """A kernel_check whose Lanczos kernels see ``source`` with ``original`` replaced by ``fault``."""
+    text = (ROOT / source).read_text()
+    assert text.count(original) == 1, f"{original!r} must name one place in {source}"
     mutant = folder / "lanczos.cu"
-    mutant.write_text(source.replace(original, fault))
+    mutant.write_text((ROOT / KERNEL).read_text())
+    # Where it is a header it is found here first.
+    (folder / Path(source).name).write_text(text.replace(original, fault))
     command = compile_command(build_folder, KERNEL)
     include = ["-I", str((ROOT / KERNEL).parent)]
     subprocess.run(
@@ -84,7 +87,7 @@ def plant(build_folder: Path, folder: Path, original: str, fault: str) -> Path:
     sanitize = [word for word in command if word.startswith("-fsanitize")]
     program = folder / "kernel_check"
     subprocess.run(
-        [command[0], *sanitize, *map(str, objects), str(folder / "mutant.o"), "-o", str(program)],
+        [command[0], *sanitize, str(folder / "mutant.o"), *map(str, objects), "-o", str(program)],
         check=True,
         capture_output=True,
     )
@@ -123,3 +126,12 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     outcome = run(program, "few")
     assert outcome.returncode != 0
     assert "AddressSanitizer" in outcome.stderr or "runtime error" in outcome.stderr
+
+
+def test_a_missing_fence_is_caught(thread_build: Path, tmp_path: Path) -> None:
+    """The block that arrives last reads partial sums that nothing made visible to it."""
+    fence = "__threadfence();\n    const bool last"
+    program = plant(thread_build, tmp_path, fence, "const bool last", source="csrc/cuda/launch.cuh")
+    outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="3")
+    assert outcome.returncode != 0
+    assert "data race" in outcome.stderr

@@ -57,8 +57,8 @@ def sample(seed: int) -> tuple[Tensor, ...]:
     return z, y, k[:6], k, labels
 
 
-def test_loss_is_the_formula_and_its_gradient_is_right() -> None:
-    z, y, q, k, labels = sample(int(np.random.default_rng().integers(2**31)))
+def test_loss_is_the_formula_and_its_gradient_is_right(seed: int) -> None:
+    z, y, q, k, labels = sample(seed)
     loss = PaCoLoss(COUNTS, alpha=0.3, temperature=0.4)
     expected = paco_in_numpy(
         z.numpy(), y.numpy(), q.numpy(), k.numpy(), labels.numpy(), COUNTS, 0.3, 0.4

@@ -46,20 +46,14 @@ def sample(seed: int, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
     return logits, targets, features
 
 
-@pytest.fixture
-def fresh() -> int:
-    """A seed that differs from run to run; pytest prints it when a test fails."""
-    return int(np.random.default_rng().integers(2**31))
-
-
 @pytest.mark.parametrize("counts", [ORDINARY, EXTREME], ids=["ordinary", "extreme"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_value_is_the_formula(name: str, weighted: bool, counts: list[float], fresh: int) -> None:
+def test_value_is_the_formula(name: str, weighted: bool, counts: list[float], seed: int) -> None:
     build, formula = CASES[name]
     n = np.array(counts)
     weight = class_balanced_weights(n) if weighted else None
-    logits, targets, features = sample(fresh)
+    logits, targets, features = sample(seed)
     losses = [
         formula(z, int(y), n, h)
         for z, y, h in zip(logits.numpy(), targets, features.numpy(), strict=True)
@@ -76,10 +70,10 @@ def test_value_is_the_formula(name: str, weighted: bool, counts: list[float], fr
 @pytest.mark.parametrize("counts", [ORDINARY, EXTREME], ids=["ordinary", "extreme"])
 @pytest.mark.parametrize("name", CASES)
 def test_first_and_second_derivative_by_finite_differences(
-    name: str, counts: list[float], fresh: int
+    name: str, counts: list[float], seed: int
 ) -> None:
     loss = CASES[name][0](np.array(counts), class_balanced_weights(counts))
-    logits, targets, features = (values[:4] for values in sample(fresh))
+    logits, targets, features = (values[:4] for values in sample(seed))
     # A smaller scale keeps LDAM's exponentials within what a finite difference resolves.
     z = (0.1 * logits).requires_grad_()
 
@@ -116,23 +110,23 @@ def test_half_precision_is_raised_before_anything_is_computed(name: str) -> None
     assert torch.equal(value, loss(half.float(), targets, features))
 
 
-def test_cross_entropy_is_that_of_torch(fresh: int) -> None:
-    logits, targets, _ = sample(fresh)
+def test_cross_entropy_is_that_of_torch(seed: int) -> None:
+    logits, targets, _ = sample(seed)
     weight = class_balanced_weights(ORDINARY)
     expected = torch.nn.CrossEntropyLoss(weight)(logits, targets)
     assert torch.allclose(CrossEntropyLoss(weight=weight)(logits, targets), expected, rtol=1e-12)
 
 
-def test_mean_over_samples_divides_by_their_number(fresh: int) -> None:
-    logits, targets, _ = sample(fresh)
+def test_mean_over_samples_divides_by_their_number(seed: int) -> None:
+    logits, targets, _ = sample(seed)
     weight = 1 / torch.tensor(ORDINARY, dtype=torch.float64)
     per_sample = torch.nn.functional.cross_entropy(logits, targets, weight, reduction="none")
     value = CrossEntropyLoss(weight=weight, mean="samples")(logits, targets)
     assert torch.allclose(value, per_sample.mean(), rtol=1e-12)
 
 
-def test_special_cases_of_the_vector_scaling_loss(fresh: int) -> None:
-    logits, targets, _ = sample(fresh)
+def test_special_cases_of_the_vector_scaling_loss(seed: int) -> None:
+    logits, targets, _ = sample(seed)
     prior = torch.tensor(ORDINARY, dtype=torch.float64)
     prior = prior / prior.sum()
     balanced_softmax = torch.nn.functional.cross_entropy(logits + prior.log(), targets)

@@ -93,8 +93,10 @@ def cao_selection(targets: np.ndarray, counts: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(("per_class", "classes", "imbalance"), [(5000, 10, 100), (500, 100, 50)])
-def test_subset_of_seed_0_is_that_of_cao(per_class: int, classes: int, imbalance: int) -> None:
-    targets = np.random.default_rng().permutation(np.repeat(np.arange(classes), per_class))
+def test_subset_of_seed_0_is_that_of_cao(
+    per_class: int, classes: int, imbalance: int, seed: int
+) -> None:
+    targets = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), per_class))
     counts = longtail_counts(per_class, classes, imbalance)
     assert longtail_indices(targets, counts).tolist() == cao_selection(targets, counts.tolist())
 
@@ -105,8 +107,8 @@ def test_selection_leaves_the_global_generator_alone() -> None:
     assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
 
 
-def test_selection_is_nested_and_exact() -> None:
-    targets = np.random.default_rng().integers(0, 5, 1000)
+def test_selection_is_nested_and_exact(seed: int) -> None:
+    targets = np.random.default_rng(seed).integers(0, 5, 1000)
     small = longtail_indices(targets, [9, 7, 5, 3, 1], seed=3)
     large = longtail_indices(targets, [19, 17, 15, 13, 11], seed=3)
     assert set(small) < set(large)
@@ -119,8 +121,8 @@ def test_too_few_images_are_named() -> None:
         longtail_indices([0, 0, 0, 1, 1], [3, 3])
 
 
-def test_every_index_is_in_its_class() -> None:
-    targets = np.random.default_rng().integers(0, 4, 57)
+def test_every_index_is_in_its_class(seed: int) -> None:
+    targets = np.random.default_rng(seed).integers(0, 4, 57)
     for label, indices in enumerate(shuffled_by_class(targets, 4, seed=1)):
         assert sorted(indices) == np.flatnonzero(targets == label).tolist()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -15,11 +14,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def seed() -> int:
-    """A fresh seed for every run, shown when the test fails."""
-    value = secrets.randbelow(2**31)
-    print(f"seed = {value}")
-    return value

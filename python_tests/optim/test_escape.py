@@ -196,9 +196,9 @@ def test_without_noise_they_are_sgd() -> None:
         assert all(torch.equal(a, b) for a, b in zip(finals[0], final, strict=True))
 
 
-def quadratic(dimension: int) -> tuple[np.ndarray, nn.Parameter, Callable[[], Tensor]]:
+def quadratic(dimension: int, seed: int) -> tuple[np.ndarray, nn.Parameter, Callable[[], Tensor]]:
     """f(w) = w' A w / 2 with an indefinite A."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(dimension, dimension))
     matrix = (matrix + matrix.T) / 2
     parameter = nn.Parameter(torch.from_numpy(rng.normal(size=dimension)))
@@ -213,8 +213,8 @@ def quadratic(dimension: int) -> tuple[np.ndarray, nn.Parameter, Callable[[], Te
 
 
 @pytest.mark.parametrize("noise_on", ["gradient", "weights"])
-def test_pgd_trajectory(noise_on: str) -> None:
-    matrix, parameter, closure = quadratic(6)
+def test_pgd_trajectory(noise_on: str, seed: int) -> None:
+    matrix, parameter, closure = quadratic(6, seed)
     optimizer = PGD(SGD([parameter], lr=0.1), sigma=0.3, noise_on=noise_on, seed=5)
     w = parameter.detach().numpy().copy()
     for step in range(4):
@@ -228,8 +228,8 @@ def test_pgd_trajectory(noise_on: str) -> None:
     assert parameter.detach().numpy() == pytest.approx(w, rel=1e-10)
 
 
-def test_lpf_trajectory_and_filter_norms() -> None:
-    rng = np.random.default_rng()
+def test_lpf_trajectory_and_filter_norms(seed: int) -> None:
+    rng = np.random.default_rng(seed)
     w = rng.normal(size=(3, 4, 2))
     b = rng.normal(size=4)
     parameters = [
@@ -266,8 +266,8 @@ def test_lpf_trajectory_and_filter_norms() -> None:
     assert parameters[1].detach().numpy() == pytest.approx(b, rel=1e-9)
 
 
-def test_entropy_trajectory() -> None:
-    matrix, parameter, closure = quadratic(5)
+def test_entropy_trajectory(seed: int) -> None:
+    matrix, parameter, closure = quadratic(5, seed)
     optimizer = EntropySGD(
         SGD([parameter], lr=0.7), steps=3, inner_lr=0.2, gamma=0.4, noise=0.05, alpha=0.6, seed=2
     )
@@ -284,8 +284,8 @@ def test_entropy_trajectory() -> None:
     assert parameter.detach().numpy() == pytest.approx(x, rel=1e-9)
 
 
-def test_looksam_trajectory() -> None:
-    matrix, parameter, closure = quadratic(6)
+def test_looksam_trajectory(seed: int) -> None:
+    matrix, parameter, closure = quadratic(6, seed)
     optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.5), rho=0.3, every=3, alpha=0.6)
     w = parameter.detach().numpy().copy()
     momentum, direction = np.zeros(6), np.zeros(6)
@@ -322,9 +322,11 @@ def spoiled(closure: Callable[[], Tensor], parameter: Tensor, passes: dict[int, 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("broken", [4, 5], ids=["first pass", "second pass"])
-def test_looksam_keeps_its_direction_over_a_skipped_step(broken: int, value: float) -> None:
+def test_looksam_keeps_its_direction_over_a_skipped_step(
+    broken: int, value: float, seed: int
+) -> None:
     """Passes 0 and 1 are a SAM step, 2 and 3 plain, 4 and 5 a SAM step that is skipped."""
-    matrix, parameter, closure = quadratic(6)
+    matrix, parameter, closure = quadratic(6, seed)
     optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=3, alpha=0.6)
     run = spoiled(closure, parameter, {broken: value})
     w = parameter.detach().numpy().copy()
@@ -343,8 +345,8 @@ def test_looksam_keeps_its_direction_over_a_skipped_step(broken: int, value: flo
     assert optimizer.sam.skipped_steps == 1
 
 
-def test_looksam_without_a_direction_is_the_base_optimizer() -> None:
-    matrix, parameter, closure = quadratic(6)
+def test_looksam_without_a_direction_is_the_base_optimizer(seed: int) -> None:
+    matrix, parameter, closure = quadratic(6, seed)
     optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=3)
     run = spoiled(closure, parameter, {0: math.nan})
     w = parameter.detach().numpy().copy()
@@ -355,9 +357,9 @@ def test_looksam_without_a_direction_is_the_base_optimizer() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_looksam_spreads_no_gradient_that_is_not_finite(value: float) -> None:
+def test_looksam_spreads_no_gradient_that_is_not_finite(value: float, seed: int) -> None:
     """A plain step is skipped like a SAM step: the weights, the direction and the base's state stay."""
-    _, parameter, closure = quadratic(6)
+    _, parameter, closure = quadratic(6, seed)
     optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.9), rho=0.3, every=3)
     optimizer.step(closure)
     before = parameter.detach().clone()
@@ -396,9 +398,9 @@ def test_looksam_takes_gradients_that_come_and_go() -> None:
 
 
 @pytest.mark.parametrize("base", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adam])
-def test_looksam_on_bases_that_begin_without_state(base: type[Optimizer]) -> None:
+def test_looksam_on_bases_that_begin_without_state(base: type[Optimizer], seed: int) -> None:
     """Their first update, here after a skipped one, must not take the direction for their own state."""
-    _, parameter, closure = quadratic(4)
+    _, parameter, closure = quadratic(4, seed)
     optimizer = LookSAM(base([parameter], lr=0.01), every=2)  # type: ignore[call-arg]
     run = spoiled(closure, parameter, {0: math.nan})
     before = parameter.detach().clone()

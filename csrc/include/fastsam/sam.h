@@ -8,22 +8,23 @@
 
 namespace fastsam {
 
-// A row of the block of hyper-parameters: float64 [groups, kHyperColumns] on the device.
-enum Hyper : int64_t {
-  kRho = 0,
-  kEta,
-  kLr,
-  kWeightDecay,
-  kMomentum,
-  kDampening,
-  kNesterov,
-  kMaximize,
-  kBeta1,
-  kBeta2,
-  kEps,
-  kDecoupled,
-  kHyperColumns
-};
+// A row of the block of hyper-parameters: float64 [groups, kHyperColumns] on the device. Python reads names
+// and order from this list.
+#define FASTSAM_HYPER_COLUMNS(COLUMN) \
+  COLUMN(kRho)                        \
+  COLUMN(kEta)                        \
+  COLUMN(kLr)                         \
+  COLUMN(kWeightDecay)                \
+  COLUMN(kMomentum)                   \
+  COLUMN(kDampening)                  \
+  COLUMN(kNesterov)                   \
+  COLUMN(kMaximize)                   \
+  COLUMN(kBeta1)                      \
+  COLUMN(kBeta2)                      \
+  COLUMN(kEps)                        \
+  COLUMN(kDecoupled)
+
+enum Hyper : int64_t { FASTSAM_HYPER_COLUMNS(FASTSAM_ENUMERATOR) kHyperColumns };
 
 // Device scalars of one optimizer.
 struct SamScalars {
