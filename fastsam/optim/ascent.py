@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from fastsam.optim.untraced import untraced
+
 
 class AscentStep(Optimizer):
     """What :attr:`fastsam.SAM.ascent` returns: an optimizer whose ``step()`` climbs.
@@ -31,6 +33,7 @@ class AscentStep(Optimizer):
         self.param_groups = optimizer.param_groups
         self.state = optimizer.state
 
+    @untraced
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """``first_step()``, with gradients that may still carry a scaler's loss scale."""

@@ -67,6 +67,7 @@ class Bucket:
         self.rounds_to_nearest = not all(member.stochastic for member in members)
         self.shard_groups = sharding.shard_groups(self.parameters[0])
         self._sharded = any(map(sharding.is_sharded, self.parameters))
+        self._gathering = sharding.gathering_modules(self.parameters) if self._sharded else []
         weights = [sharding.local(parameter) for parameter in self.parameters]
         _refuse_shared_memory(weights)
         self.device = weights[0].device
@@ -163,6 +164,7 @@ class Bucket:
             ):
                 if perturbed:
                     sharding.local(parameter).copy_(backup)
+            sharding.drop_gathered(self._gathering)
         else:
             if not all(self.perturbed):
                 self._load_staged()
@@ -337,6 +339,7 @@ class Bucket:
             weight.copy_(copy)
         written = self.parameters if all(which) else list(compress(self.parameters, which))
         sharding.increment_versions(written)
+        sharding.drop_gathered(self._gathering)
 
 
 def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:

@@ -15,6 +15,7 @@ from fastsam.optim.ascent import AscentStep
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.native_step import NativeStep
 from fastsam.optim.settings import Default, check_given, check_group, refuse_clashes, value_of
+from fastsam.optim.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
@@ -68,7 +69,8 @@ class SAM(Optimizer):
     Raises:
         ValueError: rho is negative or not finite, or an option is unknown; the base optimizer has an option
             of its own by the name of one of SAM's (Adadelta's ``rho``); an option that was given contradicts
-            a group of ``optimizer``; a parameter is sharded by FSDP1.
+            a group of ``optimizer``; a parameter is sharded by FSDP1; or SAM is constructed by
+            ``ZeroRedundancyOptimizer``, over one rank's part of the parameters.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -109,6 +111,7 @@ class SAM(Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         own = {name: value_of(option) for name, option in options.items()}
+        sharding.refuse_zero_redundancy()
         check_group(own)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
@@ -153,18 +156,19 @@ class SAM(Optimizer):
 
     # --- what a user calls ----------------------------------------------------------------------
 
+    @untraced
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Climbs to ``w + T_w^2 rho g / ||T_w g||`` along the gradients that the parameters have now.
 
-        Parameters without a gradient stay. Without any gradient nothing moves, and the step can be
-        finished all the same.
+        Parameters without a gradient stay.
 
         Args:
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: the last ascent was neither finished nor restored.
+            RuntimeError: the last ascent was neither finished nor restored, or no parameter has a gradient
+                on this rank.
             ValueError: a gradient does not fit its parameter (sparse, other dtype or device), or a rho
                 is negative or not finite. Nothing was changed.
         """
@@ -224,6 +228,7 @@ class SAM(Optimizer):
             raise
         return loss if self._closure_makes_both else second
 
+    @untraced
     @torch.no_grad()
     def restore(self) -> None:
         """Gives up a step between its two halves: the weights are back at w, bit for bit.
@@ -374,6 +379,7 @@ class SAM(Optimizer):
             )
         self.native.climb(grad_scale=grad_scale, found_inf=found_inf)
 
+    @untraced
     def _require_a_first_pass(self) -> None:
         """A closure for both passes, given where one for the second is meant, would switch SAM off."""
         if self.native.climbed:
@@ -385,6 +391,7 @@ class SAM(Optimizer):
                 'torch.optim, construct SAM(..., closure="both_passes")'
             )
 
+    @untraced
     @torch.no_grad()
     def _descend(self) -> None:
         self.native.descend(
@@ -394,6 +401,7 @@ class SAM(Optimizer):
             found_inf=getattr(self, "found_inf", None),
         )
 
+    @untraced
     def _finish_or_initialise(self) -> None:
         if self.native.climbed:
             self._descend()

@@ -15,6 +15,7 @@ from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
 from fastsam.optim import state_dicts
 from fastsam.optim.settings import Default, check_given, refuse_clashes, value_of
+from fastsam.optim.untraced import untraced
 from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
@@ -48,6 +49,11 @@ class WrappedOptimizer(Optimizer):
         super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
         self.base_optimizer = optimizer
         self._share()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in vars(cls):
+            cls.step = untraced(cls.step)  # type: ignore[method-assign]
 
     @abstractmethod
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]

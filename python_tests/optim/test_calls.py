@@ -94,7 +94,6 @@ def test_a_closure_for_the_second_pass_needs_the_first(base, seed):
     assert not any(optimizer.state.values())
     problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i else True)
     optimizer.step(closure)  # one gradient is enough
-    optimizer.zero_grad()
     optimizer.first_step()
     with pytest.raises(RuntimeError, match=r"restore\(\)"):
         optimizer.step(closure)
