@@ -87,6 +87,7 @@ class Bucket:
             stochastic=[member.stochastic for member in members],
         )
         self._addresses = [parameter.data_ptr() for parameter in weights]
+        self._strides = [weight.stride() for weight in self.weights]
         self.scratch = self.table.scratch()
         self.backup, self._backup_addresses = _backup_memory(self.weights)
         self.perturbed = [False] * len(self.parameters)
@@ -325,9 +326,12 @@ class Bucket:
 
     def _backup_views(self) -> list[Tensor]:
         views = []
-        for weight, address in zip(self.weights, self._backup_addresses, strict=True):
+        for weight, stride, address in zip(
+            self.weights, self._strides, self._backup_addresses, strict=True
+        ):
             offset = (address - self.backup.data_ptr()) // self.backup.element_size()
-            views.append(self.backup.as_strided(weight.shape, weight.stride(), offset))
+            # Replaced storage may have other strides than the backup was written with.
+            views.append(self.backup.as_strided(weight.shape, stride, offset))
         return views
 
     def _load_staged(self) -> None:

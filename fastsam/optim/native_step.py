@@ -144,12 +144,12 @@ class NativeStep:
         if rule is None:
             self.restore()
             self._step_base(grad_scale)
-            return
-        for bucket, taken in zip(self._buckets, gradients, strict=True):
-            bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
-        self.climbed = False
-        _forget_casts()
-        # Schedulers on the base optimizer ask whether it was stepped.
+        else:
+            for bucket, taken in zip(self._buckets, gradients, strict=True):
+                bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
+            self.climbed = False
+            _forget_casts()
+        # Schedulers on the base optimizer ask whether it was stepped; a skipped step counts.
         self._base._opt_called = True  # type: ignore[attr-defined]
 
     def _agree_to_skip(
