@@ -115,6 +115,7 @@ class Model:
         fused: whether fastsam fuses its update.
         options: options that make the base optimizer.
         check_finite: as in SAM.
+        needs_second_gradient: whether a second pass without any gradient is refused.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class Model:
         fused: bool,
         options: dict[str, Any],
         check_finite: bool,
+        needs_second_gradient: bool,
     ) -> None:
         self.fused = fused
+        self.needs_second_gradient = needs_second_gradient
         self.check_finite = check_finite
         self.climbed = False
         self.flagged = False
@@ -241,6 +244,8 @@ class Model:
     def refuses_descend(self) -> Refusal | None:
         if not self.climbed:
             return RuntimeError, "first_step"
+        if self.needs_second_gradient and all(slot.gradient is None for slot in self.slots):
+            return RuntimeError, "second pass left no gradient"
         if any(slot.moved and not slot.left_out for slot in self.slots):
             return RuntimeError, "storage of a parameter was replaced"
         if any(slot.left_out and slot.gradient is not None for slot in self.slots):

@@ -37,8 +37,8 @@ ACTIONS = (12, 30)
 PENDING = {
     # step(closure) between the halves is the second pass; it was refused.
     "closure_midway",
-    # step(closure) raises where the second pass leaves no gradient; it finished without an update.
-    "closure_without_gradient",
+    # A second pass that leaves no gradient is refused; it finished the step without an update.
+    "no_second_gradient",
     # closure="both_passes" clears the gradients before the second pass; it left that to the closure.
     "accumulating_closure",
     # Copies and pickles know which state no update has reached; its dampening applied too early.
@@ -368,6 +368,7 @@ class Run:
             fused=self.kind.fused,
             options=self.options,
             check_finite=self.sam_options["check_finite"],
+            needs_second_gradient="no_second_gradient" not in PENDING,
         )
 
     def in_full(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -634,7 +635,7 @@ class Run:
         fails_in = rng.choice([None, None, None, *range(passes)])
         fails_late = rng.random() < 0.5
         clears = rng.random() < 0.7 or "accumulating_closure" in PENDING or starts_midway
-        leaves_nothing = rng.random() < 0.1 and "closure_without_gradient" not in PENDING
+        leaves_nothing = rng.random() < 0.1 and "no_second_gradient" not in PENDING
         self.note(f"fails_in={fails_in} late={fails_late} clears={clears}")
         error = rng.choice([ArithmeticError, KeyboardInterrupt])
         calls = 0
@@ -663,6 +664,10 @@ class Run:
             nonlocal calls
             which, calls = calls, calls + 1
             assert torch.is_grad_enabled()
+            if which == 0 and self.closure_makes_both and "accumulating_closure" not in PENDING:
+                for p, slot in zip(machine.parameters, model.slots, strict=True):
+                    if p.grad is None:  # gradients that a step has used are dropped
+                        slot.gradient = None
             machine.verify()
             if fails_in == which and not fails_late:
                 raise error
@@ -676,6 +681,8 @@ class Run:
                 self.set_gradients(some=True)
             else:
                 self.accumulate()
+                if all(p.grad is None for p in machine.parameters):
+                    self.give(rng.randrange(len(machine.parameters)), zero=False)
             if fails_in == which and fails_late:
                 raise error
             if not is_last and model.refuses_climb() is None:
