@@ -635,7 +635,9 @@ class Run:
         fails_in = rng.choice([None, None, None, *range(passes)])
         fails_late = rng.random() < 0.5
         clears = rng.random() < 0.7 or "accumulating_closure" in PENDING or starts_midway
-        leaves_nothing = rng.random() < 0.1 and "no_second_gradient" not in PENDING
+        leaves_nothing = (
+            fails_in is None and rng.random() < 0.1 and "no_second_gradient" not in PENDING
+        )
         self.note(f"fails_in={fails_in} late={fails_late} clears={clears}")
         error = rng.choice([ArithmeticError, KeyboardInterrupt])
         calls = 0
