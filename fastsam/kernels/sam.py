@@ -175,7 +175,7 @@ class TensorTable:
                 tensor.dtype != self.dtype
                 or tensor.device != self.device
                 or tensor.shape != weight.shape
-                or tensor.stride() != weight.stride()
+                or (tensor.stride() != weight.stride() and tensor.numel())
             ):
                 raise ValueError(
                     f"optimizer state of shape {tuple(tensor.shape)}, strides {tensor.stride()}, "

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from fastsam.optim.outer import OuterOptimizer
+from fastsam.optim.untraced import untraced
 
 
 class AscentStep(OuterOptimizer):
@@ -27,6 +28,7 @@ class AscentStep(OuterOptimizer):
         super().__init__(optimizer, {})
         self._climb = climb
 
+    @untraced
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """``first_step()``, with gradients that may still carry a scaler's loss scale."""

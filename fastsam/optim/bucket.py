@@ -67,6 +67,7 @@ class Bucket:
         self.rounds_to_nearest = not all(member.stochastic for member in members)
         self.shard_groups = sharding.shard_groups(self.parameters[0])
         self._sharded = any(map(sharding.is_sharded, self.parameters))
+        self._gathering = sharding.gathering_modules(self.parameters) if self._sharded else []
         weights = [sharding.local(parameter) for parameter in self.parameters]
         _refuse_shared_memory(weights)
         self.device = weights[0].device
@@ -86,6 +87,7 @@ class Bucket:
             stochastic=[member.stochastic for member in members],
         )
         self._addresses = [parameter.data_ptr() for parameter in weights]
+        self._strides = [weight.stride() for weight in self.weights]
         self.scratch = self.table.scratch()
         self.backup, self._backup_addresses = _backup_memory(self.weights)
         self.perturbed = [False] * len(self.parameters)
@@ -163,6 +165,7 @@ class Bucket:
             ):
                 if perturbed:
                     sharding.local(parameter).copy_(backup)
+            sharding.drop_gathered(self._gathering)
         else:
             if not all(self.perturbed):
                 self._load_staged()
@@ -323,9 +326,12 @@ class Bucket:
 
     def _backup_views(self) -> list[Tensor]:
         views = []
-        for weight, address in zip(self.weights, self._backup_addresses, strict=True):
+        for weight, stride, address in zip(
+            self.weights, self._strides, self._backup_addresses, strict=True
+        ):
             offset = (address - self.backup.data_ptr()) // self.backup.element_size()
-            views.append(self.backup.as_strided(weight.shape, weight.stride(), offset))
+            # Replaced storage may have other strides than the backup was written with.
+            views.append(self.backup.as_strided(weight.shape, stride, offset))
         return views
 
     def _load_staged(self) -> None:
@@ -337,6 +343,7 @@ class Bucket:
             weight.copy_(copy)
         written = self.parameters if all(which) else list(compress(self.parameters, which))
         sharding.increment_versions(written)
+        sharding.drop_gathered(self._gathering)
 
 
 def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:

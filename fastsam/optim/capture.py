@@ -18,6 +18,7 @@ from fastsam.optim import sharding
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
+from fastsam.optim.untraced import untraced
 
 Batch = tuple[Tensor, ...] | list[Tensor]
 """Inputs of the model, and the targets last."""
@@ -107,6 +108,7 @@ def capture_step(
         with torch.cuda.device(device):
             made = _captured(step, model, optimizer, example_batch, scaler, warmup)
 
+    @untraced
     def checked(batch: Batch) -> Tensor:
         given = _layout_of(batch)
         if given != expected:

@@ -27,7 +27,8 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
 
     Raises:
         TypeError: ``model`` is something else. Sharded models (FSDP2, tensor parallel) climb globally.
-        ValueError: the optimizer has no ``process_group``. Nothing was changed in either case.
+        ValueError: the optimizer has no ``process_group``, or the model is a ``static_graph=True`` one
+            that has made no synchronized backward pass yet. Nothing was changed in either case.
 
     Example:
         >>> # See examples/ddp_local.py, to be run with `torchrun --nproc-per-node 2`.
@@ -40,6 +41,13 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
         raise ValueError(
             "a local ascent needs SAM(..., process_group=torch.distributed.group.WORLD), or a gradient that "
             "is not finite on one rank would make the ranks diverge"
+        )
+    # DDP notes here that its first backward pass, in which it learns a static graph, was synchronized.
+    if model.static_graph and not getattr(model, "_static_graph_delay_allreduce_enqueued", False):
+        raise ValueError(
+            "DistributedDataParallel(static_graph=True) must synchronize its first backward pass, and "
+            "a local ascent does not: construct the model with static_graph=False, or run one forward "
+            "and backward pass with gradient synchronization before the first step"
         )
     optimizer.zero_grad()
     with model.no_sync():

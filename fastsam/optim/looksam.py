@@ -67,8 +67,9 @@ class LookSAM(WrappedOptimizer):
         loss = run().detach()
         gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
         if not gradients:
-            self._count()
-            return loss
+            raise RuntimeError(
+                "no parameter has a gradient: the closure must run forward and backward, and return the loss"
+            )
         norm = _norm([gradient for _, gradient in gradients])
         directions = self._take_directions()
         try:

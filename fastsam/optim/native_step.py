@@ -68,9 +68,19 @@ class NativeStep:
         Args:
             grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
             found_inf: float32 scalar, a scaler's flag: the step will be skipped where it is set.
+
+        Raises:
+            RuntimeError: no parameter has a gradient on this rank. Ranks are not asked about each other:
+                a collective would cost every step what a mistake costs once.
         """
         self._make_buckets()
         gradients = [bucket.take_gradients() for bucket in self._buckets]
+        if all(gradient is None for taken in gradients for gradient in taken):
+            raise RuntimeError(
+                "no parameter has a gradient: run the first forward and backward pass before the ascent. "
+                "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
+                "the last micro-batch of each pass"
+            )
         self._write_hyper(fused_rule(self._base))
         for bucket in self._buckets:
             bucket.norm()

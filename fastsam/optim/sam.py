@@ -23,6 +23,7 @@ from fastsam.optim.settings import (
     refuse_clashes,
     value_of,
 )
+from fastsam.optim.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
 """Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
@@ -82,7 +83,8 @@ class SAM(OuterOptimizer):
     Raises:
         ValueError: an option is not what it must be, or one of the base optimizer is NaN; the base
             optimizer has an option of its own by the name of one of SAM's (Adadelta's ``rho``); an option
-            that was given contradicts a group of ``optimizer``; a parameter is sharded by FSDP1.
+            that was given contradicts a group of ``optimizer``; a parameter is sharded by FSDP1; or
+            ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -123,6 +125,7 @@ class SAM(OuterOptimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         own = {name: value_of(option) for name, option in options.items()}
+        sharding.refuse_zero_redundancy()
         check_group(own)
         check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
@@ -165,18 +168,19 @@ class SAM(OuterOptimizer):
 
     # --- what a user calls ----------------------------------------------------------------------
 
+    @untraced
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """Climbs to ``w + T_w^2 rho g / ||T_w g||`` along the gradients that the parameters have now.
 
-        Parameters without a gradient stay. Without any gradient nothing moves, and the step can be
-        finished all the same.
+        Parameters without a gradient stay.
 
         Args:
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: the last ascent was neither finished nor restored.
+            RuntimeError: the last ascent was neither finished nor restored, or no parameter has a gradient
+                on this rank.
             ValueError: a gradient does not fit its parameter (sparse, other dtype or device), or a rho
                 is negative or not finite. Nothing was changed.
         """
@@ -248,15 +252,16 @@ class SAM(OuterOptimizer):
     def _make_both_passes(self, closure: Callable[[], Any]) -> Any:
         parameters = self._parameters()
         loss = self._passes.first(closure, parameters)
-        # Ranks that skip together also step together.
-        if self.process_group is not None or any(p.grad is not None for p in parameters):
-            self.first_step(zero_grad=True)
-            with torch.enable_grad():
-                closure()
-            self._descend()
-            self._passes.finish(parameters)
+        if loss is None and all(p.grad is None for p in parameters):
+            return None  # the closure leaves this batch out, as Lightning's does without a loss
+        self.first_step(zero_grad=True)
+        with torch.enable_grad():
+            closure()
+        self._descend()
+        self._passes.finish(parameters)
         return loss
 
+    @untraced
     @torch.no_grad()
     def restore(self) -> None:
         """Gives up a step between its two halves: the weights are back at w, bit for bit.
@@ -423,6 +428,7 @@ class SAM(OuterOptimizer):
             )
         self.native.climb(grad_scale=grad_scale, found_inf=found_inf)
 
+    @untraced
     def _require_a_first_pass(self) -> None:
         """A closure for both passes, given where one for the second is meant, would switch SAM off."""
         if all(p.grad is None for p in self._parameters()):
@@ -441,6 +447,7 @@ class SAM(OuterOptimizer):
                 "manual_backward(loss), then second_step()"
             )
 
+    @untraced
     @torch.no_grad()
     def _descend(self) -> None:
         self._require_a_second_pass()
@@ -454,12 +461,14 @@ class SAM(OuterOptimizer):
     # Hooks are those of step(), which second_step() may not call: a wrapper has another.
     _hooked_descend = Optimizer.profile_hook_step(_descend)
 
+    @untraced
     def step_without_ascent(self) -> None:
         """Make the base optimizer's update with the gradients there are, skipped if one is not finite."""
         self._refuse_midway("step_without_ascent()")
         self.native.stay()
         self._hooked_descend()
 
+    @untraced
     def _finish_or_initialise(self) -> None:
         if self.native.climbed:
             self._descend()

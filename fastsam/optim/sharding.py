@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
@@ -10,6 +14,9 @@ if is_available():
     from torch.distributed.tensor import DTensor
 else:  # a build of torch without distributed support has no DTensor to meet
     DTensor = None  # type: ignore[assignment, misc]
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -25,6 +32,53 @@ def refuse_flattened(parameter: Tensor) -> None:
             "which hides how it is spread over the ranks: shard the model with FSDP2, "
             "torch.distributed.fsdp.fully_shard, and make the optimizer after it"
         )
+
+
+def refuse_zero_redundancy() -> None:
+    """Raise ValueError while ``ZeroRedundancyOptimizer`` constructs its optimizer of one rank's parameters.
+
+    It marks neither the parameters nor their groups, so only the call stack tells.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise ValueError(
+                "ZeroRedundancyOptimizer(params, SAM, ...) gives each rank's SAM a part of the parameters, "
+                "and the norm of the ascent would be that of the part; put SAM around it: "
+                "SAM(optimizer=ZeroRedundancyOptimizer(params, base_optimizer, ...), rho=...)"
+            )
+        frame = frame.f_back
+
+
+def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
+    """FSDP2 modules that gather ``parameters`` for their forward and backward passes."""
+    # A DTensor does not know its module, so the modules are asked, through names that torch keeps to itself.
+    from torch.distributed._composable_state import _module_state_mapping
+    from torch.distributed.fsdp import FSDPModule
+
+    wanted = set(map(id, parameters))
+    found: list[FSDPModule] = []
+    for module in list(_module_state_mapping):
+        if not isinstance(module, FSDPModule):
+            continue
+        state = module._get_fsdp_state()
+        # One group per module until several meshes became possible.
+        groups = getattr(state, "_fsdp_param_groups", None)
+        for group in [state._fsdp_param_group] if groups is None else groups:
+            if group and any(id(p.sharded_param) in wanted for p in group.fsdp_params):
+                found.append(module)
+                break
+    return found
+
+
+def drop_gathered(modules: Iterable[FSDPModule]) -> None:
+    """Free what ``modules`` have gathered, so that their next pass gathers the weights as they are now.
+
+    FSDP2 keeps gathered weights after ``set_reshard_after_backward(False)``, and after a forward pass that no
+    backward pass follows. Where it keeps none, this does nothing.
+    """
+    for module in modules:
+        module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from fastsam.optim.settings import (
     refuse_clashes,
     value_of,
 )
+from fastsam.optim.untraced import untraced
 from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
@@ -55,6 +56,11 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             check_base_group(group)
         super().__init__(optimizer, {**own, COUNTER: 0})
         self._passes = ClosurePasses(type(self).__name__)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in vars(cls):
+            cls.step = untraced(cls.step)  # type: ignore[method-assign]
 
     @abstractmethod
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]

@@ -269,6 +269,35 @@ def test_storage_replaced_between_the_halves(base, seed):
     del old
 
 
+@pytest.mark.parametrize("layout", ["transposed", "gaps"])
+def test_a_restore_into_storage_of_another_layout(base, layout, seed):
+    """The backup has the strides that the weights had when it was made."""
+    problem = Problem([(5, 7)], seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    problem.set_gradients(parameters, 0, 0)
+    optimizer.first_step()
+    old = parameters[0].data
+    if layout == "transposed":
+        parameters[0].data = old.t().contiguous().t()
+    else:
+        parameters[0].data = torch.stack([old, old], dim=-1)[..., 0]
+    optimizer.restore()
+    assert_same_bits(weights(parameters), problem.start)
+    expected = problem.run(*make(SAM, problem, base[0], **base[1]), 2)
+    assert_same_bits(problem.run(optimizer, parameters, 2), expected)
+    del old
+
+
+def test_empty_storage_replaced_by_another_layout(base, seed):
+    """Nothing is at either address, so nothing else tells the two apart."""
+    problem = Problem([(0,), (3,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    problem.run(optimizer, parameters, 1, lambda i, s, w: True if i == 0 else None)
+    parameters[0].data = torch.ones(1)[1::2]
+    problem.run(optimizer, parameters, range(1, 2))  # looks at the state of all parameters again
+    assert parameters[0].stride() == (2,)
+
+
 def test_storage_replaced_between_steps(base, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], **base[1])
@@ -377,6 +406,16 @@ def test_schedulers_on_either_object(schedule, on_base, way, base, seed):
             scheduler.step()
         results.append(weights(parameters))
     assert_close(*results, 1e-5)
+
+
+@pytest.mark.parametrize("on_base", [False, True])
+def test_schedulers_do_not_warn_where_every_step_was_skipped(on_base, base, seed):
+    problem = Problem(SHAPES, seed=seed)
+    optimizer, parameters = make(SAM, problem, base[0], **base[1])
+    scheduler = StepLR(optimizer.base_optimizer if on_base else optimizer, 1)
+    problem.run(optimizer, parameters, 2, lambda i, s, w: float("nan"))
+    scheduler.step()  # warnings are errors
+    assert int(optimizer.skipped_steps) == 2
 
 
 def test_a_scheduled_optimizer_copies_and_restores(base, seed):

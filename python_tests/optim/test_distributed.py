@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import pickle
 import socket
@@ -18,7 +19,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -233,6 +235,83 @@ def test_local_steps_that_are_refused_or_fail_move_nothing(outcomes):
     assert_same_bits(equal_on_all(outcomes, "local_refused"), whole(network()))
 
 
+def _local_without_gradient(rank: int, ranks: int) -> list[Tensor]:
+    """One rank made no first pass: it alone is refused, and no rank waits for another."""
+    model = DistributedDataParallel(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
+    if rank == ranks - 1:
+        with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+            optimizer.first_step()
+    else:
+        with model.no_sync():
+            loss_of(model, share(0, rank, ranks)).backward()
+        optimizer.first_step(zero_grad=True)
+        assert not torch.equal(next(model.parameters()), next(network().parameters()))
+    optimizer.restore()
+    return whole(model)
+
+
+def test_a_rank_without_a_gradient_is_refused_by_itself(outcomes):
+    assert_same_bits(equal_on_all(outcomes, "local_without_gradient"), whole(network()))
+
+
+def _static_graph(rank: int, ranks: int) -> list[Tensor]:
+    """DDP's first iteration must be a synchronized one; after it a local ascent works."""
+    model = DistributedDataParallel(network(), static_graph=True)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
+    with pytest.raises(ValueError, match="static_graph"):
+        local_sam_step(model, optimizer, lambda: loss_of(model, batch(0)))
+    assert_same_bits(whole(model), whole(network()))
+    loss_of(model, share(0, rank, ranks)).backward()
+    _local_train(model, optimizer, rank, ranks, spoil=-1)
+    return whole(model)
+
+
+def test_a_static_graph_begins_with_a_synchronized_pass(outcomes, ranks):
+    assert_close(equal_on_all(outcomes, "static_graph"), m_sharpness(ranks), 1e-5)
+
+
+def _static_graph_global(rank: int, ranks: int) -> list[Tensor]:
+    model = DistributedDataParallel(network(), static_graph=True)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    train(model, optimizer, 4, lambda step: share(step, rank, ranks))
+    return whole(model)
+
+
+def test_a_static_graph_with_a_global_ascent(outcomes):
+    assert_close(equal_on_all(outcomes, "static_graph_global"), alone(), 1e-5)
+
+
+class _SubclassedSAM(SAM):
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, torch.optim.SGD, **options)
+
+
+def _zero_redundancy(rank: int, ranks: int) -> list[Tensor]:
+    """Around SAM it would hand each rank's SAM a part of the parameters, whose norm is no global one."""
+    model = DistributedDataParallel(network())
+    makers = (
+        (SAM, {"base_optimizer": torch.optim.SGD}),
+        (functools.partial(SAM, base_optimizer=torch.optim.SGD), {}),
+        (_SubclassedSAM, {}),
+    )
+    for inner, options in makers:
+        with pytest.raises(ValueError, match=r"SAM\(optimizer=ZeroRedundancyOptimizer\("):
+            ZeroRedundancyOptimizer(model.parameters(), inner, **options, **OPTIONS)
+    base = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.2, momentum=0.9)
+    optimizer = SAM(optimizer=base, rho=0.3)
+    train(model, optimizer, 2, lambda step: share(step, rank, ranks))
+    base.consolidate_state_dict(to=0)
+    if rank == 0:  # a plain optimizer can go on from it
+        assert len(optimizer.state_dict()["state"]) == len(list(model.parameters()))
+    train(model, optimizer, 2, lambda step: share(step + 2, rank, ranks))
+    return whole(model)
+
+
+def test_zero_redundancy_inside_equals_one_process(outcomes):
+    assert_close(equal_on_all(outcomes, "zero_redundancy"), alone(), 1e-5)
+
+
 # --- FSDP2 and tensor parallel ------------------------------------------------------------------
 
 
@@ -308,6 +387,76 @@ def test_fsdp_with_a_local_ascent_is_refused(outcomes):
     assert all("DTensor" in outcome["fsdp_local"] for outcome in outcomes)
 
 
+def _fsdp_gathered(rank: int, ranks: int, base: Any, options: Any) -> list[Tensor]:
+    """FSDP2 keeps gathered weights where it is asked to, and after a forward pass without a backward.
+
+    Each phase makes them stale. Another model's are none of SAM's business.
+    """
+    model = network()
+    for layer in (model[0], model[2]):
+        fully_shard(layer)
+    fully_shard(model)
+    other = fully_shard(network(), reshard_after_forward=False)
+    optimizer = SAM(model.parameters(), base, **options)
+    model.set_reshard_after_backward(False)
+    with torch.no_grad():
+        other(batch(0)[0])
+    for step in range(4):
+        if step == 2:  # a step that is given up is followed by one at the weights themselves
+            loss_of(model, share(9, rank, ranks)).backward()
+            optimizer.first_step(zero_grad=True)
+            loss_of(model, share(9, rank, ranks)).backward()
+            optimizer.zero_grad()
+            optimizer.restore()
+        for finish in (optimizer.first_step, optimizer.second_step):
+            loss_of(model, share(step, rank, ranks)).backward()
+            with torch.no_grad():
+                model(batch(0)[0])
+            finish(zero_grad=True)
+    assert isinstance(other, FSDPModule)
+    assert not any(isinstance(p, DTensor) for p in other.parameters())  # still gathered
+    return [
+        (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for p in optimizer.param_groups[0]["params"]
+    ]
+
+
+def _fsdp_gathered_sgd(rank: int, ranks: int) -> list[Tensor]:
+    return _fsdp_gathered(rank, ranks, torch.optim.SGD, OPTIONS)
+
+
+def _fsdp_gathered_generic(rank: int, ranks: int) -> list[Tensor]:
+    return _fsdp_gathered(rank, ranks, torch.optim.RMSprop, {"rho": 0.3, "lr": 0.01})
+
+
+def test_gathered_weights_are_never_stale(outcomes):
+    assert_close(equal_on_all(outcomes, "fsdp_gathered_sgd"), alone(), 1e-5)
+    expected = alone(4, torch.optim.RMSprop, {"rho": 0.3, "lr": 0.01})
+    assert_close(equal_on_all(outcomes, "fsdp_gathered_generic"), expected, 1e-4)
+
+
+def _fsdp_accumulated(rank: int, ranks: int) -> list[Tensor]:
+    """FSDP2 holds back gradients that it does not synchronize; the last micro-batch brings all of them."""
+    model = fully_shard(network())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+    for step in range(3):
+        for finish in (optimizer.first_step, optimizer.second_step):
+            x, y = share(step, rank, ranks)
+            model.set_requires_gradient_sync(False)
+            (loss_of(model, (x[:1], y[:1])) / len(x)).backward()
+            if finish == optimizer.first_step:
+                with pytest.raises(RuntimeError, match=r"set_requires_gradient_sync\(False\)"):
+                    finish()
+            model.set_requires_gradient_sync(True)
+            (loss_of(model, (x[1:], y[1:])) * (len(x) - 1) / len(x)).backward()
+            finish(zero_grad=True)
+    return whole(model)
+
+
+def test_fsdp_gradients_that_are_held_back_are_refused(outcomes):
+    assert_close(equal_on_all(outcomes, "fsdp_accumulated"), alone(3), 1e-5)
+
+
 def _tensor_parallel(rank: int, ranks: int) -> list[Tensor]:
     """Rows and columns over the ranks; the last layer plain, its twin replicated."""
     mesh = init_device_mesh("cpu", (ranks,))
@@ -374,11 +523,18 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "ddp_local_nan": _ddp_local_nan,
     "local_refused": _local_refused,
     "copied": _copied,
+    "local_without_gradient": _local_without_gradient,
+    "static_graph": _static_graph,
+    "static_graph_global": _static_graph_global,
+    "zero_redundancy": _zero_redundancy,
     "fsdp_sgd": _fsdp_sgd,
     "fsdp_adamw": _fsdp_adamw,
     "fsdp_generic": _fsdp_generic,
     "fsdp_inf": _fsdp_inf,
     "fsdp_local": _fsdp_local,
+    "fsdp_gathered_sgd": _fsdp_gathered_sgd,
+    "fsdp_gathered_generic": _fsdp_gathered_generic,
+    "fsdp_accumulated": _fsdp_accumulated,
     "tensor_parallel": _tensor_parallel,
     "hybrid": _hybrid,
     "two_dimensions": _two_dimensions,

@@ -47,23 +47,53 @@ def test_missing_gradients(base, where, seed):
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_no_gradient_at_all(base, adaptive, seed):
-    """Nothing moves, and the next step works."""
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("second_call", [False, True])
+def test_an_ascent_without_any_gradient_is_refused(base, adaptive, steps_before, second_call, seed):
+    """Whichever call makes it; nothing changes, and the next step works."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
-    assert_same_bits(problem.run(optimizer, parameters, 2, lambda *_: None), problem.start)
-    twin = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
-    assert_same_bits(problem.run(optimizer, parameters, 2), problem.run(*twin, 2))
+    twin, twins = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
+    problem.run(optimizer, parameters, steps_before)
+    before = problem.run(twin, twins, steps_before)
+    for frozen in (False, True):
+        for p in parameters:
+            p.requires_grad_(not frozen)
+        with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+            optimizer.ascent.step() if second_call else optimizer.first_step(zero_grad=True)
+    for p in parameters:
+        p.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"needs a? ?first_step\(\) before it"):
+        optimizer.second_step()
+    assert_same_bits([p.detach() for p in parameters], before)
+    assert int(optimizer.skipped_steps) == 0
+    steps = range(steps_before, steps_before + 2)
+    assert_same_bits(problem.run(optimizer, parameters, steps), problem.run(twin, twins, steps))
 
 
-def test_no_gradient_in_the_first_pass_only(base, seed):
-    """No ascent, then a plain update."""
+def test_a_first_pass_of_a_closure_without_any_gradient_is_refused(base, seed):
     problem = Problem(SHAPES, seed=seed)
-    found = problem.run(
-        *make(SAM, problem, base[0], **base[1]), 3, lambda i, s, w: None if w == 0 else True
-    )
-    expected = problem.run(*make(PlainSAM, problem, base[0], rho=0.0, **base[1]), 3)
-    assert_close(found, expected, 1e-5)
+    optimizer, parameters = make(SAM, problem, base[0], closure="both_passes", **base[1])
+    calls = []
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        optimizer.step(lambda: calls.append(1) or 1.0)
+    assert calls == [1]
+    assert_same_bits([p.detach() for p in parameters], problem.start)
+
+
+def test_one_gradient_is_enough_for_an_ascent(base, seed):
+    """Of one parameter, in either group, even of one that is empty."""
+    problem = Problem([*SHAPES, (0,)], seed=seed)
+    for only in range(len(problem.shapes)):
+        results = [
+            problem.run(
+                *make(kind, problem, base[0], **base[1]),
+                2,
+                lambda i, s, w, only=only: True if w == 1 or i == only else None,
+            )
+            for kind in (SAM, PlainSAM)
+        ]
+        assert_close(*results, 1e-5)
 
 
 def test_zero_gradients_do_not_divide_by_zero(base, seed):

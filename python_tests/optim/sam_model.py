@@ -1,0 +1,372 @@
+"""A model of SAM's contract, one tensor at a time, for the random runs of the state machine.
+
+The model has weights, gradients and a base optimizer of its own. Where fastsam fuses the update, torch's
+for-loop optimizer runs on float64 copies of weights and state, and results may differ by rounding. Elsewhere
+it runs on copies of the same dtype and layout, and the bits must agree. After every comparison the model
+takes over the bits that it found, so that the bounds are those of one step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OWN = ("rho", "adaptive", "eta", "stochastic_rounding")
+"""Options of a group that are SAM's; the others are the base optimizer's."""
+
+Refusal = tuple[type[Exception], str]
+"""The exception that a call must raise, and a pattern of its message."""
+
+
+def same_layout(tensor: Tensor) -> Tensor:
+    """A copy with the strides of ``tensor``, gaps included."""
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return made.copy_(tensor.detach())
+
+
+def difference(found: Tensor, expected: Tensor) -> str | None:
+    """The first element whose bits differ, any NaN being like any other; None where all agree."""
+    found, expected = found.detach(), expected.detach()
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return f"{found.dtype} {list(found.shape)} is not {expected.dtype} {list(expected.shape)}"
+    fine = (found == expected) & (found.signbit() == expected.signbit())
+    fine |= found.isnan() & expected.isnan()
+    if bool(fine.all()):
+        return None
+    at, right = float(found[~fine][0]), float(expected[~fine][0])
+    return f"{int((~fine).sum())} of {found.numel()} bits differ: {at} is not {right}"
+
+
+@dataclass
+class Prediction:
+    """Values in float64 and by how much the found ones may differ."""
+
+    value: Tensor
+    allowed: Tensor
+
+    def problem(self, found: Tensor) -> str | None:
+        """The first element that differs by more than is allowed; None where there is none."""
+        found = found.double()
+        fine = (found == self.value) | ((found - self.value).abs() <= self.allowed)
+        if bool(fine.all()):
+            return None
+        values = (found, self.value.expand_as(found), self.allowed.expand_as(found))
+        at, right, allowed = (float(each[~fine][0]) for each in values)
+        return f"{int((~fine).sum())} of {found.numel()} differ: {at} is not {right} +- {allowed}"
+
+
+def predict(value: Tensor, dtype: torch.dtype, terms: float, *, units: float = 0.55) -> Prediction:
+    """One rounding to ``dtype``, and arithmetic in float32 (float64 for float64) on terms of a size.
+
+    Args:
+        terms: largest magnitude among the terms of the sums behind ``value``.
+        units: rounding to the storage type, in units in the last place.
+    """
+    info = torch.finfo(dtype)
+    arithmetic = min(info.eps, torch.finfo(torch.float32).eps)
+    allowed = units * info.eps * value.abs() + 8 * arithmetic * terms + info.tiny * info.eps
+    return Prediction(value, allowed)
+
+
+def largest(*tensors: Tensor | None) -> float:
+    return max(
+        (float(t.detach().double().abs().max()) for t in tensors if t is not None and t.numel()),
+        default=0.0,
+    )
+
+
+@dataclass
+class Slot:
+    """A parameter of the model.
+
+    Attributes:
+        weight: the bits that the parameter has now.
+        work: the copy that the model's base optimizer updates.
+        backup: the bits from before the ascent, where there is one.
+        left_out: frozen and without a gradient when the ascent began.
+        prediction: what the next look at the parameter must find instead of ``weight``.
+    """
+
+    weight: Tensor
+    work: nn.Parameter
+    gradient: Tensor | None = None
+    backup: Tensor | None = None
+    left_out: bool = False
+    moved: bool = False
+    prediction: Prediction | None = None
+    state_predictions: dict[str, Prediction] = field(default_factory=dict)
+
+
+Snapshot = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
+
+
+class Model:
+    """SAM over copies of ``parameters``.
+
+    Args:
+        groups: parameters of each group, and the options of that group in full.
+        base: torch's class of the base optimizer.
+        fused: whether fastsam fuses its update.
+        options: options that make the base optimizer.
+        check_finite: as in SAM.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[list[nn.Parameter], dict[str, Any]]],
+        base: type[Optimizer],
+        *,
+        fused: bool,
+        options: dict[str, Any],
+        check_finite: bool,
+    ) -> None:
+        self.fused = fused
+        self.check_finite = check_finite
+        self.climbed = False
+        self.flagged = False
+        self.norm = 0.0
+        self.skipped = 0
+        self.slots: list[Slot] = []
+        self.settings: list[dict[str, Any]] = []
+        loops = {"foreach": False, "fused": False} if fused else {"foreach": False}
+        made = [self._slots_of(*group) for group in groups]
+        self.base = base(made, **{**options, **loops})
+
+    def add_group(self, parameters: list[nn.Parameter], options: dict[str, Any]) -> None:
+        self.base.add_param_group(self._slots_of(parameters, options))
+
+    def _slots_of(self, parameters: list[nn.Parameter], options: dict[str, Any]) -> dict[str, Any]:
+        slots = [
+            Slot(
+                same_layout(p),
+                nn.Parameter(p.detach().double() if self.fused else same_layout(p)),
+                None if p.grad is None else same_layout(p.grad),
+            )
+            for p in parameters
+        ]
+        self.slots += slots
+        self.settings.append({key: options[key] for key in OWN})
+        rest = {key: value for key, value in options.items() if key not in OWN}
+        return {"params": [slot.work for slot in slots], **rest}
+
+    def members(self) -> Iterator[tuple[Slot, dict[str, Any], dict[str, Any]]]:
+        """Every slot, with SAM's and the base optimizer's options of its group."""
+        slots = iter(self.slots)
+        for settings, group in zip(self.settings, self.base.param_groups, strict=True):
+            for _ in group["params"]:
+                yield next(slots), settings, group
+
+    def set(self, group: int, name: str, value: Any) -> None:
+        (self.settings if name in OWN else self.base.param_groups)[group][name] = value
+
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        for slot in self.slots:
+            if set_to_none:
+                slot.gradient = None
+            elif slot.gradient is not None:
+                slot.gradient.zero_()
+
+    # --- the ascent -----------------------------------------------------------------------------
+
+    def refuses_climb(self) -> Refusal | None:
+        if self.climbed:
+            return RuntimeError, "first_step\\(\\) was called twice"
+        if all(slot.gradient is None for slot in self.slots):
+            return RuntimeError, "no parameter has a gradient"
+        if any(float(settings["rho"]) < 0 for settings in self.settings):
+            return ValueError, "rho must be a finite number"
+        return None
+
+    def climb(
+        self, requires_grad: Sequence[bool], *, scale: float | None = None, found_inf: bool = False
+    ) -> None:
+        normalised = []
+        squares = 0.0
+        for slot, settings, _ in self.members():
+            t = self._normalisation(slot.weight, settings)
+            normalised.append(t)
+            if slot.gradient is not None:
+                squares += float((t * slot.gradient.double() / (scale or 1.0)).square().sum())
+        self.norm = squares**0.5
+        is_finite = torch.tensor(self.norm).isfinite().item()
+        self.flagged = found_inf or not is_finite
+        self.climbed = True
+        for (slot, settings, _), t, trains in zip(
+            self.members(), normalised, requires_grad, strict=True
+        ):
+            slot.left_out = slot.gradient is None and not trains
+            slot.moved = False
+            if slot.gradient is None:
+                continue
+            slot.backup = slot.weight
+            if not is_finite:
+                continue
+            step = t.square() * slot.gradient.double() / (scale or 1.0)
+            step *= float(settings["rho"]) / (self.norm + 1e-12)
+            slot.prediction = predict(
+                slot.weight.double() + step,
+                slot.weight.dtype,
+                largest(slot.weight, step),
+                units=1.05 if settings["stochastic_rounding"] else 0.55,
+            )
+            # The norm is summed in float32 within a pack.
+            if any(other.weight.dtype is not torch.float64 for other in self.slots):
+                slot.prediction.allowed += 1e-6 * step.abs()
+
+    @staticmethod
+    def _normalisation(weight: Tensor, settings: dict[str, Any]) -> Tensor:
+        adaptive = settings["adaptive"]
+        if not adaptive or (adaptive == "weights" and weight.dim() < 2):
+            return torch.ones_like(weight, dtype=torch.float64)
+        eta = settings["eta"]
+        if eta is None:
+            eta = 0.01 if adaptive == "weights" else 0.0
+        return weight.double().abs() + eta
+
+    def restore(self) -> None:
+        for slot in self.slots:
+            if slot.backup is not None:
+                slot.weight = slot.backup
+            slot.backup = slot.prediction = None
+        self.climbed = False
+
+    # --- the descent ----------------------------------------------------------------------------
+
+    def refuses_descend(self) -> Refusal | None:
+        if not self.climbed:
+            return RuntimeError, "first_step"
+        if all(slot.gradient is None for slot in self.slots):
+            return RuntimeError, "second pass left no gradient"
+        if any(slot.moved and not slot.left_out for slot in self.slots):
+            return RuntimeError, "storage of a parameter was replaced"
+        if any(slot.left_out and slot.gradient is not None for slot in self.slots):
+            return RuntimeError, "was frozen in first_step"
+        return None
+
+    def descend(self, *, scale: float | None = None, found_inf: bool | None = None) -> None:
+        flagged = self.flagged
+        if found_inf is not None:
+            flagged |= found_inf
+        elif self.check_finite:
+            flagged |= not all(
+                bool(slot.gradient.isfinite().all())
+                for slot in self.slots
+                if slot.gradient is not None
+            )
+        self.restore()
+        if flagged:
+            self.skipped += 1
+            return
+        before: dict[int, dict[str, Any]] = {}
+        for index, slot in enumerate(self.slots):
+            slot.work.grad = None
+            if slot.gradient is None:
+                continue
+            if self.fused:
+                slot.work.grad = slot.gradient.double() / (scale or 1.0)
+            else:
+                if scale is not None:
+                    slot.gradient.div_(scale)
+                slot.work.grad = slot.gradient
+            before[index] = copy.deepcopy(self.base.state.get(slot.work, {}))
+            slot.work.data.copy_(slot.weight)
+        self.base.step()
+        for index, (slot, _, group) in enumerate(self.members()):
+            if index in before:
+                if self.fused:
+                    self._predict_update(slot, group, before[index])
+                else:
+                    slot.weight = same_layout(slot.work)
+
+    def _predict_update(self, slot: Slot, group: dict[str, Any], before: dict[str, Any]) -> None:
+        dtype = slot.weight.dtype
+        weight, gradient = largest(slot.weight), largest(slot.work.grad)
+        direction = gradient + float(group["weight_decay"]) * weight
+        for name, value in self.base.state[slot.work].items():
+            if value is None or name == "step":
+                continue
+            size = direction**2 if name.endswith("sq") else direction
+            terms = size + largest(before.get(name))
+            slot.state_predictions[name] = predict(value.clone(), dtype, terms)
+        lr = float(group["lr"])
+        if "momentum" in group:
+            buffer = largest(
+                self.base.state[slot.work].get("momentum_buffer"), before.get("momentum_buffer")
+            )
+            terms = weight + lr * (2 * direction + 2 * buffer)
+        else:
+            # m / sqrt(v) is at most some 30, its rounding some 100 times that of its terms.
+            terms = weight * (1 + lr) + 100 * lr + largest(slot.work - slot.weight.double())
+        slot.prediction = predict(slot.work.detach().clone(), dtype, terms)
+
+    # --- looking at what is there ---------------------------------------------------------------
+
+    def compare_weight(self, slot: Slot, found: Tensor) -> str | None:
+        """What is wrong with ``found``; takes its bits over where nothing is."""
+        prediction, slot.prediction = slot.prediction, None
+        if prediction is None:
+            return difference(found, slot.weight)
+        problem = prediction.problem(found)
+        slot.weight = same_layout(found)
+        return problem
+
+    def compare_state(self, slot: Slot, found: dict[str, Any]) -> str | None:
+        expected = self.base.state.get(slot.work, {})
+        predictions, slot.state_predictions = slot.state_predictions, {}
+        for name in found.keys() | expected.keys():
+            value, other = found.get(name), expected.get(name)
+            problem = None
+            if other is None:  # no update came so far: memory may be there, and is zero
+                if value is not None and torch.as_tensor(value).any():
+                    problem = f"{value} came out of nothing"
+            elif value is None:
+                problem = "is missing"
+            elif name in predictions:
+                problem = predictions[name].problem(value)
+                other.copy_(value)
+            elif isinstance(other, Tensor):
+                problem = difference(value.to(other.dtype), other)
+            elif value != other:
+                problem = f"{value} is not {other}"
+            if problem is not None:
+                return f"state {name}: {problem}"
+        return None
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        return copy.deepcopy(
+            (
+                [dict(self.base.state.get(slot.work, {})) for slot in self.slots],
+                [
+                    {key: value for key, value in group.items() if key != "params"}
+                    for group in self.base.param_groups
+                ],
+                self.settings,
+            )
+        )
+
+    def load(self, snapshot: Snapshot, *, casts: bool) -> None:
+        """Goes back to ``snapshot``; ``casts`` as torch's ``load_state_dict`` does."""
+        states, groups, settings = copy.deepcopy(snapshot)
+        if casts:
+            for slot, state in zip(self.slots, states, strict=True):
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and name != "step":
+                        state[name] = value.to(slot.work.dtype)
+        self.base.state.clear()
+        for slot, state in zip(self.slots, states, strict=True):
+            if state:
+                self.base.state[slot.work] = state
+        for group, saved in zip(self.base.param_groups, groups, strict=True):
+            group.update(saved)
+        self.settings = settings
+
+    def shape(self) -> list[int]:
+        return [len(group["params"]) for group in self.base.param_groups]
