@@ -126,12 +126,19 @@ class TensorTable:
         kept: list[Tensor] = []
         append = addresses.append
         dtype, device = self.dtype, self.device
-        for weight, gradient, contiguous in zip(
-            self.weights, gradients, self._contiguous, strict=True
+        for weight, gradient, contiguous, shape in zip(
+            self.weights, gradients, self._contiguous, self._shapes, strict=True
         ):
             if gradient is None:
                 append(0)
                 continue
+            if (
+                weight.shape != shape
+            ):  # a gradient has its parameter's shape, the kernels go by this one
+                raise ValueError(
+                    f"a parameter of shape {tuple(shape)} became {tuple(weight.shape)} in the same memory "
+                    "(p.data = p.data[...]); assign a copy, p.data = p.data[...].clone(), which is followed"
+                )
             if (
                 gradient.layout is not torch.strided
                 or gradient.dtype is not dtype

@@ -223,3 +223,25 @@ def test_random_configurations(configuration):
 @given(configurations())
 def test_a_thousand_random_configurations(configuration):
     check(configuration)
+
+
+def test_a_parameter_cut_in_place_is_refused_before_memory_is_read(seed):
+    """The address stays the same, so only the shape tells; a copy of the cut is followed."""
+    weight = nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)))
+    optimizer = SAM([weight], torch.optim.SGD, rho=0.1, lr=0.1)
+    for step in (optimizer.first_step, optimizer.second_step):
+        weight.grad = torch.ones_like(weight)
+        step()
+    cut = weight.data[:2]
+    before = cut.clone()
+    weight.grad = None
+    weight.data = cut
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"clone\(\)"):
+        optimizer.first_step()
+    assert torch.equal(weight.detach(), before)
+    weight.data = cut.clone()
+    optimizer.first_step()
+    assert not torch.equal(weight.detach(), before)
+    optimizer.restore()
+    assert torch.equal(weight.detach(), before)
