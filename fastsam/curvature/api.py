@@ -118,6 +118,7 @@ def spectral_density(
     Raises:
         TypeError, ValueError: arguments, data or a loss that cannot be used, or second derivatives
             that are no symmetric matrix; the message says what to do.
+        OSError: the disk has no room for the basis or the checkpoint.
         FloatingPointError: a product held NaN or infinity.
 
     Example:

@@ -211,7 +211,7 @@ def share_limits(
     tail = (1 - confidence) / 2
     fewest = _fewest(lower - _SUM_ROUNDING, dimension, probes, tail)
     fewest_above = _fewest(1 - upper - _SUM_ROUNDING, dimension, probes, tail)
-    return fewest / dimension, 1 - fewest_above / dimension
+    return fewest / dimension, (dimension - fewest_above) / dimension
 
 
 def _fewest(mass: float, dimension: int, probes: int, tail: float) -> int:
@@ -247,6 +247,7 @@ def _probability_above(mass: float, rank: int, dimension: int, probes: int) -> f
     cells = np.minimum((sine**2 - start) / width, _CELLS - 1).astype(np.int64)
     one = np.bincount(cells, density / density.sum(), minlength=_CELLS)
     count = probes * (_CELLS - 1) + 1
-    total = np.fft.irfft(np.fft.rfft(one, 2 * count) ** probes, 2 * count)[:count]
+    length = 1 << (count - 1).bit_length()
+    total = np.fft.irfft(np.fft.rfft(one, length) ** probes, length)
     first = math.ceil(probes * ((mass - start) / width - 1))
     return float(total[max(first, 0) :].sum())
