@@ -20,9 +20,10 @@ LAYERS: dict[str, set[str]] = {
     "_native": set(),
     "progress": set(),
     "upload": set(),
+    "files": set(),
     "kernels": {"_native"},
     "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "progress"},
+    "curvature": {"kernels", "progress", "files"},
     "longtail": {"optim", "curvature", "progress", "upload"},
     "report": {"longtail", "optim", "curvature", "progress"},
     "demo": {"report", "longtail", "optim", "curvature", "progress"},
@@ -30,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "upload")
+CORE = ("kernels", "optim", "curvature", "upload", "files")
 CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
 
 

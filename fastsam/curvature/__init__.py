@@ -7,6 +7,7 @@ from fastsam.curvature.api import (
     operator_spectrum,
     spectral_density,
 )
+from fastsam.curvature.comparison import Comparison, compare, merge, table
 from fastsam.curvature.eigenpairs import Eigenpairs, eigenpairs
 from fastsam.curvature.escape import (
     EscapeReport,
@@ -23,13 +24,11 @@ from fastsam.curvature.operators import (
     to_scipy,
 )
 from fastsam.curvature.spectrum import (
-    Comparison,
     Estimate,
+    Histogram,
+    MassBelow,
     Spectrum,
-    compare,
-    merge,
     normal_interval,
-    table,
 )
 
 __all__ = [
@@ -39,6 +38,8 @@ __all__ = [
     "Eigenpairs",
     "EscapeReport",
     "Estimate",
+    "Histogram",
+    "MassBelow",
     "MatrixOperator",
     "NegativeCurvature",
     "Operator",

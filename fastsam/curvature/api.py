@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from fastsam.curvature.data import DATA_MEMORY, read_batches
 from fastsam.curvature.distributed import gather_probes
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.lanczos import LanczosSettings, lanczos
+from fastsam.curvature.lanczos import LanczosSettings, Reorthogonalize, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.operators import Operator
 from fastsam.curvature.planning import Measurements
@@ -42,7 +42,7 @@ def spectral_density(
     params: Iterable[str] | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
-    reorthogonalize: str = "full",
+    reorthogonalize: Reorthogonalize = "full",
     strategy: str = "auto",
     curvature: str = "hessian",
     tolerance: float | None = None,
@@ -82,7 +82,7 @@ def spectral_density(
         dtype: torch.float32 or torch.float64, of weights, data and vectors; None for that of the
             parameters, at least float32.
         seed: of the probes. Same seed, same probes, on every device.
-        reorthogonalize: ``"full"``, ``"selective"`` or ``"none"``; see
+        reorthogonalize: ``"full"`` or ``"none"``; see
             :class:`fastsam.curvature.lanczos.LanczosSettings`.
         strategy: how products are computed, one of :data:`fastsam.curvature.products.STRATEGIES`;
             ``"auto"`` chooses by memory and predicted time, and ``Spectrum.settings`` records the
@@ -118,6 +118,7 @@ def spectral_density(
     Raises:
         TypeError, ValueError: arguments, data or a loss that cannot be used, or second derivatives
             that are no symmetric matrix; the message says what to do.
+        OSError: the disk has no room for the basis or the checkpoint.
         FloatingPointError: a product held NaN or infinity.
 
     Example:
@@ -390,7 +391,6 @@ def _run(operator: Operator, settings: LanczosSettings, identity: Mapping[str, A
                 "dtype": str(operator.dtype).removeprefix("torch."),
                 "device": str(operator.device),
                 "reorthogonalize": settings.reorthogonalize,
-                "full_passes": run.full_passes,
                 "tolerance": settings.tolerance,
                 "seconds": time.perf_counter() - began,
                 "torch": torch.__version__,

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastsam.files import (
+    OWN_FILES,
+    from_json,
+    remove_orphans,
+    to_json,
+    write_atomically,
+    write_text,
+)
 from fastsam.kernels.lanczos import Recurrence
 
-_STATE = "state.npz"
-_FORMAT = 2
-"""Of the state; a run in another format is refused. 2 says where the run stands and whether it ended."""
+_STATE = "state.json"
+_EARLIER_STATE = "state.npz"
+"""State of the earlier formats 1 and 2, in which damage could go unnoticed."""
+_FORMAT = 3
+"""Of the state; a run in another format is refused. 3 has a checksum of everything."""
 
 STATE_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
 """The arrays of a :class:`Recurrence` that make up its state."""
@@ -34,19 +42,18 @@ class Progress:
         done: steps of T.
         ended: nothing is left to do: all steps are taken, the tolerance is met, or every Krylov
             space is exhausted.
-        full_passes: how many of the steps were orthogonalised against all earlier vectors.
-        estimate: the orthogonality estimate of selective re-orthogonalisation, or None.
     """
 
     done: int = 0
     ended: bool = False
-    full_passes: int = 0
-    estimate: Tensor | None = None
 
 
 @dataclass
 class Checkpoint:
     """A folder that holds one run: a file per basis row, written once, and the state.
+
+    The state is JSON with a checksum of its own and the SHA-256 of every row, so a run whose files
+    were damaged is refused.
 
     Args:
         folder: created where it does not exist.
@@ -63,7 +70,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self.identity = {"checkpoint format": _FORMAT, **self.identity}
-        self._written = -1
+        self._hashes: dict[int, str] = {}
         self._last = time.monotonic()
 
     @staticmethod
@@ -73,20 +80,8 @@ class Checkpoint:
         Raises:
             ValueError: the folder holds something else, or a damaged state.
         """
-        path = folder / _STATE
-        if not path.exists():
-            foreign = folder.exists() and any(folder.iterdir()) and not any(folder.glob("row-*"))
-            if foreign:
-                raise ValueError(f"{folder} is not empty and holds no Lanczos run; choose another")
-            return None
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                identity = json.loads(str(archive["identity"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is damaged: {error}; remove the folder to start anew"
-            ) from error
-        return dict(identity)
+        state = _read_state(folder)
+        return None if state is None else dict(state["identity"])
 
     @staticmethod
     def fingerprint(folder: Path) -> str | None:
@@ -98,12 +93,12 @@ class Checkpoint:
         """Fill ``basis`` and ``recurrence``, and say where the run stands.
 
         Raises:
-            ValueError: the folder holds a run with another identity.
+            ValueError: the folder holds a run with another identity, or a damaged one.
         """
-        found = self.identity_of(self.folder)
-        if found is None:
+        state = _read_state(self.folder)
+        if state is None:
             return Progress()
-        wanted = json.loads(json.dumps(self.identity))
+        found, wanted = state["identity"], json.loads(json.dumps(self.identity))
         if found != wanted:
             changed = sorted(
                 k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)
@@ -112,25 +107,16 @@ class Checkpoint:
                 f"{self.folder} holds a run with other settings ({', '.join(changed)}); "
                 "repeat the call with the same ones or choose another folder"
             )
-        with np.load(self.folder / _STATE, allow_pickle=False) as archive:
-            for name in STATE_ARRAYS:
-                tensor: Tensor = getattr(recurrence, name)
-                tensor.copy_(torch.from_numpy(archive[name]))
-            done = int(archive["done"])
-            progress = Progress(
-                done=done,
-                ended=bool(archive["ended"]),
-                full_passes=int(archive["full_passes"]),
-                estimate=torch.from_numpy(archive["estimate"]) if "estimate" in archive else None,
-            )
-        steps = recurrence.alpha.shape[1]
+        for name in STATE_ARRAYS:
+            tensor: Tensor = getattr(recurrence, name)
+            tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype))
+        progress = Progress(done=state["done"], ended=state["ended"])
+        self._hashes = {int(number): digest for number, digest in state["rows"].items()}
         if progress.ended and not all_rows:
             return progress
-        first = 0 if all_rows else max(0, done - 1)
-        for row in range(first, min(done + 1, steps)):
-            loaded = np.load(self._row(row), allow_pickle=False)
-            basis[:, row - first].copy_(torch.from_numpy(loaded))
-        self._written = min(done, steps - 1)
+        first = 0 if all_rows else max(0, progress.done - 1)
+        for number in range(first, min(progress.done + 1, recurrence.steps)):
+            self._read_row(number, basis[:, number - first])
         return progress
 
     def due(self) -> bool:
@@ -144,36 +130,92 @@ class Checkpoint:
             rows: the basis rows that the next steps need, by their number, ``[probes, n]`` each.
             recurrence: T so far.
             progress: where the run stands.
+
+        Raises:
+            OSError: the folder cannot be written to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._hashes:
+            remove_orphans(self.folder)
         for number, row in rows.items():
-            if number > self._written:
-                _replace(self._row(number), {"": row.cpu().numpy()})
-        self._written = max(rows, default=self._written)
-        state = {name: getattr(recurrence, name).cpu().numpy() for name in STATE_ARRAYS}
-        for name in ("done", "ended", "full_passes"):
-            state[name] = np.array(getattr(progress, name))
-        if progress.estimate is not None:
-            state["estimate"] = progress.estimate.cpu().numpy()
-        state["identity"] = np.array(json.dumps(self.identity))
-        _replace(self.folder / _STATE, state)
-        for path in self.folder.glob("row-*.npy"):
-            if int(path.stem.removeprefix("row-")) < min(rows, default=0):
+            if number not in self._hashes:
+                self._hashes[number] = _write_row(self._row(number), row)
+        oldest = min(rows, default=0)
+        self._hashes = {number: of for number, of in self._hashes.items() if number >= oldest}
+        state = {
+            "identity": self.identity,
+            "done": progress.done,
+            "ended": progress.ended,
+            "rows": self._hashes,
+            **{name: getattr(recurrence, name).tolist() for name in STATE_ARRAYS},
+        }
+        write_text(self.folder / _STATE, to_json(state))
+        for path in self.folder.glob("row-*.bin"):
+            if int(path.stem.removeprefix("row-")) < oldest:
                 path.unlink()
         self._last = time.monotonic()
 
     def _row(self, number: int) -> Path:
-        return self.folder / f"row-{number:06d}.npy"
+        return self.folder / f"row-{number:06d}.bin"
+
+    def _read_row(self, number: int, row: Tensor) -> None:
+        """Fill ``row`` ``[probes, n]`` once its bytes are known to be those that were written."""
+        path = self._row(number)
+        try:
+            content = np.fromfile(path, dtype=np.uint8)
+        except OSError as error:
+            raise ValueError(_damaged(path, str(error.strerror or error))) from error
+        if hashlib.sha256(content.data).hexdigest() != self._hashes.get(number):
+            raise ValueError(_damaged(path, "its SHA-256 is not the one that was written"))
+        row.copy_(torch.from_numpy(content).view(row.dtype).view(row.shape))
 
 
-def _replace(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write beside, flush to the disk, and move into place."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        if list(arrays) == [""]:
-            np.save(file, arrays[""], allow_pickle=False)
-        else:
-            np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({reason}); remove {path.parent} to start the run from the beginning"
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    """The state in a folder, None where there is no run."""
+    path = folder / _STATE
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if (folder / _EARLIER_STATE).exists():
+            raise ValueError(
+                f"{folder} holds a run in the checkpoint format of an earlier version; remove the "
+                "folder or choose another"
+            ) from None
+        names = [file.name for file in folder.iterdir()] if folder.exists() else []
+        if names and not any(name.startswith(("row-", OWN_FILES)) for name in names):
+            raise ValueError(
+                f"{folder} is not empty and holds no Lanczos run; choose another"
+            ) from None
+        return None
+    except NotADirectoryError as error:
+        raise ValueError(
+            f"checkpoint={str(folder)!r} is not a folder; choose another path"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    try:
+        state = from_json(text)
+    except ValueError as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    expected = {"identity", "done", "ended", "rows", *STATE_ARRAYS}
+    if set(state) != expected:
+        raise ValueError(_damaged(path, "entries are missing or unknown"))
+    return state
+
+
+def _write_row(path: Path, row: Tensor) -> str:
+    """Write ``row`` ``[probes, n]``; returns the SHA-256 of its bytes."""
+    digest = hashlib.sha256()
+
+    def write(file: IO[bytes]) -> None:
+        for vector in row:
+            content = memoryview(vector.cpu().numpy()).cast("B")
+            digest.update(content)
+            file.write(content)
+
+    write_atomically(path, write)
+    return digest.hexdigest()

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos, tridiagonal
+from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos
 from fastsam.curvature.operators import Operator
+from fastsam.curvature.quadrature import tridiagonal
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,7 +76,7 @@ def extreme_pairs(
     if min(top, bottom) < 0 or top + bottom < 1:
         raise ValueError(f"top and bottom must be at least 0, one of them 1; got {top}, {bottom}")
     if settings.reorthogonalize == "none":
-        raise ValueError("eigenvectors need the basis: use reorthogonalize='full' or 'selective'")
+        raise ValueError("eigenvectors need the basis: use reorthogonalize='full'")
     if len(settings.indices) != 1:
         raise ValueError("eigenpairs come from one probe; leave probes at 1")
     with lanczos(operator, settings, identity=getattr(operator, "identity", {})) as run:

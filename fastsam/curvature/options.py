@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from fastsam.curvature.lanczos import Reorthogonalize
 from fastsam.curvature.planning import Measurements
 
 
@@ -18,7 +19,7 @@ class RunOptions(TypedDict, total=False):
     probes: int
     seed: int
     probe_indices: range | None
-    reorthogonalize: str
+    reorthogonalize: Reorthogonalize
     tolerance: float | None
     basis: str | Path
     checkpoint: str | Path | None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +13,59 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsam.curvature.lanczos import tridiagonal
-
-Floats = NDArray[np.float64]
+from fastsam.curvature.quadrature import Floats, Quadrature, share_limits
+from fastsam.curvature.storage import read_spectrum, write_spectrum
 
 WIDTH_RULES = ("scale-free", "pyhessian", "papyan")
 
 
 class Estimate(NamedTuple):
-    """A number with its standard error."""
+    """A number with its standard error.
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error, everything included.
+        quadrature_error: bound on the error of the quadrature, a part of ``stderr``.
+    """
 
     value: float
     stderr: float
+    quadrature_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class MassBelow:
+    """Share of the eigenvalues below a threshold.
+
+    Attributes:
+        threshold: eigenvalue at which the count ends.
+        value: middle of what the quadrature allows, within the limits.
+        lower: confidence limit from below, quadrature and probes included.
+        upper: confidence limit from above.
+    """
+
+    threshold: float
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Shares of the eigenvalues in bins; the outer two bins are open-ended.
+
+    Attributes:
+        edges: eigenvalues between the bins, ``[bins - 1]``.
+        shares: middle of what the quadrature allows, ``[bins]``; they sum to 1, and may leave their
+            limits by less than one eigenvalue.
+        lower: confidence limit of each share from below, quadrature and probes included, ``[bins]``.
+        upper: confidence limit from above, ``[bins]``.
+    """
+
+    edges: Floats
+    shares: Floats
+    lower: Floats
+    upper: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,48 +117,45 @@ class Spectrum:
         return len(self.order)
 
     @cached_property
-    def _quadrature(self) -> list[tuple[Floats, Floats, Floats]]:
-        """Nodes, weights and residual bounds of each probe, nodes ascending."""
-        return [self._diagonalize(probe) for probe in range(self.probes)]
+    def _quadrature(self) -> list[Quadrature]:
+        return [
+            Quadrature(self.alpha[probe, :order], self.beta[probe, :order], self.resolution)
+            for probe, order in enumerate(self.order.tolist())
+        ]
 
-    def _diagonalize(self, probe: int) -> tuple[Floats, Floats, Floats]:
-        order = int(self.order[probe])
-        alpha, beta = self.alpha[probe, :order], self.beta[probe, :order]
-        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
-        residuals = np.abs(beta[-1] * vectors[-1]) + self._rounding(alpha, beta)
-        return nodes, vectors[0] ** 2, residuals
+    @cached_property
+    def resolution(self) -> float:
+        """Distance by which rounding may have moved an eigenvalue: ``64 eps ||T||``.
 
-    def _rounding(self, alpha: Floats, beta: Floats) -> float:
-        """What rounding may add to a residual: a run ends where beta falls below 64 eps ||T||."""
-        previous = np.concatenate([[0.0], beta[:-1]])
-        return float(64 * self.eps * np.max(np.abs(alpha) + previous + beta))
+        A Krylov space counts as exhausted at this distance, too.
+        """
+        previous = np.pad(self.beta, ((0, 0), (1, 0)))[:, :-1]
+        rows = np.abs(self.alpha) + previous + self.beta
+        used = np.arange(self.alpha.shape[1]) < self.order[:, None]
+        return float(64 * self.eps * np.max(rows, where=used, initial=0.0))
 
     @property
     def nodes(self) -> list[Floats]:
         """Ritz values of each probe, ascending, ``[order]``."""
-        return [nodes for nodes, _, _ in self._quadrature]
+        return [rule.nodes for rule in self._quadrature]
 
     @property
     def weights(self) -> list[Floats]:
         """Quadrature weight of each Ritz value, ``[order]``; they sum to 1 per probe."""
-        return [weights for _, weights, _ in self._quadrature]
+        return [rule.weights for rule in self._quadrature]
 
     @property
     def residuals(self) -> list[Floats]:
         """Ritz residual bounds, ``[order]``: an eigenvalue lies within each distance."""
-        return [residuals for _, _, residuals in self._quadrature]
+        return [rule.residuals for rule in self._quadrature]
 
     @cached_property
     def _lowest(self) -> tuple[float, float]:
-        return min(
-            (float(nodes[0]), float(residuals[0])) for nodes, _, residuals in self._quadrature
-        )
+        return min((float(rule.nodes[0]), float(rule.residuals[0])) for rule in self._quadrature)
 
     @cached_property
     def _highest(self) -> tuple[float, float]:
-        return max(
-            (float(nodes[-1]), float(residuals[-1])) for nodes, _, residuals in self._quadrature
-        )
+        return max((float(rule.nodes[-1]), float(rule.residuals[-1])) for rule in self._quadrature)
 
     @property
     def lambda_min(self) -> float:
@@ -176,32 +212,53 @@ class Spectrum:
         )
 
     def function(self, function: Callable[[Floats], Floats]) -> Estimate:
-        """Trace of f(H) with its standard error.
+        """Trace of f(H), with an error bar for both the random probes and the quadrature.
 
         The variance of ``n u'Au`` for u uniform on the sphere is ``2 n^2 / (n+2) (m2 - m1^2)``,
         where m1 and m2 are the means of the eigenvalues of A and of their squares; both are taken
         from the quadrature, pooled over the probes, with the bias of m1^2 removed.
 
+        The quadrature error is bounded by the distance of f to a polynomial that the quadrature
+        integrates exactly, or by how much f changes times how much mass may be elsewhere than at the
+        nodes. So it is negligible for a smooth f, and large for a step next to many eigenvalues. For
+        these bounds f is evaluated between the nodes and on the interval that holds all eigenvalues
+        with 99 % confidence; they are infinite where f is not finite there, and while the run is too
+        short for such an interval (:meth:`outer_bounds`).
+
         Args:
-            function: f, applied to an array of nodes.
+            function: f, applied to an array of eigenvalues.
+
+        Returns:
+            ``stderr`` is the standard error over the probes plus ``quadrature_error``.
 
         Raises:
             ValueError: f is not finite at a node.
         """
-        first = np.empty(self.probes)
-        second = np.empty(self.probes)
-        for probe, (nodes, weights, _) in enumerate(self._quadrature):
-            values = np.asarray(function(nodes), dtype=np.float64)
-            if not np.all(np.isfinite(values)):
-                worst = float(nodes[~np.isfinite(values)][0])
-                raise ValueError(f"the function is not finite at the Ritz value {worst}")
-            first[probe] = weights @ values
-            second[probe] = weights @ values**2
+        interval = self.outer_bounds(0.99)
+        rules = self._quadrature
+        means, errors = np.transpose([rule.integral(function, interval) for rule in rules])
+        mean = float(np.mean(means))
+        # The spread has a quadrature error, too.
+        spread = float(
+            np.mean(
+                [
+                    sum(rule.integral(lambda x: (function(x) - mean) ** 2, interval))
+                    for rule in rules
+                ]
+            )
+        )
+        quadrature_error = self.dimension * float(np.mean(errors))
+        return Estimate(
+            value=self.dimension * mean,
+            stderr=self._stderr(spread) + quadrature_error,
+            quadrature_error=quadrature_error,
+        )
+
+    def _stderr(self, spread: float) -> float:
+        """Standard error of a trace from the mean square distance to its pooled mean eigenvalue."""
         n = self.dimension
-        spread = max(0.0, float(second.mean() - first.mean() ** 2))
         unbiased = spread / (1 - 2 / ((n + 2) * self.probes))
-        stderr = math.sqrt(2 * n**2 / (n + 2) * unbiased / self.probes)
-        return Estimate(n * float(first.mean()), stderr)
+        return math.sqrt(2 * n**2 / (n + 2) * unbiased / self.probes)
 
     @property
     def trace(self) -> float:
@@ -210,7 +267,7 @@ class Spectrum:
 
     @property
     def trace_stderr(self) -> float:
-        """Standard error of :attr:`trace`."""
+        """Standard error of :attr:`trace` over the probes; the quadrature is exact."""
         return self._trace.stderr
 
     @property
@@ -220,19 +277,38 @@ class Spectrum:
 
     @property
     def frobenius_norm_squared_stderr(self) -> float:
-        """Standard error of :attr:`frobenius_norm_squared`."""
+        """Standard error of :attr:`frobenius_norm_squared`; infinite after a single step.
+
+        It needs the fourth moment of the eigenvalues, which takes two steps.
+        """
         return self._frobenius.stderr
 
     @cached_property
     def _trace(self) -> Estimate:
-        return self.function(lambda nodes: nodes)
+        # Moments up to the second are known from the first step: ||T e_1||^2 = alpha_1^2 + beta_1^2.
+        first, residual = self.alpha[:, 0], self.beta[:, 0]
+        mean = float(np.mean(first))
+        spread = float(np.mean((first - mean) ** 2 + residual**2))
+        return Estimate(self.dimension * mean, self._stderr(spread))
 
     @cached_property
     def _frobenius(self) -> Estimate:
-        return self.function(np.square)
+        # The fourth moment is ||T^2 e_1||^2, which needs two steps unless one exhausts the space.
+        alpha, beta = (
+            np.pad(array, ((0, 0), (0, 1)))[:, :2].T for array in (self.alpha, self.beta)
+        )
+        square = alpha[0] ** 2 + beta[0] ** 2
+        mean = float(np.mean(square))
+        if np.any((self.order < 2) & (beta[0] > 0)):
+            return Estimate(self.dimension * mean, math.inf)
+        rest = (beta[0] * (alpha[0] + alpha[1])) ** 2 + (beta[0] * beta[1]) ** 2
+        spread = float(np.mean((square - mean) ** 2 + rest))
+        return Estimate(self.dimension * mean, self._stderr(spread))
 
     def log_determinant(self, shift: float = 0.0) -> Estimate:
-        """Log-determinant of ``H + shift I`` with its standard error.
+        """Log-determinant of ``H + shift I`` with its error bar; see :meth:`function`.
+
+        The bar is infinite unless all of :meth:`outer_bounds` lies above ``-shift``.
 
         Raises:
             ValueError: H + shift I is not positive definite.
@@ -245,23 +321,49 @@ class Spectrum:
         return self.function(lambda nodes: np.log(nodes + shift))
 
     @property
-    def negative_mass(self) -> float:
-        """Share of the eigenvalues below zero (beyond rounding), from raw nodes."""
-        return self._negative.value
+    def default_threshold(self) -> float:
+        """Where :meth:`mass_below` counts from unless told: ``-2 resolution``.
 
-    @property
-    def negative_mass_stderr(self) -> float:
-        """Standard error of :attr:`negative_mass`."""
-        return self._negative.stderr
+        Zero eigenvalues stay above it, whatever rounding made of them.
+        """
+        return -2 * self.resolution
 
-    @cached_property
-    def _negative(self) -> Estimate:
-        rounding = max(
-            self._rounding(self.alpha[probe, :order], self.beta[probe, :order])
-            for probe, order in enumerate(self.order)
+    def mass_below(self, threshold: float | None = None, confidence: float = 0.95) -> MassBelow:
+        """Share of the eigenvalues below ``threshold``, with rigorous limits.
+
+        Many eigenvalues in a heap, such as those at zero of a trained network, are one node of the
+        quadrature, whose side of a threshold within the heap says nothing. The limits allow for all
+        distributions of eigenvalues that the run cannot tell apart, and for the random probes. They
+        are wide where the threshold is close to a heap; a threshold farther from it narrows them.
+        Away from heaps the quadrature adds about ``pi / steps`` times the density times half the
+        range of the eigenvalues, and the probes ``2.8 / sqrt(dimension * probes)`` at most.
+
+        Args:
+            threshold: an eigenvalue; None for :attr:`default_threshold`. It is taken to be known up
+                to :attr:`resolution`.
+            confidence: probability with which the limits hold the true share, over the random
+                probes.
+
+        Raises:
+            ValueError: a threshold that is not finite, or a confidence not between 0 and 1.
+        """
+        _check_confidence(confidence)
+        point = self.default_threshold if threshold is None else float(threshold)
+        if not math.isfinite(point):
+            raise ValueError(f"threshold must be finite, got {threshold}")
+        low, high = np.mean([rule.mass_below(point) for rule in self._quadrature], axis=0)
+        lower, upper = self._share_limits(low, high, confidence)
+        value = min(max(float(low + high) / 2, lower), upper)
+        return MassBelow(threshold=point, value=value, lower=lower, upper=upper)
+
+    def _share_limits(self, low: float, high: float, confidence: float) -> tuple[float, float]:
+        return share_limits(
+            float(low),
+            float(high),
+            dimension=self.dimension,
+            probes=self.probes,
+            confidence=confidence,
         )
-        count = self.function(lambda nodes: (nodes < -rounding).astype(np.float64))
-        return Estimate(count.value / self.dimension, count.stderr / self.dimension)
 
     def width(self, rule: str = "scale-free") -> float:
         """Standard deviation of the Gaussian that smooths the density, in units of the eigenvalues.
@@ -297,21 +399,43 @@ class Spectrum:
         width = self._sigma(sigma)
         points = np.asarray(grid, dtype=np.float64)
         total = np.zeros(points.shape)
-        for nodes, weights, _ in self._quadrature:
-            scaled = (points[..., None] - nodes) / width
-            total += np.exp(-0.5 * scaled**2) @ weights
+        for rule in self._quadrature:
+            scaled = (points[..., None] - rule.nodes) / width
+            total += np.exp(-0.5 * scaled**2) @ rule.weights
         return total / (self.probes * width * math.sqrt(2 * math.pi))
 
-    def histogram(self, edges: ArrayLike) -> Floats:
-        """Share of the eigenvalues in each bin, from raw nodes: ``[len(edges) + 1]``.
+    def histogram(self, edges: ArrayLike, confidence: float = 0.95) -> Histogram:
+        """Share of the eigenvalues in each bin, with rigorous limits; see :meth:`mass_below`.
 
         The outer two bins are open-ended, so that nothing is lost: the shares sum to 1.
+
+        Args:
+            edges: ascending, ``[bins - 1]``.
+            confidence: probability with which the limits of a bin hold its true share; of each bin
+                by itself.
+
+        Raises:
+            ValueError: edges that are not finite and ascending, or a confidence not between 0 and 1.
         """
+        _check_confidence(confidence)
         cuts = np.asarray(edges, dtype=np.float64)
-        total = np.zeros(len(cuts) + 1)
-        for nodes, weights, _ in self._quadrature:
-            np.add.at(total, np.searchsorted(cuts, nodes, side="right"), weights)
-        return total / self.probes
+        if cuts.ndim != 1 or not np.all(np.isfinite(cuts)) or np.any(np.diff(cuts) < 0):
+            raise ValueError(f"edges must be finite numbers in ascending order, got {edges!r}")
+        below = np.array(
+            [[(0.0, 0.0), *map(rule.mass_below, cuts), (1.0, 1.0)] for rule in self._quadrature]
+        )
+        low, high = below[..., 0], below[..., 1]
+        least = np.maximum(low[:, 1:] - high[:, :-1], 0).mean(axis=0)
+        most = (high[:, 1:] - low[:, :-1]).mean(axis=0)
+        limits = np.array(
+            [self._share_limits(*bounds, confidence) for bounds in zip(least, most, strict=True)]
+        )
+        return Histogram(
+            edges=cuts,
+            shares=np.diff((low + high).mean(axis=0) / 2),
+            lower=limits[:, 0],
+            upper=limits[:, 1],
+        )
 
     def _sigma(self, sigma: float | str) -> float:
         width = self.width(sigma) if isinstance(sigma, str) else float(sigma)
@@ -329,6 +453,7 @@ class Spectrum:
 
     def summary(self) -> dict[str, float | int | None]:
         """The headline numbers by name, for tables and JSON."""
+        below = self.mass_below()
         return {
             "lambda_min": self.lambda_min,
             "lambda_min_residual": self.lambda_min_residual,
@@ -339,8 +464,10 @@ class Spectrum:
             "trace_stderr": self.trace_stderr,
             "frobenius_norm_squared": self.frobenius_norm_squared,
             "frobenius_norm_squared_stderr": self.frobenius_norm_squared_stderr,
-            "negative_mass": self.negative_mass,
-            "negative_mass_stderr": self.negative_mass_stderr,
+            "threshold": below.threshold,
+            "mass_below": below.value,
+            "mass_below_lower": below.lower,
+            "mass_below_upper": below.upper,
             "dimension": self.dimension,
             "probes": self.probes,
             "loss": self.loss,
@@ -352,21 +479,14 @@ class Spectrum:
     def save(self, path: str | Path) -> None:
         """Write to ``path``, as JSON (with the summary beside the data) or ``.npz`` by its suffix.
 
+        The file appears whole or not at all. A symbolic link at ``path`` is replaced, not followed.
+
         Raises:
             ValueError: another suffix.
+            OSError: the file cannot be written; what was there before is still there.
         """
-        path = Path(path)
         content = {item.name: getattr(self, item.name) for item in fields(self)}
-        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
-        scalars = {name: value for name, value in content.items() if name not in arrays}
-        if path.suffix == ".json":
-            lists = {name: value.tolist() for name, value in arrays.items()}
-            document = {"fastsam_spectrum": 1, **scalars, **lists, "summary": self.summary()}
-            path.write_text(json.dumps(document, indent=1))
-        elif path.suffix == ".npz":
-            np.savez(path, allow_pickle=False, **arrays, fastsam_spectrum=json.dumps(scalars))
-        else:
-            raise ValueError(f"a spectrum is saved as .json or .npz, got {path.name!r}")
+        write_spectrum(Path(path), content, self.summary())
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
@@ -374,25 +494,11 @@ class Spectrum:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is not a spectrum.
+            ValueError: the file is not a spectrum, or it is damaged.
         """
-        path = Path(path)
         try:
-            if path.suffix == ".json":
-                content = json.loads(path.read_text())
-                if not isinstance(content, dict) or content.pop("fastsam_spectrum", None) != 1:
-                    raise ValueError("no spectrum in it")
-                content.pop("summary", None)
-            else:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                    content = json.loads(str(archive["fastsam_spectrum"]))
-                    content |= {name: archive[name] for name in ("alpha", "beta", "order")}
-            for name, dtype in (("alpha", np.float64), ("beta", np.float64), ("order", np.int64)):
-                content[name] = np.asarray(content[name], dtype=dtype)
-            return cls(**content)
-        except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            return cls(**read_spectrum(Path(path)))
+        except TypeError as error:  # a field that is missing or unknown
             raise ValueError(f"{path} is not a spectrum written by fastsam: {error}") from error
 
     def __repr__(self) -> str:
@@ -413,126 +519,3 @@ def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float
     _check_confidence(confidence)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
     return estimate.value - half, estimate.value + half
-
-
-def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
-    """One row per spectrum, its name under ``name`` and its :meth:`Spectrum.summary`.
-
-    Example:
-        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
-        >>> import torch
-        >>> rows = table({"one": operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)})
-        >>> rows[0]["name"], round(rows[0]["lambda_max"], 4)
-        ('one', 1.0)
-    """
-    return [{"name": name, **spectrum.summary()} for name, spectrum in spectra.items()]
-
-
-def merge(spectra: Sequence[Spectrum]) -> Spectrum:
-    """Join runs of one operator that used different probes.
-
-    Raises:
-        ValueError: nothing to merge, different dimensions, or a probe that occurs twice.
-    """
-    if not spectra:
-        raise ValueError("merge needs at least one spectrum")
-    first = spectra[0]
-    if len({spectrum.dimension for spectrum in spectra}) > 1:
-        raise ValueError(
-            f"the spectra have different dimensions: {[spectrum.dimension for spectrum in spectra]}"
-        )
-    used = [
-        (run.get("seed"), index)
-        for spectrum in spectra
-        for run in spectrum.settings.get("merged", [spectrum.settings])
-        for index in run.get("probe_indices", [])
-    ]
-    if len(set(used)) < len(used):
-        raise ValueError("a probe occurs twice; run with another seed or other probe indices")
-    steps = max(spectrum.alpha.shape[1] for spectrum in spectra)
-
-    def padded(array: Floats) -> Floats:
-        return np.pad(array, ((0, 0), (0, steps - array.shape[1])))
-
-    return Spectrum(
-        alpha=np.concatenate([padded(spectrum.alpha) for spectrum in spectra]),
-        beta=np.concatenate([padded(spectrum.beta) for spectrum in spectra]),
-        order=np.concatenate([spectrum.order for spectrum in spectra]),
-        dimension=first.dimension,
-        eps=max(spectrum.eps for spectrum in spectra),
-        loss=first.loss,
-        gradient_norm=first.gradient_norm,
-        weight_norm=first.weight_norm,
-        weight=first.weight,
-        settings={
-            "merged": [
-                run
-                for spectrum in spectra
-                for run in spectrum.settings.get("merged", [spectrum.settings])
-            ]
-        },
-    )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The second spectrum minus the first.
-
-    Attributes:
-        lambda_min: difference of the smallest Ritz values.
-        lambda_max: difference of the largest Ritz values.
-        trace: difference of the traces with its standard error, for independent probes.
-        frobenius_norm_squared: likewise.
-        negative_mass: likewise.
-        wasserstein: Wasserstein-1 distance of the two eigenvalue distributions, in units of
-            eigenvalues.
-    """
-
-    lambda_min: float
-    lambda_max: float
-    trace: Estimate
-    frobenius_norm_squared: Estimate
-    negative_mass: Estimate
-    wasserstein: float
-
-    @property
-    def trace_z(self) -> float:
-        """The trace's difference in standard errors."""
-        return self.trace.value / self.trace.stderr if self.trace.stderr else math.inf
-
-
-def compare(first: Spectrum, second: Spectrum) -> Comparison:
-    """How the second spectrum differs from the first.
-
-    The standard errors hold for independent probes; with a common seed they are upper bounds where
-    the operators are similar.
-
-    Example:
-        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
-        >>> import torch
-        >>> one = operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)
-        >>> two = operator_spectrum(MatrixOperator(2 * torch.eye(4)), steps=4, seed=1)
-        >>> round(compare(one, two).wasserstein, 4)
-        1.0
-    """
-
-    def difference(name: str) -> Estimate:
-        errors = getattr(first, f"{name}_stderr"), getattr(second, f"{name}_stderr")
-        return Estimate(getattr(second, name) - getattr(first, name), math.hypot(*errors))
-
-    return Comparison(
-        lambda_min=second.lambda_min - first.lambda_min,
-        lambda_max=second.lambda_max - first.lambda_max,
-        trace=difference("trace"),
-        frobenius_norm_squared=difference("frobenius_norm_squared"),
-        negative_mass=difference("negative_mass"),
-        wasserstein=_wasserstein(first, second),
-    )
-
-
-def _wasserstein(first: Spectrum, second: Spectrum) -> float:
-    """Area between the two cumulative distributions of the raw nodes."""
-    places = np.unique(np.concatenate([*first.nodes, *second.nodes]))
-    one, two = (np.cumsum(spectrum.histogram(places)) for spectrum in (first, second))
-    gaps = np.abs(one - two)[1:-1]
-    return float(gaps @ np.diff(places))

@@ -42,7 +42,9 @@ def test_zero_operator(dtype):
     assert (spectrum.lambda_min, spectrum.lambda_max) == (0, 0)
     assert (spectrum.trace, spectrum.trace_stderr) == (0, 0)
     assert spectrum.order.tolist() == [1, 1]
-    assert spectrum.negative_mass == 0
+    below = spectrum.mass_below()
+    assert (below.threshold, below.value, below.lower) == (0, 0, 0)
+    assert below.upper <= 0.25
     assert np.isfinite(spectrum.density(spectrum.grid())).all()
 
 
@@ -68,7 +70,7 @@ def test_low_rank_positive_operator_has_no_negative_ritz_value(dtype, rank, step
     largest = float(torch.linalg.eigvalsh(matrix.double())[-1])
     assert spectrum.lambda_max == pytest.approx(largest, rel=TOLERANCE[dtype])
     assert spectrum.lambda_min >= -TOLERANCE[dtype] * largest
-    assert spectrum.negative_mass == 0
+    assert spectrum.mass_below().upper <= 0.02
     # rank + the null space, and where a cluster of rounding noise is split a few values more
     assert spectrum.order.max() <= rank + 3
 
@@ -146,7 +148,7 @@ def test_same_seed_same_bits():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_ritz_interval_holds_an_eigenvalue(dtype, reorthogonalize, seed):
     matrix = rotated(torch.randn(80, dtype=torch.float64).pow(3), dtype)
@@ -166,23 +168,33 @@ def test_every_ritz_interval_holds_an_eigenvalue(dtype, reorthogonalize, seed):
     assert high >= eigenvalues[-1]
 
 
-@pytest.mark.parametrize("reorthogonalize", ["selective", "none"])
-def test_extremes_without_full_reorthogonalisation(reorthogonalize):
+def test_extremes_without_reorthogonalization():
     inner = torch.linspace(-1, 1, 296, dtype=torch.float64)
     outer = torch.tensor([-9.0, 6.0, 20.0, 50.0], dtype=torch.float64)
     matrix = rotated(torch.cat([inner, outer]))
     spectrum = operator_spectrum(
-        MatrixOperator(matrix), steps=120, probes=2, reorthogonalize=reorthogonalize
+        MatrixOperator(matrix), steps=120, probes=2, reorthogonalize="none"
     )
     assert spectrum.lambda_max == pytest.approx(50, rel=1e-8)
     assert spectrum.lambda_min == pytest.approx(-9, rel=1e-8)
     copies = [int(np.sum(np.abs(nodes - 50) < 1e-6)) for nodes in spectrum.nodes]
-    if reorthogonalize == "none":
-        assert max(copies) > 1  # the known price
-    else:
-        full = operator_spectrum(MatrixOperator(matrix), steps=120, probes=2)
-        assert max(copies) == 1
-        assert np.allclose(spectrum.nodes[0], full.nodes[0], atol=1e-7 * 50)
+    assert max(copies) > 1  # the known price
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(20))
+def test_full_reorthogonalization_survives_outliers(dtype, seed):
+    """Ten outliers over a tiny bulk: converged Ritz vectors must not come back."""
+    generator = torch.Generator().manual_seed(seed)
+    values = 1e-3 * torch.randn(2000, generator=generator, dtype=torch.float64)
+    values[:10] = torch.linspace(5, 50, 10, dtype=torch.float64)
+    diagonal = values.to(dtype)
+    operator = CallableOperator(lambda rows: rows * diagonal, dimension=2000, dtype=dtype)
+    spectrum = operator_spectrum(operator, steps=100, seed=seed)
+    assert spectrum.lambda_max == pytest.approx(50, rel=TOLERANCE[dtype])
+    assert np.sum(spectrum.nodes[0] > 1) == 10
+    with pytest.raises(ValueError, match="must be 'full' or 'none', got 'selective'"):
+        operator_spectrum(operator, steps=100, seed=seed, reorthogonalize="selective")
 
 
 @pytest.mark.parametrize("probes", [1, 3])
@@ -225,7 +237,7 @@ def test_products_of_another_shape_or_dtype_are_refused(product):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reorthogonalize", ["full", "selective", "none"])
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
 def test_an_operator_that_is_not_symmetric_is_refused(dtype, reorthogonalize):
     skew = torch.randn(40, 40, dtype=dtype)
     matrix = rotated(torch.randn(40, dtype=torch.float64), dtype) + 0.1 * (skew - skew.T)
@@ -253,7 +265,8 @@ def test_a_product_with_nan_is_an_error():
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"probes": 0}, "probes must be at least 1"),
-        ({"reorthogonalize": "sometimes"}, "full"),
+        ({"reorthogonalize": "sometimes"}, "must be 'full' or 'none', got 'sometimes'"),
+        ({"reorthogonalize": "selective"}, "must be 'full' or 'none', got 'selective'"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"basis": "tape"}, "basis"),
     ],

@@ -1,0 +1,121 @@
+"""Memory for the Lanczos basis: on the device, on the host, or in a file."""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastsam.curvature.memory import plan_bytes
+
+_ZEROS = 1 << 24
+"""Bytes written at once where a file system cannot reserve room."""
+
+
+def basis_bytes(probes: int, rows: int, dimension: int, *, dtype: torch.dtype) -> int:
+    """Size of a basis of ``rows`` vectors for each probe."""
+    return probes * rows * _padded(dimension) * dtype.itemsize
+
+
+@contextmanager
+def allocated_basis(
+    probes: int,
+    rows: int,
+    dimension: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    place: str | Path,
+    memory_limit: int | None,
+) -> Iterator[Tensor]:
+    """Allocate a basis ``[probes, rows, dimension]``, uninitialized, as long as the context lives.
+
+    In a folder it is a memory-mapped file. Its room on the disk is reserved first, so a full disk is
+    an error here and never one of a later write to memory, which would kill the process. The file
+    has no name, so the system frees it even if the process is killed.
+
+    Args:
+        probes: number of probes.
+        rows: vectors kept for each probe.
+        dimension: length of a vector.
+        dtype: of the vectors.
+        device: of the operator.
+        place: ``"device"``, ``"host"``, or a folder, which is created if need be.
+        memory_limit: bytes that may be used; None for 80 % of what is free. Does not apply to a
+            file.
+
+    Raises:
+        ValueError: the basis does not fit into memory, or the folder is a file.
+        OSError: the disk cannot hold the file.
+    """
+    padded = (probes, rows, _padded(dimension))
+    size = basis_bytes(probes, rows, dimension, dtype=dtype)
+    if isinstance(place, Path):
+        memory = torch.frombuffer(_mapped_file(place, size), dtype=dtype)
+    else:
+        if place == "host":
+            device = torch.device("cpu")
+        limit = plan_bytes(device, memory_limit)
+        if limit is not None and size > limit:
+            raise ValueError(
+                f"the Lanczos basis needs {size / 2**30:.2f} GiB on {device}, {limit / 2**30:.2f} "
+                "GiB may be used: take fewer steps or probes, basis='host', "
+                "basis=pathlib.Path(folder), or reorthogonalize='none'"
+            )
+        memory = torch.empty(math.prod(padded), dtype=dtype, device=device)
+    yield memory.view(padded)[..., :dimension]
+
+
+def _padded(dimension: int) -> int:
+    """Elements between two basis rows: every row begins at a multiple of 64 bytes or more."""
+    return -(-dimension // 16) * 16
+
+
+def _mapped_file(folder: Path, size: int) -> mmap.mmap:
+    """Memory in a file without a name, with its room reserved."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"basis={str(folder)!r} is not a folder; pass a folder on a disk with room"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    # Nameless from the start: a kill at any moment leaves nothing behind.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            _reserve(file.fileno(), size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise OSError(
+                error.errno,
+                f"{os.strerror(error.errno)}: the Lanczos basis needs {size / 1e6:.1f} MB in "
+                f"{folder}, where {free / 1e6:.1f} MB are free; free some room, raise the limit on "
+                "file sizes (ulimit -f) if there is one, choose another folder, take fewer steps or "
+                "probes, or use reorthogonalize='none'",
+            ) from error
+        return mmap.mmap(file.fileno(), size)
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Give a new file ``size`` bytes of its disk, all zeros."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+    zeros = memoryview(bytes(min(size, _ZEROS)))
+    written = 0
+    while written < size:
+        written += os.write(handle, zeros[: size - written])

@@ -1,0 +1,157 @@
+"""Spectra side by side: tables, merged runs, differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastsam.curvature.quadrature import Floats
+from fastsam.curvature.spectrum import Estimate, MassBelow, Spectrum
+
+
+def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
+    """One row per spectrum, its name under ``name`` and its :meth:`Spectrum.summary`.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
+        >>> import torch
+        >>> rows = table({"one": operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)})
+        >>> rows[0]["name"], round(rows[0]["lambda_max"], 4)
+        ('one', 1.0)
+    """
+    return [{"name": name, **spectrum.summary()} for name, spectrum in spectra.items()]
+
+
+def merge(spectra: Sequence[Spectrum]) -> Spectrum:
+    """Join runs of one operator that used different probes.
+
+    Raises:
+        ValueError: nothing to merge, different dimensions, or a probe that occurs twice.
+    """
+    if not spectra:
+        raise ValueError("merge needs at least one spectrum")
+    first = spectra[0]
+    if len({spectrum.dimension for spectrum in spectra}) > 1:
+        raise ValueError(
+            f"the spectra have different dimensions: {[spectrum.dimension for spectrum in spectra]}"
+        )
+    used = [
+        (run.get("seed"), index)
+        for spectrum in spectra
+        for run in spectrum.settings.get("merged", [spectrum.settings])
+        for index in run.get("probe_indices", [])
+    ]
+    if len(set(used)) < len(used):
+        raise ValueError("a probe occurs twice; run with another seed or other probe indices")
+    steps = max(spectrum.alpha.shape[1] for spectrum in spectra)
+
+    def padded(array: Floats) -> Floats:
+        return np.pad(array, ((0, 0), (0, steps - array.shape[1])))
+
+    return Spectrum(
+        alpha=np.concatenate([padded(spectrum.alpha) for spectrum in spectra]),
+        beta=np.concatenate([padded(spectrum.beta) for spectrum in spectra]),
+        order=np.concatenate([spectrum.order for spectrum in spectra]),
+        dimension=first.dimension,
+        eps=max(spectrum.eps for spectrum in spectra),
+        loss=first.loss,
+        gradient_norm=first.gradient_norm,
+        weight_norm=first.weight_norm,
+        weight=first.weight,
+        settings={
+            "merged": [
+                run
+                for spectrum in spectra
+                for run in spectrum.settings.get("merged", [spectrum.settings])
+            ]
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second spectrum minus the first.
+
+    Attributes:
+        lambda_min: difference of the smallest Ritz values.
+        lambda_max: difference of the largest Ritz values.
+        trace: difference of the traces with its standard error, for independent probes.
+        frobenius_norm_squared: likewise.
+        mass_below: difference of the shares below the lower one of the default thresholds; its
+            limits hold with 95 % confidence.
+        wasserstein: Wasserstein-1 distance of the two eigenvalue distributions, in units of
+            eigenvalues.
+    """
+
+    lambda_min: float
+    lambda_max: float
+    trace: Estimate
+    frobenius_norm_squared: Estimate
+    mass_below: MassBelow
+    wasserstein: float
+
+    @property
+    def trace_z(self) -> float:
+        """The trace's difference in standard errors."""
+        return self.trace.value / self.trace.stderr if self.trace.stderr else math.inf
+
+
+def compare(first: Spectrum, second: Spectrum) -> Comparison:
+    """How the second spectrum differs from the first.
+
+    The standard errors hold for independent probes; with a common seed they are upper bounds where
+    the operators are similar.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
+        >>> import torch
+        >>> one = operator_spectrum(MatrixOperator(torch.eye(4)), steps=4)
+        >>> two = operator_spectrum(MatrixOperator(2 * torch.eye(4)), steps=4, seed=1)
+        >>> round(compare(one, two).wasserstein, 4)
+        1.0
+    """
+
+    def difference(name: str) -> Estimate:
+        errors = getattr(first, f"{name}_stderr"), getattr(second, f"{name}_stderr")
+        return Estimate(getattr(second, name) - getattr(first, name), math.hypot(*errors))
+
+    return Comparison(
+        lambda_min=second.lambda_min - first.lambda_min,
+        lambda_max=second.lambda_max - first.lambda_max,
+        trace=difference("trace"),
+        frobenius_norm_squared=difference("frobenius_norm_squared"),
+        mass_below=_mass_difference(first, second),
+        wasserstein=_wasserstein(first, second),
+    )
+
+
+def _mass_difference(first: Spectrum, second: Spectrum) -> MassBelow:
+    threshold = min(first.default_threshold, second.default_threshold)
+    # Both pairs of limits hold together with 95 % confidence.
+    one, two = (spectrum.mass_below(threshold, confidence=0.975) for spectrum in (first, second))
+    return MassBelow(
+        threshold=threshold,
+        value=two.value - one.value,
+        lower=two.lower - one.upper,
+        upper=two.upper - one.lower,
+    )
+
+
+def _wasserstein(first: Spectrum, second: Spectrum) -> float:
+    """Area between the two cumulative distributions of the raw nodes."""
+    places = np.unique(np.concatenate([*first.nodes, *second.nodes]))
+    gaps = np.abs(_cumulative(first, places) - _cumulative(second, places))[:-1]
+    return float(gaps @ np.diff(places))
+
+
+def _cumulative(spectrum: Spectrum, places: Floats) -> Floats:
+    """Weight of the nodes at or left of each place, averaged over the probes."""
+    total = np.zeros(len(places))
+    for nodes, weights in zip(spectrum.nodes, spectrum.weights, strict=True):
+        sums = np.concatenate([[0.0], np.cumsum(weights)])
+        total += sums[np.searchsorted(nodes, places, side="right")]
+    return total / spectrum.probes

@@ -1,0 +1,253 @@
+"""Gauss quadrature from one probe's T, with bounds on what the quadrature does not see.
+
+A probe v has a spectral measure: mass ``(q_i . v)^2`` at eigenvalue i. The nodes and weights of T
+integrate polynomials of degree ``2 * order - 1`` against it exactly. Other measures have the same
+moments, so the mass left of a point is known only up to the bounds of Chebyshev, Markov and
+Stieltjes: for a rule with nodes t_1 < t_2 < ... that is exact up to degree ``2 * nodes - 2``, the mass
+left of t_k lies between the sum of the weights left of t_k and that sum plus the weight of t_k
+(Szego, Orthogonal Polynomials, section 3.41).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.polynomial.chebyshev import Chebyshev
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_SAMPLES = 16
+"""Points per node at which a function is sampled to bound its quadrature error."""
+
+_CELLS = 512
+"""Resolution of the distribution of a probe's mass."""
+
+_SUM_ROUNDING = 1e-12
+"""What rounding may change a sum of weights by."""
+
+
+def tridiagonal(alpha: Floats, beta: Floats) -> Floats:
+    """The matrix T ``[order, order]`` of its diagonal and its off-diagonal."""
+    off = beta[: len(alpha) - 1]
+    return np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """The Gauss rule of one probe.
+
+    Attributes:
+        alpha: diagonal of T, ``[order]``.
+        beta: off-diagonal, ``[order]``; the last one measures the residual and is 0 where the Krylov
+            space was exhausted, so that the measure has no mass besides the nodes.
+        resolution: distance by which rounding may have moved an eigenvalue.
+    """
+
+    alpha: Floats
+    beta: Floats
+    resolution: float
+
+    @cached_property
+    def _eigen(self) -> tuple[Floats, Floats]:
+        nodes, vectors = np.linalg.eigh(tridiagonal(self.alpha, self.beta))
+        return nodes, vectors
+
+    @property
+    def nodes(self) -> Floats:
+        """Ritz values, ascending, ``[order]``."""
+        return self._eigen[0]
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Weights of the nodes, ``[order]``; they sum to 1."""
+        return np.asarray(self._eigen[1][0] ** 2)
+
+    @cached_property
+    def residuals(self) -> Floats:
+        """An eigenvalue lies within each distance of its node, ``[order]``."""
+        return np.asarray(np.abs(self.beta[-1] * self._eigen[1][-1]) + self.resolution)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the nodes are all the eigenvalues that the probe has a component of."""
+        return bool(self.beta[-1] == 0)
+
+    def mass_below(self, point: float) -> tuple[float, float]:
+        """Lower and upper bound on the mass left of ``point``.
+
+        Sharp: of all rules that match the moments, the one with a node at the point decides. The
+        point is moved by the resolution in both directions, for rounding.
+        """
+        # All nodes lie within the scale, and beyond four times that nothing changes.
+        point = min(max(point, -4 * self._scale), 4 * self._scale)
+        left, right = point - self.resolution, point + self.resolution
+        if self.exhausted:
+            weights = self.weights
+            return float(weights[self.nodes < left].sum()), float(weights[self.nodes < right].sum())
+        slack = 16 * np.finfo(np.float64).eps * self._scale
+        nodes, weights = self._rule_with_node(left)
+        low = weights[nodes < left - slack].sum()
+        nodes, weights = self._rule_with_node(right)
+        high = weights[nodes < right + slack].sum()
+        return float(low), float(min(high, 1.0))
+
+    @property
+    def _scale(self) -> float:
+        return float(np.abs(self.nodes).max() + self.beta[-1])
+
+    def _rule_with_node(self, point: float) -> tuple[Floats, Floats]:
+        """Nodes and weights of a rule with a node at ``point``, up to rounding.
+
+        T gets another row, whose diagonal entry decides where the node is (Golub, SIAM Review 15,
+        1973). Close to a node of T that entry is large and would spoil the accuracy of the others. A
+        change of T's last entry has the same effect there, and hardly less degree.
+        """
+        coupling = (self.beta[-1] * self._eigen[1][-1]) ** 2
+        joined = coupling > 0  # where it is not, a node at the point is there already
+        with np.errstate(divide="ignore"):
+            pull = float(np.sum(coupling[joined] / (self.nodes[joined] - point)))
+        if abs(pull) <= 4 * self._scale:
+            alpha = np.append(self.alpha, point + pull)
+        else:
+            alpha = self.alpha.copy()
+            alpha[-1] -= self.beta[-1] ** 2 / pull
+        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, self.beta))
+        return nodes, vectors[0] ** 2
+
+    def integral(
+        self, function: Callable[[Floats], Floats], interval: tuple[float, float]
+    ) -> tuple[float, float]:
+        """Integral of f by the quadrature, and a bound on its error.
+
+        The smaller one of two bounds. For f of bounded variation: the integral of ``|df|`` times
+        what the mass left of a point may differ from the quadrature's. For smooth f: the distance to
+        a polynomial that the quadrature integrates exactly. f is sampled; what it does between two
+        samples, besides going straight from one value to the other, is not seen.
+
+        Args:
+            function: f, applied to an array.
+            interval: holds all eigenvalues.
+
+        Returns:
+            The integral and the bound, which is infinite where the interval is or f is not finite on
+            it.
+
+        Raises:
+            ValueError: f is not finite at a node.
+        """
+
+        def sample(points: Floats) -> Floats:
+            return np.broadcast_to(np.asarray(function(points), dtype=np.float64), points.shape)
+
+        with np.errstate(all="ignore"):
+            at_nodes = sample(self.nodes)
+            if not np.all(np.isfinite(at_nodes)):
+                worst = float(self.nodes[~np.isfinite(at_nodes)][0])
+                raise ValueError(f"the function is not finite at the Ritz value {worst}")
+            return float(self.weights @ at_nodes), self._error(sample, interval)
+
+    def _error(self, function: Callable[[Floats], Floats], interval: tuple[float, float]) -> float:
+        low, high = interval
+        if not self.exhausted and not math.isfinite(high - low):
+            return math.inf
+        points = (self.nodes[:, None] + 2 * self.resolution * np.array([-1, 0, 1])).ravel()
+        if not self.exhausted:
+            steps = np.linspace(0, np.pi, _SAMPLES * len(self.nodes) + 1)
+            points = np.append(points, low + (high - low) * (0.5 - 0.5 * np.cos(steps)))
+        points = np.unique(points)
+        values = function(points)
+        if not np.all(np.isfinite(values)):
+            return math.inf
+        by_variation = self._variation_error(points, values)
+        if self.exhausted:
+            return by_variation
+        polynomial = Chebyshev.interpolate(
+            function, 2 * len(self.nodes) - 1, domain=[points[0], points[-1]]
+        )
+        rest = np.abs(values - polynomial(points))
+        at_nodes = rest[np.searchsorted(points, self.nodes)]
+        return min(by_variation, float(rest.max() + self.weights @ at_nodes))
+
+    def _variation_error(self, points: Floats, values: Floats) -> float:
+        total = np.concatenate([[0.0], np.cumsum(self.weights)])
+        last = len(total) - 1
+        left, right = points[:-1], points[1:]
+        # Bounds on the mass up to anywhere in a cell, from the nodes beside it.
+        before = np.searchsorted(self.nodes, left - self.resolution, side="right")
+        after = np.searchsorted(self.nodes, right + self.resolution, side="left")
+        reach = 0 if self.exhausted else 1
+        low = total[np.maximum(before - reach, 0)]
+        high = total[np.minimum(after + reach, last)]
+        first = total[np.searchsorted(self.nodes, left, side="right")]
+        second = total[np.searchsorted(self.nodes, right, side="right")]
+        gap = np.maximum(high - first, second - low)
+        return float(gap @ np.abs(np.diff(values)))
+
+
+def share_limits(
+    lower: float, upper: float, *, dimension: int, probes: int, confidence: float
+) -> tuple[float, float]:
+    """Confidence limits of a share of n eigenvalues from the mean mass that the probes give it.
+
+    A probe, uniform on the sphere, gives k of n eigenvalues a mass that is Beta(k/2, (n-k)/2). A k
+    is within the limits unless the mean over the probes would be as large as this, or as small, with
+    a probability below ``(1 - confidence) / 2``, as in the interval of Clopper and Pearson.
+
+    Args:
+        lower: bound from below on the mean mass.
+        upper: bound from above.
+        dimension: n.
+        probes: number of probes.
+        confidence: probability with which the limits hold the true share, over the random probes.
+
+    Returns:
+        Two multiples of 1/n.
+    """
+    tail = (1 - confidence) / 2
+    fewest = _fewest(lower - _SUM_ROUNDING, dimension, probes, tail)
+    fewest_above = _fewest(1 - upper - _SUM_ROUNDING, dimension, probes, tail)
+    return fewest / dimension, (dimension - fewest_above) / dimension
+
+
+def _fewest(mass: float, dimension: int, probes: int, tail: float) -> int:
+    """Least number k of eigenvalues that explains a mean mass of at least ``mass``."""
+    few, many = 0, dimension
+    if mass <= 0:
+        return 0
+    while many - few > 1:
+        middle = (few + many) // 2
+        if _probability_above(mass, middle, dimension, probes) < tail:
+            few = middle
+        else:
+            many = middle
+    return many
+
+
+def _probability_above(mass: float, rank: int, dimension: int, probes: int) -> float:
+    """Probability that the mean of ``probes`` Beta(rank / 2, (dimension - rank) / 2) exceeds ``mass``.
+
+    A Beta variable is sin^2 of an angle whose density, ``sin^(rank - 1) cos^(dimension - rank - 1)``,
+    is smooth and at least as concentrated as a normal one of variance ``1 / (dimension - 2)``. The
+    sum is the convolution of their distributions, rounded up to the ends of cells: the probability
+    is never too small.
+    """
+    mode = np.arctan2(np.sqrt(rank - 1), np.sqrt(dimension - rank - 1))
+    reach = 6.5 / np.sqrt(dimension)
+    low, high = max(0.0, mode - reach), min(np.pi / 2, mode + reach)
+    angles = low + (high - low) * (np.arange(4 * _CELLS) + 0.5) / (4 * _CELLS)
+    sine, cosine = np.sin(angles), np.cos(angles)
+    logarithm = (rank - 1) * np.log(sine) + (dimension - rank - 1) * np.log(cosine)
+    density = np.exp(logarithm - logarithm.max())
+    start, width = np.sin(low) ** 2, (np.sin(high) ** 2 - np.sin(low) ** 2) / _CELLS
+    cells = np.minimum((sine**2 - start) / width, _CELLS - 1).astype(np.int64)
+    one = np.bincount(cells, density / density.sum(), minlength=_CELLS)
+    count = probes * (_CELLS - 1) + 1
+    length = 1 << (count - 1).bit_length()
+    total = np.fft.irfft(np.fft.rfft(one, length) ** probes, length)
+    first = math.ceil(probes * ((mass - start) / width - 1))
+    return float(total[max(first, 0) :].sum())
