@@ -10,8 +10,9 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from fastsam.curvature.data import Batches, map_tensors, sample_count
+from fastsam.curvature.data import Batches
 from fastsam.curvature.spectrum import Spectrum, merge
+from fastsam.curvature.structure import map_tensors, sample_count
 
 SHARDS = (None, "samples", "probes")
 
