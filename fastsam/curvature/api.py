@@ -434,4 +434,15 @@ def _find_targets(dataset: Any) -> Any:
     known = getattr(dataset, "targets", None)
     if known is not None and len(known) == len(dataset):
         return known
-    return [int(dataset[index][1]) for index in range(len(dataset))]
+    labels = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        try:
+            labels.append(int(sample[1]))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"sample {index} of the dataset is a {type(sample).__name__}, not a pair (input, "
+                "target) with an integer class; pass the class of every sample, such as "
+                "targets=[sample['label'] for sample in dataset]"
+            ) from error
+    return labels

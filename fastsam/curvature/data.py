@@ -21,6 +21,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from fastsam.curvature.checks import check_count
+from fastsam.curvature.memory import readable
 from fastsam.curvature.randomness import Randomness, global_seed
 from fastsam.curvature.structure import refuse_unreadable, sample_count, sample_digests, tensors_of
 
@@ -222,8 +224,9 @@ def read_batches(
         ValueError: no batch, samples that differ between two reads, or a one-shot iterator that
             does not fit into ``memory_limit`` or of which several draws are wanted.
     """
-    if freeze is not None and freeze < 1:
-        raise ValueError(f"freeze must be at least 1 (draws per sample), got {freeze}")
+    if freeze is not None:
+        check_count("freeze", freeze, unit="reads of the data")
+    check_count("data_memory", memory_limit, least=0, unit="bytes")
     if isinstance(data, Batches):
         return data
     if is_single_batch(data):
@@ -281,7 +284,7 @@ def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
         size += _bytes_of(batch)
         if size > memory_limit:
             raise ValueError(
-                f"data is a one-shot iterator of more than {memory_limit / 2**30:.1f} GiB: too "
+                f"data is a one-shot iterator of more than {readable(memory_limit)}: too "
                 "large to hold. Pass something that can be read again (a DataLoader) or fewer "
                 "batches"
             )
@@ -297,7 +300,7 @@ def _freeze(loader: _Loader, *, draws: int, memory_limit: int) -> Batches:
             size += _bytes_of(batch)
             if size > memory_limit:
                 raise ValueError(
-                    f"freeze={draws} needs more than {memory_limit / 2**30:.1f} GiB; use fewer "
+                    f"freeze={draws} needs more than {readable(memory_limit)}; use fewer "
                     "draws or fewer samples"
                 )
             batches.append(batch)

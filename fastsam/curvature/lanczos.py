@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.curvature.checkpoint import STATE_ARRAYS, Checkpoint, Progress
-from fastsam.curvature.memory import plan_bytes
-from fastsam.curvature.operators import Operator, checked_product
+from fastsam.curvature.checks import check_count, check_number
+from fastsam.curvature.memory import plan_bytes, readable
+from fastsam.curvature.operators import AsymmetryError, Operator, checked_product
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
 
@@ -81,18 +82,31 @@ class LanczosSettings:
 
     def __post_init__(self) -> None:
         """Refuse bad options before anything happens."""
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if len(self.indices) < 1:
-            raise ValueError(f"probes must be at least 1, got {len(self.indices)}")
+        check_count("steps", self.steps)
+        if self.probe_indices is None:
+            check_count("probes", self.probes)
+        elif not isinstance(self.probe_indices, range):
+            raise TypeError(
+                f"probe_indices must be a range, such as range(4, 8), got {self.probe_indices!r}"
+            )
+        elif len(self.probe_indices) < 1 or min(self.probe_indices) < 0:
+            raise ValueError(
+                "probe_indices must hold at least one number, and none below 0, got "
+                f"{self.probe_indices}"
+            )
+        check_count("seed", self.seed, least=0)
+        if self.memory_limit is not None:
+            check_count("memory_limit", self.memory_limit, unit="bytes")
+        interval = self.checkpoint_interval
+        check_number("checkpoint_interval", interval, below=math.inf, unit="seconds")
         if self.reorthogonalize not in REORTHOGONALIZE:
             raise ValueError(
                 f"reorthogonalize must be one of {', '.join(REORTHOGONALIZE)}, "
                 f"got {self.reorthogonalize!r}"
             )
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance must lie in [0, 1), got {self.tolerance}")
-        if isinstance(self.basis, str) and self.basis not in ("device", "host"):
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, below=1)
+        if not isinstance(self.basis, Path) and self.basis not in ("device", "host"):
             raise ValueError(
                 f"basis must be 'device', 'host' or a pathlib.Path of a folder, got {self.basis!r}"
             )
@@ -273,7 +287,7 @@ def _allocate(
     limit = plan_bytes(device, settings.memory_limit)
     if limit is not None and size > limit:
         raise ValueError(
-            f"the Lanczos basis needs {size / 2**30:.2f} GiB on {device}, {limit / 2**30:.2f} GiB "
+            f"the Lanczos basis needs {readable(size)} on {device}, {readable(limit)} "
             "may be used: "
             "take fewer steps or probes, basis='host', basis=pathlib.Path(folder), or "
             "reorthogonalize='none'"
@@ -510,11 +524,7 @@ class _Monitor:
             return
         worst = float(seen.asymmetry.max())
         if worst > self._symmetry.tolerated:
-            raise ValueError(
-                f"the operator is not symmetric: u'(Av) and v'(Au) differ by {worst:.1e} of its "
-                "norm, so its Ritz values would mean nothing. Do its products change from call to "
-                "call? Of a model: is a second derivative wrong, as that of torch's weight_norm is?"
-            )
+            raise AsymmetryError(worst)
 
     @staticmethod
     def _refuse_nonfinite(seen: _Snapshot) -> None:

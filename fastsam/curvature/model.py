@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.captured import Captured, device_product
+from fastsam.curvature.checks import check_count
 from fastsam.curvature.data import Batches, one_batch
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
@@ -32,6 +33,7 @@ from fastsam.curvature.products import (
     gradients_per_block,
 )
 from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
+from fastsam.curvature.randomness import USER_CODE
 from fastsam.curvature.structure import sample_count, tensors_of
 
 
@@ -86,8 +88,8 @@ class ModelOperator:
         ranks: Ranks | None = None,
     ) -> None:
         check_strategy(strategy, curvature=curvature, held=batches.held)
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        if micro_batch is not None:
+            check_count("micro_batch", micro_batch, unit="samples")
         model = unwrapped(model)
         self._build = graph_builder(curvature, seed=seed)
         objective = make_objective(model, loss_fn)
@@ -343,7 +345,8 @@ def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> 
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         return dtype
-    parameters = dict(model.named_parameters())
+    with USER_CODE:  # no other run's parameters lie in the model
+        parameters = dict(model.named_parameters())
     widest = torch.float32
     for name in names:
         widest = torch.promote_types(widest, parameters[name].dtype)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsam.curvature.captured import device_product
 from fastsam.curvature.data import Batches
-from fastsam.curvature.memory import plan_bytes
+from fastsam.curvature.memory import plan_bytes, readable
 from fastsam.curvature.products import (
     HESSIAN_ONLY,
     HOLDING,
@@ -138,8 +138,8 @@ def make_plan(
     fits = total is not None and (room is None or total <= room)
     if strategy in HOLDING and room is not None and total is not None and not fits:
         raise ValueError(
-            f"strategy {strategy!r} would hold about {total / 2**30:.2f} GiB of graphs, "
-            f"{room / 2**30:.2f} GiB may be used beside the Lanczos basis; use 'auto' or "
+            f"strategy {strategy!r} would hold about {readable(total)} of graphs, "
+            f"{readable(room)} may be used beside the Lanczos basis; use 'auto' or "
             "'rebuild', "
             "or raise memory_limit"
         )
@@ -351,8 +351,8 @@ def _samples_that_fit(
         needed = cost(count if cuttable else largest)
         raise ValueError(
             f"a pass over {count if cuttable else largest} samples needs about "
-            f"{needed / 2**30:.2f} GiB, "
-            f"{room / 2**30:.2f} GiB may be used beside the Lanczos basis: use smaller batches, "
+            f"{readable(needed)}, "
+            f"{readable(room)} may be used beside the Lanczos basis: use smaller batches, "
             "fewer steps or probes, or basis='host'"
         )
     return count

@@ -38,7 +38,8 @@ class PureLoss:
         self.objective = objective
         self.names = tuple(names)
         self.dtype = dtype
-        state = dict((*objective.named_parameters(), *objective.named_buffers()))
+        with USER_CODE:  # no other run's parameters lie in the model
+            state = dict((*objective.named_parameters(), *objective.named_buffers()))
         self._originals = [state.pop(f"model.{name}") for name in names]
         # Copies, so that a module that writes into a buffer or, as nn.Embedding(max_norm=) does, into
         # a parameter writes into ours.
@@ -192,7 +193,8 @@ def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[s
     Raises:
         ValueError: an unknown name, no parameter at all, or parameters on several devices.
     """
-    available = dict(model.named_parameters())
+    with USER_CODE:  # no other run's parameters lie in the model
+        available = dict(model.named_parameters())
     if selection is None:
         names = [name for name, value in available.items() if value.requires_grad]
         if not names:

@@ -7,6 +7,7 @@ user's draws, and nothing is ever rewound.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -37,9 +38,9 @@ def global_seed(*more: torch.Generator) -> int:
 class Randomness:
     """Streams of torch (all devices), NumPy and Python for code that draws from the global ones.
 
-    Torch's stand in for single operations of this thread. NumPy and Python do not tell who draws,
-    so theirs stand in as long as the code runs; another thread that draws from these two meanwhile
-    gets numbers of the run's streams.
+    Operations of this thread get torch generators of the run's own. NumPy and Python do not tell
+    who draws, so theirs stand in as long as the code runs; another thread that draws from these two
+    meanwhile gets numbers of the run's streams.
 
     Args:
         seed: of all streams.
@@ -52,7 +53,7 @@ class Randomness:
         self._seed = seed
         self._numpy: Any = np.random.RandomState(seed % 2**32).get_state()
         self._python = random.Random(seed).getstate()
-        self._torch: dict[torch.Generator, torch.Tensor] = {}
+        self._torch: dict[torch.device, torch.Generator] = {}
         self.drawn = False
 
     @contextmanager
@@ -74,31 +75,71 @@ class Randomness:
                 self.drawn |= not (same and np.array_equal(numpy_state[1], self._numpy[1]))
                 self._numpy, self._python = numpy_state, python_state
 
+    def draw(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call an operation of torch's that would draw from the global generators."""
+        generators = [self._generator(torch.device("cpu"))]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            count = torch.cuda.device_count()
+            generators += [self._generator(torch.device("cuda", index)) for index in range(count)]
+        before = [generator.get_state() for generator in generators]
+        try:
+            return self._called(function, arguments, keywords)
+        finally:
+            states = zip(generators, before, strict=True)
+            self.drawn |= not all(torch.equal(own.get_state(), state) for own, state in states)
+
+    def _called(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        taking = _taking_a_generator(function)
+        if taking is not None:
+            device = next((x.device for x in arguments if isinstance(x, torch.Tensor)), None)
+            own = self._generator(torch.device(keywords.get("device") or device or "cpu"))
+            return taking(*arguments, **{**keywords, "generator": own})
+        with USER_CODE, self._torch_standing_in():
+            return function(*arguments, **keywords)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        index = (
+            torch.cuda.current_device() if device.type == "cuda" and device.index is None else None
+        )
+        place = device if index is None else torch.device("cuda", index)
+        if place not in self._torch:
+            self._torch[place] = torch.Generator(place).manual_seed(self._seed)
+        return self._torch[place]
+
     @contextmanager
     def _torch_standing_in(self) -> Iterator[None]:
-        generators = [torch.default_generator]
+        pairs = [(torch.default_generator, self._generator(torch.device("cpu")))]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            generators += torch.cuda.default_generators
-        with USER_CODE:
-            outside = [(generator, generator.get_state()) for generator in generators]
-            for generator in generators:
-                if generator in self._torch:
-                    generator.set_state(self._torch[generator])
-                else:
-                    generator.manual_seed(self._seed)
-                    self._torch[generator] = generator.get_state()
-            try:
-                yield
-            finally:
-                for generator, state in outside:
-                    after = generator.get_state()
-                    self.drawn |= not torch.equal(after, self._torch[generator])
-                    self._torch[generator] = after
-                    generator.set_state(state)
+            for index, generator in enumerate(torch.cuda.default_generators):
+                pairs.append((generator, self._generator(torch.device("cuda", index))))
+        outside = [generator.get_state() for generator, _ in pairs]
+        for generator, own in pairs:
+            generator.set_state(own.get_state())
+        try:
+            yield
+        finally:
+            for (generator, own), state in zip(pairs, outside, strict=True):
+                own.set_state(generator.get_state())
+                generator.set_state(state)
+
+
+@functools.cache
+def _taking_a_generator(function: Any) -> Any:
+    """The form of an operation that takes a generator as well; None where there is none."""
+    names = [argument.name for argument in function._schema.arguments]
+    if "generator" in names:
+        return function
+    for name in function.overloadpacket.overloads():
+        other = getattr(function.overloadpacket, name)
+        if [x.name for x in other._schema.arguments if x.name != "generator"] == names and any(
+            x.name == "generator" for x in other._schema.arguments
+        ):
+            return other
+    return None
 
 
 class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Swaps generators around every operation of this thread that draws from a global one."""
+    """Gives the run's generators to every operation of this thread that draws from a global one."""
 
     def __init__(self, streams: Randomness) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -118,5 +159,4 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A DataLoader's worker is a copy of this process and has generators of its own.
         if not draws or own or os.getpid() != self._process:
             return function(*arguments, **keywords)
-        with self._streams._torch_standing_in():
-            return function(*arguments, **keywords)
+        return self._streams.draw(function, arguments, keywords)

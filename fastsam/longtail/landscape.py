@@ -146,6 +146,7 @@ def landscape(
     steps: int = 80,
     probes: int = 1,
     seed: int = 0,
+    dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> list[ClassSpectrum]:
     """Spectra of the mean loss of single classes at the weights of ``model``.
@@ -164,6 +165,7 @@ def landscape(
         steps: Lanczos steps, at least 1.
         probes: random start vectors, at least 1.
         seed: seed of probes and draws.
+        dtype: float32 or float64, of weights, images and products; None for that of the weights.
         progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
@@ -205,6 +207,7 @@ def landscape(
             steps=steps,
             probes=probes,
             seed=seed,
+            dtype=dtype,
             # A kept graph would freeze the first draw.
             strategy="rebuild" if draws is None else "auto",
             verify_data=draws is not None,
