@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from fastsam.curvature.products import (
 from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
 from fastsam.curvature.randomness import USER_CODE
 from fastsam.curvature.structure import sample_count, tensors_of
+
+_COMPARED = 4
+"""Batches on which a criterion's samples are checked to be independent."""
 
 
 class ModelOperator:
@@ -234,7 +238,7 @@ class ModelOperator:
             self._gradient_seconds += time.perf_counter() - began
             if index == 0:
                 self._refuse_random(float(loss), placed)
-            if index < 2:
+            if index < _COMPARED:
                 first.append(batch)
             total_loss += loss.double().cpu()
             total_weight += weight.double().cpu()
@@ -261,25 +265,25 @@ class ModelOperator:
         every cut; it has a meaning on a single batch, which is then never cut.
 
         Args:
-            first: the first two batches.
+            first: the first batches, which are compared with their halves and, joined, with each
+                other.
             alone: whether the data are one batch that nothing has cut.
         """
         if not first or not self._loss.objective.separable:
             return
-        samples = sample_count(first[0])
-        if samples > 1:
-            parts = list(pieces(one_batch(first[0]), -(-samples // 2)))
-            whole = first[0]
-        else:
-            parts = first
-            (whole, *rest) = joined(replace(one_batch(first[0]), source=first), 2)
-            if rest or len(parts) < 2:
-                return
-        loss, weight = self._evaluate(whole)
-        separate = [self._evaluate(part)[0] for part in parts]
+        half = -(-sample_count(first[0]) // 2)
+        found = [(first[0], list(pieces(one_batch(first[0]), half)))] if half else []
+        together = list(joined(replace(one_batch(first[0]), source=first), sys.maxsize))
+        if len(together) == 1:
+            found.append((together[0], first))
         eps = torch.finfo(self.dtype).eps
-        size = max(map(abs, (loss, *separate)))
-        if abs(loss - sum(separate)) <= eps**0.5 * size + 100 * eps * weight:
+        for batch, parts in found:
+            loss, weight = self._evaluate(batch)
+            separate = [self._evaluate(part)[0] for part in parts]
+            size = max(map(abs, (loss, *separate)))
+            if abs(loss - sum(separate)) > eps**0.5 * size + 100 * eps * weight:
+                break
+        else:
             return
         if not alone:
             raise ValueError(
@@ -332,9 +336,9 @@ def _explained(strategy: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in ("derivative", "differentiate twice", "forward AD")):
-            other = " Use strategy='kept-graph' or 'rebuild'." if strategy in HESSIAN_ONLY else ""
+            other = "; use strategy='kept-graph' or 'rebuild'" if strategy in HESSIAN_ONLY else ""
             raise ValueError(
-                f"the loss cannot be differentiated twice (strategy {strategy!r}): {error}.{other}"
+                f"the loss cannot be differentiated twice (strategy {strategy!r}): {error}{other}"
             ) from error
         raise
 

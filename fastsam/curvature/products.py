@@ -81,9 +81,15 @@ class HessianGraph:
             retain_graph=True,
             is_grads_batched=batched,
             allow_unused=True,
-            materialize_grads=True,
         )
-        return self._loss.join(products, lead=vector.ndim - 1)
+        lead = vector.shape[:-1]  # torch's own zeros for unused leaves lack it
+        return self._loss.join(
+            (
+                leaf.new_zeros((*lead, *leaf.shape)) if product is None else product
+                for product, leaf in zip(products, self._leaves, strict=True)
+            ),
+            lead=len(lead),
+        )
 
 
 class Rebuild:

@@ -55,7 +55,8 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    output = F.hardtanh(input, -3, 3) / 6 + 0.5
+    # In place: hardtanh keeps its argument for the backward pass.
+    output = F.hardtanh(input.clone() if inplace else input, -3, 3) / 6 + 0.5
     return input.copy_(output) if inplace else output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -99,7 +100,7 @@ def test_no_number_is_drawn_twice_beside_a_run_that_draws(draw):
     )
     found += [draw() for _ in range(50)]
     # Of torch's 2^24 floats a few are equal by chance; a rewound stream repeats a run of them.
-    pairs = list(zip(found, found[1:], strict=False))
+    pairs = list(itertools.pairwise(found))
     assert len(pairs) > 50
     assert len(set(pairs)) == len(pairs)
 
