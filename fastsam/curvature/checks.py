@@ -30,5 +30,5 @@ def check_number(name: str, value: Any, *, below: float, unit: str = "") -> None
     of = f" ({unit})" if unit else ""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number{of}, got {value!r}")
-    if not 0 <= value < below:
+    if not 0 <= float(value) < below:
         raise ValueError(f"{name} must lie in [0, {below}){of}, got {value}")

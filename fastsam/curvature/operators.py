@@ -103,6 +103,10 @@ class AsymmetryError(ValueError):
         self.asymmetry = asymmetry
 
 
+class ResolutionError(ValueError):
+    """The curvature is so small that rounding decides the products in the run's dtype."""
+
+
 def checked_product(images: Tensor, vectors: Tensor) -> Tensor:
     """``images``, without a graph, if they have the shape and dtype of ``vectors``.
 

@@ -19,7 +19,7 @@ from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.memory import readable
 from fastsam.curvature.model import ModelOperator
-from fastsam.curvature.operators import AsymmetryError
+from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.curvature.planning import Measurements
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def prepared_run(
                 ranks=ranks if shard == "samples" else None,
             )
             if _is_symmetric(exact, settings):
-                raise ValueError(
+                raise ResolutionError(
                     f"the curvature is below the resolution of float32: the loss is "
                     f"{operator.loss:.1e}, and rounding makes its products asymmetric by "
                     f"{error.asymmetry:.1e} of the norm; in float64 they are symmetric. Use "

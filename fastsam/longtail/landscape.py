@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
+from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
@@ -170,7 +171,8 @@ def landscape(
 
     Raises:
         UsageError: for a name or number that is not valid.
-        DataError: for a class without an image in the split.
+        DataError: for a class without an image in the split, or one whose curvature is below the
+            resolution of ``dtype``.
         CheckpointError: if ``data`` are not the run's.
     """
     if loss not in LOSS_CHOICES:
@@ -200,20 +202,23 @@ def landscape(
             loss=loss,
             augment=augment,
         )
-        spectrum = spectral_density(
-            model,
-            _loss(loss, checkpoint, data, model),
-            reader,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-            dtype=dtype,
-            # A kept graph would freeze the first draw.
-            strategy="rebuild" if draws is None else "auto",
-            verify_data=draws is not None,
-            progress=progress,
-            description=subject.whose,
-        )
+        try:
+            spectrum = spectral_density(
+                model,
+                _loss(loss, checkpoint, data, model),
+                reader,
+                steps=steps,
+                probes=probes,
+                seed=seed,
+                dtype=dtype,
+                # A kept graph would freeze the first draw.
+                strategy="rebuild" if draws is None else "auto",
+                verify_data=draws is not None,
+                progress=progress,
+                description=subject.whose,
+            )
+        except (AsymmetryError, ResolutionError) as error:
+            raise DataError(f"{subject.whose}: {error}") from error
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
 
