@@ -177,7 +177,6 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "code", "message"),
     [
         (["--classes", "10"], 2, "valid: 0 to 9"),
-        (["--dtype", "float16"], 2, "float32"),
         (["--steps", "0"], 2, "steps must be at least 1"),
         (["--probes", "0"], 2, "probes must be at least 1"),
         (["--loss", "hinge"], 2, "valid: ce, as-trained"),
