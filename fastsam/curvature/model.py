@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -272,22 +271,30 @@ class ModelOperator:
         if not first or not self._loss.objective.separable:
             return
         half = -(-sample_count(first[0]) // 2)
-        found = [(first[0], list(pieces(one_batch(first[0]), half)))] if half else []
-        together = list(joined(replace(one_batch(first[0]), source=first), sys.maxsize))
-        if len(together) == 1:
-            found.append((together[0], first))
+        several = replace(one_batch(first[0]), source=first)
+        cuts = [
+            (first[:1], list(pieces(one_batch(first[0]), half))),
+            (list(joined(several, JOINED_SAMPLES)), first),
+        ]
         eps = torch.finfo(self.dtype).eps
-        for batch, parts in found:
-            loss, weight = self._evaluate(batch)
-            separate = [self._evaluate(part)[0] for part in parts]
-            size = max(map(abs, (loss, *separate)))
-            if abs(loss - sum(separate)) > eps**0.5 * size + 100 * eps * weight:
+        for whole, parts in cuts:
+            if len(whole) == len(parts):
+                continue
+            try:
+                losses, weights = zip(*map(self._evaluate, whole), strict=True)
+                separate = [self._evaluate(part)[0] for part in parts]
+            except Exception:  # a model or loss for batches of one size: they stay as they are
+                self._loss.objective.separable = False
+                return
+            loss = sum(losses)
+            size = max(map(abs, (*losses, *separate)))
+            if abs(loss - sum(separate)) > eps**0.5 * size + 100 * eps * sum(weights):
                 break
         else:
             return
         if not alone:
             raise ValueError(
-                f"the samples of a batch depend on each other: the loss of one batch is {loss:.6g}, "
+                f"the samples of a batch depend on each other: the loss of whole batches is {loss:.6g}, "
                 f"the sum over its parts {sum(separate):.6g}, so the loss over all data depends on "
                 "how they are cut. Does the criterion compare samples, or divide by weights of its "
                 "own? Pass a single batch, or use fastsam.curvature.BatchLoss(lambda model, batch: "

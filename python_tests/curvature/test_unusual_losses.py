@@ -265,6 +265,24 @@ def test_samples_that_depend_on_each_other_in_a_single_batch_stay_whole(strategy
     assert spectrum.loss == pytest.approx(contrastive(model(inputs), targets).item())
 
 
+@pytest.mark.parametrize("strategy", ["auto", "rebuild"])
+def test_a_criterion_for_batches_of_one_size_gets_no_others(strategy):
+    model, inputs, targets = mlp((3, 4, 3)), torch.randn(20, 3).double(), torch.rand(20, 3).double()
+    weight = torch.rand(10, 1).double()  # one for each sample of a batch
+    hessian = explicit_hessian(
+        model,
+        lambda m: F.binary_cross_entropy_with_logits(
+            m(inputs), targets, weight=torch.cat([weight, weight])
+        ),
+    )
+    data = [(inputs[:10], targets[:10]), (inputs[10:], targets[10:])]
+
+    def by_sample(outputs, y):
+        return F.binary_cross_entropy_with_logits(outputs, y, weight=weight)
+
+    agrees(spectral_density(model, by_sample, data, steps=99, strategy=strategy), hessian)
+
+
 # Fits without loss
 
 
