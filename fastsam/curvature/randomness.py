@@ -1,12 +1,12 @@
 """Random numbers that a model or a data set draws during a run, out of streams of the run's own.
 
 The global generators belong to the whole process: to save and restore them would rewind whatever
-other threads drew meanwhile. So the run's own streams stand in for them exactly while code of the
-user's draws, and nothing is ever rewound.
+other threads drew meanwhile. So the run's own streams stand in for them while code of the user's draws.
 """
 
 from __future__ import annotations
 
+import _random
 import functools
 import hashlib
 import os
@@ -22,6 +22,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 USER_CODE = threading.RLock()
 """Held while code of the user's runs on things of ours: parameters in a module, random streams."""
+
+
+_NUMPY: Any = np.random
+_GLOBAL: Any = random._inst
+
+
+def _swap_python(state: Any) -> Any:
+    """Give Python's global generator a state; returns the one it had.
+
+    Both happen within one call of a C function, so that no other thread can draw in between.
+    """
+    take = functools.partial(_random.Random.getstate, _GLOBAL)
+    give = functools.partial(_random.Random.setstate, _GLOBAL, state)
+    call: Any = functools.partial.__call__
+    found, _ = map(call, (take, give))
+    return found
 
 
 def global_seed(*more: torch.Generator) -> int:
@@ -51,8 +67,8 @@ class Randomness:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._numpy: Any = np.random.RandomState(seed % 2**32).get_state()
-        self._python = random.Random(seed).getstate()
+        self._numpy = np.random.MT19937(seed)
+        self._python: Any = _random.Random(seed).getstate()
         self._torch: dict[torch.device, torch.Generator] = {}
         self.drawn = False
 
@@ -60,20 +76,20 @@ class Randomness:
     def standing_in(self) -> Iterator[None]:
         """Numbers that are drawn inside come from these streams."""
         with USER_CODE:
-            outside = np.random.get_state(), random.getstate()
-            np.random.set_state(self._numpy)
-            random.setstate(self._python)
+            numpy_outside, numpy_before = _NUMPY.get_bit_generator(), repr(self._numpy.state)
+            gauss = vars(_GLOBAL).get("gauss_next")
+            _NUMPY.set_bit_generator(self._numpy)
+            python_outside = _swap_python(self._python)
             try:
                 with _Drawing(self):
                     yield
             finally:
-                numpy_state: Any = np.random.get_state()
-                python_state = random.getstate()
-                np.random.set_state(outside[0])
-                random.setstate(outside[1])
-                same = numpy_state[2:] == self._numpy[2:] and python_state == self._python
-                self.drawn |= not (same and np.array_equal(numpy_state[1], self._numpy[1]))
-                self._numpy, self._python = numpy_state, python_state
+                python_after = _swap_python(python_outside)
+                _NUMPY.set_bit_generator(numpy_outside)
+                _GLOBAL.gauss_next = gauss
+                same = repr(self._numpy.state) == numpy_before and python_after == self._python
+                self.drawn |= not same
+                self._python = python_after
 
     def draw(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call an operation of torch's that would draw from the global generators."""
