@@ -250,6 +250,8 @@ class SpectrumCommand:
     """Random start vectors."""
     seed: int = 0
     """Seed of probes and draws."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights, images and products; a class that is fitted perfectly needs float64."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
     data_root: str | None = None
@@ -285,6 +287,7 @@ class SpectrumCommand:
             steps=self.steps,
             probes=self.probes,
             seed=self.seed,
+            dtype=getattr(torch, self.dtype),
             progress=not self.quiet,
         )
         for item in spectra:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fastsam.cli import main, parse
+from fastsam.curvature import Spectrum
 from fastsam.longtail.data import DATASETS
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
@@ -164,6 +165,11 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 3
+    assert {Spectrum.load(path).settings["dtype"] for path in spectra.glob("*.json")} == {"float32"}
+    fine = run.parent / "fine"
+    more = ["--steps", "3", "--quiet", "--out", str(fine), "--dtype", "float64"]
+    assert main(["spectrum", str(run), "--classes", "9", *more]) == 0
+    assert {Spectrum.load(path).settings["dtype"] for path in fine.glob("*.json")} == {"float64"}
     assert "loss as-trained" in page
 
 

@@ -64,18 +64,19 @@ def spectral_density(
 
     The operator is the Hessian of (sum of losses) / (sum of weights) over all of ``data``, with the
     model in evaluation mode. Model, gradients and random state are afterwards as they were before,
-    whatever happens. Scaled-dot-product attention runs on its math backend, the one that can be
-    differentiated twice.
+    whatever happens, also where runs overlap in threads. Scaled-dot-product attention runs on its
+    math backend, the one that can be differentiated twice.
 
     Args:
         model: any module; its parameters must be on one device.
-        loss_fn: a criterion ``loss_fn(outputs, targets)`` with mean reduction.
-            ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` are recognised with their class weights,
+        loss_fn: a criterion ``loss_fn(outputs, targets)`` with mean reduction over samples that do
+            not depend on each other; ``outputs`` is whatever the model returns.
+            ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` are recognized with their class weights,
             ``ignore_index`` and any reduction. Anything else is a :class:`BatchLoss`.
-        data: one batch (a tuple, a dict, or a list that begins with a tensor) or an iterable of
-            batches, such as a ``DataLoader``. An iterable is read twice first: a new order of the
-            samples is accepted, samples that change are refused. A one-shot iterator is held in
-            memory.
+        data: one batch (a tuple, a mapping, a list that begins with a tensor, or an object that
+            holds tensors, such as a dataclass) or an iterable of batches, such as a ``DataLoader``.
+            An iterable is read twice first: a new order of the samples is accepted, samples that
+            change are refused. A one-shot iterator is held in memory.
         steps: Lanczos steps, at least 1; at most n are taken. The extremes converge first.
         probes: independent random start vectors, advanced together.
         params: names of parameters or layers; None for all that require a gradient.
@@ -85,8 +86,9 @@ def spectral_density(
         reorthogonalize: ``"full"`` or ``"none"``; see
             :class:`fastsam.curvature.lanczos.LanczosSettings`.
         strategy: how products are computed, one of :data:`fastsam.curvature.products.STRATEGIES`;
-            ``"auto"`` chooses by memory and predicted time, and ``Spectrum.settings`` records the
-            choice. It is the one source of rounding differences between equal calls.
+            ``"auto"`` chooses by memory and predicted time among those that agree with the kept
+            graph, and ``Spectrum.settings`` records the choice. It is the one source of rounding
+            differences between equal calls.
         curvature: ``"hessian"``, ``"gauss-newton"``, ``"fisher"`` or ``"fisher-mc"``; see
             :data:`fastsam.curvature.factored.CURVATURES`.
         tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
@@ -434,4 +436,15 @@ def _find_targets(dataset: Any) -> Any:
     known = getattr(dataset, "targets", None)
     if known is not None and len(known) == len(dataset):
         return known
-    return [int(dataset[index][1]) for index in range(len(dataset))]
+    labels = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        try:
+            labels.append(int(sample[1]))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"sample {index} of the dataset is a {type(sample).__name__}, not a pair (input, "
+                "target) with an integer class; pass the class of every sample, such as "
+                "targets=[sample['label'] for sample in dataset]"
+            ) from error
+    return labels

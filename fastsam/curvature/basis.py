@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastsam.curvature.memory import plan_bytes
+from fastsam.curvature.memory import plan_bytes, readable
 
 _ZEROS = 1 << 24
 """Bytes written at once where a file system cannot reserve room."""
@@ -67,8 +67,8 @@ def allocated_basis(
         limit = plan_bytes(device, memory_limit)
         if limit is not None and size > limit:
             raise ValueError(
-                f"the Lanczos basis needs {size / 2**30:.2f} GiB on {device}, {limit / 2**30:.2f} "
-                "GiB may be used: take fewer steps or probes, basis='host', "
+                f"the Lanczos basis needs {readable(size)} on {device}, {readable(limit)} "
+                "may be used: take fewer steps or probes, basis='host', "
                 "basis=pathlib.Path(folder), or reorthogonalize='none'"
             )
         memory = torch.empty(math.prod(padded), dtype=dtype, device=device)

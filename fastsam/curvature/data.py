@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
-from fastsam.curvature.isolation import preserved_random_state
+from fastsam.curvature.checks import check_count
+from fastsam.curvature.memory import readable
+from fastsam.curvature.randomness import Randomness, global_seed
+from fastsam.curvature.structure import refuse_unreadable, sample_count, sample_digests, tensors_of
 
 DATA_MEMORY = 2**31
 """Bytes of batches that are held in main memory unless a call says otherwise."""
@@ -32,49 +44,162 @@ class Batches:
         samples: number of samples in all (of batches where a batch has no common first dimension),
             0 where nothing was counted.
         fingerprint: hexadecimal checksum of all samples whatever their order; None where unchecked.
+        reads: numbers of the reads to come, which decide the order and the draws of a loader.
+        draws: whether reading may draw from the global generators.
     """
 
-    source: Iterable[Any]
+    source: Iterable[Any] | _Loader | _Mapped
     held: bool
     samples: int
     fingerprint: str | None
+    reads: Iterator[int] = field(default_factory=lambda: itertools.repeat(0), compare=False)
+    draws: bool = True
 
     def ordered_fingerprint(self) -> str:
         """Hexadecimal checksum of the batches in their order."""
         checksum = hashlib.blake2b(digest_size=16)
         for batch in self:
-            checksum.update(_fingerprint(_checksums([batch])).encode())
+            checksum.update(_fingerprint(Counter(sample_digests(batch))).encode())
         return checksum.hexdigest()
 
     def mapped(self, function: Callable[[Any], Iterable[Any]]) -> Batches:
         """Every batch replaced by the batches that ``function`` makes of it."""
-        if self.held:
-            return replace(self, source=[item for batch in self for item in function(batch)])
-        return replace(self, source=_Mapped(self.source, function))
+        if isinstance(self.source, (_Loader, _Mapped)):
+            return replace(self, source=_Mapped(self.source, function))
+        return replace(self, source=[item for batch in self for item in function(batch)])
 
     def __iter__(self) -> Iterator[Any]:
-        if self.held or self.fingerprint is None:
-            yield from self.source
+        if isinstance(self.source, (_Loader, _Mapped)):
+            number = next(self.reads)
+            streams = self.source.streams(number) if self.draws else None
+            yield from self.source.read(number, streams)
         else:
-            with preserved_random_state(), _PreservedGenerators(self.source):
-                yield from self.source
+            yield from self.source
+
+
+def one_batch(batch: Any) -> Batches:
+    """A single batch as it is, unchecked."""
+    return Batches([batch], held=True, samples=sample_count(batch), fingerprint=None)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """A loader that is read with generators of the run's own, in place of its own and global ones.
+
+    Attributes:
+        data: what yields the batches.
+        seed: of all generators.
+        states: of the loader's own generators, by their identity.
+    """
+
+    data: Iterable[Any]
+    seed: int
+    states: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, data: Iterable[Any]) -> _Loader:
+        """The loader as it is now; nothing is drawn from its generators."""
+        owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners]
+        own = [generator for generator in found if isinstance(generator, torch.Generator)]
+        states = {id(generator): generator.get_state() for generator in own}
+        return cls(data, global_seed(*own), states)
+
+    def read(self, number: int, streams: Randomness | None) -> Iterator[Any]:
+        """The batches; reads of one number yield the same order and the same draws.
+
+        Args:
+            number: of the read.
+            streams: stand in for the global generators; None where nothing draws from these.
+        """
+        twin = self._twin(number)
+        with nullcontext() if streams is None else streams.standing_in():
+            iterator = iter(twin)
+        end = object()
+        while True:
+            with nullcontext() if streams is None else streams.standing_in():
+                batch = next(iterator, end)
+            if batch is end:
+                return
+            yield batch
+
+    def streams(self, number: int) -> Randomness:
+        """Streams for one read."""
+        return Randomness(self._seed_of(number))
+
+    def _twin(self, number: int) -> Iterable[Any]:
+        """The loader, or where it has generators a copy of it with other ones."""
+        data = self.data
+        if not isinstance(data, DataLoader):
+            own = isinstance(getattr(data, "generator", None), torch.Generator)
+            return self._with_generator(data, number) if own else data
+        sampler = self._with_generator(data.sampler, number)
+        batch_sampler: Any = data.batch_sampler
+        if getattr(batch_sampler, "sampler", None) is data.sampler:
+            batch_sampler = copy.copy(batch_sampler)
+            batch_sampler.sampler = sampler
+        else:
+            batch_sampler = self._with_generator(batch_sampler, number)
+        twin = copy.copy(data)
+        # Not by assignment: a DataLoader refuses another sampler.
+        vars(twin).update(
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            generator=self._generator(data.generator, number),
+            _iterator=None,
+        )
+        return twin
+
+    def _with_generator(self, owner: Any, number: int) -> Any:
+        if not hasattr(owner, "generator") or isinstance(owner, Iterator):
+            return owner
+        twin = copy.copy(owner)
+        twin.generator = self._generator(owner.generator, number)
+        return twin
+
+    def _generator(self, original: Any, number: int) -> torch.Generator:
+        """In the original's state for read 0, so that a loader of a given seed has its order."""
+        twin = torch.Generator()
+        if number == 0 and id(original) in self.states:
+            return twin.set_state(self.states[id(original)])
+        return twin.manual_seed(self._seed_of(number))
+
+    def _seed_of(self, number: int) -> int:
+        digest = hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class _Mapped:
-    source: Iterable[Any]
+    source: _Loader | _Mapped
     function: Callable[[Any], Iterable[Any]]
 
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.source:
+    def read(self, number: int, streams: Randomness | None) -> Iterator[Any]:
+        for batch in self.source.read(number, streams):
             yield from self.function(batch)
+
+    def streams(self, number: int) -> Randomness:
+        return self.source.streams(number)
 
 
 def is_single_batch(data: Any) -> bool:
-    """Whether data is one batch: a tuple, a mapping, or a list that begins with a tensor."""
+    """Whether data is one batch rather than something that yields batches.
+
+    One batch are a tuple, a mapping, a list that begins with a tensor, and an object that holds
+    tensors, unless it is iterable and yields something else than these.
+    """
     if isinstance(data, (tuple, Mapping)):
         return True
-    return isinstance(data, list) and len(data) > 0 and isinstance(data[0], Tensor)
+    if isinstance(data, list):
+        return len(data) > 0 and isinstance(data[0], Tensor)
+    if isinstance(data, (Tensor, Dataset, DataLoader, Iterator, Batches, nn.Module)):
+        return False
+    if not hasattr(data, "__iter__") or callable(getattr(data, "to", None)):
+        return bool(tensors_of(data))
+    own = [
+        id(value) for value in getattr(data, "__dict__", {}).values() if isinstance(value, Tensor)
+    ]
+    return bool(own) and id(next(iter(data), None)) in own
 
 
 def read_batches(
@@ -95,23 +220,23 @@ def read_batches(
         memory_limit: bytes of batches that may be held in memory.
 
     Raises:
-        TypeError: ``data`` is neither a batch nor an iterable of batches.
+        TypeError: ``data`` is neither a batch nor an iterable of batches, or a batch holds no tensor.
         ValueError: no batch, samples that differ between two reads, or a one-shot iterator that
             does not fit into ``memory_limit`` or of which several draws are wanted.
     """
-    if freeze is not None and freeze < 1:
-        raise ValueError(f"freeze must be at least 1 (draws per sample), got {freeze}")
+    if freeze is not None:
+        check_count("freeze", freeze, unit="reads of the data")
+    check_count("data_memory", memory_limit, least=0, unit="bytes")
     if isinstance(data, Batches):
         return data
     if is_single_batch(data):
         return _held([data])
-    if isinstance(data, Tensor) or (
+    if isinstance(data, (Tensor, nn.Module)) or (
         not hasattr(data, "__iter__") and not isinstance(data, Dataset)
     ):
         raise TypeError(
-            "data must be one batch (a tuple, a dict, or a list that begins with a tensor) or an "
-            "iterable of batches, "
-            f"got {type(data).__name__}"
+            "data must be one batch (a tuple, a dict, an object that holds tensors, or a list that "
+            f"begins with a tensor) or an iterable of batches, got {type(data).__name__}"
         )
     map_style = isinstance(data, Dataset) and not hasattr(data, "__iter__")
     if map_style:
@@ -121,101 +246,75 @@ def read_batches(
         )
     if isinstance(data, (list, tuple)):
         return _held(list(data))  # a list does not change, so there is nothing to freeze
-    with preserved_random_state(), _PreservedGenerators(data):
-        if isinstance(data, Iterator):
-            if freeze is not None and freeze > 1:
-                raise ValueError(
-                    f"freeze={freeze} needs data that can be read {freeze} times, and data is a "
-                    "one-shot iterator; pass what it iterates over (a DataLoader), or freeze=1"
-                )
-            return _read_once(data, memory_limit=memory_limit)
-        if freeze is not None:
-            return _freeze(data, draws=freeze, memory_limit=memory_limit)
-        if not verify:
-            return Batches(source=data, held=False, samples=0, fingerprint=None)
-        return _verified(data, memory_limit=memory_limit)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """``batch`` with ``function`` applied to every tensor in its tuples, lists and mappings."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, item) for item in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, item) for item in batch)
-    return batch
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    """All tensors in a batch's tuples, lists and mappings, in order."""
-    found: list[Tensor] = []
-
-    def collect(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(collect, batch)
-    return found
-
-
-def sample_count(batch: Any) -> int:
-    """The first dimension shared by all tensors of a batch, or 1 where there is none."""
-    lengths = {tensor.shape[0] if tensor.ndim else None for tensor in tensors_of(batch)}
-    if len(lengths) == 1:
-        return lengths.pop() or 1
-    return 1
+    if isinstance(data, Iterator):
+        if freeze is not None and freeze > 1:
+            raise ValueError(
+                f"freeze={freeze} needs data that can be read {freeze} times, and data is a "
+                "one-shot iterator; pass what it iterates over (a DataLoader), or freeze=1"
+            )
+        return _read_once(data, memory_limit=memory_limit)
+    loader = _Loader.of(data)
+    if freeze is not None:
+        return _freeze(loader, draws=freeze, memory_limit=memory_limit)
+    if not verify:
+        return Batches(loader, held=False, samples=0, fingerprint=None, reads=itertools.count())
+    return _verified(loader, memory_limit=memory_limit)
 
 
 def _held(batches: Sequence[Any]) -> Batches:
     if not batches:
         raise ValueError("data holds no batch")
+    digests: Counter[bytes] = Counter()
+    for batch in batches:
+        refuse_unreadable(batch)
+        digests.update(sample_digests(batch))
     return Batches(
         source=batches,
         held=True,
         samples=sum(sample_count(batch) for batch in batches),
-        fingerprint=_fingerprint(_checksums(batches)),
+        fingerprint=_fingerprint(digests),
     )
 
 
 def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
     batches: list[Any] = []
     size = 0
-    for batch in data:
+    loader = _Loader.of(data)
+    for batch in loader.read(0, loader.streams(0)):
         size += _bytes_of(batch)
         if size > memory_limit:
             raise ValueError(
-                f"data is a one-shot iterator of more than {memory_limit / 2**30:.1f} GiB: too "
-                "large to hold. "
-                "Pass something that can be read again (a DataLoader) or fewer batches"
+                f"data is a one-shot iterator of more than {readable(memory_limit)}: too "
+                "large to hold. Pass something that can be read again (a DataLoader) or fewer "
+                "batches"
             )
         batches.append(batch)
     return _held(batches)
 
 
-def _freeze(data: Iterable[Any], *, draws: int, memory_limit: int) -> Batches:
+def _freeze(loader: _Loader, *, draws: int, memory_limit: int) -> Batches:
     batches: list[Any] = []
     size = 0
-    for _ in range(draws):
-        for batch in data:
+    for number in range(draws):
+        for batch in loader.read(number, loader.streams(number)):
             size += _bytes_of(batch)
             if size > memory_limit:
                 raise ValueError(
-                    f"freeze={draws} needs more than {memory_limit / 2**30:.1f} GiB; use fewer "
+                    f"freeze={draws} needs more than {readable(memory_limit)}; use fewer "
                     "draws or fewer samples"
                 )
             batches.append(batch)
     return _held(batches)
 
 
-def _verified(data: Iterable[Any], *, memory_limit: int) -> Batches:
+def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
     held: list[Any] | None = []
     first: Counter[bytes] = Counter()
     size = samples = 0
-    for batch in data:
-        first.update(_checksums([batch]))
+    streams = loader.streams(0)
+    for batch in loader.read(0, streams):
+        refuse_unreadable(batch)
+        first.update(sample_digests(batch))
         samples += sample_count(batch)
         size += _bytes_of(batch)
         if size > memory_limit:
@@ -224,48 +323,50 @@ def _verified(data: Iterable[Any], *, memory_limit: int) -> Batches:
             held.append(batch)
     if not first:
         raise ValueError("data holds no batch")
-    second = _checksums(data)
+    second: Counter[bytes] = Counter()
+    for batch in loader.read(1, loader.streams(1)):
+        second.update(sample_digests(batch))
     if first != second:
         changed = (first - second).total()
         raise ValueError(
-            f"{changed} of {first.total()} samples differ between two reads of data (random "
-            "augmentation?), so that "
-            "every product would use another operator and the spectrum would be wrong. Turn the "
-            "augmentation "
-            "off, or pass freeze=K to hold K draws of every sample"
+            f"{changed} of {first.total()} samples differ between two reads of data, so that "
+            "every product would use another operator and the spectrum would be wrong. "
+            f"{_what_changes(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
         )
     return Batches(
-        source=data if held is None else held,
+        source=loader if held is None else held,
         held=held is not None,
         samples=samples,
         fingerprint=_fingerprint(first),
+        draws=streams.drawn,
     )
 
 
-def _checksums(batches: Iterable[Any]) -> Counter[bytes]:
-    """Checksums with their counts: of samples, or of batches that cannot be cut into samples."""
-    found: Counter[bytes] = Counter()
-    for batch in batches:
-        tensors = [tensor.detach().cpu().contiguous() for tensor in tensors_of(batch)]
-        lengths = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
-        if len(lengths) == 1 and None not in lengths:
-            columns = [_bytes(tensor).reshape(len(tensor), -1) for tensor in tensors if len(tensor)]
-            for sample in zip(*columns, strict=True):
-                found[_digest(sample)] += 1
-        else:
-            found[_digest([_bytes(tensor).reshape(-1) for tensor in tensors])] += 1
-    return found
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor) if tensor.ndim else 1, -1).view(torch.uint8)
-
-
-def _digest(parts: Iterable[Tensor]) -> bytes:
-    checksum = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        checksum.update(part.numpy())  # type: ignore[arg-type]
-    return checksum.digest()
+def _what_changes(data: Any, changed: int) -> str:
+    """Why samples change from read to read, as far as it can be known, and what to do."""
+    if isinstance(data, DataLoader):
+        sampler: Any = data.sampler
+        kind = type(sampler).__name__
+        picks = getattr(sampler, "num_samples", None)
+        dataset_size = len(data.dataset) if hasattr(data.dataset, "__len__") else None
+        if isinstance(sampler, (RandomSampler, WeightedRandomSampler)) and (
+            sampler.replacement or picks != dataset_size
+        ):
+            return (
+                f"Its {kind} picks {picks} samples anew at every read: use one that reads every "
+                "sample once"
+            )
+        drop_last = getattr(data.batch_sampler, "drop_last", data.drop_last)
+        size = getattr(data.batch_sampler, "batch_size", data.batch_size)
+        shuffled = not isinstance(sampler, SequentialSampler)
+        if drop_last and shuffled and size and hasattr(sampler, "__len__"):
+            left_out = len(sampler) % size
+            if changed <= left_out:
+                return (
+                    f"drop_last=True with a {kind} leaves {left_out} other samples out at every "
+                    "read: set drop_last=False or shuffle=False"
+                )
+    return "Turn random augmentation off"
 
 
 def _fingerprint(checksums: Counter[bytes]) -> str:
@@ -277,20 +378,3 @@ def _fingerprint(checksums: Counter[bytes]) -> str:
 
 def _bytes_of(batch: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
-
-
-class _PreservedGenerators:
-    """Restore the generators that a DataLoader and its sampler own."""
-
-    def __init__(self, data: Any) -> None:
-        data = data.source if isinstance(data, _Mapped) else data
-        owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
-        found = (getattr(owner, "generator", None) for owner in owners)
-        self._states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for generator, state in self._states:
-            generator.set_state(state)

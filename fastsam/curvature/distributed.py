@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastsam.curvature.comparison import merge
-from fastsam.curvature.data import Batches, map_tensors, sample_count
+from fastsam.curvature.data import Batches
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.structure import map_tensors, sample_count
 
 SHARDS = (None, "samples", "probes")
 

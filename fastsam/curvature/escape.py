@@ -245,8 +245,7 @@ def _one(
         leaves = tuple(value.detach().requires_grad_() for value in at)
         return loss.join(loss.gradient(batch, leaves, differentiable=False)) / weight
 
-    with torch.no_grad():
-        weight = float(loss(loss.values, batch)[1])
+    weight = float(loss(loss.leaves(), batch)[1])
     if not weight > 0:
         raise ValueError(f"minibatch {number} has weight {weight}; it must be positive")
     gradient = mean_gradient(loss.values)

@@ -105,7 +105,7 @@ def gauss_newton_graph(loss: PureLoss, batch: Any, number: int) -> Graph:
             f"gauss-newton needs a model with one output tensor, got {type(outputs).__name__}"
         )
     point = outputs.detach().requires_grad_()
-    value, _ = loss.call("loss", leaves, point, targets)
+    value, _ = loss.call("loss", leaves, point, targets, samples=len(inputs))
     (slope,) = torch.autograd.grad(value, point, create_graph=True)
 
     def middle(vector: Tensor) -> Tensor:
@@ -141,8 +141,12 @@ def sampled_fisher(seed: int) -> GraphBuilder:
         inputs, targets = pair(batch)
         if targets.is_floating_point():
             raise ValueError("fisher-mc needs class indices as targets, got class probabilities")
-        with torch.no_grad():
-            outputs = loss.call("outputs", loss.values, inputs)
+        outputs = loss.call("outputs", loss.leaves(), inputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"fisher-mc needs a model with one output tensor, got {type(outputs).__name__}"
+            )
+        outputs = outputs.detach()
         probabilities = outputs.movedim(1, -1).softmax(dim=-1).reshape(-1, outputs.shape[1]).cpu()
         state = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
         generator = torch.Generator().manual_seed(state)

@@ -1,44 +1,64 @@
-"""Leave no trace: model modes, random state and arithmetic switches are restored."""
+"""Leave no trace: model modes and arithmetic switches are restored, also when runs overlap."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kernel
+
+_LOCK = threading.RLock()
+_HELD: dict[Hashable, list[Callable[[], None]]] = {}
+"""What puts back each thing that runs have changed, once for every run that is inside."""
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Restore the global generators of torch (all devices), NumPy and Python on exit."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if initialized else ()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+def _held(thing: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
+    """Change something of the whole process; the last of overlapping runs puts it back.
+
+    Args:
+        thing: what is changed.
+        change: changes it and returns what puts back what was found. A later run applies its own
+            change, but only what the first one found is ever put back.
+    """
+    with _LOCK:
+        undo = change()
+        _HELD.setdefault(thing, []).append(undo)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            users = _HELD[thing]
+            first, _ = users[0], users.pop()
+            if not users:
+                del _HELD[thing]
+                first()
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode; restore each module's mode and attributes on exit."""
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, attributes in before:
+
+    def remember(module: nn.Module) -> Callable[[], None]:
+        attributes = dict(module.__dict__)
+
+        def restore() -> None:
             module.__dict__.clear()
             module.__dict__.update(attributes)
+
+        return restore
+
+    with ExitStack() as stack:
+        with _LOCK:
+            for module in model.modules():
+                stack.enter_context(_held(("mode", id(module)), partial(remember, module)))
+            model.eval()
+        yield
 
 
 @contextmanager
@@ -51,8 +71,26 @@ def exact_arithmetic(*, repeatable: bool = False) -> Iterator[None]:
     Scaled-dot-product attention runs on its math backend, the only one that can be differentiated
     twice; its memory is quadratic in the sequence length.
     """
+
+    def change() -> Callable[[], None]:
+        before = _switches()
+        cudnn = torch.backends.cudnn
+        deterministic = cudnn.deterministic or repeatable
+        _set_switches(["ieee"] * len(before[0]), False, (False, deterministic), [SDPBackend.MATH])
+        return lambda: _set_switches(*before)
+
+    with ExitStack() as stack:
+        stack.enter_context(_held("arithmetic", change))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _precisions() -> list[Any]:
     backends: Any = torch.backends  # the type checker does not know all of its attributes
-    switches = [
+    return [
         backends.cuda.matmul,
         backends.cudnn.conv,
         backends.cudnn.rnn,
@@ -60,47 +98,50 @@ def exact_arithmetic(*, repeatable: bool = False) -> Iterator[None]:
         backends.mkldnn.conv,
         backends.mkldnn.rnn,
     ]
-    before = [switch.fp32_precision for switch in switches]
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
+
+
+def _switches() -> tuple[list[str], bool, tuple[bool, bool], list[SDPBackend]]:
     cudnn = torch.backends.cudnn
-    kernels = cudnn.benchmark, cudnn.deterministic
-    try:
-        cudnn.benchmark, cudnn.deterministic = False, cudnn.deterministic or repeatable
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        torch.backends.mha.set_fastpath_enabled(False)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            for kind in ("cpu", "cuda"):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
-        cudnn.benchmark, cudnn.deterministic = kernels
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    return (
+        [switch.fp32_precision for switch in _precisions()],
+        torch.backends.mha.get_fastpath_enabled(),
+        (cudnn.benchmark, cudnn.deterministic),
+        _cur_sdpa_kernel_backends(),
+    )
+
+
+def _set_switches(
+    precisions: list[str],
+    fast_attention: bool,
+    kernels: tuple[bool, bool],
+    attention: list[SDPBackend],
+) -> None:
+    for switch, precision in zip(_precisions(), precisions, strict=True):
+        switch.fp32_precision = precision
+    torch.backends.mha.set_fastpath_enabled(fast_attention)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = kernels
+    _sdpa_kernel(attention)
 
 
 @contextmanager
 def thread_count(threads: int | None) -> Iterator[None]:
     """Use this many CPU threads inside; None leaves them alone."""
-    before = torch.get_num_threads()
-    try:
+
+    def change() -> Callable[[], None]:
+        before = torch.get_num_threads()
         if threads is not None:
             torch.set_num_threads(threads)
+        return lambda: torch.set_num_threads(before)
+
+    if threads is None:
         yield
-    finally:
-        torch.set_num_threads(before)
+        return
+    with _held("threads", change):
+        yield
 
 
 @contextmanager
 def undisturbed(model: nn.Module, *, repeatable: bool = False) -> Iterator[None]:
     """All of the above together, for the time of one run."""
-    with (
-        preserved_random_state(),
-        evaluation_mode(model),
-        exact_arithmetic(repeatable=repeatable),
-    ):
+    with evaluation_mode(model), exact_arithmetic(repeatable=repeatable):
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastsam.curvature.basis import allocated_basis, basis_bytes
 from fastsam.curvature.checkpoint import Checkpoint, Progress
+from fastsam.curvature.checks import check_count, check_number
 from fastsam.curvature.monitor import Monitor, Symmetry
 from fastsam.curvature.operators import Operator, checked_product
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
@@ -71,17 +73,30 @@ class LanczosSettings:
 
     def __post_init__(self) -> None:
         """Refuse bad options before anything happens."""
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if len(self.indices) < 1:
-            raise ValueError(f"probes must be at least 1, got {len(self.indices)}")
+        check_count("steps", self.steps)
+        if self.probe_indices is None:
+            check_count("probes", self.probes)
+        elif not isinstance(self.probe_indices, range):
+            raise TypeError(
+                f"probe_indices must be a range, such as range(4, 8), got {self.probe_indices!r}"
+            )
+        elif len(self.probe_indices) < 1 or min(self.probe_indices) < 0:
+            raise ValueError(
+                "probe_indices must hold at least one number, and none below 0, got "
+                f"{self.probe_indices}"
+            )
+        check_count("seed", self.seed, least=0)
+        if self.memory_limit is not None:
+            check_count("memory_limit", self.memory_limit, unit="bytes")
+        interval = self.checkpoint_interval
+        check_number("checkpoint_interval", interval, below=math.inf, unit="seconds")
         if self.reorthogonalize not in get_args(Reorthogonalize):
             raise ValueError(
                 f"reorthogonalize must be 'full' or 'none', got {self.reorthogonalize!r}"
             )
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance must lie in [0, 1), got {self.tolerance}")
-        if isinstance(self.basis, str) and self.basis not in ("device", "host"):
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, below=1)
+        if not isinstance(self.basis, Path) and self.basis not in ("device", "host"):
             raise ValueError(
                 f"basis must be 'device', 'host' or a pathlib.Path of a folder, got {self.basis!r}"
             )

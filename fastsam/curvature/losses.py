@@ -82,20 +82,41 @@ class CriterionObjective(Objective):
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """(sum of losses, weight) of a batch."""
         inputs, targets = pair(batch)
-        return self.loss(self.outputs(inputs), targets)
+        return self.loss(self.outputs(inputs), targets, samples=len(inputs))
 
     def outputs(self, inputs: Any) -> Any:
         """The model's outputs."""
         return self.model(inputs)
 
-    def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        """Sum of the losses of ``outputs`` and its weight."""
+    def loss(self, outputs: Any, targets: Any, *, samples: int) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of ``outputs`` and its weight.
+
+        Args:
+            outputs: whatever the model returns and the criterion takes, such as an object with a
+                tensor ``logits``.
+            targets: a tensor or any other form; its length counts where it has one.
+            samples: length of the inputs.
+        """
         criterion = self.criterion
+        if of_torch(criterion) and not isinstance(outputs, Tensor):
+            name = getattr(criterion, "__name__", type(criterion).__name__)
+            raise TypeError(
+                f"{name} needs a tensor of outputs, and the model returned "
+                f"{_shape_of(outputs)}; pick the tensor, such as loss_fn=lambda outputs, targets: "
+                "F.cross_entropy(outputs.logits, targets), or use fastsam.curvature.BatchLoss("
+                "lambda model, batch: (loss_sum, weight))"
+            )
         if is_likelihood(criterion):
             return _summed_likelihood(criterion, outputs, targets)
-        samples = len(targets) if isinstance(targets, Tensor) and targets.ndim else len(outputs)
-        weight = _scalar(samples, outputs.device)
+        if isinstance(targets, Tensor) and targets.ndim:
+            samples = len(targets)
         value = criterion(outputs, targets)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the loss function returned {type(value).__name__}, expected a scalar tensor; use "
+                "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
+            )
+        weight = _scalar(samples, value.device)
         reduction = getattr(criterion, "reduction", "mean")
         if reduction in ("none", "sum"):
             return value.sum(), weight
@@ -126,16 +147,25 @@ class CriterionObjective(Objective):
             if targets.is_floating_point():
                 return losses, torch.ones_like(losses).detach()
             return losses, _target_weights(criterion, targets, losses)
-        if losses.ndim == 0 or len(losses) != len(outputs):
+        if losses.ndim == 0 or len(losses) != len(inputs):
             raise ValueError(
                 f"{type(criterion).__name__} with reduction='none' returned shape "
-                f"{tuple(losses.shape)} for {len(outputs)} samples, expected one row for each: its "
+                f"{tuple(losses.shape)} for {len(inputs)} samples, expected one row for each: its "
                 "forward must obey self.reduction"
             )
         losses = losses.flatten(start_dim=1) if losses.ndim > 1 else losses[:, None]
         # As in loss(): only a mean is divided by the number of a sample's outputs.
         each = losses.mean(dim=1) if criterion.reduction == "mean" else losses.sum(dim=1)
         return each, torch.ones_like(each).detach()
+
+
+def of_torch(criterion: Any) -> bool:
+    """Whether a criterion is a class or function of torch's own, or computes its likelihoods."""
+    return (
+        type(criterion).__module__ == "torch.nn.modules.loss"
+        or getattr(criterion, "__module__", None) == "torch.nn.functional"
+        or is_likelihood(criterion)
+    )
 
 
 def is_likelihood(criterion: Any) -> TypeGuard[nn.CrossEntropyLoss | nn.NLLLoss]:
@@ -189,9 +219,10 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
         loss_fn = nn.CrossEntropyLoss()
     elif loss_fn is F.nll_loss:
         loss_fn = nn.NLLLoss()
-    of_torch = type(loss_fn).__module__ == "torch.nn.modules.loss"
     reduction = getattr(loss_fn, "reduction", "mean")
-    if reduction not in ("mean", "sum", "none") and not (of_torch and reduction == "batchmean"):
+    if reduction not in ("mean", "sum", "none") and not (
+        of_torch(loss_fn) and reduction == "batchmean"
+    ):
         raise ValueError(
             f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; "
             "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
@@ -199,8 +230,7 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and not is_likelihood(loss_fn):
         _refuse_unknown_mean(loss_fn)
     if (
-        not of_torch
-        and not is_likelihood(loss_fn)
+        not of_torch(loss_fn)
         and reduction == "mean"
         and isinstance(getattr(loss_fn, "weight", None), Tensor)
     ):

@@ -10,6 +10,14 @@ MARGIN = 0.8
 """Share of the free memory that a run may plan with."""
 
 
+def readable(size: float) -> str:
+    """A number of bytes in the largest unit that leaves at least 0.1, such as ``"1.50 GiB"``."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= 0.1 * scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{int(size)} bytes"
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Free memory of a device, at most what a control group allows; None where it is not known."""
     if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.captured import Captured, device_product
-from fastsam.curvature.data import Batches, sample_count, tensors_of
+from fastsam.curvature.checks import check_count
+from fastsam.curvature.data import Batches, one_batch
 from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
@@ -24,13 +26,18 @@ from fastsam.curvature.planning import (
     pieces,
 )
 from fastsam.curvature.products import (
+    HESSIAN_ONLY,
     HOLDING,
     STRATEGIES,
-    TRANSFORM_STRATEGIES,
     Product,
     gradients_per_block,
 )
 from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
+from fastsam.curvature.randomness import USER_CODE
+from fastsam.curvature.structure import sample_count, tensors_of
+
+_COMPARED = 4
+"""Batches on which a criterion's samples are checked to be independent."""
 
 
 class ModelOperator:
@@ -84,8 +91,8 @@ class ModelOperator:
         ranks: Ranks | None = None,
     ) -> None:
         check_strategy(strategy, curvature=curvature, held=batches.held)
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        if micro_batch is not None:
+            check_count("micro_batch", micro_batch, unit="samples")
         model = unwrapped(model)
         self._build = graph_builder(curvature, seed=seed)
         objective = make_objective(model, loss_fn)
@@ -98,6 +105,7 @@ class ModelOperator:
         if ranks.size > 1:
             batches = share_of_samples(batches, ranks, separable=objective.separable)
         self._reduce = ranks.reducer()
+        self._alone = ranks.size == 1 and micro_batch is None
         self._batches = pieces(batches, micro_batch)
         self._survey()
         self.curvature = curvature
@@ -210,24 +218,30 @@ class ModelOperator:
         total_weight = torch.zeros((), dtype=torch.float64)
         total_gradient = torch.zeros(self._loss.dimension, dtype=self.dtype, device=self.device)
         self._gradient_seconds = 0.0
+        first: list[Any] = []
         for index, batch in enumerate(self._batches):
             placed = self._loss.place(batch)
             leaves = self._loss.leaves()
-            with torch.no_grad():
-                loss, weight = self._loss(leaves, placed)
+            began = time.perf_counter()
+            # With gradients: a loss may hold derivatives of its own (force fields, penalties).
+            total, weight = self._loss(leaves, placed)
+            loss = total.detach()
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
                     f"the loss of batch {index} is {float(loss)}: {_blame(self._loss, placed)}"
                 )
-            if index == 0:
-                self._refuse_random(float(loss), leaves, placed)
-            total_loss += loss.double().cpu()
-            total_weight += weight.double().cpu()
-            began = time.perf_counter()
-            pieces_of_gradient = self._loss.gradient(placed, leaves, differentiable=False)
+            pieces_of_gradient = self._loss.derivative(total, leaves, differentiable=False)
+            del total
             total_gradient += self._loss.join(pieces_of_gradient)
             float(total_gradient[0])  # waits for the device
             self._gradient_seconds += time.perf_counter() - began
+            if index == 0:
+                self._refuse_random(float(loss), placed)
+            if index < _COMPARED:
+                first.append(batch)
+            total_loss += loss.double().cpu()
+            total_weight += weight.double().cpu()
+        self._refuse_coupled(first, alone=len(first) == 1 and self._alone)
         totals = torch.stack([total_loss, total_weight]).to(self.device)
         total_loss, total_weight = self._reduce(totals).cpu()
         total_gradient = self._reduce(total_gradient)
@@ -242,9 +256,59 @@ class ModelOperator:
         squares = sum(float(value.double().square().sum()) for value in self._loss.values)
         self.weight_norm = squares**0.5
 
-    def _refuse_random(self, first: float, leaves: Any, batch: Any) -> None:
-        with torch.no_grad():
-            second = float(self._loss(leaves, batch)[0])
+    def _refuse_coupled(self, first: list[Any], *, alone: bool) -> None:
+        """Refuse a criterion whose samples depend on each other, unless its one batch stays whole.
+
+        Batches are cut, joined and shared out, which leaves the sum of a separable criterion alone.
+        The loss of a contrastive one, or of one that divides by weights of its own, is another for
+        every cut; it has a meaning on a single batch, which is then never cut.
+
+        Args:
+            first: the first batches, which are compared with their halves and, joined, with each
+                other.
+            alone: whether the data are one batch that nothing has cut.
+        """
+        if not first or not self._loss.objective.separable:
+            return
+        half = -(-sample_count(first[0]) // 2)
+        several = replace(one_batch(first[0]), source=first)
+        cuts = [
+            (first[:1], list(pieces(one_batch(first[0]), half))),
+            (list(joined(several, JOINED_SAMPLES)), first),
+        ]
+        eps = torch.finfo(self.dtype).eps
+        for whole, parts in cuts:
+            if len(whole) == len(parts):
+                continue
+            try:
+                losses, weights = zip(*map(self._evaluate, whole), strict=True)
+                separate = [self._evaluate(part)[0] for part in parts]
+            except Exception:  # a model or loss for batches of one size: they stay as they are
+                self._loss.objective.separable = False
+                return
+            loss = sum(losses)
+            size = max(map(abs, (*losses, *separate)))
+            if abs(loss - sum(separate)) > eps**0.5 * size + 100 * eps * sum(weights):
+                break
+        else:
+            return
+        if not alone:
+            raise ValueError(
+                f"the samples of a batch depend on each other: the loss of whole batches is {loss:.6g}, "
+                f"the sum over its parts {sum(separate):.6g}, so the loss over all data depends on "
+                "how they are cut. Does the criterion compare samples, or divide by weights of its "
+                "own? Pass a single batch, or use fastsam.curvature.BatchLoss(lambda model, batch: "
+                "(loss_sum, weight)), whose batches stay as they are"
+            )
+        self._loss.objective.separable = False
+
+    def _evaluate(self, batch: Any) -> tuple[float, float]:
+        """(sum of losses, weight) of a batch."""
+        loss, weight = self._loss(self._loss.leaves(), self._loss.place(batch))
+        return float(loss.detach()), float(weight)
+
+    def _refuse_random(self, first: float, placed: Any) -> None:
+        second = float(self._loss(self._loss.leaves(), placed)[0].detach())
         if abs(first - second) > 1e-5 * max(abs(first), abs(second)):
             raise ValueError(
                 "the loss is random: two evaluations of the same batch in evaluation mode gave "
@@ -261,7 +325,7 @@ def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
         raise ValueError(
             f"strategy must be 'auto' or one of {', '.join(STRATEGIES)}, got {strategy!r}"
         )
-    if curvature != "hessian" and strategy in (*TRANSFORM_STRATEGIES, "kept-graph-batched"):
+    if curvature != "hessian" and strategy in HESSIAN_ONLY:
         raise ValueError(
             f"strategy {strategy!r} is for the Hessian only; use 'kept-graph' or 'rebuild'"
         )
@@ -279,8 +343,9 @@ def _explained(strategy: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in ("derivative", "differentiate twice", "forward AD")):
+            other = "; use strategy='kept-graph' or 'rebuild'" if strategy in HESSIAN_ONLY else ""
             raise ValueError(
-                f"the loss cannot be differentiated twice (strategy {strategy!r}): {error}"
+                f"the loss cannot be differentiated twice (strategy {strategy!r}): {error}{other}"
             ) from error
         raise
 
@@ -291,7 +356,8 @@ def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> 
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         return dtype
-    parameters = dict(model.named_parameters())
+    with USER_CODE:  # no other run's parameters lie in the model
+        parameters = dict(model.named_parameters())
     widest = torch.float32
     for name in names:
         widest = torch.promote_types(widest, parameters[name].dtype)

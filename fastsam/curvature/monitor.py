@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsam.curvature.checkpoint import STATE_ARRAYS, Progress
+from fastsam.curvature.operators import AsymmetryError
 from fastsam.curvature.quadrature import tridiagonal
 from fastsam.kernels.lanczos import Recurrence
 
@@ -143,11 +144,7 @@ class Monitor:
             return
         worst = float(seen.asymmetry.max())
         if worst > self._symmetry.tolerated:
-            raise ValueError(
-                f"the operator is not symmetric: u'(Av) and v'(Au) differ by {worst:.1e} of its "
-                "norm, so its Ritz values would mean nothing. Do its products change from call to "
-                "call? Of a model: is a second derivative wrong, as that of torch's weight_norm is?"
-            )
+            raise AsymmetryError(worst)
 
     @staticmethod
     def _refuse_nonfinite(seen: _Snapshot) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -86,6 +87,26 @@ class CallableOperator:
         return checked_product(self._function(vectors), vectors)
 
 
+class AsymmetryError(ValueError):
+    """The products of an operator are not those of a symmetric one.
+
+    Attributes:
+        asymmetry: the largest difference of ``u'(Av)`` and ``v'(Au)`` seen, a share of the norm.
+    """
+
+    def __init__(self, asymmetry: float) -> None:
+        super().__init__(
+            f"the operator is not symmetric: u'(Av) and v'(Au) differ by {asymmetry:.1e} of its "
+            "norm, so its Ritz values would mean nothing. Do its products change from call to "
+            "call? Of a model: is a second derivative wrong, as that of torch's weight_norm is?"
+        )
+        self.asymmetry = asymmetry
+
+
+class ResolutionError(ValueError):
+    """The curvature is so small that rounding decides the products in the run's dtype."""
+
+
 def checked_product(images: Tensor, vectors: Tensor) -> Tensor:
     """``images``, without a graph, if they have the shape and dtype of ``vectors``.
 
@@ -101,17 +122,46 @@ def checked_product(images: Tensor, vectors: Tensor) -> Tensor:
 
 
 class MatrixOperator(CallableOperator):
-    """The operator of an explicit symmetric matrix ``[n, n]``, float32 or float64.
+    """The operator of an explicit symmetric matrix.
+
+    Args:
+        matrix: a dense tensor or NumPy array ``[n, n]``, float32 or float64.
 
     Raises:
-        ValueError: the matrix is not square, not symmetric (beyond rounding) or not finite.
+        TypeError: the matrix is neither a tensor nor an array.
+        ValueError: the matrix is sparse, of another dtype, empty, not square, not symmetric (beyond
+            rounding) or not finite.
 
     Example:
         >>> MatrixOperator(torch.eye(2, dtype=torch.float64)).shape
         (2, 2)
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor | NDArray[Any]) -> None:
+        if isinstance(matrix, np.ndarray):
+            if matrix.dtype not in (np.float32, np.float64):
+                raise ValueError(
+                    f"expected a matrix of float32 or float64, got {matrix.dtype}; convert it with "
+                    "matrix.astype('float64')"
+                )
+            matrix = torch.from_numpy(np.ascontiguousarray(matrix))
+        if not isinstance(matrix, Tensor):
+            raise TypeError(
+                f"expected a torch tensor or a NumPy array, got {type(matrix).__name__}; give a "
+                "SciPy matrix to from_scipy(aslinearoperator(matrix), symmetric=True)"
+            )
+        if matrix.layout is not torch.strided:
+            raise ValueError(
+                f"expected a dense matrix, got layout {matrix.layout}; use matrix.to_dense(), or "
+                "CallableOperator(lambda rows: (matrix @ rows.T).T, dimension=n, dtype=...)"
+            )
+        if matrix.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"expected a matrix of float32 or float64, got {matrix.dtype}; convert it with "
+                "matrix.double()"
+            )
+        if matrix.numel() == 0:
+            raise ValueError(f"expected a matrix of at least 1x1, got shape {tuple(matrix.shape)}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
         if not bool(torch.isfinite(matrix).all()):

@@ -15,9 +15,11 @@ from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
 from fastsam.curvature.distributed import Ranks, share_of_probes
 from fastsam.curvature.isolation import thread_count, undisturbed
-from fastsam.curvature.lanczos import LanczosSettings
+from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
+from fastsam.curvature.memory import readable
 from fastsam.curvature.model import ModelOperator
+from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.curvature.planning import Measurements
 
 if TYPE_CHECKING:
@@ -117,6 +119,50 @@ def prepared_run(
         )
         size, seconds = operator.predicted_bytes, operator.predicted_seconds
         if size is not None and seconds is not None:
-            forecast = f"{size / 2**30:.2f} GiB, about {seconds:.0f} s"
+            forecast = f"{readable(size)}, about {seconds:.0f} s"
             settings = replace(settings, description=f"{settings.description} ({forecast})")
-        yield PreparedRun(operator, settings, batches, ranks)
+        try:
+            yield PreparedRun(operator, settings, batches, ranks)
+        except AsymmetryError as error:
+            if operator.dtype is torch.float64:
+                raise
+            exact = ModelOperator(
+                model,
+                loss_fn,
+                batches,
+                curvature=curvature,
+                params=params,
+                dtype=torch.float64,
+                strategy="rebuild",
+                micro_batch=operator.micro_batch,
+                seed=settings.seed,
+                ranks=ranks if shard == "samples" else None,
+            )
+            if _is_symmetric(exact, settings):
+                raise ResolutionError(
+                    f"the curvature is below the resolution of float32: the loss is "
+                    f"{operator.loss:.1e}, and rounding makes its products asymmetric by "
+                    f"{error.asymmetry:.1e} of the norm; in float64 they are symmetric. Use "
+                    "dtype=torch.float64, or --dtype float64 on the command line"
+                ) from None
+            raise
+
+
+def _is_symmetric(operator: ModelOperator, settings: LanczosSettings) -> bool:
+    """Whether the products of an operator in float64 are symmetric, as Lanczos sees it."""
+    plain = replace(
+        settings,
+        steps=min(settings.steps, _STEPS_THAT_SHOW_ASYMMETRY),
+        checkpoint=None,
+        progress=False,
+        tolerance=None,
+    )
+    try:
+        with lanczos(operator, plain, identity={}):
+            return True
+    except AsymmetryError:
+        return False
+
+
+_STEPS_THAT_SHOW_ASYMMETRY = 17
+"""Lanczos compares at powers of two; a wrong derivative shows at the first of them."""

@@ -5,7 +5,6 @@ strategy                  cost of a product, in gradients              held betw
 ========================  ===========================================  ====================
 ``kept-graph``            about 2: backward through a kept backward    graph of every batch
 ``kept-graph-batched``    the same, all probes in one vectorised pass  graph of every batch
-``linearize``             about 1.8, after some 50 to trace            a trace of every batch
 ``forward-over-reverse``  about 3 per probe in one vectorised pass     nothing
 ``rebuild``               1 and about 2 for each probe                 nothing
 ``mixed``                 kept-graph for some batches, then rebuild    graph of what fits
@@ -14,6 +13,7 @@ strategy                  cost of a product, in gradients              held betw
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -81,9 +81,15 @@ class HessianGraph:
             retain_graph=True,
             is_grads_batched=batched,
             allow_unused=True,
-            materialize_grads=True,
         )
-        return self._loss.join(products, lead=vector.ndim - 1)
+        lead = vector.shape[:-1]  # torch's own zeros for unused leaves lack it
+        return self._loss.join(
+            (
+                leaf.new_zeros((*lead, *leaf.shape)) if product is None else product
+                for product, leaf in zip(products, self._leaves, strict=True)
+            ),
+            lead=len(lead),
+        )
 
 
 class Rebuild:
@@ -176,32 +182,7 @@ class ForwardOverReverse:
         return self._loss.join(products, lead=1)
 
 
-class Linearize:
-    """Trace the linear map v -> H v of every batch once, then only replay it."""
-
-    def __init__(self, loss: PureLoss, batches: Iterable[Any]) -> None:
-        _load_forward_mode()
-        self._loss = loss
-        with warnings.catch_warnings():  # torch's tracer complains about its own constants
-            warnings.filterwarnings("ignore", message=".*get_attr Node", category=UserWarning)
-            self._maps = [
-                torch.func.linearize(_gradient_function(loss, loss.place(batch)), loss.values)[1]
-                for batch in batches
-            ]
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Products by the traced maps."""
-        total = torch.zeros_like(vectors)
-        pieces = self._loss.split(vectors)
-        for linear_map in self._maps:
-            if len(vectors) == 1:
-                products = linear_map(tuple(piece[0] for piece in pieces))
-                total += self._loss.join(products)[None]
-            else:
-                total += self._loss.join(torch.func.vmap(linear_map)(pieces), lead=1)
-        return total
-
-
+@functools.cache
 def _load_forward_mode() -> None:
     """Load torch's forward-mode rules without the deprecation warning from inside torch."""
     with warnings.catch_warnings(), torch.autograd.forward_ad.dual_level():
@@ -227,24 +208,25 @@ GRAPH_STRATEGIES: dict[str, type[KeptGraph] | type[Rebuild]] = {
 }
 """Strategies that go through a graph, of whatever curvature."""
 
-TRANSFORM_STRATEGIES: dict[str, type[ForwardOverReverse] | type[Linearize]] = {
-    "linearize": Linearize,
-    "forward-over-reverse": ForwardOverReverse,
-}
-"""Strategies for the Hessian alone, through torch.func."""
-
-STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", *TRANSFORM_STRATEGIES)
+STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", "forward-over-reverse")
 """Names of all strategies."""
+
+HESSIAN_ONLY = ("kept-graph-batched", "forward-over-reverse")
+"""Strategies that vectorize over the probes, which only the Hessian supports.
+
+They rely on rules of torch's (vmap, forward mode) that the kept graph does without, so a plan compares
+them with it before a run uses them.
+"""
 
 
 def gradients_per_block(strategy: str, probes: int) -> float:
     """Predicted cost of a block of products in gradients, from trials on a ResNet-32 (CPU)."""
     if strategy in ("rebuild", "mixed"):
         return 1.3 + 1.9 * probes
-    return {"linearize": 1.8, "forward-over-reverse": 3.0}.get(strategy, 2.0) * probes
+    return (3.0 if strategy == "forward-over-reverse" else 2.0) * probes
 
 
-HOLDING = ("kept-graph", "kept-graph-batched", "linearize")
+HOLDING = ("kept-graph", "kept-graph-batched")
 """Strategies that hold something of every batch."""
 
 
@@ -254,6 +236,6 @@ def make_product(
     """The product of a strategy by its name; ``kept`` is for :class:`Mixed` alone."""
     if strategy == "mixed":
         return Mixed(loss, batches, build, kept=kept)
-    if strategy in TRANSFORM_STRATEGIES:
-        return TRANSFORM_STRATEGIES[strategy](loss, batches)
+    if strategy == "forward-over-reverse":
+        return ForwardOverReverse(loss, batches)
     return GRAPH_STRATEGIES[strategy](loss, batches, build)

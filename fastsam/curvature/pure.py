@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsam.curvature.data import map_tensors
 from fastsam.curvature.losses import Objective
+from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
+from fastsam.curvature.second_order import TwiceDifferentiable
+from fastsam.curvature.structure import map_tensors
+
+_WATCHED = 2
+"""Evaluations after which a loss that has drawn no random number is taken to draw none."""
 
 
 class PureLoss:
@@ -33,16 +38,20 @@ class PureLoss:
         self.objective = objective
         self.names = tuple(names)
         self.dtype = dtype
-        state = dict((*objective.named_parameters(), *objective.named_buffers()))
+        with USER_CODE:  # no other run's parameters lie in the model
+            state = dict((*objective.named_parameters(), *objective.named_buffers()))
         self._originals = [state.pop(f"model.{name}") for name in names]
-        self.values = tuple(self._convert(value.detach()) for value in self._originals)
-        # Copies, so that a module that writes into a buffer writes into ours.
+        # Copies, so that a module that writes into a buffer or, as nn.Embedding(max_norm=) does, into
+        # a parameter writes into ours.
+        self.values = tuple(value.detach().to(dtype, copy=True) for value in self._originals)
         self._constants = {
             name: (value, self._convert(value.detach().clone())) for name, value in state.items()
         }
         self.device = self.values[0].device
         self.sizes = [value.numel() for value in self.values]
         self.dimension = sum(self.sizes)
+        self._streams: Randomness | None = Randomness(global_seed())
+        self._evaluations = 0
 
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
         """(sum of losses, weight) of a batch on the run's device, at ``parameters``."""
@@ -50,20 +59,27 @@ class PureLoss:
             loss, weight = self.objective(batch)
         return loss, weight
 
-    def call(self, method: str, parameters: Sequence[Tensor], *arguments: Any) -> Any:
+    def call(
+        self, method: str, parameters: Sequence[Tensor], *arguments: Any, **keywords: Any
+    ) -> Any:
         """Another method of the objective at ``parameters``."""
         with self._installed(parameters):
-            return getattr(self.objective, method)(*arguments)
+            return getattr(self.objective, method)(*arguments, **keywords)
 
     def gradient(
         self, batch: Any, leaves: Sequence[Tensor], *, differentiable: bool
     ) -> list[Tensor]:
-        """Gradient of a batch's summed loss, zeros for unused parameters.
+        """Gradient of a batch's summed loss, as :meth:`derivative`."""
+        return self.derivative(self(leaves, batch)[0], leaves, differentiable=differentiable)
+
+    def derivative(
+        self, total: Tensor, leaves: Sequence[Tensor], *, differentiable: bool
+    ) -> list[Tensor]:
+        """Gradient of a summed loss that was computed at ``leaves``, zeros for unused parameters.
 
         Raises:
             ValueError: the loss does not depend on any of the parameters, or a gradient is sparse.
         """
-        total, _ = self(leaves, batch)
         if not total.requires_grad:
             raise ValueError(
                 "the loss does not depend on the chosen parameters "
@@ -85,8 +101,17 @@ class PureLoss:
         return list(gradients)
 
     def place(self, batch: Any) -> Any:
-        """``batch`` on the run's device, floating-point tensors in the run's dtype."""
-        return map_tensors(lambda tensor: self._convert(tensor.to(self.device)), batch)
+        """``batch`` on the run's device, floating-point tensors in the run's dtype.
+
+        Tensors are aliases where nothing is converted: a loss that calls ``requires_grad_()`` on
+        its inputs, as those of physics-informed networks do, leaves the caller's alone.
+        """
+
+        def placed(tensor: Tensor) -> Tensor:
+            converted = self._convert(tensor.detach().to(self.device))
+            return converted.requires_grad_(tensor.requires_grad)
+
+        return map_tensors(placed, batch)
 
     def leaves(self) -> tuple[Tensor, ...]:
         """Differentiable aliases of the parameters' values."""
@@ -125,18 +150,33 @@ class PureLoss:
         new = {id(old): value for old, value in self._constants.values()}
         new |= {id(old): value for old, value in zip(self._originals, parameters, strict=True)}
         undo: list[Callable[[], None]] = []
-        try:
-            for module in self.objective.modules():
-                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-                for table in tables:
-                    for name, old in list(table.items()):
-                        if id(old) in new:
-                            undo.append(partial(table.__setitem__, name, old))
-                            table[name] = new[id(old)]
+        with USER_CODE:
+            try:
+                for module in self.objective.modules():
+                    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                    for table in tables:
+                        for name, old in list(table.items()):
+                            if id(old) in new:
+                                undo.append(partial(table.__setitem__, name, old))
+                                table[name] = new[id(old)]
+                with self._random_numbers(), TwiceDifferentiable(self.device):
+                    yield
+            finally:
+                for restore in reversed(undo):
+                    restore()
+
+    @contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """Random numbers come from the run's own streams, as long as any are drawn."""
+        streams = self._streams
+        if streams is None:
             yield
-        finally:
-            for restore in reversed(undo):
-                restore()
+            return
+        with streams.standing_in():
+            yield
+        self._evaluations += 1
+        if self._evaluations >= _WATCHED and not streams.drawn:
+            self._streams = None
 
     def _convert(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
@@ -153,7 +193,8 @@ def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[s
     Raises:
         ValueError: an unknown name, no parameter at all, or parameters on several devices.
     """
-    available = dict(model.named_parameters())
+    with USER_CODE:  # no other run's parameters lie in the model
+        available = dict(model.named_parameters())
     if selection is None:
         names = [name for name, value in available.items() if value.requires_grad]
         if not names:

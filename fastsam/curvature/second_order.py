@@ -1,4 +1,4 @@
-"""Convolution and evaluation-mode BatchNorm with cheap second derivatives.
+"""Second derivatives: those that torch lacks, and cheap ones of convolutions and BatchNorm.
 
 torch differentiates a convolution's backward by convolutions with image-sized kernels, and that of
 BatchNorm by a long chain of passes over the activations. Inside :class:`FastSecondOrder` both are
@@ -10,6 +10,7 @@ kernels that torch uses for first ones. What cannot be replaced is left to torch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +20,44 @@ from torch.overrides import TorchFunctionMode
 
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Runs a model's forward pass without autocast and with operations that have second derivatives.
+
+    A model that enters ``torch.autocast`` itself would compute in 16 bits, whatever the caller's own
+    state is, so every operation runs with autocast switched off. ``F.hardsigmoid`` is the one
+    activation of torch's without a second derivative; ``F.hardtanh`` has one.
+
+    Args:
+        device: where the model runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._kinds = {"cpu", device.type}
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call ``function``, or its replacement, without autocast."""
+        if function is F.hardsigmoid:
+            function = _hardsigmoid
+        with ExitStack() as stack:
+            for kind in self._kinds:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*arguments, **(keywords or {}))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    # In place: hardtanh keeps its argument for the backward pass.
+    output = F.hardtanh(input.clone() if inplace else input, -3, 3) / 6 + 0.5
+    return input.copy_(output) if inplace else output
 
 
 class FastSecondOrder(TorchFunctionMode):

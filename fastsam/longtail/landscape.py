@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
+from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
@@ -146,6 +147,7 @@ def landscape(
     steps: int = 80,
     probes: int = 1,
     seed: int = 0,
+    dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> list[ClassSpectrum]:
     """Spectra of the mean loss of single classes at the weights of ``model``.
@@ -164,11 +166,13 @@ def landscape(
         steps: Lanczos steps, at least 1.
         probes: random start vectors, at least 1.
         seed: seed of probes and draws.
+        dtype: float32 or float64, of weights, images and products; None for that of the weights.
         progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
         UsageError: for a name or number that is not valid.
-        DataError: for a class without an image in the split.
+        DataError: for a class without an image in the split, or one whose curvature is below the
+            resolution of ``dtype``.
         CheckpointError: if ``data`` are not the run's.
     """
     if loss not in LOSS_CHOICES:
@@ -198,19 +202,23 @@ def landscape(
             loss=loss,
             augment=augment,
         )
-        spectrum = spectral_density(
-            model,
-            _loss(loss, checkpoint, data, model),
-            reader,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-            # A kept graph would freeze the first draw.
-            strategy="rebuild" if draws is None else "auto",
-            verify_data=draws is not None,
-            progress=progress,
-            description=subject.whose,
-        )
+        try:
+            spectrum = spectral_density(
+                model,
+                _loss(loss, checkpoint, data, model),
+                reader,
+                steps=steps,
+                probes=probes,
+                seed=seed,
+                dtype=dtype,
+                # A kept graph would freeze the first draw.
+                strategy="rebuild" if draws is None else "auto",
+                verify_data=draws is not None,
+                progress=progress,
+                description=subject.whose,
+            )
+        except (AsymmetryError, ResolutionError) as error:
+            raise DataError(f"{subject.whose}: {error}") from error
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
 

@@ -29,7 +29,7 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize(
     "strategy",
-    ["auto", "kept-graph", "kept-graph-batched", "rebuild", "forward-over-reverse", "linearize"],
+    ["auto", "kept-graph", "kept-graph-batched", "rebuild", "forward-over-reverse"],
 )
 @pytest.mark.parametrize("probes", [1, 3])
 def test_equal_to_the_cpu(strategy, probes):

@@ -105,7 +105,6 @@ class Convolutional(nn.Module):
     [
         ("kept-graph", torch.float64),
         ("kept-graph", torch.float32),
-        ("linearize", torch.float64),
         ("forward-over-reverse", torch.float64),
     ],
 )
