@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsam.files import OWN_FILES, remove_orphans, write_atomically
 from fastsam.kernels.lanczos import Recurrence
 
 _STATE = "state.npz"
@@ -75,8 +75,8 @@ class Checkpoint:
         """
         path = folder / _STATE
         if not path.exists():
-            foreign = folder.exists() and any(folder.iterdir()) and not any(folder.glob("row-*"))
-            if foreign:
+            names = [file.name for file in folder.iterdir()] if folder.exists() else []
+            if names and not any(name.startswith(("row-", OWN_FILES)) for name in names):
                 raise ValueError(f"{folder} is not empty and holds no Lanczos run; choose another")
             return None
         try:
@@ -146,6 +146,8 @@ class Checkpoint:
             progress: where the run stands.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._written < 0:
+            remove_orphans(self.folder)
         for number, row in rows.items():
             if number > self._written:
                 _replace(self._row(number), {"": row.cpu().numpy()})
@@ -167,13 +169,7 @@ class Checkpoint:
 
 
 def _replace(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write beside, flush to the disk, and move into place."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        if list(arrays) == [""]:
-            np.save(file, arrays[""], allow_pickle=False)
-        else:
-            np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    if list(arrays) == [""]:
+        write_atomically(path, lambda file: np.save(file, arrays[""], allow_pickle=False))
+    else:
+        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsam.curvature.lanczos import tridiagonal
+from fastsam.files import from_json, to_json, write_atomically, write_text
 
 Floats = NDArray[np.float64]
 
@@ -362,9 +363,10 @@ class Spectrum:
         if path.suffix == ".json":
             lists = {name: value.tolist() for name, value in arrays.items()}
             document = {"fastsam_spectrum": 1, **scalars, **lists, "summary": self.summary()}
-            path.write_text(json.dumps(document, indent=1))
+            write_text(path, to_json(document))
         elif path.suffix == ".npz":
-            np.savez(path, allow_pickle=False, **arrays, fastsam_spectrum=json.dumps(scalars))
+            named: dict[str, Any] = {**arrays, "fastsam_spectrum": json.dumps(scalars)}
+            write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **named))
         else:
             raise ValueError(f"a spectrum is saved as .json or .npz, got {path.name!r}")
 
@@ -379,8 +381,8 @@ class Spectrum:
         path = Path(path)
         try:
             if path.suffix == ".json":
-                content = json.loads(path.read_text())
-                if not isinstance(content, dict) or content.pop("fastsam_spectrum", None) != 1:
+                content = from_json(path.read_text("utf-8"))
+                if content.pop("fastsam_spectrum", None) != 1:
                     raise ValueError("no spectrum in it")
                 content.pop("summary", None)
             else:

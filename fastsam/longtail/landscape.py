@@ -26,6 +26,7 @@ from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.objectives import Objective
+from fastsam.records import build
 
 LOSS_CHOICES = ("ce", "as-trained")
 REDRAWN = "redrawn"
@@ -115,7 +116,6 @@ class ClassSpectrum:
         """Write the spectrum and what it is of into ``folder``; returns the path."""
         subject = self.subject
         path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {**self.spectrum.settings, "subject": asdict(subject)}
         replace(self.spectrum, settings=settings).save(path)
         return path
@@ -129,7 +129,7 @@ class ClassSpectrum:
         """
         try:
             spectrum = Spectrum.load(path)
-            return cls(Subject(**spectrum.settings["subject"]), spectrum)
+            return cls(build(Subject, spectrum.settings["subject"]), spectrum)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is not a class spectrum: {error}") from error
 
@@ -173,9 +173,12 @@ def landscape(
     """
     if loss not in LOSS_CHOICES:
         raise unknown("loss", loss, LOSS_CHOICES)
-    for name, value in (("steps", steps), ("probes", probes)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
+    for name, value, low in (("steps", steps, 1), ("probes", probes, 1), ("seed", seed, 0)):
+        if not low <= value < 1 << 63:
+            raise UsageError(f"{name} must be at least {low} and below 2^63, got {value}")
+    classes = list(classes)
+    if not classes:
+        raise UsageError(f"name at least one class: 0 to {data.num_classes - 1}, or {ALL}")
     checkpoint.check_data(data)
     draws = _draws(augment)
     images = data.split(split)

@@ -60,6 +60,11 @@ class LookSAM(WrappedOptimizer):
         self.sam = sam
         self.every = every
 
+    @property
+    def skipped_steps(self) -> Tensor:
+        """Steps skipped because a gradient was not finite, as :attr:`fastsam.SAM.skipped_steps`."""
+        return self.sam.skipped_steps
+
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One step of one or two passes; returns the loss at the weights before it."""

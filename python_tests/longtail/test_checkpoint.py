@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastsam.files import write_atomically, write_text
 from fastsam.longtail import Checkpoint, recipe
-from fastsam.longtail.atomic import write_atomically, write_text
 from fastsam.longtail.errors import CheckpointError
 from fastsam.longtail.models import build_model
+from fastsam.longtail.results import Epoch
 
 
 def checkpoint(**changes: object) -> Checkpoint:
@@ -24,7 +25,7 @@ def checkpoint(**changes: object) -> Checkpoint:
         "num_classes": 10,
         "model": build_model("resnet8", 10, channels=1).state_dict(),
         "optimizer": {},
-        "history": [],
+        "history": [Epoch(k, 0.1, 0.05, 1.0, 50.0, None, 1.0) for k in (1, 2, 3)],
     }
     return Checkpoint(**{**values, **changes})  # type: ignore[arg-type]
 
