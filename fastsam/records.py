@@ -78,7 +78,7 @@ def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> 
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, dict if origin is dict else hint)
+    return isinstance(value, hint if origin is None else origin) and origin not in (list, tuple)
 
 
 def _short(value: object) -> str:

@@ -94,10 +94,10 @@ class Checkpoint:
         content = _read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a checkpoint of `fastsam train`")
-        if content.get("version") != VERSION:
+        version = content.get("version")
+        if not isinstance(version, int) or version != VERSION:
             raise CheckpointError(
-                f"{path} has checkpoint version {content.get('version')!r:.20}, this package reads "
-                f"{VERSION}"
+                f"{path} has checkpoint version {version!r:.20}, this package reads {VERSION}"
             )
         known = cls.__dataclass_fields__
         try:

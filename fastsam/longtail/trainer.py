@@ -42,7 +42,7 @@ from fastsam.longtail.runtime import chosen_device, cpu_threads, environment
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.optim import SAM
+from fastsam.optim import SAM, LookSAM
 from fastsam.progress import ProgressBar
 
 SECOND_VIEW_EPOCHS = 1 << 32
@@ -256,7 +256,7 @@ class Trainer:
             for step in self._step(pieces, loss_fn, epoch=epoch):
                 images = len(step.targets)
                 # SAM leaves the step of such a loss out, which then says nothing of the others.
-                known = step.loss.isfinite() | (not isinstance(self.optimizer, SAM))
+                known = step.loss.isfinite() | (not isinstance(self.optimizer, SAM | LookSAM))
                 loss_sum += torch.where(known, step.loss.double() * images, 0.0)
                 counted += torch.stack(
                     [
