@@ -288,7 +288,11 @@ def _take(path: Path) -> int:
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
                 return handle
+        except FolderBusyError:
+            os.close(handle)
+            raise
         except BaseException:
+            path.unlink(missing_ok=True)
             os.close(handle)
             raise
         os.close(handle)

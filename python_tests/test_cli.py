@@ -278,6 +278,42 @@ def test_module_can_be_run() -> None:
 
 
 @pytest.mark.slow
+def test_an_early_interrupt_is_one_line() -> None:
+    """While Python itself starts, nobody can answer."""
+    answers = set()
+    for moment in (0.15, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0):
+        program = (
+            "import os, signal, threading, sys\n"
+            f"threading.Timer({moment}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            "from fastsam.__main__ import main\n"
+            "sys.argv[1:] = ['train', '--quiet', '--epochs', '500']\n"
+            "sys.exit(main())\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 130, done.stderr
+        answers.add(done.stderr)
+    assert answers == {"fastsam: error: interrupted\n"}
+
+
+def test_public_names_are_those_of_their_parts() -> None:
+    program = (
+        "import sys, fastsam\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(fastsam.__all__) <= set(dir(fastsam))\n"
+        "assert all(getattr(fastsam, name) is not None for name in fastsam.__all__)\n"
+        "assert fastsam.SAM is fastsam.optim.SAM\n"
+        "assert not hasattr(fastsam, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.slow
 def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--epochs", "2", "--quiet", "--out", str(out)]) == 0

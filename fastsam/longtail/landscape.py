@@ -168,7 +168,8 @@ def landscape(
 
     Raises:
         UsageError: for a name or number that is not valid.
-        DataError: for a class without an image in the split.
+        DataError: for a class without an image in the split, or where the spectrum cannot be computed,
+            as with too little memory.
         CheckpointError: if ``data`` are not the run's.
     """
     if loss not in LOSS_CHOICES:
@@ -201,19 +202,22 @@ def landscape(
             loss=loss,
             augment=augment,
         )
-        spectrum = spectral_density(
-            model,
-            _loss(loss, checkpoint, data, model),
-            reader,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-            # A kept graph would freeze the first draw.
-            strategy="rebuild" if draws is None else "auto",
-            verify_data=draws is not None,
-            progress=progress,
-            description=subject.whose,
-        )
+        try:
+            spectrum = spectral_density(
+                model,
+                _loss(loss, checkpoint, data, model),
+                reader,
+                steps=steps,
+                probes=probes,
+                seed=seed,
+                # A kept graph would freeze the first draw.
+                strategy="rebuild" if draws is None else "auto",
+                verify_data=draws is not None,
+                progress=progress,
+                description=subject.whose,
+            )
+        except ValueError as error:
+            raise DataError(f"spectrum of {subject.whose}: {error}") from error
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
 
@@ -233,9 +237,9 @@ def _draws(augment: str) -> int | None:
         return 0
     if augment == REDRAWN:
         return None
-    if augment.isdecimal() and int(augment) >= 1:
+    if augment.isdecimal() and len(augment) <= 4 and int(augment) >= 1:
         return int(augment)
-    raise unknown("augment", augment, ("none", "a number of fixed draws", REDRAWN))
+    raise unknown("augment", augment, ("none", "a number of fixed draws up to 9999", REDRAWN))
 
 
 @dataclass(eq=False)
