@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text"},
     "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
     "demo": {"report", "longtail", "optim", "curvature", "progress", "files"},
+    "__main__": {"cli"},
     "cli": {
         "demo",
         "report",
