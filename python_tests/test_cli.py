@@ -55,6 +55,16 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--resume"], "need --out"),
         (["--device", "tpu9"], "valid: cpu, cuda"),
+        (["--device", "cpu:5"], "there is no cpu:5"),
+        (["--threads", "1000000000"], "threads must be at least 0 and at most 1024"),
+        (
+            ["--warmup-epochs", "9", "--epochs", "8"],
+            "warmup_epochs must be at least 0 and at most 8",
+        ),
+        (["--posthoc-tau", "1e308"], "posthoc_tau must be"),
+        (["--method", "paco", "--paco-queue", "1000000000"], "paco_queue must be"),
+        (["--data", "folder", "--image-size", "1000000000"], "image_size must be"),
+        (["--data", "folder", "--workers", "1000000000"], "workers must be"),
     ],
 )
 def test_wrong_settings_of_train(
@@ -172,6 +182,11 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["--classes", "10"], 2, "valid: 0 to 9"),
         (["--steps", "0"], 2, "steps must be at least 1"),
+        (["--steps", "1000000"], 1, "use smaller batches, fewer steps"),
+        (["--seed", "-1"], 2, "seed must be at least 0"),
+        (["--classes"], 2, "at least one class: 0 to 9, or all"),
+        (["--device", "cpu:5"], 2, "there is no cpu:5"),
+        (["--augment", "100000"], 2, "up to 9999"),
         (["--probes", "0"], 2, "probes must be at least 1"),
         (["--loss", "hinge"], 2, "valid: ce, as-trained"),
         (["--augment", "some"], 2, "none, a number"),
@@ -184,6 +199,41 @@ def test_wrong_settings_of_spectrum(
     arguments: list[str], code: int, message: str, run: Path, fails: Callable[..., str]
 ) -> None:
     assert message in fails(code, "spectrum", run, "--quiet", *arguments)
+
+
+def test_unforeseen_errors_are_one_line_and_a_traceback_when_asked(
+    run: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    raised: list[Exception] = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr("fastsam.cli.Checkpoint.load", fail)
+    cases = (
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "killed by signal",
+        ),
+        (RuntimeError("Connection closed by peer\nException raised from x (most recent"), "peer"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (MemoryError(), "out of memory: no more could be had; lower --steps"),
+        (KeyError("version"), "KeyError: 'version' (--debug shows where)"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("\x1b[2Ja\nb"), "\\x1b[2Ja"),
+    )
+    for error, message in cases:
+        raised.append(error)
+        assert message in fails(1, "spectrum", run)
+        assert "\x1b" not in fails(1, "spectrum", run)
+    for arguments in (["--debug", "spectrum", str(run)], ["spectrum", str(run), "--debug"]):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("Traceback")
+        assert error.splitlines()[-1].startswith("fastsam: error: ValueError")
 
 
 def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str]) -> None:

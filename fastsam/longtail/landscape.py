@@ -22,7 +22,7 @@ from fastsam.curvature import BatchLoss, Spectrum, spectral_density
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
-from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.objectives import Objective
@@ -172,11 +172,7 @@ def landscape(
             as with too little memory.
         CheckpointError: if ``data`` are not the run's.
     """
-    if loss not in LOSS_CHOICES:
-        raise unknown("loss", loss, LOSS_CHOICES)
-    for name, value, low in (("steps", steps, 1), ("probes", probes, 1), ("seed", seed, 0)):
-        if not low <= value < 1 << 63:
-            raise UsageError(f"{name} must be at least {low} and below 2^63, got {value}")
+    check_options(loss=loss, augment=augment, steps=steps, probes=probes, seed=seed)
     classes = list(classes)
     if not classes:
         raise UsageError(f"name at least one class: 0 to {data.num_classes - 1}, or {ALL}")
@@ -216,10 +212,22 @@ def landscape(
                 progress=progress,
                 description=subject.whose,
             )
+        except LongTailError:
+            raise
         except ValueError as error:
             raise DataError(f"spectrum of {subject.whose}: {error}") from error
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
+
+
+def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int = 0) -> None:
+    """Raise :class:`UsageError` for options that :func:`landscape` does not accept on any data."""
+    if loss not in LOSS_CHOICES:
+        raise unknown("loss", loss, LOSS_CHOICES)
+    for name, value, low in (("steps", steps, 1), ("probes", probes, 1), ("seed", seed, 0)):
+        if not low <= value < 1 << 63:
+            raise UsageError(f"{name} must be at least {low} and below 2^63, got {value}")
+    _draws(augment)
 
 
 def _members(data: LongTailData, images: Images, label: int | Literal["all"]) -> NDArray[np.int64]:

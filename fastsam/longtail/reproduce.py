@@ -13,7 +13,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import PLACE, TrainConfig, differences
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError, UsageError, unknown
-from fastsam.longtail.landscape import ClassSpectrum, landscape
+from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
     ACCURACIES,
     EXTREMES,
@@ -96,8 +96,8 @@ def reproduce_table(
     """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if not 1 <= seeds <= 1000:
+        raise UsageError(f"seeds must be at least 1 and at most 1000, got {seeds}")
     runs = _Runs(data, out, TABLES[name].rows, overrides, ranks=ranks, progress=progress)
     for variant in TABLES[name].rows:
         results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
@@ -143,6 +143,7 @@ def reproduce_figure(
             "without torchrun"
         )
     figure = FIGURES[name]
+    check_options(loss=figure.loss, augment=augment, steps=steps, probes=probes)
     runs = _Runs(data, out, figure.runs, overrides, ranks=Ranks(), progress=progress)
     for variant in figure.runs:
         epochs = _epochs(figure, runs.config(variant)) or (None,)
