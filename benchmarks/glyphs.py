@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import save
+from fastsam.files import write_text
 from fastsam.longtail import Trainer, recipe
-from fastsam.longtail.atomic import write_text
 from fastsam.longtail.data.dataset import TensorImages
 from fastsam.longtail.data.glyphs import GlyphSpec, load_glyphs_lt
 

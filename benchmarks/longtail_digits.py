@@ -17,8 +17,8 @@ from typing import Any
 from scipy.stats import t
 
 from benchmarks.machine import save
+from fastsam.files import write_text
 from fastsam.longtail import Trainer, recipe
-from fastsam.longtail.atomic import write_text
 
 IMBALANCE = 50.0
 METHODS = ("ce", "ce-drw", "ldam-drw", "vs")

@@ -1,8 +1,18 @@
-"""Fused Sharpness-Aware Minimization, batched Lanczos Hessian spectra, and long-tailed training."""
+"""Fused Sharpness-Aware Minimization, batched Lanczos Hessian spectra, and long-tailed training.
 
-from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
-from fastsam.kernels.native import build_info
-from fastsam.optim import SAM, capture_step
+The names below are imported when they are first used, so that a command can answer to Ctrl-C while
+torch is being imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
+    from fastsam.kernels.native import build_info
+    from fastsam.optim import SAM, capture_step
 
 __all__ = [
     "SAM",
@@ -15,3 +25,22 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    **dict.fromkeys(("BatchLoss", "Spectrum", "class_spectra", "spectral_density"), "curvature"),
+    "build_info": "kernels.native",
+    **dict.fromkeys(("SAM", "capture_step"), "optim"),
+}
+_PARTS = ("curvature", "kernels", "optim")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"fastsam.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastsam' has no attribute {name!r}")
+    return getattr(import_module(f"fastsam.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_PARTS})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import Field, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -22,7 +24,7 @@ except ImportError as error:
 import torch
 
 import fastsam
-from fastsam.longtail.atomic import write_text
+from fastsam.files import locked, write_text
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import OPTIMIZERS, TrainConfig
 from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind, load_dataset
@@ -35,10 +37,11 @@ from fastsam.longtail.published import FIGURES, MEASURES, TABLES, combinations
 from fastsam.longtail.ranks import ranks_of_torchrun
 from fastsam.longtail.recipes import Recipe, default_imbalance, recipe
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
-from fastsam.longtail.results import Result
+from fastsam.longtail.results import Result, RunFolder, check_free
 from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
 from fastsam.longtail.trainer import Trainer, load_configured
+from fastsam.text import one_line, printable
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -134,16 +137,17 @@ class TrainCommand:
             )
             writes = ranks.rank == 0
             if writes and self.out is None:
-                print("nothing is kept but the table below: for more give --out DIR")
+                print("Results are not saved. Pass --out DIR to keep them.")
             if writes and config.device == "cpu" and torch.cuda.is_available():
-                print("training on the CPU, and there is a GPU: --device cuda")
+                print("Training on CPU although a GPU is available; pass --device cuda.")
             if writes:
-                print(f"training set, SHA-256: {trainer.data.subset_hash}")
+                print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
+                trainer.on_result = self._show
             track = self.track if writes else "none"
             with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
-                result = trainer.fit()
-        if writes:
-            self._show(result)
+                trainer.fit()
+        if writes and self.out is not None:
+            print(f"results: {self.out}")
 
     def _settings(self) -> tuple[TrainConfig, dict[str, str]]:
         """Settings, and where each comes from."""
@@ -151,7 +155,8 @@ class TrainCommand:
             name: getattr(self, name) for name in _FIRST_RUN if getattr(self, name) is not None
         }
         if self.resume and self.out is not None:
-            stored = Checkpoint.load(self.out)
+            found = RunFolder(self.out).checkpoints()
+            stored = Checkpoint.load(found[0] if found else self.out)
             return replace(stored.config, **named, **_given(self)), stored.sources
         chosen = recipe(**{**_FIRST_RUN, **named}, **_given(self))
         return chosen.config(), chosen.sources
@@ -159,7 +164,7 @@ class TrainCommand:
     def _show(self, result: Result) -> None:
         from fastsam.report import accuracy_table
 
-        print(accuracy_table([result]))
+        _show(accuracy_table([result]))
         skipped = sum(record.skipped for record in result.history)
         if skipped:
             print(f"skipped {skipped} updates whose gradients were infinite or NaN")
@@ -167,11 +172,9 @@ class TrainCommand:
             print(f"second test set, images of other kinds: {result.unseen.accuracy:.1f} %")
         if result.unreadable:
             first = next(iter(result.unreadable))
-            print(
+            _show(
                 f"skipped {len(result.unreadable)} images that cannot be read, the first is {first}"
             )
-        if self.out is not None:
-            print(f"results: {self.out}")
 
 
 def _setting(item: Field[Any], hint: Any) -> Any:
@@ -265,12 +268,15 @@ class SpectrumCommand:
 
     def run(self) -> None:
         """Compute, print and, if asked, write the spectra."""
-        from fastsam.longtail.results import check_free
+        if self.out is not None:
+            check_free(self.out, allowed=self.overwrite, flags="--overwrite")
+        with nullcontext() if self.out is None else locked(self.out):
+            self._compute()
+
+    def _compute(self) -> None:
         from fastsam.report import spectrum_table
         from fastsam.report.figures import spectra_panels
 
-        if self.out is not None:
-            check_free(self.out, allowed=self.overwrite, flags="--overwrite")
         device = chosen_device(self.device)
         checkpoint = Checkpoint.load(self.checkpoint)
         config = checkpoint.config
@@ -291,8 +297,8 @@ class SpectrumCommand:
             progress=not self.quiet,
         )
         for item in spectra:
-            print(item.subject.title)
-        print(spectrum_table(spectra))
+            _show(item.subject.title)
+        _show(spectrum_table(spectra))
         if self.out is not None:
             for item in spectra:
                 item.save(self.out)
@@ -473,7 +479,7 @@ class DataCheck(_DataCommand):
                 raise UsageError("--workers are those of --decode")
             options = replace(options, workers=self.workers)
         for line in check_dataset(self.name, options, decode=self.decode):
-            print(line)
+            _show(line)
 
 
 @dataclass(frozen=True)
@@ -494,14 +500,13 @@ class DataShow(_DataCommand):
     def run(self) -> None:
         """Write the sheets."""
         from fastsam.longtail.data.sheet import write_sheets
-        from fastsam.longtail.results import check_free
 
         check_free(self.out, allowed=self.overwrite, flags="--overwrite")
         data = load_dataset(self.name, self.options)
         for path in write_sheets(
             data, self.out, split=self.split, columns=self.columns, rows=self.rows
         ):
-            print(path)
+            _show(path)
 
 
 @dataclass(frozen=True)
@@ -608,12 +613,12 @@ class ReproduceCommand:
         )
         print(f"{self.name}: {figure.title}, {self.data}")
         for panel in panels:
-            print(f"{panel.variant.name}: {panel.item.subject.title}")
-        print(spectrum_table([panel.item for panel in panels]))
+            _show(f"{panel.variant.name}: {panel.item.subject.title}")
+        _show(spectrum_table([panel.item for panel in panels]))
         for panel in panels:
             if panel.published is not None:
                 low, high = panel.published
-                print(f"published, {panel.variant.name}, {panel.item.subject.whose}: {low} {high}")
+                _show(f"published, {panel.variant.name}, {panel.item.subject.whose}: {low} {high}")
         if figure.note:
             print(f"note: {figure.note}")
         title = f"{self.data}, {figure.title}, loss {figure.loss}, augmentation {self.draws}"
@@ -704,14 +709,17 @@ def parse(argv: Sequence[str] | None = None) -> Any:
     return tyro.cli(
         _commands(),
         prog="fastsam",
-        description="Sharpness-aware training, Hessian spectra, long-tailed classes.",
+        description=(
+            "Sharpness-aware training, Hessian spectra, long-tailed classes. Every command takes "
+            "--debug, which shows the traceback of an error."
+        ),
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command. Whatever goes wrong is one line on standard error; ``--debug`` adds a traceback.
 
     Args:
         argv: arguments without the program's name; None for those of the process.
@@ -722,31 +730,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     command: Any = None
     try:
-        command = parse(argv)
+        command = parse([argument for argument in arguments if argument != "--debug"])
         command.run()
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader has seen enough, `fastsam recipes | head` for instance.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except UsageError as error:
-        return _fail(error, EXIT_USAGE)
-    except torch.OutOfMemoryError as error:
-        trains = hasattr(command, "batch_size")
-        advice = "; lower --batch-size, or choose --precision bfloat16" if trains else ""
-        return _fail(str(error).splitlines()[0] + advice, EXIT_FAILED)
-    except (LongTailError, OSError, ImportError, FloatingPointError) as error:
-        return _fail(error, EXIT_FAILED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+        return _fail(_in_one_line(error, trains=hasattr(command, "batch_size")), code)
     return 0
+
+
+_EXPECTED = (LongTailError, OSError, ImportError, FloatingPointError)
+"""Errors whose message says all that there is to say."""
+
+
+def _in_one_line(error: Exception, *, trains: bool) -> str:
+    """What went wrong, and where it helps what to do."""
+    text = str(error)
+    if isinstance(error, _EXPECTED):
+        return text or type(error).__name__
+    # torch appends its C++ stack to the first line or two.
+    text = (text.split("Exception raised from")[0].strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        advice = "lower --batch-size, or choose --precision bfloat16" if trains else "lower --steps"
+        return f"out of memory: {text or 'no more could be had'}; {advice}"
+    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _fail(message: object, code: int) -> int:
     """One line on standard error, and the exit code."""
-    print(f"fastsam: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"fastsam: error: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def _show(text: object) -> None:
+    """Print text that may hold names from data or files."""
+    print(printable(str(text)))
 
 
 if __name__ == "__main__":

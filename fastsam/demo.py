@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastsam.files import write_bytes
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.landscape import REDRAWN, landscape
@@ -81,7 +82,7 @@ def run_demo(
     if timing is not None:
         say(f"\n{timing.sentence()}")
     say("\n" + _verdict(results))
-    (out / "overview.png").write_bytes(overview(results, sound))
+    write_bytes(out / "overview.png", overview(results, sound))
     page = write_report(out)
     say(f"\nreport: {page}")
     return page

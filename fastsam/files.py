@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and notice damaged JSON."""
+"""Write files whole or not at all, keep two processes out of one folder, and notice damaged JSON."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 OWN_FILES = ".fastsam-"
-"""Prefix of temporary files; whoever asks whether a folder is empty skips them."""
+"""Prefix of the lock and of temporary files; whoever asks whether a folder is empty skips them."""
 _TEMPORARY = OWN_FILES + "{}.partial"
+_LOCK = OWN_FILES + "lock"
 _ABANDONED_SECONDS = 24 * 3600
 """Age at which a temporary file is an orphan on a file system that has no locks."""
 _CHECKSUM = "sha256"
+
+
+class FolderBusyError(OSError):
+    """Another process writes to the folder."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -194,6 +200,139 @@ def _room(code: int, folder: Path) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def check_room(folder: Path, *sizes: int) -> None:
+    """Make sure that files of these many bytes can be written to ``folder`` side by side.
+
+    Where the system can, their room is really taken for a moment, so that quotas and limits count.
+
+    Args:
+        folder: an existing folder.
+        *sizes: bytes of each file.
+
+    Raises:
+        OSError: the folder cannot be written to, or there is too little room.
+    """
+    made: list[tuple[int, Path]] = []
+    try:
+        for size in sizes:
+            made.append(_create_temporary(folder))
+            if hasattr(os, "posix_fallocate") and size:
+                os.posix_fallocate(made[-1][0], 0, size)
+    except OSError as error:
+        # Some network file systems cannot reserve room: the first write will tell.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            needed = max(sizes) if error.errno == errno.EFBIG else sum(sizes)
+            raise _explained(error, folder, needed) from error
+    finally:
+        for handle, path in made:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder`` inside the context, and clean up after killed ones.
+
+    The lock is a file in the folder that names host and process. The system releases it when the
+    process dies, however that happens, so a stale one is no obstacle. On a file system without locks
+    the file's content decides: a process of this host that is gone is no obstacle either. Threads of
+    one process do not exclude each other.
+
+    Args:
+        folder: created if need be.
+
+    Raises:
+        FolderBusyError: another process has it.
+        OSError: the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked(folder):
+        ...     (folder / ".fastsam-lock").exists()
+        True
+    """
+    path = folder / _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _take(path)
+    except FolderBusyError:
+        raise
+    except OSError as error:
+        raise _explained(error, path, 0) from error
+    try:
+        remove_orphans(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _take(path: Path) -> int:
+    """The open lock file, which this process has now."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            free = _try_lock(handle)
+            owner = os.read(handle, 300).decode("utf-8", "replace").split()
+            if free is False or (free is None and owner and not _is_gone(owner)):
+                who = f"process {owner[1]} on {owner[0]}" if len(owner) == 2 else "another process"
+                advice = "" if free is False else f"; if that process is gone, remove {path}"
+                raise FolderBusyError(
+                    f"{path.parent} is in use by {who}; wait for it, or choose another folder"
+                    + advice
+                )
+            if _is_file_of(handle, path):  # else its last owner removed it a moment ago
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+                return handle
+        except FolderBusyError:
+            os.close(handle)
+            raise
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool | None:
+    """A lock that belongs to this process and not, as flock's, to the children that it forks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_gone(owner: list[str]) -> bool:
+    """Whether the process that a lock names is one of this host and no longer lives."""
+    if len(owner) != 2 or owner[0] != socket.gethostname() or not owner[1].isdecimal():
+        return False
+    if int(owner[1]) == os.getpid():
+        return True
+    try:
+        os.kill(int(owner[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _is_file_of(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def to_json(document: Mapping[str, Any]) -> str:

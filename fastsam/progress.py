@@ -10,6 +10,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from fastsam.text import printable
+
 LINE_SECONDS = 60.0
 """Time between two lines where standard error is not a terminal."""
 
@@ -41,7 +43,7 @@ class ProgressBar:
         enabled: bool = True,
     ) -> None:
         self._bar: Any = None
-        self._name, self._unit, self._total = description, unit, total
+        self._name, self._unit, self._total = printable(description), unit, total
         self._done = 0
         self._lines = enabled and not sys.stderr.isatty()
         self._said = time.monotonic()
@@ -52,7 +54,7 @@ class ProgressBar:
         except ImportError:
             return
         self._bar = tqdm(
-            total=total, desc=description, unit=unit, delay=1.0, dynamic_ncols=True, leave=False
+            total=total, desc=self._name, unit=unit, delay=1.0, dynamic_ncols=True, leave=False
         )
 
     def update(self, count: int = 1, *, note: str | None = None) -> None:

@@ -56,6 +56,16 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--resume"], "need --out"),
         (["--device", "tpu9"], "valid: cpu, cuda"),
+        (["--device", "cpu:5"], "there is no cpu:5"),
+        (["--threads", "1000000000"], "threads must be at least 0 and at most 1024"),
+        (
+            ["--warmup-epochs", "9", "--epochs", "8"],
+            "warmup_epochs must be at least 0 and at most 8",
+        ),
+        (["--posthoc-tau", "1e308"], "posthoc_tau must be"),
+        (["--method", "paco", "--paco-queue", "1000000000"], "paco_queue must be"),
+        (["--data", "folder", "--image-size", "1000000000"], "image_size must be"),
+        (["--data", "folder", "--workers", "1000000000"], "workers must be"),
     ],
 )
 def test_wrong_settings_of_train(
@@ -178,6 +188,11 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["--classes", "10"], 2, "valid: 0 to 9"),
         (["--steps", "0"], 2, "steps must be at least 1"),
+        (["--steps", "1000000"], 1, "use smaller batches, fewer steps"),
+        (["--seed", "-1"], 2, "seed must be at least 0"),
+        (["--classes"], 2, "at least one class: 0 to 9, or all"),
+        (["--device", "cpu:5"], 2, "there is no cpu:5"),
+        (["--augment", "100000"], 2, "up to 9999"),
         (["--probes", "0"], 2, "probes must be at least 1"),
         (["--loss", "hinge"], 2, "valid: ce, as-trained"),
         (["--augment", "some"], 2, "none, a number"),
@@ -192,14 +207,47 @@ def test_wrong_settings_of_spectrum(
     assert message in fails(code, "spectrum", run, "--quiet", *arguments)
 
 
+def test_unforeseen_errors_are_one_line_and_a_traceback_when_asked(
+    run: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    raised: list[Exception] = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr("fastsam.cli.Checkpoint.load", fail)
+    cases = (
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "killed by signal",
+        ),
+        (RuntimeError("Connection closed by peer\nException raised from x (most recent"), "peer"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (MemoryError(), "out of memory: no more could be had; lower --steps"),
+        (KeyError("version"), "KeyError: 'version' (--debug shows where)"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("\x1b[2Ja\nb"), "\\x1b[2Ja"),
+    )
+    for error, message in cases:
+        raised.append(error)
+        assert message in fails(1, "spectrum", run)
+        assert "\x1b" not in fails(1, "spectrum", run)
+    for arguments in (["--debug", "spectrum", str(run)], ["spectrum", str(run), "--debug"]):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("Traceback")
+        assert error.splitlines()[-1].startswith("fastsam: error: ValueError")
+
+
 def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "no checkpoint" in fails(1, "spectrum", tmp_path / "none.pt")
     broken = tmp_path / "broken.pt"
     broken.write_bytes((run / "checkpoint.pt").read_bytes()[:-100])
     assert "truncated" in fails(1, "spectrum", broken)
     assert "no result.json" in fails(1, "report", tmp_path)
-    (tmp_path / "result.json").write_text("{}")
-    assert "not a result" in fails(1, "report", tmp_path)
 
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +331,42 @@ def test_module_can_be_run() -> None:
     assert done.stderr.splitlines() == [
         f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS)}",
     ]
+
+
+@pytest.mark.slow
+def test_an_early_interrupt_is_one_line() -> None:
+    """While Python itself starts, nobody can answer."""
+    answers = set()
+    for moment in (0.15, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0):
+        program = (
+            "import os, signal, threading, sys\n"
+            f"threading.Timer({moment}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            "from fastsam.__main__ import main\n"
+            "sys.argv[1:] = ['train', '--quiet', '--epochs', '500']\n"
+            "sys.exit(main())\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 130, done.stderr
+        answers.add(done.stderr)
+    assert answers == {"fastsam: error: interrupted\n"}
+
+
+def test_public_names_are_those_of_their_parts() -> None:
+    program = (
+        "import sys, fastsam\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(fastsam.__all__) <= set(dir(fastsam))\n"
+        "assert all(getattr(fastsam, name) is not None for name in fastsam.__all__)\n"
+        "assert fastsam.SAM is fastsam.optim.SAM\n"
+        "assert not hasattr(fastsam, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.slow

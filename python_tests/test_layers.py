@@ -18,20 +18,33 @@ PACKAGE = ROOT / "fastsam"
 
 LAYERS: dict[str, set[str]] = {
     "_native": set(),
-    "progress": set(),
+    "progress": {"text"},
     "upload": set(),
     "files": set(),
+    "records": set(),
+    "text": set(),
     "kernels": {"_native"},
     "optim": {"kernels", "upload"},
     "curvature": {"kernels", "progress", "files"},
-    "longtail": {"optim", "curvature", "progress", "upload"},
-    "report": {"longtail", "optim", "curvature", "progress"},
-    "demo": {"report", "longtail", "optim", "curvature", "progress"},
-    "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", "progress"},
+    "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text"},
+    "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
+    "demo": {"report", "longtail", "optim", "curvature", "progress", "files"},
+    "__main__": {"cli"},
+    "cli": {
+        "demo",
+        "report",
+        "longtail",
+        "optim",
+        "curvature",
+        "kernels",
+        "progress",
+        "files",
+        "text",
+    },
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "upload", "files")
+CORE = ("kernels", "optim", "curvature", "upload", "files", "text")
 CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.serialization import get_crc32_options, set_crc32_options
 
-from fastsam.longtail.atomic import write_atomically
+from fastsam.files import write_atomically
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import CheckpointError, UsageError
+from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.network import build_network
+from fastsam.longtail.network import build_network, not_finite
+from fastsam.longtail.results import Epoch
+from fastsam.records import build
 
 FORMAT = "fastsam-longtail"
 VERSION = 1
@@ -43,31 +52,38 @@ class Checkpoint:
     num_classes: int
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[Epoch]
     best: dict[str, Any] | None = None
     unreadable: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     subset_hash: str | None = None
 
     def save(self, path: Path) -> None:
-        """Write the file atomically: a crash leaves the previous checkpoint whole."""
+        """Write the file atomically: a crash leaves the previous checkpoint whole.
+
+        Raises:
+            OSError: the file cannot be written; the message says how much room it needs.
+        """
         content = {
             **vars(self),
+            "history": [asdict(record) for record in self.history],
             "config": self.config.as_dict(),
             "format": FORMAT,
             "version": VERSION,
         }
-        write_atomically(path, lambda file: torch.save(content, file))
+        with _checksums():
+            write_atomically(path, lambda file: torch.save(content, file))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read a checkpoint without running any code in it (``weights_only=True``).
 
-        Tensors arrive on the CPU.
+        The checksums of the archive are verified first. Tensors arrive on the CPU.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, not of this format, or of a version
-                that this package does not read.
+            DamagedError: if the file is damaged, or no archive of torch.
+            CheckpointError: if the file is missing, not of this format, of a version that this
+                package does not read, or contradicts itself.
         """
         if path.is_dir():
             path = path / "checkpoint.pt"
@@ -75,30 +91,38 @@ class Checkpoint:
             raise CheckpointError(
                 f"no checkpoint at {path}; `fastsam train --out DIR` writes DIR/checkpoint.pt"
             )
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # torch reports damage as any of half a dozen exception types.
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"{path} cannot be read as a checkpoint: it is truncated, damaged or not written "
-                f"by fastsam ({reason[:120]})"
-            ) from error
+        content = _read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a checkpoint of `fastsam train`")
-        if content["version"] != VERSION:
+        version = content.get("version")
+        if not isinstance(version, int) or version != VERSION:
             raise CheckpointError(
-                f"{path} has checkpoint version {content['version']}, this package reads {VERSION}"
+                f"{path} has checkpoint version {version!r:.20}, this package reads {VERSION}"
             )
+        known = cls.__dataclass_fields__
         try:
-            # What an older version did not write yet has its default.
-            values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            values["config"] = TrainConfig.from_dict(values["config"])
-            return cls(**values)
-        except (KeyError, TypeError, UsageError) as error:
+            checkpoint = build(cls, {name: content[name] for name in content if name in known})
+            checkpoint._check()
+        except ValueError as error:
             raise CheckpointError(
                 f"{path} does not fit this version of fastsam: {error}"
             ) from error
+        return checkpoint
+
+    def _check(self) -> None:
+        """Raise ValueError if the fields contradict each other."""
+        if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
+            raise ValueError(
+                f"epoch is {self.epoch}, but the history has {len(self.history)} records, or not "
+                "those of epochs 1, 2, ..."
+            )
+        if self.epoch > self.config.epochs:
+            raise ValueError(f"epoch is {self.epoch} of {self.config.epochs}")
+        if self.channels < 1 or self.num_classes < 2:
+            raise ValueError(f"{self.channels} channels, {self.num_classes} classes")
+        for name, value in {**self.model, **(self.best or {})}.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")
 
     def check_data(self, data: LongTailData) -> None:
         """Raise :class:`CheckpointError` if the run had another training set than ``data`` has.
@@ -116,15 +140,96 @@ class Checkpoint:
         """The network with the stored weights.
 
         Raises:
-            CheckpointError: if the weights are not of the network that the settings name.
+            CheckpointError: if the weights are not of the network that the settings name, or are
+                infinite or NaN.
         """
+        model = self._network(self.model)
+        spoiled = not_finite(model)
+        if spoiled is not None:
+            raise CheckpointError(f"the weights are not finite, {spoiled} for one; train anew")
+        return model
+
+    def check_best(self) -> None:
+        """Raise :class:`CheckpointError` if the weights of the best epoch are not of the network."""
+        if self.best is not None:
+            self._network(self.best)
+
+    def _network(self, weights: dict[str, Any]) -> Classifier:
         config = self.config
         model = build_network(config, self.num_classes, self.channels)
         try:
-            model.load_state_dict(self.model)
+            model.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
                 f"the weights are not of a {config.model} with {self.num_classes} classes: {reason}"
             ) from error
         return model
+
+    def load_optimizer(self, optimizer: Optimizer) -> None:
+        """Give ``optimizer``, newly built for the same settings, the stored state.
+
+        Raises:
+            CheckpointError: if the state is of other parameters or of another optimizer.
+        """
+        try:
+            _check_state(self.optimizer, optimizer)
+            optimizer.load_state_dict(self.optimizer)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"the state of the optimizer is not of {self.config.optimizer} on this network: {error}"
+            ) from error
+
+
+_SCHEDULED = ("lr", "rho", "steps_taken", "params")
+"""What differs between the groups of a new optimizer and of one that has made steps."""
+
+
+def _check_state(stored: dict[str, Any], optimizer: Optimizer) -> None:
+    """Raise ValueError unless a state dict has the groups, settings and shapes of ``optimizer``."""
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    groups = stored["param_groups"]
+    indices = [index for group in groups for index in group["params"]]
+    if indices != list(range(len(parameters))):
+        raise ValueError(f"it has {len(indices)} parameters of {len(parameters)}")
+    for kept, group in zip(groups, optimizer.param_groups, strict=True):
+        for name, value in group.items():
+            if name not in _SCHEDULED and name in kept and kept[name] != value:
+                raise ValueError(f"{name} is {kept[name]!r:.60} there and {value!r:.60} here")
+    for index, entry in stored["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.shape not in ((), parameters[index].shape):
+                raise ValueError(
+                    f"{name} of parameter {index} has shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(parameters[index].shape)}"
+                )
+
+
+def _read(path: Path) -> Any:
+    """The content of an archive of torch whose checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damage shows as any of a dozen types of exception.
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds objects other than data"
+        raise DamagedError(
+            f"{path} cannot be read as a checkpoint: it is truncated, damaged or not written by "
+            f"fastsam ({reason})"
+        ) from error
+
+
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """Have ``torch.save`` write the checksums that :func:`_read` verifies, its default."""
+    before = get_crc32_options()
+    set_crc32_options(True)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)

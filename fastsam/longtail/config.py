@@ -14,6 +14,7 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Method
 from fastsam.longtail.models import HEADS, Head, check_model
 from fastsam.optim.pgd import NOISE_ON
+from fastsam.records import build
 
 OPTIMIZERS: dict[str, str] = {
     "sgd": "stochastic gradient descent with momentum",
@@ -296,7 +297,7 @@ class TrainConfig:
         """The inverse of :meth:`as_dict`.
 
         Raises:
-            UsageError: for a setting that does not exist, or one that is missing.
+            UsageError: for a setting that does not exist, is missing, or is of a wrong type.
         """
         known = {item.name: item for item in fields(cls)}
         for name in values:
@@ -305,11 +306,12 @@ class TrainConfig:
         for name, item in known.items():
             if name not in values and item.default is MISSING:
                 raise UsageError(f"{name} is missing: {item.metadata['help']}")
-        final: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return cls(**final)
+        try:
+            return build(cls, values)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -435,46 +437,46 @@ def _check_values(config: TrainConfig) -> None:
                 limit = "" if math.isinf(high) else f" and at most {high:g}"
                 raise UsageError(f"{name} must be {bound}{limit}, got {value}")
 
-    check("epochs", low=1)
-    check("batch_size", low=1)
+    check("epochs", low=1, high=10**6)
+    check("batch_size", low=1, high=2**31 - 1)
     check("lr", low=0, open_low=True)
     check("momentum", low=0, high=1)
     check("weight_decay", low=0)
-    check("warmup_epochs", low=0)
+    check("warmup_epochs", low=0, high=config.epochs)
     check("lr_milestones", low=1)
     check("lr_factors", low=0)
     check("defer_epoch", low=0)
     check("beta", low=0, high=1)
     check("max_margin", low=0)
-    check("scale", low=0, open_low=True)
+    check("scale", low=0, high=10**6, open_low=True)
     check("focal_gamma", low=0)
-    check("gamma", low=0)
-    check("tau", low=0)
+    check("gamma", low=0, high=1000)
+    check("tau", low=0, high=1000)
     check("eql_threshold", low=0, high=1)
     check("eql_drop", low=0, high=1)
     check("ib_alpha", low=0, open_low=True)
     check("paco_alpha", low=0)
     check("paco_temperature", low=0, open_low=True)
-    check("paco_queue", low=1)
-    check("paco_projection", low=1)
+    check("paco_queue", low=1, high=2**20)
+    check("paco_projection", low=1, high=2**14)
     check("rho", low=0)
     check("rho_milestones", low=1)
-    check("posthoc_tau", low=0)
+    check("posthoc_tau", low=0, high=1000)
     check("imbalance", low=1)
-    check("image_size", low=1)
-    check("workers", low=0)
-    check("look_every", low=1)
+    check("image_size", low=1, high=4096)
+    check("workers", low=0, high=1024)
+    check("look_every", low=1, high=10**9)
     check("look_alpha", low=0)
     check("noise_sigma", low=0)
     check("lpf_gamma", low=0)
     check("lpf_parts", low=1, high=config.batch_size)
-    check("entropy_steps", low=1)
+    check("entropy_steps", low=1, high=10**6)
     check("entropy_lr", low=0, open_low=True)
     check("entropy_gamma", low=0, open_low=True)
     check("entropy_noise", low=0)
     check("entropy_alpha", low=0, high=1)
-    check("seed", low=0)
-    check("threads", low=0)
+    check("seed", low=0, high=2**63 - 1)
+    check("threads", low=0, high=1024)
     check("subset_seed", low=0, high=2**32 - 1)
 
 

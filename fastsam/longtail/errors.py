@@ -21,6 +21,10 @@ class CheckpointError(LongTailError):
     """A checkpoint is missing, damaged, not ours, or of another model."""
 
 
+class DamagedError(CheckpointError):
+    """A file is not the checkpoint that was written: truncated, changed, or something else."""
+
+
 class TrainingError(LongTailError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 

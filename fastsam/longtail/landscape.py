@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
-from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import Images, LongTailData
-from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.objectives import Objective
+from fastsam.records import build
 
 LOSS_CHOICES = ("ce", "as-trained")
 REDRAWN = "redrawn"
@@ -116,7 +116,6 @@ class ClassSpectrum:
         """Write the spectrum and what it is of into ``folder``; returns the path."""
         subject = self.subject
         path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {**self.spectrum.settings, "subject": asdict(subject)}
         replace(self.spectrum, settings=settings).save(path)
         return path
@@ -130,7 +129,7 @@ class ClassSpectrum:
         """
         try:
             spectrum = Spectrum.load(path)
-            return cls(Subject(**spectrum.settings["subject"]), spectrum)
+            return cls(build(Subject, spectrum.settings["subject"]), spectrum)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is not a class spectrum: {error}") from error
 
@@ -171,15 +170,14 @@ def landscape(
 
     Raises:
         UsageError: for a name or number that is not valid.
-        DataError: for a class without an image in the split, or one whose curvature is below the
-            resolution of ``dtype``.
+        DataError: for a class without an image in the split, one whose curvature is below the resolution
+            of ``dtype``, or where the spectrum cannot be computed, as with too little memory.
         CheckpointError: if ``data`` are not the run's.
     """
-    if loss not in LOSS_CHOICES:
-        raise unknown("loss", loss, LOSS_CHOICES)
-    for name, value in (("steps", steps), ("probes", probes)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
+    check_options(loss=loss, augment=augment, steps=steps, probes=probes, seed=seed)
+    classes = list(classes)
+    if not classes:
+        raise UsageError(f"name at least one class: 0 to {data.num_classes - 1}, or {ALL}")
     checkpoint.check_data(data)
     draws = _draws(augment)
     images = data.split(split)
@@ -217,10 +215,22 @@ def landscape(
                 progress=progress,
                 description=subject.whose,
             )
-        except (AsymmetryError, ResolutionError) as error:
-            raise DataError(f"{subject.whose}: {error}") from error
+        except LongTailError:
+            raise
+        except ValueError as error:
+            raise DataError(f"spectrum of {subject.whose}: {error}") from error
         spectra.append(ClassSpectrum(subject, spectrum))
     return spectra
+
+
+def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int = 0) -> None:
+    """Raise :class:`UsageError` for options that :func:`landscape` does not accept on any data."""
+    if loss not in LOSS_CHOICES:
+        raise unknown("loss", loss, LOSS_CHOICES)
+    for name, value, low in (("steps", steps, 1), ("probes", probes, 1), ("seed", seed, 0)):
+        if not low <= value < 1 << 63:
+            raise UsageError(f"{name} must be at least {low} and below 2^63, got {value}")
+    _draws(augment)
 
 
 def _members(data: LongTailData, images: Images, label: int | Literal["all"]) -> NDArray[np.int64]:
@@ -238,9 +248,9 @@ def _draws(augment: str) -> int | None:
         return 0
     if augment == REDRAWN:
         return None
-    if augment.isdecimal() and int(augment) >= 1:
+    if augment.isdecimal() and len(augment) <= 4 and int(augment) >= 1:
         return int(augment)
-    raise unknown("augment", augment, ("none", "a number of fixed draws", REDRAWN))
+    raise unknown("augment", augment, ("none", "a number of fixed draws up to 9999", REDRAWN))
 
 
 @dataclass(eq=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from fastsam.longtail.config import TrainConfig, given
 from fastsam.longtail.contrastive import PaCoClassifier
 from fastsam.longtail.models import Classifier, build_model
@@ -26,3 +29,17 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
             projection=given(config.paco_projection),
             queue=given(config.paco_queue),
         )
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The first parameter or running statistic with an infinite value or NaN; None if there is none.
+
+    Waits for the device once.
+    """
+    statistics = ("running_mean", "running_var")
+    values = {
+        **dict(model.named_parameters()),
+        **{name: v for name, v in model.named_buffers() if name.endswith(statistics)},
+    }
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    return next((name for name, good in zip(values, finite, strict=True) if not good), None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from fastsam.longtail.config import TrainConfig, given
 from fastsam.longtail.data import Batch
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.optim import SAM, frozen_batch_norm_statistics
+from fastsam.optim import SAM, frozen_batch_norm_statistics, kept_if_skipped
 from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.looksam import LookSAM
 from fastsam.optim.lpf import LPFSGD
@@ -121,6 +121,13 @@ def skips_nonfinite_steps(optimizer: Optimizer) -> bool:
 def skipped_steps(optimizer: Optimizer) -> int:
     """Updates that were skipped so far because a gradient was not finite; waits for the device."""
     return int(optimizer.skipped_steps) if isinstance(optimizer, OuterOptimizer) else 0
+
+
+def unless_skipped(optimizer: Optimizer, tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """:func:`fastsam.optim.kept_if_skipped` for optimizers that skip steps; most never do."""
+    if isinstance(optimizer, OuterOptimizer) and optimizer.skips_nonfinite_steps:
+        return kept_if_skipped(optimizer, tensors)
+    return nullcontext()
 
 
 def take_step(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsam.longtail.data import Images
-from fastsam.longtail.errors import DataError
+from fastsam.longtail.errors import DataError, TrainingError
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.ranks import Ranks
 
@@ -67,28 +67,38 @@ def predict(
 
     Raises:
         DataError: if no image could be read.
+        TrainingError: if a logit is infinite or NaN: its class would be the first, by accident.
     """
     training = model.training
     model.eval()
     share = np.arange(ranks.rank, len(images), ranks.size)
     order = np.array_split(share, range(batch_size, len(share), batch_size))
-    # Columns: class, confidence, whether it was seen. Everyone adds what it has.
-    found = torch.zeros(len(images), 3, dtype=torch.float64, device=device)
+    # Columns: class, confidence, whether it was seen, and whether its logits are finite. Everyone adds
+    # what it has.
+    found = torch.zeros(len(images), 4, dtype=torch.float64, device=device)
     try:
         for batch in images.batches(order, augment=False, seed=0, epoch=0, device=device):
             logits = model(batch.inputs)
-            part = Predictions.of(logits if adjust is None else adjust(logits), batch.targets)
+            logits = logits if adjust is None else adjust(logits)
+            part = Predictions.of(logits, batch.targets)
             seen = torch.ones_like(part.confidence)
-            found[batch.indices] = torch.stack(
-                [part.classes.double(), part.confidence.double(), seen.double()], dim=1
-            )
+            finite = logits.isfinite().all(dim=1)
+            columns = (part.classes, part.confidence.nan_to_num(), seen, finite)
+            found[batch.indices] = torch.stack([column.double() for column in columns], dim=1)
     finally:
         model.train(training)
     ranks.add_up([found])
-    classes, confidence, seen = found.cpu().unbind(dim=1)
+    classes, confidence, seen, finite = found.cpu().unbind(dim=1)
     known = seen > 0
     if not known.any():
         raise DataError("no image of an evaluation set could be read")
+    wrong = int((finite < seen).sum())
+    if wrong:
+        raise TrainingError(
+            f"the network's outputs are infinite or NaN for {wrong} of {int(known.sum())} images of an "
+            "evaluation set, so it cannot be judged; look for such values in the images, or train anew "
+            "with a lower learning rate"
+        )
     return Predictions(
         classes[known].long(), confidence[known].float(), torch.from_numpy(images.targets)[known]
     )

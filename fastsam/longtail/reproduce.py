@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsam.files import remove_orphans
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import PLACE, TrainConfig, differences
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import CheckpointError, UsageError, unknown
-from fastsam.longtail.landscape import ClassSpectrum, landscape
+from fastsam.longtail.errors import CheckpointError, DamagedError, DataError, UsageError, unknown
+from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
     ACCURACIES,
     EXTREMES,
@@ -28,6 +29,7 @@ from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.results import Result, RunFolder
 from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.trainer import Trainer, load_configured
+from fastsam.text import notice
 
 AS_PUBLISHED = {"seed", "threads", *PLACE}
 """Settings that may be given without making a run another one than the published."""
@@ -94,8 +96,8 @@ def reproduce_table(
     """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if not 1 <= seeds <= 1000:
+        raise UsageError(f"seeds must be at least 1 and at most 1000, got {seeds}")
     runs = _Runs(data, out, TABLES[name].rows, overrides, ranks=ranks, progress=progress)
     for variant in TABLES[name].rows:
         results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
@@ -141,11 +143,12 @@ def reproduce_figure(
             "without torchrun"
         )
     figure = FIGURES[name]
+    check_options(loss=figure.loss, augment=augment, steps=steps, probes=probes)
     runs = _Runs(data, out, figure.runs, overrides, ranks=Ranks(), progress=progress)
     for variant in figure.runs:
-        epochs = _epochs(figure, runs.config(variant))
-        _, folder = runs.finished(variant, 0)
-        for epoch in epochs or (None,):
+        epochs = _epochs(figure, runs.config(variant)) or (None,)
+        _, folder = runs.finished(variant, 0, checkpoints=epochs)
+        for epoch in epochs:
             for item in _spectra(
                 folder,
                 epoch,
@@ -220,34 +223,70 @@ class _Runs:
             self._loaded = (key, load_configured(config, progress=self.progress))
         return self._loaded[1]
 
-    def finished(self, variant: Variant, seed: int) -> tuple[Result, RunFolder]:
-        """The run of a variant, read or trained.
+    def finished(
+        self, variant: Variant, seed: int, *, checkpoints: Collection[int | None] = ()
+    ) -> tuple[Result, RunFolder]:
+        """The run of a variant, read or trained; what is damaged is made again.
 
         Seed 0 keeps the checkpoints that any figure looks at along the training.
+
+        Args:
+            variant: what is compared.
+            seed: seed of the training.
+            checkpoints: epochs whose weights will be looked at; None for the last.
         """
         one = self._recipes[variant.name].override(seed=seed)
         folder = RunFolder(self.out / variant.name / f"seed-{seed}")
-        if folder.result.is_file():
-            result = Result.from_json(folder.result.read_text("utf-8"))
+        needed = [
+            folder.checkpoint if epoch is None else folder.kept(epoch) for epoch in checkpoints
+        ]
+        self._set_aside_damaged(needed)
+        result = _sound_result(folder)
+        if result is not None:
             changed = set(differences(result.config, one.config().as_dict())) - {"threads"}
             if changed:
                 raise CheckpointError(
                     f"{folder.path} holds a run with other settings ({', '.join(sorted(changed))}); "
                     "choose another --out"
                 )
-            return result, folder
+            if all(path.is_file() for path in needed):
+                return result, folder
+        self._set_aside_damaged(folder.checkpoints())
         figures = [f for f in FIGURES.values() if seed == 0 and variant in f.runs]
         trainer = Trainer(
             one.config(),
             data=self.data(variant),
             sources=one.sources,
             out=folder.path,
-            resume=folder.checkpoint.is_file(),
+            resume="auto",
             keep={epoch for figure in figures for epoch in _epochs(figure, one.config())},
             ranks=self.ranks,
             progress=self.progress,
         )
         return trainer.fit(), folder
+
+    def _set_aside_damaged(self, paths: Iterable[Path]) -> None:
+        """Rename checkpoints that are damaged, so that they are made again; all processes wait."""
+        for path in paths if self.ranks.rank == 0 else ():
+            try:
+                if path.is_file():
+                    Checkpoint.load(path)
+            except DamagedError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                notice(f"{error}; it is {aside.name} now and made again")
+        self.ranks.barrier()
+
+
+def _sound_result(folder: RunFolder) -> Result | None:
+    """The result of a run, None where there is none or it is damaged."""
+    if not folder.result.is_file():
+        return None
+    try:
+        return Result.load(folder.result)
+    except DataError as error:
+        notice(f"{error}; it is made again")
+        return None
 
 
 def _epochs(figure: SpectraFigure, config: TrainConfig) -> tuple[int, ...]:
@@ -271,11 +310,15 @@ def _spectra(
     checkpoint = Checkpoint.load(folder.checkpoint if epoch is None else folder.kept(epoch))
     model = checkpoint.build_model().to(chosen_device(device))
     place = folder.path / "spectra" / f"epoch-{checkpoint.epoch}-steps-{steps}-probes-{probes}"
+    remove_orphans(place)
     for label in figure.classes:
         known = ClassSpectrum.path(place, label, "train", figure.loss, augment)
         if known.is_file():
-            yield ClassSpectrum.load(known)
-            continue
+            try:
+                yield ClassSpectrum.load(known)
+                continue
+            except DataError as error:
+                notice(f"{error}; it is made again")
         (item,) = landscape(
             model,
             data,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsam.longtail.atomic import write_text
-from fastsam.longtail.errors import DataError, UsageError
+from fastsam import files
+from fastsam.files import OWN_FILES, locked, write_text
+from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.metrics import Metrics
+from fastsam.records import build
+from fastsam.text import printable
 
 
 @dataclass(frozen=True)
@@ -78,34 +81,67 @@ class Result:
     unseen: Metrics | None = None
 
     def to_json(self) -> str:
-        """The whole result as JSON text."""
-        return json.dumps(asdict(self), indent=2, allow_nan=True) + "\n"
+        """The whole result as JSON text with a checksum."""
+        return files.to_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Result:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            DataError: if the text is not such a result.
+            DataError: if the text is not such a result, or was damaged or edited.
         """
         try:
-            values = json.loads(text)
-            values["test"] = Metrics(**values["test"])
-            for name in ("validation", "unseen"):
-                if values.get(name) is not None:
-                    values[name] = Metrics(**values[name])
-            values["history"] = [Epoch(**record) for record in values["history"]]
-            return cls(**values)
-        except (ValueError, TypeError, KeyError) as error:
+            result = build(cls, files.from_json(text))
+            result._check()
+        except ValueError as error:
             raise DataError(f"not a result of `fastsam train`: {error}") from error
+        return result
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read a ``result.json``.
+
+        Raises:
+            DataError: if the file is something else, or was damaged or edited; it is named.
+        """
+        try:
+            return cls.from_json(path.read_text("utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    def _check(self) -> None:
+        """Raise ValueError if the fields contradict each other."""
+        classes = len(self.counts)
+        if not classes == len(self.class_names) == len(self.test.per_class):
+            raise ValueError(
+                f"{classes} counts, {len(self.class_names)} class names, "
+                f"{len(self.test.per_class)} accuracies"
+            )
+        if any(not 0 <= label < classes for labels in self.groups.values() for label in labels):
+            raise ValueError(f"groups have classes other than 0 to {classes - 1}")
+        for name in ("data", "method", "optimizer"):
+            if not isinstance(self.config.get(name), str):
+                raise ValueError(f"its config has no {name}")
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What text begins with that spreadsheets run as a formula."""
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A cell whose text no spreadsheet runs and no terminal obeys."""
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(_FORMULA) else value)
 
 
 class RunFolder:
@@ -129,19 +165,56 @@ class RunFolder:
         """Where the checkpoint of an epoch lies that was asked to be kept."""
         return self.path / f"epoch-{epoch}.pt"
 
-    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make sure that nothing of value is in the way.
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are there, the newest first.
+
+        Between two writes of ``checkpoint``, a kept one may be all that a killed run has left.
+        """
+        stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
+        epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
+        files = [self.checkpoint, *map(self.kept, epochs)]
+        return [path for path in files if path.is_file()]
+
+    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What differs after any other process wrote a checkpoint or a result."""
+        return tuple(_stamp(path) for path in (self.checkpoint, self.result))
+
+    @contextmanager
+    def held(self, stamp: object) -> Iterator[None]:
+        """Keep other processes out of the folder; see :func:`fastsam.files.locked`.
+
+        Args:
+            stamp: what :meth:`stamp` was when the run was set up.
+
+        Raises:
+            FolderBusyError: another process has the folder.
+            CheckpointError: another process had it since then.
+        """
+        with locked(self.path):
+            if self.stamp() != stamp:
+                raise CheckpointError(
+                    f"another process wrote to {self.path} after this run was set up; start again"
+                )
+            yield
+
+    def check(self, *, resume: bool = False, overwrite: bool = False, writes: bool = True) -> None:
+        """Make sure that nothing of value is in the way, and that no other run is at work.
 
         Args:
             resume: the folder holds a run to go on with.
             overwrite: the files of a previous run may be removed.
+            writes: whether this process will write to it.
 
         Raises:
             UsageError: if the folder is not empty and neither flag is given, or both are.
+            FolderBusyError: if another process writes to it.
         """
         if resume and overwrite:
             raise UsageError("choose one of --resume and --overwrite")
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
+        if writes and self.path.is_dir():
+            with locked(self.path):
+                pass
 
     def prepare(self, *, overwrite: bool = False) -> None:
         """Create the folder.
@@ -179,9 +252,18 @@ class RunFolder:
         write_text(self.history, _csv(names, rows))
 
 
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def check_free(path: Path, *, allowed: bool, flags: str) -> None:
     """Raise :class:`UsageError` if ``path`` is a file, or a folder with content and not allowed."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; --out needs a folder")
-    if not allowed and path.is_dir() and any(path.iterdir()):
+    files = path.iterdir() if path.is_dir() else ()
+    if not allowed and any(not file.name.startswith(OWN_FILES) for file in files):
         raise UsageError(f"{path} is not empty; choose another --out, or {flags}")

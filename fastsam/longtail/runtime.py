@@ -26,6 +26,8 @@ def chosen_device(name: str) -> torch.device:
         raise wrong from error
     if device.type not in ("cpu", "cuda"):
         raise wrong
+    if device.type == "cpu" and device.index:
+        raise UsageError(f"there is no {device}: the CPU is one device; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -6,17 +6,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.files import check_room
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
@@ -24,7 +25,7 @@ from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
-from fastsam.longtail.network import build_network
+from fastsam.longtail.network import build_network, not_finite
 from fastsam.longtail.objectives import Objective
 from fastsam.longtail.optimizers import (
     batches_for_steps,
@@ -33,6 +34,7 @@ from fastsam.longtail.optimizers import (
     skipped_steps,
     skips_nonfinite_steps,
     take_step,
+    unless_skipped,
 )
 from fastsam.longtail.predictions import Predictions, predict
 from fastsam.longtail.ranks import Ranks
@@ -84,11 +86,12 @@ class Trainer:
         sources: where each setting comes from, kept with the result; by default, of a resumed run,
             what its checkpoint says.
         out: folder for checkpoint and results; None to write nothing.
-        resume: go on with the run in ``out``.
+        resume: go on with the run in ``out``; ``"auto"`` begins it where there is no checkpoint.
         overwrite: replace the run in ``out``.
         keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
         on_step: called after every step with what it saw of each of its batches.
         on_epoch: called with the record of every finished epoch.
+        on_result: called with the result before it is written.
         ranks: this process among those of the run; by default it is alone. Batches are shared out,
             and the loss and its gradient are those of the whole batch, whatever the number of
             processes; batch normalisation sees the share of its process.
@@ -98,6 +101,8 @@ class Trainer:
         UsageError: an ``out`` that is not empty, or a device that does not exist.
         DataError: data that is missing or damaged.
         CheckpointError: a run that cannot be gone on with.
+        FolderBusyError: another process writes to ``out``.
+        OSError: ``out`` cannot be written to, or has too little room.
 
     Example:
         >>> from fastsam.longtail import Trainer, recipe
@@ -113,18 +118,19 @@ class Trainer:
         data: LongTailData | None = None,
         sources: dict[str, str] | None = None,
         out: Path | None = None,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         overwrite: bool = False,
         keep: Collection[int] = (),
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
+        on_result: Callable[[Result], None] | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
         progress: bool = True,
     ) -> None:
         _check_ranks(config, ranks)
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None:
-            self.folder.check(resume=resume, overwrite=overwrite)
+            self.folder.check(resume=bool(resume), overwrite=overwrite, writes=ranks.rank == 0)
         self.config = config
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
@@ -134,6 +140,7 @@ class Trainer:
         self.sources = sources or {}
         self.on_step = on_step
         self.on_epoch = on_epoch
+        self.on_result = on_result
         self.keep = frozenset(keep)
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
@@ -158,24 +165,29 @@ class Trainer:
         if config.select == "best-validation" and self.data.validation is None:
             raise UsageError(f"{config.data} has no validation set to select an epoch by")
 
+        self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = self._load(resume) if self.folder is not None else None
         ranks.barrier()  # everyone has read what is there
-        if self.folder is not None and ranks.rank == 0:
-            self.folder.prepare(overwrite=overwrite)
         if resumed is not None:
             self.model.load_state_dict(resumed.model)
-            self.optimizer.load_state_dict(resumed.optimizer)
-            self.history = [Epoch(**record) for record in resumed.history]
+            resumed.load_optimizer(self.optimizer)
+            self.history = list(resumed.history)
             self._best = resumed.best
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
+        if self._writes is not None:
+            with self._writes.held(self._stamp):
+                self._writes.prepare(overwrite=overwrite)
+                check_room(self._writes.path, *self._sizes())
+                self._stamp = self._writes.stamp()
 
     def fit(self) -> Result:
         """Train to the last epoch, write the results to the folder, and return them.
 
         Raises:
-            TrainingError: if the loss is no longer finite, or half of an epoch's updates were skipped;
-                the folder keeps its last checkpoint.
+            TrainingError: if the loss, a weight or an output of the network is no longer finite, or half
+                of an epoch's updates were skipped; the folder keeps its last checkpoint.
+            OSError: if a file cannot be written; the one before it is whole.
         """
         saved = time.perf_counter()
         bar = ProgressBar(
@@ -184,7 +196,13 @@ class Trainer:
             unit="epoch",
             enabled=self.progress,
         )
-        with cpu_threads(self.config.threads), closing(self.data), bar:
+        unwritten: OSError | None = None
+        with ExitStack() as stack:
+            if self._writes is not None:
+                stack.enter_context(self._writes.held(self._stamp))
+            stack.enter_context(cpu_threads(self.config.threads))
+            stack.enter_context(closing(self.data))
+            stack.enter_context(bar)
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -192,16 +210,27 @@ class Trainer:
                 self._keep_best()
                 if self.on_epoch is not None:
                     self.on_epoch(record)
-                if record.epoch in self.keep and self._writes is not None:
-                    self._checkpoint().save(self._writes.kept(record.epoch))
                 now = time.perf_counter()
-                if now - saved > CHECKPOINT_SECONDS or record.epoch == self.config.epochs:
-                    self._save()
-                    saved = now
+                last = record.epoch == self.config.epochs
+                try:
+                    if record.epoch in self.keep and self._writes is not None:
+                        self._checkpoint().save(self._writes.kept(record.epoch))
+                    if now - saved > CHECKPOINT_SECONDS or last:
+                        self._save()
+                        saved = now
+                except OSError as error:
+                    if not last:
+                        raise
+                    unwritten = error  # the network can still be judged
                 bar.update(note=f"loss {record.loss:.3f}")
             result = self._result()
-        if self._writes is not None:
-            self._writes.write(result)
+            if self.on_result is not None:
+                self.on_result(result)
+            if unwritten is not None:
+                raise unwritten
+            if self._writes is not None:
+                self._writes.write(result)
+                self._stamp = self._writes.stamp()
         return result
 
     @property
@@ -256,6 +285,12 @@ class Trainer:
             raise TrainingError(
                 f"{what} in epoch {epoch}; train anew (--overwrite) with a lower learning rate "
                 f"(now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
+            )
+        spoiled = not_finite(self.model)
+        if spoiled is not None:
+            raise TrainingError(
+                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; look for such values "
+                f"in the images, or train anew (--overwrite) with a lower learning rate (now {lr:g})"
             )
         validation = self.data.validation
         return Epoch(
@@ -363,11 +398,17 @@ class Trainer:
                 )
             return value
 
-        take_step(self.optimizer, self.model, [partial(gradient, *piece) for piece in pieces])
-        if isinstance(self.model, PaCoClassifier):
-            for number, step in seen.items():
-                self.model.advance(keys[number], step.targets)
+        with unless_skipped(self.optimizer, self._changed_by_passes()):
+            take_step(self.optimizer, self.model, [partial(gradient, *piece) for piece in pieces])
+            if isinstance(self.model, PaCoClassifier):
+                for number, step in seen.items():
+                    self.model.advance(keys[number], step.targets)
         return list(seen.values())
+
+    def _changed_by_passes(self) -> list[Tensor]:
+        """What a step changes besides the trained weights: statistics, and PaCo's copy and queue."""
+        frozen = [value for value in self.model.parameters() if not value.requires_grad]
+        return [*self.model.buffers(), *frozen]
 
     def _predictions(self, images: Images) -> Predictions:
         """For selecting and for judging alike."""
@@ -424,6 +465,17 @@ class Trainer:
             self._checkpoint().save(self._writes.checkpoint)
             self._writes.write_history(self.history)
 
+    def _sizes(self) -> list[int]:
+        """About the bytes of each checkpoint that will lie in the folder beside what is there."""
+        config, folder = self.config, self.folder
+        state = sum(value.nbytes for value in self.model.state_dict().values())
+        trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        copies = (config.momentum > 0) + (config.optimizer == "looksam")
+        size = (1 + (config.select != "last")) * state + copies * trained + (1 << 16)
+        coming = 0 if folder is None else 1 + (not folder.checkpoint.is_file())
+        coming += sum(1 for epoch in self.keep if folder and not folder.kept(epoch).is_file())
+        return [size] * coming
+
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
             config=self.config,
@@ -432,32 +484,43 @@ class Trainer:
             num_classes=self.data.num_classes,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            history=[asdict(record) for record in self.history],
+            history=list(self.history),
             best=self._best,
             unreadable=self._unreadable(),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
         )
 
-    def _load(self, resume: bool) -> Checkpoint | None:
+    def _load(self, resume: bool | Literal["auto"]) -> Checkpoint | None:
         if not resume or self.folder is None:
             return None
-        checkpoint = Checkpoint.load(self.folder.checkpoint)
+        for path in self.folder.checkpoints() or (
+            [] if resume == "auto" else [self.folder.checkpoint]
+        ):
+            checkpoint = Checkpoint.load(path)
+            self._check_same_run(path, checkpoint)
+            past = [epoch for epoch in sorted(self.keep) if epoch <= checkpoint.epoch]
+            missing = [epoch for epoch in past if not self.folder.kept(epoch).is_file()]
+            if not missing:
+                return checkpoint
+            if resume != "auto":
+                raise CheckpointError(
+                    f"{self.folder.path} is past epoch {missing[0]} and kept no checkpoint of it; "
+                    "choose another --out to train it anew"
+                )
+        return None
+
+    def _check_same_run(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Raise :class:`CheckpointError` unless this run can go on from a checkpoint."""
         stored, wanted = checkpoint.config.as_dict(), self.config.as_dict()
         for name in differences(stored, wanted):
             raise CheckpointError(
-                f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there and "
+                f"{path} is of another run: {name} is {stored[name]} there and "
                 f"{wanted[name]} here; resume with the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
-        for epoch in sorted(self.keep):
-            if epoch <= checkpoint.epoch and not self.folder.kept(epoch).is_file():
-                raise CheckpointError(
-                    f"{self.folder.path} is past epoch {epoch} and kept no checkpoint of it; choose "
-                    "another --out to train it anew"
-                )
         checkpoint.build_model()
-        return checkpoint
+        checkpoint.check_best()
 
 
 def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:

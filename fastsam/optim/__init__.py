@@ -9,6 +9,7 @@ from fastsam.optim.lpf import LPFSGD
 from fastsam.optim.pgd import PGD
 from fastsam.optim.rho import ConstantRho, CosineRho, LinearRho, RhoScheduler, StepRho
 from fastsam.optim.sam import SAM
+from fastsam.optim.skipped import kept_if_skipped
 
 __all__ = [
     "LPFSGD",
@@ -23,5 +24,6 @@ __all__ = [
     "StepRho",
     "capture_step",
     "frozen_batch_norm_statistics",
+    "kept_if_skipped",
     "local_sam_step",
 ]

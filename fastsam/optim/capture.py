@@ -18,6 +18,7 @@ from fastsam.optim import sharding
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
+from fastsam.optim.skipped import kept_if_skipped
 from fastsam.optim.untraced import untraced
 
 Batch = tuple[Tensor, ...] | list[Tensor]
@@ -209,24 +210,28 @@ def _eager_step(
     scaler = scaler or GradScaler(device.type, enabled=False)
     losses: list[Tensor] = []
     halves = (optimizer.ascent, optimizer) if isinstance(optimizer, SAM) else (optimizer,)
+    buffers: AbstractContextManager[object] = (
+        kept_if_skipped(optimizer, model.buffers()) if isinstance(optimizer, SAM) else nullcontext()
+    )
     try:
-        for half in halves:
-            cast: AbstractContextManager[object] = (
-                nullcontext() if autocast is None else torch.autocast(device.type, autocast)
-            )
-            # Around the backward pass too: checkpointed layers run forward in it again.
-            statistics: AbstractContextManager[object] = (
-                frozen_batch_norm_statistics(model)
-                if freeze_batch_norm and losses
-                else nullcontext()
-            )
-            with statistics:
-                with cast:
-                    loss = loss_fn(model(*inputs), targets)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(half)
-            optimizer.zero_grad()
-            losses.append(loss.detach())
+        with buffers:
+            for half in halves:
+                cast: AbstractContextManager[object] = (
+                    nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+                )
+                # Around the backward pass too: checkpointed layers run forward in it again.
+                statistics: AbstractContextManager[object] = (
+                    frozen_batch_norm_statistics(model)
+                    if freeze_batch_norm and losses
+                    else nullcontext()
+                )
+                with statistics:
+                    with cast:
+                        loss = loss_fn(model(*inputs), targets)
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.step(half)
+                optimizer.zero_grad()
+                losses.append(loss.detach())
     except BaseException:
         if isinstance(optimizer, SAM):
             optimizer.restore()

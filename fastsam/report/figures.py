@@ -68,7 +68,10 @@ def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
     together = by_settings(results)
     width = 0.8 / len(together)
     for position, (label, members) in enumerate(together.items()):
-        columns = [[r.test.accuracy, *r.test.groups.values()] for r in members]
+        columns = [
+            [r.test.accuracy, *(r.test.groups.get(name, float("nan")) for name in names[1:])]
+            for r in members
+        ]
         values = list(zip(*columns, strict=True))
         heights = [statistics.mean(value) for value in values]
         spread = [statistics.stdev(value) for value in values] if len(members) > 1 else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
-from fastsam.longtail.atomic import write_text
+from fastsam.files import write_text
 from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
@@ -21,6 +22,7 @@ from fastsam.report.tables import (
     spectrum_table,
 )
 from fastsam.report.timing import StepTiming
+from fastsam.text import notice
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; }
@@ -32,23 +34,40 @@ svg { max-width: 100%; height: auto; }
 """
 
 
+_Item = TypeVar("_Item")
+
+
 def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
     """Everything that runs left in ``folder`` and the folders below it, plain optimizers first.
 
+    Files of these names that are damaged or not ours are left out; one line each on standard error
+    says so.
+
     Raises:
-        DataError: if there is no result at all, or a damaged one.
+        DataError: if there is no result at all.
     """
-    files = sorted(folder.rglob("result.json"))
-    results = [Result.from_json(path.read_text("utf-8")) for path in files]
+    results = _readable(Result.load, folder.rglob("result.json"))
     if not results:
         raise DataError(
             f"no result.json in {folder} or below it; run `fastsam train --out {folder}`"
         )
     results.sort(key=lambda result: _place(run_name(result)))
-    spectra = [ClassSpectrum.load(path) for path in sorted(folder.rglob("class-*.json"))]
+    spectra = _readable(ClassSpectrum.load, folder.rglob("class-*.json"))
     spectra.sort(key=lambda item: (_order(item.subject.label), _place(item.subject.run)))
     timing = folder / StepTiming.FILE
-    return results, spectra, StepTiming.load(timing) if timing.is_file() else None
+    timings = _readable(StepTiming.load, [timing] if timing.is_file() else [])
+    return results, spectra, timings[0] if timings else None
+
+
+def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Item]:
+    """What ``load`` makes of the files that it can read."""
+    items = []
+    for path in sorted(paths):
+        try:
+            items.append(load(path))
+        except (DataError, OSError) as error:
+            notice(f"left out: {error}")
+    return items
 
 
 def _order(label: int | None) -> int:
@@ -58,7 +77,7 @@ def _order(label: int | None) -> int:
 
 def _place(run: str) -> tuple[str, int]:
     """Sorts runs by method, then in the order in which the optimizers are listed."""
-    method, optimizer = run.split()
+    method, _, optimizer = run.partition(" ")
     return method, list(OPTIMIZERS).index(optimizer) if optimizer in OPTIMIZERS else len(OPTIMIZERS)
 
 

@@ -141,12 +141,12 @@ def settings_table(results: Sequence[Result]) -> Table:
     names = [
         name
         for name in (results[0].config if results else {})
-        if any(result.config[name] is not None for result in results)
+        if any(result.config.get(name) is not None for result in results)
     ]
     rows = []
     for name in names:
         sources = {result.sources[name]: None for result in results if name in result.sources}
-        values = (_setting(result.config[name]) for result in results)
+        values = (_setting(result.config.get(name)) for result in results)
         rows.append((name, *values, "; ".join(sources)))
     return Table(("setting", *(run_name(result) for result in results), "source"), tuple(rows))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastsam.longtail.atomic import write_text
+from fastsam.files import from_json, to_json, write_text
 from fastsam.longtail.errors import DataError
 from fastsam.optim import SAM
 from fastsam.optim.plain import PlainSAM
+from fastsam.records import build
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class StepTiming:
 
     def save(self, folder: Path) -> None:
         """Write ``folder/timing.json``."""
-        write_text(folder / self.FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_text(folder / self.FILE, to_json(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> StepTiming:
         """Read what :meth:`save` wrote."""
         try:
-            return cls(**json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
+            return build(cls, from_json(path.read_text("utf-8")))
+        except ValueError as error:
             raise DataError(f"{path} is not a timing of fastsam: {error}") from error
 
 

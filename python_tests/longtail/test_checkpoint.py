@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
 import torch
 
-from fastsam.longtail import Checkpoint, recipe
-from fastsam.longtail.atomic import write_atomically, write_text
-from fastsam.longtail.errors import CheckpointError
+from fastsam.longtail import Checkpoint, Trainer, recipe
+from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.models import build_model
+from fastsam.longtail.results import Epoch
 
 
 def checkpoint(**changes: object) -> Checkpoint:
@@ -24,7 +24,7 @@ def checkpoint(**changes: object) -> Checkpoint:
         "num_classes": 10,
         "model": build_model("resnet8", 10, channels=1).state_dict(),
         "optimizer": {},
-        "history": [],
+        "history": [Epoch(k, 0.1, 0.05, 1.0, 50.0, None, 1.0) for k in (1, 2, 3)],
     }
     return Checkpoint(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -101,15 +101,148 @@ def test_weights_of_another_model_are_refused() -> None:
         checkpoint(num_classes=7).build_model()
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "a.txt"
-    write_text(path, "old")
+def trained(folder: Path) -> Path:
+    """The checkpoint of a short run with an optimizer state."""
+    config = recipe("digits-lt", "ce", "sam", epochs=1).config()
+    Trainer(config, out=folder, progress=False).fit()
+    return folder / "checkpoint.pt"
 
-    def fail(file: IO[bytes]) -> None:
-        file.write(b"half of the ne")
-        raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def test_flipped_bits_are_noticed_or_change_nothing(tmp_path: Path) -> None:
+    """Padding and the dates of an archive may differ; nothing that is loaded may."""
+    path = trained(tmp_path)
+    whole = path.read_bytes()
+    original = vars(Checkpoint.load(path))
+    generator = np.random.default_rng(14)
+    refused = 0
+    for place in generator.integers(0, 8 * len(whole), 500).tolist():
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = vars(Checkpoint.load(path))
+        except CheckpointError as error:
+            refused += len(str(error).splitlines()) == 1
+        else:
+            assert same(loaded, original), f"bit {place} was accepted"
+    assert refused > 350
+
+
+def test_a_flipped_bit_inside_a_weight_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    saved = checkpoint()
+    saved.save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(saved.model["head.weight"].numpy().tobytes()[:64])
+    content[place + 3] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"checksum of .*data/.* is wrong"):
+        Checkpoint.load(path)
+
+
+def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        checkpoint().save(tmp_path / "x.pt")
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert Checkpoint.load(tmp_path / "x.pt").epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epoch", 2, "epoch is 2, but the history has 3"),
+        ("epoch", "3", "epoch must be int, got '3'"),
+        ("epoch", True, "epoch must be int"),
+        ("history", [{"epoch": 1}], "missing"),
+        ("history", "abc", "history must be"),
+        ("channels", 0, "0 channels"),
+        ("num_classes", None, "num_classes must be int"),
+        ("model", {"features.conv.weight": 3}, "must be a tensor"),
+        ("model", None, "model must be dict"),
+        ("optimizer", [], "optimizer must be dict"),
+        ("best", {"x": "y"}, "must be a tensor"),
+        ("unreadable", {"a.jpg": "many"}, "unreadable"),
+        ("config", {"data": 5}, "is missing"),
+        ("config", None, "must be a mapping"),
+        ("version", None, "version None, this package reads 1"),
+        ("version", torch.ones(2), "this package reads 1"),
+    ],
+)
+def test_fields_of_wrong_types_or_that_disagree(
+    name: str, value: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pt"
+    checkpoint().save(path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, name: value}, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Checkpoint.load(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("lr", "fast", "lr must be float"),
+        ("epochs", 1.5, "epochs must be int"),
+        ("rho", 0.1, "rho"),
+    ],
+)
+def test_settings_of_wrong_types(setting: str, value: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    checkpoint().save(path)
+    content = torch.load(path, weights_only=True)
+    content["config"][setting] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.load(path)
+
+
+def test_a_refused_pickle_comes_without_the_advice_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"format": "fastsam-longtail", "trap": Trap()}, path)
+    with pytest.raises(DamagedError, match="objects other than data") as caught:
+        Checkpoint.load(path)
+    assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
+
+
+def test_an_optimizer_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path)
+    good = Checkpoint.load(path)
+    run = Trainer(good.config, out=tmp_path, resume=True, progress=False)
+    state = good.optimizer["state"]
+    first = min(index for index in state if state[index])
+    spoiled = (
+        {**state, first: {"momentum_buffer": torch.zeros(3)}},
+        {**state, 10_000: state[first]},
+        {**state, first: None},
+    )
+    for entries in spoiled:
+        wrong = replace(good, optimizer={**good.optimizer, "state": entries})
+        with pytest.raises(CheckpointError, match="not of sam on this network"):
+            wrong.load_optimizer(run.optimizer)
+    groups = [{**group, "momentum": 0.1} for group in good.optimizer["param_groups"]]
+    with pytest.raises(CheckpointError, match=r"momentum is 0\.1 there and 0\.9 here"):
+        replace(good, optimizer={**good.optimizer, "param_groups": groups}).load_optimizer(
+            run.optimizer
+        )
+    with pytest.raises(CheckpointError, match="not of sam"):
+        replace(good, optimizer={}).load_optimizer(run.optimizer)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = build_model("resnet8", 10, channels=1).state_dict()
+    model["head.bias"][3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"not finite, head\.bias"):
+        checkpoint(model=model).build_model()

@@ -38,6 +38,8 @@ def test_options_that_are_named_exist() -> None:
         "--steps",
         "--augment",
         "--nproc-per-node",
+        "--no-python",
+        "--debug",
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options

@@ -118,8 +118,8 @@ def test_runs_of_another_device_are_shared(tmp_path: Path) -> None:
         checkpoint = Checkpoint.load(path)
         replace(checkpoint, config=replace(checkpoint.config, device="cuda")).save(path)
     for path in tmp_path.rglob("result.json"):
-        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
-        assert Result.from_json(path.read_text()).config["device"] == "cuda"
+        result = Result.load(path)
+        path.write_text(replace(result, config={**result.config, "device": "cuda"}).to_json())
     written = {path: path.stat().st_mtime_ns for path in weights}
     for path in tmp_path.rglob("class-*.json"):
         path.unlink()
@@ -165,6 +165,11 @@ def test_what_is_compared_cannot_be_given(tmp_path: Path) -> None:
         next(reproduce_table("table2", "digits-lt", tmp_path, kind="exp"))
     with pytest.raises(UsageError, match="rho needs optimizer sam"):
         next(reproduce_table("table1", "digits-lt", tmp_path, rho=(0.1,)))
+    for wrong in ({"steps": 0}, {"probes": 0}, {"augment": "some"}, {"augment": "99999"}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            next(reproduce_figure("figure2", "digits-lt", tmp_path, **wrong))
+    with pytest.raises(UsageError, match="seeds"):
+        next(reproduce_table("table1", "digits-lt", tmp_path, seeds=10**9))
     with pytest.raises(UsageError, match="unknown figure"):
         next(reproduce_figure("table1", "digits-lt", tmp_path))
     assert list(tmp_path.iterdir()) == []

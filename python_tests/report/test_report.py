@@ -187,7 +187,7 @@ def test_page_is_self_contained_and_escapes() -> None:
     assert "times faster" not in plain
 
 
-def test_report_of_a_folder(tmp_path: Path) -> None:
+def test_report_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match=r"no result\.json"):
         write_report(tmp_path)
     (tmp_path / "a").mkdir()
@@ -195,9 +195,25 @@ def test_report_of_a_folder(tmp_path: Path) -> None:
     spectrum().save(tmp_path / "a" / "spectra")
     page = write_report(tmp_path)
     assert "ce sam" in page.read_text()
-    (tmp_path / "a" / "spectra" / "class-9-x.json").write_text("{}")
-    with pytest.raises(DataError, match="not a class spectrum"):
-        write_report(tmp_path)
+    assert capsys.readouterr().err == ""
+    before = page.read_bytes()
+    foreign = {
+        "b/result.json": b"[1]",
+        "c/result.json": b"\xff\xfe",
+        "d/result.json": result("sgd", 70.0).to_json().replace("70.0", "71.0").encode(),
+        "e/result.json": b"[" * 100_000,
+        "a/spectra/class-9-x.json": b"{}",
+        "class-1.json": b'{"fastsam_spectrum": 1, "settings": {"subject": 3}}',
+        "timing.json": b'{"fused": "fast"}',
+    }
+    for name, content in foreign.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert write_report(tmp_path).read_bytes() == before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(foreign)
+    for name in foreign:
+        assert sum(str(tmp_path / name) in line for line in lines) == 1, name
 
 
 def test_class_spectrum_round_trip(tmp_path: Path) -> None:

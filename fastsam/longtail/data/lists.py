@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsam.longtail.atomic import write_text
+from fastsam.files import write_text
 from fastsam.longtail.errors import DataError
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}

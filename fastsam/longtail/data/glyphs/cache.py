@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsam.longtail.atomic import write_atomically
+from fastsam.files import write_atomically
 from fastsam.longtail.data.glyphs.generate import OUTLINES, SPECS, GlyphSpec, generate
 from fastsam.longtail.data.glyphs.scene import SIZE
 from fastsam.longtail.errors import DataError

@@ -1,0 +1,20 @@
+"""The command ``fastsam``, from its first moment on: ``python -m fastsam`` is the same."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Import the command line, which takes seconds because of torch, and run it."""
+    try:
+        from fastsam.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("fastsam: error: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

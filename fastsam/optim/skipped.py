@@ -1,0 +1,66 @@
+"""Keep what a forward pass changes, such as running statistics, out of a step that is skipped."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Skipping(Protocol):
+    """An optimizer that counts the steps that it skips, on the device."""
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """Integer scalar."""
+
+
+@contextmanager
+def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore ``tensors`` after a step made inside the context if the optimizer skipped it.
+
+    A batch that makes the loss NaN has entered the running statistics of batch normalization before
+    the optimizer sees the gradient and skips the update. The host does not wait: both contents are
+    kept and the device chooses. That costs two more copies of the tensors in memory and, for each
+    device and dtype, two concatenations, one selection and one copy.
+
+    Args:
+        optimizer: :class:`fastsam.SAM` or another that has ``skipped_steps``.
+        tensors: the model's ``buffers()``, for instance.
+
+    Example:
+        >>> from fastsam import SAM
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+        >>> with kept_if_skipped(optimizer, model.buffers()):
+        ...     for step in (optimizer.first_step, optimizer.second_step):
+        ...         model(torch.tensor([[1.0, 2.0], [3.0, float("nan")]])).sum().backward()
+        ...         step(zero_grad=True)
+        >>> model[0].running_mean
+        tensor([0., 0.])
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        alike[tensor.device, tensor.dtype].append(tensor)
+    with torch.no_grad():
+        count = optimizer.skipped_steps.clone()
+        before = {kind: _joined(members) for kind, members in alike.items()}
+    yield
+    with torch.no_grad():
+        skipped = optimizer.skipped_steps != count
+        for (device, dtype), members in alike.items():
+            here = skipped.to(device, non_blocking=True)
+            chosen = torch.where(here, before[device, dtype], _joined(members))
+            parts = torch.split(chosen, [member.numel() for member in members])
+            torch._foreach_copy_(
+                members, [part.view(m.shape) for part, m in zip(parts, members, strict=True)]
+            )
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """All elements in one new tensor."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

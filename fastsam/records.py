@@ -1,0 +1,86 @@
+"""Build dataclasses of what was read from a file, and refuse values of wrong types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+_Record = TypeVar("_Record")
+
+
+def build(cls: type[_Record], values: object) -> _Record:
+    """A dataclass of its fields by name; fields that are dataclasses are built of dicts in turn.
+
+    Args:
+        cls: the dataclass.
+        values: a mapping; what an older version did not write has its default.
+
+    Raises:
+        ValueError: a name that is unknown or missing, or a value of a wrong type.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Point:
+        ...     x: float
+        ...     label: str | None = None
+        >>> build(Point, {"x": 1})
+        Point(x=1, label=None)
+        >>> build(Point, {"x": "1"})
+        Traceback (most recent call last):
+            ...
+        ValueError: x must be float, got '1'
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} must be a mapping, got {_short(values)}")
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no {name!r:.60}")
+    for name, item in known.items():
+        if name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{name} is missing")
+    hints = get_type_hints(cls)
+    return cls(**{name: _converted(value, hints[name], name) for name, value in values.items()})
+
+
+def _converted(value: object, hint: Any, name: str) -> Any:
+    """``value`` as ``hint`` wants it: mappings as dataclasses, lists as tuples."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        (hint,) = (choice for choice in arguments if choice is not NoneType)
+        return _converted(value, hint, name)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(_converted(item, arguments[0], name) for item in value)
+    if origin is dict and isinstance(value, dict) and arguments[1] is not Any:
+        return {
+            _converted(key, arguments[0], name): _converted(item, arguments[1], f"{name}.{key}")
+            for key, item in value.items()
+        }
+    if not _fits(value, hint, origin, arguments):
+        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise ValueError(f"{name} must be {kind}, got {_short(value)}")
+    return value
+
+
+def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
+    if hint is Any:
+        return True
+    if origin is Literal:  # which values are valid says whoever knows what they mean
+        return type(value) in map(type, arguments)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint if origin is None else origin) and origin not in (list, tuple)
+
+
+def _short(value: object) -> str:
+    """The start of a value's text, in one line."""
+    return f"{value!r:.60}"
