@@ -28,6 +28,7 @@ from fastsam.longtail.config import OPTIMIZERS, TrainConfig
 from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind, load_dataset
 from fastsam.longtail.data.check import check_dataset
 from fastsam.longtail.data.lists import convert_inaturalist
+from fastsam.longtail.data.pixels import Exif
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.methods import LOSSES, RULES
@@ -138,6 +139,8 @@ class TrainCommand:
             if writes and config.device == "cpu" and torch.cuda.is_available():
                 print("training on the CPU, and there is a GPU: --device cuda")
             if writes:
+                for note in trainer.data.notes:
+                    print(note)
                 print(f"training set, SHA-256: {trainer.data.subset_hash}")
             track = self.track if writes else "none"
             with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
@@ -436,6 +439,10 @@ class _DataCommand:
     """Imbalance factor of the sets made long-tailed here; by default that of the recipe."""
     subset_seed: int = 0
     """Seed of that selection."""
+    exif: Exif = "transpose"
+    """EXIF orientation of the user's own images: transpose (turn them by it) or ignore."""
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in the user's own images of more than 8 bits."""
     kind: ImbalanceKind = "exp"
     """Shape of the imbalance."""
     download: bool = False
@@ -450,6 +457,8 @@ class _DataCommand:
             kind=self.kind,
             subset_seed=self.subset_seed,
             download=self.download,
+            exif=self.exif,
+            value_range=self.value_range,
         )
 
 

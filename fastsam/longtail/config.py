@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
 from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED, OWN
 from fastsam.longtail.data.files import CORRUPT_POLICIES
+from fastsam.longtail.data.pixels import EXIF, Exif
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Method
 from fastsam.longtail.models import HEADS, Head, check_model
@@ -39,15 +40,19 @@ Others do not make it another run; results list the images that were skipped.
 """
 
 
-def _only(help_text: str, **owners: tuple[str, ...]) -> dict[str, Any]:
+def _only(
+    help_text: str, *, before: Any = None, optional: bool = False, **owners: tuple[str, ...]
+) -> dict[str, Any]:
     """Metadata of a setting that exists only where one of ``owners`` is chosen.
 
     Args:
         help_text: what the setting means.
+        before: its value in runs that were stored before there was such a setting.
+        optional: whether it may be None where it exists.
         **owners: for a choice (data, optimizer, loss, rule, or another setting) the values that
             bring this setting with them.
     """
-    return {"help": help_text, "owners": owners}
+    return {"help": help_text, "owners": owners, "before": before, "optional": optional}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,23 @@ class TrainConfig:
         default=None,
         metadata=_only(
             "at an image that cannot be read: stop, or skip it and count it", data=FROM_FILES
+        ),
+    )
+    exif: Exif | None = field(
+        default=None,
+        metadata=_only(
+            "EXIF orientation of images: transpose (turn them by it) or ignore",
+            before="ignore",
+            data=OWN,
+        ),
+    )
+    value_range: tuple[float, float] | None = field(
+        default=None,
+        metadata=_only(
+            "values that become black and white in images of more than 8 bits; by default 0 and "
+            "65535 for 16 bits, 0 and 1 for floats",
+            optional=True,
+            data=OWN,
         ),
     )
 
@@ -302,6 +324,7 @@ class TrainConfig:
         for name in values:
             if name not in known:
                 raise unknown("setting", name, sorted(known))
+        values = {**values, **_before(values)}
         for name, item in known.items():
             if name not in values and item.default is MISSING:
                 raise UsageError(f"{name} is missing: {item.metadata['help']}")
@@ -312,17 +335,37 @@ class TrainConfig:
         return cls(**final)
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def _before(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings were that ``values``, perhaps of an older version, do not name."""
+    if any(name not in values for name in ("data", "method", "optimizer")):
+        return {}
+    choices = choices_of(values)
+    return {
+        item.name: item.metadata["before"]
+        for item in fields(TrainConfig)
+        if item.name not in values
+        and item.metadata.get("before") is not None
+        and applies(item.name, choices)
+    }
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], *, same_content: bool = False
+) -> list[str]:
     """Names of the settings that make two runs different ones.
 
     Those of :data:`PLACE` do not, unless the data are the user's own and their folder is all that
-    says which. A setting that one of them lacks, as of an older version, has its default there.
+    says which. A setting that one of them lacks, as of an older version, has the value that it had
+    before it became a setting, or its default.
 
     Args:
         one: settings as :meth:`TrainConfig.as_dict` gives them.
         other: the same of another run, perhaps of another version of this package.
+        same_content: whether the contents of the data are known and are compared otherwise.
     """
-    place = {name for name in PLACE if name != "data_root" or one.get("data") not in OWN}
+    one, other = {**one, **_before(one)}, {**other, **_before(other)}
+    own = not same_content and one.get("data") in OWN
+    place = {name for name in PLACE if name != "data_root" or not own}
     defaults = {item.name: item.default for item in fields(TrainConfig)}
     return [
         name
@@ -393,6 +436,7 @@ def _check_names(config: TrainConfig) -> None:
         ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
         ("kind", config.kind, IMBALANCE_KINDS),
         ("corrupt", config.corrupt, CORRUPT_POLICIES),
+        ("exif", config.exif, EXIF),
         ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
         ("weighting", config.weighting, WEIGHTINGS),
         ("sampling", config.sampling, SAMPLINGS),
@@ -411,7 +455,7 @@ def _check_owners(config: TrainConfig) -> None:
         value = getattr(config, item.name)
         if value is not None:
             check_applies(item.name, choices)
-        elif applies(item.name, choices):
+        elif applies(item.name, choices) and not item.metadata.get("optional", False):
             raise UsageError(f"{item.name} is missing: {item.metadata['help']}")
 
 
@@ -432,6 +476,8 @@ def _check_values(config: TrainConfig) -> None:
             fits = math.isfinite(value) and value <= high
             if not (fits and (value > low if open_low else value >= low)):
                 bound = f"above {low:g}" if open_low else f"at least {low:g}"
+                if math.isinf(low):
+                    bound = "finite"
                 limit = "" if math.isinf(high) else f" and at most {high:g}"
                 raise UsageError(f"{name} must be {bound}{limit}, got {value}")
 
@@ -459,7 +505,7 @@ def _check_values(config: TrainConfig) -> None:
     check("paco_projection", low=1)
     check("rho", low=0)
     check("rho_milestones", low=1)
-    check("posthoc_tau", low=0)
+    check("posthoc_tau", low=-math.inf)
     check("imbalance", low=1)
     check("image_size", low=1)
     check("workers", low=0)
@@ -476,6 +522,11 @@ def _check_values(config: TrainConfig) -> None:
     check("seed", low=0)
     check("threads", low=0)
     check("subset_seed", low=0, high=2**32 - 1)
+    check("value_range", low=-math.inf)
+    if config.value_range is not None and not (
+        len(config.value_range) == 2 and config.value_range[0] < config.value_range[1]
+    ):
+        raise UsageError(f"value_range needs two rising values, got {config.value_range}")
 
 
 def _check_schedules(config: TrainConfig) -> None:

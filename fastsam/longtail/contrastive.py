@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses import prior
+from fastsam.longtail.losses import check_targets, prior
 from fastsam.longtail.models import Classifier
 
 
@@ -72,6 +72,7 @@ class PaCoLoss(nn.Module):
             contrast_targets: classes of the contrasts, int64 ``[M]``; -1 for an empty place of the
                 queue, which is left out.
         """
+        targets = check_targets(logits, targets)
         batch, classes = logits.shape
         similarity = queries @ contrasts.T / self.temperature
         own = torch.eye(batch, len(contrasts), dtype=torch.bool, device=logits.device)

@@ -119,6 +119,7 @@ _IMAGENET: Layer = {
 }
 _INATURALIST: Layer = {**_IMAGENET, **_layer(_CODE, lr=0.1)}
 _UNPUBLISHED: Layer = _borrowed(_IMAGENET, "the ImageNet-LT recipe")
+_OWN: Layer = _layer("default", exif="transpose")
 
 DATA: dict[str, Layer] = {
     "digits-lt": _DIGITS,
@@ -129,8 +130,8 @@ DATA: dict[str, Layer] = {
     "imagenet-lt": _IMAGENET,
     "inaturalist18": _INATURALIST,
     "places-lt": _UNPUBLISHED,
-    "list": _UNPUBLISHED,
-    "folder": _UNPUBLISHED,
+    "list": {**_UNPUBLISHED, **_OWN},
+    "folder": {**_UNPUBLISHED, **_OWN},
 }
 
 LOSS: dict[str, Layer] = {

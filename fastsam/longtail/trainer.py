@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
@@ -25,7 +26,7 @@ from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.network import build_network
-from fastsam.longtail.objectives import Objective
+from fastsam.longtail.objectives import Objective, double_adjustment
 from fastsam.longtail.optimizers import (
     batches_for_steps,
     build_optimizer,
@@ -122,6 +123,9 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         _check_ranks(config, ranks)
+        twice = double_adjustment(config)
+        if twice is not None and ranks.rank == 0:
+            warnings.warn(twice, stacklevel=2)
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None:
             self.folder.check(resume=resume, overwrite=overwrite)
@@ -138,6 +142,7 @@ class Trainer:
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
 
+        self.contents = self.data.contents(progress=self.progress)
         self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
         if config.channels_last:
@@ -152,6 +157,16 @@ class Trainer:
             rank=ranks.rank,
             world_size=ranks.size,
         )
+        first = self._batches(self.sampler.order(1))
+        self.steps_per_epoch = len(first)
+        alone = min(len(batch) for batch in first) if first else 0
+        if alone < 2:
+            raise UsageError(
+                f"a batch would have {alone} image, of which batch normalisation has no variance and "
+                f"class weights no effect: {config.data} has {len(self.data.train)} training images, "
+                f"batch_size is {config.batch_size} and processes are {ranks.size}; give every "
+                "process at least 2 images of a batch"
+            )
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] | None = None
         self._unreadable_before: dict[str, int] = {}
@@ -298,12 +313,19 @@ class Trainer:
         if self.config.select != "last" and self._best_epoch() == len(self.history):
             self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
+    def _batches(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut the indices of an epoch into batches; a lone last image joins the batch before."""
+        size = self.config.batch_size // self.ranks.size
+        cuts = list(range(size, len(order), size))
+        if cuts and len(order) - cuts[-1] == 1:
+            cuts.pop()
+        return np.array_split(order, cuts)
+
     def _read_epoch(self, order: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, with a second view for contrastive learning."""
-        size = self.config.batch_size // self.ranks.size
         read = partial(
             self.data.train.batches,
-            np.array_split(order, range(size, len(order), size)),
+            self._batches(order),
             augment=self.config.augment,
             seed=self._own_seed,
             device=self.device,
@@ -401,6 +423,8 @@ class Trainer:
             class_names=list(data.class_names),
             groups={name: list(members) for name, members in data.groups.items()},
             subset_hash=data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
             rule=rule,
             test=self._metrics(data.test),
             validation=None if data.validation is None else self._metrics(data.validation),
@@ -416,7 +440,23 @@ class Trainer:
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
             met.update(images.unreadable)
+            # A scan meets an image once, however often the run is resumed.
+            met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
+
+    def _check_older(self, checkpoint: Checkpoint) -> None:
+        """Refuse runs of older versions that would not go on as they began."""
+        size = self.config.batch_size // self.ranks.size
+        if len(self.sampler.order(1)) % size == 1:
+            raise CheckpointError(
+                "an older version began this run, with a last batch of one image in every epoch; this "
+                "image now joins the batch before, so train anew (--overwrite)"
+            )
+        if checkpoint.unreadable and any(i.left_out for i in self.data.splits.values()):
+            raise CheckpointError(
+                "an older version began this run and kept images that cannot be read in its class "
+                "counts; they are now left out before training, so train anew (--overwrite)"
+            )
 
     def _save(self) -> None:
         if self._writes is not None:
@@ -436,6 +476,8 @@ class Trainer:
             unreadable=self._unreadable(),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
         )
 
     def _load(self, resume: bool) -> Checkpoint | None:
@@ -443,12 +485,20 @@ class Trainer:
             return None
         checkpoint = Checkpoint.load(self.folder.checkpoint)
         stored, wanted = checkpoint.config.as_dict(), self.config.as_dict()
-        for name in differences(stored, wanted):
+        for name in differences(stored, wanted, same_content=bool(checkpoint.contents)):
             raise CheckpointError(
                 f"{self.folder.checkpoint} is of another run: {name} is {stored[name]} there and "
                 f"{wanted[name]} here; resume with the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
+        if checkpoint.steps_per_epoch not in (None, self.steps_per_epoch):
+            raise CheckpointError(
+                f"{self.folder.checkpoint} is of a run with {checkpoint.steps_per_epoch} steps in an "
+                f"epoch, here there are {self.steps_per_epoch}; other images can be read now, or the "
+                "number of processes is another one: restore them, or train anew"
+            )
+        if checkpoint.steps_per_epoch is None:
+            self._check_older(checkpoint)
         for epoch in sorted(self.keep):
             if epoch <= checkpoint.epoch and not self.folder.kept(epoch).is_file():
                 raise CheckpointError(
@@ -470,6 +520,8 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
         "size": config.image_size,
         "workers": config.workers,
         "corrupt": config.corrupt,
+        "exif": config.exif,
+        "value_range": config.value_range,
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given, progress=progress))
