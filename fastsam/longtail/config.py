@@ -8,12 +8,20 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
-from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED, OWN
+from fastsam.longtail.data.catalog import (
+    CIFAR,
+    FROM_FILES,
+    GIVEN,
+    MADE_LONG_TAILED,
+    OWN,
+    is_given,
+)
 from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.data.pixels import EXIF, Exif
 from fastsam.longtail.errors import UsageError, unknown
+from fastsam.longtail.losses import MEANS, Mean
 from fastsam.longtail.methods import Method
-from fastsam.longtail.models import HEADS, Head, check_model
+from fastsam.longtail.models import HEAD_INITS, HEADS, Head, HeadInit, check_model
 from fastsam.optim.pgd import NOISE_ON
 
 OPTIMIZERS: dict[str, str] = {
@@ -28,6 +36,7 @@ OPTIMIZERS: dict[str, str] = {
 SAM_FAMILY = ("sam", "asam", "looksam")
 
 LR_SCHEDULES = ("multistep", "cosine")
+COSINE_STARTS = ("first-epoch", "after-warmup")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
 PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("last", "best-validation")
@@ -124,6 +133,14 @@ class TrainConfig:
 
     model: str = field(metadata={"help": "network"})
     head: Head = field(metadata={"help": "classifier: linear or cosine"})
+    head_init: HeadInit | None = field(
+        default=None,
+        metadata=_only(
+            "initial weights of a linear head: he (He et al.'s normal) or torch (nn.Linear's own)",
+            before="he",
+            head=("linear",),
+        ),
+    )
     epochs: int = field(metadata={"help": "passes over the training set"})
     batch_size: int = field(metadata={"help": "images in a batch"})
     augment: bool = field(metadata={"help": "draw the data set's training augmentation"})
@@ -145,6 +162,16 @@ class TrainConfig:
     lr_factors: tuple[float, ...] | None = field(
         default=None,
         metadata=_only("factor on lr after each milestone", lr_schedule=("multistep",)),
+    )
+
+    cosine_start: str | None = field(
+        default=None,
+        metadata=_only(
+            "where a cosine schedule begins: at the first-epoch, of which warm-up replaces a part, "
+            "or after-warmup",
+            before="first-epoch",
+            lr_schedule=("cosine",),
+        ),
     )
 
     defer_epoch: int | None = field(
@@ -183,6 +210,15 @@ class TrainConfig:
     focal_gamma: float | None = field(
         default=None, metadata=_only("exponent of the focal loss", loss=("focal",))
     )
+    focal_mean: Mean | None = field(
+        default=None,
+        metadata=_only(
+            "what focal losses with class weights are divided by: samples (their number) or weights "
+            "(their sum)",
+            before="weights",
+            loss=("focal",),
+        ),
+    )
     gamma: float | None = field(
         default=None, metadata=_only("exponent of the logits' divisors", loss=("vs", "cdt"))
     )
@@ -211,6 +247,10 @@ class TrainConfig:
     )
     paco_projection: int | None = field(
         default=None, metadata=_only("length of the projected vectors", loss=("paco",))
+    )
+    paco_batch_norm: bool | None = field(
+        default=None,
+        metadata=_only("batch normalization in the projection", before=False, loss=("paco",)),
     )
 
     rho: tuple[float, ...] | None = field(
@@ -398,6 +438,7 @@ def choices_of(values: Mapping[str, Any]) -> dict[str, str]:
         "optimizer": values["optimizer"],
         "loss": method.loss,
         "rule": method.rule,
+        "head": values.get("head"),
         "lr_schedule": values.get("lr_schedule"),
         "weighting": values.get("weighting") if method.weighted else None,
         "rho_schedule": (values.get("rho_schedule") if values["optimizer"] in SAM_FAMILY else None),
@@ -430,10 +471,13 @@ def check_applies(name: str, choices: Mapping[str, str]) -> None:
 def _check_names(config: TrainConfig) -> None:
     check_model(config.model)
     choices: tuple[tuple[str, str | None, Iterable[str]], ...] = (
-        ("data", config.data, tuple(DATASETS)),
+        ("data", None if is_given(config.data) else config.data, (*DATASETS, f"{GIVEN}NAME")),
         ("optimizer", config.optimizer, tuple(OPTIMIZERS)),
         ("head", config.head, HEADS),
+        ("head_init", config.head_init, HEAD_INITS),
         ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
+        ("cosine_start", config.cosine_start, COSINE_STARTS),
+        ("focal_mean", config.focal_mean, MEANS),
         ("kind", config.kind, IMBALANCE_KINDS),
         ("corrupt", config.corrupt, CORRUPT_POLICIES),
         ("exif", config.exif, EXIF),

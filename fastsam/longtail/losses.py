@@ -8,7 +8,7 @@ exist.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from fastsam.longtail.errors import UsageError, unknown
 
 Mean = Literal["weights", "samples"]
+MEANS: tuple[Mean, ...] = ("weights", "samples")
 
 
 def _checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
@@ -137,8 +138,8 @@ class LongTailLoss(nn.Module):
 
     def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
         super().__init__()
-        if mean not in get_args(Mean):
-            raise unknown("mean", mean, get_args(Mean))
+        if mean not in MEANS:
+            raise unknown("mean", mean, MEANS)
         if weight is not None and not (
             weight.ndim == 1 and bool(weight.isfinite().all() and (weight >= 0).all())
         ):

@@ -103,7 +103,9 @@ def _loss(
         case "ce":
             return CrossEntropyLoss(weight=weight, mean=mean)
         case "focal":
-            return FocalLoss(given(config.focal_gamma), weight=weight, mean=mean)
+            # Algorithm 1 is a mean over samples, whatever the loss.
+            divided = mean if mean == "samples" else given(config.focal_mean)
+            return FocalLoss(given(config.focal_gamma), weight=weight, mean=divided)
         case "ldam":
             margin, scale = given(config.max_margin), given(config.scale)
             return LDAMLoss(counts, margin, scale, weight, mean=mean)

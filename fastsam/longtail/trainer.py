@@ -22,6 +22,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
+from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
@@ -133,7 +134,13 @@ class Trainer:
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
         self.progress = progress and ranks.rank == 0
-        data = load_configured(config, progress=self.progress) if data is None else data
+        if data is None:
+            data = load_configured(config, progress=self.progress)
+        elif config.data not in (data.name, f"{GIVEN}{data.name}"):
+            raise UsageError(
+                f"the settings are of the data set {config.data}, but the data are {data.name!r}; make "
+                f"the settings by recipe('{GIVEN}{data.name}', ...)"
+            )
         self.data = data.for_run()
         self.sources = sources or {}
         self.on_step = on_step

@@ -14,7 +14,7 @@ from fastsam.longtail.data.glyphs import SPECS, load_glyphs_lt
 from fastsam.longtail.data.listed import LISTED, load_listed, load_own_folders, load_own_lists
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.errors import DataError, unknown
+from fastsam.longtail.errors import DataError, UsageError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ GLYPHS = ("glyphs10-lt", "glyphs100-lt")
 MADE_LONG_TAILED = ("digits-lt", *CIFAR, *GLYPHS)
 OWN = ("list", "folder")
 """Data sets that are whatever lies in the folder they are given."""
+GIVEN = "own:"
+"""Begins the names of data sets that are given from Python; what follows is the user's choice."""
 FROM_FILES = (*LISTED, *OWN)
 
 DATASETS: dict[str, Loader] = {
@@ -133,6 +135,11 @@ WHERE: dict[str, str] = {
 """Where the users of each data set usually get it."""
 
 
+def is_given(name: str) -> bool:
+    """Whether ``name`` is that of a data set given from Python, ``own:NAME``."""
+    return name.startswith(GIVEN) and len(name) > len(GIVEN)
+
+
 def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
     """The data set called ``name``, checked: every class has at least one training image.
 
@@ -144,6 +151,11 @@ def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
         UsageError: for an unknown name or an impossible imbalance.
         DataError: for missing or damaged files, or labels and counts that disagree.
     """
+    if is_given(name):
+        raise UsageError(
+            f"{name} is data that a Python program made, which no command can load; pass it as "
+            "data=..., or write it to files for the data sets list or folder"
+        )
     if name not in DATASETS:
         raise unknown("data", name, DATASETS)
     try:
