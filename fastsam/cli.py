@@ -484,7 +484,7 @@ class DataCheck(_DataCommand):
 
 @dataclass(frozen=True)
 class DataShow(_DataCommand):
-    """Write a contact sheet of every class, head to tail, and one of all classes."""
+    """Write a contact sheet of each of up to --classes classes, head to tail, and one of them all."""
 
     out: Path = Path("sheets")
     """Folder for the sheets."""
@@ -494,6 +494,8 @@ class DataShow(_DataCommand):
     """Images in a row."""
     rows: int = 8
     """Rows of the sheet of one class."""
+    classes: int = 100
+    """At most how many classes; of more, so many are taken evenly from head to tail."""
     overwrite: bool = False
     """The folder may hold files already."""
 
@@ -505,9 +507,16 @@ class DataShow(_DataCommand):
         check_free(self.out, allowed=self.overwrite, flags="--overwrite")
         data = load_dataset(self.name, self.options)
         for path in write_sheets(
-            data, self.out, split=self.split, columns=self.columns, rows=self.rows
+            data,
+            self.out,
+            split=self.split,
+            columns=self.columns,
+            rows=self.rows,
+            classes=self.classes,
         ):
             print(path)
+        if data.num_classes > self.classes:
+            print(f"{self.classes} of {data.num_classes} classes are shown; see --classes")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import itertools
 import shutil
@@ -458,3 +459,19 @@ def test_file_images_keep_their_reading(tmp_path: Path) -> None:
     data = load_dataset("folder", DataOptions(root=tmp_path, value_range=(0, 10)))
     assert isinstance(data.train, FileImages)
     assert data.train.reading == Reading("transpose", (0, 10))
+
+
+def test_given_data_have_their_own_name(tmp_path: Path, capsys: Any) -> None:
+    digits = load_dataset("digits-lt")
+    mine = dataclasses.replace(digits, name="mine")
+    config = recipe("own:mine", "ce", "sgd", epochs=1, model="resnet8").config()
+    assert config.imbalance is None
+    assert config.image_size is None
+    result = Trainer(config, data=mine, out=tmp_path / "run", progress=False).fit()
+    assert result.config["data"] == "own:mine"
+    assert main(["spectrum", str(tmp_path / "run"), "--steps", "1"]) == 2
+    assert "own:mine is data that a Python program made" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"of the data set digits-lt, but the data are 'mine'"):
+        Trainer(recipe("digits-lt", "ce", "sgd").config(), data=mine)
+    with pytest.raises(UsageError, match=r"valid: digits-lt.*own:NAME"):
+        recipe("mine", "ce", "sgd")
