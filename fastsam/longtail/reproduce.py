@@ -229,7 +229,13 @@ class _Runs:
         folder = RunFolder(self.out / variant.name / f"seed-{seed}")
         if folder.result.is_file():
             result = Result.from_json(folder.result.read_text("utf-8"))
-            changed = set(differences(result.config, one.config().as_dict())) - {"threads"}
+            config = one.config()
+            moved = result.config.get("data_root") != config.data_root
+            same = (
+                moved and bool(result.contents) and result.contents == self.data(variant).contents()
+            )
+            changed = set(differences(result.config, config.as_dict(), same_content=same))
+            changed -= {"threads"}
             if changed:
                 raise CheckpointError(
                     f"{folder.path} holds a run with other settings ({', '.join(sorted(changed))}); "
