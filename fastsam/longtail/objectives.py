@@ -104,7 +104,7 @@ def _loss(
             return CrossEntropyLoss(weight=weight, mean=mean)
         case "focal":
             # Algorithm 1 is a mean over samples, whatever the loss.
-            divided = mean if mean == "samples" else given(config.focal_mean)
+            divided: Mean = "samples" if mean == "samples" else given(config.focal_mean)
             return FocalLoss(given(config.focal_gamma), weight=weight, mean=divided)
         case "ldam":
             margin, scale = given(config.max_margin), given(config.scale)

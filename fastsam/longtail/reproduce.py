@@ -11,6 +11,7 @@ from typing import Any
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import PLACE, TrainConfig, differences
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.catalog import OWN
 from fastsam.longtail.errors import CheckpointError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.published import (
@@ -230,7 +231,7 @@ class _Runs:
         if folder.result.is_file():
             result = Result.from_json(folder.result.read_text("utf-8"))
             config = one.config()
-            moved = result.config.get("data_root") != config.data_root
+            moved = config.data in OWN and result.config.get("data_root") != config.data_root
             same = (
                 moved and bool(result.contents) and result.contents == self.data(variant).contents()
             )

@@ -71,6 +71,7 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
     broken: list[str] = []
     largest: list[float] = []
     for part, images in data.splits.items():
+        places: Sequence[int]
         if decode:
             places = range(len(images))
             scan = images.scan(progress=progress)

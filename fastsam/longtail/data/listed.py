@@ -250,11 +250,11 @@ def assemble(
     selection = list_hash(sets["train"].images, new_names)
     if corrupt == "skip":
         sets = {part: images.readable(progress=progress) for part, images in sets.items()}
-        for part, images in sets.items():
-            if images.left_out:
+        for part, found in sets.items():
+            if found.left_out:
                 notes += (
-                    f"{part}: {len(images.left_out)} images cannot be read and are left out, the "
-                    f"first is {images.left_out[0]}",
+                    f"{part}: {len(found.left_out)} images cannot be read and are left out, the "
+                    f"first is {found.left_out[0]}",
                 )
     left = np.bincount(sets["train"].targets, minlength=classes)
     if (left == 0).any():
