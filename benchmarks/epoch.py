@@ -55,7 +55,7 @@ class EpochTime:
         """Run both, print and save."""
         data = random_data(self.n_max)
         config = recipe(
-            "cifar10-lt", "ce", "sam", model=self.model, device=self.device, epochs=self.epochs + 1
+            "own:random", "ce", "sam", model=self.model, device=self.device, epochs=self.epochs + 1
         ).config()
         script = script_epoch(data, config, workers=self.workers)
         seconds: dict[str, list[float]] = {"trainer": [], "script": []}

@@ -30,6 +30,7 @@ from fastsam.longtail.config import OPTIMIZERS, TrainConfig
 from fastsam.longtail.data import DATASETS, DataOptions, ImbalanceKind, load_dataset
 from fastsam.longtail.data.check import check_dataset
 from fastsam.longtail.data.lists import convert_inaturalist
+from fastsam.longtail.data.pixels import Exif
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.methods import LOSSES, RULES
@@ -141,6 +142,8 @@ class TrainCommand:
             if writes and config.device == "cpu" and torch.cuda.is_available():
                 print("Training on CPU although a GPU is available; pass --device cuda.")
             if writes:
+                for note in trainer.data.notes:
+                    print(note)
                 print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
                 trainer.on_result = self._show
             track = self.track if writes else "none"
@@ -445,6 +448,10 @@ class _DataCommand:
     """Imbalance factor of the sets made long-tailed here; by default that of the recipe."""
     subset_seed: int = 0
     """Seed of that selection."""
+    exif: Exif = "transpose"
+    """EXIF orientation of the user's own images: transpose (turn them by it) or ignore."""
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in the user's own images of more than 8 bits."""
     kind: ImbalanceKind = "exp"
     """Shape of the imbalance."""
     download: bool = False
@@ -459,6 +466,8 @@ class _DataCommand:
             kind=self.kind,
             subset_seed=self.subset_seed,
             download=self.download,
+            exif=self.exif,
+            value_range=self.value_range,
         )
 
 
@@ -484,7 +493,7 @@ class DataCheck(_DataCommand):
 
 @dataclass(frozen=True)
 class DataShow(_DataCommand):
-    """Write a contact sheet of every class, head to tail, and one of all classes."""
+    """Write a contact sheet of each of up to --classes classes, head to tail, and one of them all."""
 
     out: Path = Path("sheets")
     """Folder for the sheets."""
@@ -494,6 +503,8 @@ class DataShow(_DataCommand):
     """Images in a row."""
     rows: int = 8
     """Rows of the sheet of one class."""
+    classes: int = 100
+    """At most how many classes; of more, so many are taken evenly from head to tail."""
     overwrite: bool = False
     """The folder may hold files already."""
 
@@ -504,9 +515,16 @@ class DataShow(_DataCommand):
         check_free(self.out, allowed=self.overwrite, flags="--overwrite")
         data = load_dataset(self.name, self.options)
         for path in write_sheets(
-            data, self.out, split=self.split, columns=self.columns, rows=self.rows
+            data,
+            self.out,
+            split=self.split,
+            columns=self.columns,
+            rows=self.rows,
+            classes=self.classes,
         ):
             _show(path)
+        if data.num_classes > self.classes:
+            print(f"{self.classes} of {data.num_classes} classes are shown; see --classes")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Checkpoint:
         unreadable: images that could not be read and were skipped so far, with how often.
         sources: where each setting comes from.
         subset_hash: SHA-256 of the training set, which says what the classes' numbers mean.
+        contents: SHA-256 of contents and classes of every split; empty in runs of older versions.
+        steps_per_epoch: batches of an epoch; None in runs of older versions.
     """
 
     config: TrainConfig
@@ -57,6 +59,8 @@ class Checkpoint:
     unreadable: dict[str, int] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     subset_hash: str | None = None
+    contents: dict[str, str] = field(default_factory=dict)
+    steps_per_epoch: int | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -125,11 +129,28 @@ class Checkpoint:
                 raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")
 
     def check_data(self, data: LongTailData) -> None:
-        """Raise :class:`CheckpointError` if the run had another training set than ``data`` has.
+        """Raise :class:`CheckpointError` if the run had other data than ``data``.
 
-        Classes of a set that has changed may be numbered in another way.
+        The contents of every split decide, wherever the files lie. Runs of older versions know only
+        which images formed the training set. Classes of a set that has changed may be numbered in
+        another way.
         """
-        if self.subset_hash not in (None, data.subset_hash):
+        if self.contents:
+            found = data.contents()
+            changed = [
+                part
+                for part in {**self.contents, **found}
+                if self.contents.get(part) != found.get(part)
+            ]
+            if changed:
+                part = changed[0]
+                what = "the class names" if part == "classes" else f"the {part} images"
+                raise CheckpointError(
+                    f"{what} of {data.name} are not those of this run: SHA-256 "
+                    f"{self.contents.get(part)} there, {found.get(part)} here; restore them, or "
+                    "train anew"
+                )
+        elif self.subset_hash not in (None, data.subset_hash):
             raise CheckpointError(
                 f"the training set of {data.name} is not the one of this run: SHA-256 "
                 f"{self.subset_hash} there, {data.subset_hash} here; restore its files or lists, "

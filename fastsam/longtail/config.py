@@ -8,11 +8,20 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from fastsam.longtail.data import DATASETS, IMBALANCE_KINDS, ImbalanceKind
-from fastsam.longtail.data.catalog import CIFAR, FROM_FILES, MADE_LONG_TAILED, OWN
+from fastsam.longtail.data.catalog import (
+    CIFAR,
+    FROM_FILES,
+    GIVEN,
+    MADE_LONG_TAILED,
+    OWN,
+    is_given,
+)
 from fastsam.longtail.data.files import CORRUPT_POLICIES
+from fastsam.longtail.data.pixels import EXIF, Exif
 from fastsam.longtail.errors import UsageError, unknown
+from fastsam.longtail.losses import MEANS, Mean
 from fastsam.longtail.methods import Method
-from fastsam.longtail.models import HEADS, Head, check_model
+from fastsam.longtail.models import HEAD_INITS, HEADS, Head, HeadInit, check_model
 from fastsam.optim.pgd import NOISE_ON
 from fastsam.records import build
 
@@ -28,6 +37,7 @@ OPTIMIZERS: dict[str, str] = {
 SAM_FAMILY = ("sam", "asam", "looksam")
 
 LR_SCHEDULES = ("multistep", "cosine")
+COSINE_STARTS = ("first-epoch", "after-warmup")
 RHO_SCHEDULES = ("constant", "step", "linear", "deferred")
 PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("last", "best-validation")
@@ -40,15 +50,19 @@ Others do not make it another run; results list the images that were skipped.
 """
 
 
-def _only(help_text: str, **owners: tuple[str, ...]) -> dict[str, Any]:
+def _only(
+    help_text: str, *, before: Any = None, optional: bool = False, **owners: tuple[str, ...]
+) -> dict[str, Any]:
     """Metadata of a setting that exists only where one of ``owners`` is chosen.
 
     Args:
         help_text: what the setting means.
+        before: its value in runs that were stored before there was such a setting.
+        optional: whether it may be None where it exists.
         **owners: for a choice (data, optimizer, loss, rule, or another setting) the values that
             bring this setting with them.
     """
-    return {"help": help_text, "owners": owners}
+    return {"help": help_text, "owners": owners, "before": before, "optional": optional}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +114,34 @@ class TrainConfig:
             "at an image that cannot be read: stop, or skip it and count it", data=FROM_FILES
         ),
     )
+    exif: Exif | None = field(
+        default=None,
+        metadata=_only(
+            "EXIF orientation of images: transpose (turn them by it) or ignore",
+            before="ignore",
+            data=OWN,
+        ),
+    )
+    value_range: tuple[float, float] | None = field(
+        default=None,
+        metadata=_only(
+            "values that become black and white in images of more than 8 bits; by default 0 and "
+            "65535 for 16 bits, 0 and 1 for floats",
+            optional=True,
+            data=OWN,
+        ),
+    )
 
     model: str = field(metadata={"help": "network"})
     head: Head = field(metadata={"help": "classifier: linear or cosine"})
+    head_init: HeadInit | None = field(
+        default=None,
+        metadata=_only(
+            "initial weights of a linear head: he (He et al.'s normal) or torch (nn.Linear's own)",
+            before="he",
+            head=("linear",),
+        ),
+    )
     epochs: int = field(metadata={"help": "passes over the training set"})
     batch_size: int = field(metadata={"help": "images in a batch"})
     augment: bool = field(metadata={"help": "draw the data set's training augmentation"})
@@ -124,6 +163,16 @@ class TrainConfig:
     lr_factors: tuple[float, ...] | None = field(
         default=None,
         metadata=_only("factor on lr after each milestone", lr_schedule=("multistep",)),
+    )
+
+    cosine_start: str | None = field(
+        default=None,
+        metadata=_only(
+            "where a cosine schedule begins: at the first-epoch, of which warm-up replaces a part, "
+            "or after-warmup",
+            before="first-epoch",
+            lr_schedule=("cosine",),
+        ),
     )
 
     defer_epoch: int | None = field(
@@ -162,6 +211,15 @@ class TrainConfig:
     focal_gamma: float | None = field(
         default=None, metadata=_only("exponent of the focal loss", loss=("focal",))
     )
+    focal_mean: Mean | None = field(
+        default=None,
+        metadata=_only(
+            "what focal losses with class weights are divided by: samples (their number) or weights "
+            "(their sum)",
+            before="weights",
+            loss=("focal",),
+        ),
+    )
     gamma: float | None = field(
         default=None, metadata=_only("exponent of the logits' divisors", loss=("vs", "cdt"))
     )
@@ -190,6 +248,10 @@ class TrainConfig:
     )
     paco_projection: int | None = field(
         default=None, metadata=_only("length of the projected vectors", loss=("paco",))
+    )
+    paco_batch_norm: bool | None = field(
+        default=None,
+        metadata=_only("batch normalization in the projection", before=False, loss=("paco",)),
     )
 
     rho: tuple[float, ...] | None = field(
@@ -303,6 +365,7 @@ class TrainConfig:
         for name in values:
             if name not in known:
                 raise unknown("setting", name, sorted(known))
+        values = {**values, **_before(values)}
         for name, item in known.items():
             if name not in values and item.default is MISSING:
                 raise UsageError(f"{name} is missing: {item.metadata['help']}")
@@ -314,17 +377,37 @@ class TrainConfig:
             raise UsageError(str(error)) from error
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def _before(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings were that ``values``, perhaps of an older version, do not name."""
+    if any(name not in values for name in ("data", "method", "optimizer")):
+        return {}
+    choices = choices_of(values)
+    return {
+        item.name: item.metadata["before"]
+        for item in fields(TrainConfig)
+        if item.name not in values
+        and item.metadata.get("before") is not None
+        and applies(item.name, choices)
+    }
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], *, same_content: bool = False
+) -> list[str]:
     """Names of the settings that make two runs different ones.
 
     Those of :data:`PLACE` do not, unless the data are the user's own and their folder is all that
-    says which. A setting that one of them lacks, as of an older version, has its default there.
+    says which. A setting that one of them lacks, as of an older version, has the value that it had
+    before it became a setting, or its default.
 
     Args:
         one: settings as :meth:`TrainConfig.as_dict` gives them.
         other: the same of another run, perhaps of another version of this package.
+        same_content: whether the contents of the data are known and are compared otherwise.
     """
-    place = {name for name in PLACE if name != "data_root" or one.get("data") not in OWN}
+    one, other = {**one, **_before(one)}, {**other, **_before(other)}
+    own = not same_content and one.get("data") in OWN
+    place = {name for name in PLACE if name != "data_root" or not own}
     defaults = {item.name: item.default for item in fields(TrainConfig)}
     return [
         name
@@ -357,6 +440,7 @@ def choices_of(values: Mapping[str, Any]) -> dict[str, str]:
         "optimizer": values["optimizer"],
         "loss": method.loss,
         "rule": method.rule,
+        "head": values.get("head"),
         "lr_schedule": values.get("lr_schedule"),
         "weighting": values.get("weighting") if method.weighted else None,
         "rho_schedule": (values.get("rho_schedule") if values["optimizer"] in SAM_FAMILY else None),
@@ -389,12 +473,16 @@ def check_applies(name: str, choices: Mapping[str, str]) -> None:
 def _check_names(config: TrainConfig) -> None:
     check_model(config.model)
     choices: tuple[tuple[str, str | None, Iterable[str]], ...] = (
-        ("data", config.data, tuple(DATASETS)),
+        ("data", None if is_given(config.data) else config.data, (*DATASETS, f"{GIVEN}NAME")),
         ("optimizer", config.optimizer, tuple(OPTIMIZERS)),
         ("head", config.head, HEADS),
+        ("head_init", config.head_init, HEAD_INITS),
         ("lr_schedule", config.lr_schedule, LR_SCHEDULES),
+        ("cosine_start", config.cosine_start, COSINE_STARTS),
+        ("focal_mean", config.focal_mean, MEANS),
         ("kind", config.kind, IMBALANCE_KINDS),
         ("corrupt", config.corrupt, CORRUPT_POLICIES),
+        ("exif", config.exif, EXIF),
         ("rho_schedule", config.rho_schedule, RHO_SCHEDULES),
         ("weighting", config.weighting, WEIGHTINGS),
         ("sampling", config.sampling, SAMPLINGS),
@@ -413,7 +501,7 @@ def _check_owners(config: TrainConfig) -> None:
         value = getattr(config, item.name)
         if value is not None:
             check_applies(item.name, choices)
-        elif applies(item.name, choices):
+        elif applies(item.name, choices) and not item.metadata.get("optional", False):
             raise UsageError(f"{item.name} is missing: {item.metadata['help']}")
 
 
@@ -434,6 +522,8 @@ def _check_values(config: TrainConfig) -> None:
             fits = math.isfinite(value) and value <= high
             if not (fits and (value > low if open_low else value >= low)):
                 bound = f"above {low:g}" if open_low else f"at least {low:g}"
+                if math.isinf(low):
+                    bound = "finite"
                 limit = "" if math.isinf(high) else f" and at most {high:g}"
                 raise UsageError(f"{name} must be {bound}{limit}, got {value}")
 
@@ -461,7 +551,7 @@ def _check_values(config: TrainConfig) -> None:
     check("paco_projection", low=1, high=2**14)
     check("rho", low=0)
     check("rho_milestones", low=1)
-    check("posthoc_tau", low=0, high=1000)
+    check("posthoc_tau", low=-1000, high=1000)
     check("imbalance", low=1)
     check("image_size", low=1, high=4096)
     check("workers", low=0, high=1024)
@@ -478,6 +568,11 @@ def _check_values(config: TrainConfig) -> None:
     check("seed", low=0, high=2**63 - 1)
     check("threads", low=0, high=1024)
     check("subset_seed", low=0, high=2**32 - 1)
+    check("value_range", low=-math.inf)
+    if config.value_range is not None and not (
+        len(config.value_range) == 2 and config.value_range[0] < config.value_range[1]
+    ):
+        raise UsageError(f"value_range needs two rising values, got {config.value_range}")
 
 
 def _check_schedules(config: TrainConfig) -> None:

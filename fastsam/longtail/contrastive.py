@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses import prior
+from fastsam.longtail.losses import check_targets, prior
 from fastsam.longtail.models import Classifier
 
 
@@ -72,6 +72,7 @@ class PaCoLoss(nn.Module):
             contrast_targets: classes of the contrasts, int64 ``[M]``; -1 for an empty place of the
                 queue, which is left out.
         """
+        targets = check_targets(logits, targets)
         batch, classes = logits.shape
         similarity = queries @ contrasts.T / self.temperature
         own = torch.eye(batch, len(contrasts), dtype=torch.bool, device=logits.device)
@@ -95,6 +96,8 @@ class PaCoClassifier(Classifier):
         classifier: features and head.
         projection: length P of the projected vectors; 32 for CIFAR, 128 for large images.
         queue: places in the queue; 1024 for CIFAR-100-LT, 8192 for ImageNet-LT.
+        batch_norm: normalize the hidden layer of the projection over the batch, as the code of Cui et
+            al. 2021 does.
         momentum: of the copy; 0.999 as in He et al. (CVPR 2020).
     """
 
@@ -108,12 +111,14 @@ class PaCoClassifier(Classifier):
         *,
         projection: int = 32,
         queue: int = 1024,
+        batch_norm: bool = True,
         momentum: float = 0.999,
     ) -> None:
         width = classifier.feature_width
         super().__init__(classifier.features, classifier.head, width)
+        norm = [nn.BatchNorm1d(width)] if batch_norm else []
         self.projection = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection)
+            nn.Linear(width, width), *norm, nn.ReLU(), nn.Linear(width, projection)
         )
         self.key_encoder = copy.deepcopy(
             nn.Sequential(self.features, self.projection)

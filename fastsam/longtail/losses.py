@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import UsageError, unknown
 
 Mean = Literal["weights", "samples"]
+MEANS: tuple[Mean, ...] = ("weights", "samples")
 
 
 def _checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
@@ -87,7 +88,41 @@ def adjust_logits(logits: Tensor, counts: ArrayLike, tau: float = 1.0) -> Tensor
         counts: training images of each class, ``[C]``.
         tau: strength; 1 is the consistent choice.
     """
+    if not math.isfinite(tau):
+        raise UsageError(f"tau must be finite, got {tau}")
     return logits - tau * prior(counts).log().to(logits)
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the class indices, int64 ``[B]``.
+
+    Args:
+        logits: ``[B, C]``.
+        targets: integers ``[B]``.
+
+    Raises:
+        UsageError: for anything but one index per row of the logits, soft targets ``[B, C]`` above
+            all: some losses would take them, and mean something else.
+    """
+    fits = targets.ndim == 1 and logits.ndim == 2 and len(targets) == len(logits)
+    if (
+        not fits
+        or targets.is_floating_point()
+        or targets.is_complex()
+        or targets.dtype == torch.bool
+    ):
+        raise UsageError(
+            f"targets must be class indices, integers [B] for logits [B, C]; got {targets.dtype} "
+            f"{tuple(targets.shape)} for logits {tuple(logits.shape)}; soft targets are not supported"
+        )
+    return targets.long()
+
+
+def _check_setting(name: str, value: float, *, positive: bool = False) -> None:
+    """Raise :class:`UsageError` unless ``value`` is finite and at least 0, or above 0."""
+    if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
+        bound = "above 0" if positive else "at least 0"
+        raise UsageError(f"{name} must be finite and {bound}, got {value}")
 
 
 class LongTailLoss(nn.Module):
@@ -103,6 +138,15 @@ class LongTailLoss(nn.Module):
 
     def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
         super().__init__()
+        if mean not in MEANS:
+            raise unknown("mean", mean, MEANS)
+        if weight is not None and not (
+            weight.ndim == 1 and bool(weight.isfinite().all() and (weight >= 0).all())
+        ):
+            raise UsageError(
+                "weight must be one finite number of at least 0 per class, got a tensor of shape "
+                f"{tuple(weight.shape)}"
+            )
         self.register_buffer("weight", None if weight is None else weight.double())
         self.mean = mean
 
@@ -119,7 +163,11 @@ class LongTailLoss(nn.Module):
             logits: ``[B, C]``.
             targets: int64 ``[B]``.
             features: ``[B, D]``; only the influence-balanced loss reads them.
+
+        Raises:
+            UsageError: for targets that are no class indices.
         """
+        targets = check_targets(logits, targets)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         losses = self.per_sample(logits, targets, features)
@@ -157,15 +205,16 @@ class FocalLoss(LongTailLoss):
     Args:
         gamma: focusing exponent, at least 0; 1 in Cao et al. 2019.
         weight: class weights ``[C]``.
-        mean: see :class:`LongTailLoss`.
+        mean: what the weighted sum is divided by: ``samples`` by their number, as in the code of
+            Cao et al. 2019, or ``weights`` by the sum of their weights, as ``nn.CrossEntropyLoss``
+            divides.
     """
 
     def __init__(
         self, gamma: float = 1.0, *, weight: Tensor | None = None, mean: Mean = "weights"
     ) -> None:
         super().__init__(weight=weight, mean=mean)
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise UsageError(f"gamma of the focal loss must be at least 0, got {gamma}")
+        _check_setting("gamma", gamma)
         self.gamma = gamma
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
@@ -207,6 +256,8 @@ class LDAMLoss(LongTailLoss):
         mean: Mean = "weights",
     ) -> None:
         super().__init__(weight=weight, mean=mean)
+        _check_setting("max_margin", max_margin)
+        _check_setting("scale", scale, positive=True)
         margins = _checked_counts(counts) ** -0.25
         self.register_buffer("margins", torch.from_numpy(margins / margins.max() * max_margin))
         self.scale = scale
@@ -330,6 +381,8 @@ class InfluenceBalancedLoss(LongTailLoss):
         self, alpha: float = 1000.0, epsilon: float = 1e-3, *, weight: Tensor | None = None
     ) -> None:
         super().__init__(weight=weight, mean="samples")
+        _check_setting("alpha", alpha, positive=True)
+        _check_setting("epsilon", epsilon, positive=True)
         self.alpha = alpha
         self.epsilon = epsilon
 

@@ -20,6 +20,8 @@ from fastsam.longtail.seeds import global_seed
 
 Head = Literal["linear", "cosine"]
 HEADS: tuple[Head, ...] = ("linear", "cosine")
+HeadInit = Literal["he", "torch"]
+HEAD_INITS: tuple[HeadInit, ...] = ("he", "torch")
 
 
 class CosineHead(nn.Module):
@@ -214,19 +216,36 @@ def check_model(name: str) -> None:
         raise unknown("model", name, (*MODELS, f"{TIMM}NAME"))
 
 
+def default_head_init(name: str) -> HeadInit:
+    """Return how published code initializes the linear head of a network.
+
+    He et al.'s normal distribution for the CIFAR networks (code of Cao et al. 2019), and torch's
+    default, whose standard deviation is 2.4 times smaller, for those of torchvision and timm.
+    """
+    return "torch" if name in _TORCHVISION or name.startswith(TIMM) else "he"
+
+
 def build_model(
-    name: str, num_classes: int, *, head: Head = "linear", channels: int = 3, seed: int = 0
+    name: str,
+    num_classes: int,
+    *,
+    head: Head = "linear",
+    head_init: HeadInit | None = None,
+    channels: int = 3,
+    seed: int = 0,
 ) -> Classifier:
     """A freshly initialised classifier.
 
-    Convolutions of the CIFAR networks and linear heads are drawn from He et al.'s normal
-    distribution, cosine heads from uniform directions; other networks keep the initialisation of
-    their library. All of it comes from ``seed`` alone.
+    Convolutions of the CIFAR networks are drawn from He et al.'s normal distribution, cosine heads
+    from uniform directions; other networks keep the initialization of their library. All of it
+    comes from ``seed`` alone.
 
     Args:
         name: one of :data:`MODELS`, or ``timm:`` and a name of timm.
         num_classes: number of classes C.
         head: ``linear``, or ``cosine`` for normalised features and class vectors.
+        head_init: initial weights of a linear head: ``he`` or ``torch``; None for
+            :func:`default_head_init`.
         channels: channels of the input images.
         seed: seed of the initial weights; the global generator is left alone.
 
@@ -240,6 +259,8 @@ def build_model(
     check_model(name)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
+    if head_init is not None and head_init not in HEAD_INITS:
+        raise unknown("head_init", head_init, HEAD_INITS)
     if num_classes < 2:
         raise UsageError(f"a classifier needs at least 2 classes, got {num_classes}")
     with global_seed(seed):
@@ -256,7 +277,8 @@ def build_model(
         if head == "cosine":
             return Classifier(features, CosineHead(width, num_classes), width)
         linear = nn.Linear(width, num_classes)
-        nn.init.kaiming_normal_(linear.weight)
+        if (head_init or default_head_init(name)) == "he":
+            nn.init.kaiming_normal_(linear.weight)
         return Classifier(features, linear, width)
 
 

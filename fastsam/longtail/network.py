@@ -20,7 +20,14 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
         channels: channels of the input images.
     """
     seed = derived_seed(config.seed, Stream.MODEL)
-    model = build_model(config.model, num_classes, head=config.head, channels=channels, seed=seed)
+    model = build_model(
+        config.model,
+        num_classes,
+        head=config.head,
+        head_init=config.head_init,
+        channels=channels,
+        seed=seed,
+    )
     if config.parsed_method.loss != "paco":
         return model
     with global_seed(seed):
@@ -28,6 +35,7 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
             model,
             projection=given(config.paco_projection),
             queue=given(config.paco_queue),
+            batch_norm=given(config.paco_batch_norm),
         )
 
 

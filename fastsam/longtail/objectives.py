@@ -63,6 +63,25 @@ class Objective:
         return self._late if epoch > self._defer_epoch else self._early
 
 
+def double_adjustment(config: TrainConfig) -> str | None:
+    """Describe the two logit adjustments of a run that adjusts twice; None for others."""
+    method = config.parsed_method
+    offsets = {
+        "bs": "log prior (balanced softmax)",
+        "paco": "log prior (centers of paco)",
+        "la": f"tau * log prior with tau {config.tau}",
+        "vs": f"tau * log prior with tau {config.tau}",
+    }
+    adjusts = method.loss in offsets and (config.tau is None or config.tau != 0)
+    if config.posthoc_tau == 0 or not adjusts:
+        return None
+    return (
+        f"logits are adjusted twice: the loss {method.loss} adds {offsets[method.loss]} in training, "
+        f"and posthoc_tau {config.posthoc_tau:g} subtracts {config.posthoc_tau:g} * log prior at test "
+        "time; posthoc_tau 0 leaves the loss's own adjustment alone"
+    )
+
+
 def _class_weights(config: TrainConfig, counts: ArrayLike) -> tuple[Tensor | None, Mean]:
     """Class weights of the method, and what the mean over a batch divides by."""
     if config.parsed_method.loss == "ib":
@@ -84,7 +103,9 @@ def _loss(
         case "ce":
             return CrossEntropyLoss(weight=weight, mean=mean)
         case "focal":
-            return FocalLoss(given(config.focal_gamma), weight=weight, mean=mean)
+            # Algorithm 1 is a mean over samples, whatever the loss.
+            divided: Mean = "samples" if mean == "samples" else given(config.focal_mean)
+            return FocalLoss(given(config.focal_gamma), weight=weight, mean=divided)
         case "ldam":
             margin, scale = given(config.max_margin), given(config.scale)
             return LDAMLoss(counts, margin, scale, weight, mean=mean)

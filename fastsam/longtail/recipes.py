@@ -22,9 +22,10 @@ from fastsam.longtail.config import (
     choices_of,
 )
 from fastsam.longtail.data import DATASETS
-from fastsam.longtail.data.catalog import CIFAR
+from fastsam.longtail.data.catalog import CIFAR, GIVEN, is_given
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.methods import Method
+from fastsam.longtail.models import default_head_init
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,16 @@ _IMAGENET: Layer = {
 }
 _INATURALIST: Layer = {**_IMAGENET, **_layer(_CODE, lr=0.1)}
 _UNPUBLISHED: Layer = _borrowed(_IMAGENET, "the ImageNet-LT recipe")
+_MADE: Layer = _borrowed(
+    {
+        name: entry
+        for name, entry in _CIFAR.items()
+        if name not in ("data_root", "download", "imbalance", "kind", "subset_seed")
+    },
+    "the recipe of CIFAR-LT",
+)
+"""Starting points for data that are given from Python."""
+_OWN: Layer = _layer("default", exif="transpose")
 
 DATA: dict[str, Layer] = {
     "digits-lt": _DIGITS,
@@ -129,8 +140,8 @@ DATA: dict[str, Layer] = {
     "imagenet-lt": _IMAGENET,
     "inaturalist18": _INATURALIST,
     "places-lt": _UNPUBLISHED,
-    "list": _UNPUBLISHED,
-    "folder": _UNPUBLISHED,
+    "list": {**_UNPUBLISHED, **_OWN},
+    "folder": {**_UNPUBLISHED, **_OWN},
 }
 
 LOSS: dict[str, Layer] = {
@@ -146,7 +157,7 @@ LOSS: dict[str, Layer] = {
     ),
     "cdt": _layer("the gamma of the VS loss", known=False, gamma=0.3),
     "la": _layer("Menon et al. 2021: tau = 1 is the consistent choice", tau=1.0),
-    "focal": _layer("code of Cao et al. 2019", focal_gamma=1.0),
+    "focal": _layer("code of Cao et al. 2019", focal_gamma=1.0, focal_mean="samples"),
     "eql": _layer("starting point", known=False, eql_threshold=5e-3, eql_drop=0.9),
     "paco": _layer(
         "code of Cui et al. 2021 (CIFAR-100-LT)",
@@ -154,6 +165,7 @@ LOSS: dict[str, Layer] = {
         paco_temperature=0.05,
         paco_queue=1024,
         paco_projection=32,
+        paco_batch_norm=True,
     ),
     "ib": _layer("code of Park et al. 2021", ib_alpha=1000.0),
 }
@@ -215,6 +227,7 @@ _PACO_LARGE: Layer = _layer(
     epochs=400,
     batch_size=128,
     warmup_epochs=10,
+    cosine_start="after-warmup",
     paco_alpha=0.05,
     paco_temperature=0.2,
     paco_queue=8192,
@@ -229,7 +242,8 @@ _PACO_CIFAR100: Layer = _layer(
     weight_decay=5e-4,
     epochs=400,
     warmup_epochs=10,
-    lr_milestones=(320, 360),
+    # The code lowers lr where its epoch, counted from 0, is above 320 and 360.
+    lr_milestones=(321, 361),
     lr_factors=(0.1, 0.01),
 )
 _PACO_CIFAR10: Layer = {
@@ -284,6 +298,7 @@ EXACT |= {
 _ALWAYS: Layer = _layer(
     "default",
     head="linear",
+    cosine_start="first-epoch",
     augment=True,
     seed=0,
     device="cpu",
@@ -326,6 +341,11 @@ class Recipe:
         entries = self.entries | given
         if "epochs" in values:
             entries |= _rescaled(self.entries, values["epochs"], keep=given)
+        named = entries.get("head_init")
+        if named is None or named.source != "given":
+            model = entries["model"].value
+            source = "code of Cao et al. 2019 (CIFAR), torch's own elsewhere"
+            entries = {**entries, "head_init": Entry(default_head_init(model), source)}
         choices = choices_of(self._values | values | self._names)
         for name in given:
             check_applies(name, choices)
@@ -396,7 +416,8 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     """The published settings of a combination.
 
     Args:
-        data: one of :data:`fastsam.longtail.data.DATASETS`.
+        data: one of :data:`fastsam.longtail.data.DATASETS`, or ``own:NAME`` for data of your own that
+            you pass to :class:`~fastsam.longtail.Trainer`.
         method: ``loss[-rule]``; see :mod:`fastsam.longtail.methods`.
         optimizer: one of :data:`fastsam.longtail.config.OPTIMIZERS`.
         **overrides: settings of :class:`TrainConfig` that replace the published ones; a number
@@ -409,14 +430,14 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         >>> recipe("digits-lt", "ce-drw", "sam", rho=0.1).config().rho
         (0.1,)
     """
-    if data not in DATASETS:
-        raise unknown("data", data, DATASETS)
+    if data not in DATASETS and not is_given(data):
+        raise unknown("data", data, (*DATASETS, f"{GIVEN}NAME"))
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     parsed = Method.parse(method)
     entries: dict[str, Entry] = {
         **_ALWAYS,
-        **DATA[data],
+        **(_MADE if is_given(data) else DATA[data]),
         **LOSS.get(parsed.loss, {}),
         **RULE.get(parsed.rule, {}),
         **OPTIMIZER[optimizer],

@@ -12,6 +12,7 @@ from fastsam.files import remove_orphans
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import PLACE, TrainConfig, differences
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.catalog import OWN
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
@@ -243,7 +244,13 @@ class _Runs:
         self._set_aside_damaged(needed)
         result = _sound_result(folder)
         if result is not None:
-            changed = set(differences(result.config, one.config().as_dict())) - {"threads"}
+            config = one.config()
+            moved = config.data in OWN and result.config.get("data_root") != config.data_root
+            same = (
+                moved and bool(result.contents) and result.contents == self.data(variant).contents()
+            )
+            changed = set(differences(result.config, config.as_dict(), same_content=same))
+            changed -= {"threads"}
             if changed:
                 raise CheckpointError(
                     f"{folder.path} holds a run with other settings ({', '.join(sorted(changed))}); "

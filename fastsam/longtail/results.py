@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Result:
         unreadable: images that could not be read and were skipped, with how often.
         environment: versions and device.
         unseen: metrics on a second test set of other kinds of images, where there is one.
+        contents: SHA-256 of contents and classes of every split.
+        steps_per_epoch: batches of an epoch.
     """
 
     config: dict[str, Any]
@@ -79,6 +81,8 @@ class Result:
     unreadable: dict[str, int]
     environment: dict[str, Any]
     unseen: Metrics | None = None
+    contents: dict[str, str] = field(default_factory=dict)
+    steps_per_epoch: int | None = None
 
     def to_json(self) -> str:
         """The whole result as JSON text with a checksum."""

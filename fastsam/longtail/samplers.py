@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.config import SAMPLINGS, TrainConfig
+from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.seeds import Stream, numpy_generator
 
 
@@ -91,8 +91,8 @@ class ClassSampler(EpochSampler):
     the counts at the first epoch to class-balanced at the last.
 
     Args:
-        targets: class of every image, int64 ``[N]``.
-        counts: images of each class, int64 ``[C]``.
+        targets: class of every image, integers ``[N]``: an array, a list or a tensor.
+        counts: images of each class, integers ``[C]``.
         strategy: one of :data:`fastsam.longtail.config.SAMPLINGS`.
         epochs: epochs of the whole run, for ``progressive``.
         seed: seed of the run.
@@ -102,8 +102,8 @@ class ClassSampler(EpochSampler):
 
     def __init__(
         self,
-        targets: NDArray[np.int64],
-        counts: NDArray[np.int64],
+        targets: ArrayLike,
+        counts: ArrayLike,
         *,
         strategy: str = "class-balanced",
         epochs: int = 1,
@@ -112,8 +112,15 @@ class ClassSampler(EpochSampler):
         world_size: int = 1,
     ) -> None:
         super().__init__(seed, rank=rank, world_size=world_size)
-        self.targets = targets
-        self.counts = counts
+        self.targets = _integers("targets", targets)
+        self.counts = _integers("counts", counts)
+        found = np.bincount(self.targets) if len(self.targets) else np.zeros(0, np.int64)
+        if not np.array_equal(found, np.trim_zeros(self.counts, "b")):
+            raise UsageError("counts must be the number of targets of each class, and some target")
+        if strategy not in SAMPLINGS:
+            raise unknown("sampling strategy", strategy, SAMPLINGS)
+        if epochs < 1:
+            raise UsageError(f"epochs must be at least 1, got {epochs}")
         self.strategy = strategy
         self.epochs = epochs
 
@@ -137,6 +144,21 @@ class ClassSampler(EpochSampler):
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.world_size)
+
+
+def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    """Classes or counts, int64, at least 0.
+
+    Raises:
+        UsageError: for anything but whole numbers in one dimension.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)) or (array < 0).any():
+        raise UsageError(
+            f"{name} must be integers of at least 0 in one dimension, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    return array.astype(np.int64)
 
 
 class DeferredSampler:

@@ -29,10 +29,16 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 
     Linear warm-up ``lr * epoch / warmup_epochs``, then either ``lr`` times the factor of the phase
     (the factors are relative to ``lr``, not to one another) or, without restarts,
-    ``lr * (1 + cos(pi * (epoch - 1) / epochs)) / 2``.
+    ``lr * (1 + cos(pi * (epoch - 1) / epochs)) / 2``. With ``cosine_start="after-warmup"`` it is
+    ``lr * (1 + cos(pi * (epoch - W) / (epochs - W + 1))) / 2`` after W epochs of warm-up, as in the
+    code of Cui et al. 2021 (``paco_lt.py``).
     """
     if epoch <= config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
+    if config.lr_schedule == "cosine" and config.cosine_start == "after-warmup":
+        warmup = config.warmup_epochs
+        share = (epoch - warmup) / (config.epochs - warmup + 1)
+        return config.lr * (1 + math.cos(math.pi * share)) / 2
     if config.lr_schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * (epoch - 1) / config.epochs)) / 2
     factors = (1.0, *(config.lr_factors or ()))

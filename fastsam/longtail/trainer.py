@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing
@@ -22,11 +23,12 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
 from fastsam.longtail.data import Batch, DataOptions, Images, LongTailData, load_dataset
+from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.losses import LongTailLoss, adjust_logits
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.network import build_network, not_finite
-from fastsam.longtail.objectives import Objective
+from fastsam.longtail.objectives import Objective, double_adjustment
 from fastsam.longtail.optimizers import (
     batches_for_steps,
     build_optimizer,
@@ -128,6 +130,9 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         _check_ranks(config, ranks)
+        twice = double_adjustment(config)
+        if twice is not None and ranks.rank == 0:
+            warnings.warn(twice, stacklevel=2)
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=ranks.rank == 0)
@@ -135,7 +140,13 @@ class Trainer:
         self.ranks = ranks
         self.device = chosen_device(ranks.device(config.device))
         self.progress = progress and ranks.rank == 0
-        data = load_configured(config, progress=self.progress) if data is None else data
+        if data is None:
+            data = load_configured(config, progress=self.progress)
+        elif config.data not in (data.name, f"{GIVEN}{data.name}"):
+            raise UsageError(
+                f"the settings are of the data set {config.data}, but the data are {data.name!r}; make "
+                f"the settings by recipe('{GIVEN}{data.name}', ...)"
+            )
         self.data = data.for_run()
         self.sources = sources or {}
         self.on_step = on_step
@@ -145,6 +156,7 @@ class Trainer:
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
             raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
 
+        self.contents = self.data.contents(progress=self.progress)
         self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
         if config.channels_last:
@@ -159,6 +171,16 @@ class Trainer:
             rank=ranks.rank,
             world_size=ranks.size,
         )
+        first = self._batches(self.sampler.order(1))
+        self.steps_per_epoch = len(first)
+        alone = min(len(batch) for batch in first) if first else 0
+        if alone < 2:
+            raise UsageError(
+                f"a batch would have {alone} image, of which batch normalisation has no variance and "
+                f"class weights no effect: {config.data} has {len(self.data.train)} training images, "
+                f"batch_size is {config.batch_size} and processes are {ranks.size}; give every "
+                "process at least 2 images of a batch"
+            )
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] | None = None
         self._unreadable_before: dict[str, int] = {}
@@ -334,12 +356,19 @@ class Trainer:
         if self.config.select != "last" and self._best_epoch() == len(self.history):
             self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
+    def _batches(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut the indices of an epoch into batches; a lone last image joins the batch before."""
+        size = self.config.batch_size // self.ranks.size
+        cuts = list(range(size, len(order), size))
+        if cuts and len(order) - cuts[-1] == 1:
+            cuts.pop()
+        return np.array_split(order, cuts)
+
     def _read_epoch(self, order: NDArray[np.int64], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, with a second view for contrastive learning."""
-        size = self.config.batch_size // self.ranks.size
         read = partial(
             self.data.train.batches,
-            np.array_split(order, range(size, len(order), size)),
+            self._batches(order),
             augment=self.config.augment,
             seed=self._own_seed,
             device=self.device,
@@ -443,6 +472,8 @@ class Trainer:
             class_names=list(data.class_names),
             groups={name: list(members) for name, members in data.groups.items()},
             subset_hash=data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
             rule=rule,
             test=self._metrics(data.test),
             validation=None if data.validation is None else self._metrics(data.validation),
@@ -458,7 +489,23 @@ class Trainer:
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
             met.update(images.unreadable)
+            # A scan meets an image once, however often the run is resumed.
+            met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
+
+    def _check_older(self, checkpoint: Checkpoint) -> None:
+        """Refuse runs of older versions that would not go on as they began."""
+        size = self.config.batch_size // self.ranks.size
+        if len(self.sampler.order(1)) % size == 1:
+            raise CheckpointError(
+                "an older version began this run, with a last batch of one image in every epoch; this "
+                "image now joins the batch before, so train anew (--overwrite)"
+            )
+        if checkpoint.unreadable and any(i.left_out for i in self.data.splits.values()):
+            raise CheckpointError(
+                "an older version began this run and kept images that cannot be read in its class "
+                "counts; they are now left out before training, so train anew (--overwrite)"
+            )
 
     def _save(self) -> None:
         if self._writes is not None:
@@ -489,6 +536,8 @@ class Trainer:
             unreadable=self._unreadable(),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
         )
 
     def _load(self, resume: bool | Literal["auto"]) -> Checkpoint | None:
@@ -513,12 +562,20 @@ class Trainer:
     def _check_same_run(self, path: Path, checkpoint: Checkpoint) -> None:
         """Raise :class:`CheckpointError` unless this run can go on from a checkpoint."""
         stored, wanted = checkpoint.config.as_dict(), self.config.as_dict()
-        for name in differences(stored, wanted):
+        for name in differences(stored, wanted, same_content=bool(checkpoint.contents)):
             raise CheckpointError(
                 f"{path} is of another run: {name} is {stored[name]} there and "
                 f"{wanted[name]} here; resume with the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
+        if checkpoint.steps_per_epoch not in (None, self.steps_per_epoch):
+            raise CheckpointError(
+                f"{path} is of a run with {checkpoint.steps_per_epoch} steps in an epoch, here there are "
+                f"{self.steps_per_epoch}; other images can be read now, or the number of processes is "
+                "another one: restore them, or train anew"
+            )
+        if checkpoint.steps_per_epoch is None:
+            self._check_older(checkpoint)
         checkpoint.build_model()
         checkpoint.check_best()
 
@@ -534,6 +591,8 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
         "size": config.image_size,
         "workers": config.workers,
         "corrupt": config.corrupt,
+        "exif": config.exif,
+        "value_range": config.value_range,
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     return load_dataset(config.data, DataOptions(**given, progress=progress))

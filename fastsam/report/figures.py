@@ -55,6 +55,11 @@ def _legend_below(figure: Any, ax: Any) -> None:
     )
 
 
+def plain(text: str) -> str:
+    """Return ``text`` so that matplotlib shows it as it is: dollars do not begin mathematics."""
+    return text.replace("$", r"\$")
+
+
 def accuracy_bars(results: Sequence[Result]) -> str:
     """Test accuracy overall and by group: one bar per run, or per mean of runs that differ in seeds."""
     figure, axes = _figure(1, 1, (7.0, 3.2))
@@ -76,7 +81,7 @@ def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
         heights = [statistics.mean(value) for value in values]
         spread = [statistics.stdev(value) for value in values] if len(members) > 1 else None
         places = [i - 0.4 + width * (position + 0.5) for i in range(len(names))]
-        bars = ax.bar(places, heights, width, yerr=spread, label=label)
+        bars = ax.bar(places, heights, width, yerr=spread, label=plain(label))
         ax.bar_label(bars, fmt="%.1f", fontsize=7)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylim(0, 109)
@@ -97,9 +102,11 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
             f"{item.subject.run}: {item.spectrum.lambda_min:.3g} ... {item.spectrum.lambda_max:.3g}"
             for item in items
         ]
-        plot_density([item.spectrum for item in items], axes=ax, labels=labels)
+        plot_density(
+            [item.spectrum for item in items], axes=ax, labels=[plain(label) for label in labels]
+        )
         _legend_above(ax)
-        ax.set_xlabel(f"Hessian eigenvalues, {title}")
+        ax.set_xlabel(f"Hessian eigenvalues, {plain(title)}")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
@@ -111,7 +118,7 @@ def training_curves(results: Sequence[Result]) -> str:
     loss, accuracy = axes[0]
     for place, (label, members) in enumerate(by_settings(results).items()):
         for result in members:
-            style = {"color": f"C{place}", "label": label if result is members[0] else None}
+            style = {"color": f"C{place}", "label": plain(label) if result is members[0] else None}
             epochs = [record.epoch for record in result.history]
             loss.plot(epochs, [record.loss for record in result.history], **style)
             shares = [record.validation_accuracy for record in result.history]
@@ -133,10 +140,10 @@ def curves(
     figure, axes = _figure(1, 1, (7.0, 3.6))
     ax = axes[0, 0]
     for name, points in series.items():
-        ax.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.set_title(title, fontsize=9)
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=3, label=plain(name))
+    ax.set_xlabel(plain(x))
+    ax.set_ylabel(plain(y))
+    ax.set_title(plain(title), fontsize=9)
     _legend_below(figure, ax)
     return _svg(figure)
 
@@ -151,7 +158,7 @@ def spectra_panels(spectra: Sequence[ClassSpectrum]) -> str:
         plot_density([item.spectrum], axes=ax)
         wrong = item.subject.augment == REDRAWN
         ax.set_title(
-            ("MISTAKE: " if wrong else "") + item.subject.title.replace(", loss", ",\nloss"),
+            ("MISTAKE: " if wrong else "") + plain(item.subject.title).replace(", loss", ",\nloss"),
             fontsize=7.5,
             color="firebrick" if wrong else "black",
         )

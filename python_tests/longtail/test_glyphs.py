@@ -18,6 +18,7 @@ from fastsam.cli import main
 from fastsam.longtail import Result, Trainer, recipe
 from fastsam.longtail.data import TensorImages, load_dataset, longtail_indices, subset_hash
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
+from fastsam.longtail.data.cache import cache_folder
 from fastsam.longtail.data.glyphs import (
     SPECS,
     GlyphSpec,
@@ -29,7 +30,7 @@ from fastsam.longtail.data.glyphs import (
     images_hash,
     load_glyphs_lt,
 )
-from fastsam.longtail.data.glyphs.cache import PUBLISHED, cache_folder
+from fastsam.longtail.data.glyphs.cache import PUBLISHED
 from fastsam.longtail.data.glyphs.generate import draw_images, read_drawings
 from fastsam.longtail.data.glyphs.textures import texture_bank
 from fastsam.longtail.data.sheet import tiled, write_sheets

@@ -229,8 +229,9 @@ def test_class_folders(tmp_path: Path) -> None:
     for name in ("zebra/1.jpg", "zebra/deep/2.PNG", "ant/3.jpeg", "ant/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    images, names = list_folder(tmp_path)
+    images, names, left_out = list_folder(tmp_path)
     assert names == ["ant", "zebra"]
+    assert left_out == {".txt": 1}
     assert list(images.paths) == ["ant/3.jpeg", "zebra/1.jpg", "zebra/deep/2.PNG"]
     assert images.targets.tolist() == [0, 1, 1]
     with pytest.raises(DataError, match="zebra"):
@@ -252,7 +253,7 @@ def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path: Path) -
     ):
         (tmp_path / ".data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / ".data" / name).write_bytes(b"")
-    images, names = list_folder(tmp_path / ".data")
+    images, names, _ = list_folder(tmp_path / ".data")
     assert names == ["ant", "bee"]
     assert list(images.paths) == ["ant/1.jpg", "bee/2.jpg"]
     assert list(list_folder(tmp_path / ".data", ["ant", "bee"])[0].paths) == list(images.paths)
@@ -264,7 +265,7 @@ def test_class_folders_that_are_empty_or_missing_are_named(tmp_path: Path) -> No
     (tmp_path / "ant" / "1.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"no image \(.jpg.*in 2 class folders.*first is 'bee'"):
         list_folder(tmp_path)
-    images, _ = list_folder(tmp_path, ["ant", "bee", "cat"])
+    images, _, _ = list_folder(tmp_path, ["ant", "bee", "cat"])
     assert images.targets.tolist() == [0]
     (tmp_path / "cat").rmdir()
     with pytest.raises(DataError, match=r"no folder for 1 classes.*first is 'cat'"):

@@ -195,10 +195,14 @@ def test_a_run_knows_its_training_set(tmp_path: Path) -> None:
     Trainer(config, data=FEW, out=tmp_path, progress=False).fit()
     checkpoint = Checkpoint.load(tmp_path)
     checkpoint.check_data(FEW)
-    other = replace(FEW, subset_hash="f" * 64)
+    older = replace(checkpoint, contents={})
+    older.check_data(FEW)
     with pytest.raises(CheckpointError, match=r"not the one of this run: SHA-256 \w+ there, fff"):
+        older.check_data(replace(FEW, subset_hash="f" * 64))
+    other = replace(FEW, test=FEW.train)
+    with pytest.raises(CheckpointError, match=r"the test images of digits-lt are not those"):
         Trainer(config, data=other, out=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="not the one of this run"):
+    with pytest.raises(CheckpointError, match="are not those of this run"):
         landscape(checkpoint.build_model(), other, checkpoint, [0], steps=1, progress=False)
 
 

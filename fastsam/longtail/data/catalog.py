@@ -12,8 +12,9 @@ from fastsam.longtail.data.dataset import LongTailData, check_every_class
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.glyphs import SPECS, load_glyphs_lt
 from fastsam.longtail.data.listed import LISTED, load_listed, load_own_folders, load_own_lists
+from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.errors import DataError, unknown
+from fastsam.longtail.errors import DataError, UsageError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,10 @@ class DataOptions:
         size: height and width of images read from files.
         workers: processes that read them.
         corrupt: ``stop`` or ``skip`` at a file that cannot be read.
-        progress: show a progress bar while glyphs are drawn.
+        exif: whether files of the user's own data are turned as their EXIF orientation says.
+        value_range: values that become 0 and 1 in the user's own images of more than 8 bits; see
+            :class:`fastsam.longtail.data.pixels.Reading`.
+        progress: show progress while glyphs are drawn or files are scanned.
     """
 
     imbalance: float = 50.0
@@ -40,6 +44,8 @@ class DataOptions:
     size: int = 224
     workers: int = 4
     corrupt: str = "stop"
+    exif: Exif = "transpose"
+    value_range: tuple[float, float] | None = None
     progress: bool = True
 
 
@@ -80,11 +86,19 @@ def _listed(name: str, options: DataOptions) -> LongTailData:
         size=options.size,
         workers=options.workers,
         corrupt=options.corrupt,
+        progress=options.progress,
     )
 
 
 def _own(load: Callable[..., LongTailData], options: DataOptions) -> LongTailData:
-    return load(options.root, size=options.size, workers=options.workers, corrupt=options.corrupt)
+    return load(
+        options.root,
+        size=options.size,
+        reading=Reading(options.exif, options.value_range),
+        workers=options.workers,
+        corrupt=options.corrupt,
+        progress=options.progress,
+    )
 
 
 CIFAR = ("cifar10-lt", "cifar100-lt")
@@ -92,6 +106,8 @@ GLYPHS = ("glyphs10-lt", "glyphs100-lt")
 MADE_LONG_TAILED = ("digits-lt", *CIFAR, *GLYPHS)
 OWN = ("list", "folder")
 """Data sets that are whatever lies in the folder they are given."""
+GIVEN = "own:"
+"""Begins the names of data sets that are given from Python; what follows is the user's choice."""
 FROM_FILES = (*LISTED, *OWN)
 
 DATASETS: dict[str, Loader] = {
@@ -119,6 +135,11 @@ WHERE: dict[str, str] = {
 """Where the users of each data set usually get it."""
 
 
+def is_given(name: str) -> bool:
+    """Whether ``name`` is that of a data set given from Python, ``own:NAME``."""
+    return name.startswith(GIVEN) and len(name) > len(GIVEN)
+
+
 def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
     """The data set called ``name``, checked: every class has at least one training image.
 
@@ -130,6 +151,11 @@ def load_dataset(name: str, options: DataOptions | None = None) -> LongTailData:
         UsageError: for an unknown name or an impossible imbalance.
         DataError: for missing or damaged files, or labels and counts that disagree.
     """
+    if is_given(name):
+        raise UsageError(
+            f"{name} is data that a Python program made, which no command can load; pass it as "
+            "data=..., or write it to files for the data sets list or folder"
+        )
     if name not in DATASETS:
         raise unknown("data", name, DATASETS)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation
+from fastsam.longtail.data.content import content_hash
+from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.upload import upload
@@ -63,6 +66,11 @@ class Images(Protocol):
         """How often each image that cannot be read was met and skipped."""
         ...
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Names of the images that a decode scan removed from the set."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(
@@ -85,12 +93,36 @@ class Images(Protocol):
         """
         ...
 
-    def broken_files(self, *, progress: bool = False) -> list[str]:
-        """Paths of the images that cannot be decoded; decodes every file, which takes a while.
+    def name_of(self, place: int) -> str:
+        """What to call the image at ``place`` in a message."""
+        ...
+
+    def scan(self, *, progress: bool = False) -> Scan:
+        """Decode every image; see :func:`fastsam.longtail.data.scan.scan_files`.
 
         Args:
             progress: show progress: a bar on a terminal, a line a minute elsewhere.
         """
+        ...
+
+    def digests(
+        self,
+        places: Sequence[int] | None = None,
+        *,
+        whole: bool = False,
+        progress: bool = False,
+    ) -> list[bytes]:
+        """Return a digest of the content of each image.
+
+        Args:
+            places: which images; None for all.
+            whole: digest every byte of a file, not only its size and a sample.
+            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        """
+        ...
+
+    def content(self, *, progress: bool = False) -> str:
+        """Return the SHA-256 of contents and classes, images of ``left_out`` included."""
         ...
 
     def for_run(self) -> Images:
@@ -137,6 +169,11 @@ class TensorImages:
         """What is in memory has been read."""
         return {}
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """See :meth:`Images.left_out`; what is in memory has been decoded."""
+        return ()
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -176,9 +213,29 @@ class TensorImages:
             inputs = (raw.float() / self.white - mean) / std
             yield Batch(inputs, targets[number], indices)
 
-    def broken_files(self, *, progress: bool = False) -> list[str]:
-        """See :meth:`Images.broken_files`; what is in memory has been decoded."""
-        return []
+    def name_of(self, place: int) -> str:
+        """See :meth:`Images.name_of`."""
+        return f"image {place}"
+
+    def scan(self, *, progress: bool = False) -> Scan:
+        """See :meth:`Images.scan`; what is in memory has been decoded."""
+        return Scan()
+
+    def digests(
+        self,
+        places: Sequence[int] | None = None,
+        *,
+        whole: bool = False,
+        progress: bool = False,
+    ) -> list[bytes]:
+        """See :meth:`Images.digests`; of all pixels, whatever ``whole`` is."""
+        pixels = self.images.cpu().contiguous().numpy()
+        chosen = range(len(pixels)) if places is None else places
+        return [hashlib.sha256(pixels[place].data).digest() for place in chosen]
+
+    def content(self, *, progress: bool = False) -> str:
+        """See :meth:`Images.content`."""
+        return content_hash(self.digests(), self.targets)
 
     def for_run(self) -> TensorImages:
         """See :meth:`Images.for_run`; reading leaves nothing behind that runs could not share."""
@@ -224,6 +281,27 @@ class LongTailData:
     groups: Mapping[str, tuple[int, ...]]
     subset_hash: str
     unseen: Images | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(
+                f"{self.name} has {self.num_classes} class; a classifier needs at least 2"
+            )
+        for part, images in self.splits.items():
+            labels = images.targets
+            if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
+                wrong = labels.min() if labels.min() < 0 else labels.max()
+                raise DataError(
+                    f"the {part} set of {self.name} has label {wrong}, but class_names has "
+                    f"{self.num_classes} names (labels 0 to {self.num_classes - 1})"
+                )
+        grouped = [label for members in self.groups.values() for label in members]
+        if grouped and not (min(grouped) >= 0 and max(grouped) < self.num_classes):
+            raise DataError(
+                f"groups of {self.name} name class {max(grouped)}, but there are "
+                f"{self.num_classes} classes"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -256,6 +334,16 @@ class LongTailData:
         if name not in splits:
             raise UsageError(f"{self.name} has no split {name!r}; valid: {', '.join(splits)}")
         return splits[name]
+
+    def contents(self, *, progress: bool = False) -> dict[str, str]:
+        """Return the SHA-256 of contents and classes of every split; see :meth:`Images.content`.
+
+        Neither the place of the files nor their names enter it; the order of images and the names
+        of classes do.
+        """
+        names = hashlib.sha256("\0".join(self.class_names).encode()).hexdigest()
+        hashes = {part: images.content(progress=progress) for part, images in self.splits.items()}
+        return {"classes": names, **hashes}
 
     def for_run(self) -> LongTailData:
         """The same data set for one run; see :meth:`Images.for_run`."""

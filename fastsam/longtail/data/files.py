@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.longtail.data.content import content_hash, file_digests
 from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.data.lists import ImageList
+from fastsam.longtail.data.pixels import Reading
+from fastsam.longtail.data.scan import Scan, cached_scan, scan_files
 from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
-from fastsam.progress import ProgressBar
 from fastsam.upload import upload
 
 CORRUPT_POLICIES = ("stop", "skip")
@@ -83,7 +85,10 @@ class FileImages:
         workers: processes that read; 0 reads in this one.
         corrupt: ``stop`` ends the run at an image that cannot be read; ``skip`` leaves it out and
             counts it in ``unreadable``.
+        reading: orientation and range of values of the files.
+        left_out: paths of images that :meth:`readable` removed.
         unreadable: how often each unreadable image was met.
+        known: hash of the contents of ``images`` and ``left_out``, once it has been computed.
 
     Raises:
         UsageError: for an unknown ``corrupt`` or a negative number of workers.
@@ -94,7 +99,10 @@ class FileImages:
     preparation: Preparation
     workers: int = 0
     corrupt: str = "stop"
+    reading: Reading = Reading()  # noqa: RUF009 (immutable)
+    left_out: tuple[str, ...] = ()
     unreadable: dict[str, int] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.corrupt not in CORRUPT_POLICIES:
@@ -147,20 +155,45 @@ class FileImages:
             if samples.read is not None:
                 yield Batch(*(upload(tensor, device) for tensor in samples.read))
 
-    def broken_files(self, *, progress: bool = False) -> list[str]:
-        """See :meth:`fastsam.longtail.data.Images.broken_files`."""
-        reader = Reader(self.root, self.images, plain=_nothing, augmented=_nothing)
-        cuts = range(_DECODED_TOGETHER, len(self), _DECODED_TOGETHER)
-        order = np.array_split(np.arange(len(self)), cuts)
-        broken: list[str] = []
-        with ProgressBar(
-            total=len(self), description="decoding", unit="image", enabled=progress
-        ) as bar:
-            read = Workers(reader, self.workers).read(Request(batch) for batch in order)
-            for batch, samples in zip(order, read, strict=True):
-                broken += [image.path for image in samples.unreadable]
-                bar.update(len(batch))
-        return broken
+    def name_of(self, place: int) -> str:
+        """See :meth:`fastsam.longtail.data.Images.name_of`."""
+        return self.images.paths[place]
+
+    def scan(self, *, progress: bool = False) -> Scan:
+        """See :meth:`fastsam.longtail.data.Images.scan`."""
+        return scan_files(self._paths, self.reading, workers=self.workers, progress=progress)
+
+    def digests(
+        self,
+        places: Sequence[int] | None = None,
+        *,
+        whole: bool = False,
+        progress: bool = False,
+    ) -> list[bytes]:
+        """See :meth:`fastsam.longtail.data.Images.digests`."""
+        paths = self._paths if places is None else [self._paths[place] for place in places]
+        return file_digests(paths, whole=whole, progress=progress)
+
+    def content(self, *, progress: bool = False) -> str:
+        """See :meth:`fastsam.longtail.data.Images.content`."""
+        if "content" not in self.known:
+            self.known["content"] = content_hash(self.digests(progress=progress), self.targets)
+        return self.known["content"]
+
+    def readable(self, *, progress: bool = False) -> FileImages:
+        """Return the images that can be decoded; the others are in ``left_out``.
+
+        The decode scan behind it is cached; see :func:`fastsam.longtail.data.scan.cached_scan`.
+
+        Args:
+            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        """
+        content = self.content(progress=progress)
+        broken = cached_scan(content, self.reading, lambda: self.scan(progress=progress)).unreadable
+        kept = np.setdiff1d(np.arange(len(self)), list(broken))
+        paths = self.images.paths
+        images = ImageList([paths[place] for place in kept.tolist()], self.targets[kept])
+        return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""
@@ -171,11 +204,16 @@ class FileImages:
         self._workers.close()
 
     @cached_property
+    def _paths(self) -> list[Path]:
+        return [self.root / path for path in self.images.paths]
+
+    @cached_property
     def _workers(self) -> Workers:
         plain, augmented = self.preparation.evaluation(), self.preparation.training()
-        return Workers(
-            Reader(self.root, self.images, plain=plain, augmented=augmented), self.workers
+        reader = Reader(
+            self.root, self.images, plain=plain, augmented=augmented, reading=self.reading
         )
+        return Workers(reader, self.workers)
 
     def _note(self, sample: Unreadable) -> None:
         if self.corrupt == "stop":
@@ -184,12 +222,3 @@ class FileImages:
                 "go on without such images with --corrupt skip"
             )
         self.unreadable[sample.path] = self.unreadable.get(sample.path, 0) + 1
-
-
-_DECODED_TOGETHER = 64
-"""Files between two steps of the progress bar."""
-
-
-def _nothing(image: Any) -> Tensor:
-    """What is made of an image that only had to be decoded."""
-    return torch.empty(0)

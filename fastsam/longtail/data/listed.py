@@ -14,16 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from fastsam.longtail.data.dataset import LongTailData, groups_by_count, groups_by_rank
+from fastsam.longtail.data.duplicates import repeated_paths
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import (
     ImageList,
     check_files,
     class_counts,
+    describe_left_out,
     list_folder,
     list_hash,
     map_by_count,
+    outside,
     read_list,
 )
+from fastsam.longtail.data.pixels import Reading
 from fastsam.longtail.errors import DataError
 
 IMAGENET = Preparation()
@@ -143,7 +147,13 @@ def find_list(root: Path, name: str) -> Path:
 
 
 def load_listed(
-    info: ListedSet, root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+    info: ListedSet,
+    root: Path,
+    *,
+    size: int = 224,
+    workers: int = 4,
+    corrupt: str = "stop",
+    progress: bool = False,
 ) -> LongTailData:
     """A published list data set, its classes re-numbered by falling training count.
 
@@ -152,7 +162,8 @@ def load_listed(
         root: folder with the list files, and with the images under the listed paths.
         size: height and width of the network's input.
         workers: processes that read images.
-        corrupt: ``stop`` or ``skip``; see :class:`fastsam.longtail.data.files.FileImages`.
+        corrupt: ``stop`` or ``skip``; see :func:`assemble`.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
 
     Raises:
         DataError: for a list that is missing, damaged or not of the published counts, or images
@@ -171,8 +182,11 @@ def load_listed(
         num_classes=info.num_classes,
         boundaries=info.boundaries,
         preparation=Preparation(size, info.preparation.mean, info.preparation.std),
+        # As the published code reads them: without their orientation.
+        reading=Reading(),
         workers=workers,
         corrupt=corrupt,
+        progress=progress,
     )
 
 
@@ -199,67 +213,132 @@ def assemble(
     num_classes: int | None,
     boundaries: tuple[int, int] | None,
     preparation: Preparation,
+    reading: Reading,
     workers: int,
     corrupt: str,
+    progress: bool = False,
     class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> LongTailData:
-    """A data set from its lists ``train``, ``test`` and perhaps ``validation``.
+    """Make a data set of its lists ``train``, ``test`` and perhaps ``validation``.
 
-    Classes are re-numbered by falling training count; ``boundaries`` splits them by rank, None by
-    count.
+    Classes are re-numbered by falling training count in the lists; ``boundaries`` splits them by
+    rank, None by count. Under ``corrupt="skip"`` a decode scan removes the images that cannot be
+    read, so that counts, weights and priors are those of the images that are trained on.
+
+    Raises:
+        DataError: for labels or files that do not fit, or a class with no image that can be read.
     """
     counts = class_counts(lists["train"], num_classes, "the training list")
     classes = len(counts)
     for part, images in lists.items():
         class_counts(images, classes, f"the {part} list")
         check_files(images, root, f"the {part} list")
+        strays = outside(images)
+        if strays:
+            notes += (
+                f"{part}: {len(strays)} of {len(images)} listed paths lie outside {root}, the first "
+                f"is {strays[0]}",
+            )
     class_map = map_by_count(counts)
-    sets = {
-        part: FileImages(root, images.relabelled(class_map), preparation, workers, corrupt)
-        for part, images in lists.items()
-    }
-    falling = counts[np.argsort(class_map)]
     old_names = class_names or tuple(str(label) for label in range(classes))
     new_names = tuple(old_names[old] for old in np.argsort(class_map))
+    sets = {
+        part: FileImages(root, images.relabelled(class_map), preparation, workers, corrupt, reading)
+        for part, images in lists.items()
+    }
+    selection = list_hash(sets["train"].images, new_names)
+    if corrupt == "skip":
+        sets = {part: images.readable(progress=progress) for part, images in sets.items()}
+        for part, found in sets.items():
+            if found.left_out:
+                notes += (
+                    f"{part}: {len(found.left_out)} images cannot be read and are left out, the "
+                    f"first is {found.left_out[0]}",
+                )
+    left = np.bincount(sets["train"].targets, minlength=classes)
+    if (left == 0).any():
+        lost = new_names[int(np.flatnonzero(left == 0)[0])]
+        raise DataError(
+            f"no training image of {int((left == 0).sum())} classes can be read, the first is "
+            f"{lost!r}; replace the files, or remove these classes"
+        )
     return LongTailData(
         name=name,
         train=sets["train"],
         validation=sets.get("validation"),
         test=sets["test"],
         class_names=new_names,
-        groups=groups_by_count(falling)
-        if boundaries is None
-        else groups_by_rank(classes, boundaries),
-        subset_hash=list_hash(sets["train"].images, new_names),
+        groups=groups_by_count(left) if boundaries is None else groups_by_rank(classes, boundaries),
+        subset_hash=selection,
+        notes=notes,
     )
 
 
 def load_own_lists(
-    root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+    root: Path,
+    *,
+    size: int = 224,
+    reading: Reading = Reading("transpose"),  # noqa: B008 (immutable)
+    workers: int = 4,
+    corrupt: str = "stop",
+    progress: bool = False,
 ) -> LongTailData:
-    """The user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
+    """Load the user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
 
     Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``; counts and splits (by
     count) are taken from the training list.
+
+    Raises:
+        DataError: for a path that is listed more than once, or what :func:`assemble` refuses.
     """
     names = {"train": "train.txt", "test": "test.txt"}
     if list_forms(root, "val.txt"):
         names["validation"] = "val.txt"
     lists = {part: read_list(find_list(root, name)) for part, name in names.items()}
-    return _own("list", lists, root, size=size, workers=workers, corrupt=corrupt)
+    return _own(
+        "list",
+        lists,
+        root,
+        size=size,
+        reading=reading,
+        workers=workers,
+        corrupt=corrupt,
+        progress=progress,
+    )
 
 
 def load_own_folders(
-    root: Path, *, size: int = 224, workers: int = 4, corrupt: str = "stop"
+    root: Path,
+    *,
+    size: int = 224,
+    reading: Reading = Reading("transpose"),  # noqa: B008 (immutable)
+    workers: int = 4,
+    corrupt: str = "stop",
+    progress: bool = False,
 ) -> LongTailData:
-    """The user's own folders: ``root/train/CLASS``, ``root/test/CLASS``, perhaps ``root/val``."""
-    train, names = list_folder(root / "train")
-    lists = {"train": _under(train, "train")}
+    """Load the user's own folders: ``root/train/CLASS``, ``root/test/CLASS``, perhaps ``root/val``."""
+    train = list_folder(root / "train")
+    found = {"train": ("train", train)}
     for part, folder in (("test", "test"), ("validation", "val")):
         if part == "test" or (root / folder).is_dir():
-            lists[part] = _under(list_folder(root / folder, names)[0], folder)
+            found[part] = (folder, list_folder(root / folder, train.class_names))
+    notes = tuple(
+        f"{part}: left out {describe_left_out(inside.left_out)}"
+        for part, (_, inside) in found.items()
+        if inside.left_out
+    )
     return _own(
-        "folder", lists, root, size=size, workers=workers, corrupt=corrupt, class_names=tuple(names)
+        "folder",
+        {part: _under(inside.images, folder) for part, (folder, inside) in found.items()},
+        root,
+        size=size,
+        reading=reading,
+        workers=workers,
+        corrupt=corrupt,
+        progress=progress,
+        class_names=tuple(train.class_names),
+        notes=notes,
     )
 
 
@@ -269,10 +348,19 @@ def _own(
     root: Path,
     *,
     size: int,
+    reading: Reading,
     workers: int,
     corrupt: str,
+    progress: bool,
     class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> LongTailData:
+    faults = repeated_paths(lists)
+    if faults:
+        raise DataError(
+            f"{'; '.join(faults)}: counts would be wrong, or the test would be of images that were "
+            "trained on; name every image once"
+        )
     return assemble(
         name,
         lists,
@@ -280,9 +368,12 @@ def _own(
         num_classes=None,
         boundaries=None,
         preparation=Preparation(size),
+        reading=reading,
         workers=workers,
         corrupt=corrupt,
+        progress=progress,
         class_names=class_names,
+        notes=notes,
     )
 
 

@@ -6,18 +6,27 @@ import gzip
 import hashlib
 import json
 import lzma
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import posixpath
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsam.files import write_text
+from fastsam.longtail.data.pixels import SUFFIXES
 from fastsam.longtail.errors import DataError
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_LONGEST_LINE = 1 << 16
+"""Characters of a line; the paths of no file system are longer."""
+_DIGITS = 9
+"""Digits of a label; a table of more classes fits into no memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,22 +65,49 @@ def read_list(path: Path) -> ImageList:
     paths: list[str] = []
     labels: list[int] = []
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        # Editors of Windows begin a file with a byte order mark, which is no part of the first path.
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
                     continue
                 parts = line.rsplit(maxsplit=1)
-                if len(parts) != 2 or not parts[1].isdecimal():
+                if len(parts) != 2 or not parts[1].isdecimal() or "\0" in line:
                     raise DataError(
                         f"{path}, line {number}: expected `path label`, got {line.strip()[:80]!r}"
                     )
+                if len(parts[1]) > _DIGITS and int(parts[1][:-_DIGITS]) > 0:
+                    raise DataError(
+                        f"{path}, line {number}: label {parts[1][:40]} is too large; number the "
+                        "classes from 0 without gaps"
+                    )
                 paths.append(parts[0].strip())
                 labels.append(int(parts[1]))
-    except (EOFError, OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged or half downloaded: {error}") from error
     if not paths:
         raise DataError(f"{path} lists no image")
     return ImageList(paths, np.array(labels, dtype=np.int64))
+
+
+def _lines(file: Any, path: Path) -> Iterator[str]:
+    """The lines of a text file, of which none is read without bound."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise DataError(
+                f"{path}, line {number}: longer than {_LONGEST_LINE} characters; expected lines "
+                "`path label`"
+            )
+        yield line
+
+
+def outside(images: ImageList) -> list[str]:
+    """Return the paths that are absolute or lead out of the root by ``..``."""
+    normal = ((path, posixpath.normpath(path.replace(os.sep, "/"))) for path in images.paths)
+    return [
+        path for path, clean in normal if Path(path).is_absolute() or clean.split("/")[0] == ".."
+    ]
 
 
 def list_hash(images: ImageList, class_names: Sequence[str] = ()) -> str:
@@ -106,19 +142,21 @@ def class_counts(images: ImageList, num_classes: int | None, where: str) -> NDAr
     Raises:
         DataError: for a label out of range, or, without ``num_classes``, a label that is left out.
     """
-    counts = np.bincount(images.targets, minlength=num_classes or 0).astype(np.int64)
-    if num_classes is not None and len(counts) > num_classes:
+    largest = int(images.targets.max(initial=-1))
+    if num_classes is not None and largest >= num_classes:
         raise DataError(
-            f"{where} has label {len(counts) - 1}, but there are {num_classes} classes "
+            f"{where} has label {largest}, but there are {num_classes} classes "
             f"(0 to {num_classes - 1})"
         )
-    if num_classes is None and (counts == 0).any():
-        gaps = np.flatnonzero(counts == 0)
+    # Not by a table of all labels, which one wrong label would make larger than the memory.
+    found = np.unique(images.targets)
+    if num_classes is None and len(found) <= largest:
+        first = int(np.flatnonzero(found != np.arange(len(found)))[0])
         raise DataError(
-            f"{where} has labels up to {len(counts) - 1} but no image of {len(gaps)} of them, the "
-            f"first is {gaps[0]}; number the classes from 0 without gaps"
+            f"{where} has labels up to {largest} but no image of {largest + 1 - len(found)} of them, "
+            f"the first is {first}; number the classes from 0 without gaps"
         )
-    return counts
+    return np.bincount(images.targets, minlength=num_classes or 0).astype(np.int64)
 
 
 def map_by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,29 +185,43 @@ def check_files(images: ImageList, root: Path, where: str) -> None:
         )
 
 
-def list_folder(
-    root: Path, class_names: Sequence[str] | None = None
-) -> tuple[ImageList, list[str]]:
-    """The images of ``root/CLASS/...``, classes in alphabetical order.
+class ClassFolders(NamedTuple):
+    """What class folders hold.
 
-    Hidden files and folders, whose names begin with a dot, are left out: they are not the user's
-    images but what programs leave behind (``.ipynb_checkpoints``, ``._cat.jpg``).
+    Attributes:
+        images: the images, with paths relative to the folder of the class folders.
+        class_names: the names of the classes.
+        left_out: number of files that are no images, by suffix in lower case.
+    """
+
+    images: ImageList
+    class_names: list[str]
+    left_out: Counter[str]
+
+
+def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
+    """Find the images of ``root/CLASS/...``, classes in alphabetical order.
+
+    Files with a suffix in :data:`fastsam.longtail.data.pixels.SUFFIXES` are images. Links to
+    folders are followed. Hidden files and folders, whose names begin with a dot, are left out: they
+    are not the user's images but what programs leave behind (``.ipynb_checkpoints``,
+    ``._cat.jpg``).
 
     Args:
         root: folder with one folder per class.
         class_names: the classes to expect, each with a folder, which may be empty; None to take the
             folders' names, each with an image.
 
-    Returns:
-        The images, with paths relative to ``root``, and the names of the classes.
-
     Raises:
         DataError: if there is no such folder, a class is unknown, without a folder or, where no
-            classes are expected, without an image, or there is no image at all.
+            classes are expected, without an image, if there is no image at all, or if a link leads
+            back to a folder that it lies in.
     """
     if not root.is_dir():
         raise DataError(f"no folder {root}; expected one folder per class in it")
-    found = sorted(path.name for path in _visible(root, root.iterdir()) if path.is_dir())
+    found = sorted(
+        path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     names = list(class_names) if class_names is not None else found
     strangers = sorted(set(found) - set(names))
     if strangers:
@@ -183,35 +235,63 @@ def list_folder(
     paths: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
+    left_out: Counter[str] = Counter()
     for label, name in enumerate(names):
-        inside = sorted(
-            path.relative_to(root).as_posix()
-            for path in _visible(root, (root / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        )
-        paths += inside
+        inside = []
+        for path in _files(root / name, (os.path.realpath(root),)):
+            suffix = path.suffix.lower()
+            if suffix in SUFFIXES:
+                inside.append(path.relative_to(root).as_posix())
+            else:
+                left_out[suffix or "no suffix"] += 1
+        paths += sorted(inside)
         labels += [label] * len(inside)
         if not inside:
             empty.append(name)
     suffixes = ", ".join(SUFFIXES)
+    others = f"; found {describe_left_out(left_out)}" if left_out else ""
     if not paths:
-        raise DataError(f"no image ({suffixes}) in the class folders of {root}")
+        raise DataError(f"no image ({suffixes}) in the class folders of {root}{others}")
     if class_names is None and empty:
         raise DataError(
             f"no image ({suffixes}) in {len(empty)} class folders of {root}, the first is "
-            f"{empty[0]!r}; add images or remove these folders"
+            f"{empty[0]!r}{others}; add images or remove these folders"
         )
-    return ImageList(paths, np.array(labels, dtype=np.int64)), names
+    return ClassFolders(ImageList(paths, np.array(labels, dtype=np.int64)), names, left_out)
 
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-"""Files that count as images in class folders."""
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """Return the counts of files by suffix, the largest first.
+
+    Example:
+        >>> describe_left_out({".txt": 1, ".heic": 12})
+        '13 other files: 12 .heic, 1 .txt'
+    """
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    total = sum(left_out.values())
+    parts = ", ".join(f"{count} {suffix}" for suffix, count in ordered)
+    return f"{total} other file{'' if total == 1 else 's'}: {parts}"
 
 
-def _visible(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
-    """Those of ``paths`` with no name below ``root`` that begins with a dot."""
-    for path in paths:
-        if not any(name.startswith(".") for name in path.relative_to(root).parts):
+def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The files in and below ``folder``, hidden ones left out, links followed.
+
+    Args:
+        folder: where to look.
+        above: the real paths of the folders that it lies in.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        raise DataError(
+            f"{folder} is a link to {real}, which it lies in; remove the link, or the images in it "
+            "have no end"
+        )
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, (*above, real))
+        else:
             yield path
 
 

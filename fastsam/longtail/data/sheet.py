@@ -19,9 +19,15 @@ SMALLEST = 64
 
 
 def write_sheets(
-    data: LongTailData, folder: Path, *, split: str = "train", columns: int = 16, rows: int = 8
+    data: LongTailData,
+    folder: Path,
+    *,
+    split: str = "train",
+    columns: int = 16,
+    rows: int = 8,
+    classes: int = 100,
 ) -> Iterator[Path]:
-    """Write a sheet for every class, and one with a row for every class, head to tail.
+    """Write a sheet for each of some classes, and one with a row for each of them, head to tail.
 
     Sheets show a class's first images without augmentation; they are named after rank, class and
     number of images. Nothing else in the folder is touched.
@@ -32,28 +38,32 @@ def write_sheets(
         split: whose images.
         columns: images in a row.
         rows: rows of the sheet of one class.
+        classes: at most how many classes; of more, so many are taken evenly from head to tail.
 
     Yields:
         The path of every file, once it is written.
 
     Raises:
-        UsageError: for an unknown split, or no rows or columns.
+        UsageError: for an unknown split, or no rows, columns or classes.
     """
     from PIL import Image
 
     if columns < 1 or rows < 1:
         raise UsageError(f"a sheet needs rows and columns, got {rows} and {columns}")
+    if classes < 1:
+        raise UsageError(f"classes must be at least 1, got {classes}")
     images = data.split(split)
     counts = np.bincount(images.targets, minlength=data.num_classes)
     order = np.argsort(-data.counts, kind="stable")
     width = len(str(data.num_classes - 1))
     folder.mkdir(parents=True, exist_ok=True)
     overview = []
-    for rank, label in enumerate(order.tolist()):
+    ranks = np.unique(np.linspace(0, len(order) - 1, classes).round().astype(np.int64))
+    for rank, label in zip(ranks.tolist(), order[ranks].tolist(), strict=True):
         members = np.flatnonzero(images.targets == label)[: columns * rows]
         shown = pictures(images, members)
         overview.append(_filled(shown[:columns], columns))
-        name = _file_name(data.class_names[label], label)
+        name = _file_name(data.class_names[label])
         path = folder / f"{rank:0{width}d}-{name}-{counts[label]}.png"
         Image.fromarray(tiled(shown, columns)).save(path)
         yield path
@@ -95,9 +105,7 @@ def _filled(shown: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     return np.pad(shown, ((0, count - len(shown)), *((0, 0),) * 3), constant_values=255)
 
 
-def _file_name(class_name: str, label: int) -> str:
-    """The name of a class as every file system takes it, or its number and code point."""
-    if class_name.isascii() and class_name.replace("_", "").replace("-", "").isalnum():
-        return class_name
-    points = "-".join(f"U+{ord(character):04X}" for character in class_name[:8])
-    return f"class{label}-{points}"
+def _file_name(class_name: str) -> str:
+    """Return the name of a class as every file system takes it, at most 80 bytes long."""
+    kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in class_name).strip("._")
+    return kept.encode()[:80].decode(errors="ignore") or "class"

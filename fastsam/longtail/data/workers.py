@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastsam.longtail.data.lists import ImageList
+from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 
 Prepare = Callable[[Any], Tensor]
-"""Makes the tensor ``[3, S, S]`` of a PIL image in RGB."""
+"""Makes the tensor ``[3, S, S]`` of an RGB image of Pillow, or of a tensor ``[3, H, W]`` in [0, 1]."""
 
 
 class Request(NamedTuple):
@@ -73,27 +74,32 @@ class Reader(Dataset[list[_Sample]]):
         images: paths and classes.
         plain: what becomes of an image without augmentation.
         augmented: the same with it, drawn from torch's global generator.
+        reading: how files become pixels.
     """
 
     def __init__(
-        self, root: Path, images: ImageList, *, plain: Prepare, augmented: Prepare
+        self,
+        root: Path,
+        images: ImageList,
+        *,
+        plain: Prepare,
+        augmented: Prepare,
+        reading: Reading = Reading(),  # noqa: B008 (immutable)
     ) -> None:
         self.root = root
         self.images = images
         self.plain = plain
         self.augmented = augmented
+        self.reading = reading
 
     def __getitem__(self, request: Request) -> list[_Sample]:
         return [self._read(sample, request.draw) for sample in request.samples.tolist()]
 
     def _read(self, sample: int, draw: tuple[int, int] | None) -> _Sample:
-        from PIL import Image
-
         path = self.images.paths[sample]
         try:
-            with Image.open(self.root / path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = decode(self.root / path, self.reading).pixels
+        except (OSError, ValueError) as error:
             return Unreadable(path, str(error))
         target = int(self.images.targets[sample])
         if draw is None:

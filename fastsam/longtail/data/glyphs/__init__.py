@@ -6,7 +6,7 @@ say of what, ``generate`` of how many; ``cache`` keeps them, ``check`` verifies
 them and ``longtailed`` cuts the tail.
 """
 
-from fastsam.longtail.data.glyphs.cache import cache_folder, cached_images, images_hash
+from fastsam.longtail.data.glyphs.cache import cached_images, images_hash
 from fastsam.longtail.data.glyphs.check import check_glyphs
 from fastsam.longtail.data.glyphs.generate import SPECS, GlyphSpec, Part, generate
 from fastsam.longtail.data.glyphs.longtailed import load_glyphs_lt
@@ -15,7 +15,6 @@ __all__ = [
     "SPECS",
     "GlyphSpec",
     "Part",
-    "cache_folder",
     "cached_images",
     "check_glyphs",
     "generate",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -14,31 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsam.files import write_atomically
+from fastsam.longtail.data.cache import CACHE_VARIABLE, cache_folder
 from fastsam.longtail.data.glyphs.generate import OUTLINES, SPECS, GlyphSpec, generate
 from fastsam.longtail.data.glyphs.scene import SIZE
 from fastsam.longtail.errors import DataError
 
-CACHE_VARIABLE = "FASTSAM_CACHE"
-"""Environment variable that names another folder than the user's cache."""
 PUBLISHED = {
     SPECS[10]: "af9474648f0b8c9eaf3bb566a8a73e434cfea13c49f092d03749daf2c7347943",
     SPECS[100]: "8720450c788bc0fd3ed0fc8daf70560f136231e6291e5f6386842d0069e64a76",
 }
 """SHA-256 of the pixels of the named data sets: what they are, on any machine."""
-
-
-def cache_folder() -> Path:
-    """Where generated data are kept: ``$FASTSAM_CACHE``, or ``fastsam`` in the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastsam"
 
 
 def images_hash(images: NDArray[np.uint8]) -> str:
