@@ -35,7 +35,7 @@ _ACCUMULATE = (
 
 
 class SAM(OuterOptimizer):
-    """SAM and ASAM around any base optimizer, with the calls of the file that people copy today.
+    """Wrap any base optimizer in SAM or ASAM, with the calls of the reference ``sam.py``.
 
     A step has two passes. ``first_step`` climbs from w to ``w + rho g / ||g||`` along the gradient of the
     first pass; ``second_step`` goes back to w, bit for bit, and lets the base optimizer use the gradient
