@@ -329,7 +329,7 @@ def test_module_can_be_run() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS)}",
+        f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS)}, own:NAME",
     ]
 
 

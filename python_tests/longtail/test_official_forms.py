@@ -111,7 +111,7 @@ def test_adjusting_once_is_none() -> None:
         assert double_adjustment(config) is None
     logits = torch.zeros(1, 3)
     assert torch.allclose(adjust_logits(logits, COUNTS, -1.0), -adjust_logits(logits, COUNTS, 1.0))
-    with pytest.raises(UsageError, match="finite"):
+    with pytest.raises(UsageError, match="posthoc_tau must be"):
         recipe("digits-lt", "ce", "sgd", posthoc_tau=math.nan).config()
 
 
