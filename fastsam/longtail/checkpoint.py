@@ -148,13 +148,13 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{what} of {data.name} are not those of this run: SHA-256 "
                     f"{self.contents.get(part)} there, {found.get(part)} here; restore them, or "
-                    "train anew"
+                    "train again"
                 )
         elif self.subset_hash not in (None, data.subset_hash):
             raise CheckpointError(
                 f"the training set of {data.name} is not the one of this run: SHA-256 "
                 f"{self.subset_hash} there, {data.subset_hash} here; restore its files or lists, "
-                "or train anew"
+                "or train again"
             )
 
     def build_model(self) -> Classifier:
@@ -167,7 +167,7 @@ class Checkpoint:
         model = self._network(self.model)
         spoiled = not_finite(model)
         if spoiled is not None:
-            raise CheckpointError(f"the weights are not finite, {spoiled} for one; train anew")
+            raise CheckpointError(f"the weights are not finite, {spoiled} for one; train again")
         return model
 
     def check_best(self) -> None:

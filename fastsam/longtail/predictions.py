@@ -96,7 +96,7 @@ def predict(
     if wrong:
         raise TrainingError(
             f"the network's outputs are infinite or NaN for {wrong} of {int(known.sum())} images of an "
-            "evaluation set, so it cannot be judged; look for such values in the images, or train anew "
+            "evaluation set, so it cannot be judged; look for such values in the images, or train again "
             "with a lower learning rate"
         )
     return Predictions(

@@ -1,6 +1,6 @@
 """Published settings as data: what a data set, a method and an optimizer bring, with the source.
 
-A recipe is laid together from the tables below, the later one winning: data set, loss, rule,
+A recipe is merged from the tables below, later entries overriding earlier ones: data set, loss, rule,
 optimizer, then exact combinations. ``[paper]`` is Rangwani et al., "Escaping Saddle Points for
 Effective Generalization on Class-Imbalanced Data" (NeurIPS 2022), ``[code]`` the code its authors
 published.

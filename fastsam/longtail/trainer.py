@@ -102,7 +102,7 @@ class Trainer:
     Raises:
         UsageError: an ``out`` that is not empty, or a device that does not exist.
         DataError: data that is missing or damaged.
-        CheckpointError: a run that cannot be gone on with.
+        CheckpointError: the run cannot be resumed.
         FolderBusyError: another process writes to ``out``.
         OSError: ``out`` cannot be written to, or has too little room.
 
@@ -305,14 +305,14 @@ class Trainer:
                 else f"gradients were infinite or NaN in {skipped} of {steps} steps"
             )
             raise TrainingError(
-                f"{what} in epoch {epoch}; train anew (--overwrite) with a lower learning rate "
+                f"{what} in epoch {epoch}; train again (--overwrite) with a lower learning rate "
                 f"(now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
             )
         spoiled = not_finite(self.model)
         if spoiled is not None:
             raise TrainingError(
                 f"{spoiled} of the network is infinite or NaN after epoch {epoch}; look for such values "
-                f"in the images, or train anew (--overwrite) with a lower learning rate (now {lr:g})"
+                f"in the images, or train again (--overwrite) with a lower learning rate (now {lr:g})"
             )
         validation = self.data.validation
         return Epoch(
@@ -499,12 +499,12 @@ class Trainer:
         if len(self.sampler.order(1)) % size == 1:
             raise CheckpointError(
                 "an older version began this run, with a last batch of one image in every epoch; this "
-                "image now joins the batch before, so train anew (--overwrite)"
+                "image now joins the batch before, so train again (--overwrite)"
             )
         if checkpoint.unreadable and any(i.left_out for i in self.data.splits.values()):
             raise CheckpointError(
                 "an older version began this run and kept images that cannot be read in its class "
-                "counts; they are now left out before training, so train anew (--overwrite)"
+                "counts; they are now left out before training, so train again (--overwrite)"
             )
 
     def _save(self) -> None:
@@ -555,7 +555,7 @@ class Trainer:
             if resume != "auto":
                 raise CheckpointError(
                     f"{self.folder.path} is past epoch {missing[0]} and kept no checkpoint of it; "
-                    "choose another --out to train it anew"
+                    "choose another --out to train again"
                 )
         return None
 
@@ -572,7 +572,7 @@ class Trainer:
             raise CheckpointError(
                 f"{path} is of a run with {checkpoint.steps_per_epoch} steps in an epoch, here there are "
                 f"{self.steps_per_epoch}; other images can be read now, or the number of processes is "
-                "another one: restore them, or train anew"
+                "another one: restore them, or train again"
             )
         if checkpoint.steps_per_epoch is None:
             self._check_older(checkpoint)
