@@ -78,8 +78,9 @@ def batches_for_steps(
 ) -> Iterator[list[tuple[int, Batch]]]:
     """What each step works on: numbered batches or parts of them, one for each first pass.
 
-    Most optimizers use one batch a step. LPF-SGD cuts it into parts; Entropy-SGD takes a new batch
-    for every inner step (the last step of an epoch goes round those that are left).
+    Most optimizers use one batch a step. LPF-SGD cuts it into parts of two images or more, and a small
+    batch into fewer of them, since one image has no variance for batch normalization. Entropy-SGD takes
+    a new batch for every inner step (the last step of an epoch goes round those that are left).
     """
     number = 0
     waiting: list[tuple[int, Batch]] = []
@@ -99,10 +100,10 @@ def _parts(optimizer: Optimizer, batch: Batch) -> Iterator[Batch]:
     if not isinstance(optimizer, LPFSGD):
         yield batch
         return
-    for part in torch.arange(len(batch.targets)).tensor_split(optimizer.parts):
-        if len(part):
-            second = None if batch.second_view is None else batch.second_view[part]
-            yield Batch(batch.inputs[part], batch.targets[part], batch.indices[part], second)
+    images = len(batch.targets)
+    for part in torch.arange(images).tensor_split(max(min(optimizer.parts, images // 2), 1)):
+        second = None if batch.second_view is None else batch.second_view[part]
+        yield Batch(batch.inputs[part], batch.targets[part], batch.indices[part], second)
 
 
 def set_schedule(optimizer: Optimizer, *, lr: float, rho: float | None) -> None:

@@ -278,6 +278,25 @@ def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
 
 
+def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
+    """LPF-SGD cuts a batch of nine into four parts, not into the eight that it was asked for."""
+    write_folders(tmp_path, train=(5, 4))
+    sizes: list[int] = []
+    config = recipe(
+        "folder",
+        "ce",
+        "lpf-sgd",
+        data_root=str(tmp_path),
+        model="resnet18",
+        image_size=32,
+        epochs=1,
+    ).override(batch_size=9, lpf_parts=8, workers=0)
+    Trainer(
+        config.config(), on_step=lambda step: sizes.append(len(step.targets)), progress=False
+    ).fit()
+    assert sizes == [3, 2, 2, 2]
+
+
 def test_exif_orientation_turns_own_images(tmp_path: Path) -> None:
     write_folders(tmp_path)
     upright = noise(7)
