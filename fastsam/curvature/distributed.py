@@ -48,6 +48,11 @@ class Ranks:
             )
         return cls(dist.get_rank(), dist.get_world_size())
 
+    def barrier(self) -> None:
+        """Wait until every rank has come this far."""
+        if self.size > 1:
+            dist.barrier()
+
     def agree(self, value: str | None) -> bool:
         """Whether all ranks have the same value."""
         found: list[str | None] = [value] * self.size

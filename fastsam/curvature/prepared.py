@@ -80,6 +80,7 @@ def prepared_run(
     earlier = None
     if settings.checkpoint is not None:
         folder = Path(settings.checkpoint)
+        ranks.barrier()  # the rank that writes may still be writing the end of the run before
         if shard == "probes":
             folder /= f"rank-{ranks.rank}"
         elif not ranks.agree(Checkpoint.fingerprint(folder)):
