@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 OWN_FILES = ".fastsam-"
-"""Prefix of the lock and of temporary files; whoever asks whether a folder is empty skips them."""
+"""Prefix of the lock and of temporary files, which do not count as content of a folder."""
 _TEMPORARY = OWN_FILES + "{}.partial"
 _LOCK = OWN_FILES + "lock"
 _ABANDONED_SECONDS = 24 * 3600

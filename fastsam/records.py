@@ -72,7 +72,7 @@ def _converted(value: object, hint: Any, name: str) -> Any:
 def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
     if hint is Any:
         return True
-    if origin is Literal:  # which values are valid says whoever knows what they mean
+    if origin is Literal:  # the class that owns the field checks its values
         return type(value) in map(type, arguments)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)

@@ -165,7 +165,7 @@ class LongTailLoss(nn.Module):
             features: ``[B, D]``; only the influence-balanced loss reads them.
 
         Raises:
-            UsageError: for targets that are no class indices.
+            UsageError: targets are not class indices.
         """
         targets = check_targets(logits, targets)
         if logits.dtype in (torch.float16, torch.bfloat16):

@@ -222,8 +222,8 @@ class SAM(OuterOptimizer):
 
         Returns:
             None without a closure, else the loss that the closure returned (that of the first pass where
-            it makes both). Whatever the closure raises, the weights are back at w. Where a closure for
-            both passes leaves no gradient in the first, nothing is done, as in torch.optim.
+            it makes both). Whatever the closure raises, the weights are back at w. A closure for both
+            passes that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
             RuntimeError: no closure was given and there was no ``first_step``; a closure for the

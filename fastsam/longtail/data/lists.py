@@ -191,7 +191,7 @@ class ClassFolders(NamedTuple):
     Attributes:
         images: the images, with paths relative to the folder of the class folders.
         class_names: the names of the classes.
-        left_out: number of files that are no images, by suffix in lower case.
+        left_out: number of files without an image suffix, by suffix in lower case.
     """
 
     images: ImageList
