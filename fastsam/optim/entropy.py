@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.passes import Need, Passes
 from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.wrapper import Update, WrappedOptimizer, add_normal, check_option
 
 
 class EntropySGD(WrappedOptimizer):
@@ -71,17 +71,13 @@ class EntropySGD(WrappedOptimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One outer step of ``steps`` passes; returns the loss of the first, at x."""
-        run = self._required_passes(closure)
+    def _passes(self, update: Update) -> Passes:
         trained = list(self._parameters())
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]
-        first: Tensor | None = None
         try:
             for inner in range(self.inner_steps):
-                loss = run().detach()
-                first = loss if first is None else first
+                yield Need(fresh=True)
                 for (group, parameter), old in zip(trained, center, strict=True):
                     pull = (parameter - old).mul_(group["entropy_gamma"])
                     if parameter.grad is not None:
@@ -103,8 +99,4 @@ class EntropySGD(WrappedOptimizer):
         for (_, parameter), old, mean in zip(trained, center, means, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(old - mean)
-        self.base_optimizer.step()
-        self._count()
-        if first is None:
-            raise AssertionError("check_option lets no run start without a step")
-        return first
+        update(self.base_optimizer.step)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim.fused import fused_rule
+from fastsam.optim.passes import Need, Passes
 from fastsam.optim.sam import SAM
 from fastsam.optim.settings import Default, check_given
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
+from fastsam.optim.wrapper import Update, WrappedOptimizer, check_option
 
 _DIRECTION = "flat_direction"
 
@@ -61,40 +65,52 @@ class LookSAM(WrappedOptimizer):
         self.every = every
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One step of one or two passes; returns the loss at the weights before it."""
-        run = self._required_passes(closure)
-        loss = run().detach()
+    def _passes(self, update: Update) -> Passes:
+        yield Need()
         gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
         if not gradients:
             raise RuntimeError(
                 "no parameter has a gradient: the closure must run forward and backward, and return the loss"
             )
         norm = _norm([gradient for _, gradient in gradients])
-        directions = self._take_directions()
-        try:
-            if self.steps_taken % self.every == 0:
-                ascent = [(p, gradient.clone()) for p, gradient in gradients]
+        if self.steps_taken % self.every == 0:
+            ascent = [(p, gradient.clone()) for p, gradient in gradients]
+            try:
                 self.sam.first_step()
-                run()
-                found = _flat_directions(ascent, norm, directions)
-                skipped = self._skips_that_the_host_knows()
-                self.sam.second_step()
-                if skipped == self._skips_that_the_host_knows():
-                    directions |= found
-            else:
-                length = self.param_groups[0]["look_alpha"] * norm
-                length = torch.where(length.isfinite(), length, 0.0)
-                for p, gradient in gradients:
-                    if p in directions:
-                        gradient.addcmul_(directions[p], length.to(gradient))
-                self.sam.step_without_ascent()
+                yield Need()
+                found = _flat_directions(ascent, norm, self._directions())
+                update(partial(self._step_sam, self.sam.second_step, found))
+            finally:
+                self.sam.restore()
+        else:
+            length = self.param_groups[0]["look_alpha"] * norm
+            length = torch.where(length.isfinite(), length, 0.0)
+            directions = self._directions()
+            for p, gradient in gradients:
+                if p in directions:
+                    gradient.addcmul_(directions[p], length.to(gradient))
+            update(partial(self._step_sam, self.sam.step_without_ascent, {}))
+
+    def _step_sam(self, step: Callable[[], None], found: dict[Tensor, Tensor]) -> None:
+        """Make SAM's update while no direction is in the state, and put the directions back.
+
+        Many base optimizers begin where a parameter has no state at all.
+
+        Args:
+            step: the update.
+            found: new directions; a step that is skipped drops them.
+        """
+        directions = self._directions()
+        for p in directions:
+            del self.state[p][_DIRECTION]
+        skipped = self._skips_that_the_host_knows()
+        try:
+            step()
+            if skipped == self._skips_that_the_host_knows():
+                directions |= found
         finally:
-            self.sam.restore()
             for p, direction in directions.items():
                 self.state[p][_DIRECTION] = direction
-        self._count()
-        return loss
 
     @property
     def skips_nonfinite_steps(self) -> bool:
@@ -115,9 +131,8 @@ class LookSAM(WrappedOptimizer):
         fused = fused_rule(self.sam.base_optimizer) is not None
         return 0 if fused else int(self.sam.skipped_steps)
 
-    def _take_directions(self) -> dict[Tensor, Tensor]:
-        """Out of the state: many base optimizers begin where a parameter has no state at all."""
-        return {p: state.pop(_DIRECTION) for p, state in self.state.items() if _DIRECTION in state}
+    def _directions(self) -> dict[Tensor, Tensor]:
+        return {p: state[_DIRECTION] for p, state in self.state.items() if _DIRECTION in state}
 
 
 def _flat_directions(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim.passes import Need, Passes
 from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.wrapper import Update, WrappedOptimizer, add_normal, check_option
 
 
 class LPFSGD(WrappedOptimizer):
@@ -54,13 +55,10 @@ class LPFSGD(WrappedOptimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One step of ``parts`` passes; returns the mean of their losses."""
-        run = self._required_passes(closure)
+    def _passes(self, update: Update) -> Passes:
         trained = list(self._parameters())
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)
-        losses: list[Tensor] = []
         for part in range(self.parts):
             try:
                 add_normal(
@@ -69,7 +67,7 @@ class LPFSGD(WrappedOptimizer):
                     seed=self.seed,
                     position=self.steps_taken * self.parts + part,
                 )
-                losses.append(run().detach())
+                yield Need(part=(part, self.parts))
             finally:
                 for (_, parameter), old in zip(trained, before, strict=True):
                     parameter.copy_(old)
@@ -80,9 +78,11 @@ class LPFSGD(WrappedOptimizer):
                     total[index] = gradient.clone() if summed is None else summed.add_(gradient)
         for (_, parameter), summed in zip(trained, total, strict=True):
             parameter.grad = None if summed is None else summed.div_(self.parts)
-        self.base_optimizer.step()
-        self._count()
-        return torch.stack(losses).mean()
+        update(self.base_optimizer.step)
+
+    def _loss_of(self, losses: list[Tensor]) -> Tensor:
+        """Return the mean loss of the parts."""
+        return torch.stack([loss.detach() for loss in losses]).mean()
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:

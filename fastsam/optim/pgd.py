@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.passes import Need, Passes, run_passes
+from fastsam.optim.wrapper import Closure, Update, WrappedOptimizer, add_normal, check_option
 
 NOISE_ON = ("gradient", "weights")
 
@@ -49,24 +50,30 @@ class PGD(WrappedOptimizer):
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One noisy step; returns the loss."""
+    def _passes(self, update: Update) -> Passes:
         if self.noise_on == "gradient":
-            loss = self._required(closure)()
+            yield Need()
             self._add_noise(to_gradient=True)
         else:
-            run = self._required_passes(closure)
             before = [parameter.clone() for _, parameter in self._parameters()]
             try:
                 self._add_noise(to_gradient=False)
-                loss = run()
-            except BaseException:
+                yield Need()
+            except BaseException:  # a step that is given up too
                 for (_, parameter), old in zip(self._parameters(), before, strict=True):
                     parameter.copy_(old)
                 raise
-        self.base_optimizer.step()
-        self._count()
-        return loss
+        update(self.base_optimizer.step)
+
+    def _answer(self, passes: Passes, closure: Closure) -> list[Tensor]:
+        """Let a single pass at the weights themselves add to the gradients of earlier micro-batches."""
+        if self.noise_on == "gradient":
+            return run_passes(passes, lambda _: torch.enable_grad()(closure)())
+        return super()._answer(passes, closure)
+
+    def _loss_of(self, losses: list[Tensor]) -> Tensor:
+        """Return what the closure returned, as torch.optim does."""
+        return losses[0]
 
     def _add_noise(self, *, to_gradient: bool) -> None:
         deviations = self._by_group(lambda group: group["sigma"])

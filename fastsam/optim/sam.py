@@ -12,9 +12,10 @@ from torch.optim import LBFGS, Optimizer
 
 from fastsam.optim import sharding
 from fastsam.optim.ascent import AscentStep
+from fastsam.optim.closures import ClosurePasses
 from fastsam.optim.native_step import NativeStep
 from fastsam.optim.outer import Groups, OuterOptimizer
-from fastsam.optim.passes import ClosurePasses
+from fastsam.optim.passes import Need, Passes, run_passes
 from fastsam.optim.settings import (
     Default,
     check_flag,
@@ -163,7 +164,7 @@ class SAM(OuterOptimizer):
     def _begin(self) -> None:
         """Make what neither a copy nor a file has."""
         self.native = NativeStep(self.base_optimizer, self.options)
-        self._passes = ClosurePasses(type(self).__name__, _ACCUMULATE)
+        self._closure_passes = ClosurePasses(type(self).__name__, _ACCUMULATE, needs_loss=False)
         self._ascent: AscentStep | None = None
 
     # --- what a user calls ----------------------------------------------------------------------
@@ -239,27 +240,47 @@ class SAM(OuterOptimizer):
             raise
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
-        if not self.native.climbed:
-            if self.closure == "both_passes":
-                return self._make_both_passes(closure)
-            self._require_a_first_pass()
-            self.first_step(zero_grad=True)
-        with torch.enable_grad():
-            loss = closure()
-        self._descend()
-        return loss
+        if self.native.climbed:
+            loss = _with_gradients(closure)
+            self._descend()
+            return loss
+        passes = self._passes(self._descend)
+        if self.closure == "both_passes":
+            return self._closure_passes.run(passes, closure, self._parameters())[0]
+        self._require_a_first_pass()
+        next(passes)  # its gradient is there
+        return run_passes(passes, lambda _: _with_gradients(closure))[0]
 
-    def _make_both_passes(self, closure: Callable[[], Any]) -> Any:
-        parameters = self._parameters()
-        loss = self._passes.first(closure, parameters)
-        if loss is None and all(p.grad is None for p in parameters):
-            return None  # the closure leaves this batch out, as Lightning's does without a loss
-        self.first_step(zero_grad=True)
-        with torch.enable_grad():
-            closure()
-        self._descend()
-        self._passes.finish(parameters)
-        return loss
+    def passes(self) -> Passes:
+        """Return one step as a generator of the gradients it needs.
+
+        It asks for the gradient at w and then for the one at the top, between ``first_step`` and ``step``,
+        which clear nothing afterwards. Hooks of ``step`` fire around the update. A first pass that is
+        answered with None and leaves no gradient skips the step.
+
+        Example:
+            >>> import torch
+            >>> from fastsam import SAM
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = SAM([weight], torch.optim.SGD, lr=0.25, rho=0.0)
+            >>> for need in optimizer.passes():
+            ...     optimizer.zero_grad()
+            ...     weight.square().sum().backward()
+            >>> weight.detach()
+            tensor([0.5000, 0.5000])
+        """
+        return self._passes(self.step)
+
+    def _passes(self, descend: Callable[[], Any]) -> Passes:
+        loss = yield Need()
+        if loss is None and all(p.grad is None for p in self._parameters()):
+            return  # a closure leaves this batch out, as Lightning's does without a loss
+        try:
+            self.first_step(zero_grad=True)
+            yield Need()
+            descend()
+        finally:
+            self.restore()
 
     @untraced
     @torch.no_grad()
@@ -536,6 +557,11 @@ def _refuse_lbfgs(made_by: Callable[..., Any]) -> None:
             "LBFGS evaluates the loss as often as it likes within one step() and needs a closure for it; "
             "SAM makes two evaluations a step: choose an optimizer whose step() needs no closure"
         )
+
+
+def _with_gradients(closure: Callable[[], Any]) -> Any:
+    with torch.enable_grad():
+        return closure()
 
 
 class _Handle:

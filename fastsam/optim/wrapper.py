@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
+from fastsam.optim.closures import WHAT_A_CLOSURE_DOES, ClosurePasses
 from fastsam.optim.outer import OuterOptimizer
-from fastsam.optim.passes import ClosurePasses
+from fastsam.optim.passes import Passes
 from fastsam.optim.settings import (
     Default,
     check_base_group,
@@ -29,6 +30,9 @@ from fastsam.upload import upload
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
+
+Update = Callable[[Callable[[], Any]], None]
+"""Makes the step it is given and counts it."""
 
 COUNTER = "steps_taken"
 
@@ -55,30 +59,62 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         for group in optimizer.param_groups:
             check_base_group(group)
         super().__init__(optimizer, {**own, COUNTER: 0})
-        self._passes = ClosurePasses(type(self).__name__)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "step" in vars(cls):
-            cls.step = untraced(cls.step)  # type: ignore[method-assign]
-
-    @abstractmethod
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One step; the closure is called for every pass that it needs."""
+        self._closure_passes = ClosurePasses(type(self).__name__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._passes = ClosurePasses(type(self).__name__)
+        self._closure_passes = ClosurePasses(type(self).__name__)
+
+    @untraced
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """Make one step and return its loss, that of the first pass unless the class says otherwise.
+
+        Args:
+            closure: clears the gradients, runs forward and backward, and returns the loss. It is called
+                for every pass, with gradients enabled.
+
+        Raises:
+            TypeError: there is no closure, or it returned something else.
+            RuntimeError: the closure kept gradients that it found. Whatever it raises, the weights are as
+                they were.
+        """
+        if closure is None:
+            raise TypeError(
+                f"{type(self).__name__}.step needs a closure that {WHAT_A_CLOSURE_DOES}"
+            )
+        return self._loss_of(self._answer(self._passes(self._update), closure))
+
+    def passes(self) -> Passes:
+        """Return one step as a generator of the gradients it needs.
+
+        Hooks of ``step`` fire around the base optimizer's update. See :func:`fastsam.optim.passes_of`.
+        """
+        return self._passes(self._hooked_update)
+
+    @abstractmethod
+    def _passes(self, update: Update) -> Passes:
+        """Return the algorithm, which hands the base optimizer's step to ``update`` once."""
+
+    def _answer(self, passes: Passes, closure: Closure) -> list[Tensor]:
+        """Answer the passes of one step with a closure and return their losses."""
+        return self._closure_passes.run(passes, closure, [p for _, p in self._parameters()])
+
+    def _loss_of(self, losses: list[Tensor]) -> Tensor:
+        """Return the loss of a step from those of its passes."""
+        return losses[0].detach()
+
+    def _update(self, step: Callable[[], Any]) -> None:
+        step()
+        self._opt_called = True  # a scheduler on this object asks whether it was stepped
+        for group in self.param_groups:
+            group[COUNTER] += 1
+
+    _hooked_update = Optimizer.profile_hook_step(_update)
 
     @property
     def steps_taken(self) -> int:
         """Steps completed since the first."""
         return int(self.param_groups[0][COUNTER])
-
-    def _count(self) -> None:
-        for group in self.param_groups:
-            group[COUNTER] += 1
-        self._passes.finish(p for _, p in self._parameters())
 
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Every parameter that is trained, with its group."""
@@ -96,35 +132,6 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             for parameter in group["params"]
             if parameter.requires_grad
         ]
-
-    def _required(self, closure: Closure | None) -> Closure:
-        if closure is None:
-            raise TypeError(
-                f"{type(self).__name__}.step needs a closure that {_WHAT_A_CLOSURE_DOES}"
-            )
-        return torch.enable_grad()(closure)
-
-    def _required_passes(self, closure: Closure | None) -> Closure:
-        """The closure for all passes of one step, each of which begins without a gradient."""
-        required = self._required(closure)
-        parameters = [p for _, p in self._parameters()]
-        run = self._passes.first
-
-        def one_pass() -> Tensor:
-            nonlocal run
-            loss = run(required, parameters)
-            run = self._passes.again
-            if not isinstance(loss, Tensor):
-                raise TypeError(
-                    f"the closure of {type(self).__name__}.step returned {loss!r}; expected a closure that "
-                    f"{_WHAT_A_CLOSURE_DOES}"
-                )
-            return loss
-
-        return one_pass
-
-
-_WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
 
 
 def check_option(
