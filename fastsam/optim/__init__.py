@@ -1,16 +1,14 @@
-"""Sharpness-Aware Minimization and what belongs to it."""
+"""Sharpness-Aware Minimization, related optimizers, and their schedules and tools."""
 
+from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.capture import capture_step
-from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.local import local_sam_step
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.lpf import LPFSGD
 from fastsam.optim.passes import Need, passes_of
-from fastsam.optim.pgd import PGD
 from fastsam.optim.rho import ConstantRho, CosineRho, LinearRho, RhoScheduler, StepRho
 from fastsam.optim.sam import SAM
 from fastsam.optim.skipped import kept_if_skipped
+from fastsam.optim.variants import LPFSGD, PGD, EntropySGD, LookSAM
 
 __all__ = [
     "LPFSGD",
@@ -22,6 +20,7 @@ __all__ = [
     "LinearRho",
     "LookSAM",
     "Need",
+    "OuterOptimizer",
     "RhoScheduler",
     "StepRho",
     "capture_step",

@@ -14,12 +14,12 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fastsam.optim import sharding
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
-from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
 from fastsam.optim.skipped import kept_if_skipped
-from fastsam.optim.untraced import untraced
 
 Batch = tuple[Tensor, ...] | list[Tensor]
 """Inputs of the model, and the targets last."""

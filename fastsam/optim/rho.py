@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastsam.optim._engine.settings import check_rho
 from fastsam.optim.sam import SAM
-from fastsam.optim.settings import check_rho
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fastsam import SAM
-from fastsam.optim.entropy import EntropySGD
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.lpf import LPFSGD
-from fastsam.optim.pgd import PGD
-from fastsam.optim.wrapper import add_normal
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.variants.entropy_sgd import EntropySGD
+from fastsam.optim.variants.looksam import LookSAM
+from fastsam.optim.variants.lpf_sgd import LPFSGD
+from fastsam.optim.variants.pgd import PGD
 
 Build = Callable[[Optimizer], Any]
 BUILDERS: dict[str, Build] = {

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fastsam import SAM
 from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, RhoScheduler
-from fastsam.optim.wrapper import WrappedOptimizer
+from fastsam.optim.variants.base import WrappedOptimizer
 
 NAN = float("nan")
 NO_NUMBERS = {

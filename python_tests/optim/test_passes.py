@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import StepLR
@@ -367,3 +368,23 @@ def test_a_closure_cannot_answer_every_need(by: str, seed: int) -> None:
                 lambda o, t, weighting: cross_entropy(o, t, "all"),
             )
     assert optimizer.steps_taken == (0 if by == "closure" else 1)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+def test_ranks_that_climb_on_their_own_ask_for_a_local_gradient(seed: int) -> None:
+    model = network(seed)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        optimizer = SAM(
+            optimizer=SGD(model.parameters(), lr=0.1),
+            process_group=dist.group.WORLD,
+            closure="both_passes",
+        )
+        needs = []
+        for need in optimizer.passes():
+            needs.append(need)
+            model(torch.ones(3, 6)).square().sum().backward()
+        assert needs == [Need(local=True), Need()]
+        by_closure(optimizer, model, batches(seed, 9))
+    finally:
+        dist.destroy_process_group()

@@ -143,6 +143,12 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def eta_of(group: Mapping[str, Any]) -> float:
     """ASAM's eta of a group; where it is None, that of its paper with ``"weights"`` and 0 otherwise."""
     if group["eta"] is not None:

@@ -12,15 +12,13 @@ from torch.optim import Optimizer
 
 from fastsam.kernels import native
 from fastsam.kernels import sam as kernels
-from fastsam.optim import sharding
-from fastsam.optim.bucket import Bucket, Member
-from fastsam.optim.fused import FusedRule, fused_rule
-from fastsam.optim.outer import GroupOptions, Groups
-from fastsam.optim.rounding import LostAscent
-from fastsam.optim.settings import check_group, check_rho, eta_of, normalised
-
-_NUMBERS = frozenset({float, int, bool})
-_RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.bucket import Bucket, Member
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim._engine.hyper import HyperRows, need_not_wait
+from fastsam.optim._engine.outer import GroupOptions, Groups
+from fastsam.optim._engine.rounding import LostAscent
+from fastsam.optim._engine.settings import check_group, normalised
 
 
 class NativeStep:
@@ -50,8 +48,7 @@ class NativeStep:
         self._buckets: list[Bucket] = []
         self._scalars: dict[torch.device, kernels.Scalars] = {}
         self._lost: dict[torch.device, LostAscent] = {}
-        self._written_rows: list[list[float]] = []
-        self._written_options: list[dict[str, Any]] = []
+        self._hyper = HyperRows()
         self._layout: list[tuple[Any, ...]] = []
         self._left_out: list[Tensor] = []
         self._loss_scale: Tensor | None = None
@@ -81,7 +78,7 @@ class NativeStep:
                 "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
                 "the last micro-batch of each pass"
             )
-        self._write_hyper(fused_rule(self._base))
+        self._hyper.write(self._groups, fused_rule(self._base), self._scalars)
         for bucket in self._buckets:
             bucket.norm()
         self._share_norms()
@@ -150,7 +147,7 @@ class NativeStep:
             )
         gradients = [bucket.take_gradients() for bucket in self._buckets]
         rule = fused_rule(self._base)
-        self._write_hyper(rule)
+        self._hyper.write(self._groups, rule, self._scalars)
         if rule is not None:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
                 bucket.bind_state(taken, rule, self._groups, self._base.state)
@@ -257,7 +254,7 @@ class NativeStep:
         """
         self._make_buckets()
         rule = fused_rule(self._base)
-        self._write_hyper(rule)
+        self._hyper.write(self._groups, rule, self._scalars)
         if rule is not None:
             for bucket in self._buckets:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
@@ -294,8 +291,7 @@ class NativeStep:
         for bucket in self._buckets:
             bucket.attach(self._scalars[bucket.device], counts_skips=bucket.device not in counted)
             counted.add(bucket.device)
-        self._written_rows = []
-        self._written_options = []
+        self._hyper = HyperRows()
         self._layout = layout
         self._left_out = left_out
 
@@ -334,37 +330,6 @@ class NativeStep:
             unchanged=self._lost[device].unchanged if device in self._lost else None,
         )
 
-    def _write_hyper(self, rule: FusedRule | None) -> None:
-        """Refreshes the block of hyper-parameters on every device, where a value has changed."""
-        options = [
-            {"rho": group["rho"], "eta": eta_of(group), **(rule.hyper(group) if rule else {})}
-            for group in self._groups
-        ]
-        # Other types, tensors above all, may change their value and stay the same object.
-        fixed = all(type(value) in _NUMBERS for row in options for value in row.values())
-        if fixed and options == self._written_options:
-            return
-        rows: list[list[float]] = []
-        on_device: list[tuple[int, int, Tensor]] = []
-        for index, values in enumerate(options):
-            check_rho(values["rho"])
-            row = [0.0] * len(native.HYPER_COLUMNS)
-            for name, value in values.items():
-                column = native.HYPER_COLUMNS.index(name)
-                if isinstance(value, Tensor) and value.device.type != "cpu":
-                    on_device.append((index, column, value))
-                else:
-                    row[column] = float(value)
-            rows.append(row)
-        for device, scalars in self._scalars.items():
-            if rows != self._written_rows:
-                fresh = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
-                scalars.hyper.copy_(fresh, non_blocking=True)
-            for index, column, value in on_device:
-                scalars.hyper[index, column].copy_(value, non_blocking=_need_not_wait(device))
-        self._written_rows = rows
-        self._written_options = options if fixed else []
-
     def _share_norms(self) -> None:
         """Gives every device the squared norms of the buckets on the others."""
         if len(self._scalars) < 2:
@@ -374,13 +339,12 @@ class NativeStep:
             for device, scalars in self._scalars.items():
                 if device != bucket.device:
                     scalars.squared_norms[bucket.slot].copy_(
-                        part, non_blocking=_need_not_wait(device)
+                        part, non_blocking=need_not_wait(device)
                     )
 
     def _warn_of_lost_ascents(self) -> None:
         """Where weights in 16 bits are rounded to nearest and were meant to move."""
-        moving = any(row[_RHO] != 0.0 for row in self._written_rows)
-        if moving and any(
+        if self._hyper.any_rho() and any(
             bucket.is_16_bit and bucket.rounds_to_nearest for bucket in self._buckets
         ):
             for lost in self._lost.values():
@@ -396,12 +360,7 @@ def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
     """A flag or a scale where the kernels of ``device`` can read it, as float32."""
     if scalar is None:
         return None
-    return scalar.to(device, torch.float32, non_blocking=_need_not_wait(device))
-
-
-def _need_not_wait(device: torch.device) -> bool:
-    """Streams order what the kernels of a device read; those of the CPU run at once, after the copy."""
-    return device.type != "cpu"
+    return scalar.to(device, torch.float32, non_blocking=need_not_wait(device))
 
 
 def _raise_flag(flag: Tensor, other: Tensor | None) -> None:

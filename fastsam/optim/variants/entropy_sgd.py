@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim._engine.settings import Default
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Update, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+
+_PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
 class EntropySGD(WrappedOptimizer):
@@ -43,6 +47,15 @@ class EntropySGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "steps": Option(low=1, whole=True),
+        "inner_lr": Option("entropy_lr", source=f"0.1, {_PAPER}"),
+        "gamma": Option("entropy_gamma"),
+        "noise": Option("entropy_noise", source=f"1e-4, {_PAPER}"),
+        "alpha": Option("entropy_alpha", high=1.0, source=f"0.75, {_PAPER}"),
+        "seed": SEED,
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -54,18 +67,14 @@ class EntropySGD(WrappedOptimizer):
         alpha: float | Default[float] = Default(0.75),
         seed: int = 0,
     ) -> None:
-        check_option("steps", steps, low=1, whole=True)
-        check_option("inner_lr", inner_lr)
-        check_option("gamma", gamma)
-        check_option("noise", noise)
-        check_option("alpha", alpha, high=1)
-        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(
             optimizer,
-            entropy_lr=inner_lr,
-            entropy_gamma=gamma,
-            entropy_noise=noise,
-            entropy_alpha=alpha,
+            steps=steps,
+            inner_lr=inner_lr,
+            gamma=gamma,
+            noise=noise,
+            alpha=alpha,
+            seed=seed,
         )
         self.inner_steps = steps
         self.seed = seed

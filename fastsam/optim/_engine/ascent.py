@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from fastsam.optim.outer import OuterOptimizer
-from fastsam.optim.untraced import untraced
+from fastsam.optim._engine.outer import OuterOptimizer
+from fastsam.optim._engine.untraced import untraced
 
 
 class AscentStep(OuterOptimizer):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim._engine.settings import Default
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Update, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
 
 class LPFSGD(WrappedOptimizer):
@@ -39,6 +42,12 @@ class LPFSGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "gamma": Option("lpf_gamma", source="0.002 for ResNets on CIFAR, in the authors' code"),
+        "parts": Option(low=1, whole=True),
+        "seed": SEED,
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -47,10 +56,7 @@ class LPFSGD(WrappedOptimizer):
         parts: int = 1,
         seed: int = 0,
     ) -> None:
-        check_option("gamma", gamma)
-        check_option("parts", parts, low=1, whole=True)
-        check_option("seed", seed, high=2**63 - 1, whole=True)
-        super().__init__(optimizer, lpf_gamma=gamma)
+        super().__init__(optimizer, gamma=gamma, parts=parts, seed=seed)
         self.parts = parts
         self.seed = seed
 

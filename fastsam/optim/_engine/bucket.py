@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import sam as kernels
-from fastsam.optim import sharding
-from fastsam.optim.fused import FusedRule, new_state
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.fused import FusedRule, new_state
 
 _BACKUP_ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
 

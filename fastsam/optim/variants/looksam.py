@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.fused import fused_rule
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim._engine.settings import Default, check_given, value_of
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.sam import SAM
-from fastsam.optim.settings import Default, check_given
-from fastsam.optim.wrapper import Update, WrappedOptimizer, check_option
+from fastsam.optim.variants.base import Option, Update, WrappedOptimizer
 
+_PAPER = "Liu et al. 2022"
 _DIRECTION = "flat_direction"
 
 
@@ -48,6 +50,11 @@ class LookSAM(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "every": Option(low=1, whole=True, source=f"5 to 10, {_PAPER}"),
+        "alpha": Option("look_alpha", source=f"0.7, {_PAPER}"),
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -56,11 +63,11 @@ class LookSAM(WrappedOptimizer):
         every: int = 5,
         alpha: float | Default[float] = Default(0.7),
     ) -> None:
-        check_option("every", every, low=1, whole=True)
-        check_option("alpha", alpha)
-        check_given({"look_alpha": alpha}, optimizer.param_groups)  # before SAM writes its options
+        # Before SAM writes its options.
+        self._check_options(every=every, alpha=value_of(alpha))
+        check_given({"look_alpha": alpha}, optimizer.param_groups)
         sam = SAM(optimizer=optimizer, rho=rho)
-        super().__init__(sam, look_alpha=alpha)
+        super().__init__(sam, every=every, alpha=alpha)
         self.sam = sam
         self.every = every
 

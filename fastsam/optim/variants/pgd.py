@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes, run_passes
-from fastsam.optim.wrapper import Closure, Update, WrappedOptimizer, add_normal, check_option
+from fastsam.optim.variants.base import SEED, Closure, Option, Update, WrappedOptimizer
 
 NOISE_ON = ("gradient", "weights")
 
@@ -38,14 +41,16 @@ class PGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "sigma": Option("sigma"),
+        "noise_on": Option(choices=NOISE_ON),
+        "seed": SEED,
+    }
+
     def __init__(
         self, optimizer: Optimizer, *, sigma: float, noise_on: str = "gradient", seed: int = 0
     ) -> None:
-        check_option("sigma", sigma)
-        if noise_on not in NOISE_ON:
-            raise ValueError(f"noise_on must be one of {', '.join(NOISE_ON)}, got {noise_on!r}")
-        check_option("seed", seed, high=2**63 - 1, whole=True)
-        super().__init__(optimizer, sigma=sigma)
+        super().__init__(optimizer, sigma=sigma, noise_on=noise_on, seed=seed)
         self.noise_on = noise_on
         self.seed = seed
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsam.optim import sharding
+from fastsam.optim._engine import sharding
 from fastsam.optim.passes import Need, Passes, run_passes
 
 WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
@@ -110,8 +110,9 @@ class ClosurePasses:
 
 
 def _require_a_plain_pass(need: Need, owner: str) -> None:
-    """Raise TypeError for a need that differs from others in more than the batch."""
-    if need != Need(part=need.part, fresh=need.fresh):
+    """Raise TypeError for a gradient that is not that of the whole loss from no gradient."""
+    # The batch, its parts and the ranks are the closure's own business.
+    if need != Need(part=need.part, fresh=need.fresh, local=need.local):
         raise TypeError(
             f"{owner}.step(closure) cannot answer {need}: a closure computes one gradient of the whole loss. "
             f"Iterate over {owner}.passes() instead"

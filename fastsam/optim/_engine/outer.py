@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim import state_dicts
+from fastsam.optim._engine import state_dicts
 
 Groups = list[dict[str, Any]]
 

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.kernels.noise import add_noise
-from fastsam.kernels.sam import TensorTable
-from fastsam.optim.closures import WHAT_A_CLOSURE_DOES, ClosurePasses
-from fastsam.optim.outer import OuterOptimizer
-from fastsam.optim.passes import Passes
-from fastsam.optim.settings import (
-    Default,
+from fastsam.optim._engine.closures import WHAT_A_CLOSURE_DOES, ClosurePasses
+from fastsam.optim._engine.outer import OuterOptimizer
+from fastsam.optim._engine.settings import (
     check_base_group,
+    check_choice,
     check_given,
     check_number,
     refuse_clashes,
     value_of,
 )
-from fastsam.optim.untraced import untraced
-from fastsam.upload import upload
+from fastsam.optim._engine.untraced import untraced
+from fastsam.optim.passes import Passes
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
@@ -37,6 +34,43 @@ Update = Callable[[Callable[[], Any]], None]
 COUNTER = "steps_taken"
 
 
+@dataclass(frozen=True)
+class Option:
+    """Declare an option of a variant; its default stands in the constructor's signature.
+
+    Args:
+        key: name in the parameter groups. None for an option that is no setting of a group.
+        low: smallest value of a number.
+        high: largest value of a number.
+        whole: whether the number must be an integer.
+        choices: the values to choose from, where it is no number.
+        source: a published value and where it comes from.
+    """
+
+    key: str | None = None
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+    choices: tuple[str, ...] = ()
+    source: str | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless ``value`` is one for this option."""
+        try:
+            if self.choices:
+                check_choice(name, value, self.choices)
+            else:
+                check_number(name, value, low=self.low, high=self.high, whole=self.whole)
+        except ValueError as error:
+            if self.source is None:
+                raise
+            raise ValueError(f"{error}; published: {self.source}") from None
+
+
+SEED = Option(high=2**63 - 1, whole=True)
+"""Seed of a variant's noise."""
+
+
 class WrappedOptimizer(OuterOptimizer, ABC):
     """An optimizer around a ready base optimizer, with the same groups and the same state.
 
@@ -45,21 +79,35 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
     Args:
         optimizer: the base optimizer; its groups get the options.
-        **options: options of the wrapper, by name; a :class:`Default` yields to what a group has.
+        **options: the value of every option that the class declares.
+
+    Attributes:
+        declared: the options of the class by the name of the constructor's argument.
 
     Raises:
-        ValueError: the base optimizer has an option of its own by one of these names, or a group of it
-            another value for one, from an earlier wrapper for instance. Nothing was changed.
+        ValueError: an option has a value outside its bounds, or the base optimizer has an option of its
+            own by the same name. Nothing was changed.
     """
 
+    declared: ClassVar[Mapping[str, Option]]
+
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        own = {name: value_of(option) for name, option in options.items()}
+        self._check_options(**{name: value_of(value) for name, value in options.items()})
+        in_groups = {
+            option.key: options[name] for name, option in self.declared.items() if option.key
+        }
+        own = {key: value_of(value) for key, value in in_groups.items()}
         refuse_clashes(type(self).__name__, own, optimizer)
-        check_given(options, optimizer.param_groups)
+        check_given(in_groups, optimizer.param_groups)
         for group in optimizer.param_groups:
             check_base_group(group)
         super().__init__(optimizer, {**own, COUNTER: 0})
         self._closure_passes = ClosurePasses(type(self).__name__)
+
+    @classmethod
+    def _check_options(cls, **options: Any) -> None:
+        for name, value in options.items():
+            cls.declared[name].check(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -132,50 +180,3 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             for parameter in group["params"]
             if parameter.requires_grad
         ]
-
-
-def check_option(
-    name: str,
-    option: float | Default[float],
-    *,
-    low: float = 0.0,
-    high: float = math.inf,
-    whole: bool = False,
-) -> None:
-    """Raise ValueError unless the option's value is a finite number with ``low <= value <= high``."""
-    check_number(name, value_of(option), low=low, high=high, whole=whole)
-
-
-def add_normal(
-    tensors: Sequence[Tensor], deviations: Sequence[Tensor], *, seed: int, position: int
-) -> None:
-    """Add normal noise to tensors in place, one native launch for each device and dtype.
-
-    The noise depends on seed, position, place in ``tensors`` and place in memory alone: the same
-    bits on any number of threads, and to rounding the same on every device.
-
-    Args:
-        tensors: dense, of any shape; changed in place.
-        deviations: standard deviations, float64 ``[rows]`` for each tensor: one for all of it, or
-            one for each slice along the first dimension. The same object may serve many tensors: it
-            is moved to their device once.
-        seed: seed of the run, below 2^63.
-        position: which draw of the run.
-    """
-    members: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
-    for index, tensor in enumerate(tensors):
-        if tensor.numel():
-            members[tensor.device, tensor.dtype].append(index)
-    for (device, _), chosen in members.items():
-        count = len(chosen)
-        distinct = {id(deviations[index]): deviations[index] for index in chosen}
-        moved = {key: upload(deviation.double(), device) for key, deviation in distinct.items()}
-        table = TensorTable(
-            [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
-        )
-        add_noise(
-            table,
-            [moved[id(deviations[index])] for index in chosen],
-            upload(torch.tensor([seed, position]), device),
-            streams=chosen,
-        )
