@@ -89,7 +89,7 @@ OPTIM_LAYERS: dict[str, set[str]] = {
     "plain": set(),
     "batch_norm": set(),
     "skipped": set(),
-    "rho": {"_engine", "sam"},
+    "schedules": {"_engine"},
     "sam": {"_engine", "passes"},
     "local": {"sam"},
     "capture": {"_engine", "sam", "batch_norm", "skipped"},
