@@ -15,14 +15,7 @@ from fastsam.optim._engine.ascent import AscentStep
 from fastsam.optim._engine.base_optimizer import made, refuse_lbfgs
 from fastsam.optim._engine.closures import ClosurePasses
 from fastsam.optim._engine.kernel_optimizer import KernelOptimizer
-from fastsam.optim._engine.settings import (
-    Default,
-    check_flag,
-    check_given,
-    check_group,
-    refuse_clashes,
-    value_of,
-)
+from fastsam.optim._engine.settings import check_flag, check_group, refuse_clashes
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.passes import Need, Passes, run_passes
 
@@ -65,9 +58,8 @@ class SAM(KernelOptimizer):
             depends on the step's gradient norm and the place of an element alone: equal on all replicas and
             in every repetition of a run. It makes no difference to wider weights, nor to the update, which
             rounds to nearest as torch's optimizers do.
-        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Options that its
-            groups have already stay; one that is given here is for groups without it, and must agree
-            with them where there is no such group.
+        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Values already set
+            in its parameter groups win. Arguments fill in missing values.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
@@ -79,10 +71,10 @@ class SAM(KernelOptimizer):
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: an option is not what it must be, or one of the base optimizer is NaN; the base
-            optimizer has an option of its own by the name of one of SAM's (Adadelta's ``rho``); an option
-            that was given contradicts a group of ``optimizer``; a parameter is sharded by FSDP1; or
-            ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
+        ValueError: an option has a wrong value, or one of the base optimizer is NaN; the base optimizer has
+            a default of its own under the name of one of SAM's options (Adadelta's ``rho``); a parameter
+            is sharded by FSDP1; or ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the
+            parameters.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -105,24 +97,23 @@ class SAM(KernelOptimizer):
         self,
         params: Iterable[Any] | None = None,
         base_optimizer: Callable[..., Optimizer] | None = None,
-        rho: float | Tensor | Default[float] = Default(0.05),
-        adaptive: bool | Literal["weights"] | Default[bool] = Default(False),
+        rho: float | Tensor = 0.05,
+        adaptive: bool | Literal["weights"] = False,
         *,
-        eta: float | Default[None] | None = Default(None),
-        stochastic_rounding: bool | Default[bool] = Default(False),
+        eta: float | None = None,
+        stochastic_rounding: bool = False,
         optimizer: Optimizer | None = None,
         check_finite: bool = True,
         closure: Literal["second_pass", "both_passes"] = "second_pass",
         process_group: ProcessGroup | None = None,
         **kwargs: Any,
     ) -> None:
-        options: dict[str, Any] = {
+        own: dict[str, Any] = {
             "rho": rho,
             "adaptive": adaptive,
             "eta": eta,
             "stochastic_rounding": stochastic_rounding,
         }
-        own = {name: value_of(option) for name, option in options.items()}
         sharding.refuse_zero_redundancy()
         check_group(own)
         check_flag("check_finite", check_finite)
@@ -131,8 +122,7 @@ class SAM(KernelOptimizer):
         if optimizer is None:
             if params is None or base_optimizer is None:
                 raise TypeError("SAM needs params and base_optimizer, or optimizer=")
-            optimizer = made(base_optimizer, params, own, kwargs)
-            options = {}  # are the defaults of groups that have none of their own
+            optimizer = made(base_optimizer, params, kwargs)
         else:
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(
@@ -146,7 +136,6 @@ class SAM(KernelOptimizer):
                 )
         refuse_lbfgs(type(optimizer))
         refuse_clashes("SAM", own, optimizer)
-        check_given(options, optimizer.param_groups)
         for group in optimizer.param_groups:
             check_group(group)
             for parameter in group["params"]:

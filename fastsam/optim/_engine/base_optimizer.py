@@ -1,4 +1,4 @@
-"""The base optimizer that a class, or another callable, makes of parameters."""
+"""Construction of the base optimizer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
-from fastsam.optim._engine.settings import refuse_clashes
-
 
 def made(
     base_optimizer: Callable[..., Any],
     params: Iterable[Any],
-    own: Iterable[str],
     kwargs: dict[str, Any],
 ) -> Optimizer:
-    """The base optimizer that a class, or another callable, makes of ``params``."""
+    """Return the base optimizer that a class, or another callable, makes of ``params``.
+
+    Raises:
+        TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS).
+    """
     if not callable(base_optimizer) or (
         isinstance(base_optimizer, type) and not issubclass(base_optimizer, Optimizer)
     ):
@@ -27,7 +28,6 @@ def made(
         )
     # Before it is called: an optimizer writes its defaults into the dicts of the groups it is given.
     refuse_lbfgs(base_optimizer)
-    refuse_clashes("SAM", own, base_optimizer)
     optimizer = base_optimizer(params, **kwargs)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(

@@ -1,81 +1,37 @@
-"""What a parameter group may say about the ascent, and what that means for each of its parameters."""
+"""Checks of options, and what the settings of a parameter group mean for each of its parameters."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-
-T = TypeVar("T")
 
 _PAPER_ETA = 0.01
 """Kwon et al. 2021, section 5."""
 
 
-@dataclass(frozen=True, repr=False)
-class Default(Generic[T]):
-    """The default of an argument, to be told from the same value given by the caller."""
+def refuse_clashes(owner: str, names: Collection[str], base: Optimizer) -> None:
+    """Raise ValueError where a base optimizer has a default of its own under one of ``names``.
 
-    value: T
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-def value_of(option: T | Default[T]) -> T:
-    """What ``option`` says, given or not."""
-    return option.value if isinstance(option, Default) else option
-
-
-def refuse_clashes(owner: str, names: Iterable[str], base: Optimizer | Callable[..., Any]) -> None:
-    """Raises ValueError where a base optimizer has an option of its own under one of ``names``.
-
-    Both would read it from the same parameter groups: Adadelta's ``rho`` is a decay.
+    Both would read it from the same parameter groups: Adadelta's ``rho`` is a decay. A base that has all of
+    the names has them from an earlier wrapper.
 
     Args:
-        owner: name of the optimizer whose options have these names, for the message.
-        names: all of them.
-        base: a ready base optimizer, or what makes one.
+        owner: class of the optimizer whose options have these names, for the message.
+        names: names of its options in the parameter groups.
+        base: the base optimizer.
     """
-    names = set(names)
-    own: set[str] = set()
-    if isinstance(base, Optimizer):
-        # An earlier wrapper writes all of its names; a base has some of them by coincidence.
-        own = set() if names <= base.defaults.keys() else names & base.defaults.keys()
-        base = type(base)
-    with suppress(ValueError):  # made in C: it has no signature to read
-        own |= names & inspect.signature(base).parameters.keys()
-    if own:
+    own = sorted(base.defaults.keys() & names)
+    if own and len(own) < len(names):
         raise ValueError(
-            f"{getattr(base, '__name__', base)} has an option of its own named {sorted(own)[0]!r}, as "
-            f"{owner} has, and both would read it from the same parameter groups; rename it in a subclass "
-            "of the base optimizer, or choose another base"
+            f"{type(base).__name__} has an option of its own named {own[0]!r}, as {owner} has, and both "
+            "would read it from the same parameter groups; rename it in a subclass of the base optimizer, "
+            "or choose another base"
         )
-
-
-def check_given(options: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where an option was given that groups of a ready optimizer would not take.
-
-    As in torch.optim, an option is for the groups that have none of their own; where there is no such
-    group, after an earlier wrapper for instance, it would be ignored.
-    """
-    for name, value in options.items():
-        if isinstance(value, Default) or not all(name in group for group in param_groups):
-            continue
-        for index, group in enumerate(param_groups):
-            if group[name] is not value and group[name] != value:
-                raise ValueError(
-                    f"{name}={value!r} was given, but every group of the base optimizer has its own "
-                    f"already, group {index} {name}={group[name]!r}; leave the argument out to keep them, "
-                    f"or change param_groups[{index}][{name!r}]"
-                )
 
 
 def check_rho(rho: float | Tensor) -> None:

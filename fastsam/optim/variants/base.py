@@ -17,10 +17,8 @@ from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
     check_base_group,
     check_choice,
-    check_given,
     check_number,
     refuse_clashes,
-    value_of,
 )
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.passes import Passes
@@ -78,7 +76,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
     wrapper holds everything and schedulers of either object work.
 
     Args:
-        optimizer: the base optimizer; its groups get the options.
+        optimizer: the base optimizer. Values already set in its parameter groups win; the options fill in
+            missing values.
         **options: the value of every option that the class declares.
 
     Attributes:
@@ -92,22 +91,24 @@ class WrappedOptimizer(OuterOptimizer, ABC):
     declared: ClassVar[Mapping[str, Option]]
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        self._check_options(**{name: value_of(value) for name, value in options.items()})
-        in_groups = {
-            option.key: options[name] for name, option in self.declared.items() if option.key
-        }
-        own = {key: value_of(value) for key, value in in_groups.items()}
-        refuse_clashes(type(self).__name__, own, optimizer)
-        check_given(in_groups, optimizer.param_groups)
-        for group in optimizer.param_groups:
-            check_base_group(group)
-        super().__init__(optimizer, {**own, COUNTER: 0})
+        self._check(optimizer, options)
+        super().__init__(optimizer, {**self._in_groups(options), COUNTER: 0})
         self._closure_passes = ClosurePasses(type(self).__name__)
 
     @classmethod
-    def _check_options(cls, **options: Any) -> None:
+    def _check(cls, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+        """Raise ValueError where an option or the base optimizer cannot be used."""
         for name, value in options.items():
             cls.declared[name].check(name, value)
+        # An earlier wrapper has written the counter together with its options.
+        if COUNTER not in optimizer.defaults:
+            refuse_clashes(cls.__name__, cls._in_groups(options).keys() | {COUNTER}, optimizer)
+        for group in optimizer.param_groups:
+            check_base_group(group)
+
+    @classmethod
+    def _in_groups(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {option.key: options[name] for name, option in cls.declared.items() if option.key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

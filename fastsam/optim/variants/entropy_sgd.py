@@ -9,7 +9,6 @@ import torch
 from torch.optim import Optimizer
 
 from fastsam.optim._engine.noise import add_normal
-from fastsam.optim._engine.settings import Default
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
@@ -61,10 +60,10 @@ class EntropySGD(WrappedOptimizer):
         optimizer: Optimizer,
         *,
         steps: int = 5,
-        inner_lr: float | Default[float] = Default(0.1),
-        gamma: float | Default[float] = Default(0.03),
-        noise: float | Default[float] = Default(1e-4),
-        alpha: float | Default[float] = Default(0.75),
+        inner_lr: float = 0.1,
+        gamma: float = 0.03,
+        noise: float = 1e-4,
+        alpha: float = 0.75,
         seed: int = 0,
     ) -> None:
         super().__init__(

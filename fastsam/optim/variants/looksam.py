@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim._engine.fused import fused_rule
-from fastsam.optim._engine.settings import Default, check_given, value_of
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.sam import SAM
 from fastsam.optim.variants.base import Option, Update, WrappedOptimizer
@@ -59,16 +58,13 @@ class LookSAM(WrappedOptimizer):
         self,
         optimizer: Optimizer,
         *,
-        rho: float | Default[float] = Default(0.05),
+        rho: float = 0.05,
         every: int = 5,
-        alpha: float | Default[float] = Default(0.7),
+        alpha: float = 0.7,
     ) -> None:
-        # Before SAM writes its options.
-        self._check_options(every=every, alpha=value_of(alpha))
-        check_given({"look_alpha": alpha}, optimizer.param_groups)
-        sam = SAM(optimizer=optimizer, rho=rho)
-        super().__init__(sam, every=every, alpha=alpha)
-        self.sam = sam
+        self._check(optimizer, {"every": every, "alpha": alpha})  # before SAM changes anything
+        self.sam = SAM(optimizer=optimizer, rho=rho)
+        super().__init__(self.sam, every=every, alpha=alpha)
         self.every = every
 
     @torch.no_grad()

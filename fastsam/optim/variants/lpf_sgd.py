@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.optim._engine.noise import add_normal
-from fastsam.optim._engine.settings import Default
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
@@ -52,7 +51,7 @@ class LPFSGD(WrappedOptimizer):
         self,
         optimizer: Optimizer,
         *,
-        gamma: float | Default[float] = Default(0.002),
+        gamma: float = 0.002,
         parts: int = 1,
         seed: int = 0,
     ) -> None:
