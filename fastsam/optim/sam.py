@@ -47,25 +47,25 @@ class SAM(KernelOptimizer):
             any callable that makes it of ``params`` and ``**kwargs``, such as ``partial(SGD, lr=0.1)``.
         rho: radius of the perturbation, >= 0; a number or a scalar tensor, and free to change between
             steps through ``param_groups``. Default 0.05 (Foret et al. 2021, section 3.1).
-        adaptive: False for SAM; True for ASAM with every weight normalised by ``|w|``; ``"weights"`` for
+        adaptive: False for SAM; True for ASAM with every weight normalized by ``|w|``; ``"weights"`` for
             ASAM as in its paper (Kwon et al. 2021): ``|w| + eta`` for weights, 1 for everything else.
             Weights are parameters with "weight" in their name where names are known (pass
             ``model.named_parameters()``), tensors of two or more dimensions otherwise.
         eta: ASAM's eta, added to ``|w|``. Default None: 0.01 for ``"weights"`` (Kwon et al. 2021, section
             5) and 0 otherwise.
-        stochastic_rounding: round 16-bit weights in the ascent to one of their two neighbours, the nearer
-            the likelier, so that a perturbation below their resolution is there on average. What is drawn
-            depends on the step's gradient norm and the place of an element alone: equal on all replicas and
-            in every repetition of a run. It makes no difference to wider weights, nor to the update, which
-            rounds to nearest as torch's optimizers do.
+        stochastic_rounding: round 16-bit weights in the ascent to one of their two neighbors, the nearer
+            with the higher probability, so that a perturbation below their resolution is right on average.
+            The rounding depends on the step's gradient norm and the position of an element alone: it is the
+            same on all replicas and in every repetition of a run. Wider weights and the update, which rounds
+            to nearest as torch's optimizers do, are not affected.
         optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Values already set
             in its parameter groups win. Arguments fill in missing values.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
-            forward and backward, the gradient of the first being there already. ``"both_passes"``, as in
-            torch.optim: it is called for each pass and the loss of the first is returned. The gradients are
-            set to None between the passes, and those that the last step left before the first.
+            forward and backward; the gradient of the first must exist. ``"both_passes"``, as in torch.optim:
+            SAM calls it for each pass and returns the loss of the first. SAM sets the gradients to None
+            between the passes, and those that the last step left before the first.
         process_group: ranks that must skip together, for ranks that climb on their own gradients; the
             flag (4 bytes) is max-reduced over them before the update.
         **kwargs: arguments of the base optimizer.
@@ -157,7 +157,7 @@ class SAM(KernelOptimizer):
     @untraced
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Climbs to ``w + T_w^2 rho g / ||T_w g||`` along the gradients that the parameters have now.
+        """Climb to ``w + T_w^2 rho g / ||T_w g||`` along the current gradients.
 
         Parameters without a gradient stay.
 
@@ -175,7 +175,7 @@ class SAM(KernelOptimizer):
             self.zero_grad()
 
     def second_step(self, zero_grad: bool = False) -> None:
-        """Returns to w and makes the base optimizer's update with the gradients found at the top.
+        """Return to w and make the base optimizer's update with the gradients found at the top.
 
         Args:
             zero_grad: clear the gradients afterwards.
@@ -184,10 +184,10 @@ class SAM(KernelOptimizer):
             RuntimeError: there was no ``first_step``, or since then a parameter's storage was replaced or
                 a frozen parameter was given a gradient; or no parameter has a gradient.
             ValueError: a gradient does not fit its parameter. The weights are still perturbed then, as
-                where there is no gradient: make it good and call again, or give the step up with
+                where there is no gradient: correct it and call again, or give the step up with
                 ``restore()``.
         """
-        if not self.native.climbed:
+        if not self.native_step.climbed:
             raise RuntimeError(
                 "second_step() needs a first_step() before it: the gradients must be those of the "
                 "perturbed weights"
@@ -197,10 +197,10 @@ class SAM(KernelOptimizer):
             self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Finish a step that ``first_step`` began; or, with a closure, make everything from the gradient on.
+        """Finish a step that ``first_step`` began, or make a whole step with a closure.
 
-        Between ``first_step`` and ``second_step`` the closure is the second pass. It may also do nothing
-        where that pass was made already; gradients that are there stay.
+        After ``first_step`` the closure is the second pass. It may do nothing where that pass was made
+        already: gradients that exist stay.
 
         Args:
             closure: makes the second forward and backward pass and returns the loss; it is run with
@@ -208,8 +208,8 @@ class SAM(KernelOptimizer):
 
         Returns:
             None without a closure, else the loss that the closure returned (that of the first pass where
-            it makes both). Whatever the closure raises, the weights are back at w. A closure for both
-            passes that returns None and leaves no gradient skips the batch: nothing changes.
+            it makes both). If the closure raises, the weights are restored to w. A closure for both passes
+            that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
             RuntimeError: no closure was given and there was no ``first_step``; a closure for the
@@ -225,7 +225,7 @@ class SAM(KernelOptimizer):
             raise
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
-        if self.native.climbed:
+        if self.native_step.climbed:
             loss = _with_gradients(closure)
             self._descend()
             return loss
@@ -290,7 +290,7 @@ class SAM(KernelOptimizer):
     # --- the two halves -------------------------------------------------------------------------
 
     def _climb(self, *, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
-        if self.native.climbed:
+        if self.native_step.climbed:
             raise RuntimeError(
                 "first_step() was called twice: finish the step with second_step(), or give it up "
                 "with restore()"
@@ -303,11 +303,11 @@ class SAM(KernelOptimizer):
                 "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
                 "it out: their norm is that of all ranks"
             )
-        self.native.climb(grad_scale=grad_scale, found_inf=found_inf)
+        self.native_step.climb(grad_scale=grad_scale, found_inf=found_inf)
 
     @untraced
     def _require_a_first_pass(self) -> None:
-        """A closure for both passes, given where one for the second is meant, would switch SAM off."""
+        """Refuse a two-pass closure passed in place of a second-pass one: it would silently disable SAM."""
         if all(p.grad is None for p in self._parameters()):
             raise RuntimeError(
                 "step(closure) makes the second pass and found no gradient of the first: run the first "
@@ -316,7 +316,7 @@ class SAM(KernelOptimizer):
             )
 
     def _require_a_second_pass(self) -> None:
-        if self.native.moved_any() and all(p.grad is None for p in self._parameters()):
+        if self.native_step.moved_any() and all(p.grad is None for p in self._parameters()):
             raise RuntimeError(
                 "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
                 "backward at the perturbed weights, then call second_step(). In Lightning's manual "
@@ -328,7 +328,7 @@ class SAM(KernelOptimizer):
     @torch.no_grad()
     def _descend(self) -> None:
         self._require_a_second_pass()
-        self.native.descend(
+        self.native_step.descend(
             check_finite=self.check_finite,
             process_group=self.process_group,
             grad_scale=getattr(self, "grad_scale", None),
@@ -342,12 +342,12 @@ class SAM(KernelOptimizer):
     def step_without_ascent(self) -> None:
         """Make the base optimizer's update with the gradients there are, skipped if one is not finite."""
         self._refuse_midway("step_without_ascent()")
-        self.native.stay()
+        self.native_step.stay()
         self._hooked_descend()
 
     @untraced
     def _finish_or_initialise(self) -> None:
-        if self.native.climbed:
+        if self.native_step.climbed:
             self._descend()
             return
         if self._is_blank():

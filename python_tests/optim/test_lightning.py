@@ -163,7 +163,7 @@ def test_manual_optimization(base: str, finish: str, closure: str, tmp_path: Pat
     module = Manual(sam(base, closure=closure), finish)
     trainer(tmp_path).fit(module)
     assert_same(module.model, by_hand(base))
-    assert not module.trainer.optimizers[0].native.climbed
+    assert not module.trainer.optimizers[0].native_step.climbed
 
 
 def test_a_scheduler_and_step_hooks_see_every_manual_step(tmp_path: Path) -> None:

@@ -174,11 +174,11 @@ class _Kept:
 
 
 def _any_nonzero(gradient: Tensor) -> Tensor:
-    """Whether this rank's part of a gradient has an element that is not 0, on its device."""
+    """Return whether this rank's part of a gradient has a nonzero element, as a tensor on its device."""
     part = sharding.local(gradient).detach()
     return (part.coalesce().values() if part.is_sparse else part).any()
 
 
 def _version(gradient: Tensor) -> int:
-    """Grows with every write in place; FSDP2 writes to the local part of a gradient."""
+    """Return a number that grows with every write in place; FSDP2 writes to the local part of a gradient."""
     return sharding.local(gradient)._version

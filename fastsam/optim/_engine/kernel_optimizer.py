@@ -1,4 +1,4 @@
-"""What the native step adds to an optimizer around another one: counters, state dicts and copies."""
+"""Counters, state dicts and copies of an optimizer that steps on the native kernels."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from fastsam.optim._engine.settings import check_group
 from fastsam.optim._engine.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
-"""Copies of the weights that checkpoints of other SAM implementations carry; nobody needs them."""
+"""Copies of the weights in checkpoints of other SAM implementations, which are dropped."""
 
 
 class KernelOptimizer(OuterOptimizer):
     """An optimizer around a base optimizer whose steps run on the native kernels.
 
     Attributes:
-        native: the two halves of the step, and the memory that they work on.
+        native_step: the two halves of the step, and the memory that they work on.
         process_group: ranks that must skip together.
     """
 
-    native: NativeStep
+    native_step: NativeStep
     process_group: ProcessGroup | None
 
     def _begin(self) -> None:
-        """Make what neither a copy nor a file has."""
-        self.native = NativeStep(self.base_optimizer, self.options)
+        """Create what neither a copy nor a file contains."""
+        self.native_step = NativeStep(self.base_optimizer, self.options)
 
     @untraced
     @torch.no_grad()
     def restore(self) -> None:
-        """Gives up a step between its two halves: the weights are back at w, bit for bit.
+        """Give up a step between its two halves and restore the weights to w, bit for bit.
 
-        Safe to call at any time; without a perturbation it does nothing.
+        Call it at any time; without a perturbation it does nothing.
         """
-        if self.native.climbed:
-            self.native.restore()
+        if self.native_step.climbed:
+            self.native_step.restore()
 
     @property
     def skipped_steps(self) -> Tensor:
@@ -49,7 +49,7 @@ class KernelOptimizer(OuterOptimizer):
 
         Reading its value on the host waits for the device; nothing in a step does.
         """
-        return self.native.skipped_steps
+        return self.native_step.skipped_steps
 
     @property
     def ascent_norm(self) -> Tensor:
@@ -61,7 +61,7 @@ class KernelOptimizer(OuterOptimizer):
         and nothing waits; not finite where the step was skipped for its first gradient, and 0 before the
         first ascent and after a state dict was loaded.
         """
-        return self.native.ascent_norm
+        return self.native_step.ascent_norm
 
     @property
     def unchanged_share(self) -> Tensor:
@@ -71,10 +71,10 @@ class KernelOptimizer(OuterOptimizer):
         parameters are sharded. Above one half a warning is given, once, some steps later on CUDA because
         nothing waits for the device.
         """
-        return self.native.unchanged_share
+        return self.native_step.unchanged_share
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; it may have its own rho, adaptive, eta and stochastic_rounding."""
+        """Add a parameter group; it may have its own rho, adaptive, eta and stochastic_rounding."""
         self._refuse_midway("add_param_group()")
         check_group(param_group)
         super().add_param_group(param_group)
@@ -86,7 +86,7 @@ class KernelOptimizer(OuterOptimizer):
         super()._replace_groups(groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """State dict of the base optimizer, SAM's settings in its groups, without any copy of the weights."""
+        """Return the base optimizer's state dict, SAM's settings in its groups, without copies of weights."""
         self._refuse_midway("state_dict()")
         return super().state_dict()
 
@@ -98,11 +98,12 @@ class KernelOptimizer(OuterOptimizer):
         return packed
 
     def _unstarted(self) -> dict[int, tuple[str, ...]]:
-        """State, by place and names, that no update has reached: torch's first update must find none.
+        """Return the names of state that no update has reached, by index of the parameter.
 
-        It copies the gradient where there is no momentum buffer, and dampens it where there is one.
+        torch's first update must find none: it copies the gradient where there is no momentum buffer, and
+        dampens it where there is one.
         """
-        unstarted = self.native.unstarted()
+        unstarted = self.native_step.unstarted()
         return {
             index: unstarted[id(p)]
             for index, p in enumerate(self._parameters())
@@ -110,7 +111,7 @@ class KernelOptimizer(OuterOptimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this class, of the reference implementation, or of the base optimizer.
+        """Load a state dict of this class, of the reference implementation, or of the base optimizer.
 
         Copies of weights in old checkpoints are dropped, and what they lack is filled from the current
         groups; the rest is the base optimizer's ``load_state_dict``.
@@ -141,12 +142,12 @@ class KernelOptimizer(OuterOptimizer):
                 "param_groups": groups,
             }
         )
-        self.native.forget()
+        self.native_step.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_midway("pickling or copying")
         state = super().__getstate__()
-        del state["native"]
+        del state["native_step"]
         state["process_group"] = self.process_group and _Handle(self.process_group)
         return {**state, "unstarted": self._unstarted()}
 
@@ -161,7 +162,7 @@ class KernelOptimizer(OuterOptimizer):
             self.state[parameters[index]].update(dict.fromkeys(names))
 
     def _is_blank(self) -> bool:
-        """Whether a step would only create state: how torch.distributed.checkpoint fills a new optimizer."""
+        """Return whether a step only creates state: torch.distributed.checkpoint fills an optimizer so."""
         gradients = [p.grad for p in self._parameters()]
         present = [sharding.local(gradient) for gradient in gradients if gradient is not None]
         return (
@@ -175,7 +176,7 @@ class KernelOptimizer(OuterOptimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _refuse_midway(self, what: str) -> None:
-        if self.native.climbed:
+        if self.native_step.climbed:
             raise RuntimeError(
                 f"{what} between first_step() and second_step(): the weights are perturbed. Finish the "
                 "step, or give it up with restore(), first"
@@ -183,7 +184,7 @@ class KernelOptimizer(OuterOptimizer):
 
 
 class _Handle:
-    """A process group on its way through a copy: the copy has the same one, and no file can have it."""
+    """Carry a process group through a copy, which has the same one, and refuse to pickle it."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group

@@ -1,4 +1,4 @@
-"""What every optimizer around another one is: a second face of the same groups, state and defaults."""
+"""The base class of optimizers around another one, with the same groups, state and defaults."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ def refuse_clashes(owner: str, names: Collection[str], base: Optimizer) -> None:
 
 
 def check_rho(rho: float | Tensor) -> None:
-    """Raises ValueError unless ``rho`` is a finite number >= 0.
+    """Raise ValueError unless ``rho`` is a finite number >= 0.
 
-    A tensor that is not on the CPU is taken as it is: reading it would wait for the device, and a value
-    that is not finite skips the step there.
+    A tensor that is not on the CPU is not checked: reading it would wait for the device, and a value that is
+    not finite skips the step there.
     """
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return
@@ -46,7 +46,7 @@ def check_rho(rho: float | Tensor) -> None:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raises ValueError where a setting of the ascent or of its base is not one; absent ones are fine."""
+    """Raise ValueError where a setting of the ascent or of its base is invalid; any may be absent."""
     check_rho(group.get("rho", 0.0))
     adaptive = group.get("adaptive", False)
     if not (isinstance(adaptive, bool) or (isinstance(adaptive, str) and adaptive == "weights")):
@@ -106,14 +106,14 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def eta_of(group: Mapping[str, Any]) -> float:
-    """ASAM's eta of a group; where it is None, that of its paper with ``"weights"`` and 0 otherwise."""
+    """Return ASAM's eta of a group; None is the paper's value with ``"weights"`` and 0 otherwise."""
     if group["eta"] is not None:
         return group["eta"]  # type: ignore[no-any-return]
     return _PAPER_ETA if group["adaptive"] == "weights" else 0.0
 
 
-def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
-    """Which parameters of a group ASAM normalises."""
+def normalized(group: Mapping[str, Any]) -> Sequence[bool]:
+    """Return which parameters of a group ASAM normalizes."""
     if group["adaptive"] != "weights":
         return [bool(group["adaptive"])] * len(group["params"])
     names = group.get("param_names")
@@ -123,7 +123,7 @@ def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
 
 
 def _as_number(value: Any) -> float:
-    """``value`` as a float; NaN where it is no number."""
+    """Return ``value`` as a float; NaN where it is no number."""
     is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_truth or isinstance(value, (str, bytes)):
         return math.nan
@@ -134,7 +134,7 @@ def _as_number(value: Any) -> float:
 
 
 def _refuse_nan(name: str, value: Any) -> None:
-    """Raises ValueError where an option is NaN or has one in it."""
+    """Raise ValueError where an option is NaN or contains one."""
     if isinstance(value, (tuple, list)):
         for part in value:
             _refuse_nan(name, part)

@@ -1,4 +1,4 @@
-"""What the optimizers that change a base optimizer's gradient or weights have in common."""
+"""The base class of optimizers that change a base optimizer's gradient or weights."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class WrappedOptimizer(OuterOptimizer, ABC):
                     yield group, parameter
 
     def _by_group(self, deviation: Callable[[dict[str, Any]], float]) -> list[Tensor]:
-        """One standard deviation for all parameters of a group, float64 ``[1]`` for each parameter."""
+        """Return the standard deviation of each parameter's group, float64 ``[1]`` for each parameter."""
         return [
             value
             for group in self.param_groups

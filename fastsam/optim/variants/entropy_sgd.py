@@ -16,7 +16,7 @@ _PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
 class EntropySGD(WrappedOptimizer):
-    """Looks around by Langevin steps and moves towards the mean of what it saw.
+    """Explore by Langevin steps and move toward the mean of the visited weights.
 
     Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
     algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))

@@ -1,4 +1,4 @@
-"""LookSAM: the second gradient only at every k-th step, its direction reused in between."""
+"""LookSAM: a second gradient every k-th step, whose direction the steps in between reuse."""
 
 from __future__ import annotations
 
@@ -126,10 +126,11 @@ class LookSAM(WrappedOptimizer):
         return self.sam.skipped_steps
 
     def _skips_that_the_host_knows(self) -> int:
-        """Skipped steps of a base without a fused update, whose state is then as empty as before.
+        """Return the skipped steps of a base without a fused update, and 0 for others.
 
-        A direction alone would look like a state to torch's optimizers when they are copied or loaded. Other
-        bases have theirs from the first step on, and keep the direction before without asking.
+        After a skipped step such a base has as little state as before, and a direction alone would look like
+        a state to torch's optimizers when they are copied or loaded. A fused base has its state from the
+        first step on and keeps the direction before; the host does not read the device.
         """
         fused = fused_rule(self.sam.base_optimizer) is not None
         return 0 if fused else int(self.sam.skipped_steps)
@@ -141,9 +142,9 @@ class LookSAM(WrappedOptimizer):
 def _flat_directions(
     ascent: list[tuple[Tensor, Tensor]], norm: Tensor, before: dict[Tensor, Tensor]
 ) -> dict[Tensor, Tensor]:
-    """The part of the new gradients that is orthogonal to the old ones, at length 1.
+    """Return the part of the new gradients that is orthogonal to the old ones, at length 1.
 
-    Where it is not finite it is the one before, or 0 without one; the host does not ask.
+    Where it is not finite it is the one before, or 0 without one; the device decides.
 
     Args:
         ascent: parameters with their old gradients; the new ones are in ``grad``.
@@ -165,7 +166,7 @@ def _flat_directions(
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """Norm of all tensors together, float64; 0 without any."""
+    """Return the norm of all tensors together, float64; 0 without any."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]

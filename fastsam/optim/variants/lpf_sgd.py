@@ -14,7 +14,7 @@ from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
 
 class LPFSGD(WrappedOptimizer):
-    """Averages gradients at randomly perturbed weights.
+    """Average gradients at randomly perturbed weights.
 
     Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
     Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch every filter
@@ -91,7 +91,7 @@ class LPFSGD(WrappedOptimizer):
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:
-    """Norm of every filter, float64 ``[shape[0]]``; of the whole of a vector, ``[1]``."""
+    """Return the norm of every filter, float64 ``[shape[0]]``; of a vector its own, ``[1]``."""
     filters = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
     norms: Tensor = torch.linalg.vector_norm(filters.double(), dim=1)
     return norms

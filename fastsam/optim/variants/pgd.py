@@ -16,17 +16,17 @@ NOISE_ON = ("gradient", "weights")
 
 
 class PGD(WrappedOptimizer):
-    """Adds Gaussian noise of one standard deviation to every gradient, or to every weight.
+    """Add Gaussian noise of one standard deviation to every gradient, or to every weight.
 
     Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights now and
     then, and their later work (arXiv 1902.04811, algorithm 1) the gradient at every step. Here the
     noise comes at every step: on the ``gradient`` after the backward pass, or on the ``weights``
-    before it, where it stays unless the closure raises.
+    before it, where it stays unless the pass raises an error.
 
     Args:
         optimizer: the base optimizer.
         sigma: standard deviation of the noise; no published default.
-        noise_on: ``gradient``, or ``weights``, of which a copy is kept during the pass.
+        noise_on: ``gradient``, or ``weights``, which takes a copy of the weights during the pass.
         seed: seed of the noise.
 
     Example:
@@ -64,7 +64,7 @@ class PGD(WrappedOptimizer):
             try:
                 self._add_noise(to_gradient=False)
                 yield Need()
-            except BaseException:  # a step that is given up too
+            except BaseException:  # including a step that is given up
                 for (_, parameter), old in zip(self._parameters(), before, strict=True):
                     parameter.copy_(old)
                 raise
