@@ -22,7 +22,8 @@ class EntropySGD(WrappedOptimizer):
     algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))
     + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``; then the base optimizer
     takes ``x - mu`` as the gradient at x. (The paper's gradient is gamma times that; here, as the
-    scope changes nothing but the length of the step, its factor belongs to the learning rate.)
+    scope changes nothing but the length of the step, its factor belongs to the learning rate.) ``step``
+    returns the loss of the first pass, at x.
 
     Args:
         optimizer: the base optimizer; a learning rate of 1 without momentum moves all the way to

@@ -27,6 +27,8 @@ class LookSAM(WrappedOptimizer):
     ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
     ``g + alpha ||g|| / ||g_v|| g_v``.
 
+    ``step`` returns the loss at the weights before it.
+
     A step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
     direction of the SAM step before it stays. A parameter that had no gradient at a SAM step has no
     direction until the next one.

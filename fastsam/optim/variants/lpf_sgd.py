@@ -20,7 +20,7 @@ class LPFSGD(WrappedOptimizer):
     Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch every filter
     (slice along the first dimension; whole vector for biases and scales) is perturbed by Gaussian
     noise of standard deviation ``gamma`` times its norm; the gradients are averaged at the weights
-    themselves, which come back bit for bit.
+    themselves, which come back bit for bit. ``step`` returns the mean loss of the parts.
 
     Args:
         optimizer: the base optimizer.
