@@ -83,6 +83,42 @@ def test_imports_go_down(path: Path) -> None:
         assert there == here or there in LAYERS[here], f"{path} imports {name}"
 
 
+OPTIM_LAYERS: dict[str, set[str]] = {
+    "passes": set(),
+    "_engine": {"passes"},
+    "plain": set(),
+    "batch_norm": set(),
+    "skipped": set(),
+    "schedules": {"_engine"},
+    "sam": {"_engine", "passes"},
+    "local": {"sam"},
+    "capture": {"_engine", "sam", "batch_norm", "skipped"},
+    "variants": {"_engine", "sam", "passes"},
+}
+"""What each part of ``fastsam.optim`` may import besides itself."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules() if part(p) == "optim" and p != PACKAGE / "optim" / "__init__.py"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_imports_go_down_in_optim_too(path: Path) -> None:
+    here = path.relative_to(PACKAGE / "optim").parts[0].removesuffix(".py")
+    there = {name.split(".")[2] for name in imported(path) if re.match(r"fastsam\.optim\.\w", name)}
+    assert there <= OPTIM_LAYERS[here] | {here}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_packages_are_imported_by_their_own_package_alone(path: Path) -> None:
+    for name in imported(path):
+        words = name.split(".")
+        for index, word in enumerate(words[1:], start=1):
+            owner = PACKAGE.joinpath(*words[1:index])
+            if words[0] == "fastsam" and word.startswith("_") and (owner / word).is_dir():
+                assert owner in path.parents, f"{path} imports {name}"
+
+
 def top_level_imports(path: Path) -> set[str]:
     """Packages that importing a module imports."""
     names: set[str] = set()

@@ -22,7 +22,7 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.losses import MEANS, Mean
 from fastsam.longtail.methods import Method
 from fastsam.longtail.models import HEAD_INITS, HEADS, Head, HeadInit, check_model
-from fastsam.optim.pgd import NOISE_ON
+from fastsam.optim.variants.pgd import NOISE_ON
 from fastsam.records import build
 
 OPTIMIZERS: dict[str, str] = {

@@ -12,12 +12,11 @@ from torch.optim import SGD, Optimizer
 from fastsam.longtail.config import TrainConfig, given
 from fastsam.longtail.data import Batch
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.optim import SAM, frozen_batch_norm_statistics, kept_if_skipped
-from fastsam.optim.entropy import EntropySGD
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.lpf import LPFSGD
-from fastsam.optim.outer import OuterOptimizer
-from fastsam.optim.pgd import PGD
+from fastsam.optim import SAM, OuterOptimizer, frozen_batch_norm_statistics, kept_if_skipped
+from fastsam.optim.variants.entropy_sgd import EntropySGD
+from fastsam.optim.variants.looksam import LookSAM
+from fastsam.optim.variants.lpf_sgd import LPFSGD
+from fastsam.optim.variants.pgd import PGD
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:

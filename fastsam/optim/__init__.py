@@ -1,29 +1,63 @@
-"""Sharpness-Aware Minimization and what belongs to it."""
+"""Sharpness-Aware Minimization, related optimizers, and their schedules and tools."""
 
+from typing import NoReturn
+
+from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.capture import capture_step
-from fastsam.optim.entropy import EntropySGD
 from fastsam.optim.local import local_sam_step
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.lpf import LPFSGD
-from fastsam.optim.pgd import PGD
-from fastsam.optim.rho import ConstantRho, CosineRho, LinearRho, RhoScheduler, StepRho
+from fastsam.optim.passes import Need, passes_of
 from fastsam.optim.sam import SAM
+from fastsam.optim.schedules import (
+    CosineAnnealing,
+    CosineSchedule,
+    FunctionSchedule,
+    LinearSchedule,
+    RhoScheduler,
+    Schedule,
+    StepSchedule,
+    WarmUp,
+)
 from fastsam.optim.skipped import kept_if_skipped
+from fastsam.optim.variants import LPFSGD, PGD, EntropySGD, LookSAM
 
 __all__ = [
     "LPFSGD",
     "PGD",
     "SAM",
-    "ConstantRho",
-    "CosineRho",
+    "CosineAnnealing",
+    "CosineSchedule",
     "EntropySGD",
-    "LinearRho",
+    "FunctionSchedule",
+    "LinearSchedule",
     "LookSAM",
+    "Need",
+    "OuterOptimizer",
     "RhoScheduler",
-    "StepRho",
+    "Schedule",
+    "StepSchedule",
+    "WarmUp",
     "capture_step",
     "frozen_batch_norm_statistics",
     "kept_if_skipped",
     "local_sam_step",
+    "passes_of",
 ]
+
+_REPLACED = {
+    "StepRho": "use StepSchedule with the same numbers, which are the last epochs of the phases",
+    "LinearRho": "use LinearSchedule",
+    "CosineRho": "use CosineSchedule",
+    "ConstantRho": "a constant rho needs no schedule, set it in the optimizer or its param_groups",
+}
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Refuse names of earlier versions with their replacement."""
+    if name in _REPLACED:
+        # No AttributeError: `from fastsam.optim import ...` would hide its message.
+        raise ImportError(
+            f"fastsam.optim.{name} does not exist any more: {_REPLACED[name]}. Schedules now count epochs "
+            "from 1, not from 0"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""BatchNorm layers whose running statistics a pass must not touch."""
+"""Passes that leave the running statistics of BatchNorm alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
-    """Keeps ``running_mean``, ``running_var`` and ``num_batches_tracked`` as they are inside the context.
+    """Keep ``running_mean``, ``running_var`` and ``num_batches_tracked`` unchanged inside the context.
 
     A SAM step makes two forward passes over one batch, the second with perturbed weights, and without this
-    both enter the running statistics. Layers in training mode still normalise with the statistics of the
-    batch, so losses and gradients do not change; layers in evaluation mode are not touched at all. Contexts
-    may be nested, and an exception ends them properly.
+    both enter the running statistics. Layers in training mode still normalize with the statistics of the
+    batch, so losses and gradients do not change; layers in evaluation mode are not touched. Contexts may be
+    nested, and an exception ends them too.
 
     Args:
-        model: every BatchNorm and SyncBatchNorm layer in it is meant.
+        model: the model; all its BatchNorm and SyncBatchNorm layers are affected.
 
     Example:
         >>> import torch

@@ -14,31 +14,31 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fastsam.optim import sharding
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
-from fastsam.optim.fused import fused_rule
 from fastsam.optim.sam import SAM
 from fastsam.optim.skipped import kept_if_skipped
-from fastsam.optim.untraced import untraced
 
-Batch = tuple[Tensor, ...] | list[Tensor]
+TensorBatch = tuple[Tensor, ...] | list[Tensor]
 """Inputs of the model, and the targets last."""
 
-Step = Callable[[Batch], Tensor]
+StepFunction = Callable[[TensorBatch], Tensor]
 
 
 def capture_step(
     model: nn.Module,
     loss_fn: Callable[..., Tensor],
     optimizer: Optimizer,
-    example_batch: Batch,
+    example_batch: TensorBatch,
     *,
     autocast: torch.dtype | None = None,
     scaler: GradScaler | None = None,
     warmup: int = 3,
     freeze_batch_norm: bool = False,
-) -> Step:
-    """Turns a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
+) -> StepFunction:
+    """Turn a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
 
     For SAM, both forward and backward passes, the norm, the perturbation, the restore and the update are one
     graph; for torch's SGD, Adam and AdamW, their one pass and their update. A step costs one launch, whatever
@@ -95,12 +95,12 @@ def capture_step(
     expected = _layout_of(example_batch)
     device = next(model.parameters()).device
 
-    def step(batch: Batch) -> Tensor:
+    def step(batch: TensorBatch) -> Tensor:
         return _eager_step(
             model, loss_fn, optimizer, batch, device, autocast, scaler, freeze_batch_norm
         )
 
-    made: Step = step
+    made: StepFunction = step
     if device.type == "cuda":
         reason = obstacle(model, optimizer)
         if reason is not None:
@@ -110,7 +110,7 @@ def capture_step(
             made = _captured(step, model, optimizer, example_batch, scaler, warmup)
 
     @untraced
-    def checked(batch: Batch) -> Tensor:
+    def checked(batch: TensorBatch) -> Tensor:
         given = _layout_of(batch)
         if given != expected:
             raise ValueError(
@@ -121,8 +121,8 @@ def capture_step(
     return checked
 
 
-def _layout_of(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor of a batch."""
+def _layout_of(batch: TensorBatch) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of every tensor of a batch."""
     if not isinstance(batch, (tuple, list)) or not (
         len(batch) >= 2 and all(isinstance(part, Tensor) for part in batch)
     ):
@@ -135,7 +135,7 @@ def _layout_of(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
 
 
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
-    """Why a step of ``optimizer`` cannot be captured as a CUDA graph; None where nothing is in the way."""
+    """Return why a step of ``optimizer`` cannot be captured as a CUDA graph; None if it can be."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     reason = (
         _obstacle_of_sam(optimizer) if isinstance(optimizer, SAM) else _obstacle_of_base(optimizer)
@@ -167,7 +167,7 @@ def _obstacle_of_sam(optimizer: SAM) -> str | None:
 
 
 def _obstacle_of_base(optimizer: Optimizer) -> str | None:
-    """What torch's own optimizers need so that their step neither reads the host nor freezes its schedule."""
+    """Return why torch's own optimizer would read the host in its step or freeze its schedule."""
     name = type(optimizer).__name__
     if type(optimizer) not in (SGD, Adam, AdamW):
         return f"{name} is neither SAM nor torch's SGD, Adam or AdamW"
@@ -190,7 +190,7 @@ def _obstacle_of_base(optimizer: Optimizer) -> str | None:
 
 
 def _is_fresh(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether no update has reached ``parameter`` yet."""
+    """Return whether no update has reached ``parameter`` yet."""
     return not any(
         isinstance(value, Tensor) for value in optimizer.state.get(parameter, {}).values()
     )
@@ -200,7 +200,7 @@ def _eager_step(
     model: nn.Module,
     loss_fn: Callable[..., Tensor],
     optimizer: Optimizer,
-    batch: Batch,
+    batch: TensorBatch,
     device: torch.device,
     autocast: torch.dtype | None,
     scaler: GradScaler | None,
@@ -241,13 +241,13 @@ def _eager_step(
 
 
 def _captured(
-    step: Step,
+    step: StepFunction,
     model: nn.Module,
     optimizer: Optimizer,
-    example_batch: Batch,
+    example_batch: TensorBatch,
     scaler: GradScaler | None,
     warmup: int,
-) -> Step:
+) -> StepFunction:
     static = [part.clone() for part in example_batch]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with rehearsal(model, optimizer, scaler):
@@ -262,7 +262,7 @@ def _captured(
     with torch.cuda.graph(graph, stream=side):
         loss = step(static)
 
-    def replay(batch: Batch) -> Tensor:
+    def replay(batch: TensorBatch) -> Tensor:
         if _frozen(optimizer) != frozen:
             raise RuntimeError(
                 "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
@@ -279,7 +279,7 @@ def _captured(
 
 @dataclass(frozen=True)
 class _Memory:
-    """Where a tensor lies. While this is held, nothing else can come to lie there."""
+    """The address of a tensor; while it is held, nothing else can be allocated there."""
 
     address: int
     storage: torch.UntypedStorage = field(compare=False, repr=False)
@@ -290,7 +290,7 @@ class _Memory:
 
 
 def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
-    """All that a graph of this optimizer's step has for good: memory, and settings that are numbers.
+    """Return all that a graph of this optimizer's step freezes: memory, and settings that are numbers.
 
     SAM's kernels read settings from a block that this call refreshes. Only tensors on a device are copied to
     that block by the graph itself, from where they lay.
@@ -302,9 +302,9 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
         if name != "params"
     ]
     if isinstance(optimizer, SAM):
-        optimizer.native.prepare()
+        optimizer.native_step.prepare()
         on_device = [v for v in settings if isinstance(v, Tensor) and v.device.type != "cpu"]
-        return (optimizer.native.memory(), *map(_Memory.of, on_device))
+        return (optimizer.native_step.memory(), *map(_Memory.of, on_device))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = [value for p in parameters for value in optimizer.state.get(p, {}).values()]
     return tuple(
@@ -317,13 +317,13 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
 def rehearsal(
     model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
 ) -> Iterator[None]:
-    """Whatever steps are made inside, afterwards weights, buffers, state and random state are as before."""
+    """Undo all steps made inside the context: weights, buffers, state and random state."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [p for group in optimizer.param_groups for p in group["params"]]
     tensors = list({id(tensor): tensor for tensor in tensors}.values())
     before = [tensor.detach().clone() for tensor in tensors]
     skipped = optimizer.skipped_steps.clone() if isinstance(optimizer, SAM) else None
-    unstarted = optimizer.native.unstarted() if isinstance(optimizer, SAM) else set()
+    unstarted = optimizer.native_step.unstarted() if isinstance(optimizer, SAM) else set()
     state = {p: dict(entry) for p, entry in optimizer.state.items() if id(p) not in unstarted}
     values = deepcopy(list(state.values()))
     scale = None if scaler is None else scaler.state_dict()
@@ -344,13 +344,13 @@ def rehearsal(
                 optimizer.state.clear()
                 optimizer.state.update(state)
             else:
-                _begin_anew(optimizer, except_for=state)
+                _reset_new_state(optimizer, except_for=state)
         if scaler is not None and scale:
             scaler.load_state_dict(scale)
 
 
-def _begin_anew(optimizer: Optimizer, *, except_for: Container[Tensor]) -> None:
-    """Zeros, where torch's optimizers begin, in new state: a graph needs its memory."""
+def _reset_new_state(optimizer: Optimizer, *, except_for: Container[Tensor]) -> None:
+    """Set new state to zero, where torch's optimizers begin: a graph needs its memory."""
     for parameter, entry in optimizer.state.items():
         if parameter not in except_for:
             for value in entry.values():

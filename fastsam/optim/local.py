@@ -1,4 +1,4 @@
-"""SAM over several ranks with an ascent of each rank's own."""
+"""SAM over several ranks, each with its own ascent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastsam.optim.sam import SAM
 
 
 def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], Tensor]) -> Tensor:
-    """One step in which every rank climbs on its own gradient: the m-sharpness of Foret et al. 2021.
+    """Make one step in which every rank climbs on its own gradient: the m-sharpness of Foret et al. 2021.
 
-    The first pass, forward included, runs inside ``model.no_sync()`` and communicates nothing; the second
-    averages the gradients that the ranks found at the tops of their own hills. A gradient that is not finite
+    The first pass, forward included, runs inside ``model.no_sync()`` and communicates nothing. The second
+    averages the gradients that the ranks found at their own perturbed weights. A gradient that is not finite
     on one rank makes all ranks skip, so their weights stay equal bit for bit.
 
     Args:

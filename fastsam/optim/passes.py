@@ -1,145 +1,93 @@
-"""The passes that an optimizer makes by calling a closure: no gradient of one reaches another."""
+"""The gradients that an optimizer's step asks for, one after the other."""
 
 from __future__ import annotations
 
-import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from fastsam.optim import sharding
 
-
-class ClosurePasses:
-    """Call one closure for several passes, each from no gradient.
-
-    Gradients of the last step are spent: they are dropped before the first pass. Others that are there
-    before it came from somewhere else, such as an earlier micro-batch, and the closure must clear them.
-    Whether it does shows when autograd reaches a parameter, in a hook before it adds: a gradient that is
-    still the same object at the same version was kept. Afterwards it could not be told, because autograd
-    adds in place, or out of place under ``create_graph=True``, and DDP with ``gradient_as_bucket_view=True``
-    puts a cleared gradient back as the same object. The host reads a device only where a gradient was kept,
-    to allow for the zeros of ``zero_grad(set_to_none=False)``; a loop that clears to None never waits.
+@dataclass(frozen=True)
+class Need:
+    """Ask the caller of an optimizer's step to put a gradient into ``.grad``.
 
     Args:
-        owner: class of the optimizer, for messages.
-        or_else: what to do instead of accumulating, besides a closure that goes over all micro-batches.
+        weighting: name of the weighting of the loss, which the caller's objective resolves; ``"all"``
+            is the loss itself.
+        part: ``(i, n)``: use the i-th of n parts of the batch, counted from 0. Default: the whole batch.
+        fresh: use a new batch. The first pass of a step has a new batch in any case.
+        add: add to ``.grad``; the default clears it first.
+        local: use the gradient of this rank alone, not reduced over ranks.
     """
 
-    def __init__(self, owner: str, or_else: str = "") -> None:
-        self._owner = owner
-        self._or_else = or_else
-        self._spent: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-
-    def first(self, closure: Callable[[], Any], parameters: Sequence[Tensor]) -> Any:
-        """Run the first pass of a step, gradients enabled, and return what the closure returns.
-
-        Raises:
-            RuntimeError: the closure kept a gradient that is not 0. The gradients may be sums then.
-        """
-        self._drop_spent(parameters)
-        kept = _Kept(parameters)
-        try:
-            with torch.enable_grad():
-                result = closure()
-        finally:
-            kept.stop_watching()
-        if kept.any_nonzero():
-            raise RuntimeError(
-                f"{self._owner}.step(closure) found gradients that the closure did not clear: its first pass "
-                "would add to them, and no later pass could. A closure must clear the gradients and make one "
-                f"whole pass. To accumulate, let it go over all micro-batches{self._or_else}"
-            )
-        return result
-
-    def again(self, closure: Callable[[], Any], parameters: Iterable[Tensor]) -> Any:
-        """Run a further pass of the same step, from no gradient."""
-        for parameter in parameters:
-            parameter.grad = None
-        with torch.enable_grad():
-            return closure()
-
-    def finish(self, parameters: Iterable[Tensor]) -> None:
-        """Remember that the step has used the gradients there are now."""
-        self._spent = {
-            id(p): (weakref.ref(p.grad), _version(p.grad)) for p in parameters if p.grad is not None
-        }
-
-    def _drop_spent(self, parameters: Iterable[Tensor]) -> None:
-        for p in parameters:
-            gradient = p.grad
-            if gradient is None or id(p) not in self._spent:
-                continue
-            reference, version = self._spent[id(p)]
-            if reference() is gradient and _version(gradient) == version:
-                p.grad = None
-        self._spent = {}
+    weighting: str = "all"
+    part: tuple[int, int] = (0, 1)
+    fresh: bool = False
+    add: bool = False
+    local: bool = False
 
 
-class _Kept:
-    """Gradients that a closure finds and does not clear.
+Passes: TypeAlias = Generator[Need, Tensor | None, None]
+"""One step of an optimizer: yields a :class:`Need` for each pass and receives the pass's detached loss.
+
+None instead of a loss, with no gradient in any parameter, skips the step where the optimizer can skip one.
+Closing the generator gives the step up and restores the weights bit for bit.
+"""
+
+
+def passes_of(optimizer: Optimizer) -> Passes:
+    """Return one step of any optimizer as a generator of the gradients it needs.
 
     Args:
-        parameters: those that are frozen are left out: nothing is added to their gradients.
+        optimizer: one of fastsam's, or any other whose ``step()`` needs no closure.
+
+    Returns:
+        ``optimizer.passes()`` where the optimizer has it. Otherwise a generator that asks for one gradient
+        and then calls ``optimizer.step()``.
+
+    Example:
+        >>> import torch
+        >>> from fastsam.optim import passes_of
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.25)
+        >>> for need in passes_of(optimizer):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward()
+        >>> weight.detach()
+        tensor([0.5000, 0.5000])
     """
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._before = {
-            id(p): (p, p.grad, _version(p.grad))
-            for p in parameters
-            if p.grad is not None and p.requires_grad
-        }
-        # FSDP2 adds to sharded gradients without autograd, and no hook sees what is there.
-        self._nonzero_shards = {
-            key: _any_nonzero(gradient)
-            for key, (p, gradient, _) in self._before.items()
-            if sharding.is_sharded(p)
-        }
-        self._flags: dict[torch.device, list[Tensor]] = defaultdict(list)
-        self._reached: set[int] = set()
-        self._handles = [
-            p.register_hook(partial(self._before_adding, key))  # type: ignore[no-untyped-call]
-            for key, (p, _, _) in self._before.items()
-        ]
-
-    def _before_adding(self, key: int, incoming: Tensor) -> None:
-        if key not in self._reached:
-            self._reached.add(key)
-            self._note_if_kept(key)
-
-    def _note_if_kept(self, key: int) -> None:
-        parameter, gradient, version = self._before[key]
-        if parameter.grad is not gradient:
-            return
-        flag = None
-        if _version(gradient) == version:
-            flag = _any_nonzero(gradient)
-        elif key not in self._reached:
-            # Written without autograd: FSDP2 added to it, or it was set to 0 first, which cannot be told.
-            flag = self._nonzero_shards.get(key)
-        if flag is not None:
-            self._flags[flag.device].append(flag)
-
-    def stop_watching(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def any_nonzero(self) -> bool:
-        for key in self._before.keys() - self._reached:
-            self._note_if_kept(key)
-        return any(bool(torch.stack(flags).any()) for flags in self._flags.values())
+    passes: Callable[[], Passes] | None = getattr(optimizer, "passes", None)
+    return _single_pass(optimizer) if passes is None else passes()
 
 
-def _any_nonzero(gradient: Tensor) -> Tensor:
-    """Whether this rank's part of a gradient has an element that is not 0, on its device."""
-    part = sharding.local(gradient).detach()
-    return (part.coalesce().values() if part.is_sparse else part).any()
+def run_passes(passes: Passes, answer: Callable[[Need], Any]) -> list[Any]:
+    """Run one step: answer every need, send back the detached loss, and close the step on an error.
+
+    Args:
+        passes: the step. One that waits at a need already is told that the gradient is there.
+        answer: puts the gradient into ``.grad`` and returns the loss.
+
+    Returns:
+        What ``answer`` returned for each need.
+    """
+    losses: list[Any] = []
+    sent: Tensor | None = None
+    try:
+        while True:
+            try:
+                need = passes.send(sent)
+            except StopIteration:
+                return losses
+            loss = answer(need)  # a StopIteration that it raises is the caller's
+            losses.append(loss)
+            sent = loss.detach() if isinstance(loss, Tensor) else loss
+    finally:
+        passes.close()
 
 
-def _version(gradient: Tensor) -> int:
-    """Grows with every write in place; FSDP2 writes to the local part of a gradient."""
-    return sharding.local(gradient)._version
+def _single_pass(optimizer: Optimizer) -> Passes:
+    yield Need()
+    optimizer.step()

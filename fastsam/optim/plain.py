@@ -1,4 +1,4 @@
-"""SAM in plain PyTorch, one operation per tensor: the yardstick of the tests, the demo and the benchmarks."""
+"""SAM in plain PyTorch, one operation per tensor: the baseline of the tests and the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 class PlainSAM(Optimizer):
     """Sharpness-Aware Minimization (Foret et al. 2021, algorithm 1) as it is usually written.
 
-    It has the calls of :class:`fastsam.SAM` and none of its kernels, checks or repairs: it is what the
-    library is compared with. Each phase runs PyTorch operations tensor by tensor.
+    The library is compared with it: it has the calls of :class:`fastsam.SAM` and none of its kernels or
+    checks. Each phase runs PyTorch operations tensor by tensor.
 
     Args:
         params: parameters or parameter groups.
@@ -50,7 +50,7 @@ class PlainSAM(Optimizer):
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Climbs to ``w + rho g / ||g||``."""
+        """Climb to ``w + rho g / ||g||``."""
         norm = self._gradient_norm()
         for group in self.param_groups:
             scale = group["rho"] / (norm + 1e-12)
@@ -67,7 +67,7 @@ class PlainSAM(Optimizer):
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
-        """Returns to w and lets the base optimizer use the gradient found at the top."""
+        """Return to w and let the base optimizer use the gradient found at the top."""
         for p, before in self._before.items():
             p.copy_(before)
         self._before.clear()
@@ -76,7 +76,7 @@ class PlainSAM(Optimizer):
             self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """A whole step after the first backward pass; ``closure`` makes the second."""
+        """Make a whole step after the first backward pass; ``closure`` makes the second."""
         if closure is None:
             raise RuntimeError("step() needs a closure that makes the second backward pass")
         self.first_step(zero_grad=True)

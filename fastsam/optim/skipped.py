@@ -1,4 +1,4 @@
-"""Keep what a forward pass changes, such as running statistics, out of a step that is skipped."""
+"""Undo what the forward passes of a skipped step changed, such as running statistics."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """All elements in one new tensor."""
+    """Return all elements in one new tensor."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -198,7 +198,7 @@ def test_spent_gradients_are_not_kept_alive(make: Callable[..., Any]) -> None:
         return loss
 
     optimizer.step(closure)
-    references = [reference for reference, _ in optimizer._passes._spent.values()]
+    references = [reference for reference, _ in optimizer._closure_passes._spent.values()]
     assert len(references) == 4
     optimizer.zero_grad()
     assert all(reference() is None for reference in references)

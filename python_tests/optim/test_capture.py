@@ -188,18 +188,18 @@ def test_preparing_makes_the_state_and_changes_nothing(base, seed):
     twin_model = copy.deepcopy(model)
     twin = SAM(twin_model.parameters(), base, **options)
     before = weights(model)
-    optimizer.native.prepare()
+    optimizer.native_step.prepare()
     assert_same_bits(weights(model), before)
     assert len(optimizer.state) == len(list(model.parameters()))
-    memory = optimizer.native.memory()
+    memory = optimizer.native_step.memory()
     for batch in batches(2, seed):
         by_hand(model, optimizer, batch)
         by_hand(twin_model, twin, batch)
     assert_same_bits(weights(model), weights(twin_model))
-    assert optimizer.native.memory() == memory
+    assert optimizer.native_step.memory() == memory
     optimizer.state.clear()
-    optimizer.native.prepare()
-    assert optimizer.native.memory() != memory
+    optimizer.native_step.prepare()
+    assert optimizer.native_step.memory() != memory
 
 
 def test_memory_that_was_given_up_never_looks_like_new_memory(seed):
@@ -209,11 +209,11 @@ def test_memory_that_was_given_up_never_looks_like_new_memory(seed):
         optimizer = SAM(model.parameters(), torch.optim.SGD, **options)
         by_hand(model, optimizer, next(batches(1, seed)))
         for _ in range(100):
-            optimizer.native.prepare()
-            before = optimizer.native.memory()
+            optimizer.native_step.prepare()
+            before = optimizer.native_step.memory()
             optimizer.load_state_dict(optimizer.state_dict())
-            optimizer.native.prepare()
-            assert optimizer.native.memory() != before
+            optimizer.native_step.prepare()
+            assert optimizer.native_step.memory() != before
 
 
 def test_a_setting_that_is_another_tensor_never_looks_like_the_old_one(seed):

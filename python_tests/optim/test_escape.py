@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import pickle
 from collections.abc import Callable
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from fastsam import SAM
-from fastsam.optim.entropy import EntropySGD
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.lpf import LPFSGD
-from fastsam.optim.pgd import PGD
-from fastsam.optim.wrapper import add_normal
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.variants.entropy_sgd import EntropySGD
+from fastsam.optim.variants.looksam import LookSAM
+from fastsam.optim.variants.lpf_sgd import LPFSGD
+from fastsam.optim.variants.pgd import PGD
 
 Build = Callable[[Optimizer], Any]
 BUILDERS: dict[str, Build] = {
@@ -460,18 +462,13 @@ OPTIONS: dict[str, tuple[Build, Build]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_that_contradicts_an_earlier_wrapper_is_refused(name: str) -> None:
-    """The same one may be given again, and what is not given stays."""
+def test_values_of_an_earlier_wrapper_win(name: str) -> None:
     first, other = OPTIONS[name]
     sgd = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     first(sgd)
     before = dict(sgd.param_groups[0])
-    first(sgd)
-    if name != "pgd":
-        type(first(sgd))(sgd)
-    with pytest.raises(ValueError, match="was given, but every group"):
-        other(sgd)
-    assert sgd.param_groups[0] == before
+    assert other(sgd).param_groups[0] == before
+    assert first(sgd).param_groups[0] == before
 
 
 class OwnSigma(SGD):
@@ -502,9 +499,40 @@ def test_two_wrappers_of_one_base_read_their_own_options() -> None:
     assert (group["lpf_gamma"], group["entropy_gamma"]) == (0.002, 0.03)
 
 
-def test_a_refused_looksam_leaves_the_groups_alone() -> None:
-    sgd = SGD([{"params": [nn.Parameter(torch.zeros(1))], "look_alpha": 0.5}], lr=0.1)
-    before = dict(sgd.param_groups[0])
-    with pytest.raises(ValueError, match=r"look_alpha=.* was given"):
-        LookSAM(sgd, alpha=0.7)
-    assert sgd.param_groups[0] == before
+class OwnAlpha(SGD):
+    """Has a look_alpha of its own."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.defaults["look_alpha"] = self.param_groups[0]["look_alpha"] = 0.5
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"every": 0}, {"rho": -1.0}, {}])
+def test_a_refused_looksam_leaves_the_groups_alone(options: dict[str, Any]) -> None:
+    kind = functools.partial(SGD, lr=0.1) if options else OwnAlpha
+    base = kind([nn.Parameter(torch.zeros(1))])
+    before, defaults = dict(base.param_groups[0]), dict(base.defaults)
+    with pytest.raises(ValueError, match=next(iter(options), "look_alpha")):
+        LookSAM(base, **options)
+    assert base.param_groups[0] == before
+    assert base.defaults == defaults
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda sgd: LPFSGD(sgd, gamma=-1.0), "published: 0.002 for ResNets on CIFAR"),
+        (lambda sgd: EntropySGD(sgd, alpha=1.5), "published: 0.75, section 4.2 of Chaudhari"),
+        (lambda sgd: LookSAM(sgd, every=0), "published: 5 to 10, Liu et al. 2022"),
+    ],
+)
+def test_errors_name_a_published_value(build: Build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+@pytest.mark.parametrize("kind", [LPFSGD, PGD, EntropySGD, LookSAM])
+def test_every_argument_of_a_variant_is_declared(kind: type) -> None:
+    """LookSAM's rho is declared by SAM."""
+    arguments = inspect.signature(kind).parameters.keys() - {"optimizer", "rho"}
+    assert arguments == kind.declared.keys()

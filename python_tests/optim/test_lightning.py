@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastsam import SAM
-from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, RhoScheduler
+from fastsam.optim import LPFSGD, PGD, EntropySGD, FunctionSchedule, LookSAM, RhoScheduler
 
 with warnings.catch_warnings():  # while importing, Lightning uses what setuptools deprecates
     warnings.simplefilter("ignore")
@@ -163,7 +163,7 @@ def test_manual_optimization(base: str, finish: str, closure: str, tmp_path: Pat
     module = Manual(sam(base, closure=closure), finish)
     trainer(tmp_path).fit(module)
     assert_same(module.model, by_hand(base))
-    assert not module.trainer.optimizers[0].native.climbed
+    assert not module.trainer.optimizers[0].native_step.climbed
 
 
 def test_a_scheduler_and_step_hooks_see_every_manual_step(tmp_path: Path) -> None:
@@ -440,7 +440,9 @@ def test_rho_is_scheduled_through_the_wrapper(tmp_path: Path) -> None:
     class Scheduled(Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             if batch_idx == 0:
-                self.rho = RhoScheduler(self.optimizers(), lambda epoch: 0.1 * (epoch + 1))
+                self.rho = RhoScheduler(
+                    self.optimizers(), FunctionSchedule(lambda epoch: 0.1 * epoch)
+                )
             super().training_step(batch, batch_idx)
             seen.append(self.trainer.optimizers[0].param_groups[0]["rho"])
             self.rho.step()

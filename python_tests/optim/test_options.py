@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fastsam import SAM
-from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, RhoScheduler
-from fastsam.optim.wrapper import WrappedOptimizer
+from fastsam.optim import LPFSGD, PGD, EntropySGD, FunctionSchedule, LookSAM, RhoScheduler
+from fastsam.optim.variants.base import WrappedOptimizer
 
 NAN = float("nan")
 NO_NUMBERS = {
@@ -49,7 +49,9 @@ OWN: dict[str, Callable[..., Any]] = {
     "EntropySGD noise": lambda p, v: EntropySGD(SGD(p, lr=0.1), noise=v),
     "EntropySGD alpha": lambda p, v: EntropySGD(SGD(p, lr=0.1), alpha=v),
     "EntropySGD seed": lambda p, v: EntropySGD(SGD(p, lr=0.1), seed=v),
-    "schedule of rho": lambda p, v: RhoScheduler(SAM(p, SGD, lr=0.1), lambda epoch: v),
+    "schedule of rho": lambda p, v: RhoScheduler(
+        SAM(p, SGD, lr=0.1), FunctionSchedule(lambda epoch: v)
+    ),
 }
 BASE_OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SGD lr": (SGD, {"lr": NAN}),

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from fastsam import SAM
-from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, RhoScheduler
+from fastsam.optim import LPFSGD, PGD, EntropySGD, FunctionSchedule, LookSAM, RhoScheduler
 
 COPIERS: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
@@ -88,7 +88,11 @@ def test_own_options_survive_what_is_loaded_into_the_base(member: Any, kind: Any
     optimizer = make(base)
     for _ in range(2):
         step(optimizer)
-    radii = RhoScheduler(optimizer, lambda epoch: 0.2 + epoch) if "rho" in own else None
+    radii = (
+        RhoScheduler(optimizer, FunctionSchedule(lambda epoch: 0.2 + (epoch - 1)))
+        if "rho" in own
+        else None
+    )
     optimizer.param_groups[1]["own"] = "user"
     changed = next(iter(own))
     optimizer.param_groups[1][changed] = True if changed == "adaptive" else 0.7

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint import state_dict as dcp
 from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
-from fastsam.optim.looksam import LookSAM
-from fastsam.optim.pgd import PGD
 from fastsam.optim.plain import PlainSAM
+from fastsam.optim.variants.looksam import LookSAM
+from fastsam.optim.variants.pgd import PGD
 
 SHAPES = [(3, 5), (7,), (), (0,), (2, 3, 4)]
 BASES = [

@@ -20,7 +20,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
 from fastsam import SAM
-from fastsam.optim import LinearRho, RhoScheduler
+from fastsam.optim import LinearSchedule, RhoScheduler
 from python_tests.conftest import BASE_SEED
 
 pytestmark = [
@@ -750,7 +750,7 @@ class Run:
 
     def schedule_rho(self) -> None:
         machine, model = self.machine, self.machine.model
-        scheduler = RhoScheduler(machine.optimizer, LinearRho(0.5, 0.25, epochs=2))
+        scheduler = RhoScheduler(machine.optimizer, LinearSchedule(0.5, 0.25, epochs=2))
         steps = self.rng.randrange(2)
         for _ in range(steps):
             scheduler.step()

@@ -1,4 +1,4 @@
-"""What every optimizer around another one is: a second face of the same groups, state and defaults."""
+"""The base class of optimizers around another one, with the same groups, state and defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim import state_dicts
+from fastsam.optim._engine import state_dicts
 
 Groups = list[dict[str, Any]]
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.passes import Need, Passes
+from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
 
 class LPFSGD(WrappedOptimizer):
-    """Averages gradients at randomly perturbed weights.
+    """Average gradients at randomly perturbed weights.
 
     Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
     Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch every filter
     (slice along the first dimension; whole vector for biases and scales) is perturbed by Gaussian
     noise of standard deviation ``gamma`` times its norm; the gradients are averaged at the weights
-    themselves, which come back bit for bit.
+    themselves, which come back bit for bit. ``step`` returns the mean loss of the parts.
 
     Args:
         optimizer: the base optimizer.
@@ -38,29 +41,29 @@ class LPFSGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "gamma": Option("lpf_gamma", source="0.002 for ResNets on CIFAR, in the authors' code"),
+        "parts": Option(low=1, whole=True),
+        "seed": SEED,
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
         *,
-        gamma: float | Default[float] = Default(0.002),
+        gamma: float = 0.002,
         parts: int = 1,
         seed: int = 0,
     ) -> None:
-        check_option("gamma", gamma)
-        check_option("parts", parts, low=1, whole=True)
-        check_option("seed", seed, high=2**63 - 1, whole=True)
-        super().__init__(optimizer, lpf_gamma=gamma)
+        super().__init__(optimizer, gamma=gamma, parts=parts, seed=seed)
         self.parts = parts
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One step of ``parts`` passes; returns the mean of their losses."""
-        run = self._required_passes(closure)
+    def _passes(self, update: Update) -> Passes:
         trained = list(self._parameters())
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)
-        losses: list[Tensor] = []
         for part in range(self.parts):
             try:
                 add_normal(
@@ -69,7 +72,7 @@ class LPFSGD(WrappedOptimizer):
                     seed=self.seed,
                     position=self.steps_taken * self.parts + part,
                 )
-                losses.append(run().detach())
+                yield Need(part=(part, self.parts))
             finally:
                 for (_, parameter), old in zip(trained, before, strict=True):
                     parameter.copy_(old)
@@ -80,13 +83,15 @@ class LPFSGD(WrappedOptimizer):
                     total[index] = gradient.clone() if summed is None else summed.add_(gradient)
         for (_, parameter), summed in zip(trained, total, strict=True):
             parameter.grad = None if summed is None else summed.div_(self.parts)
-        self.base_optimizer.step()
-        self._count()
-        return torch.stack(losses).mean()
+        update(self.base_optimizer.step)
+
+    def _loss_of(self, losses: list[Tensor]) -> Tensor:
+        """Return the mean loss of the parts."""
+        return torch.stack([loss.detach() for loss in losses]).mean()
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:
-    """Norm of every filter, float64 ``[shape[0]]``; of the whole of a vector, ``[1]``."""
+    """Return the norm of every filter, float64 ``[shape[0]]``; of a vector its own, ``[1]``."""
     filters = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
     norms: Tensor = torch.linalg.vector_norm(filters.double(), dim=1)
     return norms

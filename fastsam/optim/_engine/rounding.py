@@ -1,4 +1,4 @@
-"""How much of an ascent is lost to the rounding of 16-bit weights."""
+"""The share of an ascent that rounding of 16-bit weights loses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MUCH = 0.5
 
 
 class LostAscent:
-    """Counts, on one device, the elements of 16-bit weights that the last ascent could not change.
+    """Count, on one device, the elements of 16-bit weights that the last ascent could not change.
 
     A weight of 1 in bfloat16 has no neighbour nearer than 2^-8: a perturbation of less than half of that
     vanishes. The kernels count such elements; the warning about them never waits for a device.
@@ -33,12 +33,12 @@ class LostAscent:
         self._on_its_way: tuple[Tensor, torch.cuda.Event] | None = None
 
     def begin(self, elements: int) -> None:
-        """An ascent over ``elements`` elements of 16-bit weights begins."""
+        """Begin an ascent over ``elements`` elements of 16-bit weights."""
         self.unchanged.zero_()
         self.elements = elements
 
     def end(self) -> None:
-        """The ascent has been launched; warns, once, where one that is known by now lost too much.
+        """Warn, once, where an ascent whose count has arrived lost too much. Call it after each launch.
 
         Looks at ascents 1, 2, 4, 8 and so on.
         """

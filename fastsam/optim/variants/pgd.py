@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.passes import Need, Passes, run_passes
+from fastsam.optim.variants.base import SEED, Closure, Option, Update, WrappedOptimizer
 
 NOISE_ON = ("gradient", "weights")
 
 
 class PGD(WrappedOptimizer):
-    """Adds Gaussian noise of one standard deviation to every gradient, or to every weight.
+    """Add Gaussian noise of one standard deviation to every gradient, or to every weight.
 
     Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights now and
     then, and their later work (arXiv 1902.04811, algorithm 1) the gradient at every step. Here the
     noise comes at every step: on the ``gradient`` after the backward pass, or on the ``weights``
-    before it, where it stays unless the closure raises.
+    before it, where it stays unless the pass raises an error.
 
     Args:
         optimizer: the base optimizer.
         sigma: standard deviation of the noise; no published default.
-        noise_on: ``gradient``, or ``weights``, of which a copy is kept during the pass.
+        noise_on: ``gradient``, or ``weights``, which takes a copy of the weights during the pass.
         seed: seed of the noise.
 
     Example:
@@ -37,36 +41,44 @@ class PGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "sigma": Option("sigma"),
+        "noise_on": Option(choices=NOISE_ON),
+        "seed": SEED,
+    }
+
     def __init__(
         self, optimizer: Optimizer, *, sigma: float, noise_on: str = "gradient", seed: int = 0
     ) -> None:
-        check_option("sigma", sigma)
-        if noise_on not in NOISE_ON:
-            raise ValueError(f"noise_on must be one of {', '.join(NOISE_ON)}, got {noise_on!r}")
-        check_option("seed", seed, high=2**63 - 1, whole=True)
-        super().__init__(optimizer, sigma=sigma)
+        super().__init__(optimizer, sigma=sigma, noise_on=noise_on, seed=seed)
         self.noise_on = noise_on
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One noisy step; returns the loss."""
+    def _passes(self, update: Update) -> Passes:
         if self.noise_on == "gradient":
-            loss = self._required(closure)()
+            yield Need()
             self._add_noise(to_gradient=True)
         else:
-            run = self._required_passes(closure)
             before = [parameter.clone() for _, parameter in self._parameters()]
             try:
                 self._add_noise(to_gradient=False)
-                loss = run()
-            except BaseException:
+                yield Need()
+            except BaseException:  # including a step that is given up
                 for (_, parameter), old in zip(self._parameters(), before, strict=True):
                     parameter.copy_(old)
                 raise
-        self.base_optimizer.step()
-        self._count()
-        return loss
+        update(self.base_optimizer.step)
+
+    def _answer(self, passes: Passes, closure: Closure) -> list[Tensor]:
+        """Let a single pass at the weights themselves add to the gradients of earlier micro-batches."""
+        if self.noise_on == "gradient":
+            return run_passes(passes, lambda _: torch.enable_grad()(closure)())
+        return super()._answer(passes, closure)
+
+    def _loss_of(self, losses: list[Tensor]) -> Tensor:
+        """Return what the closure returned, as torch.optim does."""
+        return losses[0]
 
     def _add_noise(self, *, to_gradient: bool) -> None:
         deviations = self._by_group(lambda group: group["sigma"])

@@ -1,88 +1,44 @@
-"""What a parameter group may say about the ascent, and what that means for each of its parameters."""
+"""Checks of options, and what the settings of a parameter group mean for each of its parameters."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-
-T = TypeVar("T")
 
 _PAPER_ETA = 0.01
 """Kwon et al. 2021, section 5."""
 
 
-@dataclass(frozen=True, repr=False)
-class Default(Generic[T]):
-    """The default of an argument, to be told from the same value given by the caller."""
+def refuse_clashes(owner: str, names: Collection[str], base: Optimizer) -> None:
+    """Raise ValueError where a base optimizer has a default of its own under one of ``names``.
 
-    value: T
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-def value_of(option: T | Default[T]) -> T:
-    """What ``option`` says, given or not."""
-    return option.value if isinstance(option, Default) else option
-
-
-def refuse_clashes(owner: str, names: Iterable[str], base: Optimizer | Callable[..., Any]) -> None:
-    """Raises ValueError where a base optimizer has an option of its own under one of ``names``.
-
-    Both would read it from the same parameter groups: Adadelta's ``rho`` is a decay.
+    Both would read it from the same parameter groups: Adadelta's ``rho`` is a decay. A base that has all of
+    the names has them from an earlier wrapper.
 
     Args:
-        owner: name of the optimizer whose options have these names, for the message.
-        names: all of them.
-        base: a ready base optimizer, or what makes one.
+        owner: class of the optimizer whose options have these names, for the message.
+        names: names of its options in the parameter groups.
+        base: the base optimizer.
     """
-    names = set(names)
-    own: set[str] = set()
-    if isinstance(base, Optimizer):
-        # An earlier wrapper writes all of its names; a base has some of them by coincidence.
-        own = set() if names <= base.defaults.keys() else names & base.defaults.keys()
-        base = type(base)
-    with suppress(ValueError):  # made in C: it has no signature to read
-        own |= names & inspect.signature(base).parameters.keys()
-    if own:
+    own = sorted(base.defaults.keys() & names)
+    if own and len(own) < len(names):
         raise ValueError(
-            f"{getattr(base, '__name__', base)} has an option of its own named {sorted(own)[0]!r}, as "
-            f"{owner} has, and both would read it from the same parameter groups; rename it in a subclass "
-            "of the base optimizer, or choose another base"
+            f"{type(base).__name__} has an option of its own named {own[0]!r}, as {owner} has, and both "
+            "would read it from the same parameter groups; rename it in a subclass of the base optimizer, "
+            "or choose another base"
         )
 
 
-def check_given(options: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where an option was given that groups of a ready optimizer would not take.
-
-    As in torch.optim, an option is for the groups that have none of their own; where there is no such
-    group, after an earlier wrapper for instance, it would be ignored.
-    """
-    for name, value in options.items():
-        if isinstance(value, Default) or not all(name in group for group in param_groups):
-            continue
-        for index, group in enumerate(param_groups):
-            if group[name] is not value and group[name] != value:
-                raise ValueError(
-                    f"{name}={value!r} was given, but every group of the base optimizer has its own "
-                    f"already, group {index} {name}={group[name]!r}; leave the argument out to keep them, "
-                    f"or change param_groups[{index}][{name!r}]"
-                )
-
-
 def check_rho(rho: float | Tensor) -> None:
-    """Raises ValueError unless ``rho`` is a finite number >= 0.
+    """Raise ValueError unless ``rho`` is a finite number >= 0.
 
-    A tensor that is not on the CPU is taken as it is: reading it would wait for the device, and a value
-    that is not finite skips the step there.
+    A tensor that is not on the CPU is not checked: reading it would wait for the device, and a value that is
+    not finite skips the step there.
     """
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return
@@ -90,7 +46,7 @@ def check_rho(rho: float | Tensor) -> None:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raises ValueError where a setting of the ascent or of its base is not one; absent ones are fine."""
+    """Raise ValueError where a setting of the ascent or of its base is invalid; any may be absent."""
     check_rho(group.get("rho", 0.0))
     adaptive = group.get("adaptive", False)
     if not (isinstance(adaptive, bool) or (isinstance(adaptive, str) and adaptive == "weights")):
@@ -143,15 +99,21 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def eta_of(group: Mapping[str, Any]) -> float:
-    """ASAM's eta of a group; where it is None, that of its paper with ``"weights"`` and 0 otherwise."""
+    """Return ASAM's eta of a group; None is the paper's value with ``"weights"`` and 0 otherwise."""
     if group["eta"] is not None:
         return group["eta"]  # type: ignore[no-any-return]
     return _PAPER_ETA if group["adaptive"] == "weights" else 0.0
 
 
-def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
-    """Which parameters of a group ASAM normalises."""
+def normalized(group: Mapping[str, Any]) -> Sequence[bool]:
+    """Return which parameters of a group ASAM normalizes."""
     if group["adaptive"] != "weights":
         return [bool(group["adaptive"])] * len(group["params"])
     names = group.get("param_names")
@@ -161,7 +123,7 @@ def normalised(group: Mapping[str, Any]) -> Sequence[bool]:
 
 
 def _as_number(value: Any) -> float:
-    """``value`` as a float; NaN where it is no number."""
+    """Return ``value`` as a float; NaN where it is no number."""
     is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_truth or isinstance(value, (str, bytes)):
         return math.nan
@@ -172,7 +134,7 @@ def _as_number(value: Any) -> float:
 
 
 def _refuse_nan(name: str, value: Any) -> None:
-    """Raises ValueError where an option is NaN or has one in it."""
+    """Raise ValueError where an option is NaN or contains one."""
     if isinstance(value, (tuple, list)):
         for part in value:
             _refuse_nan(name, part)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from fastsam.optim.outer import OuterOptimizer
-from fastsam.optim.untraced import untraced
+from fastsam.optim._engine.outer import OuterOptimizer
+from fastsam.optim._engine.untraced import untraced
 
 
 class AscentStep(OuterOptimizer):
-    """What :attr:`fastsam.SAM.ascent` returns: an optimizer whose ``step()`` climbs.
+    """The optimizer that :attr:`fastsam.SAM.ascent` returns, whose ``step()`` makes the ascent.
 
-    A gradient scaler checks an optimizer once between two updates, so each half of a step is one.
+    A gradient scaler checks an optimizer once between two updates, so each half of a step needs its own.
 
     Args:
         optimizer: whose parameter groups and state this one has.
@@ -31,7 +31,7 @@ class AscentStep(OuterOptimizer):
     @untraced
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """``first_step()``, with gradients that may still carry a scaler's loss scale."""
+        """Make ``first_step()`` with gradients that may still carry a scaler's loss scale."""
         if closure is not None:
             raise TypeError(
                 "the ascent step takes no closure: run the first backward pass before it"

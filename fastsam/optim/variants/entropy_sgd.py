@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.settings import Default
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, add_normal, check_option
+from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.passes import Need, Passes
+from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+
+_PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
 class EntropySGD(WrappedOptimizer):
-    """Looks around by Langevin steps and moves towards the mean of what it saw.
+    """Explore by Langevin steps and move toward the mean of the visited weights.
 
     Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
     algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))
     + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``; then the base optimizer
     takes ``x - mu`` as the gradient at x. (The paper's gradient is gamma times that; here, as the
-    scope changes nothing but the length of the step, its factor belongs to the learning rate.)
+    scope changes nothing but the length of the step, its factor belongs to the learning rate.) ``step``
+    returns the loss of the first pass, at x.
 
     Args:
         optimizer: the base optimizer; a learning rate of 1 without momentum moves all the way to
@@ -43,45 +47,46 @@ class EntropySGD(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "steps": Option(low=1, whole=True),
+        "inner_lr": Option("entropy_lr", source=f"0.1, {_PAPER}"),
+        "gamma": Option("entropy_gamma"),
+        "noise": Option("entropy_noise", source=f"1e-4, {_PAPER}"),
+        "alpha": Option("entropy_alpha", high=1.0, source=f"0.75, {_PAPER}"),
+        "seed": SEED,
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         steps: int = 5,
-        inner_lr: float | Default[float] = Default(0.1),
-        gamma: float | Default[float] = Default(0.03),
-        noise: float | Default[float] = Default(1e-4),
-        alpha: float | Default[float] = Default(0.75),
+        inner_lr: float = 0.1,
+        gamma: float = 0.03,
+        noise: float = 1e-4,
+        alpha: float = 0.75,
         seed: int = 0,
     ) -> None:
-        check_option("steps", steps, low=1, whole=True)
-        check_option("inner_lr", inner_lr)
-        check_option("gamma", gamma)
-        check_option("noise", noise)
-        check_option("alpha", alpha, high=1)
-        check_option("seed", seed, high=2**63 - 1, whole=True)
         super().__init__(
             optimizer,
-            entropy_lr=inner_lr,
-            entropy_gamma=gamma,
-            entropy_noise=noise,
-            entropy_alpha=alpha,
+            steps=steps,
+            inner_lr=inner_lr,
+            gamma=gamma,
+            noise=noise,
+            alpha=alpha,
+            seed=seed,
         )
         self.inner_steps = steps
         self.seed = seed
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One outer step of ``steps`` passes; returns the loss of the first, at x."""
-        run = self._required_passes(closure)
+    def _passes(self, update: Update) -> Passes:
         trained = list(self._parameters())
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]
-        first: Tensor | None = None
         try:
             for inner in range(self.inner_steps):
-                loss = run().detach()
-                first = loss if first is None else first
+                yield Need(fresh=True)
                 for (group, parameter), old in zip(trained, center, strict=True):
                     pull = (parameter - old).mul_(group["entropy_gamma"])
                     if parameter.grad is not None:
@@ -103,8 +108,4 @@ class EntropySGD(WrappedOptimizer):
         for (_, parameter), old, mean in zip(trained, center, means, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(old - mean)
-        self.base_optimizer.step()
-        self._count()
-        if first is None:
-            raise AssertionError("check_option lets no run start without a step")
-        return first
+        update(self.base_optimizer.step)

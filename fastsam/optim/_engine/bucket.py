@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import sam as kernels
-from fastsam.optim import sharding
-from fastsam.optim.fused import FusedRule, new_state
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.fused import FusedRule, new_state
 
 _BACKUP_ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
 
@@ -39,7 +39,7 @@ class _Bound(NamedTuple):
     tensors: tuple[Tensor, ...]
 
     def are_in(self, entry: Mapping[str, Any]) -> bool:
-        """Whether ``entry`` still holds the very same tensors."""
+        """Return whether ``entry`` still holds the very same tensors."""
         return all(map(is_, map(entry.get, self.names), self.tensors))
 
 
@@ -104,22 +104,22 @@ class Bucket:
         return self.dtype.itemsize == 2
 
     def elements(self, gradients: Sequence[Tensor | None]) -> int:
-        """Elements of the weights that have a gradient."""
+        """Return the number of elements of the weights that have a gradient."""
         return sum(gradient.numel() for gradient in gradients if gradient is not None)
 
     def state_addresses(self) -> list[int]:
-        """Addresses of the base optimizer's state that the table holds."""
+        """Return the addresses of the base optimizer's state that the table holds."""
         return [address for slot in _SLOTS for address in self.table.column(f"state{slot}")]
 
     def moved(self) -> bool:
-        """Whether a parameter's storage was replaced since the bucket was made."""
+        """Return whether a parameter's storage was replaced since the bucket was made."""
         parameters: Iterable[Tensor] = self.parameters
         if self._sharded:
             parameters = map(sharding.local, parameters)
         return self._addresses != list(map(Tensor.data_ptr, parameters))
 
     def take_gradients(self) -> list[Tensor | None]:
-        """Reads ``p.grad`` of every parameter into the table and returns what it read."""
+        """Read ``p.grad`` of every parameter into the table and return the gradients."""
         if self._sharded:
             gradients = [sharding.local_gradient(p) for p in self.parameters]
         else:
@@ -128,7 +128,7 @@ class Bucket:
         return gradients
 
     def attach(self, scalars: kernels.Scalars, *, counts_skips: bool) -> None:
-        """Takes what the phases share; one bucket of a device counts the skipped steps."""
+        """Set the scalars that the phases share; one bucket of a device counts the skipped steps."""
         self._scalars = scalars
         self._counts_skips = counts_skips
         self._squared_norm = scalars.squared_norms[self.slot : self.slot + 1]
@@ -142,15 +142,15 @@ class Bucket:
         return self._scalars.as_native(count_skip=self._counts_skips, grad_scale=grad_scale)
 
     def norm(self) -> None:
-        """Writes this bucket's part of the squared norm, summed over the ranks that share it."""
+        """Write this bucket's part of the squared norm, summed over the ranks that share it."""
         self._load_staged()
         kernels.norm(self.table, self._scalars.hyper, self._squared_norm, self.scratch)
-        sharding.reduce_sum(self._squared_norm, self.shard_groups)
+        sharding.all_reduce_sum(self._squared_norm, self.shard_groups)
 
     def perturb(
         self, gradients: Sequence[Tensor | None], *, grad_scale: Tensor | None = None
     ) -> None:
-        """Moves the parameters that have a gradient, keeping where they were."""
+        """Perturb the parameters that have a gradient, and back them up."""
         self.table.set_backups(self._backup_addresses)
         scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
         kernels.perturb(self.table, scalars)
@@ -158,7 +158,7 @@ class Bucket:
         self._written(self.perturbed)
 
     def restore(self) -> None:
-        """Puts the perturbed parameters back, bit for bit, wherever their storage is now."""
+        """Restore the perturbed parameters, bit for bit, wherever their storage is now."""
         if self.moved():
             for parameter, backup, perturbed in zip(
                 self.parameters, self._backup_views(), self.perturbed, strict=True
@@ -181,7 +181,7 @@ class Bucket:
         *,
         grad_scale: Tensor | None = None,
     ) -> None:
-        """Restores every perturbed parameter and updates every one that has a gradient."""
+        """Restore every perturbed parameter and update every one that has a gradient."""
         if not all(self.perturbed):
             self._load_staged()
         self._set_backups_for_update()
@@ -199,7 +199,7 @@ class Bucket:
         param_groups: Sequence[Mapping[str, Any]],
         state: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
-        """Points the table at the base optimizer's state, creating what a first update needs.
+        """Point the table at the base optimizer's state, and create what a first update needs.
 
         ``state`` is looked up in every step, because users replace, clear and load it.
         """
@@ -234,7 +234,7 @@ class Bucket:
     def _is_bound(
         self, names: Sequence[tuple[str, ...]], state: Mapping[Tensor, Mapping[str, Any]]
     ) -> bool:
-        """Whether all parameters have one kind of state, bound already: the usual case, quick to say."""
+        """Return fast whether all parameters have the same kind of state and it is bound: the usual case."""
         wanted = tuple(self._bound_columns)
         if not wanted or any(names[group] != wanted for group in set(self.groups)):
             return False
@@ -268,7 +268,7 @@ class Bucket:
         return _Bound(names, tuple(entry[name] for name in names))
 
     def _like_parameter(self, i: int, tensor: Tensor) -> Tensor:
-        """State of a DTensor parameter is a DTensor too, as torch's optimizers make it."""
+        """Return the state of a parameter, a DTensor for a DTensor, as torch's optimizers make it."""
         parameter = self.parameters[i]
         return sharding.wrap_like(parameter, tensor) if sharding.is_sharded(parameter) else tensor
 
@@ -299,7 +299,7 @@ class Bucket:
             self.table.set_steps(self._counter_views if self._counts_steps else None)
 
     def unstarted(self) -> list[tuple[Tensor, tuple[str, ...]]]:
-        """Parameters whose state tensors, here by name, hold nothing yet: every update was skipped so far."""
+        """Return the parameters that no update has reached yet, with the names of their state tensors."""
         if not self._counts_steps:
             return []
         return [
@@ -347,7 +347,7 @@ class Bucket:
 
 
 def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:
-    """A weight that is written twice could not be put back."""
+    """Raise ValueError where two weights share memory: a weight written twice cannot be restored."""
     seen: set[int] = set()
     for weight in weights:
         if weight.numel() == 0:
@@ -366,7 +366,7 @@ def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:
 
 
 def _backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """One flat tensor that holds all ``weights``, and the aligned address of each in it."""
+    """Return one flat tensor that can hold all ``weights``, and the aligned address of each in it."""
     element = weights[0].element_size()
     per_line = _BACKUP_ALIGNMENT // element
     offsets = []

@@ -1,4 +1,4 @@
-"""The two halves of a SAM step on the kernels, over every device and dtype of the parameters."""
+"""The two halves of a SAM step on the native kernels, for parameters of all devices and dtypes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from torch.optim import Optimizer
 
 from fastsam.kernels import native
 from fastsam.kernels import sam as kernels
-from fastsam.optim import sharding
-from fastsam.optim.bucket import Bucket, Member
-from fastsam.optim.fused import FusedRule, fused_rule
-from fastsam.optim.outer import GroupOptions, Groups
-from fastsam.optim.rounding import LostAscent
-from fastsam.optim.settings import check_group, check_rho, eta_of, normalised
-
-_NUMBERS = frozenset({float, int, bool})
-_RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.bucket import Bucket, Member
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim._engine.hyper import HyperRows, need_not_wait
+from fastsam.optim._engine.outer import GroupOptions, Groups
+from fastsam.optim._engine.rounding import LostAscent
+from fastsam.optim._engine.settings import check_group, normalized
 
 
 class NativeStep:
-    """Holds the memory that the kernels work on, and launches them.
+    """Hold the memory that the kernels work on, and launch them.
 
     Groups and state are read from the base optimizer in every call, because users change, replace and
-    load them; memory is made when it is first needed and made anew when parameters or their storage change.
+    load them. Memory is created on first use, and again when parameters or their storage change.
 
     Args:
         base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta`` and
@@ -45,13 +43,12 @@ class NativeStep:
         self.forget()
 
     def forget(self) -> None:
-        """Drops all native memory but the counter of skipped steps."""
+        """Drop all native memory but the counter of skipped steps."""
         self.climbed = False
         self._buckets: list[Bucket] = []
         self._scalars: dict[torch.device, kernels.Scalars] = {}
         self._lost: dict[torch.device, LostAscent] = {}
-        self._written_rows: list[list[float]] = []
-        self._written_options: list[dict[str, Any]] = []
+        self._hyper = HyperRows()
         self._layout: list[tuple[Any, ...]] = []
         self._left_out: list[Tensor] = []
         self._loss_scale: Tensor | None = None
@@ -63,7 +60,7 @@ class NativeStep:
     # --- the halves -----------------------------------------------------------------------------
 
     def climb(self, *, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Norm and perturbation.
+        """Compute the norm and perturb the weights.
 
         Args:
             grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
@@ -81,7 +78,7 @@ class NativeStep:
                 "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
                 "the last micro-batch of each pass"
             )
-        self._write_hyper(fused_rule(self._base))
+        self._hyper.write(self._groups, fused_rule(self._base), self._scalars)
         for bucket in self._buckets:
             bucket.norm()
         self._share_norms()
@@ -108,14 +105,14 @@ class NativeStep:
             self._warn_of_lost_ascents()
 
     def stay(self) -> None:
-        """Begins a step without an ascent: the weights are their own backup."""
+        """Begin a step without an ascent: the weights are their own backup."""
         self._make_buckets()
         self._loss_scale = None
         for scalars in self._scalars.values():
             scalars.found_inf.zero_()
 
     def restore(self) -> None:
-        """Puts the perturbed weights back."""
+        """Restore the perturbed weights."""
         for bucket in self._buckets:
             bucket.restore()
         self.climbed = False
@@ -129,7 +126,7 @@ class NativeStep:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Restores and updates, or only restores where a gradient of either pass was not finite.
+        """Restore and update, or only restore where a gradient of either pass was not finite.
 
         Args:
             check_finite: look at the gradients of this pass; not done where ``found_inf`` is given.
@@ -150,7 +147,7 @@ class NativeStep:
             )
         gradients = [bucket.take_gradients() for bucket in self._buckets]
         rule = fused_rule(self._base)
-        self._write_hyper(rule)
+        self._hyper.write(self._groups, rule, self._scalars)
         if rule is not None:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
                 bucket.bind_state(taken, rule, self._groups, self._base.state)
@@ -169,25 +166,25 @@ class NativeStep:
     def _agree_to_skip(
         self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
     ) -> None:
-        """Sets every device's and rank's flag where one of them saw a gradient that is not finite."""
+        """Set the flag of every device and rank where one of them found a gradient that is not finite."""
         for bucket in self._buckets:
             flag = self._scalars[bucket.device].found_inf
             if found_inf is not None:
                 _raise_flag(flag, _on(found_inf, bucket.device))
             elif check_finite:
                 kernels.check(bucket.table, flag)
-            sharding.reduce_max(flag, bucket.shard_groups)
+            sharding.all_reduce_max(flag, bucket.shard_groups)
         flags = [scalars.found_inf for scalars in self._scalars.values()]
         if process_group is not None:
             for flag in flags:
-                sharding.reduce_max(flag, (process_group,))
+                sharding.all_reduce_max(flag, (process_group,))
         if len(flags) > 1:
             for flag in flags:
                 for other in flags:
                     _raise_flag(flag, _on(other, flag.device))
 
     def _step_base(self, grad_scale: Tensor | None) -> None:
-        """The base optimizer's own step, for one that has no fused rule."""
+        """Call the base optimizer's own step, where it has no fused rule."""
         flags = [scalars.found_inf for scalars in self._scalars.values()]
         if flags and bool(flags[0].item()):  # the one host read of such a base
             for skipped in self._skipped.values():
@@ -229,15 +226,15 @@ class NativeStep:
         return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
 
     def moved_any(self) -> bool:
-        """Whether the ascent moved any parameter."""
+        """Return whether the ascent moved any parameter."""
         return any(any(bucket.perturbed) for bucket in self._buckets)
 
     def unstarted(self) -> dict[int, tuple[str, ...]]:
-        """Names of the state tensors that no update has reached yet, by the identity of their parameter."""
+        """Return the names of state tensors that no update has reached yet, by ``id`` of their parameter."""
         return {id(p): names for bucket in self._buckets for p, names in bucket.unstarted()}
 
     def memory(self) -> tuple[object, ...]:
-        """All memory that the kernels work on, to be compared: it differs when a captured step is stale.
+        """Return all memory of the kernels, for comparison: it differs when a captured step is stale.
 
         Buckets are in it themselves, equal to nothing but themselves: while somebody holds this, neither
         their memory nor their identity can be given to others.
@@ -251,20 +248,20 @@ class NativeStep:
     # --- memory ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Creates memory and the base optimizer's state now, and takes changed settings over.
+        """Create memory and the base optimizer's state now, and write changed settings.
 
-        A step does all of it by itself; a captured one cannot.
+        An eager step does this by itself; a captured one cannot.
         """
         self._make_buckets()
         rule = fused_rule(self._base)
-        self._write_hyper(rule)
+        self._hyper.write(self._groups, rule, self._scalars)
         if rule is not None:
             for bucket in self._buckets:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
                 bucket.bind_state(trained, rule, self._groups, self._base.state)
 
     def _make_buckets(self) -> None:
-        """Makes the buckets, once, and again when the parameters or their storage have changed."""
+        """Create the buckets, once, and again when the parameters or their storage have changed."""
         layout = [
             (
                 group["adaptive"],
@@ -294,18 +291,17 @@ class NativeStep:
         for bucket in self._buckets:
             bucket.attach(self._scalars[bucket.device], counts_skips=bucket.device not in counted)
             counted.add(bucket.device)
-        self._written_rows = []
-        self._written_options = []
+        self._hyper = HyperRows()
         self._layout = layout
         self._left_out = left_out
 
     def _members(self) -> tuple[list[list[Member]], list[Tensor]]:
-        """The parameters, sorted by device, dtype and the ranks that share them; and those left out."""
+        """Return the parameters by device, dtype and the ranks that share them, and those left out."""
         members: dict[tuple[Any, ...], list[Member]] = {}
         left_out = []
         for index, group in enumerate(self._groups):
             taking_part = set(map(id, _taking_part(group["params"])))
-            for parameter, adaptive in zip(group["params"], normalised(group), strict=True):
+            for parameter, adaptive in zip(group["params"], normalized(group), strict=True):
                 if id(parameter) not in taking_part:
                     left_out.append(parameter)
                     continue
@@ -334,39 +330,8 @@ class NativeStep:
             unchanged=self._lost[device].unchanged if device in self._lost else None,
         )
 
-    def _write_hyper(self, rule: FusedRule | None) -> None:
-        """Refreshes the block of hyper-parameters on every device, where a value has changed."""
-        options = [
-            {"rho": group["rho"], "eta": eta_of(group), **(rule.hyper(group) if rule else {})}
-            for group in self._groups
-        ]
-        # Other types, tensors above all, may change their value and stay the same object.
-        fixed = all(type(value) in _NUMBERS for row in options for value in row.values())
-        if fixed and options == self._written_options:
-            return
-        rows: list[list[float]] = []
-        on_device: list[tuple[int, int, Tensor]] = []
-        for index, values in enumerate(options):
-            check_rho(values["rho"])
-            row = [0.0] * len(native.HYPER_COLUMNS)
-            for name, value in values.items():
-                column = native.HYPER_COLUMNS.index(name)
-                if isinstance(value, Tensor) and value.device.type != "cpu":
-                    on_device.append((index, column, value))
-                else:
-                    row[column] = float(value)
-            rows.append(row)
-        for device, scalars in self._scalars.items():
-            if rows != self._written_rows:
-                fresh = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
-                scalars.hyper.copy_(fresh, non_blocking=True)
-            for index, column, value in on_device:
-                scalars.hyper[index, column].copy_(value, non_blocking=_need_not_wait(device))
-        self._written_rows = rows
-        self._written_options = options if fixed else []
-
     def _share_norms(self) -> None:
-        """Gives every device the squared norms of the buckets on the others."""
+        """Copy the squared norms of every bucket to all devices."""
         if len(self._scalars) < 2:
             return
         for bucket in self._buckets:
@@ -374,13 +339,12 @@ class NativeStep:
             for device, scalars in self._scalars.items():
                 if device != bucket.device:
                     scalars.squared_norms[bucket.slot].copy_(
-                        part, non_blocking=_need_not_wait(device)
+                        part, non_blocking=need_not_wait(device)
                     )
 
     def _warn_of_lost_ascents(self) -> None:
-        """Where weights in 16 bits are rounded to nearest and were meant to move."""
-        moving = any(row[_RHO] != 0.0 for row in self._written_rows)
-        if moving and any(
+        """Warn where 16-bit weights are rounded to nearest and rho is not 0."""
+        if self._hyper.any_rho() and any(
             bucket.is_16_bit and bucket.rounds_to_nearest for bucket in self._buckets
         ):
             for lost in self._lost.values():
@@ -388,28 +352,23 @@ class NativeStep:
 
 
 def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """All but frozen ones without a gradient, which cost no memory and may be of any dtype."""
+    """Return all but frozen parameters without a gradient, which cost no memory and may be of any dtype."""
     return [p for p in parameters if p.requires_grad or p.grad is not None]
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """A flag or a scale where the kernels of ``device`` can read it, as float32."""
+    """Return a flag or a scale as float32 where the kernels of ``device`` can read it."""
     if scalar is None:
         return None
-    return scalar.to(device, torch.float32, non_blocking=_need_not_wait(device))
-
-
-def _need_not_wait(device: torch.device) -> bool:
-    """Streams order what the kernels of a device read; those of the CPU run at once, after the copy."""
-    return device.type != "cpu"
+    return scalar.to(device, torch.float32, non_blocking=need_not_wait(device))
 
 
 def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
-    """Sets ``flag`` where ``other`` is set, without reading either."""
+    """Set ``flag`` where ``other`` is set, without reading either."""
     if other is not None:
         torch.maximum(flag, other.reshape(1), out=flag)
 
 
 def _forget_casts() -> None:
-    """Autocast keeps 16-bit copies of weights while its context lasts; after a write they are stale."""
+    """Clear the 16-bit copies of weights that autocast keeps in its context: a write makes them stale."""
     torch.clear_autocast_cache()

@@ -80,7 +80,7 @@ _RULES: dict[type[Optimizer], FusedRule] = {
 
 
 def fused_rule(optimizer: Optimizer) -> FusedRule | None:
-    """The fused rule of ``optimizer``, or None where its own ``step()`` must run.
+    """Return the fused rule of ``optimizer``, or None where its own ``step()`` must run.
 
     Subclasses and optimizers with step hooks of their own run their own ``step()``: they may do more than
     the class that the kernel knows.
@@ -94,7 +94,7 @@ def fused_rule(optimizer: Optimizer) -> FusedRule | None:
 
 
 def new_state(rule: FusedRule, group: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
-    """State of a weight before its first update, as torch's optimizer would create it."""
+    """Return the state of a weight before its first update, as torch's optimizer would create it."""
     state: dict[str, Tensor] = {}
     if rule.step_key is not None:
         state[rule.step_key] = torch.zeros((), dtype=torch.float32, device=weight.device)

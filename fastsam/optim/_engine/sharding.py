@@ -1,4 +1,4 @@
-"""Parameters that are spread over ranks: the local part, and the ranks that hold the other parts."""
+"""Sharded parameters: the local part, and the ranks that hold the other parts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a DTensor."""
+    """Return whether ``tensor`` is a DTensor."""
     return DTensor is not None and isinstance(tensor, DTensor)
 
 
 def refuse_flattened(parameter: Tensor) -> None:
-    """Raises ValueError for a parameter of FSDP1, a part that looks whole: its norm would be one rank's."""
+    """Raise ValueError for a parameter of FSDP1, a part that looks whole: its norm would be one rank's."""
     if getattr(parameter, "_fsdp_flattened", False):
         raise ValueError(
             f"a parameter of shape {tuple(parameter.shape)} belongs to FullyShardedDataParallel (FSDP1), "
@@ -51,7 +51,7 @@ def refuse_zero_redundancy() -> None:
 
 
 def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
-    """FSDP2 modules that gather ``parameters`` for their forward and backward passes."""
+    """Return the FSDP2 modules that gather ``parameters`` for their forward and backward passes."""
     # A DTensor does not know its module, so the modules are asked, through names that torch keeps to itself.
     from torch.distributed._composable_state import _module_state_mapping
     from torch.distributed.fsdp import FSDPModule
@@ -82,12 +82,12 @@ def drop_gathered(modules: Iterable[FSDPModule]) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of ``tensor`` that this rank holds; ``tensor`` itself unless it is a DTensor."""
+    """Return the part of ``tensor`` that this rank holds; ``tensor`` itself unless it is a DTensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
-    """A DTensor with the mesh, placements and shape of ``parameter`` whose local part is ``part``."""
+    """Return a DTensor with the mesh, placements and shape of ``parameter`` whose local part is ``part``."""
     return DTensor.from_local(
         part,
         parameter.device_mesh,  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
-    """The gradient's part that belongs to the local part of ``parameter``."""
+    """Return the part of the gradient that belongs to the local part of ``parameter``."""
     gradient = parameter.grad
     if gradient is None or not is_sharded(parameter):
         return gradient
@@ -113,7 +113,7 @@ def local_gradient(parameter: Tensor) -> Tensor | None:
 
 
 def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
-    """Process groups over which the parts of ``parameter`` add up to the whole.
+    """Return the process groups over which the parts of ``parameter`` add up to the whole.
 
     One group for every dimension of the mesh along which the parameter is sharded; none for the dimensions
     along which it is replicated, where every rank already holds the same part.
@@ -125,7 +125,7 @@ def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
     for dimension, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
         if placement.is_partial():
             raise ValueError(
-                "a parameter with a Partial placement cannot be optimised; redistribute it"
+                "a parameter with a Partial placement cannot be optimized; redistribute it"
             )
         # Whatever is not a replica is a part: Shard, and the strided shards that FSDP2 makes of tensor
         # parallel ones, which do not call themselves shards.
@@ -134,19 +134,19 @@ def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
     return tuple(groups)
 
 
-def reduce_sum(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
-    """Adds ``value`` over the ranks of each group, in place."""
+def all_reduce_sum(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
+    """Sum ``value`` over the ranks of each group, in place."""
     for group in groups:
         all_reduce(value, ReduceOp.SUM, group)
 
 
-def reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
-    """Takes the maximum of ``value`` over the ranks of each group, in place."""
+def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
+    """Replace ``value`` by its maximum over the ranks of each group."""
     for group in groups:
         all_reduce(value, ReduceOp.MAX, group)
 
 
 def increment_versions(tensors: list[Tensor]) -> None:
-    """Tells autograd that ``tensors`` were written natively, so that a stale graph is noticed."""
+    """Tell autograd that ``tensors`` were written natively, so that it detects a stale graph."""
     if tensors:
         torch.autograd.graph.increment_version(tensors)

@@ -1,16 +1,21 @@
-"""LookSAM: the second gradient only at every k-th step, its direction reused in between."""
+"""LookSAM: a second gradient every k-th step, whose direction the steps in between reuse."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim.fused import fused_rule
+from fastsam.optim._engine.fused import fused_rule
+from fastsam.optim.passes import Need, Passes
 from fastsam.optim.sam import SAM
-from fastsam.optim.settings import Default, check_given
-from fastsam.optim.wrapper import Closure, WrappedOptimizer, check_option
+from fastsam.optim.variants.base import Option, Update, WrappedOptimizer
 
+_PAPER = "Liu et al. 2022"
 _DIRECTION = "flat_direction"
 
 
@@ -21,6 +26,8 @@ class LookSAM(WrappedOptimizer):
     1. At a SAM step the part of the second gradient that is orthogonal to the first one,
     ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
     ``g + alpha ||g|| / ||g_v|| g_v``.
+
+    ``step`` returns the loss at the weights before it.
 
     A step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
     direction of the SAM step before it stays. A parameter that had no gradient at a SAM step has no
@@ -44,57 +51,71 @@ class LookSAM(WrappedOptimizer):
         True
     """
 
+    declared: ClassVar = {
+        "every": Option(low=1, whole=True, source=f"5 to 10, {_PAPER}"),
+        "alpha": Option("look_alpha", source=f"0.7, {_PAPER}"),
+    }
+
     def __init__(
         self,
         optimizer: Optimizer,
         *,
-        rho: float | Default[float] = Default(0.05),
+        rho: float = 0.05,
         every: int = 5,
-        alpha: float | Default[float] = Default(0.7),
+        alpha: float = 0.7,
     ) -> None:
-        check_option("every", every, low=1, whole=True)
-        check_option("alpha", alpha)
-        check_given({"look_alpha": alpha}, optimizer.param_groups)  # before SAM writes its options
-        sam = SAM(optimizer=optimizer, rho=rho)
-        super().__init__(sam, look_alpha=alpha)
-        self.sam = sam
+        self._check(optimizer, {"every": every, "alpha": alpha})  # before SAM changes anything
+        self.sam = SAM(optimizer=optimizer, rho=rho)
+        super().__init__(self.sam, every=every, alpha=alpha)
         self.every = every
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """One step of one or two passes; returns the loss at the weights before it."""
-        run = self._required_passes(closure)
-        loss = run().detach()
+    def _passes(self, update: Update) -> Passes:
+        yield Need()
         gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
         if not gradients:
             raise RuntimeError(
                 "no parameter has a gradient: the closure must run forward and backward, and return the loss"
             )
         norm = _norm([gradient for _, gradient in gradients])
-        directions = self._take_directions()
-        try:
-            if self.steps_taken % self.every == 0:
-                ascent = [(p, gradient.clone()) for p, gradient in gradients]
+        if self.steps_taken % self.every == 0:
+            ascent = [(p, gradient.clone()) for p, gradient in gradients]
+            try:
                 self.sam.first_step()
-                run()
-                found = _flat_directions(ascent, norm, directions)
-                skipped = self._skips_that_the_host_knows()
-                self.sam.second_step()
-                if skipped == self._skips_that_the_host_knows():
-                    directions |= found
-            else:
-                length = self.param_groups[0]["look_alpha"] * norm
-                length = torch.where(length.isfinite(), length, 0.0)
-                for p, gradient in gradients:
-                    if p in directions:
-                        gradient.addcmul_(directions[p], length.to(gradient))
-                self.sam.step_without_ascent()
+                yield Need()
+                found = _flat_directions(ascent, norm, self._directions())
+                update(partial(self._step_sam, self.sam.second_step, found))
+            finally:
+                self.sam.restore()
+        else:
+            length = self.param_groups[0]["look_alpha"] * norm
+            length = torch.where(length.isfinite(), length, 0.0)
+            directions = self._directions()
+            for p, gradient in gradients:
+                if p in directions:
+                    gradient.addcmul_(directions[p], length.to(gradient))
+            update(partial(self._step_sam, self.sam.step_without_ascent, {}))
+
+    def _step_sam(self, step: Callable[[], None], found: dict[Tensor, Tensor]) -> None:
+        """Make SAM's update while no direction is in the state, and put the directions back.
+
+        Many base optimizers begin where a parameter has no state at all.
+
+        Args:
+            step: the update.
+            found: new directions; a step that is skipped drops them.
+        """
+        directions = self._directions()
+        for p in directions:
+            del self.state[p][_DIRECTION]
+        skipped = self._skips_that_the_host_knows()
+        try:
+            step()
+            if skipped == self._skips_that_the_host_knows():
+                directions |= found
         finally:
-            self.sam.restore()
             for p, direction in directions.items():
                 self.state[p][_DIRECTION] = direction
-        self._count()
-        return loss
 
     @property
     def skips_nonfinite_steps(self) -> bool:
@@ -107,25 +128,25 @@ class LookSAM(WrappedOptimizer):
         return self.sam.skipped_steps
 
     def _skips_that_the_host_knows(self) -> int:
-        """Skipped steps of a base without a fused update, whose state is then as empty as before.
+        """Return the skipped steps of a base without a fused update, and 0 for others.
 
-        A direction alone would look like a state to torch's optimizers when they are copied or loaded. Other
-        bases have theirs from the first step on, and keep the direction before without asking.
+        After a skipped step such a base has as little state as before, and a direction alone would look like
+        a state to torch's optimizers when they are copied or loaded. A fused base has its state from the
+        first step on and keeps the direction before; the host does not read the device.
         """
         fused = fused_rule(self.sam.base_optimizer) is not None
         return 0 if fused else int(self.sam.skipped_steps)
 
-    def _take_directions(self) -> dict[Tensor, Tensor]:
-        """Out of the state: many base optimizers begin where a parameter has no state at all."""
-        return {p: state.pop(_DIRECTION) for p, state in self.state.items() if _DIRECTION in state}
+    def _directions(self) -> dict[Tensor, Tensor]:
+        return {p: state[_DIRECTION] for p, state in self.state.items() if _DIRECTION in state}
 
 
 def _flat_directions(
     ascent: list[tuple[Tensor, Tensor]], norm: Tensor, before: dict[Tensor, Tensor]
 ) -> dict[Tensor, Tensor]:
-    """The part of the new gradients that is orthogonal to the old ones, at length 1.
+    """Return the part of the new gradients that is orthogonal to the old ones, at length 1.
 
-    Where it is not finite it is the one before, or 0 without one; the host does not ask.
+    Where it is not finite it is the one before, or 0 without one; the device decides.
 
     Args:
         ascent: parameters with their old gradients; the new ones are in ``grad``.
@@ -147,7 +168,7 @@ def _flat_directions(
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """Norm of all tensors together, float64; 0 without any."""
+    """Return the norm of all tensors together, float64; 0 without any."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]

@@ -1,0 +1,1 @@
+"""Private: the native step and what an optimizer around another one needs."""

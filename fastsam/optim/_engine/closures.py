@@ -1,0 +1,184 @@
+"""Steps that call one closure for every pass, without mixing the gradients of two passes."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsam.optim._engine import sharding
+from fastsam.optim.passes import Need, Passes, run_passes
+
+WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
+
+
+class ClosurePasses:
+    """Answer every need of a step with one closure, each time from no gradient.
+
+    The gradients that the last step left are dropped before the first pass. Other gradients that exist
+    before it came from somewhere else, such as an earlier micro-batch, and the closure must clear them.
+    A hook checks this when autograd reaches a parameter, before it adds: a gradient that is still the same
+    object at the same version was kept. Later nobody could tell, because autograd adds in place, or out of
+    place under ``create_graph=True``, and DDP with ``gradient_as_bucket_view=True`` puts a cleared gradient
+    back as the same object. The host reads a device only where a gradient was kept, to allow for the zeros
+    of ``zero_grad(set_to_none=False)``; a loop that clears to None never waits.
+
+    Args:
+        owner: class of the optimizer, for messages.
+        or_else: what to do instead of accumulating, besides a closure that goes over all micro-batches.
+        needs_loss: whether the closure must return a tensor.
+    """
+
+    def __init__(self, owner: str, or_else: str = "", *, needs_loss: bool = True) -> None:
+        self._owner = owner
+        self._needs_loss = needs_loss
+        self._or_else = or_else
+        self._spent: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def run(
+        self, passes: Passes, closure: Callable[[], Any], parameters: Sequence[Tensor]
+    ) -> list[Any]:
+        """Run one step and return what the closure returned in each pass.
+
+        Args:
+            passes: the step.
+            closure: clears the gradients and makes one pass; called with gradients enabled.
+            parameters: the parameters whose gradients it computes.
+
+        Raises:
+            RuntimeError: in the first pass the closure kept a gradient that is not 0. The gradients may be
+                sums then.
+            TypeError: the closure returned no loss, or the step needs a gradient that no closure can
+                compute.
+        """
+        one_pass = self._first
+
+        def answer(need: Need) -> Any:
+            nonlocal one_pass
+            _require_a_plain_pass(need, self._owner)
+            result = one_pass(closure, parameters)
+            one_pass = self._again
+            if self._needs_loss and not isinstance(result, Tensor):
+                raise TypeError(
+                    f"the closure of {self._owner}.step returned {result!r}; expected a closure that "
+                    f"{WHAT_A_CLOSURE_DOES}"
+                )
+            return result
+
+        results = run_passes(passes, answer)
+        self._spent = {
+            id(p): (weakref.ref(p.grad), _version(p.grad)) for p in parameters if p.grad is not None
+        }
+        return results
+
+    def _first(self, closure: Callable[[], Any], parameters: Sequence[Tensor]) -> Any:
+        self._drop_spent(parameters)
+        kept = _Kept(parameters)
+        try:
+            with torch.enable_grad():
+                result = closure()
+        finally:
+            kept.stop_watching()
+        if kept.any_nonzero():
+            raise RuntimeError(
+                f"{self._owner}.step(closure) found gradients that the closure did not clear: its first pass "
+                "would add to them, and no later pass could. A closure must clear the gradients and make one "
+                f"whole pass. To accumulate, let it go over all micro-batches{self._or_else}"
+            )
+        return result
+
+    def _again(self, closure: Callable[[], Any], parameters: Sequence[Tensor]) -> Any:
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            return closure()
+
+    def _drop_spent(self, parameters: Iterable[Tensor]) -> None:
+        for p in parameters:
+            gradient = p.grad
+            if gradient is None or id(p) not in self._spent:
+                continue
+            reference, version = self._spent[id(p)]
+            if reference() is gradient and _version(gradient) == version:
+                p.grad = None
+        self._spent = {}
+
+
+def _require_a_plain_pass(need: Need, owner: str) -> None:
+    """Raise TypeError for a gradient that is not that of the whole loss from no gradient."""
+    # The batch, its parts and the ranks are the closure's own business.
+    if need != Need(part=need.part, fresh=need.fresh, local=need.local):
+        raise TypeError(
+            f"{owner}.step(closure) cannot answer {need}: a closure computes one gradient of the whole loss. "
+            f"Iterate over {owner}.passes() instead"
+        )
+
+
+class _Kept:
+    """Gradients that a closure finds and does not clear.
+
+    Args:
+        parameters: those that are frozen are left out: nothing is added to their gradients.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._before = {
+            id(p): (p, p.grad, _version(p.grad))
+            for p in parameters
+            if p.grad is not None and p.requires_grad
+        }
+        # FSDP2 adds to sharded gradients without autograd, and no hook sees what is there.
+        self._nonzero_shards = {
+            key: _any_nonzero(gradient)
+            for key, (p, gradient, _) in self._before.items()
+            if sharding.is_sharded(p)
+        }
+        self._flags: dict[torch.device, list[Tensor]] = defaultdict(list)
+        self._reached: set[int] = set()
+        self._handles = [
+            p.register_hook(partial(self._before_adding, key))  # type: ignore[no-untyped-call]
+            for key, (p, _, _) in self._before.items()
+        ]
+
+    def _before_adding(self, key: int, incoming: Tensor) -> None:
+        if key not in self._reached:
+            self._reached.add(key)
+            self._note_if_kept(key)
+
+    def _note_if_kept(self, key: int) -> None:
+        parameter, gradient, version = self._before[key]
+        if parameter.grad is not gradient:
+            return
+        flag = None
+        if _version(gradient) == version:
+            flag = _any_nonzero(gradient)
+        elif key not in self._reached:
+            # Written without autograd: FSDP2 added to it, or it was set to 0 first, which cannot be told.
+            flag = self._nonzero_shards.get(key)
+        if flag is not None:
+            self._flags[flag.device].append(flag)
+
+    def stop_watching(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def any_nonzero(self) -> bool:
+        for key in self._before.keys() - self._reached:
+            self._note_if_kept(key)
+        return any(bool(torch.stack(flags).any()) for flags in self._flags.values())
+
+
+def _any_nonzero(gradient: Tensor) -> Tensor:
+    """Return whether this rank's part of a gradient has a nonzero element, as a tensor on its device."""
+    part = sharding.local(gradient).detach()
+    return (part.coalesce().values() if part.is_sparse else part).any()
+
+
+def _version(gradient: Tensor) -> int:
+    """Return a number that grows with every write in place; FSDP2 writes to the local part of a gradient."""
+    return sharding.local(gradient)._version
