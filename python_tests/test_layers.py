@@ -20,12 +20,13 @@ LAYERS: dict[str, set[str]] = {
     "_native": set(),
     "progress": {"text"},
     "upload": set(),
+    "distributed": set(),
     "files": set(),
     "records": set(),
     "text": set(),
     "kernels": {"_native"},
     "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "progress", "files"},
+    "curvature": {"kernels", "distributed", "progress", "files"},
     "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text"},
     "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
     "demo": {"report", "longtail", "optim", "curvature", "progress", "files"},
@@ -44,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "upload", "files", "text")
+CORE = ("kernels", "optim", "curvature", "distributed", "upload", "files", "text")
 CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fastsam.curvature.captured import Captured, device_product
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.data import Batches, one_batch
-from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
 from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
 from fastsam.curvature.planning import (
@@ -34,7 +33,9 @@ from fastsam.curvature.products import (
 )
 from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
 from fastsam.curvature.randomness import USER_CODE
+from fastsam.curvature.sharding import shard_of_samples
 from fastsam.curvature.structure import sample_count, tensors_of
+from fastsam.distributed import World
 
 _COMPARED = 4
 """Batches on which a criterion's samples are checked to be independent."""
@@ -59,7 +60,7 @@ class ModelOperator:
             it.
         kept: number of passes whose graphs ``"mixed"`` keeps; None for what fits.
         seed: of the targets drawn for ``"fisher-mc"``.
-        ranks: processes over which the samples are shared out; None for this one alone.
+        world: processes that share the samples; one process by default.
 
     Attributes:
         loss: the mean loss.
@@ -88,7 +89,7 @@ class ModelOperator:
         micro_batch: int | None = None,
         kept: int | None = None,
         seed: int = 0,
-        ranks: Ranks | None = None,
+        world: World = World(),  # noqa: B008 (frozen)
     ) -> None:
         check_strategy(strategy, curvature=curvature, held=batches.held)
         if micro_batch is not None:
@@ -101,11 +102,10 @@ class ModelOperator:
         self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
         if micro_batch is not None and not objective.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
-        ranks = Ranks() if ranks is None else ranks
-        if ranks.size > 1:
-            batches = share_of_samples(batches, ranks, separable=objective.separable)
-        self._reduce = ranks.reducer()
-        self._alone = ranks.size == 1 and micro_batch is None
+        if world.world_size > 1:
+            batches = shard_of_samples(batches, world, separable=objective.separable)
+        self._world = world
+        self._alone = world.world_size == 1 and micro_batch is None
         self._batches = pieces(batches, micro_batch)
         self._survey()
         self.curvature = curvature
@@ -184,7 +184,9 @@ class ModelOperator:
                     held=self._batches.held,
                     kept=self._kept or 0,
                 )
-            return self._reduce(self._product(vectors)) / self.weight
+            product = self._product(vectors)
+            self._world.all_reduce([product])
+            return product / self.weight
 
     @property
     def replayed(self) -> bool | str:
@@ -243,8 +245,9 @@ class ModelOperator:
             total_weight += weight.double().cpu()
         self._refuse_coupled(first, alone=len(first) == 1 and self._alone)
         totals = torch.stack([total_loss, total_weight]).to(self.device)
-        total_loss, total_weight = self._reduce(totals).cpu()
-        total_gradient = self._reduce(total_gradient)
+        self._world.all_reduce([totals])
+        self._world.all_reduce([total_gradient])
+        total_loss, total_weight = totals.cpu()
         self.weight = float(total_weight)
         if not self.weight > 0:
             raise ValueError(

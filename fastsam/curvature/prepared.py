@@ -13,7 +13,6 @@ from torch import nn
 
 from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
-from fastsam.curvature.distributed import Ranks, share_of_probes
 from fastsam.curvature.isolation import thread_count, undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
@@ -21,6 +20,8 @@ from fastsam.curvature.memory import readable
 from fastsam.curvature.model import ModelOperator
 from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.curvature.planning import Measurements
+from fastsam.curvature.sharding import shard_of_probes, sharded_world
+from fastsam.distributed import World
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,13 +37,13 @@ class PreparedRun:
         operator: the curvature, with its strategy settled.
         settings: of the Lanczos run, this rank's own where ranks share it.
         batches: the data as they were read.
-        ranks: the processes of the run.
+        world: the processes of the run.
     """
 
     operator: ModelOperator
     settings: LanczosSettings
     batches: Batches
-    ranks: Ranks
+    world: World
 
 
 @contextmanager
@@ -73,22 +74,22 @@ def prepared_run(
     settings = LanczosSettings(**options, verify_symmetry=verify_data)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    ranks = Ranks.of(shard)
+    world = sharded_world(shard)
     if shard == "probes":
-        settings = replace(settings, probe_indices=share_of_probes(settings.indices, ranks))
-    settings = replace(settings, progress=settings.progress and ranks.rank == 0)
+        settings = replace(settings, probe_indices=shard_of_probes(settings.indices, world))
+    settings = replace(settings, progress=settings.progress and world.rank == 0)
     earlier = None
     if settings.checkpoint is not None:
         folder = Path(settings.checkpoint)
-        ranks.barrier()  # the rank that writes may still be writing the end of the run before
+        world.barrier()  # the rank that writes may still be writing the end of the run before
         if shard == "probes":
-            folder /= f"rank-{ranks.rank}"
-        elif not ranks.agree(Checkpoint.fingerprint(folder)):
+            folder /= f"rank-{world.rank}"
+        elif not world.agree(Checkpoint.fingerprint(folder)):
             raise ValueError(
                 f"the ranks find different runs in {folder}: it must be a folder that all of them "
                 "can read, for all of them have one run, which the first one writes"
             )
-        writes = shard == "probes" or ranks.rank == 0
+        writes = shard == "probes" or world.rank == 0
         settings = replace(settings, checkpoint=folder, writes_checkpoint=writes)
         earlier = Checkpoint.identity_of(folder)
     threads = None if earlier is None else earlier.get("threads")
@@ -109,7 +110,7 @@ def prepared_run(
             micro_batch=micro_batch,
             kept=kept,
             seed=settings.seed,
-            ranks=ranks if shard == "samples" else None,
+            world=world if shard == "samples" else World(),
         )
         operator.prepare(
             probes=len(settings.indices),
@@ -123,7 +124,7 @@ def prepared_run(
             forecast = f"{readable(size)}, about {seconds:.0f} s"
             settings = replace(settings, description=f"{settings.description} ({forecast})")
         try:
-            yield PreparedRun(operator, settings, batches, ranks)
+            yield PreparedRun(operator, settings, batches, world)
         except AsymmetryError as error:
             if operator.dtype is torch.float64:
                 raise
@@ -137,7 +138,7 @@ def prepared_run(
                 strategy="rebuild",
                 micro_batch=operator.micro_batch,
                 seed=settings.seed,
-                ranks=ranks if shard == "samples" else None,
+                world=world if shard == "samples" else World(),
             )
             if _is_symmetric(exact, settings):
                 raise ResolutionError(
