@@ -21,15 +21,16 @@ LAYERS: dict[str, set[str]] = {
     "progress": {"text"},
     "upload": set(),
     "distributed": set(),
+    "threads": set(),
     "files": set(),
     "records": set(),
     "text": set(),
     "kernels": {"_native"},
     "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "distributed", "progress", "files"},
-    "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text"},
+    "curvature": {"kernels", "distributed", "progress", "files", "threads"},
+    "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text", "threads"},
     "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
-    "demo": {"report", "longtail", "optim", "curvature", "progress", "files"},
+    "demo": {"report", "longtail", "optim", "curvature", "progress", "files", "threads"},
     "__main__": {"cli"},
     "cli": {
         "demo",
@@ -45,7 +46,7 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "distributed", "upload", "files", "text")
+CORE = ("kernels", "optim", "curvature", "distributed", "threads", "upload", "files", "text")
 CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsam.curvature.checkpoint import Checkpoint
 from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
-from fastsam.curvature.isolation import thread_count, undisturbed
+from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.memory import readable
@@ -22,6 +22,7 @@ from fastsam.curvature.operators import AsymmetryError, ResolutionError
 from fastsam.curvature.planning import Measurements
 from fastsam.curvature.sharding import shard_of_probes, sharded_world
 from fastsam.distributed import World
+from fastsam.threads import cpu_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,7 +94,7 @@ def prepared_run(
         settings = replace(settings, checkpoint=folder, writes_checkpoint=writes)
         earlier = Checkpoint.identity_of(folder)
     threads = None if earlier is None else earlier.get("threads")
-    with undisturbed(model, repeatable=settings.checkpoint is not None), thread_count(threads):
+    with undisturbed(model, repeatable=settings.checkpoint is not None), cpu_threads(threads):
         kept = None
         batches = read_batches(data, freeze=freeze, verify=verify_data, memory_limit=data_memory)
         if earlier is not None and strategy == "auto" and "strategy" in earlier:

@@ -29,6 +29,7 @@ from fastsam.curvature import (
 from fastsam.curvature.lanczos import LanczosSettings
 from fastsam.curvature.options import LanczosOptions, SpectrumOptions
 from fastsam.curvature.prepared import prepared_run
+from fastsam.threads import cpu_threads
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -154,10 +155,8 @@ def test_negative_curvature_resumes_with_the_strategy_and_threads_of_its_run(tmp
         return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
 
     options = {"steps": 12, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
-    torch.set_num_threads(2)
-    with pytest.raises(KeyboardInterrupt):
+    with cpu_threads(2), pytest.raises(KeyboardInterrupt):
         negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", **options)
-    torch.set_num_threads(1)
     made = len(calls)
     resumed = negative_curvature(model, BatchLoss(summed), batch, **options)
     assert len(calls) - made < 15  # the first steps are read

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastsam.kernels import native, reference
 from fastsam.kernels import sam as kernels
+from fastsam.threads import cpu_threads
 from python_tests.kernels.emulation import ROOT
 
 Draw = Callable[..., Tensor]
@@ -399,17 +400,13 @@ def test_a_launch_beyond_the_cache_stores_the_bits_of_small_ones(
 
 def test_the_same_bits_on_every_run_and_thread_count(draw: Draw, device: torch.device) -> None:
     problem = Problem(draw, [300_001, 70_000, 13], torch.float32, device)
-    threads = torch.get_num_threads()
     norms = set()
-    try:
-        for count in (1, 2, 3, 1):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3, 1):
+        with cpu_threads(count):
             kernels.norm(
                 problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
             )
-            norms.add(problem.scalars.squared_norms.item())
-    finally:
-        torch.set_num_threads(threads)
+        norms.add(problem.scalars.squared_norms.item())
     assert len(norms) == 1
 
 
