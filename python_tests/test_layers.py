@@ -22,14 +22,26 @@ LAYERS: dict[str, set[str]] = {
     "upload": set(),
     "distributed": set(),
     "threads": set(),
+    "cache": set(),
+    "extras": set(),
     "files": set(),
     "records": set(),
     "text": set(),
     "kernels": {"_native"},
     "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "distributed", "progress", "files", "threads"},
-    "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text", "threads"},
-    "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
+    "curvature": {"kernels", "distributed", "extras", "progress", "files", "threads"},
+    "longtail": {
+        "optim",
+        "curvature",
+        "progress",
+        "upload",
+        "files",
+        "records",
+        "text",
+        "threads",
+        "cache",
+    },
+    "report": {"extras", "longtail", "optim", "curvature", "progress", "files", "records", "text"},
     "demo": {"report", "longtail", "optim", "curvature", "progress", "files", "threads"},
     "__main__": {"cli"},
     "cli": {
@@ -46,8 +58,23 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "distributed", "threads", "upload", "files", "text")
-CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
+CORE = (
+    "kernels",
+    "optim",
+    "curvature",
+    "cache",
+    "distributed",
+    "extras",
+    "threads",
+    "upload",
+    "files",
+    "text",
+)
+BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
+"""What `pip install fastsam` installs."""
+
+CORE_IMPORTS = {"torch", "numpy", "fastsam"}
+"""What modules of the core may import at once; everything else waits until a function needs it."""
 
 
 def modules() -> list[Path]:
@@ -101,9 +128,49 @@ def top_level_imports(path: Path) -> set[str]:
     [path for path in modules() if part(path) in CORE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_the_core_needs_torch_and_numpy_only(path: Path) -> None:
-    foreign = top_level_imports(path) - CORE_DEPENDENCIES - set(sys.stdlib_module_names)
+def test_the_core_imports_torch_and_numpy_only(path: Path) -> None:
+    foreign = top_level_imports(path) - CORE_IMPORTS - set(sys.stdlib_module_names)
     assert not foreign
+
+
+def test_the_base_install_is_what_the_project_says() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    line = re.search(r"^dependencies = \[(.*)\]$", text, re.MULTILINE)
+    assert line is not None
+    assert set(re.findall(r'"([\w-]+)', line[1])) == BASE_DEPENDENCIES
+
+
+def is_guarded(node: ast.AST) -> bool:
+    """Whether imports inside say what to do where a package is missing, or never run."""
+    if isinstance(node, ast.With):
+        return "requires_extra(" in ast.unparse(node.items[0])
+    if isinstance(node, ast.Try):
+        caught = [ast.unparse(handler.type) for handler in node.handlers if handler.type]
+        return "ImportError" in caught
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def unguarded_imports(tree: ast.AST) -> set[str]:
+    """Packages that a module imports anywhere but inside a guard."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+        elif not is_guarded(node):
+            names |= unguarded_imports(node)
+    return names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if part(path) not in ("longtail", "cli", "demo")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_a_missing_package_is_reported_with_its_extra(path: Path) -> None:
+    imports = unguarded_imports(ast.parse(path.read_text()))
+    assert not imports - BASE_DEPENDENCIES - {"fastsam"} - set(sys.stdlib_module_names)
 
 
 def test_there_is_no_torch_in_the_native_sources() -> None:
