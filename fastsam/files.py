@@ -314,18 +314,16 @@ def _try_lock(handle: int) -> bool | None:
 
 
 def _is_gone(owner: list[str]) -> bool:
-    """Whether the process that a lock names is one of this host and no longer lives."""
+    """Return whether the process that a lock names is one of this host and no longer lives."""
     if len(owner) != 2 or owner[0] != socket.gethostname() or not owner[1].isdecimal():
         return False
-    if int(owner[1]) == os.getpid():
-        return True
+    import psutil
+
+    process = int(owner[1])
     try:
-        os.kill(int(owner[1]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
+        return process == os.getpid() or not psutil.pid_exists(process)
+    except OverflowError:  # a number that no process can have: the lock was not written by us
         return False
-    return False
 
 
 def _is_file_of(handle: int, path: Path) -> bool:
