@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastsam"
@@ -190,7 +190,7 @@ def test_the_native_module_links_no_torch() -> None:
     if shutil.which("ldd") is None:
         pytest.skip("there is no ldd on this system")
     linked = subprocess.run(
-        ["ldd", native.module().__file__ or ""], capture_output=True, text=True, check=True
+        ["ldd", extension.module().__file__ or ""], capture_output=True, text=True, check=True
     ).stdout
     assert "libstdc++" in linked or "libc++" in linked
     assert not re.search(r"libtorch|libc10|libcuda\.|libcudart", linked)

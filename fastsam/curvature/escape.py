@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.eigenpairs import extreme_pairs
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
 from fastsam.curvature.model import ModelOperator, run_dtype
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products import HessianGraph
@@ -204,8 +204,8 @@ def escape_report(
         model = unwrapped(model)
         batches = read_batches(minibatches, freeze=freeze)
         names = parameter_names(model, list(direction))
-        objective = make_objective(model, loss_fn)
-        loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
+        model_loss = make_model_loss(model, loss_fn)
+        loss = PureLoss(model_loss, names, dtype=run_dtype(model, names, dtype))
         vector = _unit(loss, direction)
         totals = _Moments()
         whole = ModelOperator(model, loss_fn, batches, params=names, dtype=loss.dtype)

@@ -16,7 +16,7 @@ from fastsam.curvature.captured import Captured, device_product
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.data import Batches, one_batch
 from fastsam.curvature.factored import graph_builder
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
 from fastsam.curvature.planning import (
     JOINED_SAMPLES,
     Measurements,
@@ -96,14 +96,14 @@ class ModelOperator:
             check_count("micro_batch", micro_batch, unit="samples")
         model = unwrapped(model)
         self._build = graph_builder(curvature, seed=seed)
-        objective = make_objective(model, loss_fn)
+        model_loss = make_model_loss(model, loss_fn)
         names = parameter_names(model, params)
         self.params = shortest_selection(model, names)
-        self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
-        if micro_batch is not None and not objective.separable:
+        self._loss = PureLoss(model_loss, names, dtype=run_dtype(model, names, dtype))
+        if micro_batch is not None and not model_loss.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
         if world.world_size > 1:
-            batches = shard_of_samples(batches, world, separable=objective.separable)
+            batches = shard_of_samples(batches, world, separable=model_loss.separable)
         self._world = world
         self._alone = world.world_size == 1 and micro_batch is None
         self._batches = pieces(batches, micro_batch)
@@ -159,7 +159,7 @@ class ModelOperator:
             self._batches = pieces(self._batches, plan.micro_batch)
         # Targets for fisher-mc are drawn batch by batch: they stay as they are.
         held = self.strategy in HOLDING and self.micro_batch is None
-        if held and self._loss.objective.separable and self.curvature != "fisher-mc":
+        if held and self._loss.model_loss.separable and self.curvature != "fisher-mc":
             self._batches = joined(self._batches, JOINED_SAMPLES)
         if self.strategy == "mixed" and self._kept is None:
             ends = np.cumsum([sample_count(batch) for batch in self._batches])
@@ -271,7 +271,7 @@ class ModelOperator:
                 other.
             alone: whether the data are one batch that nothing has cut.
         """
-        if not first or not self._loss.objective.separable:
+        if not first or not self._loss.model_loss.separable:
             return
         half = -(-sample_count(first[0]) // 2)
         several = replace(one_batch(first[0]), source=first)
@@ -287,7 +287,7 @@ class ModelOperator:
                 losses, weights = zip(*map(self._evaluate, whole), strict=True)
                 separate = [self._evaluate(part)[0] for part in parts]
             except Exception:  # a model or loss for batches of one size: they stay as they are
-                self._loss.objective.separable = False
+                self._loss.model_loss.separable = False
                 return
             loss = sum(losses)
             size = max(map(abs, (*losses, *separate)))
@@ -303,7 +303,7 @@ class ModelOperator:
                 "own? Pass a single batch, or use fastsam.curvature.BatchLoss(lambda model, batch: "
                 "(loss_sum, weight)), whose batches stay as they are"
             )
-        self._loss.objective.separable = False
+        self._loss.model_loss.separable = False
 
     def _evaluate(self, batch: Any) -> tuple[float, float]:
         """(sum of losses, weight) of a batch."""

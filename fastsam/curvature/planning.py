@@ -325,7 +325,7 @@ def _most_samples(cost: Cost, room: int, samples: int) -> int:
 
 
 def _cuttable(loss: PureLoss, batch: Any) -> bool:
-    return loss.objective.separable and sample_count(batch) > 1
+    return loss.model_loss.separable and sample_count(batch) > 1
 
 
 def _head(batch: Any, count: int) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fastsam.curvature.checkpoint import Checkpoint
+from fastsam.curvature.checkpoint import LanczosCheckpoint
 from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
 from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, lanczos
@@ -85,14 +85,14 @@ def prepared_run(
         world.barrier()  # the rank that writes may still be writing the end of the run before
         if shard == "probes":
             folder /= f"rank-{world.rank}"
-        elif not world.agree(Checkpoint.fingerprint(folder)):
+        elif not world.agree(LanczosCheckpoint.fingerprint(folder)):
             raise ValueError(
                 f"the ranks find different runs in {folder}: it must be a folder that all of them "
                 "can read, for all of them have one run, which the first one writes"
             )
         writes = shard == "probes" or world.rank == 0
         settings = replace(settings, checkpoint=folder, writes_checkpoint=writes)
-        earlier = Checkpoint.identity_of(folder)
+        earlier = LanczosCheckpoint.identity_of(folder)
     threads = None if earlier is None else earlier.get("threads")
     with undisturbed(model, repeatable=settings.checkpoint is not None), cpu_threads(threads):
         kept = None

@@ -1,4 +1,4 @@
-"""Finds the native module and the backend of a device, and says what is missing when there is none."""
+"""Load the native module and find the backend of a device; errors say what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def backend(device: torch.device) -> Any:
 
 def execution(device: torch.device) -> Execution:
     """Where and how a launch runs: torch's current stream on CUDA, torch's number of threads on the CPU."""
-    native = module()
+    loaded = module()
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
-        return native.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
-    return native.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
+        return loaded.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
+    return loaded.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
 
 
 def build_info() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 from fastsam.report.figures import accuracy_bars, spectra_panels, training_curves
 from fastsam.report.tables import (
-    Table,
+    TextTable,
     accuracy_table,
     by_settings,
     run_name,
@@ -122,10 +122,10 @@ def render(
     )
 
 
-def _environment_table(result: Result) -> Table:
+def _environment_table(result: Result) -> TextTable:
     rows = [(name, str(value)) for name, value in result.environment.items()]
     rows.append(("training set, SHA-256", str(result.subset_hash)))
-    return Table(("", ""), tuple(rows))
+    return TextTable(("", ""), tuple(rows))
 
 
 def _title(result: Result) -> str:

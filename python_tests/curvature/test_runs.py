@@ -277,14 +277,14 @@ def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
 
 
 def test_predicted_memory_is_near_the_truth():
-    from fastsam.curvature.losses import make_objective
+    from fastsam.curvature.losses import make_model_loss
     from fastsam.curvature.planning import _graph_cost
     from fastsam.curvature.products import HessianGraph
     from fastsam.curvature.pure import PureLoss
 
     model, batch = mlp((30, 40, 3)), classification(500, 30, 3)
-    objective = make_objective(model, nn.CrossEntropyLoss())
-    loss = PureLoss(objective, [n for n, _ in model.named_parameters()], dtype=torch.float64)
+    model_loss = make_model_loss(model, nn.CrossEntropyLoss())
+    loss = PureLoss(model_loss, [n for n, _ in model.named_parameters()], dtype=torch.float64)
     predicted = _graph_cost(loss, batch, HessianGraph)(500)
     with _LiveStorage() as live:
         graph = HessianGraph(loss, batch)

@@ -21,7 +21,7 @@ from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
 from fastsam.report import render, spectrum_table, write_report
 from fastsam.report.figures import accuracy_bars, overview, spectra_panels, training_curves
-from fastsam.report.tables import Table, accuracy_table, settings_table
+from fastsam.report.tables import TextTable, accuracy_table, settings_table
 from fastsam.report.timing import StepTiming, time_sam_step
 
 
@@ -54,7 +54,7 @@ def spectrum(augment: str = "none") -> ClassSpectrum:
 
 
 def test_table_is_aligned() -> None:
-    assert str(Table(("a", "bb"), (("ccc", "d"),))) == "a    bb\nccc   d"
+    assert str(TextTable(("a", "bb"), (("ccc", "d"),))) == "a    bb\nccc   d"
 
 
 def test_tables_hold_the_numbers() -> None:
