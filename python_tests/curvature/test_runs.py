@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
+from oracles import classification, explicit_hessian, interrupted_at, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -67,19 +67,12 @@ def test_a_resumed_model_run_reuses_strategy_and_threads(tmp_path):
     model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
     folder = tmp_path / "run"
     options = {"steps": 12, "checkpoint": folder, "checkpoint_interval": 0}
-    calls = []
-
-    def summed(network, data):
-        calls.append(1)
-        if len(calls) == 15:
-            raise KilledError
-        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
-
+    loss, _ = interrupted_at(15, KilledError)
     with pytest.raises(KilledError):
-        spectral_density(model, BatchLoss(summed), batch, strategy="rebuild", **options)
-    resumed = spectral_density(model, BatchLoss(summed), batch, **options)
+        spectral_density(model, loss, batch, strategy="rebuild", **options)
+    resumed = spectral_density(model, loss, batch, **options)
     assert resumed.settings["strategy"] == "rebuild"
-    whole = spectral_density(model, BatchLoss(summed), batch, steps=12, strategy="rebuild")
+    whole = spectral_density(model, loss, batch, steps=12, strategy="rebuild")
     assert np.array_equal(resumed.alpha, whole.alpha)
     assert np.array_equal(resumed.beta, whole.beta)
 
