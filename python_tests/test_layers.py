@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,73 @@ def unguarded_imports(tree: ast.AST) -> set[str]:
 def test_a_missing_package_is_reported_with_its_extra(path: Path) -> None:
     imports = unguarded_imports(ast.parse(path.read_text()))
     assert not imports - BASE_DEPENDENCIES - {"fastsam"} - set(sys.stdlib_module_names)
+
+
+def dotted(path: Path) -> str:
+    """Name of a module, such as ``fastsam.curvature.api``; that of a package has no ``__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Modules of this package that importing a module imports, without the packages they are in."""
+    known = {dotted(other) for other in PACKAGE.rglob("*.py")}
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {member if member in known else node.module for member in members}
+    return names & known - {dotted(path)}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {dotted(path): imported_at_once(path) for path in PACKAGE.rglob("*.py")}
+    assert sum(map(len, graph.values())) > 200
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"an import circle: {' < '.join(error.args[1])}")
+
+
+SHARED_CLASS_NAMES: dict[str, str] = {}
+"""Names that two public classes may have, with the reason."""
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(dotted(path))
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    assert len(places) > 100
+    assert {name: where for name, where in shared.items() if name not in SHARED_CLASS_NAMES} == {}
+    assert set(SHARED_CLASS_NAMES) <= set(shared), "a listed name is no longer shared: remove it"
+
+
+MOST_LINES = 400
+LONGER_FILES = {
+    "cli.py",
+    "longtail/config.py",
+    "longtail/data/dataset.py",
+    "longtail/recipes.py",
+    "longtail/trainer.py",
+    "optim/native_step.py",
+    "optim/sam.py",
+}
+"""Files that are about to be split by subject."""
+
+
+def test_no_file_outside_the_spectra_is_long() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+        if part(path) != "curvature"
+    }
+    longer = {name for name, count in lines.items() if count > MOST_LINES}
+    assert not longer - LONGER_FILES, f"more than {MOST_LINES} lines: split by subject"
+    assert not LONGER_FILES - longer, "a listed file is short or gone: remove it from the list"
 
 
 def test_there_is_no_torch_in_the_native_sources() -> None:
