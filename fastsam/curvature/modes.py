@@ -13,32 +13,25 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
 
-class FunctionMode(TorchFunctionMode, ABC):
-    """A context in which :meth:`call` stands in for every function of torch's Python interface."""
-
+class _Mode(ABC):
     @abstractmethod
     def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
         """Return the result of ``function(*arguments, **keywords)``, or of what replaces it."""
 
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        """Hand torch's call to :meth:`call`."""
-        return self.call(function, arguments, keywords or {})
+    def _handle(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.call(function, args, kwargs or {})
 
 
-class DispatchMode(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
-    """A context in which :meth:`call` stands in for every operation, below autograd."""
+class FunctionMode(_Mode, TorchFunctionMode):
+    """A context in which ``call`` stands in for every function of torch's Python interface."""
+
+    __torch_function__ = _Mode._handle
+
+
+class DispatchMode(_Mode, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which ``call`` stands in for every operation, below autograd."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
-    @abstractmethod
-    def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
-        """Return the result of ``function(*arguments, **keywords)``, or of what replaces it."""
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        """Hand torch's call to :meth:`call`."""
-        return self.call(function, arguments, keywords or {})
+    __torch_dispatch__ = _Mode._handle

@@ -307,6 +307,12 @@ def test_a_well_fitted_class_is_below_float32_and_not_asymmetric(margin):
     assert found.lambda_max == pytest.approx(float(values[-1]), rel=1e-6)
 
 
+def test_the_resolution_is_judged_where_params_is_an_iterator():
+    model, batch = fitted(torch.float32, 15.5)
+    with pytest.raises(ValueError, match="below the resolution of float32"):
+        spectral_density(model, nn.CrossEntropyLoss(), batch, steps=20, params=iter(["0", "2"]))
+
+
 # Operations
 
 
