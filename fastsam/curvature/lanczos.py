@@ -204,7 +204,7 @@ def lanczos(
         symmetry = Symmetry(recurrence, eps=eps) if settings.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=settings.tolerance, start=earlier)
         for step in range(earlier.done, earlier.done if earlier.ended else steps):
-            # Rows are numbered by step, or, without re-orthogonalisation, the last two are kept.
+            # Rows are numbered by step, or, without re-orthogonalization, the last two are kept.
             current = min(step, 1) if short else step
             product = operator.matmat(basis[:, current].to(operator.device))
             # A copy: the product may be the argument, a view, or memory of the operator's own.

@@ -205,7 +205,7 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Mode
 
     Raises:
         TypeError: ``loss_fn`` is neither callable nor a :class:`BatchLoss`.
-        ValueError: a criterion whose normalisation cannot be known, for example a class-weighted
+        ValueError: a criterion whose normalization cannot be known, for example a class-weighted
             one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``, or a subclass of these with a
             forward of its own that may ignore targets or is not a mean.
     """

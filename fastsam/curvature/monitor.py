@@ -22,7 +22,7 @@ JUDGED_EVERY = 5
 
 
 class Symmetry:
-    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronisation.
+    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronization.
 
     Attributes:
         asymmetry: the largest difference seen, a share of the operator's norm, float64 ``[probes]``.
