@@ -17,60 +17,35 @@ from fastsam.kernels import extension
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastsam"
 
-LAYERS: dict[str, set[str]] = {
-    "_native": set(),
-    "progress": {"text"},
-    "upload": set(),
-    "distributed": set(),
-    "threads": set(),
-    "cache": set(),
-    "extras": set(),
-    "files": set(),
-    "records": set(),
-    "text": set(),
-    "kernels": {"_native"},
-    "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "distributed", "extras", "progress", "files", "threads"},
-    "longtail": {
-        "optim",
-        "curvature",
-        "progress",
-        "upload",
-        "files",
-        "records",
-        "text",
-        "threads",
-        "cache",
-    },
-    "report": {"extras", "longtail", "optim", "curvature", "progress", "files", "records", "text"},
-    "demo": {"report", "longtail", "optim", "curvature", "progress", "files", "threads"},
-    "__main__": {"cli"},
-    "cli": {
-        "demo",
-        "report",
-        "longtail",
-        "optim",
-        "curvature",
-        "kernels",
-        "progress",
-        "files",
-        "text",
-    },
-}
-"""What each part of the package may import besides itself."""
-
-CORE = (
-    "kernels",
-    "optim",
-    "curvature",
+FOUNDATION = {
     "cache",
     "distributed",
     "extras",
+    "files",
+    "progress",
+    "records",
+    "text",
     "threads",
     "upload",
-    "files",
-    "text",
-)
+}
+"""Modules of one subject each, below everything but the native module and its face."""
+
+LAYERS: dict[str, set[str]] = {
+    "_native": set(),
+    **{name: set() for name in FOUNDATION},
+    "progress": {"text"},
+    "kernels": {"_native"},
+    "optim": {"kernels", *FOUNDATION},
+    "curvature": {"kernels", *FOUNDATION},
+    "longtail": {"optim", "curvature", *FOUNDATION},
+    "report": {"longtail", "optim", "curvature", *FOUNDATION},
+    "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
+    "__main__": {"cli"},
+    "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", *FOUNDATION},
+}
+"""What each part of the package may import besides itself."""
+
+CORE = ("kernels", "optim", "curvature", *FOUNDATION)
 BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
 """What `pip install fastsam` installs."""
 

@@ -94,8 +94,8 @@ class Comparison:
     trace: Estimate
     frobenius_norm_squared: Estimate
     mass_below: MassBelow
-    first: Spectrum = field(repr=False)
-    second: Spectrum = field(repr=False)
+    first: Spectrum = field(repr=False, compare=False)
+    second: Spectrum = field(repr=False, compare=False)
 
     @cached_property
     def wasserstein(self) -> float:

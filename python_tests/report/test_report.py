@@ -187,6 +187,26 @@ def test_page_is_self_contained_and_escapes() -> None:
     assert "times faster" not in plain
 
 
+def test_every_text_of_a_page_is_escaped() -> None:
+    evil = "<evil>&'\""
+    made = result("sgd", 80.0)
+    made = replace(
+        made,
+        config={**made.config, "data": evil, "model": evil},
+        sources={"lr": evil},
+        rule=evil,
+        environment={evil: evil},
+        subset_hash=evil,
+    )
+    shown = spectrum()
+    shown = replace(shown, subject=replace(shown.subject, run=evil))
+    timing = StepTiming([10.0], [40.0], 3, 100, 1e-8, 1, evil)
+    page = render([made], [shown], timing)
+    assert "<evil" not in page
+    # Heading, first sentence, rule, data, model, source, spectrum, timing, environment twice, hash.
+    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 11
+
+
 def test_report_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match=r"no result\.json"):
         write_report(tmp_path)

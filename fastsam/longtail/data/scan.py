@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastsam.cache import CACHE_VARIABLE, cache_folder
+from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.progress import ProgressBar
@@ -106,7 +107,8 @@ def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Sca
     The cache is a file in ``scans`` below :func:`fastsam.cache.cache_folder`. A file
     there that is damaged is written again; a folder that cannot be written is a warning.
     """
-    import PIL
+    with requires_extra("longtail", "a scan of image files"):
+        import PIL
 
     key = {
         "version": _VERSION,
