@@ -33,7 +33,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 def module() -> ModuleType:
-    """The native module.
+    """Return the native module.
 
     Raises:
         ImportError: it could not be loaded; the message says why and what to do.
@@ -48,7 +48,7 @@ def module() -> ModuleType:
 
 
 def backend(device: torch.device) -> Any:
-    """The launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
+    """Return the launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: there are no kernels for this device.
@@ -69,7 +69,7 @@ def backend(device: torch.device) -> Any:
 
 
 def execution(device: torch.device) -> Execution:
-    """Where and how a launch runs: torch's current stream on CUDA, torch's number of threads on the CPU."""
+    """Return where a launch runs: on torch's current stream on CUDA, with torch's threads on the CPU."""
     loaded = module()
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
@@ -78,7 +78,7 @@ def execution(device: torch.device) -> Execution:
 
 
 def build_info() -> dict[str, Any]:
-    """How the native module was built and what it finds on this machine.
+    """Return how the native module was built and what it finds on this machine.
 
     Example:
         >>> import fastsam

@@ -28,13 +28,13 @@ _Item = TypeVar("_Item")
 
 
 def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
-    """Everything that runs left in ``folder`` and the folders below it, plain optimizers first.
+    """Read the results, spectra and timing in ``folder`` and the folders below it.
 
-    Files of these names that are damaged or not ours are left out; one line each on standard error
-    says so.
+    Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
+    written by fastsam is skipped, with one line on standard error.
 
     Raises:
-        DataError: if there is no result at all.
+        DataError: there is no result at all.
     """
     results = _readable(Result.load, folder.rglob("result.json"))
     if not results:
@@ -50,7 +50,7 @@ def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTimi
 
 
 def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Item]:
-    """What ``load`` makes of the files that it can read."""
+    """Load the files that ``load`` can read, and report the others."""
     items = []
     for path in sorted(paths):
         try:
@@ -61,7 +61,7 @@ def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Ite
 
 
 def _order(label: int | None) -> int:
-    """Sorts spectra by class, that of all classes first."""
+    """Return a sort key for spectra: by class, that of all classes first."""
     return -1 if label is None else label
 
 
@@ -129,6 +129,6 @@ def _environment_table(result: Result) -> TextTable:
 
 
 def _title(result: Result) -> str:
-    """The data of a run, with its imbalance where it was made long-tailed."""
+    """Return the data set of a run, with its imbalance where it was made long-tailed."""
     imbalance = result.config.get("imbalance")
     return str(result.config["data"]) + ("" if imbalance is None else f", imbalance {imbalance:g}")
