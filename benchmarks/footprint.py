@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 
 if TYPE_CHECKING:
     from fastsam._native import Execution
@@ -64,14 +64,14 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 def _native_launches() -> Iterator[list[None]]:
     """Collects one entry for every native launch: each of them asks where and how it runs."""
     seen: list[None] = []
-    execution = native.execution
+    execution = extension.execution
 
     def counting(device: torch.device) -> Execution:
         seen.append(None)
         return execution(device)
 
-    native.execution = counting
+    extension.execution = counting
     try:
         yield seen
     finally:
-        native.execution = execution
+        extension.execution = execution

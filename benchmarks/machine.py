@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import fastsam
+from fastsam.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,8 +52,8 @@ def save(
     """Writes the results of a case beside their environment, as JSON named after case and timed device."""
     timed = torch.device(device)
     path = (folder or RESULTS) / f"{case}-{timed.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(timed), **results}, indent=2) + "\n")
+    content = {"environment": environment(timed), **results}
+    write_text(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

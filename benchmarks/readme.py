@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS
+from fastsam.files import write_text
 
 README = Path(__file__).parents[1] / "README.md"
 DOCUMENTS = (README, README.parent / "docs" / "glyphs.md")
@@ -22,7 +23,7 @@ class Readme:
 
     def run(self) -> None:
         for document in DOCUMENTS:
-            document.write_text(rendered(document.read_text()))
+            write_text(document, rendered(document.read_text("utf-8")))
 
 
 def rendered(text: str) -> str:

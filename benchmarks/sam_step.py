@@ -20,6 +20,7 @@ from benchmarks import footprint, peers
 from benchmarks.machine import copy_bandwidth, save
 from benchmarks.shapes import CASES, SWEEP, Shapes
 from benchmarks.timing import Ratio, interleaved
+from fastsam.threads import cpu_threads
 
 STEPS_TO_AGREE = 5
 FLOOR = "fused base alone"
@@ -68,19 +69,15 @@ class SamStep:
             valid = sorted([*CASES, *groups])
             raise SystemExit(f"unknown case {sorted(unknown)}; expected some of {valid}")
         threads = self.threads if device.type == "cpu" else (torch.get_num_threads(),)
-        before = torch.get_num_threads()
         rows: list[dict[str, Any]] = []
-        try:
-            for count in threads:
-                torch.set_num_threads(count)
+        for count in threads:
+            with cpu_threads(count):
                 bandwidth = copy_bandwidth(device)
                 for name, base in itertools.product(names, self.bases):
                     row = self._row(name, base, device, bandwidth)
                     if row is not None:
                         rows.append({"threads": count, **row})
                         self._write(rows)  # a run that is cut short keeps what it has
-        finally:
-            torch.set_num_threads(before)
         for peer, summary in _summary(rows).items():
             print(
                 f"over {summary['rows']} rows, {peer} took {summary['median']:.2f} times as long "

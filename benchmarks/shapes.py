@@ -7,28 +7,29 @@ Shapes = list[tuple[int, ...]]
 
 def resnet32() -> Shapes:
     """The CIFAR ResNet-32 (He et al. 2016): 95 tensors, 0.46 M parameters, option-A shortcuts."""
-    shapes: Shapes = [(16, 3, 3, 3), (16,), (16,)]
-    before = 16
-    for width in (16, 32, 64):
-        for _ in range(5):
-            shapes += [(width, before, 3, 3), (width,), (width,)]
-            shapes += [(width, width, 3, 3), (width,), (width,)]
-            before = width
-    return [*shapes, (10, 64), (10,)]
+    stem: Shapes = [(16, 3, 3, 3), (16,), (16,)]
+    return [*stem, *_basic_blocks((16, 32, 64), 5, projections=False), (10, 64), (10,)]
 
 
 def resnet18() -> Shapes:
     """ResNet-18 for ImageNet: 62 tensors, 11.7 M parameters."""
-    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
-    before = 64
-    for width in (64, 128, 256, 512):
-        for _ in range(2):
+    stem: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    blocks = _basic_blocks((64, 128, 256, 512), 2, projections=True)
+    return [*stem, *blocks, (1000, 512), (1000,)]
+
+
+def _basic_blocks(widths: tuple[int, ...], blocks: int, *, projections: bool) -> Shapes:
+    """Blocks of two 3x3 convolutions, ``blocks`` of each width, 1x1 shortcuts where it changes."""
+    shapes: Shapes = []
+    before = widths[0]
+    for width in widths:
+        for _ in range(blocks):
             shapes += [(width, before, 3, 3), (width,), (width,)]
             shapes += [(width, width, 3, 3), (width,), (width,)]
-            if before != width:
+            if projections and before != width:
                 shapes += [(width, before, 1, 1), (width,), (width,)]
             before = width
-    return [*shapes, (1000, 512), (1000,)]
+    return shapes
 
 
 def resnet50() -> Shapes:

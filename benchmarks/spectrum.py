@@ -45,6 +45,7 @@ from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.model import ModelOperator
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.longtail.models import build_model
+from fastsam.threads import cpu_threads
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -94,9 +95,12 @@ class Spectra:
 
     def run(self) -> None:
         """Run the case and write its results."""
-        torch.set_num_threads(self.threads)
         if self.peers is not None:
             sys.path.insert(0, str(self.peers))
+        with cpu_threads(self.threads):
+            self._run_parts()
+
+    def _run_parts(self) -> None:
         settings = {name: value for name, value in asdict(self).items() if name != "out"}
         settings["peers"] = peer_versions() if self.peers is not None else {}
         parts = PARTS if self.part == "all" else (self.part,)
@@ -435,7 +439,6 @@ def in_turn(
     outcomes: dict[str, Any] = {}
     own = threading.local()
     gradient = torch.autograd.grad
-    threads = torch.get_num_threads()
 
     def take(name: str) -> None:
         turn.wait_for(lambda: order[0] == name)
@@ -459,7 +462,6 @@ def in_turn(
 
     def work(name: str, run: Callable[[], Any]) -> None:
         own.name, own.random_state = name, random_state
-        torch.set_num_threads(threads)
         with turn:
             take(name)
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
-    from fastsam.kernels.native import build_info
+    from fastsam.kernels.extension import build_info
     from fastsam.optim import SAM, capture_step
 
 __all__ = [
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("BatchLoss", "Spectrum", "class_spectra", "spectral_density"), "curvature"),
-    "build_info": "kernels.native",
+    "build_info": "kernels.extension",
     **dict.fromkeys(("SAM", "capture_step"), "optim"),
 }
 _PARTS = ("curvature", "kernels", "optim")

@@ -71,9 +71,7 @@ class _Backend:
     def sam_update_sgd(
         self, execution: Execution, dtype: int, table: Buffer, scalars: SamScalars, scratch: int
     ) -> None: ...
-    def sam_update_adam(
-        self, execution: Execution, dtype: int, table: Buffer, scalars: SamScalars, scratch: int
-    ) -> None: ...
+    sam_update_adam = sam_update_sgd
     def add_noise(
         self, execution: Execution, dtype: int, table: Buffer, seed_and_step: int
     ) -> None: ...

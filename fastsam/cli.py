@@ -421,9 +421,9 @@ def _value(value: object) -> str:
 
 
 def _table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
-    from fastsam.report import Table
+    from fastsam.report import TextTable
 
-    return str(Table(header, rows))
+    return str(TextTable(header, rows))
 
 
 def _print_names() -> None:

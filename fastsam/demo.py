@@ -13,10 +13,10 @@ from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.landscape import REDRAWN, landscape
 from fastsam.longtail.results import Result, RunFolder, check_free
-from fastsam.longtail.runtime import cpu_threads
 from fastsam.report import accuracy_table, read_runs, spectrum_table, write_report
 from fastsam.report.figures import overview
 from fastsam.report.timing import time_sam_step
+from fastsam.threads import cpu_threads
 
 DATA, METHOD, OPTIMIZERS = "digits-lt", "ce-drw", ("sgd", "sam")
 HEAD_CLASS, TAIL_CLASS = 0, 9

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 OWN_FILES = ".fastsam-"
 """Prefix of the lock and of temporary files, which do not count as content of a folder."""
@@ -125,7 +125,7 @@ def _create_temporary(folder: Path) -> tuple[int, Path]:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             continue
-        _try_flock(handle)
+        _try_lock(handle, "flock")
         if os.fstat(handle).st_nlink:
             return handle, path
         os.close(handle)  # a process that starts took it for an orphan before it was locked
@@ -137,7 +137,7 @@ def remove_orphans(folder: Path) -> None:
         with suppress(OSError):
             handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
             try:
-                free = _try_flock(handle)
+                free = _try_lock(handle, "flock")
                 if free is None:
                     free = time.time() - os.fstat(handle).st_mtime > _ABANDONED_SECONDS
                 if free:
@@ -146,15 +146,20 @@ def remove_orphans(folder: Path) -> None:
                 os.close(handle)
 
 
-def _try_flock(handle: int) -> bool | None:
-    """Lock an open file: False if somebody else has it, None where there are no such locks."""
+def _try_lock(handle: int, kind: Literal["flock", "lockf"]) -> bool | None:
+    """Lock an open file: False if somebody else has it, None where there are no such locks.
+
+    A lock of ``flock`` belongs to the open file, and so to the children that this process forks as
+    well; one of ``lockf`` belongs to this process alone.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
 
+    lock = fcntl.flock if kind == "flock" else fcntl.lockf
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
     except OSError:
         return None
@@ -275,7 +280,7 @@ def _take(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            free = _try_lock(handle)
+            free = _try_lock(handle, "lockf")
             owner = os.read(handle, 300).decode("utf-8", "replace").split()
             if free is False or (free is None and owner and not _is_gone(owner)):
                 who = f"process {owner[1]} on {owner[0]}" if len(owner) == 2 else "another process"
@@ -298,34 +303,17 @@ def _take(path: Path) -> int:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool | None:
-    """A lock that belongs to this process and not, as flock's, to the children that it forks."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
-    return True
-
-
 def _is_gone(owner: list[str]) -> bool:
-    """Whether the process that a lock names is one of this host and no longer lives."""
+    """Return whether the process that a lock names is one of this host and no longer lives."""
     if len(owner) != 2 or owner[0] != socket.gethostname() or not owner[1].isdecimal():
         return False
-    if int(owner[1]) == os.getpid():
-        return True
+    import psutil
+
+    process = int(owner[1])
     try:
-        os.kill(int(owner[1]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
+        return process == os.getpid() or not psutil.pid_exists(process)
+    except OverflowError:  # a number that no process can have: the lock was not written by us
         return False
-    return False
 
 
 def _is_file_of(handle: int, path: Path) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from collections.abc import Iterator
 
 import hypothesis
 import hypothesis.core
 import numpy as np
 import pytest
 import torch
+
+from fastsam.threads import cpu_threads
 
 BASE_SEED = int(os.environ.get("FASTSAM_TEST_SEED", "0"))
 """Changes the random numbers of all tests. A test sees the same ones in every run with the same value."""
@@ -34,6 +37,13 @@ def _seed_global_generators(request: pytest.FixtureRequest) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Give torch one CPU thread for the time of the test."""
+    with cpu_threads(1):
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from fastsam.files import (
     write_bytes,
     write_text,
 )
+from python_tests.limits import file_size_limit
 
 
 def names(folder: Path) -> list[str]:
@@ -90,17 +90,6 @@ def test_file_and_folder_reach_the_disk_in_order(
     assert done == ["file", "rename", "folder"]
 
 
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """No file of this process may become larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_too_large_a_file_is_one_line_with_sizes(tmp_path: Path) -> None:
     """Whoever writes: a library in C++ (torch), one that seeks (NumPy), or plain Python."""
     path = tmp_path / "a.pt"
@@ -112,7 +101,7 @@ def test_too_large_a_file_is_one_line_with_sizes(tmp_path: Path) -> None:
         lambda file: file.write(values.numpy().tobytes()),
     )
     for write in writers:
-        with limited(1_000_000), pytest.raises(OSError, match="File too large") as caught:
+        with file_size_limit(1_000_000), pytest.raises(OSError, match="File too large") as caught:
             write_atomically(path, write)
         message = str(caught.value)
         assert f"{path} needs 2.0 MB, the limit on files (ulimit -f) is 1.0 MB" in message
@@ -127,7 +116,7 @@ def test_room_is_looked_for_before_it_is_needed(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     with pytest.raises(OSError, match=r"(No space left on device|File too large).* MB free"):
         check_room(tmp_path, free + (1 << 40))
-    with limited(10_000), pytest.raises(OSError, match=r"needs 0\.0 MB, the limit"):
+    with file_size_limit(10_000), pytest.raises(OSError, match=r"needs 0\.0 MB, the limit"):
         check_room(tmp_path, 20_000)
     assert names(tmp_path) == []
 
@@ -241,7 +230,7 @@ def test_a_child_of_a_killed_process_does_not_keep_the_folder(tmp_path: Path) ->
 def test_a_lock_on_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_try_lock", lambda handle: None)
+    monkeypatch.setattr(files, "_try_lock", lambda handle, kind: None)
     with (
         holder(tmp_path, "lock"),
         pytest.raises(FolderBusyError, match="if that process is gone, remove"),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Result
+from python_tests.limits import file_size_limit
 
 TINY = ["--epochs", "2", "--batch-size", "138", "--threads", "1", "--quiet"]
 SETTINGS = ["--method", "ce", "--optimizer", "sgd"]
@@ -119,17 +118,6 @@ def test_commands_on_a_disk_of_one_megabyte(small_disk: Path, run: Path, fails: 
     assert main([str(argument) for argument in ("report", small_disk)]) == 0
 
 
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """No file of this process may become larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 10_000])
 def test_commands_under_a_limit_on_files(
@@ -148,7 +136,7 @@ def test_commands_under_a_limit_on_files(
         ("report", out),
     )
     for command in commands:
-        with limited(size):
+        with file_size_limit(size):
             message = fails(*command)
         assert "File too large: " in message
         assert "the limit on files (ulimit -f) is 0.0 MB" in message

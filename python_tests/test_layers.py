@@ -7,45 +7,50 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastsam"
 
+FOUNDATION = {
+    "cache",
+    "distributed",
+    "extras",
+    "files",
+    "progress",
+    "records",
+    "text",
+    "threads",
+    "upload",
+}
+"""Modules of one subject each, below everything but the native module and its face."""
+
 LAYERS: dict[str, set[str]] = {
     "_native": set(),
+    **{name: set() for name in FOUNDATION},
     "progress": {"text"},
-    "upload": set(),
-    "files": set(),
-    "records": set(),
-    "text": set(),
     "kernels": {"_native"},
-    "optim": {"kernels", "upload"},
-    "curvature": {"kernels", "progress", "files"},
-    "longtail": {"optim", "curvature", "progress", "upload", "files", "records", "text"},
-    "report": {"longtail", "optim", "curvature", "progress", "files", "records", "text"},
-    "demo": {"report", "longtail", "optim", "curvature", "progress", "files"},
+    "optim": {"kernels", *FOUNDATION},
+    "curvature": {"kernels", *FOUNDATION},
+    "longtail": {"optim", "curvature", *FOUNDATION},
+    "report": {"longtail", "optim", "curvature", *FOUNDATION},
+    "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
     "__main__": {"cli"},
-    "cli": {
-        "demo",
-        "report",
-        "longtail",
-        "optim",
-        "curvature",
-        "kernels",
-        "progress",
-        "files",
-        "text",
-    },
+    "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", *FOUNDATION},
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", "upload", "files", "text")
-CORE_DEPENDENCIES = {"torch", "numpy", "fastsam"}
+CORE = ("kernels", "optim", "curvature", *FOUNDATION)
+BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
+"""What `pip install fastsam` installs."""
+
+CORE_IMPORTS = {"torch", "numpy", "fastsam"}
+"""What modules of the core may import at once; everything else waits until a function needs it."""
 
 
 def modules() -> list[Path]:
@@ -135,9 +140,116 @@ def top_level_imports(path: Path) -> set[str]:
     [path for path in modules() if part(path) in CORE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_the_core_needs_torch_and_numpy_only(path: Path) -> None:
-    foreign = top_level_imports(path) - CORE_DEPENDENCIES - set(sys.stdlib_module_names)
+def test_the_core_imports_torch_and_numpy_only(path: Path) -> None:
+    foreign = top_level_imports(path) - CORE_IMPORTS - set(sys.stdlib_module_names)
     assert not foreign
+
+
+def test_the_base_install_is_what_the_project_says() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    line = re.search(r"^dependencies = \[(.*)\]$", text, re.MULTILINE)
+    assert line is not None
+    assert set(re.findall(r'"([\w-]+)', line[1])) == BASE_DEPENDENCIES
+
+
+def is_guarded(node: ast.AST) -> bool:
+    """Whether imports inside say what to do where a package is missing, or never run."""
+    if isinstance(node, ast.With):
+        return "requires_extra(" in ast.unparse(node.items[0])
+    if isinstance(node, ast.Try):
+        caught = [ast.unparse(handler.type) for handler in node.handlers if handler.type]
+        return "ImportError" in caught
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def unguarded_imports(tree: ast.AST) -> set[str]:
+    """Packages that a module imports anywhere but inside a guard."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+        elif not is_guarded(node):
+            names |= unguarded_imports(node)
+    return names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if part(path) not in ("longtail", "cli", "demo")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_a_missing_package_is_reported_with_its_extra(path: Path) -> None:
+    imports = unguarded_imports(ast.parse(path.read_text()))
+    assert not imports - BASE_DEPENDENCIES - {"fastsam"} - set(sys.stdlib_module_names)
+
+
+def dotted(path: Path) -> str:
+    """Name of a module, such as ``fastsam.curvature.api``; that of a package has no ``__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Modules of this package that importing a module imports, without the packages they are in."""
+    known = {dotted(other) for other in PACKAGE.rglob("*.py")}
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {member if member in known else node.module for member in members}
+    return names & known - {dotted(path)}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {dotted(path): imported_at_once(path) for path in PACKAGE.rglob("*.py")}
+    assert sum(map(len, graph.values())) > 200
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"an import circle: {' < '.join(error.args[1])}")
+
+
+SHARED_CLASS_NAMES: dict[str, str] = {}
+"""Names that two public classes may have, with the reason."""
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(dotted(path))
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    assert len(places) > 100
+    assert {name: where for name, where in shared.items() if name not in SHARED_CLASS_NAMES} == {}
+    assert set(SHARED_CLASS_NAMES) <= set(shared), "a listed name is no longer shared: remove it"
+
+
+MOST_LINES = 400
+LONGER_FILES = {
+    "cli.py",
+    "longtail/config.py",
+    "longtail/data/dataset.py",
+    "longtail/recipes.py",
+    "longtail/trainer.py",
+    "optim/native_step.py",
+    "optim/sam.py",
+}
+"""Files that are about to be split by subject."""
+
+
+def test_no_file_outside_the_spectra_is_long() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+        if part(path) != "curvature"
+    }
+    longer = {name for name, count in lines.items() if count > MOST_LINES}
+    assert not longer - LONGER_FILES, f"more than {MOST_LINES} lines: split by subject"
+    assert not LONGER_FILES - longer, "a listed file is short or gone: remove it from the list"
 
 
 def test_there_is_no_torch_in_the_native_sources() -> None:
@@ -157,7 +269,7 @@ def test_the_native_module_links_no_torch() -> None:
     if shutil.which("ldd") is None:
         pytest.skip("there is no ldd on this system")
     linked = subprocess.run(
-        ["ldd", native.module().__file__ or ""], capture_output=True, text=True, check=True
+        ["ldd", extension.module().__file__ or ""], capture_output=True, text=True, check=True
     ).stdout
     assert "libstdc++" in linked or "libc++" in linked
     assert not re.search(r"libtorch|libc10|libcuda\.|libcudart", linked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,16 +13,10 @@ from fastsam.optim.plain import PlainSAM
 
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 STEPS = 20
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small_resnet(seed: int) -> nn.Module:

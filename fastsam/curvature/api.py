@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fastsam.curvature.data import DATA_MEMORY, read_batches
-from fastsam.curvature.distributed import gather_probes
 from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.lanczos import LanczosSettings, Reorthogonalize, lanczos
 from fastsam.curvature.losses import BatchLoss, LossFunction
 from fastsam.curvature.operators import Operator
 from fastsam.curvature.planning import Measurements
 from fastsam.curvature.prepared import prepared_run
+from fastsam.curvature.sharding import gather_probes
 from fastsam.curvature.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def spectral_density(
         operator = run.operator
         spectrum = _run(operator, run.settings, operator.identity)
     if shard == "probes":
-        spectrum = gather_probes(spectrum, run.ranks)
+        spectrum = gather_probes(spectrum, run.world)
     return replace(
         spectrum,
         loss=operator.loss,
@@ -180,7 +180,7 @@ def spectral_density(
             "data_verified": run.batches.fingerprint is not None,
             "freeze": freeze,
             "shard": shard,
-            "ranks": run.ranks.size,
+            "world_size": run.world.world_size,
         },
     )
 

@@ -49,7 +49,7 @@ class Progress:
 
 
 @dataclass
-class Checkpoint:
+class LanczosCheckpoint:
     """A folder that holds one run: a file per basis row, written once, and the state.
 
     The state is JSON with a checksum of its own and the SHA-256 of every row, so a run whose files

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fastsam.curvature.quadrature import Floats
 from fastsam.curvature.spectrum import Estimate, MassBelow, Spectrum
+from fastsam.extras import requires_extra
 
 
 def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
@@ -83,8 +85,8 @@ class Comparison:
         frobenius_norm_squared: likewise.
         mass_below: difference of the shares below the lower one of the default thresholds; its
             limits hold with 95 % confidence.
-        wasserstein: Wasserstein-1 distance of the two eigenvalue distributions, in units of
-            eigenvalues.
+        first: the first spectrum.
+        second: the second spectrum.
     """
 
     lambda_min: float
@@ -92,7 +94,23 @@ class Comparison:
     trace: Estimate
     frobenius_norm_squared: Estimate
     mass_below: MassBelow
-    wasserstein: float
+    first: Spectrum = field(repr=False, compare=False)
+    second: Spectrum = field(repr=False, compare=False)
+
+    @cached_property
+    def wasserstein(self) -> float:
+        """Wasserstein-1 distance of the two distributions of Ritz values, in units of eigenvalues.
+
+        Raises:
+            ImportError: SciPy is not installed.
+        """
+        with requires_extra("longtail", "the Wasserstein distance of spectra"):
+            from scipy.stats import wasserstein_distance
+        places, weights = (
+            [np.concatenate(getattr(spectrum, name)) for spectrum in (self.first, self.second)]
+            for name in ("nodes", "weights")
+        )
+        return float(wasserstein_distance(*places, *weights))
 
     @property
     def trace_z(self) -> float:
@@ -125,7 +143,8 @@ def compare(first: Spectrum, second: Spectrum) -> Comparison:
         trace=difference("trace"),
         frobenius_norm_squared=difference("frobenius_norm_squared"),
         mass_below=_mass_difference(first, second),
-        wasserstein=_wasserstein(first, second),
+        first=first,
+        second=second,
     )
 
 
@@ -139,19 +158,3 @@ def _mass_difference(first: Spectrum, second: Spectrum) -> MassBelow:
         lower=two.lower - one.upper,
         upper=two.upper - one.lower,
     )
-
-
-def _wasserstein(first: Spectrum, second: Spectrum) -> float:
-    """Area between the two cumulative distributions of the raw nodes."""
-    places = np.unique(np.concatenate([*first.nodes, *second.nodes]))
-    gaps = np.abs(_cumulative(first, places) - _cumulative(second, places))[:-1]
-    return float(gaps @ np.diff(places))
-
-
-def _cumulative(spectrum: Spectrum, places: Floats) -> Floats:
-    """Weight of the nodes at or left of each place, averaged over the probes."""
-    total = np.zeros(len(places))
-    for nodes, weights in zip(spectrum.nodes, spectrum.weights, strict=True):
-        sums = np.concatenate([[0.0], np.cumsum(weights)])
-        total += sums[np.searchsorted(nodes, places, side="right")]
-    return total / spectrum.probes

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos
 from fastsam.curvature.operators import Operator
-from fastsam.curvature.quadrature import tridiagonal
+from fastsam.curvature.quadrature import ritz_pairs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -95,7 +94,7 @@ def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
             f"{top} + {bottom} eigenpairs were asked for, the run found {order} Ritz values (a "
             "multiple eigenvalue counts once); take more steps or fewer pairs"
         )
-    _, coordinates = np.linalg.eigh(tridiagonal(run.alpha[0, :order], run.beta[0, :order]))
+    _, coordinates = ritz_pairs(run.alpha[0, :order], run.beta[0, :order])
     chosen = [order - 1 - index for index in range(top)] + list(range(bottom))
     assert run.basis is not None
     rows = run.basis[0, :order]

@@ -4,7 +4,7 @@ The theorem under test (Rangwani et al., NeurIPS 2022; Daneshmand et al., ICML 2
 condition that it rests on): with v the eigenvector of lambda_min and g_z the gradient of a
 minibatch z, the second moment of the component of the SAM gradient along v is ``(1 + rho
 lambda_min)^2 E<v, g_z>^2``. It uses the full Hessian for that of z, and a first-order Taylor
-expansion of the unnormalised SAM gradient ``g_z(w + rho g_z(w))``.
+expansion of the unnormalized SAM gradient ``g_z(w + rho g_z(w))``.
 
 **Amplification of the second moment is not escape.** The factor before squaring is negative for
 ``lambda_min < -1 / rho``: on a quadratic the expected step then points back to the saddle, which
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.eigenpairs import extreme_pairs
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
 from fastsam.curvature.model import ModelOperator, run_dtype
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products import HessianGraph
@@ -105,15 +105,15 @@ class EscapeReport:
     """Second moments along a direction v of curvature lambda = v'Hv, over minibatches z.
 
     All moments are means over the minibatches. ``g`` is the gradient of a minibatch, ``s`` the SAM
-    gradient ``g(w + rho g(w))`` (unnormalised) or ``g(w + rho g(w) / ||g(w)||)`` (normalised).
+    gradient ``g(w + rho g(w))`` (unnormalized) or ``g(w + rho g(w) / ||g(w)||)`` (normalized).
 
     Attributes:
         curvature: lambda of the whole data.
         rho: the ascent step's size.
         batches: number of minibatches.
         sgd: E<v, g>^2.
-        sam: E<v, s>^2 of the unnormalised form.
-        sam_normalized: E<v, s>^2 of the normalised form.
+        sam: E<v, s>^2 of the unnormalized form.
+        sam_normalized: E<v, s>^2 of the normalized form.
         predicted_factor: ``(1 + rho lambda)^2``, the theorem's.
         factor: ``sam / sgd``, measured.
         predicted_factor_normalized: ``E (1 + rho lambda / ||g||)^2 <v, g>^2 / sgd``: the same
@@ -180,7 +180,7 @@ def escape_report(
         model: as in :func:`fastsam.spectral_density`; evaluation mode.
         loss_fn: likewise.
         minibatches: an iterable of batches, each of which counts as one draw of z.
-        direction: a vector by parameter name, as :func:`negative_curvature` returns it; normalised
+        direction: a vector by parameter name, as :func:`negative_curvature` returns it; normalized
             here.
         rho: size of the ascent step.
         dtype: of weights and data; None for that of the parameters, at least float32.
@@ -204,8 +204,8 @@ def escape_report(
         model = unwrapped(model)
         batches = read_batches(minibatches, freeze=freeze)
         names = parameter_names(model, list(direction))
-        objective = make_objective(model, loss_fn)
-        loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
+        model_loss = make_model_loss(model, loss_fn)
+        loss = PureLoss(model_loss, names, dtype=run_dtype(model, names, dtype))
         vector = _unit(loss, direction)
         totals = _Moments()
         whole = ModelOperator(model, loss_fn, batches, params=names, dtype=loss.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsam.curvature.losses import CriterionObjective, is_likelihood, pair
+from fastsam.curvature.losses import CriterionLoss, is_likelihood, pair
 from fastsam.curvature.products import Graph, GraphBuilder, HessianGraph
 from fastsam.curvature.pure import PureLoss
 
@@ -164,14 +164,14 @@ def _fisher(loss: PureLoss, inputs: Tensor, targets: Tensor) -> Graph:
     return FactoredGraph(loss, leaves, losses, lambda vector: vector * inverse)
 
 
-def _criterion(loss: PureLoss) -> CriterionObjective:
-    if not isinstance(loss.objective, CriterionObjective):
+def _criterion(loss: PureLoss) -> CriterionLoss:
+    if not isinstance(loss.model_loss, CriterionLoss):
         raise ValueError(
             "Gauss-Newton and Fisher matrices need a criterion(outputs, targets); a BatchLoss "
             "does not say "
             "what the model's outputs are"
         )
-    return loss.objective
+    return loss.model_loss
 
 
 def graph_builder(curvature: str, *, seed: int) -> GraphBuilder:

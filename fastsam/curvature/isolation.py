@@ -124,23 +124,6 @@ def _set_switches(
 
 
 @contextmanager
-def thread_count(threads: int | None) -> Iterator[None]:
-    """Use this many CPU threads inside; None leaves them alone."""
-
-    def change() -> Callable[[], None]:
-        before = torch.get_num_threads()
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return lambda: torch.set_num_threads(before)
-
-    if threads is None:
-        yield
-        return
-    with _held("threads", change):
-        yield
-
-
-@contextmanager
 def undisturbed(model: nn.Module, *, repeatable: bool = False) -> Iterator[None]:
     """All of the above together, for the time of one run."""
     with evaluation_mode(model), exact_arithmetic(repeatable=repeatable):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.curvature.basis import allocated_basis, basis_bytes
-from fastsam.curvature.checkpoint import Checkpoint, Progress
+from fastsam.curvature.checkpoint import LanczosCheckpoint, Progress
 from fastsam.curvature.checks import check_count, check_number
 from fastsam.curvature.monitor import Monitor, Symmetry
 from fastsam.curvature.operators import Operator, checked_product
@@ -204,7 +204,7 @@ def lanczos(
         symmetry = Symmetry(recurrence, eps=eps) if settings.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=settings.tolerance, start=earlier)
         for step in range(earlier.done, earlier.done if earlier.ended else steps):
-            # Rows are numbered by step, or, without re-orthogonalisation, the last two are kept.
+            # Rows are numbered by step, or, without re-orthogonalization, the last two are kept.
             current = min(step, 1) if short else step
             product = operator.matmat(basis[:, current].to(operator.device))
             # A copy: the product may be the argument, a view, or memory of the operator's own.
@@ -249,7 +249,7 @@ def lanczos(
 
 def _open_checkpoint(
     settings: LanczosSettings, identity: Mapping[str, Any], dimension: int
-) -> Checkpoint | None:
+) -> LanczosCheckpoint | None:
     if settings.checkpoint is None:
         return None
     own = {
@@ -262,7 +262,7 @@ def _open_checkpoint(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    return Checkpoint(
+    return LanczosCheckpoint(
         Path(settings.checkpoint),
         {**own, **identity},
         interval=settings.checkpoint_interval,

@@ -35,7 +35,7 @@ class BatchLoss:
     function: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
 
 
-class Objective(nn.Module):
+class ModelLoss(nn.Module):
     """A model together with its loss: maps a batch to (sum of its losses, weight of that sum).
 
     The model is the submodule ``model``, so that the names of its parameters are ``model.<name>``.
@@ -67,7 +67,7 @@ class Objective(nn.Module):
         return loss.reshape(()), weight.detach().to(loss.device)
 
 
-class CriterionObjective(Objective):
+class CriterionLoss(ModelLoss):
     """``criterion(model(inputs), targets)`` over batches ``(inputs, targets)``, un-averaged."""
 
     separable = True
@@ -200,19 +200,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return bare
 
 
-def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objective:
+def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> ModelLoss:
     """Join a model and a loss function, as :func:`fastsam.spectral_density` describes.
 
     Raises:
         TypeError: ``loss_fn`` is neither callable nor a :class:`BatchLoss`.
-        ValueError: a criterion whose normalisation cannot be known, for example a class-weighted
+        ValueError: a criterion whose normalization cannot be known, for example a class-weighted
             one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``, or a subclass of these with a
             forward of its own that may ignore targets or is not a mean.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(loss_fn, BatchLoss):
-        return Objective(model, loss_fn)
+        return ModelLoss(model, loss_fn)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a criterion or a BatchLoss, got {type(loss_fn).__name__}")
     if loss_fn is F.cross_entropy:
@@ -239,7 +239,7 @@ def make_objective(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Objec
             "them is not known; "
             "use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
         )
-    return CriterionObjective(model, loss_fn)
+    return CriterionLoss(model, loss_fn)
 
 
 def _refuse_unknown_mean(criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from fastsam.curvature.captured import Captured, device_product
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.data import Batches, one_batch
-from fastsam.curvature.distributed import Ranks, share_of_samples
 from fastsam.curvature.factored import graph_builder
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_objective, unwrapped
+from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
 from fastsam.curvature.planning import (
     JOINED_SAMPLES,
     Measurements,
@@ -34,7 +33,9 @@ from fastsam.curvature.products import (
 )
 from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
 from fastsam.curvature.randomness import USER_CODE
+from fastsam.curvature.sharding import shard_of_samples
 from fastsam.curvature.structure import sample_count, tensors_of
+from fastsam.distributed import World
 
 _COMPARED = 4
 """Batches on which a criterion's samples are checked to be independent."""
@@ -59,7 +60,7 @@ class ModelOperator:
             it.
         kept: number of passes whose graphs ``"mixed"`` keeps; None for what fits.
         seed: of the targets drawn for ``"fisher-mc"``.
-        ranks: processes over which the samples are shared out; None for this one alone.
+        world: processes that share the samples; one process by default.
 
     Attributes:
         loss: the mean loss.
@@ -88,24 +89,23 @@ class ModelOperator:
         micro_batch: int | None = None,
         kept: int | None = None,
         seed: int = 0,
-        ranks: Ranks | None = None,
+        world: World = World(),  # noqa: B008 (frozen)
     ) -> None:
         check_strategy(strategy, curvature=curvature, held=batches.held)
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, unit="samples")
         model = unwrapped(model)
         self._build = graph_builder(curvature, seed=seed)
-        objective = make_objective(model, loss_fn)
+        model_loss = make_model_loss(model, loss_fn)
         names = parameter_names(model, params)
         self.params = shortest_selection(model, names)
-        self._loss = PureLoss(objective, names, dtype=run_dtype(model, names, dtype))
-        if micro_batch is not None and not objective.separable:
+        self._loss = PureLoss(model_loss, names, dtype=run_dtype(model, names, dtype))
+        if micro_batch is not None and not model_loss.separable:
             raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
-        ranks = Ranks() if ranks is None else ranks
-        if ranks.size > 1:
-            batches = share_of_samples(batches, ranks, separable=objective.separable)
-        self._reduce = ranks.reducer()
-        self._alone = ranks.size == 1 and micro_batch is None
+        if world.world_size > 1:
+            batches = shard_of_samples(batches, world, separable=model_loss.separable)
+        self._world = world
+        self._alone = world.world_size == 1 and micro_batch is None
         self._batches = pieces(batches, micro_batch)
         self._survey()
         self.curvature = curvature
@@ -159,7 +159,7 @@ class ModelOperator:
             self._batches = pieces(self._batches, plan.micro_batch)
         # Targets for fisher-mc are drawn batch by batch: they stay as they are.
         held = self.strategy in HOLDING and self.micro_batch is None
-        if held and self._loss.objective.separable and self.curvature != "fisher-mc":
+        if held and self._loss.model_loss.separable and self.curvature != "fisher-mc":
             self._batches = joined(self._batches, JOINED_SAMPLES)
         if self.strategy == "mixed" and self._kept is None:
             ends = np.cumsum([sample_count(batch) for batch in self._batches])
@@ -184,7 +184,9 @@ class ModelOperator:
                     held=self._batches.held,
                     kept=self._kept or 0,
                 )
-            return self._reduce(self._product(vectors)) / self.weight
+            product = self._product(vectors)
+            self._world.all_reduce([product])
+            return product / self.weight
 
     @property
     def replayed(self) -> bool | str:
@@ -243,8 +245,9 @@ class ModelOperator:
             total_weight += weight.double().cpu()
         self._refuse_coupled(first, alone=len(first) == 1 and self._alone)
         totals = torch.stack([total_loss, total_weight]).to(self.device)
-        total_loss, total_weight = self._reduce(totals).cpu()
-        total_gradient = self._reduce(total_gradient)
+        self._world.all_reduce([totals])
+        self._world.all_reduce([total_gradient])
+        total_loss, total_weight = totals.cpu()
         self.weight = float(total_weight)
         if not self.weight > 0:
             raise ValueError(
@@ -268,7 +271,7 @@ class ModelOperator:
                 other.
             alone: whether the data are one batch that nothing has cut.
         """
-        if not first or not self._loss.objective.separable:
+        if not first or not self._loss.model_loss.separable:
             return
         half = -(-sample_count(first[0]) // 2)
         several = replace(one_batch(first[0]), source=first)
@@ -284,7 +287,7 @@ class ModelOperator:
                 losses, weights = zip(*map(self._evaluate, whole), strict=True)
                 separate = [self._evaluate(part)[0] for part in parts]
             except Exception:  # a model or loss for batches of one size: they stay as they are
-                self._loss.objective.separable = False
+                self._loss.model_loss.separable = False
                 return
             loss = sum(losses)
             size = max(map(abs, (*losses, *separate)))
@@ -300,7 +303,7 @@ class ModelOperator:
                 "own? Pass a single batch, or use fastsam.curvature.BatchLoss(lambda model, batch: "
                 "(loss_sum, weight)), whose batches stay as they are"
             )
-        self._loss.objective.separable = False
+        self._loss.model_loss.separable = False
 
     def _evaluate(self, batch: Any) -> tuple[float, float]:
         """(sum of losses, weight) of a batch."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsam.curvature.checkpoint import STATE_ARRAYS, Progress
 from fastsam.curvature.operators import AsymmetryError
-from fastsam.curvature.quadrature import tridiagonal
+from fastsam.curvature.quadrature import ritz_pairs
 from fastsam.kernels.lanczos import Recurrence
 
 HOST_LAG = 2
@@ -22,7 +22,7 @@ JUDGED_EVERY = 5
 
 
 class Symmetry:
-    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronisation.
+    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronization.
 
     Attributes:
         asymmetry: the largest difference seen, a share of the operator's norm, float64 ``[probes]``.
@@ -164,7 +164,7 @@ def _converged(recurrence: Recurrence, tolerance: float) -> bool:
     for probe, order in enumerate(recurrence.steps_taken.tolist()):
         alpha = recurrence.alpha[probe, :order].numpy()
         beta = recurrence.beta[probe, :order].numpy()
-        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, beta))
+        nodes, vectors = ritz_pairs(alpha, beta)
         residuals = np.abs(beta[order - 1] * vectors[-1])
         starts.append((float(nodes[0]), float(residuals[0])))
         ends.append((float(nodes[-1]), float(residuals[-1])))

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.extras import requires_extra
+
 
 @runtime_checkable
 class Operator(Protocol):
@@ -224,10 +226,8 @@ def to_scipy(operator: Operator) -> Any:
         >>> to_scipy(MatrixOperator(torch.eye(3))).shape
         (3, 3)
     """
-    try:
+    with requires_extra("longtail", "a SciPy LinearOperator"):
         from scipy.sparse.linalg import LinearOperator
-    except ImportError as error:
-        raise ImportError("a SciPy LinearOperator needs scipy: pip install scipy") from error
 
     def matmat(columns: Any) -> Any:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsam.curvature.captured import device_product
 from fastsam.curvature.data import Batches
 from fastsam.curvature.differentiable import refuse_undifferentiable
 from fastsam.curvature.memory import plan_bytes, readable
+from fastsam.curvature.modes import Arguments, DispatchMode, Keywords
 from fastsam.curvature.products import (
     HESSIAN_ONLY,
     HOLDING,
@@ -325,7 +325,7 @@ def _most_samples(cost: Cost, room: int, samples: int) -> int:
 
 
 def _cuttable(loss: PureLoss, batch: Any) -> bool:
-    return loss.objective.separable and sample_count(batch) > 1
+    return loss.model_loss.separable and sample_count(batch) > 1
 
 
 def _head(batch: Any, count: int) -> Any:
@@ -334,21 +334,16 @@ def _head(batch: Any, count: int) -> Any:
     )
 
 
-class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveStorage(DispatchMode):
     """Bytes of the tensors that were made inside the context and are still alive."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._made: list[tuple[StorageWeakRef, int]] = []
 
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        arguments: tuple[Any, ...] = (),
-        keywords: dict[str, Any] | None = None,
-    ) -> Any:
-        result = function(*arguments, **(keywords or {}))
+    def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
+        """Call ``function`` and remember the storage of what it made."""
+        result = function(*arguments, **keywords)
         given = {tensor.untyped_storage()._cdata for tensor in tensors_of((arguments, keywords))}
         for tensor in tensors_of(result):
             if tensor.untyped_storage()._cdata in given:  # a view of what was there
@@ -359,6 +354,7 @@ class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def count(self) -> int:
+        """Return the bytes that are still alive."""
         alive: dict[int, int] = {}
         for reference, size in self._made:
             if not reference.expired():  # type: ignore[no-untyped-call]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastsam.extras import requires_extra
+
 if TYPE_CHECKING:
     from fastsam.curvature.spectrum import Spectrum
 
@@ -90,10 +92,8 @@ def plot_spectra(
 
 
 def _pyplot() -> Any:
-    try:
+    with requires_extra("longtail", "a plot of spectra"):
         from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return pyplot
 
 

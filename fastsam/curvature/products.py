@@ -4,8 +4,8 @@
 strategy                  cost of a product, in gradients              held between products
 ========================  ===========================================  ====================
 ``kept-graph``            about 2: backward through a kept backward    graph of every batch
-``kept-graph-batched``    the same, all probes in one vectorised pass  graph of every batch
-``forward-over-reverse``  about 3 per probe in one vectorised pass     nothing
+``kept-graph-batched``    the same, all probes in one vectorized pass  graph of every batch
+``forward-over-reverse``  about 3 per probe in one vectorized pass     nothing
 ``rebuild``               1 and about 2 for each probe                 nothing
 ``mixed``                 kept-graph for some batches, then rebuild    graph of what fits
 ========================  ===========================================  ====================
@@ -40,7 +40,7 @@ class Graph(Protocol):
         """The tensors from which products go backward."""
 
     def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """``[probes, n]`` to ``[probes, n]``; ``batched`` vectorises over the probes."""
+        """``[probes, n]`` to ``[probes, n]``; ``batched`` vectorizes over the probes."""
 
 
 GraphBuilder = Callable[[PureLoss, Any, int], Graph]
@@ -152,13 +152,13 @@ class Mixed:
 
 
 class KeptGraphBatched(KeptGraph):
-    """:class:`KeptGraph` with all probes in one vectorised pass."""
+    """:class:`KeptGraph` with all probes in one vectorized pass."""
 
     batched = True
 
 
 class ForwardOverReverse:
-    """Forward-mode derivative of the gradient, all probes in one vectorised pass; holds nothing."""
+    """Forward-mode derivative of the gradient, all probes in one vectorized pass; holds nothing."""
 
     def __init__(self, loss: PureLoss, batches: Iterable[Any]) -> None:
         _load_forward_mode()

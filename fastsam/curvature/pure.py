@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsam.curvature.losses import Objective
+from fastsam.curvature.losses import ModelLoss
 from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
 from fastsam.curvature.second_order import TwiceDifferentiable
 from fastsam.curvature.structure import map_tensors
@@ -24,7 +24,7 @@ class PureLoss:
     """The summed loss as a pure function of chosen parameters; the model itself is never touched.
 
     Args:
-        objective: model and loss.
+        model_loss: the model together with its loss.
         names: names of the chosen parameters, as in ``model.named_parameters()``.
         dtype: every floating-point parameter, buffer and input is converted to it.
 
@@ -34,12 +34,12 @@ class PureLoss:
         dimension: n, the sum of the sizes.
     """
 
-    def __init__(self, objective: Objective, names: Sequence[str], *, dtype: torch.dtype) -> None:
-        self.objective = objective
+    def __init__(self, model_loss: ModelLoss, names: Sequence[str], *, dtype: torch.dtype) -> None:
+        self.model_loss = model_loss
         self.names = tuple(names)
         self.dtype = dtype
         with USER_CODE:  # no other run's parameters lie in the model
-            state = dict((*objective.named_parameters(), *objective.named_buffers()))
+            state = dict((*model_loss.named_parameters(), *model_loss.named_buffers()))
         self._originals = [state.pop(f"model.{name}") for name in names]
         # Copies, so that a module that writes into a buffer or, as nn.Embedding(max_norm=) does, into
         # a parameter writes into ours.
@@ -56,15 +56,15 @@ class PureLoss:
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
         """(sum of losses, weight) of a batch on the run's device, at ``parameters``."""
         with self._installed(parameters):
-            loss, weight = self.objective(batch)
+            loss, weight = self.model_loss(batch)
         return loss, weight
 
     def call(
         self, method: str, parameters: Sequence[Tensor], *arguments: Any, **keywords: Any
     ) -> Any:
-        """Another method of the objective at ``parameters``."""
+        """Call another method of the model together with its loss at ``parameters``."""
         with self._installed(parameters):
-            return getattr(self.objective, method)(*arguments, **keywords)
+            return getattr(self.model_loss, method)(*arguments, **keywords)
 
     def gradient(
         self, batch: Any, leaves: Sequence[Tensor], *, differentiable: bool
@@ -152,7 +152,7 @@ class PureLoss:
         undo: list[Callable[[], None]] = []
         with USER_CODE:
             try:
-                for module in self.objective.modules():
+                for module in self.model_loss.modules():
                     tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
                     for table in tables:
                         for name, old in list(table.items()):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.polynomial.chebyshev import Chebyshev
 from numpy.typing import NDArray
 
@@ -31,10 +32,20 @@ _SUM_ROUNDING = 1e-12
 """What rounding may change a sum of weights by."""
 
 
-def tridiagonal(alpha: Floats, beta: Floats) -> Floats:
-    """The matrix T ``[order, order]`` of its diagonal and its off-diagonal."""
-    off = beta[: len(alpha) - 1]
-    return np.diag(alpha) + np.diag(off, 1) + np.diag(off, -1)
+def ritz_pairs(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
+    """Diagonalize T, on the CPU in float64.
+
+    Args:
+        alpha: diagonal of T, ``[order]``.
+        beta: off-diagonal, at least ``[order - 1]``; what is beyond is not part of T.
+
+    Returns:
+        The eigenvalues, ascending, ``[order]``, and the eigenvectors as columns, ``[order, order]``.
+    """
+    diagonal, off = torch.from_numpy(alpha), torch.from_numpy(beta[: len(alpha) - 1])
+    # eigh reads the lower triangle alone.
+    nodes, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off, -1))
+    return nodes.numpy(), vectors.numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +65,7 @@ class Quadrature:
 
     @cached_property
     def _eigen(self) -> tuple[Floats, Floats]:
-        nodes, vectors = np.linalg.eigh(tridiagonal(self.alpha, self.beta))
-        return nodes, vectors
+        return ritz_pairs(self.alpha, self.beta)
 
     @property
     def nodes(self) -> Floats:
@@ -116,7 +126,7 @@ class Quadrature:
         else:
             alpha = self.alpha.copy()
             alpha[-1] -= self.beta[-1] ** 2 / pull
-        nodes, vectors = np.linalg.eigh(tridiagonal(alpha, self.beta))
+        nodes, vectors = ritz_pairs(alpha, self.beta)
         return nodes, vectors[0] ** 2
 
     def integral(

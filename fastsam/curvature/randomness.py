@@ -12,13 +12,14 @@ import hashlib
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastsam.curvature.modes import Arguments, DispatchMode, Keywords
 
 USER_CODE = threading.RLock()
 """Held while code of the user's runs on things of ours: parameters in a module, random streams."""
@@ -154,22 +155,16 @@ def _taking_a_generator(function: Any) -> Any:
     return None
 
 
-class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Drawing(DispatchMode):  # type: ignore[no-untyped-call]
     """Gives the run's generators to every operation of this thread that draws from a global one."""
 
     def __init__(self, streams: Randomness) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._streams = streams
         self._process = os.getpid()
 
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        arguments: tuple[Any, ...] = (),
-        keywords: dict[str, Any] | None = None,
-    ) -> Any:
-        keywords = keywords or {}
+    def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
+        """Call ``function``, with a generator of the run's where it draws."""
         draws = torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
         own = any(isinstance(value, torch.Generator) for value in (*arguments, *keywords.values()))
         # A DataLoader's worker is a copy of this process and has generators of its own.

@@ -1,10 +1,9 @@
 """Second derivatives: those that torch lacks, and cheap ones of convolutions and BatchNorm.
 
 torch differentiates a convolution's backward by convolutions with image-sized kernels, and that of
-BatchNorm by a long chain of passes over the activations. Inside :class:`FastSecondOrder` both are
-replaced by
-equivalents: the same values up to rounding, the same first derivatives, second derivatives from the
-kernels that torch uses for first ones. What cannot be replaced is left to torch.
+BatchNorm by a long chain of passes over the activations. :class:`FastSecondOrder` replaces both by
+equivalents: the same values up to rounding, the same first derivatives, and second derivatives from
+the kernels that torch uses for first ones. It leaves to torch what it cannot replace.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from fastsam.curvature.modes import Arguments, FunctionMode, Keywords
 
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""
 
 
-class TwiceDifferentiable(TorchFunctionMode):
+class TwiceDifferentiable(FunctionMode):
     """Runs a model's forward pass without autocast and with operations that have second derivatives.
 
     A model that enters ``torch.autocast`` itself would compute in 16 bits, whatever the caller's own
@@ -37,13 +37,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         super().__init__()
         self._kinds = {"cpu", device.type}
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        arguments: tuple[Any, ...] = (),
-        keywords: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
         """Call ``function``, or its replacement, without autocast."""
         if function is F.hardsigmoid:
             function = _hardsigmoid
@@ -51,7 +45,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             for kind in self._kinds:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
-            return function(*arguments, **(keywords or {}))
+            return function(*arguments, **keywords)
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -60,18 +54,11 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(output) if inplace else output
 
 
-class FastSecondOrder(TorchFunctionMode):
+class FastSecondOrder(FunctionMode):
     """Replaces convolutions and evaluation-mode ``batch_norm`` inside the context."""
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        arguments: tuple[Any, ...] = (),
-        keywords: dict[str, Any] | None = None,
-    ) -> Any:
-        """Route a call of torch's to its replacement, if it has one."""
-        keywords = keywords or {}
+    def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
+        """Call the replacement of ``function``, if it has one, else ``function`` itself."""
         if function in _CONVOLUTIONS:
             result = _convolution(_CONVOLUTIONS[function], *arguments, **keywords)
         elif function is F.batch_norm:
@@ -205,7 +192,7 @@ def _batch_norm(
     scale = torch.rsqrt(running_var + eps)
     if weight is not None:
         scale = scale * weight
-    centred = input - running_mean.view(shape)
+    centered = input - running_mean.view(shape)
     if bias is None:
-        return centred * scale.view(shape)
-    return torch.addcmul(bias.view(shape), centred, scale.view(shape))
+        return centered * scale.view(shape)
+    return torch.addcmul(bias.view(shape), centered, scale.view(shape))

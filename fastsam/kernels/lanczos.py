@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class Recurrence:
     Attributes:
         alpha: diagonal of T, float64 ``[probes, steps]``.
         beta: off-diagonal of T, float64 ``[probes, steps]``; ``beta[:, j]`` joins steps j and j + 1 and is
-            the norm *after* re-orthogonalisation, 0 where the run broke down.
+            the norm *after* re-orthogonalization, 0 where the run broke down.
         bound: running upper bound on the norm of T (largest absolute row sum), float64 ``[probes]``.
         active: uint8 ``[probes]``; 0 once a probe's Krylov space is exhausted.
         steps_taken: int64 ``[probes]``; the order of each probe's T.
@@ -62,17 +62,17 @@ def orthogonalize(
     step: int,
     eps: float,
 ) -> None:
-    """Orthogonalise the product of a Lanczos step and advance the recurrence, without host synchronisation.
+    """Orthogonalize the product of a Lanczos step and advance the recurrence, without host synchronization.
 
     With Q = ``rows`` and w = ``vector``: c1 = Q w; w -= Q^T c1 and c2 = Q w; w -= Q^T c2; alpha = c1 + c2 at
     the last row; beta = ||w||; successor = w / beta. A probe whose beta falls to 64 eps ||T|| becomes
     inactive: its beta is recorded as 0, its successor as 0, and later steps leave its T alone.
 
     Args:
-        rows: basis vectors to orthogonalise against, ``[probes, count, n]``, the last of them the current
+        rows: basis vectors to orthogonalize against, ``[probes, count, n]``, the last of them the current
             one; float32 or float64; the last dimension contiguous, the others of any stride.
         vector: the operator's product with the current basis vectors, ``[probes, n]``, dtype of ``rows``;
-            overwritten by the orthogonalised, unnormalised residual.
+            overwritten by the orthogonalized, unnormalized residual.
         successor: where the next basis vectors go, ``[probes, n]`` (a view into the basis); None at the
             last step.
         recurrence: T so far; column ``step`` is written.
@@ -95,11 +95,11 @@ def orthogonalize(
     """
     _check(rows, vector, successor, recurrence, step)
     probes, count, size = rows.shape
-    backend = native.backend(rows.device)
+    backend = extension.backend(rows.device)
     backend.orthogonalize(
-        native.execution(rows.device),
-        native.DTYPE_CODES[rows.dtype],
-        native.module().LanczosStep(
+        extension.execution(rows.device),
+        extension.DTYPE_CODES[rows.dtype],
+        extension.module().LanczosStep(
             rows=rows.data_ptr(),
             probe_stride=rows.stride(0),
             row_stride=rows.stride(1),
@@ -112,7 +112,7 @@ def orthogonalize(
             step=step,
             eps=eps,
         ),
-        native.module().Recurrence(
+        extension.module().Recurrence(
             alpha=recurrence.alpha.data_ptr(),
             beta=recurrence.beta.data_ptr(),
             bound=recurrence.bound.data_ptr(),

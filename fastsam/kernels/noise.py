@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 from fastsam.kernels.sam import TensorTable
 
 
@@ -48,9 +48,9 @@ def add_noise(
     if seed_and_step.device != table.device:
         raise ValueError(f"seed_and_step is on {seed_and_step.device}, the table on {table.device}")
     table.set_noise(scales, streams)
-    native.backend(table.device).add_noise(
-        native.execution(table.device),
-        native.DTYPE_CODES[table.dtype],
+    extension.backend(table.device).add_noise(
+        extension.execution(table.device),
+        extension.DTYPE_CODES[table.dtype],
         table.cells,
         seed_and_step.data_ptr(),
     )

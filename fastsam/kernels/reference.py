@@ -1,7 +1,7 @@
 """What every native kernel computes, written in plain PyTorch and meant to be read.
 
 Each function has the name and the meaning of the native call of the same name. They are the oracles of
-the kernel tests; nothing in the library calls them at run time. They favour clarity over speed, run on
+the kernel tests; nothing in the library calls them at run time. They favor clarity over speed, run on
 any device and dtype, and accumulate every sum in float64, as the native kernels do.
 """
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 BREAKDOWN_FACTOR = 64.0
 """A Lanczos run ends where ``beta <= BREAKDOWN_FACTOR * eps * ||T||``: the rest is rounding noise."""
+
+PER_COUNTER = 4
+"""Normal numbers that one Philox counter gives."""
+
+ROUNDED_PER_COUNTER = 8
+"""Elements whose stochastic rounding draws from one Philox counter, 16 bits each."""
 
 
 def orthogonalize(
@@ -73,13 +79,13 @@ def perturb(
     scale = rho / (norm + 1e-12)
     if not torch.isfinite(torch.tensor(scale)) or not torch.isfinite(torch.tensor(norm)):
         return weight.clone()
-    normalisation = weight.double().abs() + eta if adaptive else 1.0
-    return (weight.double() + normalisation**2 * gradient.double() * scale).to(weight.dtype)
+    normalization = weight.double().abs() + eta if adaptive else 1.0
+    return (weight.double() + normalization**2 * gradient.double() * scale).to(weight.dtype)
 
 
 def rounding_bits(squared_norm: float, row: int, count: int) -> Tensor:
     """What stochastic rounding draws for the elements of a weight: int64 ``[count]`` in [0, 2^16)."""
-    blocks = np.arange(-(-count // 8), dtype=np.uint64)
+    blocks = np.arange(-(-count // ROUNDED_PER_COUNTER), dtype=np.uint64)
     counters = np.zeros((blocks.size, 4), dtype=np.uint32)
     counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
     counters[:, 1] = blocks >> np.uint64(32)
@@ -184,7 +190,7 @@ def philox(counters: np.ndarray, key: int) -> np.ndarray:
 
 def standard_normal(seed: int, step: int, stream: int, count: int) -> Tensor:
     """The numbers that the kernels draw, float64 ``[count]``: Philox and Box-Muller."""
-    blocks = np.arange(-(-count // 4), dtype=np.uint64)
+    blocks = np.arange(-(-count // PER_COUNTER), dtype=np.uint64)
     counters = np.empty((blocks.size, 4), dtype=np.uint32)
     counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
     counters[:, 1] = blocks >> np.uint64(32)

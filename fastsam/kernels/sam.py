@@ -1,7 +1,7 @@
 """The phases of a SAM step over many tensors at once: norm, perturb, check, restore, update.
 
 A :class:`TensorTable` holds the addresses of the tensors of one dtype and device; the functions of this
-module launch one native pass over it each. Nothing here synchronises with the device.
+module launch one native pass over it each. Nothing here synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 
 _EMPTY = 16
 """Address of the gradient of an empty tensor, which has no memory but is there; never read."""
@@ -43,7 +43,7 @@ class TensorTable:
         weights: the tensors to work on, all of one device and one of float32, float64, bfloat16, float16;
             dense in memory (any order of strides).
         groups: row of the block of hyper-parameters that belongs to each weight.
-        adaptive: whether ASAM's normalisation applies to each weight.
+        adaptive: whether ASAM's normalization applies to each weight.
         stochastic: whether the ascent rounds each weight stochastically; None for none. It makes a
             difference to 16-bit weights only.
 
@@ -63,7 +63,7 @@ class TensorTable:
             raise ValueError("a table needs at least one tensor")
         self.device = weights[0].device
         self.dtype = weights[0].dtype
-        if self.dtype not in native.DTYPE_CODES:
+        if self.dtype not in extension.DTYPE_CODES:
             raise ValueError(
                 f"fastsam has kernels for float32, float64, bfloat16 and float16, not for {self.dtype}"
             )
@@ -77,7 +77,7 @@ class TensorTable:
                 )
         self.weights = list(weights)
         self.count = len(weights)
-        self.cells = array("q", bytes(8 * len(native.TABLE_COLUMNS) * self.count))
+        self.cells = array("q", bytes(8 * len(extension.TABLE_COLUMNS) * self.count))
         self._gradients: list[
             Tensor
         ] = []  # keeps re-laid-out copies alive until the launch is queued
@@ -92,21 +92,21 @@ class TensorTable:
         self._set(
             "flags",
             [
-                native.ADAPTIVE * a + native.STOCHASTIC * s
+                extension.ADAPTIVE * a + extension.STOCHASTIC * s
                 for a, s in zip(adaptive, stochastic, strict=True)
             ],
         )
         self._set("weight", [weight.data_ptr() for weight in weights])
 
     def _set(self, column: str, values: Sequence[int]) -> None:
-        start = native.TABLE_COLUMNS.index(column) * self.count
+        start = extension.TABLE_COLUMNS.index(column) * self.count
         if len(values) != self.count:
             raise ValueError(f"{column} needs {self.count} entries, got {len(values)}")
         self.cells[start : start + self.count] = array("q", values)
 
     def column(self, name: str) -> array[int]:
         """A copy of one column, by the names of ``csrc/include/fastsam/table.h``."""
-        start = native.TABLE_COLUMNS.index(name) * self.count
+        start = extension.TABLE_COLUMNS.index(name) * self.count
         return self.cells[start : start + self.count]
 
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
@@ -233,7 +233,7 @@ class TensorTable:
 
     def scratch(self) -> Tensor:
         """Scratch memory for the launches over this table, zero-filled, to be kept and reused."""
-        size = native.backend(self.device).sam_scratch_bytes(self.cells)
+        size = extension.backend(self.device).sam_scratch_bytes(self.cells)
         return torch.zeros(max(size, 16), dtype=torch.uint8, device=self.device)
 
 
@@ -255,7 +255,7 @@ class Scalars:
     """What the phases share on one device.
 
     Attributes:
-        hyper: float64 ``[groups, len(native.HYPER_COLUMNS)]``.
+        hyper: float64 ``[groups, len(extension.HYPER_COLUMNS)]``.
         squared_norms: float64 ``[tables]``, one squared norm per table of the optimizer.
         found_inf: float32 ``[1]``, 1 when this step must be skipped.
         skipped_steps: int64 ``[1]``, counts skipped updates.
@@ -282,7 +282,7 @@ class Scalars:
             count_unchanged: count the elements of this table that the perturbation could not change.
             grad_scale: float32 scalar, the loss scale that the gradients still carry.
         """
-        return native.module().SamScalars(
+        return extension.module().SamScalars(
             hyper=self.hyper.data_ptr(),
             group_count=self.hyper.shape[0],
             squared_norms=self.squared_norms.data_ptr(),
@@ -300,9 +300,9 @@ def _address(tensor: Tensor | None) -> int:
 
 def norm(table: TensorTable, hyper: Tensor, squared_norm: Tensor, scratch: Tensor) -> None:
     """``squared_norm[0]`` = sum of ``||T_w g||^2`` over the table, in float64 and a fixed order."""
-    native.backend(table.device).sam_norm(
-        native.execution(table.device),
-        native.DTYPE_CODES[table.dtype],
+    extension.backend(table.device).sam_norm(
+        extension.execution(table.device),
+        extension.DTYPE_CODES[table.dtype],
         table.cells,
         hyper.data_ptr(),
         squared_norm.data_ptr(),
@@ -316,16 +316,16 @@ def perturb(table: TensorTable, scalars: Any) -> None:
     Stochastic rounding draws from the bits of the squared norm, the row in the table and the place in
     memory: the same bits on every device and for any number of threads.
     """
-    native.backend(table.device).sam_perturb(
-        native.execution(table.device), native.DTYPE_CODES[table.dtype], table.cells, scalars
+    extension.backend(table.device).sam_perturb(
+        extension.execution(table.device), extension.DTYPE_CODES[table.dtype], table.cells, scalars
     )
 
 
 def check(table: TensorTable, found_inf: Tensor) -> None:
     """Sets ``found_inf[0]`` to 1 where a gradient is inf or NaN, and leaves it alone otherwise."""
-    native.backend(table.device).sam_check(
-        native.execution(table.device),
-        native.DTYPE_CODES[table.dtype],
+    extension.backend(table.device).sam_check(
+        extension.execution(table.device),
+        extension.DTYPE_CODES[table.dtype],
         table.cells,
         found_inf.data_ptr(),
     )
@@ -333,8 +333,8 @@ def check(table: TensorTable, found_inf: Tensor) -> None:
 
 def restore(table: TensorTable) -> None:
     """Copies the backups into the weights, bit for bit."""
-    native.backend(table.device).sam_restore(
-        native.execution(table.device), native.DTYPE_CODES[table.dtype], table.cells
+    extension.backend(table.device).sam_restore(
+        extension.execution(table.device), extension.DTYPE_CODES[table.dtype], table.cells
     )
 
 
@@ -342,9 +342,9 @@ def update(
     table: TensorTable, scalars: Any, scratch: Tensor, *, rule: Literal["sgd", "adam"]
 ) -> None:
     """Restores and updates in one pass; restores only where there is no gradient or a flag says skip."""
-    getattr(native.backend(table.device), f"sam_update_{rule}")(
-        native.execution(table.device),
-        native.DTYPE_CODES[table.dtype],
+    getattr(extension.backend(table.device), f"sam_update_{rule}")(
+        extension.execution(table.device),
+        extension.DTYPE_CODES[table.dtype],
         table.cells,
         scalars,
         scratch.data_ptr(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.data import groups_by_count
 from fastsam.longtail.predictions import Predictions
 
@@ -82,7 +83,8 @@ def evaluate(
         >>> evaluate(predictions, groups, np.array([200, 50, 3])).groups
         {'head': 50.0, 'tail': 100.0}
     """
-    from torchmetrics.functional.classification import binary_calibration_error
+    with requires_extra("longtail", "the calibration error"):
+        from torchmetrics.functional.classification import binary_calibration_error
 
     classes = len(counts)
     pairs = (predictions.targets * classes + predictions.classes).cpu().numpy()

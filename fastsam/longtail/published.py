@@ -57,7 +57,7 @@ _METHODS = ("ce", "ce-drw", "ldam-drw", "vs")
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """Rows of test accuracies, mean and standard deviation over seeds.
 
     Attributes:
@@ -73,45 +73,45 @@ class Table:
     note: str = ""
 
 
-TABLES: dict[str, Table] = {
-    "table1": Table(
+TABLES: dict[str, PublishedTable] = {
+    "table1": PublishedTable(
         "exponential imbalance",
         _both(*_METHODS),
         note="the gamma and tau of VS and its rho are not known",
     ),
-    "table2": Table(
+    "table2": PublishedTable(
         "step imbalance",
         _both(*_METHODS, kind="step"),
         note="its numbers and most of its rows are not known; the rows of Table 1 stand in",
     ),
-    "table3": Table(
+    "table3": PublishedTable(
         "large data sets",
         (Variant("ce", "sgd"), *_both("ce-drw", "ldam-drw")),
         data=("imagenet-lt", "inaturalist18"),
         note="rows that the paper quotes from others (cRT, LWS, MiSLAS, DisAlign, DRO-LT) are left out",
     ),
-    "table4": Table(
+    "table4": PublishedTable(
         "optimizers that escape saddles",
         tuple(Variant("ce-drw", name) for name in ("sgd", "pgd", "lpf-sgd", "sam")),
         note="the noise of PGD and LPF-SGD is not known",
     ),
-    "table5": Table(
+    "table5": PublishedTable(
         "the best constant rho of each method",
         _radii(*_METHODS),
         note="known best: 0.1, 0.5, 0.8 (CIFAR-10) and 0.2, 0.8, 0.8 (CIFAR-100) for CE, CE-DRW, "
         "LDAM-DRW, chosen on the test set there",
     ),
-    "imbalance": Table(
+    "imbalance": PublishedTable(
         "imbalance factors 10, 50, 200 (appendix)",
         tuple(row for factor in (10.0, 50.0, 200.0) for row in _both(*_METHODS, imbalance=factor)),
         note="of its numbers only LDAM-DRW-SAM at 10 on CIFAR-10 is known: 89.4",
     ),
-    "ib-paco": Table(
+    "ib-paco": PublishedTable(
         "influence-balanced loss and PaCo with SAM (appendix)",
         _both("ib", "paco"),
         note="its rho is not known; of its numbers only PaCo-SAM on CIFAR-100: 53.0",
     ),
-    "figure4": Table(
+    "figure4": PublishedTable(
         "accuracy against rho, CE-DRW with SAM",
         _radii("ce-drw"),
         data=("cifar10-lt",),

@@ -1,10 +1,8 @@
-"""The machine a run uses: its device, its threads, and the record of both."""
+"""The machine a run uses: its device, and the record of it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,17 +31,6 @@ def chosen_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no {device}: torch finds {torch.cuda.device_count()} GPU(s)")
     return device
-
-
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Run with ``count`` threads of torch, 0 for as many as there are now; then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

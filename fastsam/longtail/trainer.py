@@ -41,11 +41,12 @@ from fastsam.longtail.optimizers import (
 from fastsam.longtail.predictions import Predictions, predict
 from fastsam.longtail.ranks import Ranks
 from fastsam.longtail.results import Epoch, Result, RunFolder
-from fastsam.longtail.runtime import chosen_device, cpu_threads, environment
+from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.samplers import build_sampler
 from fastsam.longtail.schedules import ascent_radius, learning_rate
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.progress import ProgressBar
+from fastsam.threads import cpu_threads
 
 SECOND_VIEW_EPOCHS = 1 << 32
 """The second view of an epoch is drawn as that of an epoch so much later."""

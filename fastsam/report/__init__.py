@@ -1,10 +1,10 @@
 """Runs as tables, figures and one self-contained page."""
 
 from fastsam.report.page import read_runs, render, write_report
-from fastsam.report.tables import Table, accuracy_table, settings_table, spectrum_table
+from fastsam.report.tables import TextTable, accuracy_table, settings_table, spectrum_table
 
 __all__ = [
-    "Table",
+    "TextTable",
     "accuracy_table",
     "read_runs",
     "render",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastsam.curvature.plots import plot_density
+from fastsam.extras import requires_extra
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 from fastsam.report.tables import by_settings
@@ -18,8 +19,9 @@ _INCHES_PER_LETTER, _INCHES_PER_MARK, _INCHES_PER_LINE = 0.075, 0.5, 0.19
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     # The object interface needs no global backend and leaves the caller's figures alone.
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    with requires_extra("longtail", "a figure"):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
@@ -27,10 +29,10 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 
 def _svg(figure: Any) -> str:
+    with requires_extra("longtail", "a figure"):
+        import matplotlib
     text = io.StringIO()
     # Without metadata and with a fixed salt, the same numbers give the same file.
-    import matplotlib
-
     with matplotlib.rc_context({"svg.hashsalt": "fastsam"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
@@ -113,7 +115,7 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
 
 
 def training_curves(results: Sequence[Result]) -> str:
-    """Training loss and validation accuracy by epoch; runs that differ in seeds share a colour."""
+    """Training loss and validation accuracy by epoch; runs that differ in seeds share a color."""
     figure, axes = _figure(1, 2, (9.0, 3.0))
     loss, accuracy = axes[0]
     for place, (label, members) in enumerate(by_settings(results).items()):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import TypeVar
 
+from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.errors import DataError
@@ -14,7 +14,7 @@ from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 from fastsam.report.figures import accuracy_bars, spectra_panels, training_curves
 from fastsam.report.tables import (
-    Table,
+    TextTable,
     accuracy_table,
     by_settings,
     run_name,
@@ -24,27 +24,17 @@ from fastsam.report.tables import (
 from fastsam.report.timing import StepTiming
 from fastsam.text import notice
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-svg { max-width: 100%; height: auto; }
-.mistake { border-left: 4px solid #b22222; padding-left: 1em; }
-"""
-
-
 _Item = TypeVar("_Item")
 
 
 def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
-    """Everything that runs left in ``folder`` and the folders below it, plain optimizers first.
+    """Read the results, spectra and timing in ``folder`` and the folders below it.
 
-    Files of these names that are damaged or not ours are left out; one line each on standard error
-    says so.
+    Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
+    written by fastsam is skipped, with one line on standard error.
 
     Raises:
-        DataError: if there is no result at all.
+        DataError: there is no result at all.
     """
     results = _readable(Result.load, folder.rglob("result.json"))
     if not results:
@@ -60,7 +50,7 @@ def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTimi
 
 
 def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Item]:
-    """What ``load`` makes of the files that it can read."""
+    """Load the files that ``load`` can read, and report the others."""
     items = []
     for path in sorted(paths):
         try:
@@ -71,7 +61,7 @@ def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Ite
 
 
 def _order(label: int | None) -> int:
-    """Sorts spectra by class, that of all classes first."""
+    """Return a sort key for spectra: by class, that of all classes first."""
     return -1 if label is None else label
 
 
@@ -94,75 +84,51 @@ def write_report(folder: Path) -> Path:
 def render(
     results: Sequence[Result], spectra: Sequence[ClassSpectrum], timing: StepTiming | None
 ) -> str:
-    """The page as HTML text."""
-    first = results[0]
+    """Return the page as HTML text.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+    """
+    with requires_extra("longtail", "the report"):
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+
     sets = dict.fromkeys((_title(result), tuple(result.counts)) for result in results)
-    titles = dict.fromkeys(title for title, _ in sets)
-    sections = [
-        f"<h1>fastsam: {escape('; '.join(titles))}</h1>",
-        *(
-            f"<p>{escape(title)}: {sum(counts)} training images in {len(counts)} classes, "
-            f"{max(counts)} in the largest and {min(counts)} in the smallest.</p>"
-            for title, counts in sets
-        ),
-        f"<p>Accuracies are those of the {escape(_rules(results))} on the test set.</p>",
-        "<h2>Accuracy</h2>",
-        accuracy_bars(results),
-        _html(accuracy_table(results)),
-        "<h2>Training</h2>",
-        training_curves(results),
-    ]
+    figures = {"accuracy": accuracy_bars(results), "training": training_curves(results)}
+    tables = {
+        "accuracy": accuracy_table(results),
+        "settings": settings_table([members[0] for members in by_settings(results).values()]),
+        "environment": _environment_table(results[0]),
+    }
     sound = [item for item in spectra if item.subject.augment != REDRAWN]
     mistaken = [item for item in spectra if item.subject.augment == REDRAWN]
-    if sound:
-        sections += [
-            "<h2>Hessian spectra by class</h2>",
-            "<p>Density of the eigenvalues of the Hessian of the mean loss of one class, from "
-            "Lanczos runs with full re-orthogonalisation. An eigenvalue lies within the stated "
-            "distance of each extreme. Negative curvature is a saddle only where the gradient is "
-            "small, and curvature scales with the weights.</p>",
-            spectra_panels(sound),
-            _html(spectrum_table(sound)),
-        ]
-    if mistaken:
-        sections += [
-            '<div class="mistake"><h2>A mistake, on purpose</h2>',
-            "<p>Here the training augmentation is drawn anew at every Hessian-vector product, as "
-            "published tools do. There is then no one Hessian: the noise enters the off-diagonal "
-            "of the Lanczos matrix and drives the extremes towards symmetry about 0, also where "
-            "every single Hessian is positive semi-definite. These numbers are not curvature.</p>",
-            spectra_panels(mistaken),
-            _html(spectrum_table(mistaken)),
-            "</div>",
-        ]
-    if timing is not None:
-        sections += ["<h2>Cost of the SAM step</h2>", f"<p>{escape(timing.sentence())}</p>"]
-    shown = [members[0] for members in by_settings(results).values()]
-    sections += ["<h2>Settings</h2>", _html(settings_table(shown)), "<h2>Environment</h2>"]
-    rows = [(name, str(value)) for name, value in first.environment.items()]
-    rows.append(("training set, SHA-256", str(first.subset_hash)))
-    sections.append(_html(Table(("", ""), tuple(rows))))
-    return (
-        "<!doctype html>\n"
-        '<html lang="en"><head><meta charset="utf-8"><title>fastsam report</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
+    for name, items in (("spectra", sound), ("mistakes", mistaken)):
+        if items:
+            figures[name], tables[name] = spectra_panels(items), spectrum_table(items)
+    # Autoescape everything but the figures, which are SVG.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
+    return environment.get_template("page.html.jinja").render(
+        titles=dict.fromkeys(title for title, _ in sets),
+        sets=sets,
+        rules=", ".join(dict.fromkeys(result.rule for result in results)),
+        figures={name: Markup(figure) for name, figure in figures.items()},
+        tables=tables,
+        timing=None if timing is None else timing.sentence(),
+    )
+
+
+def _environment_table(result: Result) -> TextTable:
+    rows = [(name, str(value)) for name, value in result.environment.items()]
+    rows.append(("training set, SHA-256", str(result.subset_hash)))
+    return TextTable(("", ""), tuple(rows))
 
 
 def _title(result: Result) -> str:
-    """The data of a run, with its imbalance where it was made long-tailed."""
+    """Return the data set of a run, with its imbalance where it was made long-tailed."""
     imbalance = result.config.get("imbalance")
     return str(result.config["data"]) + ("" if imbalance is None else f", imbalance {imbalance:g}")
-
-
-def _rules(results: Sequence[Result]) -> str:
-    """Which epochs the runs were judged at."""
-    return ", ".join(dict.fromkeys(result.rule for result in results))
-
-
-def _html(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -13,7 +13,7 @@ from fastsam.longtail.results import Result
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows of text under a header."""
 
     header: tuple[str, ...]
@@ -83,7 +83,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
 
 
-def accuracy_table(results: Sequence[Result]) -> Table:
+def accuracy_table(results: Sequence[Result]) -> TextTable:
     """Test accuracy in percent, overall and by group, and the calibration error of each run.
 
     Runs that differ in their seeds alone share a row: mean and standard deviation over them.
@@ -102,10 +102,10 @@ def accuracy_table(results: Sequence[Result]) -> Table:
         )
         for name, members in by_settings(results).items()
     )
-    return Table(("test accuracy, %", "all", *groups, "ECE", "seconds"), rows)
+    return TextTable(("test accuracy, %", "all", *groups, "ECE", "seconds"), rows)
 
 
-def spectrum_table(spectra: Sequence[ClassSpectrum]) -> Table:
+def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:
     """Both extremes with their Ritz residual bounds, and what is needed to judge them."""
     rows = []
     several = len({item.subject.epoch for item in spectra}) > 1
@@ -133,10 +133,10 @@ def spectrum_table(spectra: Sequence[ClassSpectrum]) -> Table:
         "|gradient|",
         "|weights|",
     )
-    return Table(header, tuple(rows))
+    return TextTable(header, tuple(rows))
 
 
-def settings_table(results: Sequence[Result]) -> Table:
+def settings_table(results: Sequence[Result]) -> TextTable:
     """Every setting of every run and where it comes from; settings that no run has are left out."""
     names = [
         name
@@ -148,7 +148,7 @@ def settings_table(results: Sequence[Result]) -> Table:
         sources = {result.sources[name]: None for result in results if name in result.sources}
         values = (_setting(result.config.get(name)) for result in results)
         rows.append((name, *values, "; ".join(sources)))
-    return Table(("setting", *(run_name(result) for result in results), "source"), tuple(rows))
+    return TextTable(("setting", *(run_name(result) for result in results), "source"), tuple(rows))
 
 
 def _setting(value: object) -> str:

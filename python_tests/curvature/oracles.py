@@ -1,4 +1,4 @@
-"""Independent oracles: explicit Hessians of small models in float64."""
+"""Independent oracles, explicit Hessians of small models in float64, and losses that misbehave."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from fastsam.curvature import BatchLoss
 
 
 def explicit_hessian(
@@ -65,3 +68,30 @@ def classification(
 def full_spectrum(spectrum: Any) -> Tensor:
     """All nodes of the first probe."""
     return torch.as_tensor(spectrum.nodes[0])
+
+
+class SineOnce(torch.autograd.Function):
+    """A sine that can be differentiated once only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+def interrupted_at(call: int, error: type[BaseException]) -> tuple[BatchLoss, list[int]]:
+    """A summed cross-entropy whose evaluation number ``call`` raises, and a list of its evaluations."""
+    calls: list[int] = []
+
+    def summed(network: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
+
+    return BatchLoss(summed), calls

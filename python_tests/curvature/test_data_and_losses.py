@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
+from oracles import SineOnce, classification, explicit_hessian, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -307,25 +307,13 @@ class Detached(nn.Module):
         return self.layer(x).detach()
 
 
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0].cos()
-
-
 class OnceDifferentiable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 3).double()
 
     def forward(self, x):
-        return Once.apply(self.layer(x))
+        return SineOnce.apply(self.layer(x))
 
 
 def words() -> nn.Module:

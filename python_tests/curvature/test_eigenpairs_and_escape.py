@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
+from oracles import classification, explicit_hessian, interrupted_at, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -29,6 +29,7 @@ from fastsam.curvature import (
 from fastsam.curvature.lanczos import LanczosSettings
 from fastsam.curvature.options import LanczosOptions, SpectrumOptions
 from fastsam.curvature.prepared import prepared_run
+from fastsam.threads import cpu_threads
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -145,23 +146,14 @@ def test_negative_curvature_takes_every_option_of_a_spectrum():
 
 def test_negative_curvature_resumes_with_the_strategy_and_threads_of_its_run(tmp_path):
     model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
-    calls = []
-
-    def summed(network, data):
-        calls.append(1)
-        if len(calls) == 15:
-            raise KeyboardInterrupt
-        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
-
+    loss, calls = interrupted_at(15, KeyboardInterrupt)
     options = {"steps": 12, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
-    torch.set_num_threads(2)
-    with pytest.raises(KeyboardInterrupt):
-        negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", **options)
-    torch.set_num_threads(1)
+    with cpu_threads(2), pytest.raises(KeyboardInterrupt):
+        negative_curvature(model, loss, batch, strategy="rebuild", **options)
     made = len(calls)
-    resumed = negative_curvature(model, BatchLoss(summed), batch, **options)
+    resumed = negative_curvature(model, loss, batch, **options)
     assert len(calls) - made < 15  # the first steps are read
-    whole = negative_curvature(model, BatchLoss(summed), batch, strategy="rebuild", steps=12)
+    whole = negative_curvature(model, loss, batch, strategy="rebuild", steps=12)
     assert resumed.value == pytest.approx(whole.value, rel=1e-8)
     assert torch.get_num_threads() == 1
 

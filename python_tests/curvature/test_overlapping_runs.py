@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastsam.curvature import BatchLoss, spectral_density
-from fastsam.curvature.isolation import exact_arithmetic, thread_count
+from fastsam.curvature.isolation import exact_arithmetic
+from fastsam.threads import cpu_threads
 
 
 class Thread(threading.Thread):
@@ -168,8 +169,8 @@ def test_switches_after_overlapping_runs_are_those_of_before(first_leaves_first)
         try:
             found = switches()
             runs = [
-                (exact_arithmetic(), thread_count(2)),
-                (exact_arithmetic(repeatable=True), thread_count(3)),
+                (exact_arithmetic(), cpu_threads(2)),
+                (exact_arithmetic(repeatable=True), cpu_threads(3)),
             ]
             for run in runs:
                 for part in run:

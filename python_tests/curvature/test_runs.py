@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
+from oracles import classification, explicit_hessian, interrupted_at, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -67,19 +67,12 @@ def test_a_resumed_model_run_reuses_strategy_and_threads(tmp_path):
     model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
     folder = tmp_path / "run"
     options = {"steps": 12, "checkpoint": folder, "checkpoint_interval": 0}
-    calls = []
-
-    def summed(network, data):
-        calls.append(1)
-        if len(calls) == 15:
-            raise KilledError
-        return F.cross_entropy(network(data[0]), data[1], reduction="sum"), len(data[1])
-
+    loss, _ = interrupted_at(15, KilledError)
     with pytest.raises(KilledError):
-        spectral_density(model, BatchLoss(summed), batch, strategy="rebuild", **options)
-    resumed = spectral_density(model, BatchLoss(summed), batch, **options)
+        spectral_density(model, loss, batch, strategy="rebuild", **options)
+    resumed = spectral_density(model, loss, batch, **options)
     assert resumed.settings["strategy"] == "rebuild"
-    whole = spectral_density(model, BatchLoss(summed), batch, steps=12, strategy="rebuild")
+    whole = spectral_density(model, loss, batch, steps=12, strategy="rebuild")
     assert np.array_equal(resumed.alpha, whole.alpha)
     assert np.array_equal(resumed.beta, whole.beta)
 
@@ -277,14 +270,14 @@ def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
 
 
 def test_predicted_memory_is_near_the_truth():
-    from fastsam.curvature.losses import make_objective
+    from fastsam.curvature.losses import make_model_loss
     from fastsam.curvature.planning import _graph_cost
     from fastsam.curvature.products import HessianGraph
     from fastsam.curvature.pure import PureLoss
 
     model, batch = mlp((30, 40, 3)), classification(500, 30, 3)
-    objective = make_objective(model, nn.CrossEntropyLoss())
-    loss = PureLoss(objective, [n for n, _ in model.named_parameters()], dtype=torch.float64)
+    model_loss = make_model_loss(model, nn.CrossEntropyLoss())
+    loss = PureLoss(model_loss, [n for n, _ in model.named_parameters()], dtype=torch.float64)
     predicted = _graph_cost(loss, batch, HessianGraph)(500)
     with _LiveStorage() as live:
         graph = HessianGraph(loss, batch)

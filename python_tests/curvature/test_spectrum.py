@@ -191,6 +191,24 @@ def test_comparison():
     assert abs(nothing.trace_z) < 4
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_wasserstein_distance_is_the_area_between_the_distributions(scale):
+    spectra = [
+        operator_spectrum(diagonal(torch.randn(size).double() * scale), steps=steps, probes=probes)
+        for size, steps, probes in ((40, 12, 2), (7, 9, 3))
+    ]
+    nodes = [np.concatenate(spectrum.nodes) for spectrum in spectra]
+    weights = [np.concatenate(spectrum.weights) / spectrum.probes for spectrum in spectra]
+    places = np.sort(np.concatenate(nodes))
+
+    def below(which, place):
+        return weights[which][nodes[which] <= place].sum()
+
+    gaps = [abs(below(0, place) - below(1, place)) for place in places[:-1]]
+    expected = float(np.array(gaps) @ np.diff(places))
+    assert compare(*spectra).wasserstein == pytest.approx(expected, rel=1e-12)
+
+
 def test_plots():
     import matplotlib as mpl
 

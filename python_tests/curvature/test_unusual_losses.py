@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
+from oracles import SineOnce, classification, explicit_hessian, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -307,6 +307,12 @@ def test_a_well_fitted_class_is_below_float32_and_not_asymmetric(margin):
     assert found.lambda_max == pytest.approx(float(values[-1]), rel=1e-6)
 
 
+def test_the_resolution_is_judged_where_params_is_an_iterator():
+    model, batch = fitted(torch.float32, 15.5)
+    with pytest.raises(ValueError, match="below the resolution of float32"):
+        spectral_density(model, nn.CrossEntropyLoss(), batch, steps=20, params=iter(["0", "2"]))
+
+
 # Operations
 
 
@@ -358,24 +364,12 @@ def test_hardsigmoid_has_a_second_derivative(strategy, inplace):
     )
 
 
-class Sine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0].cos()
-
-
 @pytest.mark.parametrize(
     ("function", "name"),
     [
         (lambda y, t: F.multi_margin_loss(y, t, reduction="sum"), "multi_margin_loss"),
-        (lambda y, t: Sine.apply(y).square().sum(), "Sine"),
-        (lambda y, t: Sine.apply(y).sum(), "Sine"),
+        (lambda y, t: SineOnce.apply(y).square().sum(), "SineOnce"),
+        (lambda y, t: SineOnce.apply(y).sum(), "SineOnce"),
         (
             lambda y, t: F.ctc_loss(
                 y.log_softmax(1)[:, None],

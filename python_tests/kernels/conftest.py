@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 from python_tests.kernels.emulation import ROOT, cmake
 
 
@@ -37,8 +37,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
         return torch.device("cuda")
     if request.param == "cuda-on-host":
         module: ModuleType = request.getfixturevalue("emulated")
-        monkeypatch.setattr(native, "_native", module)
-        monkeypatch.setattr(native, "backend", lambda _: module.cuda)
+        monkeypatch.setattr(extension, "_native", module)
+        monkeypatch.setattr(extension, "backend", lambda _: module.cuda)
     return torch.device("cpu")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsam.kernels import reference
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
+from fastsam.threads import cpu_threads
 
 Draw = Callable[..., Tensor]
 
@@ -133,16 +134,12 @@ def test_the_same_bits_on_every_run_and_thread_count(
     basis = orthonormal_rows(draw, 2, 6, size, torch.float32)
     product = draw(2, size)
     outcomes = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 1):
-            torch.set_num_threads(count)
-            vector = product.clone()
-            recurrence = Recurrence.start(2, 6, device=device)
+    for count in (1, 2, 3, 1):
+        vector = product.clone()
+        recurrence = Recurrence.start(2, 6, device=device)
+        with cpu_threads(count):
             orthogonalize(basis, vector, None, recurrence, step=5, eps=1e-7)
-            outcomes.append((vector, recurrence))
-    finally:
-        torch.set_num_threads(threads)
+        outcomes.append((vector, recurrence))
     for vector, recurrence in outcomes[1:]:
         assert torch.equal(vector, outcomes[0][0])
         assert torch.equal(recurrence.alpha, outcomes[0][1].alpha)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsam.kernels import reference
 from fastsam.kernels.noise import add_noise
 from fastsam.kernels.sam import TensorTable
+from fastsam.threads import cpu_threads
 
 Draw = Callable[..., Tensor]
 
@@ -97,14 +98,10 @@ def test_one_deviation_per_row(dtype: torch.dtype, draw: Draw, device: torch.dev
 
 
 def test_the_same_bits_on_every_thread_count(device: torch.device) -> None:
-    threads = torch.get_num_threads()
     drawn = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with cpu_threads(count):
             drawn.append(noise([150_001], device, seed=3, step=4, streams=[5])[0])
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
 

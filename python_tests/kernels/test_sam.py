@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsam.kernels import native, reference
+from fastsam.kernels import extension, reference
 from fastsam.kernels import sam as kernels
+from fastsam.threads import cpu_threads
 from python_tests.kernels.emulation import ROOT
 
 Draw = Callable[..., Tensor]
@@ -26,7 +27,7 @@ GROUPS = [
     {"rho": 0.5, "eta": 0.01, "lr": 0.01, "weight_decay": 0.1, "nesterov": 1.0, "momentum": 0.5},
     {"rho": 0.0, "lr": 0.3, "maximize": 1.0, "beta1": 0.5, "decoupled": 1.0, "weight_decay": 0.2},
 ]
-DEFAULTS = dict.fromkeys(native.HYPER_COLUMNS, 0.0) | {"beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
+DEFAULTS = dict.fromkeys(extension.HYPER_COLUMNS, 0.0) | {"beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -57,7 +58,7 @@ class Problem:
         self.hyper = [DEFAULTS | group for group in GROUPS]
         self.scalars = kernels.Scalars(
             hyper=torch.tensor(
-                [[group[name] for name in native.HYPER_COLUMNS] for group in self.hyper],
+                [[group[name] for name in extension.HYPER_COLUMNS] for group in self.hyper],
                 dtype=torch.float64,
                 device=device,
             ),
@@ -365,7 +366,7 @@ def test_a_launch_beyond_the_cache_stores_the_bits_of_small_ones(
     problem = Problem(draw, [1], dtype, torch.device("cpu"))
     scalars = problem.scalars
     problem.hyper[0] |= {"rho": 40.0, "weight_decay": 0.1}
-    scalars.hyper[0] = torch.tensor([problem.hyper[0][name] for name in native.HYPER_COLUMNS])
+    scalars.hyper[0] = torch.tensor([problem.hyper[0][name] for name in extension.HYPER_COLUMNS])
     scalars.squared_norms.fill_(float(size))
     assert scalars.unchanged is not None
 
@@ -399,17 +400,13 @@ def test_a_launch_beyond_the_cache_stores_the_bits_of_small_ones(
 
 def test_the_same_bits_on_every_run_and_thread_count(draw: Draw, device: torch.device) -> None:
     problem = Problem(draw, [300_001, 70_000, 13], torch.float32, device)
-    threads = torch.get_num_threads()
     norms = set()
-    try:
-        for count in (1, 2, 3, 1):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3, 1):
+        with cpu_threads(count):
             kernels.norm(
                 problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
             )
-            norms.add(problem.scalars.squared_norms.item())
-    finally:
-        torch.set_num_threads(threads)
+        norms.add(problem.scalars.squared_norms.item())
     assert len(norms) == 1
 
 
@@ -542,11 +539,11 @@ def test_stochastic_rounding_keeps_what_is_not_finite(draw: Draw, device: torch.
 
 def test_columns_are_those_of_the_native_module() -> None:
     """The order in which the kernels read them; a permutation anywhere shows here."""
-    assert list(native.TABLE_COLUMNS) == [
+    assert list(extension.TABLE_COLUMNS) == [
         *("size", "group", "flags", "weight", "gradient", "backup", "state0", "state1", "state2"),
         *("step", "scale", "row_size", "stream"),
     ]
-    assert list(native.HYPER_COLUMNS) == [
+    assert list(extension.HYPER_COLUMNS) == [
         *("rho", "eta", "lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize"),
         *("beta1", "beta2", "eps", "decoupled"),
     ]
@@ -560,7 +557,7 @@ def test_names_and_enumerators_come_from_one_list(columns: str) -> None:
     block = text.partition(f"#define FASTSAM_{columns}_COLUMNS")[2].partition("\n\n")[0]
     enumerators = re.findall(r"COLUMN\(k(\w+)\)", block)
     names = [re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in enumerators]
-    assert names == list(getattr(native, f"{columns}_COLUMNS"))
+    assert names == list(getattr(extension, f"{columns}_COLUMNS"))
     bindings = (ROOT / "csrc" / "bindings" / "module.cpp").read_text()
     assert not [name for name in names if f'"{name}",' in bindings]
 
@@ -583,7 +580,7 @@ def table_buffers() -> list[tuple[object, str]]:
 @pytest.mark.parametrize(("buffer", "message"), table_buffers())
 def test_a_buffer_that_is_no_table_is_refused(buffer: object, message: str) -> None:
     with pytest.raises(ValueError, match="contiguous int64 buffer") as caught:
-        native.module().cpu.sam_scratch_bytes(buffer)
+        extension.module().cpu.sam_scratch_bytes(buffer)
     assert message in str(caught.value)
 
 

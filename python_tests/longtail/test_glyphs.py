@@ -18,7 +18,6 @@ from fastsam.cli import main
 from fastsam.longtail import Result, Trainer, recipe
 from fastsam.longtail.data import TensorImages, load_dataset, longtail_indices, subset_hash
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
-from fastsam.longtail.data.cache import cache_folder
 from fastsam.longtail.data.glyphs import (
     SPECS,
     GlyphSpec,
@@ -170,20 +169,6 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="FASTSAM_CACHE"):
         cached_images(SMALL, folder=tmp_path / "file" / "below")
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FASTSAM_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("FASTSAM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "linux")
-    assert cache_folder() == tmp_path / "fastsam"
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "win32")
-    assert cache_folder() == tmp_path / "fastsam"
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert cache_folder().parts[-2:] == ("Caches", "fastsam")
 
 
 @pytest.mark.parametrize("kind", ["exp", "step"])

@@ -21,7 +21,7 @@ from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
 from fastsam.report import render, spectrum_table, write_report
 from fastsam.report.figures import accuracy_bars, overview, spectra_panels, training_curves
-from fastsam.report.tables import Table, accuracy_table, settings_table
+from fastsam.report.tables import TextTable, accuracy_table, settings_table
 from fastsam.report.timing import StepTiming, time_sam_step
 
 
@@ -54,7 +54,7 @@ def spectrum(augment: str = "none") -> ClassSpectrum:
 
 
 def test_table_is_aligned() -> None:
-    assert str(Table(("a", "bb"), (("ccc", "d"),))) == "a    bb\nccc   d"
+    assert str(TextTable(("a", "bb"), (("ccc", "d"),))) == "a    bb\nccc   d"
 
 
 def test_tables_hold_the_numbers() -> None:
@@ -185,6 +185,26 @@ def test_page_is_self_contained_and_escapes() -> None:
     plain = render([result("sgd", 80.0)], [], None)
     assert "mistake, on purpose" not in plain
     assert "times faster" not in plain
+
+
+def test_every_text_of_a_page_is_escaped() -> None:
+    evil = "<evil>&'\""
+    made = result("sgd", 80.0)
+    made = replace(
+        made,
+        config={**made.config, "data": evil, "model": evil},
+        sources={"lr": evil},
+        rule=evil,
+        environment={evil: evil},
+        subset_hash=evil,
+    )
+    shown = spectrum()
+    shown = replace(shown, subject=replace(shown.subject, run=evil))
+    timing = StepTiming([10.0], [40.0], 3, 100, 1e-8, 1, evil)
+    page = render([made], [shown], timing)
+    assert "<evil" not in page
+    # Heading, first sentence, rule, data, model, source, spectrum, timing, environment twice, hash.
+    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 11
 
 
 def test_report_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

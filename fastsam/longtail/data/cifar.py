@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.data.cifar_like import made_long_tailed
 from fastsam.longtail.data.dataset import LongTailData, TensorImages
 from fastsam.longtail.data.subset import ImbalanceKind
@@ -41,7 +42,8 @@ def load_cifar_lt(
     Raises:
         DataError: if files are missing or damaged.
     """
-    from torchvision.datasets import CIFAR10, CIFAR100
+    with requires_extra("longtail", "CIFAR"):
+        from torchvision.datasets import CIFAR10, CIFAR100
 
     reader: Any = {10: CIFAR10, 100: CIFAR100}[num_classes]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.data.augment import RandomCrop
 from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
 from fastsam.longtail.data.subset import (
@@ -42,7 +43,8 @@ def load_digits_lt(
         >>> load_digits_lt(imbalance=50).counts.tolist()
         [100, 64, 41, 27, 17, 11, 7, 4, 3, 2]
     """
-    from sklearn.datasets import load_digits
+    with requires_extra("longtail", "digits-lt"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     targets = np.asarray(bunch.target, dtype=np.int64)

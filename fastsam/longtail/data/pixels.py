@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.extras import requires_extra
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -69,7 +71,8 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
         OSError: for a file that is missing, damaged or of another format than :data:`FORMATS`.
         ValueError: for values outside the range, or a range that has to be given.
     """
-    from PIL import Image, ImageOps
+    with requires_extra("longtail", "an image file"):
+        from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as opened:

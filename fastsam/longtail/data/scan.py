@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fastsam.cache import CACHE_VARIABLE, cache_folder
+from fastsam.extras import requires_extra
 from fastsam.files import write_text
-from fastsam.longtail.data.cache import CACHE_VARIABLE, cache_folder
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.progress import ProgressBar
 
@@ -103,10 +104,11 @@ def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Sca
         reading: how the files are read.
         make: scans the files.
 
-    The cache is a file in ``scans`` below :func:`fastsam.longtail.data.cache.cache_folder`. A file
+    The cache is a file in ``scans`` below :func:`fastsam.cache.cache_folder`. A file
     there that is damaged is written again; a folder that cannot be written is a warning.
     """
-    import PIL
+    with requires_extra("longtail", "a scan of image files"):
+        import PIL
 
     key = {
         "version": _VERSION,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.data.dataset import Images, LongTailData
 from fastsam.longtail.errors import UsageError
 
@@ -46,7 +47,8 @@ def write_sheets(
     Raises:
         UsageError: for an unknown split, or no rows, columns or classes.
     """
-    from PIL import Image
+    with requires_extra("longtail", "a contact sheet"):
+        from PIL import Image
 
     if columns < 1 or rows < 1:
         raise UsageError(f"a sheet needs rows and columns, got {rows} and {columns}")

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsam.kernels import native
+from fastsam.kernels import extension
 from fastsam.kernels import sam as kernels
 from fastsam.optim._engine.fused import FusedRule
 from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import check_rho, eta_of
 
 _NUMBERS = frozenset({float, int, bool})
-_RHO = native.HYPER_COLUMNS.index("rho") if native.HYPER_COLUMNS else 0
+_RHO = extension.HYPER_COLUMNS.index("rho") if extension.HYPER_COLUMNS else 0
 
 
 class HyperRows:
@@ -53,9 +53,9 @@ class HyperRows:
         on_device: list[tuple[int, int, Tensor]] = []
         for index, values in enumerate(options):
             check_rho(values["rho"])
-            row = [0.0] * len(native.HYPER_COLUMNS)
+            row = [0.0] * len(extension.HYPER_COLUMNS)
             for name, value in values.items():
-                column = native.HYPER_COLUMNS.index(name)
+                column = extension.HYPER_COLUMNS.index(name)
                 if isinstance(value, Tensor) and value.device.type != "cpu":
                     on_device.append((index, column, value))
                 else:

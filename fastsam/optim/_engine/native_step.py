@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
-from fastsam.kernels import native
+from fastsam.kernels import extension as native
 from fastsam.kernels import sam as kernels
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.bucket import Bucket, Member

@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsam.cache import CACHE_VARIABLE, cache_folder
 from fastsam.files import write_atomically
-from fastsam.longtail.data.cache import CACHE_VARIABLE, cache_folder
 from fastsam.longtail.data.glyphs.generate import OUTLINES, SPECS, GlyphSpec, generate
 from fastsam.longtail.data.glyphs.scene import SIZE
 from fastsam.longtail.errors import DataError

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.errors import DataError
 
 
@@ -95,7 +96,8 @@ def read_outlines(face: Face, characters: Iterable[str], folder: Path) -> list[O
     Raises:
         DataError: if the file is missing or damaged, or has no drawing of a character.
     """
-    from fontTools.ttLib import TTFont, TTLibError
+    with requires_extra("longtail", "a drawing of glyphs"):
+        from fontTools.ttLib import TTFont, TTLibError
 
     path = folder / face.file
     try:

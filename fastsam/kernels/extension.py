@@ -1,4 +1,4 @@
-"""Finds the native module and the backend of a device, and says what is missing when there is none."""
+"""Load the native module and find the backend of a device; errors say what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 def module() -> ModuleType:
-    """The native module.
+    """Return the native module.
 
     Raises:
         ImportError: it could not be loaded; the message says why and what to do.
@@ -48,7 +48,7 @@ def module() -> ModuleType:
 
 
 def backend(device: torch.device) -> Any:
-    """The launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
+    """Return the launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: there are no kernels for this device.
@@ -69,16 +69,16 @@ def backend(device: torch.device) -> Any:
 
 
 def execution(device: torch.device) -> Execution:
-    """Where and how a launch runs: torch's current stream on CUDA, torch's number of threads on the CPU."""
-    native = module()
+    """Return where a launch runs: on torch's current stream on CUDA, with torch's threads on the CPU."""
+    loaded = module()
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
-        return native.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
-    return native.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
+        return loaded.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
+    return loaded.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
 
 
 def build_info() -> dict[str, Any]:
-    """How the native module was built and what it finds on this machine.
+    """Return how the native module was built and what it finds on this machine.
 
     Example:
         >>> import fastsam

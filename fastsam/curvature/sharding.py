@@ -1,0 +1,87 @@
+"""One spectrum from several processes: each rank takes a shard of the samples or of the probes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastsam.curvature.comparison import merge
+from fastsam.curvature.data import Batches
+from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.structure import map_tensors, sample_count
+from fastsam.distributed import World
+
+SHARDS = (None, "samples", "probes")
+
+
+def sharded_world(shard: str | None) -> World:
+    """Return the default process group where something is sharded, else this process alone.
+
+    Raises:
+        ValueError: an unknown word, or no process group.
+    """
+    if shard not in SHARDS:
+        raise ValueError(f"shard must be None, 'samples' or 'probes', got {shard!r}")
+    if shard is None:
+        return World()
+    try:
+        return World.from_process_group()
+    except ValueError as error:
+        raise ValueError(f"shard={shard!r} shares a run between processes, but {error}") from None
+
+
+def shard_of_samples(batches: Batches, world: World, *, separable: bool) -> Batches:
+    """Return this rank's part of every batch, or every world_size-th batch where none may be cut.
+
+    Raises:
+        ValueError: the data are not in memory, or differ between the ranks.
+    """
+    if not batches.held:
+        raise ValueError("shard='samples' needs data that is held in memory; raise data_memory")
+    if not world.agree(batches.ordered_fingerprint()):
+        raise ValueError(
+            "the ranks read different data, or the same in another order; every rank must pass the "
+            "whole data in the same order (shuffle=False, or a loader with the same seeded generator)"
+        )
+    if not separable:
+        own = [
+            batch for number, batch in enumerate(batches) if number % world.world_size == world.rank
+        ]
+        return replace(batches, source=own)
+
+    def part(batch: Any) -> list[Any]:
+        rows = _own_range(sample_count(batch), world)
+        cut = map_tensors(lambda tensor: tensor[rows.start : rows.stop], batch)
+        return [cut] if rows else []
+
+    return batches.mapped(part)
+
+
+def shard_of_probes(indices: range, world: World) -> range:
+    """Return this rank's probes.
+
+    Raises:
+        ValueError: fewer probes than ranks.
+    """
+    if len(indices) < world.world_size:
+        raise ValueError(
+            f"shard='probes' needs at least one probe per rank: {len(indices)} probes, "
+            f"{world.world_size} ranks"
+        )
+    own = _own_range(len(indices), world)
+    return indices[own.start : own.stop]
+
+
+def _own_range(count: int, world: World) -> range:
+    """Return this rank's part of ``range(count)``, cut into parts that differ by one at most."""
+    bounds = np.linspace(0, count, world.world_size + 1).astype(int)
+    return range(int(bounds[world.rank]), int(bounds[world.rank + 1]))
+
+
+def gather_probes(spectrum: Spectrum, world: World) -> Spectrum:
+    """Return all ranks' probes as one spectrum, on every rank."""
+    whole = merge(world.all_gather(spectrum))
+    indices = [index for run in whole.settings["merged"] for index in run["probe_indices"]]
+    return replace(whole, settings={**spectrum.settings, "probe_indices": indices})

@@ -1,0 +1,130 @@
+"""The processes of a run: one exchange for each device and dtype, the same sums on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from fastsam.distributed import World, launched_world_size, torchrun_world
+
+
+def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a world of one process has nobody to talk to")
+
+    for name in ("all_reduce", "all_gather_object", "barrier"):
+        monkeypatch.setattr(dist, name, refuse)
+    world = World()
+    tensor = torch.arange(3.0)
+    world.all_reduce([tensor])
+    world.barrier()
+    assert tensor.tolist() == [0, 1, 2]
+    assert world.all_gather("one") == ["one"]
+    assert world.agree("one")
+
+
+def test_tensors_of_one_dtype_share_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with the same values, as far as torch.distributed is concerned."""
+    exchanged: list[tuple[torch.dtype, int]] = []
+
+    def double(tensor: torch.Tensor) -> None:
+        exchanged.append((tensor.dtype, tensor.numel()))
+        tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "all_reduce", double)
+    tensors = {
+        "matrix": torch.randn(3, 5),
+        "transposed": torch.randn(4, 2).T,
+        "scalar": torch.randn(()),
+        "empty": torch.randn(0),
+        "double": torch.randn(7, dtype=torch.float64),
+        "strided": torch.arange(10)[::3],
+    }
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    World(1, 2).all_reduce(tensors.values())
+    assert sorted(exchanged, key=str) == [
+        (torch.float32, 15 + 8 + 1),
+        (torch.float64, 7),
+        (torch.int64, 4),
+    ]
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, 2 * before[name]), name
+        assert tensor.data_ptr() == addresses[name], name
+
+
+def _reduce(rank: int, size: int, store: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    world = World.from_process_group()
+    assert (world.rank, world.world_size) == (rank, size)
+    generator = torch.Generator().manual_seed(rank)
+    tensors = [torch.randn(n, generator=generator, dtype=torch.float64) for n in (1, 1000, 7)]
+    whole = torch.cat(tensors)
+    world.all_reduce(tensors)
+    world.barrier()
+    torch.save({"own": whole, "sum": torch.cat(tensors)}, f"{folder}/{rank}.pt")
+    assert world.all_gather(rank) == list(range(size))
+    assert world.agree("same")
+    assert not world.agree(rank)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_rank_has_the_same_bits(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _reduce, args=(3, str(tmp_path / "store"), str(tmp_path)), nprocs=3
+    )
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    expected = sum(part["own"] for part in found)
+    for part in found:
+        assert torch.equal(part["sum"], found[0]["sum"])
+        assert torch.allclose(part["sum"], expected, rtol=0, atol=1e-14)
+
+
+def test_a_process_group_is_needed() -> None:
+    with pytest.raises(ValueError, match=r"no process group.*torchrun.*init_process_group"):
+        World.from_process_group()
+
+
+def test_without_torchrun_the_world_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched_world_size() == 1
+    with torchrun_world("cpu") as world:
+        assert world == World(rank=0, world_size=1, local_rank=0)
+        assert not dist.is_initialized()
+
+
+def test_processes_of_another_launcher_are_told_what_they_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched_world_size() == 2
+    with pytest.raises(ValueError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT .*torchrun"):
+        torchrun_world("cpu").__enter__()
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but LOCAL_RANK of torchrun is not set"):
+        torchrun_world("cpu").__enter__()
+
+
+def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="need --device cpu or cuda, not cuda:0"):
+        torchrun_world("cuda:0").__enter__()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="process 1 has no GPU: there are 1"):
+        torchrun_world("cuda").__enter__()
+
+
+def test_the_gpu_of_a_process() -> None:
+    assert World(3, 4, 1).device("cuda") == "cuda:1"
+    assert World(3, 4, 1).device("cuda:0") == "cuda:0"
+    assert World().device("cuda") == "cuda"
