@@ -128,10 +128,22 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     assert "AddressSanitizer" in outcome.stderr or "runtime error" in outcome.stderr
 
 
-def test_a_missing_fence_is_caught(thread_build: Path, tmp_path: Path) -> None:
-    """The block that arrives last reads partial sums that nothing made visible to it."""
-    fence = "__threadfence();\n    const bool last"
-    program = plant(thread_build, tmp_path, fence, "const bool last", source="csrc/cuda/launch.cuh")
+@pytest.mark.parametrize(
+    ("fence", "without"),
+    [
+        pytest.param("__threadfence();\n    const bool last", "const bool last", id="writers"),
+        pytest.param("if (last) {\n      __threadfence();", "if (last) {", id="reader"),
+    ],
+)
+def test_a_missing_fence_is_caught(
+    fence: str, without: str, thread_build: Path, tmp_path: Path
+) -> None:
+    """The block that arrives last reads partial sums that nothing made visible to it.
+
+    Both sides need a fence: the writers before they count themselves, the reader after it has counted them
+    all. Without the second one the reader may take stale values from its own multiprocessor's cache.
+    """
+    program = plant(thread_build, tmp_path, fence, without, source="csrc/cuda/launch.cuh")
     outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="3")
     assert outcome.returncode != 0
     assert "data race" in outcome.stderr
