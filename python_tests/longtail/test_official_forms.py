@@ -96,13 +96,13 @@ def test_a_class_sampler_takes_lists_and_tensors() -> None:
 @pytest.mark.parametrize("method", ["bs", "la", "vs", "paco"])
 def test_adjusting_twice_is_a_warning(method: str) -> None:
     config = recipe("digits-lt", method, "sgd", posthoc_tau=1.0).config()
+    data = load_dataset("digits-lt")
+    with pytest.warns(UserWarning, match="adjusted twice"):
+        Trainer(config, data=data, progress=False)
     message = double_adjustment(config)
     assert message is not None
     assert f"the loss {method} adds" in message
     assert "posthoc_tau 1" in message
-    data = load_dataset("digits-lt")
-    with pytest.warns(UserWarning, match="adjusted twice"):
-        Trainer(config, data=data, progress=False)
 
 
 def test_adjusting_once_is_none() -> None:
