@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert outcome.stderr == ""
     assert "0 failed" in outcome.stdout
+
+
+def test_every_source_is_compiled_with_warnings_as_errors(address_build: Path) -> None:
+    commands = json.loads((address_build / "compile_commands.json").read_text())
+    own = [entry for entry in commands if "/csrc/" in entry["file"]]
+    assert {Path(entry["file"]).suffix for entry in own} == {".cpp", ".cu"}
+    for entry in own:
+        missing = {"-Wall", "-Wextra", "-Werror"} - set(shlex.split(entry["command"]))
+        assert not missing, entry["file"]
 
 
 def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path) -> None:

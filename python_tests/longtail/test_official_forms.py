@@ -106,8 +106,9 @@ def test_adjusting_twice_is_a_warning(method: str) -> None:
 
 
 def test_adjusting_once_is_none() -> None:
-    for method, tau in (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0)):
-        config = recipe("digits-lt", method, "sgd", posthoc_tau=tau).config()
+    cases = (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0))
+    configs = [recipe("digits-lt", name, "sgd", posthoc_tau=tau).config() for name, tau in cases]
+    for config in configs:
         assert double_adjustment(config) is None
     logits = torch.zeros(1, 3)
     assert torch.allclose(adjust_logits(logits, COUNTS, -1.0), -adjust_logits(logits, COUNTS, 1.0))

@@ -186,8 +186,8 @@ def test_names_in_figures_are_no_mathematics(draw: Draw, name: str) -> None:
     import matplotlib as mpl
 
     run = result("sam", 90.0)
-    metrics = replace(run.test, groups={name: 50.0})
-    named = replace(run, config={**run.config, "data": name}, test=metrics)
+    run = replace(run, test=replace(run.test, groups={name: 50.0}))
+    named = replace(run, config={**run.config, "data": name})
     item = spectrum()
     item = ClassSpectrum(replace(item.subject, run=name, name=name, group=name), item.spectrum)
     with mpl.rc_context({"svg.fonttype": "none"}):  # text as text
