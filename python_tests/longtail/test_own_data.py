@@ -27,6 +27,7 @@ from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.workers import Reader, Request, Workers, expect_lost_connections
 from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError
+from fastsam.longtail.ranks import Ranks
 
 CPU = torch.device("cpu")
 ALL_16 = [Reading(), Reading("transpose")]
@@ -267,7 +268,9 @@ def test_equal_samples_are_not_taken_for_equal_content(tmp_path: Path) -> None:
     assert check(tmp_path) == 0
 
 
-def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
+def test_a_lone_last_image_joins_the_batch_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folders(tmp_path, train=(5, 4))
     sizes: list[int] = []
     config = own_config(tmp_path, model="resnet18", image_size=32, batch_size=8, epochs=1)
@@ -280,6 +283,13 @@ def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
     assert sizes == [4, 5]
     with pytest.raises(UsageError, match="a batch would have 1 image"):
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
+    monkeypatch.setattr(Ranks, "barrier", lambda ranks: None)  # one process plays both
+    for rank in range(2):
+        with pytest.raises(UsageError, match=r"a batch would have 1 image.*processes are 2"):
+            Trainer(own_config(tmp_path, batch_size=2), ranks=Ranks(rank, 2), progress=False)
+        run = Trainer(own_config(tmp_path, batch_size=4), ranks=Ranks(rank, 2), progress=False)
+        # Nine images are ten for two processes: 2, 2 and a last one that joins the batch before.
+        assert [len(batch) for batch in run._batches(run.sampler.order(1))] == [2, 3]
 
 
 def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
