@@ -538,7 +538,7 @@ def test_contact_sheets_have_readable_names_and_are_few(tmp_path: Path, capsys: 
     assert not (tmp_path / "none").exists()
 
 
-def kill_this_process(image: Any) -> torch.Tensor:
+def kill_this_process(*arguments: Any, **options: Any) -> torch.Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("not reached")
 
@@ -559,6 +559,17 @@ def test_a_lost_worker_is_named_and_errors_of_workers_stay(tmp_path: Path) -> No
         workers = Workers(reader, 2)
         with pytest.raises(kind, match=message):
             list(workers.read(requests))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers that are forked have the patch")
+def test_a_lost_worker_of_the_decode_scan_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_folders(tmp_path)
+    monkeypatch.setattr("fastsam.longtail.data.scan.decode", kill_this_process)
+    assert check(tmp_path, "--decode", "--workers", "2") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastsam: error: a process that reads images ended unexpectedly")
 
 
 def test_workers_are_silent_when_the_main_process_ends(
