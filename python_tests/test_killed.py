@@ -1,8 +1,9 @@
-"""Commands that are killed at any moment end, when they are given again, in the uninterrupted result."""
+"""Commands that are killed end, when given again, in the uninterrupted result; a lost process is one line."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 KILLS, CHAINS = 30, 5
 """How often the command is killed, in so many folders; each is then left to end."""
@@ -82,3 +84,97 @@ def test_reproduce_killed_thirty_times(tmp_path: Path) -> None:
         assert done.stderr == b""
         assert numbers(outcome(folder)) == expected
     assert killed > KILLS // 2
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that a process started, in the order of their start."""
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return sorted(int(c) for t in threads for c in (t / "children").read_text().split())
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a file exists."""
+    deadline = time.monotonic() + 240.0
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def write_images(root: Path) -> None:
+    """Write a small set in class folders."""
+    rng = np.random.default_rng(5)
+    for part, counts in (("train", (20, 12)), ("test", (2, 2))):
+        for label, count in enumerate(counts):
+            folder = root / part / f"class {label}"
+            folder.mkdir(parents=True)
+            for place in range(count):
+                pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{place}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_killed_reader_ends_training_in_one_line(tmp_path: Path) -> None:
+    """A worker of the DataLoader, at several moments: while the network trains, while it waits."""
+    write_images(tmp_path / "data")
+    moments = np.random.default_rng(11).uniform(0, 1.0, 4)
+    for turn, moment in enumerate(moments):
+        out = tmp_path / f"run {turn}"
+        settings = "--model resnet8 --epochs 5000 --batch-size 4 --image-size 16 --workers 2"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "fastsam.cli", "train", *settings.split(), "--quiet"),
+                *("--data", "folder", "--data-root", str(tmp_path / "data"), "--out", str(out)),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_for(out / "checkpoint.pt", process)
+            time.sleep(moment)
+            os.kill(children(process.pid)[turn % 2], signal.SIGKILL)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 1, error
+        assert len(error.splitlines()) == 1, error
+        assert error.startswith("fastsam: error: "), error
+        assert "worker" in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_lost_rank_ends_the_others_in_one_line(tmp_path: Path) -> None:
+    """torchrun stops the others as soon as it sees the loss; here they have time to see it themselves."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    logs = ["--monitor-interval", "10", "--redirects", "3", "--log-dir", str(tmp_path / "logs")]
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, *launch, *logs, "-m", "fastsam.cli", "train", "--quiet"),
+            *("--method", "ldam-drw", "--epochs", "5000", "--out", str(out)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(out / "checkpoint.pt", process)
+        for child in children(process.pid):
+            if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+                os.kill(child, signal.SIGKILL)
+                break
+        else:
+            pytest.fail("torchrun has no rank 1")
+        launcher = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1, launcher
+    (log,) = (tmp_path / "logs").rglob("0/stderr.log")
+    error = log.read_text()
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith("fastsam: error: "), error
+    assert (out / "checkpoint.pt").exists()

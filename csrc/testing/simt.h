@@ -85,6 +85,7 @@ struct ThreadState {
   dim3 thread_index, block_index, block_size, grid_size;
   Block* block = nullptr;
   size_t shared_arrays = 0;
+  bool made_atomic = false;  // an atomic operation, in this block
 };
 
 inline thread_local ThreadState current;
@@ -109,7 +110,7 @@ void launch(dim3 grid, dim3 threads, void (*kernel)(Parameters...), Arguments...
           const dim3 block_index(static_cast<unsigned int>(index % grid.x),
                                  static_cast<unsigned int>(index / grid.x % grid.y),
                                  static_cast<unsigned int>(index / grid.x / grid.y));
-          current = ThreadState{dim3(thread), block_index, threads, grid, blocks[index].get(), 0};
+          current = ThreadState{dim3(thread), block_index, threads, grid, blocks[index].get()};
           kernel(arguments...);
         }
       });
@@ -137,12 +138,21 @@ T* shared_array(size_t count) {
 inline void __syncthreads() { ::fastsam::simt::current.block->barrier.arrive_and_wait(); }
 
 // Atomics order nothing by themselves, as on the device. A fence is a read-modify-write of one location that
-// all threads share: each sees everything that was written before the fences ahead of it. ThreadSanitizer
-// follows that, where it would not follow std::atomic_thread_fence, and so reports a fence that is missing.
+// all threads share: it releases what its thread wrote before. It acquires what other fences released only
+// after an atomic operation, because a fence orders through the atomics before and after it: one that
+// precedes them all makes nothing of other threads visible. ThreadSanitizer follows that, where it would not
+// follow std::atomic_thread_fence, and so reports a missing fence on either side.
 namespace fastsam::simt {
 inline std::atomic<unsigned int> fences{0};
 }
-inline void __threadfence() { fastsam::simt::fences.fetch_add(1, std::memory_order_acq_rel); }
+inline void __threadfence() {
+  // Two calls, since ThreadSanitizer needs orders that are constants.
+  if (fastsam::simt::current.made_atomic) {
+    fastsam::simt::fences.fetch_add(1, std::memory_order_acq_rel);
+  } else {
+    fastsam::simt::fences.fetch_add(1, std::memory_order_release);
+  }
+}
 
 namespace fastsam::simt {
 
@@ -174,11 +184,13 @@ T __shfl_xor_sync(unsigned int, T value, int mask) {
 
 template <class T>
 T atomicAdd(T* address, T value) {
+  fastsam::simt::current.made_atomic = true;
   return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
 }
 
 template <class T>
 T atomicExch(T* address, T value) {
+  fastsam::simt::current.made_atomic = true;
   return std::atomic_ref<T>(*address).exchange(value, std::memory_order_relaxed);
 }
 

@@ -16,6 +16,11 @@ FLOOR = 1e-7
 """Densities below this are drawn at it, as in the paper's figures."""
 
 
+def plain(text: str) -> str:
+    """Return ``text`` so that matplotlib shows it as it is: dollar signs do not begin mathematics."""
+    return text.replace("$", r"\$")
+
+
 def plot_density(
     spectra: Sequence[Spectrum],
     *,
@@ -29,7 +34,7 @@ def plot_density(
         spectra: what to draw.
         axes: matplotlib axes; None makes a new figure.
         sigma: see :meth:`Spectrum.density`.
-        labels: one per spectrum, for the legend.
+        labels: one per spectrum, for the legend, shown as they are (see :func:`plain`).
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -39,7 +44,7 @@ def plot_density(
     for spectrum, label in zip(spectra, labels or [None] * len(spectra), strict=True):
         grid = _symlog_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
-        axes.plot(grid, density, label=label, linewidth=1)
+        axes.plot(grid, density, label=None if label is None else plain(label), linewidth=1)
     _symlog(axes, _widest(spectra))
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue")
@@ -55,7 +60,7 @@ def plot_spectra(
     """Small multiples on common axes, as in the paper's Figures 2 and 5 to 7.
 
     Args:
-        spectra: by name, as :func:`fastsam.class_spectra` returns them.
+        spectra: by name, as :func:`fastsam.class_spectra` returns them. Names are shown as they are.
         sigma: see :meth:`Spectrum.density`.
         columns: panels in a row.
 
@@ -80,7 +85,7 @@ def plot_spectra(
         plot_density([spectrum], axes=panel, sigma=sigma)
         _symlog(panel, widest)
         panel.set_title(
-            f"{name}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
+            f"{plain(str(name))}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
             f"ratio {spectrum.ratio:.2g}",
             fontsize="small",
         )

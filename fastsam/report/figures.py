@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastsam.curvature.plots import plot_density
+from fastsam.curvature.plots import plain, plot_density
 from fastsam.extras import requires_extra
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
@@ -57,11 +57,6 @@ def _legend_below(figure: Any, ax: Any) -> None:
     )
 
 
-def plain(text: str) -> str:
-    """Return ``text`` so that matplotlib shows it as it is: dollars do not begin mathematics."""
-    return text.replace("$", r"\$")
-
-
 def accuracy_bars(results: Sequence[Result]) -> str:
     """Test accuracy overall and by group: one bar per run, or per mean of runs that differ in seeds."""
     figure, axes = _figure(1, 1, (7.0, 3.2))
@@ -85,7 +80,7 @@ def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
         places = [i - 0.4 + width * (position + 0.5) for i in range(len(names))]
         bars = ax.bar(places, heights, width, yerr=spread, label=plain(label))
         ax.bar_label(bars, fmt="%.1f", fontsize=7)
-    ax.set_xticks(range(len(names)), names)
+    ax.set_xticks(range(len(names)), map(plain, names))
     ax.set_ylim(0, 109)
     ax.margins(x=0.02)
     ax.set_ylabel("test accuracy, %")
@@ -104,9 +99,7 @@ def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> byt
             f"{item.subject.run}: {item.spectrum.lambda_min:.3g} ... {item.spectrum.lambda_max:.3g}"
             for item in items
         ]
-        plot_density(
-            [item.spectrum for item in items], axes=ax, labels=[plain(label) for label in labels]
-        )
+        plot_density([item.spectrum for item in items], axes=ax, labels=labels)
         _legend_above(ax)
         ax.set_xlabel(f"Hessian eigenvalues, {plain(title)}")
     picture = io.BytesIO()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -226,4 +228,24 @@ def test_plots():
     assert [panel.get_title().split("\n")[0] for panel in figure.axes] == ["head", "tail"]
     with pytest.raises(ValueError, match="at least one"):
         plot_spectra({})
+    mpl.pyplot.close("all")
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$x$", "a$b", r"\$y$", "$"])
+def test_names_in_plots_are_no_mathematics(name: str) -> None:
+    """Matplotlib takes text between dollar signs for formulas, and fails on one that it cannot parse."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    spectrum = operator_spectrum(diagonal(torch.randn(30).double()), steps=9)
+    axes = [plot_density([spectrum], labels=[name]), spectrum.plot(label=name)]
+    figures = [*(each.figure for each in axes), plot_spectra({name: spectrum, "b": spectrum})]
+    for figure in figures:
+        picture = io.StringIO()
+        with mpl.rc_context({"svg.fonttype": "none"}):  # text as text
+            figure.savefig(picture, format="svg")
+        texts = [
+            "".join(node.itertext()) for node in ElementTree.fromstring(picture.getvalue()).iter()
+        ]
+        assert any(line.strip() == name for text in texts for line in text.splitlines())
     mpl.pyplot.close("all")

@@ -50,6 +50,48 @@ def test_no_large_table_is_compiled_before_cuda_12_1(
     assert set(re.findall(r"cuda::Arguments<(\d+)l", symbols)) == limits
 
 
+def compile_on_host(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Compile a CUDA source against the emulation; the compiler's messages, whether or not it can."""
+    include = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "math", "testing", "cuda")]
+    return subprocess.run(
+        [
+            *("g++", "-std=c++20", "-O0", "-w", "-fsyntax-only", "-x", "c++", str(source)),
+            *("-DFASTSAM_SIMT", "-DFASTSAM_WITH_CUDA", *options, *include),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path) -> None:
+    """Where a table leaves too little for a kernel's other parameters, or may not be copied by bytes."""
+    original = (ROOT / "csrc" / "cuda" / "arguments.cuh").read_text()
+    copy = tmp_path / source
+    copy.write_text((ROOT / "csrc" / "cuda" / source).read_text())
+    faults = [
+        (
+            "kOtherParameters = 256",
+            "kOtherParameters = -300",
+            "parameters exceed what every driver",
+        ),
+        (
+            "int32_t group_and_flags[kCapacity];",
+            "int32_t group_and_flags[kCapacity]; Arguments() {} Arguments(const Arguments&) {}",
+            "copies the table byte by byte",
+        ),
+    ]
+    (tmp_path / "arguments.cuh").write_text(original)
+    assert compile_on_host(copy).returncode == 0
+    for text, fault, message in faults:
+        assert original.count(text) == 1
+        (tmp_path / "arguments.cuh").write_text(original.replace(text, fault))
+        outcome = compile_on_host(copy)
+        assert outcome.returncode != 0
+        assert message in outcome.stderr
+
+
 @needs_nvcc
 @pytest.mark.parametrize("source", TABLES)
 def test_the_small_form_fits_4096_bytes_of_parameters(source: str, tmp_path: Path) -> None:

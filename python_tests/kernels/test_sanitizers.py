@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert outcome.stderr == ""
     assert "0 failed" in outcome.stdout
+
+
+def test_every_source_is_compiled_with_warnings_as_errors(address_build: Path) -> None:
+    commands = json.loads((address_build / "compile_commands.json").read_text())
+    own = [entry for entry in commands if "/csrc/" in entry["file"]]
+    assert {Path(entry["file"]).suffix for entry in own} == {".cpp", ".cu"}
+    for entry in own:
+        missing = {"-Wall", "-Wextra", "-Werror"} - set(shlex.split(entry["command"]))
+        assert not missing, entry["file"]
 
 
 def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path) -> None:
@@ -128,10 +139,22 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     assert "AddressSanitizer" in outcome.stderr or "runtime error" in outcome.stderr
 
 
-def test_a_missing_fence_is_caught(thread_build: Path, tmp_path: Path) -> None:
-    """The block that arrives last reads partial sums that nothing made visible to it."""
-    fence = "__threadfence();\n    const bool last"
-    program = plant(thread_build, tmp_path, fence, "const bool last", source="csrc/cuda/launch.cuh")
+@pytest.mark.parametrize(
+    ("fence", "without"),
+    [
+        pytest.param("__threadfence();\n    const bool last", "const bool last", id="writers"),
+        pytest.param("if (last) {\n      __threadfence();", "if (last) {", id="reader"),
+    ],
+)
+def test_a_missing_fence_is_caught(
+    fence: str, without: str, thread_build: Path, tmp_path: Path
+) -> None:
+    """The block that arrives last reads partial sums that nothing made visible to it.
+
+    Both sides need a fence: the writers before they count themselves, the reader after it has counted them
+    all. Without the second one the reader may take stale values from its own multiprocessor's cache.
+    """
+    program = plant(thread_build, tmp_path, fence, without, source="csrc/cuda/launch.cuh")
     outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="3")
     assert outcome.returncode != 0
     assert "data race" in outcome.stderr

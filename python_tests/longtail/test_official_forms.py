@@ -96,18 +96,19 @@ def test_a_class_sampler_takes_lists_and_tensors() -> None:
 @pytest.mark.parametrize("method", ["bs", "la", "vs", "paco"])
 def test_adjusting_twice_is_a_warning(method: str) -> None:
     config = recipe("digits-lt", method, "sgd", posthoc_tau=1.0).config()
+    data = load_dataset("digits-lt")
+    with pytest.warns(UserWarning, match="adjusted twice"):
+        Trainer(config, data=data, progress=False)
     message = double_adjustment(config)
     assert message is not None
     assert f"the loss {method} adds" in message
     assert "posthoc_tau 1" in message
-    data = load_dataset("digits-lt")
-    with pytest.warns(UserWarning, match="adjusted twice"):
-        Trainer(config, data=data, progress=False)
 
 
 def test_adjusting_once_is_none() -> None:
-    for method, tau in (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0)):
-        config = recipe("digits-lt", method, "sgd", posthoc_tau=tau).config()
+    cases = (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0))
+    configs = [recipe("digits-lt", name, "sgd", posthoc_tau=tau).config() for name, tau in cases]
+    for config in configs:
         assert double_adjustment(config) is None
     logits = torch.zeros(1, 3)
     assert torch.allclose(adjust_logits(logits, COUNTS, -1.0), -adjust_logits(logits, COUNTS, 1.0))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import itertools
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from fastsam.longtail.data import DataOptions, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
-from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.data.workers import Reader, Request, Workers, expect_lost_connections
+from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError
+from fastsam.longtail.ranks import Ranks
 
 CPU = torch.device("cpu")
 ALL_16 = [Reading(), Reading("transpose")]
@@ -263,7 +268,9 @@ def test_equal_samples_are_not_taken_for_equal_content(tmp_path: Path) -> None:
     assert check(tmp_path) == 0
 
 
-def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
+def test_a_lone_last_image_joins_the_batch_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folders(tmp_path, train=(5, 4))
     sizes: list[int] = []
     config = own_config(tmp_path, model="resnet18", image_size=32, batch_size=8, epochs=1)
@@ -276,6 +283,13 @@ def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
     assert sizes == [4, 5]
     with pytest.raises(UsageError, match="a batch would have 1 image"):
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
+    monkeypatch.setattr(Ranks, "barrier", lambda ranks: None)  # one process plays both
+    for rank in range(2):
+        with pytest.raises(UsageError, match=r"a batch would have 1 image.*processes are 2"):
+            Trainer(own_config(tmp_path, batch_size=2), ranks=Ranks(rank, 2), progress=False)
+        run = Trainer(own_config(tmp_path, batch_size=4), ranks=Ranks(rank, 2), progress=False)
+        # Nine images are ten for two processes: 2, 2 and a last one that joins the batch before.
+        assert [len(batch) for batch in run._batches(run.sampler.order(1))] == [2, 3]
 
 
 def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
@@ -350,6 +364,28 @@ def test_exif_in_training_and_evaluation(tmp_path: Path) -> None:
             for data in sets
         )
         assert torch.allclose(turned, plain.rot90(-1, (2, 3)), atol=0.05)
+
+
+def test_own_images_are_upright_without_an_option(tmp_path: Path) -> None:
+    write_folders(tmp_path / "upright")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (tmp_path / "upright").rglob("*.png"):
+        turned = tmp_path / "turned" / path.relative_to(tmp_path / "upright")
+        turned.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
+    upright, turned_back = (
+        load_dataset("folder", DataOptions(root=tmp_path / name, size=16, workers=0))
+        for name in ("upright", "turned")
+    )
+    for part in ("train", "test"):
+        expected, found = (
+            next(
+                data.split(part).batches([np.arange(3)], augment=False, seed=0, epoch=0, device=CPU)
+            ).inputs
+            for data in (upright, turned_back)
+        )
+        assert torch.equal(found, expected)
 
 
 def test_list_files_of_other_editors_and_hostile_ones(tmp_path: Path) -> None:
@@ -462,6 +498,90 @@ def test_a_moved_folder_is_resumed_and_changed_pixels_are_not(
     Image.fromarray(noise(999)).save(path)  # as large as before
     with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
         Trainer(own_config(moved), out=tmp_path / "again", resume=True, progress=False)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_changed_pixels_are_not_resumed(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, with names and sizes as before."""
+    write_folders(tmp_path / "data", suffix=".bmp")
+    interrupted(own_config(tmp_path / "data"), tmp_path / "run", monkeypatch)
+    Image.fromarray(noise(999)).save(tmp_path / "data" / part / "class 1" / "0.bmp")
+    with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
+        Trainer(own_config(tmp_path / "data"), out=tmp_path / "run", resume=True, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_contact_sheets_have_readable_names_and_are_few(tmp_path: Path, capsys: Any) -> None:
+    root = tmp_path / "data"
+    write_folders(root, train=(6, 5, 4, 3, 2))
+    names = ["great white shark", "naïve Übung", "a:b*c?", "$x$", "雪" * 40]
+    for part in ("train", "test"):
+        for label, name in enumerate(names):
+            (root / part / f"class {label}").rename(root / part / name)
+    show = ["data", "show", "folder", "--root", str(root), "--rows", "1", "--columns", "2"]
+    assert main([*show, "--out", str(tmp_path / "all")]) == 0
+    found = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert found == [
+        *("0-great_white_shark-6.png", "1-naïve_Übung-5.png", "2-a_b_c-4.png"),
+        *("3-x-3.png", f"4-{'雪' * 26}-2.png", "overview.png"),
+    ]
+    assert "classes are shown" not in capsys.readouterr().out
+    assert main([*show, "--out", str(tmp_path / "few"), "--classes", "3"]) == 0
+    found = sorted(path.name for path in (tmp_path / "few").iterdir())
+    assert found == [
+        *("0-great_white_shark-6.png", "2-a_b_c-4.png", f"4-{'雪' * 26}-2.png", "overview.png")
+    ]
+    assert "3 of 5 classes are shown; see --classes" in capsys.readouterr().out
+    assert main([*show, "--out", str(tmp_path / "none"), "--classes", "0"]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def kill_this_process(*arguments: Any, **options: Any) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def refuse_image(image: Any) -> torch.Tensor:
+    raise RuntimeError("an error of the reader")
+
+
+def test_a_lost_worker_is_named_and_errors_of_workers_stay(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    images, *_ = list_folder(tmp_path / "train")
+    requests = [Request(np.arange(2)), Request(np.arange(2, 4))]
+    for prepare, kind, message in (
+        (kill_this_process, LongTailError, "ended unexpectedly.*use fewer --workers"),
+        (refuse_image, RuntimeError, "an error of the reader"),
+    ):
+        reader = Reader(tmp_path / "train", images, plain=prepare, augmented=prepare)
+        workers = Workers(reader, 2)
+        with pytest.raises(kind, match=message):
+            list(workers.read(requests))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers that are forked have the patch")
+def test_a_lost_worker_of_the_decode_scan_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_folders(tmp_path)
+    monkeypatch.setattr("fastsam.longtail.data.scan.decode", kill_this_process)
+    assert check(tmp_path, "--decode", "--workers", "2") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastsam: error: a process that reads images ended unexpectedly")
+
+
+def test_workers_are_silent_when_the_main_process_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", None)
+    expect_lost_connections(0)
+    sys.excepthook(ConnectionResetError, ConnectionResetError(104, "reset"), None)
+    sys.excepthook(EOFError, EOFError(), None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(KeyError, KeyError("shown"), None)
+    assert "shown" in capsys.readouterr().err
 
 
 def test_labels_beyond_the_class_names_and_one_class(tmp_path: Path, capsys: Any) -> None:

@@ -196,9 +196,11 @@ def check(configuration) -> None:
     optimizer = SAM(problem.param_groups(parameters), base, **options)
     oracle, twins = make(OracleSAM, problem, base, **options)
     for step in range(4):
+        start = [p.detach().clone() for p in parameters]
         found = problem.run(optimizer, parameters, range(step, step + 1), gradients)
         expected = problem.run(oracle, twins, range(step, step + 1), gradients)
-        assert_close(found, expected, 16 * torch.finfo(problem.dtype).eps)
+        # An update rounds to the weights that it starts from, which it may all but cancel.
+        assert_close([*found, *start], [*expected, *start], 16 * torch.finfo(problem.dtype).eps)
         with torch.no_grad():
             for p, twin, double in zip(parameters, twins, oracle.doubles, strict=True):
                 twin.copy_(p)

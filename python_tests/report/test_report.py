@@ -20,7 +20,13 @@ from fastsam.longtail.landscape import ClassSpectrum, Subject
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
 from fastsam.report import render, spectrum_table, write_report
-from fastsam.report.figures import accuracy_bars, overview, spectra_panels, training_curves
+from fastsam.report.figures import (
+    accuracy_bars,
+    curves,
+    overview,
+    spectra_panels,
+    training_curves,
+)
 from fastsam.report.tables import TextTable, accuracy_table, settings_table
 from fastsam.report.timing import StepTiming, time_sam_step
 
@@ -160,6 +166,34 @@ def test_figures_are_well_formed_and_repeatable() -> None:
         svg = draw()
         ElementTree.fromstring(svg)
         assert svg == draw()
+
+
+Draw = Callable[[list[Result], ClassSpectrum, str], str | bytes]
+FIGURES: dict[str, Draw] = {
+    "accuracy bars": lambda runs, item, name: accuracy_bars(runs),
+    "training curves": lambda runs, item, name: training_curves(runs),
+    "spectra": lambda runs, item, name: spectra_panels([item]),
+    "curves": lambda runs, item, name: curves({name: [(0, 1), (1, 2)]}, x="x", y="y", title="a"),
+    "titles": lambda runs, item, name: curves({"a": [(0, 1)]}, x=name, y=name, title=name),
+    "overview": lambda runs, item, name: overview(runs, [item, item]),
+}
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$x$", "a$b", r"\$y$", "$"])
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_names_in_figures_are_no_mathematics(draw: Draw, name: str) -> None:
+    """Matplotlib takes text between dollar signs for formulas, and fails on one that it cannot parse."""
+    import matplotlib as mpl
+
+    run = result("sam", 90.0)
+    run = replace(run, test=replace(run.test, groups={name: 50.0}))
+    named = replace(run, config={**run.config, "data": name})
+    item = spectrum()
+    item = ClassSpectrum(replace(item.subject, run=name, name=name, group=name), item.spectrum)
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text as text
+        figure = draw([named, run], item, name)
+    if isinstance(figure, str):
+        assert name in "".join(ElementTree.fromstring(figure).itertext())
 
 
 def test_overview_is_a_picture_with_a_panel_for_accuracies_and_one_for_each_class() -> None:

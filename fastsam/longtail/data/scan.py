@@ -16,6 +16,7 @@ from fastsam.cache import CACHE_VARIABLE, cache_folder
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.data.pixels import Reading, decode
+from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
 from fastsam.progress import ProgressBar
 
 _TOGETHER = 64
@@ -76,13 +77,13 @@ def scan_files(
         _Decoder(paths, reading),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=expect_lost_connections,
         # Its own generator: the loader would otherwise advance the global one.
         generator=torch.Generator(),
     )
     place = 0
-    with ProgressBar(
-        total=len(paths), description="decoding", unit="image", enabled=progress
-    ) as bar:
+    bar = ProgressBar(total=len(paths), description="decoding", unit="image", enabled=progress)
+    with bar, lost_workers_named():
         for part in loader:
             for reason, frames, value in part:
                 if reason is not None:

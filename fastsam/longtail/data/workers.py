@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.pixels import Reading, decode
+from fastsam.longtail.errors import LongTailError
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 
 Prepare = Callable[[Any], Tensor]
 """Makes the tensor ``[3, S, S]`` of an RGB image of Pillow, or of a tensor ``[3, H, W]`` in [0, 1]."""
+
+
+SIGNAL_SECONDS = 0.2
+"""How long the signal of a worker's death may come after its connection is lost."""
 
 
 class Request(NamedTuple):
@@ -158,10 +167,50 @@ class _Loader:
             collate_fn=_stack,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=expect_lost_connections,
             # Its own generator: the loader would otherwise advance the global one.
             generator=torch.Generator(),
         )
 
     def read(self, requests: Iterable[Request]) -> Iterator[Samples]:
         self._requests[:] = requests
-        yield from self._loader
+        with lost_workers_named():
+            yield from self._loader
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turn what torch raises where a worker of a ``DataLoader`` was killed into one error that says so.
+
+    Raises:
+        LongTailError: a worker ended before it had read its batch.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        # Errors that a worker itself raised begin with "Caught".
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        # The connection may be lost before the signal of the worker's death arrives. Torch's handler then
+        # raises in the main thread, wherever that is: wait for it here.
+        with suppress(RuntimeError):
+            time.sleep(SIGNAL_SECONDS)
+        raise LongTailError(
+            f"a process that reads images ended unexpectedly ({str(error).strip()}); if memory ran out, "
+            "use fewer --workers"
+        ) from error
+
+
+def expect_lost_connections(worker: int) -> None:
+    """Keep a worker silent when the main process ends before it has taken a batch.
+
+    The thread of multiprocessing that hands batches over reports errors through ``sys.excepthook``.
+    """
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = report
