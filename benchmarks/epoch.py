@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.machine import save
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data import LongTailData, TensorImages, groups_by_rank
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
-from fastsam.longtail.data.dataset import TensorImages, groups_by_rank
 from fastsam.longtail.data.subset import longtail_counts, subset_hash
 from fastsam.longtail.models import build_model
 from fastsam.longtail.results import Epoch

@@ -8,6 +8,9 @@ import sys
 def main() -> int:
     """Import the command line, which takes seconds because of torch, and run it."""
     try:
+        # First: torch swallows an interrupt while it imports NumPy, of which half would be left.
+        import numpy  # noqa: F401
+
         from fastsam.cli import main as run
 
         return run()

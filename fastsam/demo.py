@@ -12,7 +12,8 @@ from fastsam.files import write_bytes
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.landscape import REDRAWN, landscape
-from fastsam.longtail.results import Result, RunFolder, check_free
+from fastsam.longtail.results import Result
+from fastsam.longtail.training import RunFolder, check_free
 from fastsam.report import accuracy_table, read_runs, spectrum_table, write_report
 from fastsam.report.figures import overview
 from fastsam.report.timing import time_sam_step

@@ -18,6 +18,10 @@ _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` sets besides ``WORLD_SIZE``; other launchers leave some of it out."""
 
 
+class LaunchError(ValueError):
+    """Processes were started in a way in which they cannot train together."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the processes of a run; the default is a run of one process.
@@ -107,7 +111,7 @@ def torchrun_world(device: str) -> Iterator[World]:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
 
     Raises:
-        ValueError: another launcher started several processes without what torchrun tells them, they
+        LaunchError: another launcher started several processes without what torchrun tells them, they
             share one named GPU, or there are fewer GPUs than processes.
     """
     world_size = launched_world_size()
@@ -116,16 +120,16 @@ def torchrun_world(device: str) -> Iterator[World]:
         return
     missing = [name for name in _LAUNCHED_WITH if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise LaunchError(
             f"WORLD_SIZE is {world_size}, but {', '.join(missing)} of torchrun is not set: start the "
             "processes with torchrun, or set it for each of them"
         )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"{world_size} processes need --device cpu or cuda, not {device}")
+        raise LaunchError(f"{world_size} processes need --device cpu or cuda, not {device}")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
-            raise ValueError(
+            raise LaunchError(
                 f"process {local_rank} has no GPU: there are {torch.cuda.device_count()}; start fewer"
             )
         torch.cuda.set_device(local_rank)

@@ -10,12 +10,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 _Record = TypeVar("_Record")
 
 
-def build(cls: type[_Record], values: object) -> _Record:
+def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
     """A dataclass of its fields by name; fields that are dataclasses are built of dicts in turn.
 
     Args:
         cls: the dataclass.
         values: a mapping; what an older version did not write has its default.
+        **ready: fields that are passed as they are.
 
     Raises:
         ValueError: a name that is unknown or missing, or a value of a wrong type.
@@ -40,10 +41,12 @@ def build(cls: type[_Record], values: object) -> _Record:
         if name not in known:
             raise ValueError(f"{cls.__name__} has no {name!r:.60}")
     for name, item in known.items():
-        if name not in values and item.default is MISSING and item.default_factory is MISSING:
+        optional = item.default is not MISSING or item.default_factory is not MISSING
+        if name not in values and name not in ready and not optional:
             raise ValueError(f"{name} is missing")
     hints = get_type_hints(cls)
-    return cls(**{name: _converted(value, hints[name], name) for name, value in values.items()})
+    converted = {name: _converted(value, hints[name], name) for name, value in values.items()}
+    return cls(**converted, **ready)
 
 
 def _converted(value: object, hint: Any, name: str) -> Any:

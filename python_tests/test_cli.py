@@ -45,13 +45,16 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "digit"], "valid: digits-lt"),
-        (["--method", "cedrw"], "ce, focal, ldam"),
-        (["--optimizer", "adam"], "sgd, sam"),
+        (["--data", "digit"], "valid: cifar10-lt"),
+        (["--method", "cedrw"], "ce, eql, focal"),
+        (["--optimizer", "adam"], "sam, sgd"),
         (["--model", "vgg"], "resnet8"),
         (["--rho", "-1"], "rho must be at least 0"),
         (["--rho", "nan"], "rho must be at least 0"),
-        (["--optimizer", "sgd", "--rho", "0.1"], "rho needs optimizer sam"),
+        (
+            ["--optimizer", "sgd", "--rho", "0.1"],
+            "rho needs optimizer asam, looksam, sam",
+        ),
         (["--imbalance", "1000"], "without an image"),
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--resume"], "need --out"),
@@ -91,9 +94,9 @@ def test_settings_that_are_on_or_off(command: list[str], capsys: Any) -> None:
         return parse([*command, *arguments])
 
     assert parsed().channels_last is None
-    on = parsed("--channels-last", "--download", "--augment", "True", "--quiet")
-    assert (on.channels_last, on.download, on.augment, on.quiet) == (True,) * 4
-    assert on.nesterov is None
+    on = parsed("--channels-last", "--nesterov", "--augment", "True", "--quiet")
+    assert (on.channels_last, on.nesterov, on.augment, on.quiet) == (True,) * 4
+    assert on.threads is None
     assert parsed("--channels-last", "False").channels_last is False
     for wrong in (["no"], ["True", "False"], ["False", "x"]):
         with pytest.raises(SystemExit):
@@ -215,7 +218,7 @@ def test_unforeseen_errors_are_one_line_and_a_traceback_when_asked(
     def fail(*arguments: object, **options: object) -> None:
         raise raised[-1]
 
-    monkeypatch.setattr("fastsam.cli.Checkpoint.load", fail)
+    monkeypatch.setattr("fastsam.longtail.checkpoint.Checkpoint.load", fail)
     cases = (
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
@@ -329,7 +332,7 @@ def test_module_can_be_run() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS)}, own:NAME",
+        f"fastsam: error: unknown data 'nothing'; valid: {', '.join(DATASETS.names())}",
     ]
 
 

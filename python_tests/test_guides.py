@@ -6,7 +6,9 @@ import doctest
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,9 +41,11 @@ def headless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("headless")
-def test_python_blocks_run_in_order(guide: Path) -> None:
+def test_python_blocks_run_in_order(guide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(blocks(guide, "python"))
-    exec(compile(code, str(guide), "exec"), {"__name__": "guide"})
+    module = ModuleType("guide")  # dataclasses look up the module that they are in
+    monkeypatch.setitem(sys.modules, "guide", module)
+    exec(compile(code, str(guide), "exec"), vars(module))
 
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.stem)

@@ -4,6 +4,6 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
-from fastsam.longtail.trainer import Trainer
+from fastsam.longtail.training import Trainer
 
 __all__ = ["Checkpoint", "Result", "TrainConfig", "Trainer", "recipe"]

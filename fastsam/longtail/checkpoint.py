@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from fastsam.files import write_atomically
+from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError
+from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.network import build_network, not_finite
 from fastsam.longtail.results import Epoch
 from fastsam.records import build
 
@@ -105,7 +106,9 @@ class Checkpoint:
             )
         known = cls.__dataclass_fields__
         try:
-            checkpoint = build(cls, {name: content[name] for name in content if name in known})
+            fields = {name: content[name] for name in content if name in known}
+            config = TrainConfig.from_dict(fields.pop("config", {}))
+            checkpoint = build(cls, fields, config=config)
             checkpoint._check()
         except ValueError as error:
             raise CheckpointError(
@@ -200,6 +203,19 @@ class Checkpoint:
             raise CheckpointError(
                 f"the state of the optimizer is not of {self.config.optimizer} on this network: {error}"
             ) from error
+
+
+def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
+    """Estimate the size of a checkpoint file of a run.
+
+    Args:
+        config: settings of the run.
+        model: its network.
+    """
+    state = sum(value.nbytes for value in model.state_dict().values())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    copies = config.parts["optimizer"].state_copies()
+    return int((1 + (config.select != "last")) * state + copies * trained + (1 << 16))
 
 
 _SCHEDULED = ("lr", "rho", "steps_taken", "params")

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
+from fastsam.longtail.build import build_objective
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.contrastive import PaCoLoss
-from fastsam.longtail.data import Images, LongTailData
+from fastsam.longtail.data import Batch, Images, LongTailData
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
-from fastsam.longtail.models import Classifier
-from fastsam.longtail.objectives import Objective
+from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.objective import Given, Term
 from fastsam.records import build
 
 LOSS_CHOICES = ("ce", "as-trained")
@@ -287,17 +287,23 @@ def _loss(
 ) -> nn.Module | BatchLoss:
     """Cross-entropy, or the loss of the last epoch, as a sum and the weight it is divided by."""
     config = checkpoint.config
-    objective = Objective(config, data.counts, device=next(model.parameters()).device)
+    objective = build_objective(config, data.counts, device=next(model.parameters()).device)
     scale = objective.logit_scale if name == "ce" else 1.0
     if name == "ce" and scale == 1.0:
         return nn.CrossEntropyLoss()
-    loss_fn = CrossEntropyLoss() if name == "ce" else objective.at(config.epochs).eval()
-    if isinstance(loss_fn, PaCoLoss):
-        raise UsageError("the loss of paco is not a mean over samples; choose --loss ce")
+    term: Term = CrossEntropyLoss()
+    if name != "ce":
+        terms = objective.at(config.epochs)
+        if objective.couples_batch or len(terms) != 1:
+            raise UsageError(
+                f"the loss of {config.method} is not a mean over samples; choose --loss ce"
+            )
+        term = terms[0][0].eval()
 
     def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         features = model.features(inputs)
-        return loss_fn.sums(scale * model.head(features), targets, features)
+        outputs = Outputs(features, scale * model.head(features))
+        return term.loss(outputs, Batch((inputs,), targets, targets), Given(model))
 
     return BatchLoss(sums)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsam.distributed import World
 from fastsam.longtail.data import Images
 from fastsam.longtail.errors import DataError, TrainingError
-from fastsam.longtail.models import Classifier
-from fastsam.longtail.ranks import Ranks
+from fastsam.longtail.models.classifier import Classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def predict(
     *,
     batch_size: int,
     adjust: Callable[[Tensor], Tensor] | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> Predictions:
     """Predictions for all images that can be read, in evaluation mode, on the CPU.
 
@@ -63,7 +63,7 @@ def predict(
         device: where the network is.
         batch_size: images in a batch of one process.
         adjust: what is done to logits ``[B, C]`` first.
-        ranks: this process among those that share the work; each gets all predictions.
+        world: this process among those that share the work; each gets all predictions.
 
     Raises:
         DataError: if no image could be read.
@@ -71,7 +71,7 @@ def predict(
     """
     training = model.training
     model.eval()
-    share = np.arange(ranks.rank, len(images), ranks.size)
+    share = np.arange(world.rank, len(images), world.world_size)
     order = np.array_split(share, range(batch_size, len(share), batch_size))
     # Columns: class, confidence, whether it was seen, and whether its logits are finite. Everyone adds
     # what it has.
@@ -87,7 +87,7 @@ def predict(
             found[batch.indices] = torch.stack([column.double() for column in columns], dim=1)
     finally:
         model.train(training)
-    ranks.add_up([found])
+    world.all_reduce([found])
     classes, confidence, seen, finite = found.cpu().unbind(dim=1)
     known = seen > 0
     if not known.any():

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsam.distributed import World, launched_world_size
 from fastsam.files import remove_orphans
+from fastsam.longtail.build import load_configured
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import PLACE, TrainConfig, differences
+from fastsam.longtail.config import TrainConfig, differences, is_own, place_settings
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.data.catalog import OWN
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
@@ -25,15 +26,14 @@ from fastsam.longtail.published import (
     SpectraFigure,
     Variant,
 )
-from fastsam.longtail.ranks import Ranks, launched_processes
 from fastsam.longtail.recipes import Recipe, recipe
-from fastsam.longtail.results import Result, RunFolder
+from fastsam.longtail.results import Result
 from fastsam.longtail.runtime import chosen_device
-from fastsam.longtail.trainer import Trainer, load_configured
+from fastsam.longtail.training import RunFolder, Trainer
 from fastsam.text import notice
 
-AS_PUBLISHED = {"seed", "threads", *PLACE}
-"""Settings that may be given without making a run another one than the published."""
+AS_PUBLISHED = ("seed", "threads")
+"""Settings, besides those of where a run takes place, that leave it comparable with the published."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def reproduce_table(
     out: Path,
     *,
     seeds: int = 3,
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    world: World = World(),  # noqa: B008 (frozen)
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Row]:
@@ -88,7 +88,7 @@ def reproduce_table(
         data: data set; the rows are run on any.
         out: folder of the runs.
         seeds: number of seeds, from 0.
-        ranks: this process among those that train every run together.
+        world: this process among those that train every run together.
         progress: show progress: bars on a terminal, a line a minute elsewhere.
         **overrides: settings that replace those of every recipe.
 
@@ -99,7 +99,7 @@ def reproduce_table(
         raise unknown("table", name, TABLES)
     if not 1 <= seeds <= 1000:
         raise UsageError(f"seeds must be at least 1 and at most 1000, got {seeds}")
-    runs = _Runs(data, out, TABLES[name].rows, overrides, ranks=ranks, progress=progress)
+    runs = _Runs(data, out, TABLES[name].rows, overrides, world=world, progress=progress)
     for variant in TABLES[name].rows:
         results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
         known = ACCURACIES.get((data, variant.name), {}) if runs.comparable else {}
@@ -138,14 +138,14 @@ def reproduce_figure(
     """
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
-    if launched_processes() > 1:
+    if launched_world_size() > 1:
         raise UsageError(
-            f"{name} needs one process, and torchrun started {launched_processes()}; start it "
+            f"{name} needs one process, and torchrun started {launched_world_size()}; start it "
             "without torchrun"
         )
     figure = FIGURES[name]
     check_options(loss=figure.loss, augment=augment, steps=steps, probes=probes)
-    runs = _Runs(data, out, figure.runs, overrides, ranks=Ranks(), progress=progress)
+    runs = _Runs(data, out, figure.runs, overrides, world=World(), progress=progress)
     for variant in figure.runs:
         epochs = _epochs(figure, runs.config(variant)) or (None,)
         _, folder = runs.finished(variant, 0, checkpoints=epochs)
@@ -193,13 +193,13 @@ class _Runs:
         variants: Sequence[Variant],
         overrides: Mapping[str, Any],
         *,
-        ranks: Ranks,
+        world: World,
         progress: bool,
     ) -> None:
         self.out = out
-        self.ranks = ranks
+        self.world = world
         self.progress = progress
-        self.comparable = set(overrides) <= AS_PUBLISHED
+        self.comparable = set(overrides) <= {*AS_PUBLISHED, *place_settings()}
         self._recipes: dict[str, Recipe] = {}
         for variant in variants:
             twice = sorted(set(variant.settings) & set(overrides))
@@ -245,7 +245,7 @@ class _Runs:
         result = _sound_result(folder)
         if result is not None:
             config = one.config()
-            moved = config.data in OWN and result.config.get("data_root") != config.data_root
+            moved = is_own(config.data) and result.config.get("data_root") != config.data_root
             same = (
                 moved and bool(result.contents) and result.contents == self.data(variant).contents()
             )
@@ -267,14 +267,14 @@ class _Runs:
             out=folder.path,
             resume="auto",
             keep={epoch for figure in figures for epoch in _epochs(figure, one.config())},
-            ranks=self.ranks,
+            world=self.world,
             progress=self.progress,
         )
         return trainer.fit(), folder
 
     def _set_aside_damaged(self, paths: Iterable[Path]) -> None:
         """Rename checkpoints that are damaged, so that they are made again; all processes wait."""
-        for path in paths if self.ranks.rank == 0 else ():
+        for path in paths if self.world.rank == 0 else ():
             try:
                 if path.is_file():
                     Checkpoint.load(path)
@@ -282,7 +282,7 @@ class _Runs:
                 aside = path.with_name(f"{path.name}.damaged")
                 path.replace(aside)
                 notice(f"{error}; it is {aside.name} now and made again")
-        self.ranks.barrier()
+        self.world.barrier()
 
 
 def _sound_result(folder: RunFolder) -> Result | None:

@@ -1,21 +1,15 @@
-"""What a training run found, and the folder that keeps it."""
+"""What a training run found."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastsam import files
-from fastsam.files import OWN_FILES, locked, write_text
-from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.errors import DataError
 from fastsam.longtail.metrics import Metrics
 from fastsam.records import build
-from fastsam.text import printable
 
 
 @dataclass(frozen=True)
@@ -127,147 +121,3 @@ class Result:
         for name in ("data", "method", "optimizer"):
             if not isinstance(self.config.get(name), str):
                 raise ValueError(f"its config has no {name}")
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What text begins with that spreadsheets run as a formula."""
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    """A cell whose text no spreadsheet runs and no terminal obeys."""
-    if not isinstance(value, str):
-        return value
-    return printable(f"'{value}" if value.startswith(_FORMULA) else value)
-
-
-class RunFolder:
-    """The files of one run.
-
-    Attributes:
-        checkpoint: state after the last completed epoch that was written.
-        result: the :class:`Result` as JSON.
-        history: one line per epoch, CSV.
-        per_class: one line per class, CSV.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoint = path / "checkpoint.pt"
-        self.result = path / "result.json"
-        self.history = path / "history.csv"
-        self.per_class = path / "per_class.csv"
-
-    def kept(self, epoch: int) -> Path:
-        """Where the checkpoint of an epoch lies that was asked to be kept."""
-        return self.path / f"epoch-{epoch}.pt"
-
-    def checkpoints(self) -> list[Path]:
-        """The checkpoints that are there, the newest first.
-
-        Between two writes of ``checkpoint``, a kept one may be all that a killed run has left.
-        """
-        stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
-        epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
-        files = [self.checkpoint, *map(self.kept, epochs)]
-        return [path for path in files if path.is_file()]
-
-    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What differs after any other process wrote a checkpoint or a result."""
-        return tuple(_stamp(path) for path in (self.checkpoint, self.result))
-
-    @contextmanager
-    def held(self, stamp: object) -> Iterator[None]:
-        """Keep other processes out of the folder; see :func:`fastsam.files.locked`.
-
-        Args:
-            stamp: what :meth:`stamp` was when the run was set up.
-
-        Raises:
-            FolderBusyError: another process has the folder.
-            CheckpointError: another process had it since then.
-        """
-        with locked(self.path):
-            if self.stamp() != stamp:
-                raise CheckpointError(
-                    f"another process wrote to {self.path} after this run was set up; start again"
-                )
-            yield
-
-    def check(self, *, resume: bool = False, overwrite: bool = False, writes: bool = True) -> None:
-        """Make sure that nothing of value is in the way, and that no other run is at work.
-
-        Args:
-            resume: the folder holds a run to go on with.
-            overwrite: the files of a previous run may be removed.
-            writes: whether this process will write to it.
-
-        Raises:
-            UsageError: if the folder is not empty and neither flag is given, or both are.
-            FolderBusyError: if another process writes to it.
-        """
-        if resume and overwrite:
-            raise UsageError("choose one of --resume and --overwrite")
-        check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
-        if writes and self.path.is_dir():
-            with locked(self.path):
-                pass
-
-    def prepare(self, *, overwrite: bool = False) -> None:
-        """Create the folder.
-
-        Args:
-            overwrite: remove what a previous run wrote, and the spectra of its weights in the
-                folder or in ``spectra`` below it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            left = ("epoch-*.pt", "tensorboard/events.*")
-            spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
-            old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
-            for file in (self.checkpoint, self.result, self.history, self.per_class, *old):
-                file.unlink(missing_ok=True)
-
-    def write(self, result: Result) -> None:
-        """Write the result as JSON and as two CSV tables, each atomically."""
-        write_text(self.result, result.to_json())
-        self.write_history(result.history)
-        group_of = {label: name for name, members in result.groups.items() for label in members}
-        classes = [
-            (label, name, group_of.get(label, ""), result.counts[label], share)
-            for label, (name, share) in enumerate(
-                zip(result.class_names, result.test.per_class, strict=True)
-            )
-        ]
-        header = ("class", "name", "group", "training_images", "test_accuracy")
-        write_text(self.per_class, _csv(header, classes))
-
-    def write_history(self, history: Sequence[Epoch]) -> None:
-        """Write the epochs so far as a CSV table, atomically."""
-        names = list(Epoch.__dataclass_fields__)
-        rows = [[getattr(epoch, name) for name in names] for epoch in history]
-        write_text(self.history, _csv(names, rows))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def check_free(path: Path, *, allowed: bool, flags: str) -> None:
-    """Raise :class:`UsageError` if ``path`` is a file, or a folder with content and not allowed."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; --out needs a folder")
-    files = path.iterdir() if path.is_dir() else ()
-    if not allowed and any(not file.name.startswith(OWN_FILES) for file in files):
-        raise UsageError(f"{path} is not empty; choose another --out, or {flags}")

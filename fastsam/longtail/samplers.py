@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from fastsam.longtail.config import SAMPLINGS, TrainConfig
 from fastsam.longtail.errors import UsageError, unknown
+from fastsam.longtail.methods import Sampling
 from fastsam.longtail.seeds import Stream, numpy_generator
 
 
@@ -93,7 +93,7 @@ class ClassSampler(EpochSampler):
     Args:
         targets: class of every image, integers ``[N]``: an array, a list or a tensor.
         counts: images of each class, integers ``[C]``.
-        strategy: one of :data:`fastsam.longtail.config.SAMPLINGS`.
+        strategy: one of :data:`fastsam.longtail.methods.Sampling`.
         epochs: epochs of the whole run, for ``progressive``.
         seed: seed of the run.
         rank: this process.
@@ -105,7 +105,7 @@ class ClassSampler(EpochSampler):
         targets: ArrayLike,
         counts: ArrayLike,
         *,
-        strategy: str = "class-balanced",
+        strategy: Sampling = "class-balanced",
         epochs: int = 1,
         seed: int,
         rank: int = 0,
@@ -117,8 +117,8 @@ class ClassSampler(EpochSampler):
         found = np.bincount(self.targets) if len(self.targets) else np.zeros(0, np.int64)
         if not np.array_equal(found, np.trim_zeros(self.counts, "b")):
             raise UsageError("counts must be the number of targets of each class, and some target")
-        if strategy not in SAMPLINGS:
-            raise unknown("sampling strategy", strategy, SAMPLINGS)
+        if strategy not in get_args(Sampling):
+            raise unknown("sampling strategy", strategy, get_args(Sampling))
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}")
         self.strategy = strategy
@@ -186,37 +186,3 @@ class HasOrder(Protocol):
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Indices in ``epoch`` (counted from 1), int64."""
         ...
-
-
-def build_sampler(
-    config: TrainConfig,
-    targets: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> HasOrder:
-    """The sampler of a configuration.
-
-    Args:
-        config: settings of the run.
-        targets: class of every training image, int64 ``[N]``.
-        counts: training images of each class, int64 ``[C]``.
-        rank: this process.
-        world_size: number of processes.
-    """
-    shuffled = ShuffledSampler(len(targets), seed=config.seed, rank=rank, world_size=world_size)
-    if config.sampling is None:
-        return shuffled
-    classes = ClassSampler(
-        targets,
-        counts,
-        strategy=config.sampling,
-        epochs=config.epochs,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-    if config.parsed_method.rule == "rs":
-        return classes
-    return DeferredSampler(shuffled, classes, defer_epoch=config.defer_epoch or 0)

@@ -58,7 +58,7 @@ def tracker(
 
             yield write
     else:
-        run = _package(name).init(project="fastsam", config=asdict(config))
+        run = _package(name).init(project="fastsam", config=config.as_dict())
         try:
             yield lambda epoch: run.log(_numbers(epoch), step=epoch.epoch)
         finally:

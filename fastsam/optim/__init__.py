@@ -2,7 +2,6 @@
 
 from typing import NoReturn
 
-from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.capture import capture_step
 from fastsam.optim.local import local_sam_step
@@ -32,7 +31,6 @@ __all__ = [
     "LinearSchedule",
     "LookSAM",
     "Need",
-    "OuterOptimizer",
     "RhoScheduler",
     "Schedule",
     "StepSchedule",

@@ -74,11 +74,8 @@ class StepSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class LinearSchedule(Schedule):
-    """A straight line from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` after that.
-
-    With one epoch it is ``start`` in that epoch.
-    """
+class _Ramp(Schedule):
+    """From ``start`` in epoch 1 to ``end`` in epoch ``epochs``."""
 
     start: float
     end: float
@@ -86,6 +83,14 @@ class LinearSchedule(Schedule):
 
     def __post_init__(self) -> None:
         _check_epochs(self.epochs)
+
+
+@dataclass(frozen=True)
+class LinearSchedule(_Ramp):
+    """A straight line from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` after that.
+
+    With one epoch it is ``start`` in that epoch.
+    """
 
     def value_at(self, epoch: int) -> float:
         """Return the value on the line."""
@@ -93,18 +98,11 @@ class LinearSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class CosineSchedule(Schedule):
+class CosineSchedule(_Ramp):
     """Half a cosine from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` after that.
 
     With one epoch it is ``start`` in that epoch.
     """
-
-    start: float
-    end: float
-    epochs: int
-
-    def __post_init__(self) -> None:
-        _check_epochs(self.epochs)
 
     def value_at(self, epoch: int) -> float:
         """Return the value on the cosine."""

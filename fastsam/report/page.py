@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
-from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
@@ -65,10 +64,10 @@ def _order(label: int | None) -> int:
     return -1 if label is None else label
 
 
-def _place(run: str) -> tuple[str, int]:
-    """Sorts runs by method, then in the order in which the optimizers are listed."""
+def _place(run: str) -> tuple[str, bool, str]:
+    """Sorts runs by method, SGD before the optimizers that are compared with it."""
     method, _, optimizer = run.partition(" ")
-    return method, list(OPTIMIZERS).index(optimizer) if optimizer in OPTIMIZERS else len(OPTIMIZERS)
+    return method, optimizer != "sgd", optimizer
 
 
 def write_report(folder: Path) -> Path:

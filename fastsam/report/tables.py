@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastsam.longtail.config import differences
+from fastsam.longtail.config import differences, settings_in
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 
@@ -138,11 +138,7 @@ def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:
 
 def settings_table(results: Sequence[Result]) -> TextTable:
     """Every setting of every run and where it comes from; settings that no run has are left out."""
-    names = [
-        name
-        for name in (results[0].config if results else {})
-        if any(result.config.get(name) is not None for result in results)
-    ]
+    names = dict.fromkeys(name for result in results for name in settings_in(result.config))
     rows = []
     for name in names:
         sources = {result.sources[name]: None for result in results if name in result.sources}

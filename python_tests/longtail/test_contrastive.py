@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsam.longtail import Checkpoint, Trainer, recipe, trainer
-from fastsam.longtail.config import OPTIMIZERS
-from fastsam.longtail.contrastive import PaCoClassifier, PaCoLoss
+from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses import PaCoClassifier, PaCoLoss
 from fastsam.longtail.models import build_model
-from fastsam.longtail.trainer import Step
+from fastsam.longtail.optimizers import OPTIMIZERS
+from fastsam.longtail.training import Step
 
 COUNTS = np.array([50.0, 9.0, 3.0, 1.0])
 DIGITS = load_digits_lt()
@@ -120,13 +120,13 @@ def test_a_run_differentiates_the_formula_with_its_queue(
     optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Tensor, ...]] = []
-    forward = PaCoLoss.forward
+    per_sample = PaCoLoss.per_sample
 
     def spy(self: PaCoLoss, *arguments: Tensor) -> Tensor:
         calls.append(tuple(value.detach().clone() for value in arguments))
-        return forward(self, *arguments)
+        return per_sample(self, *arguments)
 
-    monkeypatch.setattr(PaCoLoss, "forward", spy)
+    monkeypatch.setattr(PaCoLoss, "per_sample", spy)
     steps: list[Step] = []
     run = Trainer(config_for(optimizer), data=DIGITS, on_step=steps.append, progress=False)
     before = copy.deepcopy(run.model)
@@ -158,7 +158,7 @@ def test_a_run_differentiates_the_formula_with_its_queue(
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = config_for("sam", epochs=3)
     Trainer(config, data=DIGITS, out=tmp_path / "whole", progress=False).fit()
 

@@ -30,7 +30,7 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
         capsys, 1, "data", "check", "cifar10-lt", "--root", tmp_path
     )
     assert "places2" in failure(capsys, 1, "data", "check", "places-lt", "--root", tmp_path)
-    assert "valid: digits-lt" in failure(capsys, 2, "data", "check", "mnist")
+    assert "valid: cifar10-lt" in failure(capsys, 2, "data", "check", "mnist")
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
     assert main(["data", "check", "list", "--root", str(tmp_path)]) == 0
     assert "training set, SHA-256: " in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: 
             assert output.out.count(f"cannot be decoded: {path}\n") == 1
         assert f"3 images cannot be decoded, the first is {broken[0]}" in output.err
     assert set(multiprocessing.active_children()) <= set(others)
-    assert "those of --decode" in failure(capsys, 2, *check, "--workers", "2")
+    assert "--workers requires --decode" in failure(capsys, 2, *check, "--workers", "2")
     assert "at least 0" in failure(capsys, 2, *check, "--decode", "--workers", "-1")
 
 

@@ -16,9 +16,10 @@ from archives import write_cifar10, write_cifar100, write_image, write_listed
 from PIL import Image
 
 from fastsam.cli import main
-from fastsam.longtail import Checkpoint, Trainer, recipe, trainer
+from fastsam.longtail import Checkpoint, Trainer, recipe
+from fastsam.longtail.build import load_configured
 from fastsam.longtail.config import differences
-from fastsam.longtail.data import DataOptions, TensorImages, load_dataset, longtail_indices
+from fastsam.longtail.data import TensorImages, load_dataset, longtail_indices
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
@@ -117,7 +118,7 @@ def test_cifar_pixels_and_subset(cifar_root: Path) -> None:
     from torchvision.datasets import CIFAR10
 
     raw = CIFAR10(str(cifar_root), train=True)
-    data = load_dataset("cifar10-lt", DataOptions(root=cifar_root, imbalance=10.0))
+    data = load_dataset("cifar10-lt", data_root=cifar_root, imbalance=10.0)
     chosen = longtail_indices(raw.targets, data.counts)
     assert data.train.targets.tolist() == np.array(raw.targets)[chosen].tolist()
     assert isinstance(data.train, TensorImages)
@@ -130,18 +131,18 @@ def test_cifar_pixels_and_subset(cifar_root: Path) -> None:
 
 def test_cifar_that_is_missing_or_damaged(cifar_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing or damaged.*toronto"):
-        load_dataset("cifar10-lt", DataOptions(root=tmp_path))
+        load_dataset("cifar10-lt", data_root=tmp_path)
     half = tmp_path / "cifar-10-batches-py"
     half.mkdir()
     for file in (cifar_root / "cifar-10-batches-py").iterdir():
         (half / file.name).write_bytes(file.read_bytes()[: 1000 if "5" in file.name else None])
     with pytest.raises(DataError, match="missing or damaged"):
-        load_dataset("cifar10-lt", DataOptions(root=tmp_path))
+        load_dataset("cifar10-lt", data_root=tmp_path)
 
 
 def file_images(root: Path, **options: Any) -> FileImages:
     data = load_dataset(
-        "imagenet-lt", DataOptions(**{"root": root, "size": 16, "workers": 0, **options})
+        "imagenet-lt", **{"data_root": root, "image_size": 16, "workers": 0, **options}
     )
     assert isinstance(data.train, FileImages)
     return data.train
@@ -277,7 +278,7 @@ def test_corrupt_images_of_evaluation_sets_are_counted_and_survive_resuming(
     root, path = damaged_copy(listed, tmp_path / "data")
     first = "val/n00000000/ImageNet_LT_test_0.JPEG"
     (root / first).write_bytes(b"no image")
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = config_for("imagenet-lt", root, corrupt="skip", epochs=2)
 
     def stop(step: Any) -> None:
@@ -300,9 +301,9 @@ def test_runs_that_share_their_data_count_what_each_of_them_met(
 ) -> None:
     root, path = damaged_copy(listed, tmp_path / "data")
     config = config_for("imagenet-lt", root, corrupt="skip")
-    data = trainer.load_configured(config)
+    data = load_configured(config)
     runs = [
-        Trainer(replace(config, seed=seed), data=data, out=tmp_path / str(seed), progress=False)
+        Trainer(config.replace(seed=seed), data=data, out=tmp_path / str(seed), progress=False)
         for seed in range(2)
     ]
     for seed, run in enumerate(runs):
@@ -313,7 +314,7 @@ def test_runs_that_share_their_data_count_what_each_of_them_met(
 def test_a_run_goes_on_in_another_place(
     listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = config_for("imagenet-lt", listed, epochs=2)
 
     def stop(step: Any) -> None:
@@ -323,21 +324,21 @@ def test_a_run_goes_on_in_another_place(
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, out=tmp_path / "run", on_step=stop, progress=False).fit()
     (tmp_path / "moved").symlink_to(listed)
-    moved = replace(config, data_root=str(tmp_path / "moved"), workers=2)
+    moved = config.replace(data_root=str(tmp_path / "moved"), workers=2)
     result = Trainer(moved, out=tmp_path / "run", resume=True, progress=False).fit()
     assert result.test == Trainer(config, progress=False).fit().test
     # Also where broken files are passed over from now on, as the message about one advises.
-    passing = replace(moved, corrupt="skip")
+    passing = moved.replace(corrupt="skip")
     assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).history
     with pytest.raises(CheckpointError, match="another run: threads is 0 there and 1 here"):
-        Trainer(replace(moved, threads=1), out=tmp_path / "run", resume=True, progress=False)
+        Trainer(moved.replace(threads=1), out=tmp_path / "run", resume=True, progress=False)
 
 
 def test_what_makes_another_run() -> None:
     here = {"data": "cifar10-lt", "data_root": "a", "device": "cpu", "workers": 0, "lr": 0.1}
     there = {**here, "data_root": "b", "device": "cuda", "workers": 2, "download": True}
     assert differences(here, there) == []
-    assert differences(here, {**there, "lr": 0.2, "new": None}) == ["lr", "new"]
+    assert differences(here, {**there, "lr": 0.2, "new": 1}) == ["lr", "new"]
     own = [{**settings, "data": "folder"} for settings in (here, there)]
     assert differences(*own) == ["data_root"]
     assert differences(*own, same_content=True) == []
@@ -354,10 +355,10 @@ def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> 
     ):
         (root / info.train).write_text(wrong)
         with pytest.raises(DataError, match=message):
-            load_dataset("imagenet-lt", DataOptions(root=root))
+            load_dataset("imagenet-lt", data_root=root)
     (root / info.train).unlink()
     with pytest.raises(DataError, match="no ImageNet_LT_train"):
-        load_dataset("imagenet-lt", DataOptions(root=root))
+        load_dataset("imagenet-lt", data_root=root)
 
 
 def test_own_folders_and_own_lists(tmp_path: Path) -> None:
@@ -367,26 +368,26 @@ def test_own_folders_and_own_lists(tmp_path: Path) -> None:
         result = Trainer(config_for(name, tmp_path), progress=False).fit()
         assert result.counts == [6, 2, 1]
         assert result.groups["tail"] == [0, 1, 2]
-    folder = load_dataset("folder", DataOptions(root=tmp_path))
+    folder = load_dataset("folder", data_root=tmp_path)
     assert folder.class_names == ("n00000001", "n00000002", "n00000000")
     assert folder.validation is None
     write_listed(tmp_path, {"val.txt": ("val", [4, 3, 2])})
     lines = (tmp_path / "val.txt").read_bytes()
     (tmp_path / "val.txt").unlink()
     (tmp_path / "val.txt.xz").write_bytes(lzma.compress(lines))
-    validation = load_dataset("list", DataOptions(root=tmp_path)).validation
+    validation = load_dataset("list", data_root=tmp_path).validation
     assert validation is not None
     assert len(validation) == 9
     (tmp_path / "test" / "n00000009").mkdir()
     with pytest.raises(DataError, match="n00000009"):
-        load_dataset("folder", DataOptions(root=tmp_path))
+        load_dataset("folder", data_root=tmp_path)
 
 
 def test_every_training_set_has_a_hash_of_its_images_and_classes(
     listed: Path, tmp_path: Path
 ) -> None:
     def hashed(name: str, root: Path) -> str:
-        return load_dataset(name, DataOptions(root=root)).subset_hash
+        return load_dataset(name, data_root=root).subset_hash
 
     assert len({hashed(name, listed) for name in LISTED}) == len(LISTED)
     here, moved = tmp_path / "here", tmp_path / "moved"
@@ -406,9 +407,9 @@ def test_every_training_set_has_a_hash_of_its_images_and_classes(
 
 
 def test_catalog_names_are_complete() -> None:
-    from fastsam.longtail.data.catalog import WHERE
-    from fastsam.longtail.recipes import DATA
-
-    assert set(DATASETS) == set(WHERE) == set(DATA)
+    for part in DATASETS.values():
+        assert part.where
+        assert part.summary
+        assert {"model", "epochs", "lr", "lr_schedule"} <= part.recipe.keys()
     with pytest.raises(UsageError, match="cifar10-lt"):
         load_dataset("cifar10")

@@ -232,7 +232,7 @@ def test_recipes_are_those_of_cifar_and_say_so(
     ours = recipe(f"glyphs{num_classes}-lt", method, optimizer)
     theirs = recipe(f"cifar{num_classes}-lt", method, optimizer)
     values, expected = ours.config().as_dict(), theirs.config().as_dict()
-    different = {name for name in values if values[name] != expected[name]}
+    different = {n for n in {**values, **expected} if values.get(n) != expected.get(n)}
     assert different == {"data", "data_root", "download"}
     assert "not a published value" in ours.sources["lr"]
     assert re.search("recipe of CIFAR", ours.sources["epochs"])

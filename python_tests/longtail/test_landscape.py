@@ -8,9 +8,9 @@ import torch
 from formulas import ce, ldam
 
 from fastsam.longtail import Checkpoint, recipe
+from fastsam.longtail.build import build_network
 from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.landscape import landscape
-from fastsam.longtail.network import build_network
 
 DIGITS = load_digits_lt()
 

@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from fastsam import cli
-from fastsam.longtail.config import OPTIMIZERS
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.methods import LOSSES, RULES
+from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.published import FIGURES, TABLES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "longtail.md").read_text()
@@ -40,6 +40,7 @@ def test_options_that_are_named_exist() -> None:
         "--nproc-per-node",
         "--no-python",
         "--debug",
+        "--help",
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options

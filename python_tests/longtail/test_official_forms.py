@@ -13,8 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 from fastsam.longtail import Trainer, recipe
+from fastsam.longtail.build import (
+    build_network,
+    build_objective,
+    build_schedules,
+    double_adjustment,
+)
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.contrastive import PaCoLoss
 from fastsam.longtail.data import load_dataset
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import (
@@ -24,14 +29,12 @@ from fastsam.longtail.losses import (
     InfluenceBalancedLoss,
     LDAMLoss,
     LongTailLoss,
+    PaCoLoss,
     VSLoss,
     adjust_logits,
 )
 from fastsam.longtail.models import build_model
-from fastsam.longtail.network import build_network
-from fastsam.longtail.objectives import Objective, double_adjustment
 from fastsam.longtail.samplers import ClassSampler
-from fastsam.longtail.schedules import learning_rate
 
 COUNTS = [100, 30, 2]
 LOSSES: list[LongTailLoss] = [
@@ -134,7 +137,7 @@ def test_the_schedules_of_paco() -> None:
     # The code: lr * 0.1 where its epoch, counted from 0, is above 320, and * 0.01 above 360.
     for epoch in range(12, 401):
         factor = 0.01 if epoch - 1 > 360 else 0.1 if epoch - 1 > 320 else 1.0
-        assert learning_rate(config, epoch) == pytest.approx(0.05 * factor)
+        assert build_schedules(config)["lr"](epoch) == pytest.approx(0.05 * factor)
     config = recipe("imagenet-lt", "paco", "sgd").config()
     for epoch in range(config.epochs):  # counted from 0, as the code does
         warmup, epochs = 10, 400
@@ -145,10 +148,10 @@ def test_the_schedules_of_paco() -> None:
             * 0.5
             * (1 + math.cos(math.pi * (epoch - warmup + 1) / (epochs - warmup + 1)))
         )
-        assert learning_rate(config, epoch + 1) == pytest.approx(expected, rel=1e-12)
+        assert build_schedules(config)["lr"](epoch + 1) == pytest.approx(expected, rel=1e-12)
     older = without(config, "cosine_start")
     expected = config.lr * (1 + math.cos(math.pi * 49 / 400)) / 2
-    assert learning_rate(older, 50) == pytest.approx(expected, rel=1e-12)
+    assert build_schedules(older)["lr"](50) == pytest.approx(expected, rel=1e-12)
 
 
 def test_heads_begin_as_in_published_code() -> None:
@@ -175,7 +178,7 @@ def test_the_mean_of_the_weighted_focal_loss() -> None:
     targets = torch.tensor([0, 1, 2, 3, 9, 9])
     counts = list(range(100, 0, -10))
     losses = {
-        mean: Objective(settings, counts).at(1)
+        mean: build_objective(settings, np.array(counts)).at(1)[0][0]
         for mean, settings in (("samples", config), ("weights", without(config, "focal_mean")))
     }
     weight = losses["samples"].weight

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastsam.cli import main
-from fastsam.longtail import Trainer, recipe, trainer
+from fastsam.distributed import World
+from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.config import TrainConfig, differences
-from fastsam.longtail.data import DataOptions, LongTailData, load_dataset
+from fastsam.longtail.data import LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.workers import Reader, Request, Workers, expect_lost_connections
 from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError
-from fastsam.longtail.ranks import Ranks
 
 CPU = torch.device("cpu")
 ALL_16 = [Reading(), Reading("transpose")]
@@ -139,7 +139,7 @@ def test_training_and_check_on_16_bits(tmp_path: Path, capsys: Any) -> None:
             list(tmp_path.rglob("*.png")).index(path),
         ]
         Image.fromarray(values.astype(np.uint16)).save(path)
-    data = load_dataset("folder", DataOptions(root=tmp_path, size=16, workers=0))
+    data = load_dataset("folder", data_root=tmp_path, image_size=16, workers=0)
     (batch,) = data.train.batches([np.arange(8)], augment=False, seed=0, epoch=0, device=CPU)
     raw = batch.inputs * torch.tensor(data.train.std)[:, None, None]
     raw += torch.tensor(data.train.mean)[:, None, None]
@@ -232,7 +232,7 @@ def test_own_lists_that_name_an_image_twice_are_refused(
         Image.fromarray(noise(number)).save(tmp_path / name, format="PNG")
     write_lists(tmp_path, train, test)
     with pytest.raises(DataError, match=message):
-        load_dataset("list", DataOptions(root=tmp_path))
+        load_dataset("list", data_root=tmp_path)
     assert check(tmp_path, name="list") == 1
     assert "by path" in (error := capsys.readouterr().err) or "the path" in error
 
@@ -260,7 +260,7 @@ def test_equal_samples_are_not_taken_for_equal_content(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(folder / "one.bmp")
     pixels[100, 3] ^= 1  # not at the beginning, in the middle or at the end
     Image.fromarray(pixels).save(folder / "two.bmp")
-    images = load_dataset("folder", DataOptions(root=tmp_path)).train
+    images = load_dataset("folder", data_root=tmp_path).train
     places = [images.name_of(i).endswith(("one.bmp", "two.bmp")) for i in range(len(images))]
     pair = np.flatnonzero(places).tolist()
     assert len(set(images.digests(pair))) == 1
@@ -283,13 +283,13 @@ def test_a_lone_last_image_joins_the_batch_before(
     assert sizes == [4, 5]
     with pytest.raises(UsageError, match="a batch would have 1 image"):
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
-    monkeypatch.setattr(Ranks, "barrier", lambda ranks: None)  # one process plays both
+    monkeypatch.setattr(World, "barrier", lambda world: None)  # one process plays both
     for rank in range(2):
         with pytest.raises(UsageError, match=r"a batch would have 1 image.*processes are 2"):
-            Trainer(own_config(tmp_path, batch_size=2), ranks=Ranks(rank, 2), progress=False)
-        run = Trainer(own_config(tmp_path, batch_size=4), ranks=Ranks(rank, 2), progress=False)
+            Trainer(own_config(tmp_path, batch_size=2), world=World(rank, 2), progress=False)
+        run = Trainer(own_config(tmp_path, batch_size=4), world=World(rank, 2), progress=False)
         # Nine images are ten for two processes: 2, 2 and a last one that joins the batch before.
-        assert [len(batch) for batch in run._batches(run.sampler.order(1))] == [2, 3]
+        assert [len(batch) for batch in run.batches.indices(1)] == [2, 3]
 
 
 def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_exif_orientation_turns_own_images(tmp_path: Path) -> None:
             path.unlink()
     assert own_config(tmp_path).exif == "transpose"
     stored = own_config(tmp_path).as_dict()
-    del stored["exif"], stored["value_range"]
+    del stored["exif"]
     assert TrainConfig.from_dict(stored).exif == "ignore"
     assert differences(stored, own_config(tmp_path).as_dict()) == ["exif"]
     assert differences(stored, own_config(tmp_path, exif="ignore").as_dict()) == []
@@ -349,7 +349,7 @@ def test_exif_in_training_and_evaluation(tmp_path: Path) -> None:
         pixels = np.asarray(Image.open(path))
         Image.fromarray(pixels).save(path, exif=exif, quality=95)
     sets = [
-        load_dataset("folder", DataOptions(root=tmp_path, size=14, workers=0, exif=exif_setting))
+        load_dataset("folder", data_root=tmp_path, image_size=14, workers=0, exif=exif_setting)
         for exif_setting in ("transpose", "ignore")
     ]
     for part in ("train", "test"):
@@ -375,7 +375,7 @@ def test_own_images_are_upright_without_an_option(tmp_path: Path) -> None:
         turned.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
     upright, turned_back = (
-        load_dataset("folder", DataOptions(root=tmp_path / name, size=16, workers=0))
+        load_dataset("folder", data_root=tmp_path / name, image_size=16, workers=0)
         for name in ("upright", "turned")
     )
     for part in ("train", "test"):
@@ -398,7 +398,7 @@ def test_list_files_of_other_editors_and_hostile_ones(tmp_path: Path) -> None:
     path.write_text("a.jpg 0\nb.jpg 999999999\n")
     write_lists(tmp_path, path.read_text(), "c.jpg 0\n")
     with pytest.raises(DataError, match="labels up to 999999999 but no image of 999999998"):
-        load_dataset("list", DataOptions(root=tmp_path))
+        load_dataset("list", data_root=tmp_path)
     path.write_text("a.jpg 0\n" + "x" * (1 << 20) + " 1\n")
     with pytest.raises(DataError, match="line 2: longer than"):
         read_list(path)
@@ -449,7 +449,7 @@ def test_unreadable_images_leave_counts_before_training(
     monkeypatch.setattr("fastsam.longtail.data.files.scan_files", refuse)
     moved = tmp_path / "moved"
     root.rename(moved)
-    data = load_dataset("folder", DataOptions(root=moved, corrupt="skip", workers=0))
+    data = load_dataset("folder", data_root=moved, corrupt="skip", workers=0)
     assert data.counts.tolist() == [3, 4]
     assert any("3 images cannot be read and are left out" in note for note in data.notes)
     monkeypatch.undo()
@@ -457,23 +457,23 @@ def test_unreadable_images_leave_counts_before_training(
     for path in (moved / "train" / "class 1").iterdir():
         path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"no training image of 1 classes can be read.*'class 1'"):
-        load_dataset("folder", DataOptions(root=moved, corrupt="skip", workers=0))
+        load_dataset("folder", data_root=moved, corrupt="skip", workers=0)
 
 
 def test_damaged_scans_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSAM_CACHE", str(tmp_path / "cache"))
     write_folders(tmp_path / "data")
-    options = DataOptions(root=tmp_path / "data", corrupt="skip", workers=0)
-    load_dataset("folder", options)
+    options = {"data_root": tmp_path / "data", "corrupt": "skip", "workers": 0}
+    load_dataset("folder", **options)
     kept = list((tmp_path / "cache" / "scans").iterdir())
     for content in ("", "{}", '{"key": 1, "scan": []}', "null"):
         for path in kept:
             path.write_text(content)
-        assert load_dataset("folder", options).counts.tolist() == [5, 3]
+        assert load_dataset("folder", **options).counts.tolist() == [5, 3]
 
 
 def interrupted(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
 
     def stop(step: Any) -> None:
         if step.epoch == 2:
@@ -595,7 +595,7 @@ def test_labels_beyond_the_class_names_and_one_class(tmp_path: Path, capsys: Any
 
 def test_file_images_keep_their_reading(tmp_path: Path) -> None:
     write_folders(tmp_path)
-    data = load_dataset("folder", DataOptions(root=tmp_path, value_range=(0, 10)))
+    data = load_dataset("folder", data_root=tmp_path, value_range=(0, 10))
     assert isinstance(data.train, FileImages)
     assert data.train.reading == Reading("transpose", (0, 10))
 
@@ -612,5 +612,5 @@ def test_given_data_have_their_own_name(tmp_path: Path, capsys: Any) -> None:
     assert "own:mine is data that a Python program made" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"of the data set digits-lt, but the data are 'mine'"):
         Trainer(recipe("digits-lt", "ce", "sgd").config(), data=mine)
-    with pytest.raises(UsageError, match=r"valid: digits-lt.*own:NAME"):
+    with pytest.raises(UsageError, match=r"valid: cifar10-lt.*own:NAME"):
         recipe("mine", "ce", "sgd")

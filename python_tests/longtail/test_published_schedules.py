@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from fastsam.longtail.config import OPTIMIZERS, TrainConfig
+from fastsam.longtail.build import build_schedules
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import DATASETS
-from fastsam.longtail.methods import LOSSES, RULES
+from fastsam.longtail.losses import LOSSES
+from fastsam.longtail.methods import RULES
+from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import recipe
-from fastsam.longtail.schedules import ascent_radius, learning_rate
 
 METHODS = [
     loss if rule == "none" else f"{loss}-{rule}"
     for loss in LOSSES
     for rule in RULES
-    if not (loss in ("ib", "paco") and rule in ("rw", "drw"))
+    if not (LOSSES[loss].balances_classes and rule in ("rw", "drw"))
 ]
 
 
@@ -51,9 +53,11 @@ def expected_radius(config: TrainConfig, epoch: int) -> float | None:
 
 
 def assert_same_bits(config: TrainConfig) -> None:
+    schedules = build_schedules(config)
     for epoch in range(1, config.epochs + 1):
-        assert learning_rate(config, epoch) == expected_learning_rate(config, epoch)
-        assert ascent_radius(config, epoch) == expected_radius(config, epoch)
+        assert schedules["lr"](epoch) == expected_learning_rate(config, epoch)
+        radius = schedules["rho"](epoch) if "rho" in schedules else None
+        assert radius == expected_radius(config, epoch)
 
 
 @pytest.mark.parametrize("data", DATASETS)

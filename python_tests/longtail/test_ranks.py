@@ -14,10 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
+from fastsam.distributed import LaunchError, World, torchrun_world
 from fastsam.longtail import Checkpoint, Trainer, models, recipe
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.ranks import Ranks, ranks_of_torchrun
-from fastsam.longtail.results import RunFolder
+from fastsam.longtail.training import RunFolder
 
 COMBINATIONS = [
     ("ce-drw", "sam"),
@@ -55,7 +55,7 @@ def _train(rank: int, size: int, store: str, folder: str) -> None:
         run = Trainer(
             config_for(method, optimizer),
             out=Path(folder) / f"{method}-{optimizer}-{size}",
-            ranks=Ranks(rank, size),
+            world=World(rank, size),
             progress=False,
         )
         result = run.fit()
@@ -107,13 +107,13 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
 
 
 def test_what_several_processes_cannot_do() -> None:
-    two = Ranks(0, 2)
+    two = World(0, 2)
     with pytest.raises(UsageError, match="101 is not a multiple of 2"):
-        Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), ranks=two)
+        Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), world=two)
     with pytest.raises(UsageError, match="one process"):
-        Trainer(recipe("digits-lt", "paco", "sgd").config(), ranks=two)
+        Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
-        Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), ranks=two)
+        Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)
 
 
 def test_processes_of_another_launcher_are_told_what_they_lack(
@@ -122,27 +122,27 @@ def test_processes_of_another_launcher_are_told_what_they_lack(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UsageError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT .*torchrun"):
-        ranks_of_torchrun("cpu").__enter__()
+    with pytest.raises(LaunchError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT .*torchrun"):
+        torchrun_world("cpu").__enter__()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but LOCAL_RANK of torchrun is not set"):
-        ranks_of_torchrun("cpu").__enter__()
+    with pytest.raises(LaunchError, match="WORLD_SIZE is 2, but LOCAL_RANK of torchrun is not set"):
+        torchrun_world("cpu").__enter__()
 
 
 def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="need --device cpu or cuda, not cuda:0"):
-        ranks_of_torchrun("cuda:0").__enter__()
+    with pytest.raises(LaunchError, match="need --device cpu or cuda, not cuda:0"):
+        torchrun_world("cuda:0").__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="process 1 has no GPU: there are 1"):
-        ranks_of_torchrun("cuda").__enter__()
+    with pytest.raises(LaunchError, match="process 1 has no GPU: there are 1"):
+        torchrun_world("cuda").__enter__()
 
 
 def test_the_gpu_of_a_process() -> None:
-    assert Ranks(3, 4, 1).device("cuda") == "cuda:1"
-    assert Ranks(3, 4, 1).device("cuda:0") == "cuda:0"
-    assert Ranks().device("cuda") == "cuda"
+    assert World(3, 4, 1).device("cuda") == "cuda:1"
+    assert World(3, 4, 1).device("cuda:0") == "cuda:0"
+    assert World().device("cuda") == "cuda"

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fastsam.longtail import TrainConfig, recipe
-from fastsam.longtail.config import OPTIMIZERS
+from fastsam.longtail.build import build_schedules
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.methods import LOSSES, RULES, Method
+from fastsam.longtail.losses import LOSSES
+from fastsam.longtail.methods import RULES, Method
+from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import default_imbalance
-from fastsam.longtail.schedules import ascent_radius, learning_rate
+from fastsam.longtail.registry import registered_settings
 
 METHODS = [
     loss if rule == "none" else f"{loss}-{rule}"
     for loss in LOSSES
     for rule in RULES
-    if not (loss in ("ib", "paco") and rule in ("rw", "drw"))
+    if not (LOSSES[loss].balances_classes and rule in ("rw", "drw"))
 ]
 
 
@@ -32,7 +35,7 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         config = chosen.config()
         assert Method.parse(method).name == method
         assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-        applied = {name for name, value in config.as_dict().items() if value is not None}
+        applied = config.as_dict().keys() - {"format"}
         named = {"data", "method", "optimizer"}
         assert applied - named <= set(chosen.entries)
         assert all(entry.source for entry in chosen.entries.values())
@@ -41,20 +44,25 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
 @pytest.mark.parametrize(
     ("method", "optimizer", "overrides", "message"),
     [
-        ("ce", "sgd", {"rho": (0.1,)}, "rho needs optimizer sam.*run has optimizer sgd"),
+        (
+            "ce",
+            "sgd",
+            {"rho": (0.1,)},
+            "rho needs optimizer asam, looksam, sam.*run has optimizer sgd",
+        ),
         ("ce", "sam", {"rho": (-0.1,)}, "rho must be at least 0, got -0.1"),
         ("ce", "sam", {"rho": (math.nan,)}, "rho must be at least 0, got nan"),
         ("ce", "sam", {"rho": (math.inf,)}, "rho must be"),
         ("ce", "sam", {"rho": (0.1, 0.2)}, "rho needs 1 value"),
         ("ce", "sam", {"rho_schedule": "step"}, "rho_milestones is missing"),
-        ("ce", "sam", {"rho_schedule": "steps"}, "constant, step, linear, deferred"),
+        ("ce", "sam", {"rho_schedule": "steps"}, "constant, deferred, linear, step"),
         ("ce", "sam", {"rho_schedule": "deferred", "rho": (0.1, 0.2)}, "deferral epoch"),
         ("ce", "sam", {"rho_milestones": (3,)}, "rho_milestones needs rho_schedule step"),
-        ("ce", "sgd", {"tau": 1.0}, "tau needs loss vs, la.*run has loss ce"),
+        ("ce", "sgd", {"tau": 1.0}, "tau needs loss la, vs.*run has loss ce"),
         ("ce", "sgd", {"beta": 0.9}, "beta needs weighting effective"),
         ("ce-drw", "sgd", {"beta": 0.9, "weighting": "inverse"}, "beta needs weighting effective"),
         ("ce-drw", "sgd", {"defer_epoch": 100}, "would never take effect"),
-        ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch needs rule drw, drs or loss ib"),
+        ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch needs loss ib or rule drs, drw"),
         ("ce", "sgd", {"epochs": 0}, "epochs must be at least 1"),
         ("ce", "sgd", {"batch_size": 0}, "batch_size"),
         ("ce", "sgd", {"lr": 0.0}, "lr must be above 0"),
@@ -67,12 +75,12 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce", "sgd", {"lr_schedule": "cosine", "lr_factors": (1.0,)}, "lr_schedule multistep"),
         ("ce", "sgd", {"model": "resnet1"}, "resnet8"),
         ("ce", "sgd", {"learning_rate": 1.0}, "unknown setting 'learning_rate'"),
-        ("ce", "adam", {}, "unknown optimizer 'adam'; valid: sgd, sam"),
-        ("cee", "sgd", {}, "unknown method 'cee'.*ce, focal"),
+        ("ce", "adam", {}, "unknown optimizer 'adam'; valid: asam, .*sgd"),
+        ("cee", "sgd", {}, "unknown method 'cee'.*ce, eql, focal"),
         ("ce-dwr", "sgd", {}, "unknown method 'ce-dwr'.*drw"),
         ("ce-", "sgd", {}, "unknown method"),
-        ("ce", "sgd", {"head": "cosine"}, "head cosine does not go with ce"),
-        ("ldam", "sgd", {"head": "linear"}, "head linear does not go with ldam"),
+        ("ce", "sgd", {"head": "cosine"}, "loss 'ce' requires head='linear', got 'cosine'"),
+        ("ldam", "sgd", {"head": "linear"}, "loss 'ldam' requires head='cosine', got 'linear'"),
         ("ce", "entropy-sgd", {"nesterov": True}, "nesterov needs a momentum above 0"),
         ("ib-drw", "sgd", {}, "balances classes by itself"),
     ],
@@ -95,6 +103,33 @@ def test_a_stored_config_must_be_complete() -> None:
         TrainConfig.from_dict({k: v for k, v in values.items() if k != "epochs"})
     with pytest.raises(UsageError, match="unknown setting 'epoch'"):
         TrainConfig.from_dict({**values, "epoch": 1})
+
+
+def test_runs_of_format_1_are_read() -> None:
+    """It stored None for every setting that a run does not have, and no format."""
+    for names in (("digits-lt", "ldam-drw", "sam"), ("cifar100-lt", "paco", "sgd")):
+        config = recipe(*names).config()
+        values = {k: v for k, v in config.as_dict().items() if k != "format"}
+        older = {**dict.fromkeys(registered_settings()), **values}
+        assert None in older.values()
+        assert TrainConfig.from_dict(older) == config
+    with pytest.raises(UsageError, match="format 3, this version reads 1 and 2"):
+        TrainConfig.from_dict({**values, "format": 3})
+
+
+def test_settings_are_read_by_their_flat_names() -> None:
+    config = recipe("digits-lt", "ce-drw", "sgd").config()
+    assert (config.beta, config.momentum, config.rho) == (0.9999, 0.9, None)
+    with pytest.raises(AttributeError, match="no setting 'rhoo'"):
+        _ = config.rhoo
+    assert config.replace(beta=0.5).beta == 0.5
+    assert replace(config, seed=5).seed == 5
+    with pytest.raises(UsageError, match="beta must be at least 0 and at most 1"):
+        config.replace(beta=2.0)
+    with pytest.raises(
+        UsageError, match=r"settings of rule drs are missing; use TrainConfig.create"
+    ):
+        replace(config, method="ce-drs")
 
 
 def test_overrides_replace_value_and_source_and_nothing_else() -> None:
@@ -130,7 +165,7 @@ def test_multistep_learning_rate() -> None:
         defer_epoch=160,
     )
     expected = {1: 0.02, 4: 0.08, 5: 0.1, 6: 0.1, 160: 0.1, 161: 0.001, 180: 0.001, 181: 1e-5}
-    assert {e: learning_rate(config, e) for e in expected} == pytest.approx(expected)
+    assert {e: build_schedules(config)["lr"](e) for e in expected} == pytest.approx(expected)
 
 
 def test_cosine_learning_rate_is_that_of_torch() -> None:
@@ -140,24 +175,26 @@ def test_cosine_learning_rate_is_that_of_torch() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9)
     for epoch in range(1, 10):
-        assert learning_rate(config, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert build_schedules(config)["lr"](epoch) == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        )
         optimizer.step()
         scheduler.step()
 
 
 def test_rho_schedules() -> None:
     constant = config_with(rho=(0.3,))
-    assert {ascent_radius(constant, e) for e in (1, 50, 100)} == {0.3}
+    assert {build_schedules(constant)["rho"](e) for e in (1, 50, 100)} == {0.3}
     step = config_with(rho=(0.05, 0.1, 0.5, 0.6), rho_schedule="step", rho_milestones=(5, 60, 75))
-    radii = [ascent_radius(step, e) for e in (1, 5, 6, 60, 61, 75, 76)]
+    radii = [build_schedules(step)["rho"](e) for e in (1, 5, 6, 60, 61, 75, 76)]
     assert radii == [0.05, 0.05, 0.1, 0.1, 0.5, 0.5, 0.6]
     linear = config_with(rho=(0.05, 0.8), rho_schedule="linear")
-    assert ascent_radius(linear, 1) == 0.05
-    assert ascent_radius(linear, 100) == pytest.approx(0.8)
-    assert ascent_radius(linear, 34) == pytest.approx(0.05 + 0.75 / 3)
+    assert build_schedules(linear)["rho"](1) == 0.05
+    assert build_schedules(linear)["rho"](100) == pytest.approx(0.8)
+    assert build_schedules(linear)["rho"](34) == pytest.approx(0.05 + 0.75 / 3)
     deferred = config_with(rho=(0.1, 0.5), rho_schedule="deferred", defer_epoch=80)
-    assert [ascent_radius(deferred, e) for e in (80, 81)] == [0.1, 0.5]
-    assert ascent_radius(recipe("digits-lt", "ce", "sgd").config(), 1) is None
+    assert [build_schedules(deferred)["rho"](e) for e in (80, 81)] == [0.1, 0.5]
+    assert "rho" not in build_schedules(recipe("digits-lt", "ce", "sgd").config())
 
 
 def test_the_imbalance_of_a_data_set_is_that_of_its_recipes() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fastsam.cli import main
-from fastsam.longtail import Checkpoint, recipes
+from fastsam.longtail import Checkpoint
+from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.published import (
@@ -23,6 +24,7 @@ from fastsam.longtail.published import (
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.reproduce import reproduce_figure, reproduce_table
 from fastsam.longtail.results import Result
+from fastsam.longtail.settings import Entry
 
 SIZES = {
     "cifar10-lt": (3, 4, 3),
@@ -77,7 +79,7 @@ def test_only_an_unchanged_recipe_is_compared(
     monkeypatch.setitem(ACCURACIES, ("digits-lt", "ce-drw-sgd"), number)
     shortest = {"epochs": 1, "lr_milestones": (1, 1), "warmup_epochs": 0, "defer_epoch": 0}
     for name, value in shortest.items():
-        monkeypatch.setitem(recipes.DATA["digits-lt"], name, recipes.Entry(value, "test"))  # type: ignore[arg-type]
+        monkeypatch.setitem(DATASETS["digits-lt"].recipe, name, Entry(value, "test"))
     rows = [
         next(
             reproduce_table(
@@ -163,7 +165,7 @@ def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: P
 def test_what_is_compared_cannot_be_given(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="kind is what is compared here"):
         next(reproduce_table("table2", "digits-lt", tmp_path, kind="exp"))
-    with pytest.raises(UsageError, match="rho needs optimizer sam"):
+    with pytest.raises(UsageError, match="rho needs optimizer asam, looksam, sam"):
         next(reproduce_table("table1", "digits-lt", tmp_path, rho=(0.1,)))
     for wrong in ({"steps": 0}, {"probes": 0}, {"augment": "some"}, {"augment": "99999"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):

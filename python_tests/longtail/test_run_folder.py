@@ -19,12 +19,12 @@ from test_trainer import DIGITS, FEW, StoppedError, short, stop_in
 from fastsam.cli import main
 from fastsam.curvature import Spectrum
 from fastsam.files import FolderBusyError
-from fastsam.longtail import Checkpoint, Result, Trainer, trainer
+from fastsam.longtail import Checkpoint, Result, Trainer
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.predictions import predict
 from fastsam.longtail.reproduce import reproduce_figure
-from fastsam.longtail.trainer import Step
+from fastsam.longtail.training import Step
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 138, "progress": False}
 
@@ -213,7 +213,7 @@ def test_a_full_disk_at_the_end_leaves_the_result_to_be_read(
 def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = short("ce", "sam", epochs=4)
     whole = Trainer(config, data=FEW, out=tmp_path / "whole", progress=False).fit()
     run = Trainer(config, data=FEW, out=tmp_path / "cut", progress=False)

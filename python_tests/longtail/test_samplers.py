@@ -16,7 +16,7 @@ from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.samplers import ClassSampler, EpochSampler, ShuffledSampler
-from fastsam.longtail.trainer import Step
+from fastsam.longtail.training import Step
 
 COUNTS = np.array([300, 90, 25, 7, 1])
 TARGETS = np.random.default_rng(1).permutation(np.repeat(np.arange(5), COUNTS))

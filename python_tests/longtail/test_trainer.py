@@ -13,18 +13,17 @@ import pytest
 import torch
 from formulas import Numpy, balanced, ce, focal, influence, ldam, nll, vs
 
-from fastsam.longtail import Checkpoint, Result, Trainer, recipe, trainer
-from fastsam.longtail.config import OPTIMIZERS
-from fastsam.longtail.data import Images, LongTailData, TensorImages, load_digits_lt
+from fastsam.longtail import Checkpoint, Result, Trainer, recipe
+from fastsam.longtail.data import Batch, Images, LongTailData, TensorImages, load_digits_lt
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError
 from fastsam.longtail.landscape import landscape
 from fastsam.longtail.losses import adjust_logits
 from fastsam.longtail.methods import LOSSES, RULES, Method
-from fastsam.longtail.optimizers import build_optimizer, take_step
+from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.predictions import Predictions
-from fastsam.longtail.results import RunFolder
 from fastsam.longtail.seeds import Stream, torch_generator
-from fastsam.longtail.trainer import Step
+from fastsam.longtail.training import RunFolder, Step
+from fastsam.longtail.training.evaluation import Judge
 
 DIGITS = load_digits_lt()
 
@@ -169,7 +168,7 @@ def stop_in(epoch: int) -> Callable[[Step], None]:
 def test_a_resumed_run_ends_with_the_same_bits(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = short("ldam-drw", optimizer, epochs=4)
     whole = Trainer(config, data=DIGITS, out=tmp_path / "whole", progress=False).fit()
     cut = Trainer(config, data=DIGITS, out=tmp_path / "cut", on_step=stop_in(3), progress=False)
@@ -255,16 +254,16 @@ def test_best_epoch_is_chosen_on_validation_and_labelled(
 ) -> None:
     config = short("ce", "sgd", epochs=4, select="best-validation")
     wrong = iter([90, 40, 40, 80])
-    judge = Trainer._predictions
+    judge = Judge.predictions
 
-    def made(self: Trainer, images: Images) -> Predictions:
+    def made(self: Judge, images: Images) -> Predictions:
         share = next(wrong, None)
         if share is None:
             return judge(self, images)
         classes = (torch.arange(100) < share).long()
         return Predictions(classes, torch.ones(100), torch.zeros(100, dtype=torch.int64))
 
-    monkeypatch.setattr(Trainer, "_predictions", made)
+    monkeypatch.setattr(Judge, "predictions", made)
     run = Trainer(config, data=DIGITS, out=tmp_path, progress=False)
     result = run.fit()
     assert result.rule == "best epoch on validation (2)"
@@ -461,21 +460,18 @@ def test_schedule_reaches_the_optimizer() -> None:
 
 
 def test_second_pass_leaves_the_running_statistics_alone() -> None:
-    config = short("ce", "sam")
-    model = Trainer(config, data=DIGITS).model.train()
-    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    optimizer = build_optimizer(config, model)
-    inputs, targets = torch.randn(8, 1, 8, 8), torch.arange(8)
+    run = Trainer(short("ce", "sam"), data=DIGITS)
+    norm = next(m for m in run.model.train().modules() if isinstance(m, torch.nn.BatchNorm2d))
     means = []
 
-    def gradient() -> torch.Tensor:
-        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()
+    def remember(*_: object) -> None:
         assert norm.running_mean is not None
         means.append(norm.running_mean.clone())
-        return loss
 
-    take_step(optimizer, model, [gradient])
+    norm.register_forward_hook(remember)
+    batch = Batch((torch.randn(8, 1, 8, 8),), torch.arange(8), torch.arange(8))
+    (seen,) = run.stepper.steps([batch], epoch=1)
+    assert len(seen) == 1
     assert len(means) == 2
     assert torch.equal(means[0], means[1])
     assert norm.num_batches_tracked == 1

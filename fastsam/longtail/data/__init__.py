@@ -1,16 +1,14 @@
 """Long-tailed data sets: which images form them, how they are read and augmented."""
 
-from fastsam.longtail.data.catalog import DATASETS, DataOptions, load_dataset
-from fastsam.longtail.data.dataset import (
-    GROUPS,
-    Batch,
-    Images,
-    LongTailData,
-    TensorImages,
-    groups_by_count,
-    groups_by_rank,
+from fastsam.longtail.data.catalog import (
+    DATASETS,
+    DataSetPart,
+    load_dataset,
+    register_dataset,
 )
+from fastsam.longtail.data.dataset import Batch, Images, LongTailData, TensorImages
 from fastsam.longtail.data.digits import load_digits_lt
+from fastsam.longtail.data.groups import GROUPS, groups_by_count, groups_by_rank
 from fastsam.longtail.data.subset import (
     IMBALANCE_KINDS,
     ImbalanceKind,
@@ -19,23 +17,27 @@ from fastsam.longtail.data.subset import (
     shuffled_by_class,
     subset_hash,
 )
+from fastsam.longtail.data.torch_dataset import DatasetImages, from_datasets
 
 __all__ = [
     "DATASETS",
     "GROUPS",
     "IMBALANCE_KINDS",
     "Batch",
-    "DataOptions",
+    "DataSetPart",
+    "DatasetImages",
     "Images",
     "ImbalanceKind",
     "LongTailData",
     "TensorImages",
+    "from_datasets",
     "groups_by_count",
     "groups_by_rank",
     "load_dataset",
     "load_digits_lt",
     "longtail_counts",
     "longtail_indices",
+    "register_dataset",
     "shuffled_by_class",
     "subset_hash",
 ]

@@ -3,56 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastsam.longtail.data.catalog import GLYPHS, OWN, WHERE, DataOptions, load_dataset
+from fastsam.longtail.data.catalog import DATASETS, dataset_settings, load_with
 from fastsam.longtail.data.content import content_hash
-from fastsam.longtail.data.dataset import Images, LongTailData, groups_by_count
+from fastsam.longtail.data.dataset import Images, LongTailData
 from fastsam.longtail.data.duplicates import repeated_contents, repeated_paths
 from fastsam.longtail.data.files import FileImages
-from fastsam.longtail.data.glyphs import SPECS, check_glyphs
-from fastsam.longtail.data.listed import LISTED, ListedSet, find_list
-from fastsam.longtail.data.lists import list_hash, read_list
+from fastsam.longtail.data.groups import groups_by_count
 from fastsam.longtail.data.pixels import WHITE_16
 from fastsam.longtail.data.scan import Scan, scan_files
 from fastsam.longtail.errors import DataError
 
 
-def check_dataset(name: str, options: DataOptions, *, decode: bool = False) -> Iterator[str]:
+def check_dataset(
+    name: str, *, decode: bool = False, progress: bool = True, **values: Any
+) -> Iterator[str]:
     """Verify files, labels and counts; yield what was found, line by line.
 
     Args:
         name: name of the data set.
-        options: as for :func:`load_dataset`.
-        decode: also decode every image file, by the workers of ``options``, which takes a while.
+        decode: also decode every image file, by the data set's ``workers``, which takes a while.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        **values: settings of the data set; see :func:`load_dataset`.
 
     Raises:
         UsageError: for an unknown name.
         DataError: saying what is missing or wrong, and where the users of the set usually get it.
     """
-    data = load_dataset(name, options)
+    part, settings = DATASETS[name], dataset_settings(name, **values)
+    data = load_with(name, settings, progress=progress)
     counts = data.counts
     yield f"{name}: {data.num_classes} classes, {counts.min()} to {counts.max()} training images"
-    for part, images in data.splits.items():
-        yield f"{part}: {len(images)} images"
-    if name in LISTED:
-        yield from _lists(LISTED[name], options.root)
-    if name in GLYPHS:
-        yield from check_glyphs(SPECS[data.num_classes])
+    for split, images in data.splits.items():
+        yield f"{split}: {len(images)} images"
+    yield from part.check(settings)
     for rule, groups in (("data set's", data.groups), (">100/20-100/<20", groups_by_count(counts))):
         sizes = ", ".join(f"{group} {len(labels)}" for group, labels in groups.items())
         yield f"classes by the {rule} rule: {sizes}"
     yield from data.notes
     yield f"training set, SHA-256: {data.subset_hash}"
-    for part, digest in data.contents(progress=options.progress).items():
-        if part != "classes":
-            yield f"{part}, SHA-256 of sizes and sampled bytes: {digest}"
-    faults = _repeated(data, progress=options.progress)
+    for split, digest in data.contents(progress=progress).items():
+        if split != "classes":
+            yield f"{split}, SHA-256 of sizes and sampled bytes: {digest}"
+    faults = _repeated(data, progress=progress)
     yield from faults
-    yield from _decoded(data, decode=decode, progress=options.progress)
-    if faults and name in OWN:
+    yield from _decoded(data, decode=decode, progress=progress)
+    if faults and part.own:
         raise DataError(f"{len(faults)} faults of repeated images, the first is {faults[0]}")
 
 
@@ -106,7 +105,7 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
     if broken:
         raise DataError(
             f"{len(broken)} images cannot be decoded, the first is {broken[0]}; fetch them "
-            f"again. Where to get {data.name}: {WHERE[data.name]}"
+            f"again. Where to get {data.name}: {DATASETS[data.name].where}"
         )
     yield "every image can be decoded"
 
@@ -124,17 +123,3 @@ def _sampled(images: Images) -> tuple[Sequence[int], Scan]:
         return places, Scan()
     paths = [images.root / images.images.paths[place] for place in places]
     return places, scan_files(paths, images.reading)
-
-
-def _lists(info: ListedSet, root: Path) -> Iterator[str]:
-    """Hash of every list of a published set, compared where the published one is known."""
-    for name in info.totals:
-        found = list_hash(read_list(find_list(root, name)))
-        known = info.hashes.get(name)
-        if known is None:
-            verdict = "no published hash is known"
-        elif known == found:
-            verdict = "the published list"
-        else:
-            verdict = f"NOT the published list, {known}: the order or the files differ"
-        yield f"{name}, SHA-256: {found} ({verdict})"

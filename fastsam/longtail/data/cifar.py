@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,18 @@ import numpy as np
 import torch
 
 from fastsam.extras import requires_extra
+from fastsam.longtail.data.catalog import (
+    DataSetPart,
+    ImbalanceSettings,
+    RootSettings,
+    register_dataset,
+)
 from fastsam.longtail.data.cifar_like import made_long_tailed
 from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.shared_recipes import CIFAR, PAPER
 from fastsam.longtail.data.subset import ImbalanceKind
 from fastsam.longtail.errors import DataError
+from fastsam.longtail.settings import layer, setting
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -69,4 +79,39 @@ def load_cifar_lt(
         imbalance=imbalance,
         kind=kind,
         subset_seed=subset_seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFARSettings(ImbalanceSettings, RootSettings):
+    """Settings of long-tailed CIFAR."""
+
+    download: bool = setting("fetch the archive if it is not there", default=False, place=True)
+
+
+def _load(num_classes: int, settings: CIFARSettings, progress: bool) -> LongTailData:
+    return load_cifar_lt(
+        num_classes,
+        settings.root,
+        imbalance=settings.imbalance,
+        kind=settings.kind,
+        subset_seed=settings.subset_seed,
+        download=settings.download,
+    )
+
+
+for _classes in (10, 100):
+    register_dataset(
+        DataSetPart(
+            name=f"cifar{_classes}-lt",
+            build=partial(_load, _classes),
+            summary=f"CIFAR-{_classes} cut to a long tail",
+            settings=CIFARSettings,
+            where=f"cifar-{_classes}-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html; "
+            "`fastsam train --download` fetches it",
+            recipe={
+                **layer(f"{PAPER} Table 1", imbalance=100.0, kind="exp", subset_seed=0),
+                **CIFAR,
+            },
+        )
     )

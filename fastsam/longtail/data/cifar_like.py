@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
-from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
+from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.groups import groups_by_rank
 from fastsam.longtail.data.subset import (
     ImbalanceKind,
     longtail_counts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,23 +19,41 @@ from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.upload import upload
 
-GROUPS = ("head", "mid", "tail")
-
 
 class Batch(NamedTuple):
     """One batch on its device.
 
     Attributes:
-        inputs: normalised images, float32 ``[B, C, H, W]``.
+        views: normalized images, float32 ``[B, C, H, W]``; each further view is another draw of
+            the augmentation.
         targets: classes, int64 ``[B]``.
         indices: positions of the samples in their :class:`Images`, int64 ``[B]``.
-        second_view: the same images under another draw of the augmentation, where one is needed.
     """
 
-    inputs: Tensor
+    views: tuple[Tensor, ...]
     targets: Tensor
     indices: Tensor
-    second_view: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+    def part_count(self, parts: int) -> int:
+        """How many parts of two images or more the batch has, at most ``parts``.
+
+        A part of one image would have no variance for batch normalization.
+        """
+        return max(min(parts, len(self.targets) // 2), 1)
+
+    def part(self, index: int, parts: int) -> Batch:
+        """RunPart ``index`` of ``parts`` nearly equal ones, counted from 0."""
+        if parts == 1:
+            return self
+        rows = torch.arange(len(self.targets)).tensor_split(parts)[index]
+        return Batch(
+            tuple(view[rows] for view in self.views), self.targets[rows], self.indices[rows]
+        )
 
 
 class Images(Protocol):
@@ -134,8 +152,40 @@ class Images(Protocol):
         ...
 
 
+_Decoded = TypeVar("_Decoded", bound="DecodedImages")
+
+
+class DecodedImages:
+    """What is the same for all images that need no file to be decoded here."""
+
+    @property
+    def unreadable(self) -> Mapping[str, int]:
+        """See :meth:`Images.unreadable`; all can be read."""
+        return {}
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """See :meth:`Images.left_out`; all can be read."""
+        return ()
+
+    def name_of(self, place: int) -> str:
+        """See :meth:`Images.name_of`."""
+        return f"image {place}"
+
+    def scan(self, *, progress: bool = False) -> Scan:
+        """See :meth:`Images.scan`; there is nothing to decode."""
+        return Scan()
+
+    def for_run(self: _Decoded) -> _Decoded:
+        """See :meth:`Images.for_run`; reading leaves nothing behind that runs could not share."""
+        return self
+
+    def close(self) -> None:
+        """See :meth:`Images.close`; there is nothing to end."""
+
+
 @dataclass(eq=False)
-class TensorImages:
+class TensorImages(DecodedImages):
     """Images that fit in memory, augmented in whole batches on the device.
 
     The device that read last keeps a copy of the images; the CPU waits for it at the first reading
@@ -163,16 +213,6 @@ class TensorImages:
     def channels(self) -> int:
         """See :meth:`Images.channels`."""
         return self.images.shape[1]
-
-    @property
-    def unreadable(self) -> Mapping[str, int]:
-        """What is in memory has been read."""
-        return {}
-
-    @property
-    def left_out(self) -> Sequence[str]:
-        """See :meth:`Images.left_out`; what is in memory has been decoded."""
-        return ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -211,15 +251,7 @@ class TensorImages:
             if augment and self.augmentation is not None:
                 raw = self.augmentation(raw, torch_generator(seed, Stream.AUGMENT, epoch, number))
             inputs = (raw.float() / self.white - mean) / std
-            yield Batch(inputs, targets[number], indices)
-
-    def name_of(self, place: int) -> str:
-        """See :meth:`Images.name_of`."""
-        return f"image {place}"
-
-    def scan(self, *, progress: bool = False) -> Scan:
-        """See :meth:`Images.scan`; what is in memory has been decoded."""
-        return Scan()
+            yield Batch((inputs,), targets[number], indices)
 
     def digests(
         self,
@@ -236,13 +268,6 @@ class TensorImages:
     def content(self, *, progress: bool = False) -> str:
         """See :meth:`Images.content`."""
         return content_hash(self.digests(), self.targets)
-
-    def for_run(self) -> TensorImages:
-        """See :meth:`Images.for_run`; reading leaves nothing behind that runs could not share."""
-        return self
-
-    def close(self) -> None:
-        """See :meth:`Images.close`; there is nothing to end."""
 
     def _on(self, device: torch.device) -> Tensor:
         """The images on ``device``."""
@@ -354,51 +379,3 @@ class LongTailData:
         """End what reading left running; see :meth:`Images.close`."""
         for images in self.splits.values():
             images.close()
-
-
-def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Head, mid and tail as ranges of classes that are ordered by falling count (the paper's rule).
-
-    Args:
-        num_classes: number of classes C.
-        boundaries: first class of mid and first class of tail.
-
-    Example:
-        >>> groups_by_rank(10, (3, 7))["tail"]
-        (7, 8, 9)
-    """
-    edges = (0, *boundaries, num_classes)
-    return {name: tuple(range(edges[i], edges[i + 1])) for i, name in enumerate(GROUPS)}
-
-
-def groups_by_count(
-    counts: NDArray[np.int64], *, many: int = 100, few: int = 20
-) -> dict[str, tuple[int, ...]]:
-    """Head, mid and tail by training count: above ``many``, ``few`` to ``many``, below ``few``.
-
-    The usual rule since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World"
-    (CVPR 2019).
-
-    Args:
-        counts: training images of each class, int64 ``[C]``.
-        many: a class with more images than this is head.
-        few: a class with fewer images than this is tail.
-
-    Example:
-        >>> groups_by_count(np.array([500, 100, 20, 19]))
-        {'head': (0,), 'mid': (1, 2), 'tail': (3,)}
-    """
-    head, tail = counts > many, counts < few
-    members = {"head": head, "mid": ~(head | tail), "tail": tail}
-    return {name: tuple(np.flatnonzero(members[name]).tolist()) for name in GROUPS}
-
-
-def check_every_class(counts: NDArray[np.int64], where: str) -> None:
-    """Raise :class:`DataError` if a class has no image in ``where``."""
-    empty = np.flatnonzero(counts == 0)
-    if len(empty):
-        shown = ", ".join(str(label) for label in empty[:10]) + (", ..." if len(empty) > 10 else "")
-        raise DataError(
-            f"{len(empty)} of {len(counts)} classes have no image in {where}: {shown}; "
-            "add images or remove these classes from the list"
-        )

@@ -7,7 +7,9 @@ import torch
 
 from fastsam.extras import requires_extra
 from fastsam.longtail.data.augment import RandomCrop
-from fastsam.longtail.data.dataset import LongTailData, TensorImages, groups_by_rank
+from fastsam.longtail.data.catalog import DataSetPart, ImbalanceSettings, register_dataset
+from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.groups import groups_by_rank
 from fastsam.longtail.data.subset import (
     ImbalanceKind,
     longtail_counts,
@@ -15,6 +17,7 @@ from fastsam.longtail.data.subset import (
     shuffled_by_class,
     subset_hash,
 )
+from fastsam.longtail.settings import layer
 
 POOL = 100
 """Images of each class from which the long tail is drawn."""
@@ -64,3 +67,33 @@ def load_digits_lt(
         groups=groups_by_rank(10, (3, 7) if kind == "exp" else (5, 5)),
         subset_hash=subset_hash(train),
     )
+
+
+register_dataset(
+    DataSetPart(
+        name="digits-lt",
+        build=lambda settings, progress: load_digits_lt(
+            imbalance=settings.imbalance, kind=settings.kind, subset_seed=settings.subset_seed
+        ),
+        summary="1,797 handwritten digits of 8x8 pixels, long-tailed",
+        settings=ImbalanceSettings,
+        where="comes with scikit-learn",
+        recipe={
+            **layer("definition of digits-lt", imbalance=50.0, kind="exp", subset_seed=0),
+            **layer(
+                "set for runs of some seconds; not tuned (benchmarks/longtail_digits.py compares)",
+                model="resnet8",
+                epochs=100,
+                batch_size=32,
+                lr=0.1,
+                weight_decay=5e-4,
+                warmup_epochs=5,
+                lr_schedule="multistep",
+                lr_milestones=(80, 90),
+                lr_factors=(0.01, 0.0001),
+                defer_epoch=80,
+            ),
+            **layer("two threads are slower than one on 8x8 images", threads=1),
+        },
+    )
+)

@@ -153,7 +153,8 @@ class FileImages:
             for image in samples.unreadable:
                 self._note(image)
             if samples.read is not None:
-                yield Batch(*(upload(tensor, device) for tensor in samples.read))
+                inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
+                yield Batch((inputs,), targets, indices)
 
     def name_of(self, place: int) -> str:
         """See :meth:`fastsam.longtail.data.Images.name_of`."""

@@ -7,31 +7,33 @@ lists with the published numbers of images and classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fastsam.longtail.data.dataset import LongTailData, groups_by_count, groups_by_rank
-from fastsam.longtail.data.duplicates import repeated_paths
+from fastsam.longtail.data.catalog import DataSetPart, ImageFileSettings, register_dataset
+from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.files import FileImages, Preparation
+from fastsam.longtail.data.groups import groups_by_count, groups_by_rank
 from fastsam.longtail.data.lists import (
     ImageList,
     check_files,
     class_counts,
-    describe_left_out,
-    list_folder,
     list_hash,
     map_by_count,
     outside,
     read_list,
 )
 from fastsam.longtail.data.pixels import Reading
+from fastsam.longtail.data.shared_recipes import CODE, IMAGENET
 from fastsam.longtail.errors import DataError
+from fastsam.longtail.settings import borrowed, layer
 
-IMAGENET = Preparation()
-INATURALIST = Preparation(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
+_IMAGENET = Preparation()
+_INATURALIST = Preparation(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ LISTED = {
         largest=1280,
         smallest=5,
         boundaries=(390, 835),
-        preparation=IMAGENET,
+        preparation=_IMAGENET,
         where="images: ILSVRC 2012 train and val (val sorted into class folders) from "
         "image-net.org; lists: the OpenLongTailRecognition-OLTR project",
     ),
@@ -108,7 +110,7 @@ LISTED = {
         largest=4980,
         smallest=5,
         boundaries=None,
-        preparation=IMAGENET,
+        preparation=_IMAGENET,
         where="images: Places365-Standard, small (256x256), from places2.csail.mit.edu; lists: the "
         "OpenLongTailRecognition-OLTR project",
     ),
@@ -125,7 +127,7 @@ LISTED = {
         largest=1000,
         smallest=2,
         boundaries=(842, 4543),
-        preparation=INATURALIST,
+        preparation=_INATURALIST,
         where="images and JSON: the iNaturalist Competition 2018; lists: `fastsam data convert` "
         "makes them from train2018.json and val2018.json",
     ),
@@ -275,107 +277,45 @@ def assemble(
     )
 
 
-def load_own_lists(
-    root: Path,
-    *,
-    size: int = 224,
-    reading: Reading = Reading("transpose"),  # noqa: B008 (immutable)
-    workers: int = 4,
-    corrupt: str = "stop",
-    progress: bool = False,
-) -> LongTailData:
-    """Load the user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
+def check_lists(name: str, settings: ImageFileSettings) -> Iterator[str]:
+    """Yield the hash of every list of a published set, compared where the published one is known."""
+    info = LISTED[name]
+    for file in info.totals:
+        found = list_hash(read_list(find_list(settings.root, file)))
+        known = info.hashes.get(file)
+        if known is None:
+            verdict = "no published hash is known"
+        elif known == found:
+            verdict = "the published list"
+        else:
+            verdict = f"NOT the published list, {known}: the order or the files differ"
+        yield f"{file}, SHA-256: {found} ({verdict})"
 
-    Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``; counts and splits (by
-    count) are taken from the training list.
 
-    Raises:
-        DataError: for a path that is listed more than once, or what :func:`assemble` refuses.
-    """
-    names = {"train": "train.txt", "test": "test.txt"}
-    if list_forms(root, "val.txt"):
-        names["validation"] = "val.txt"
-    lists = {part: read_list(find_list(root, name)) for part, name in names.items()}
-    return _own(
-        "list",
-        lists,
-        root,
-        size=size,
-        reading=reading,
-        workers=workers,
-        corrupt=corrupt,
+def _load(name: str, settings: ImageFileSettings, progress: bool) -> LongTailData:
+    return load_listed(
+        LISTED[name],
+        settings.root,
+        size=settings.image_size,
+        workers=settings.workers,
+        corrupt=settings.corrupt,
         progress=progress,
     )
 
 
-def load_own_folders(
-    root: Path,
-    *,
-    size: int = 224,
-    reading: Reading = Reading("transpose"),  # noqa: B008 (immutable)
-    workers: int = 4,
-    corrupt: str = "stop",
-    progress: bool = False,
-) -> LongTailData:
-    """Load the user's own folders: ``root/train/CLASS``, ``root/test/CLASS``, perhaps ``root/val``."""
-    train = list_folder(root / "train")
-    found = {"train": ("train", train)}
-    for part, folder in (("test", "test"), ("validation", "val")):
-        if part == "test" or (root / folder).is_dir():
-            found[part] = (folder, list_folder(root / folder, train.class_names))
-    notes = tuple(
-        f"{part}: left out {describe_left_out(inside.left_out)}"
-        for part, (_, inside) in found.items()
-        if inside.left_out
-    )
-    return _own(
-        "folder",
-        {part: _under(inside.images, folder) for part, (folder, inside) in found.items()},
-        root,
-        size=size,
-        reading=reading,
-        workers=workers,
-        corrupt=corrupt,
-        progress=progress,
-        class_names=tuple(train.class_names),
-        notes=notes,
-    )
-
-
-def _own(
-    name: str,
-    lists: Mapping[str, ImageList],
-    root: Path,
-    *,
-    size: int,
-    reading: Reading,
-    workers: int,
-    corrupt: str,
-    progress: bool,
-    class_names: tuple[str, ...] | None = None,
-    notes: tuple[str, ...] = (),
-) -> LongTailData:
-    faults = repeated_paths(lists)
-    if faults:
-        raise DataError(
-            f"{'; '.join(faults)}: counts would be wrong, or the test would be of images that were "
-            "trained on; name every image once"
+for _name, _recipe in (
+    ("imagenet-lt", IMAGENET),
+    ("inaturalist18", {**IMAGENET, **layer(CODE, lr=0.1)}),
+    ("places-lt", borrowed(IMAGENET, "the ImageNet-LT recipe")),
+):
+    register_dataset(
+        DataSetPart(
+            name=_name,
+            build=partial(_load, _name),
+            summary=f"{LISTED[_name].num_classes} classes of photographs, long-tailed",
+            settings=ImageFileSettings,
+            where=LISTED[_name].where,
+            recipe=_recipe,
+            check=partial(check_lists, _name),
         )
-    return assemble(
-        name,
-        lists,
-        root,
-        num_classes=None,
-        boundaries=None,
-        preparation=Preparation(size),
-        reading=reading,
-        workers=workers,
-        corrupt=corrupt,
-        progress=progress,
-        class_names=class_names,
-        notes=notes,
     )
-
-
-def _under(images: ImageList, folder: str) -> ImageList:
-    return ImageList([f"{folder}/{path}" for path in images.paths], images.targets)

@@ -60,10 +60,11 @@ class Samples(NamedTuple):
     read: tuple[Tensor, Tensor, Tensor] | None
 
 
-_Sample = tuple[Tensor, int, int] | Unreadable
+Sample = tuple[Tensor, int, int] | Unreadable
+"""Input, target and index of an image, or the reason why there are none."""
 
 
-def _stack(samples: list[_Sample]) -> Samples:
+def _stack(samples: list[Sample]) -> Samples:
     """The samples of one batch together."""
     unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
     read = [sample for sample in samples if not isinstance(sample, Unreadable)]
@@ -73,7 +74,7 @@ def _stack(samples: list[_Sample]) -> Samples:
     return Samples(unreadable, (torch.stack(inputs), torch.tensor(targets), torch.tensor(indices)))
 
 
-class Reader(Dataset[list[_Sample]]):
+class Reader(Dataset[list[Sample]]):
     """Runs in the workers: decodes and prepares.
 
     An image's augmentation depends on seed, epoch and image alone.
@@ -101,10 +102,10 @@ class Reader(Dataset[list[_Sample]]):
         self.augmented = augmented
         self.reading = reading
 
-    def __getitem__(self, request: Request) -> list[_Sample]:
+    def __getitem__(self, request: Request) -> list[Sample]:
         return [self._read(sample, request.draw) for sample in request.samples.tolist()]
 
-    def _read(self, sample: int, draw: tuple[int, int] | None) -> _Sample:
+    def _read(self, sample: int, draw: tuple[int, int] | None) -> Sample:
         path = self.images.paths[sample]
         try:
             image = decode(self.root / path, self.reading).pixels
@@ -127,11 +128,11 @@ class Workers:
     ends them.
 
     Args:
-        reader: what they do.
+        reader: what they do: maps a :class:`Request` to its samples.
         count: how many processes a reading has; 0 reads in this one.
     """
 
-    def __init__(self, reader: Reader, count: int) -> None:
+    def __init__(self, reader: Dataset[list[Sample]], count: int) -> None:
         self.reader = reader
         self.count = count
         self._idle: dict[bool, list[_Loader]] = {True: [], False: []}
@@ -157,7 +158,7 @@ class Workers:
 class _Loader:
     """A loader that can be sent other requests each time, which torch's takes at its start."""
 
-    def __init__(self, reader: Reader, workers: int, pin: bool) -> None:
+    def __init__(self, reader: Dataset[list[Sample]], workers: int, pin: bool) -> None:
         self._requests: list[Request] = []
         self._loader: DataLoader[Any] = DataLoader(
             reader,

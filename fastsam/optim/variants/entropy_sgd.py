@@ -38,13 +38,9 @@ class EntropySGD(WrappedOptimizer):
     Example:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = EntropySGD(torch.optim.SGD(model.parameters(), lr=1.0), steps=5)
-        >>> def closure():
+        >>> for need in optimizer.passes():
         ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(2, 3)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> bool(optimizer.step(closure) >= 0)
-        True
+        ...     model(torch.ones(2, 3)).square().mean().backward()
     """
 
     declared: ClassVar = {

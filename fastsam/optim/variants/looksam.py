@@ -42,13 +42,9 @@ class LookSAM(WrappedOptimizer):
     Example:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = LookSAM(torch.optim.SGD(model.parameters(), lr=0.1), every=5)
-        >>> def closure():
+        >>> for need in optimizer.passes():
         ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(2, 3)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> bool(optimizer.step(closure) >= 0)
-        True
+        ...     model(torch.ones(2, 3)).square().mean().backward()
     """
 
     declared: ClassVar = {

@@ -32,13 +32,9 @@ class PGD(WrappedOptimizer):
     Example:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = PGD(torch.optim.SGD(model.parameters(), lr=0.1), sigma=1e-4)
-        >>> def closure():
+        >>> for need in optimizer.passes():
         ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(2, 3)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> bool(optimizer.step(closure) >= 0)
-        True
+        ...     model(torch.ones(2, 3)).square().mean().backward()
     """
 
     declared: ClassVar = {

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastsam.longtail.data.catalog import DataSetPart, ImbalanceSettings, register_dataset
 from fastsam.longtail.data.cifar_like import made_long_tailed
 from fastsam.longtail.data.dataset import LongTailData, TensorImages
 from fastsam.longtail.data.glyphs.alphabets import ALPHABETS
 from fastsam.longtail.data.glyphs.cache import cached_images
-from fastsam.longtail.data.glyphs.generate import GlyphSpec, Part
+from fastsam.longtail.data.glyphs.check import check_glyphs
+from fastsam.longtail.data.glyphs.generate import SPECS, GlyphSpec, Part
+from fastsam.longtail.data.shared_recipes import CIFAR
 from fastsam.longtail.data.subset import ImbalanceKind
+from fastsam.longtail.settings import borrowed, layer
 
 # Those of the balanced training images, scaled to [0, 1], to within 0.004.
 _MEAN, _STD = (0.4514, 0.4506, 0.4503), (0.2462, 0.2519, 0.2456)
@@ -67,3 +72,30 @@ def split_parts(spec: GlyphSpec, images: NDArray[np.uint8]) -> dict[Part, Tensor
         sets[part] = TensorImages(pixels, spec.targets(part), white=255.0, mean=_MEAN, std=_STD)
         first += size
     return sets
+
+
+def _load(num_classes: int, settings: ImbalanceSettings, progress: bool) -> LongTailData:
+    return load_glyphs_lt(
+        SPECS[num_classes],
+        imbalance=settings.imbalance,
+        kind=settings.kind,
+        subset_seed=settings.subset_seed,
+        progress=progress,
+    )
+
+
+for _classes in (10, 100):
+    register_dataset(
+        DataSetPart(
+            name=f"glyphs{_classes}-lt",
+            build=partial(_load, _classes),
+            summary=f"{_classes} drawn characters, long-tailed",
+            settings=ImbalanceSettings,
+            where="drawn here, once, with the fonts of matplotlib",
+            recipe={
+                **layer("definition of glyphs-lt", imbalance=100.0, kind="exp", subset_seed=0),
+                **borrowed(CIFAR, "the recipe of CIFAR-LT"),
+            },
+            check=partial(lambda classes, settings: check_glyphs(SPECS[classes]), _classes),
+        )
+    )

@@ -31,7 +31,7 @@ def style_order(seed: int, label: int, count: int) -> NDArray[np.int64]:
 
 
 def zipf(draws: Draws, count: int) -> NDArray[np.int64]:
-    """Ranks 0 to ``count`` - 1, rank r with probability in proportion to 1 / (r + 1).
+    """World 0 to ``count`` - 1, rank r with probability in proportion to 1 / (r + 1).
 
     Args:
         draws: source of random numbers.

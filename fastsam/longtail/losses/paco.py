@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam.longtail.classes import prior
+from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses import check_targets, prior
-from fastsam.longtail.models import Classifier
+from fastsam.longtail.losses.base import ClassStatistics, Loss, check_targets, register_loss
+from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.objective import Given, Term
+from fastsam.longtail.settings import Settings, setting
 
 
-class PaCoLoss(nn.Module):
+class PaCoLoss(Term):
     """The contrastive loss whose positives are the class centre and the samples of the same class.
 
     One softmax runs over C centres, with logits ``z + log(prior)``, and over contrasted samples,
@@ -33,6 +39,8 @@ class PaCoLoss(nn.Module):
         temperature: of the contrasts; 0.05 for CIFAR-100-LT, 0.2 for ImageNet-LT.
     """
 
+    views = 2
+    couples_batch = True
     log_prior: Tensor
 
     def __init__(
@@ -62,7 +70,18 @@ class PaCoLoss(nn.Module):
         contrasts: Tensor,
         contrast_targets: Tensor,
     ) -> Tensor:
-        """The mean loss of a batch.
+        """Return the mean loss of a batch; see :meth:`per_sample` for the arguments."""
+        return self.per_sample(logits, targets, queries, contrasts, contrast_targets).mean()
+
+    def per_sample(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        queries: Tensor,
+        contrasts: Tensor,
+        contrast_targets: Tensor,
+    ) -> Tensor:
+        """Return the loss of every sample, ``[B]``.
 
         Args:
             logits: of the classifier, ``[B, C]``.
@@ -86,7 +105,32 @@ class PaCoLoss(nn.Module):
         positives = torch.cat([self.beta * centre, self.alpha * same.to(logits)], dim=1)
         # Where the weight is 0 the logarithm may be -inf, and 0 * -inf is not 0.
         weighted = torch.where(positives > 0, positives * log_probability, 0.0)
-        return -(weighted.sum(dim=1) / positives.sum(dim=1)).mean()
+        return -(weighted.sum(dim=1) / positives.sum(dim=1))
+
+    def prepare(self, batch: Batch, network: Classifier, seed: int) -> Tensor:
+        """Return the keys of the second view, with which all passes of the step compare."""
+        return _paco(network).keys(batch.views[1]).float()
+
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+        """See :meth:`Term.loss`: the batch against itself, its keys and the queue."""
+        queries, queue = outputs.projections, _paco(given.network)
+        if queries is None:
+            raise AssertionError("a PaCoClassifier gives projections")
+        losses = self.per_sample(
+            outputs.logits.float(),
+            batch.targets,
+            queries,
+            torch.cat([queries, given.prepared, queue.queue.to(queries)]),
+            torch.cat([batch.targets, batch.targets, queue.queue_targets]),
+        )
+        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
+        if given.factors is not None:
+            losses = losses * given.factors.to(losses)[batch.targets]
+        return losses.sum(), samples
+
+    def commit(self, batch: Batch, network: Classifier, prepared: Any) -> None:
+        """Move the momentum encoder and put the keys into the queue."""
+        _paco(network).advance(prepared, batch.targets)
 
 
 class PaCoClassifier(Classifier):
@@ -137,18 +181,11 @@ class PaCoClassifier(Classifier):
         """Unit vectors ``[B, P]`` of another view of the images, by the momentum copy."""
         return functional.normalize(self.key_encoder(inputs), dim=1)
 
-    def contrast(
-        self, loss_fn: PaCoLoss, logits: Tensor, features: Tensor, keys: Tensor, targets: Tensor
-    ) -> Tensor:
-        """The loss of a batch against itself, the keys of its other view, and the queue."""
-        queries = self.queries(features)
-        return loss_fn(  # type: ignore[no-any-return]
-            logits,
-            targets,
-            queries,
-            torch.cat([queries, keys, self.queue.to(queries)]),
-            torch.cat([targets, targets, self.queue_targets]),
-        )
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """See :meth:`Classifier.outputs`; projections are computed in float32, autocast or not."""
+        outputs = super().outputs(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return outputs._replace(projections=self.queries(outputs.features.float()))
 
     @torch.no_grad()
     def advance(self, keys: Tensor, targets: Tensor) -> None:
@@ -167,3 +204,61 @@ class PaCoClassifier(Classifier):
         self.queue[places] = keys.to(self.queue)
         self.queue_targets[places] = targets
         self.queue_place.copy_((self.queue_place + len(keys)) % size)
+
+
+def _paco(network: Classifier) -> PaCoClassifier:
+    if not isinstance(network, PaCoClassifier):
+        raise AssertionError("the loss paco comes with its own network")
+    return network
+
+
+_SOURCE = "code of Cui et al. 2021 (CIFAR-100-LT)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaCoSettings(Settings):
+    """Settings of PaCo."""
+
+    paco_alpha: float = setting(
+        "weight of a contrasted positive", default=0.01, source=_SOURCE, low=0
+    )
+    paco_temperature: float = setting(
+        "temperature of the contrasts", default=0.05, source=_SOURCE, above=0
+    )
+    paco_queue: int = setting(
+        "places in the queue of keys", default=1024, source=_SOURCE, low=1, high=2**20
+    )
+    paco_projection: int = setting(
+        "length of the projected vectors", default=32, source=_SOURCE, low=1, high=2**14
+    )
+    paco_batch_norm: bool = setting(
+        "batch normalization in the projection", default=True, source=_SOURCE, before=False
+    )
+
+
+def _build(settings: PaCoSettings, classes: ClassStatistics) -> PaCoLoss:
+    return PaCoLoss(
+        classes.counts, alpha=settings.paco_alpha, temperature=settings.paco_temperature
+    )
+
+
+def _network(settings: PaCoSettings, classifier: Classifier) -> PaCoClassifier:
+    return PaCoClassifier(
+        classifier,
+        projection=settings.paco_projection,
+        queue=settings.paco_queue,
+        batch_norm=settings.paco_batch_norm,
+    )
+
+
+register_loss(
+    Loss(
+        name="paco",
+        build=_build,
+        settings=PaCoSettings,
+        summary="parametric contrastive learning with momentum encoder and queue",
+        balances_classes=True,
+        adjusts_logits=lambda settings: "log prior (centers of paco)",
+        network=_network,
+    )
+)

@@ -1,0 +1,110 @@
+"""fastsam data: check, show and convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, subcommand
+
+from fastsam.cli.options import given, settings_of_data, with_settings
+from fastsam.cli.output import show
+from fastsam.longtail.data import load_dataset
+from fastsam.longtail.data.check import check_dataset
+from fastsam.longtail.data.lists import convert_inaturalist
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.training import check_free
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Verify the files, labels and counts of a data set."""
+
+    name: Positional[str]
+    """Name of the data set."""
+    decode: bool = False
+    """Also decode every image file."""
+
+    def run(self) -> None:
+        """Print what was found."""
+        settings = given(self)
+        if settings.get("workers") is not None and not self.decode:
+            raise UsageError("--workers requires --decode")
+        for line in check_dataset(self.name, decode=self.decode, **settings):
+            show(line)
+
+
+@dataclass(frozen=True)
+class DataShow:
+    """Write a contact sheet of each of up to --classes classes, head to tail, and one of them all."""
+
+    name: Positional[str]
+    """Name of the data set."""
+    out: Path = Path("sheets")
+    """Folder for the sheets."""
+    split: str = "train"
+    """Dataset split: train, validation, test, or unseen (glyphs only)."""
+    columns: int = 16
+    """Images in a row."""
+    rows: int = 8
+    """Rows of the sheet of one class."""
+    classes: int = 100
+    """At most how many classes; of more, so many are taken evenly from head to tail."""
+    overwrite: bool = False
+    """The folder may hold files already."""
+
+    def run(self) -> None:
+        """Write the sheets."""
+        from fastsam.longtail.data.sheet import write_sheets
+
+        check_free(self.out, allowed=self.overwrite, flags="--overwrite")
+        data = load_dataset(self.name, **given(self))
+        for path in write_sheets(
+            data,
+            self.out,
+            split=self.split,
+            columns=self.columns,
+            rows=self.rows,
+            classes=self.classes,
+        ):
+            show(path)
+        if data.num_classes > self.classes:
+            print(f"{self.classes} of {data.num_classes} classes are shown; see --classes")
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Make a list file from an official iNaturalist JSON."""
+
+    source: Positional[Path]
+    """train2018.json or val2018.json."""
+    destination: Positional[Path]
+    """List file to write, for instance data/iNaturalist18_train.txt."""
+    overwrite: bool = False
+    """Replace the list file."""
+
+    def run(self) -> None:
+        """Convert."""
+        if self.destination.exists() and not self.overwrite:
+            raise UsageError(f"{self.destination} exists; choose another name, or --overwrite")
+        count = convert_inaturalist(self.source, self.destination)
+        print(f"{self.destination}: {count} images")
+
+
+def command(arguments: Sequence[str]) -> Any:
+    """The three commands, with options for the settings of the data set that is named."""
+    settings = settings_of_data(arguments)
+    made = [
+        with_settings(cls, settings, shown_as={"data_root": "root"})
+        if cls is not DataConvert
+        else cls
+        for cls in (DataCheck, DataShow, DataConvert)
+    ]
+    check, sheet, convert = made
+    return (
+        Annotated[check, subcommand("check")]
+        | Annotated[sheet, subcommand("show")]
+        | Annotated[convert, subcommand("convert")]
+    )

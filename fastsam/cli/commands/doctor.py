@@ -1,0 +1,41 @@
+"""fastsam doctor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fastsam
+
+_OPTIONAL_PACKAGES = {
+    "scikit-learn": "digits-lt",
+    "torchvision": "CIFAR, image folders, ImageNet networks",
+    "matplotlib": "figures and reports",
+    "torchmetrics": "calibration error",
+    "tqdm": "progress bars",
+    "timm": "its networks",
+}
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show what this installation can do."""
+
+    def run(self) -> None:
+        """Print the native build and the optional packages."""
+        print(f"fastsam: {fastsam.__version__}")
+        print(f"torch: {importlib.metadata.version('torch')}")
+        for name, value in fastsam.build_info().items():
+            print(f"{name}: {value}")
+        for package, purpose in _OPTIONAL_PACKAGES.items():
+            try:
+                version = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                version = "not installed"
+            print(f"{package}: {version} ({purpose})")
+
+
+def command(arguments: Sequence[str]) -> type[Doctor]:
+    """The command, which has the same options for all arguments."""
+    return Doctor

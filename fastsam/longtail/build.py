@@ -1,0 +1,171 @@
+"""From the settings of a run to its data, network, objective, optimizer and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import Optimizer
+
+from fastsam.longtail.classes import CLASS_WEIGHTS
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.catalog import load_with
+from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
+from fastsam.longtail.models.base import build_model
+from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
+from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
+from fastsam.longtail.samplers import ClassSampler, DeferredSampler, HasOrder, ShuffledSampler
+from fastsam.longtail.schedules import LR_SCHEDULES
+from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.optim import Schedule, WarmUp
+
+
+def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:
+    """The data set of a configuration; ``progress`` shows a bar if it must be made first."""
+    return load_with(config.data, config.parts["data"], progress=progress)
+
+
+def build_network(config: TrainConfig, num_classes: int, channels: int) -> Classifier:
+    """The freshly initialized network of a configuration, on the CPU.
+
+    Args:
+        config: settings of the run.
+        num_classes: number of classes C.
+        channels: channels of the input images.
+    """
+    seed = derived_seed(config.seed, Stream.MODEL)
+    network = build_model(
+        config.model,
+        num_classes,
+        head=config.head,
+        head_init=config.head_init,
+        channels=channels,
+        seed=seed,
+        settings=config.parts["model"],
+    )
+    extend = _loss(config).network
+    if extend is None:
+        return network
+    with global_seed(seed):
+        return extend(config.parts["loss"], network)
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """The optimizer that ``config`` names for the trained parameters of ``model``."""
+    inputs = OptimizerInputs(
+        parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=derived_seed(config.seed, Stream.NOISE),
+    )
+    return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
+
+
+def build_schedules(config: TrainConfig) -> dict[str, Schedule]:
+    """What changes from epoch to epoch in the optimizer's groups: ``lr``, and ``rho`` with SAM.
+
+    After a linear warm-up, ``lr * epoch / warmup_epochs``, the learning rate follows its schedule.
+    """
+    after = LR_SCHEDULES[config.lr_schedule].build(config.parts["lr_schedule"], config.run)
+    settings = config.parts["optimizer"]
+    return {
+        "lr": WarmUp(after, config.lr, config.warmup_epochs),
+        **settings.schedules(config.run),
+    }
+
+
+def build_objective(
+    config: TrainConfig,
+    counts: NDArray[np.int64],
+    groups: Mapping[str, Sequence[int]] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Objective:
+    """The loss of every epoch of a run.
+
+    Args:
+        config: settings of the run.
+        counts: training images of each class, ``[C]``.
+        groups: classes of head, mid and tail, by which an optimizer may weight the loss.
+        device: where the losses' tables live.
+    """
+    loss, method = _loss(config), config.parsed_method
+    settings = config.parts["loss"]
+    classes = ClassStatistics(counts)
+    if method.weighted:
+        weights = CLASS_WEIGHTS[config.weighting]
+        tensor = weights.build(config.parts["weighting"], counts)
+        classes = ClassStatistics(counts, tensor, weights.mean)
+    late = loss.build(settings, classes).to(device)
+    early: Term | None = None
+    if loss.early is not None:
+        early = LOSSES[loss.early].build(None, ClassStatistics(counts)).to(device)
+    elif method.weighted and method.deferred:
+        early = loss.build(settings, ClassStatistics(counts, None, classes.mean)).to(device)
+    weightings = group_weightings(groups or {}, counts, torch.device(device))
+    if early is None:
+        return Objective([WeightedTerm(late)], weightings)
+    defer: int = config.defer_epoch
+    return Objective(
+        [
+            WeightedTerm(early, lambda epoch: float(epoch <= defer)),
+            WeightedTerm(late, lambda epoch: float(epoch > defer)),
+        ],
+        weightings,
+    )
+
+
+def build_sampler(
+    config: TrainConfig,
+    targets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> HasOrder:
+    """The sampler of a configuration.
+
+    Args:
+        config: settings of the run.
+        targets: class of every training image, int64 ``[N]``.
+        counts: training images of each class, int64 ``[C]``.
+        rank: this process.
+        world_size: number of processes.
+    """
+    method = config.parsed_method
+    shuffled = ShuffledSampler(len(targets), seed=config.seed, rank=rank, world_size=world_size)
+    if not method.resampled:
+        return shuffled
+    classes = ClassSampler(
+        targets,
+        counts,
+        strategy=config.sampling,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    if not method.deferred:
+        return classes
+    return DeferredSampler(shuffled, classes, defer_epoch=config.defer_epoch)
+
+
+def double_adjustment(config: TrainConfig) -> str | None:
+    """Describe the two logit adjustments of a run that adjusts twice; None for others."""
+    added = _loss(config).adjusts_logits(config.parts["loss"])
+    if config.posthoc_tau == 0 or added is None:
+        return None
+    return (
+        f"logits are adjusted twice: the loss {config.parsed_method.loss} adds {added} in training, "
+        f"and posthoc_tau {config.posthoc_tau:g} subtracts {config.posthoc_tau:g} * log prior at test "
+        "time; posthoc_tau 0 leaves the loss's own adjustment alone"
+    )
+
+
+def _loss(config: TrainConfig) -> Loss:
+    return LOSSES[config.parsed_method.loss]

@@ -1,0 +1,213 @@
+"""Long-tailed data made of any datasets of PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastsam.longtail.data.content import content_hash
+from fastsam.longtail.data.dataset import Batch, DecodedImages, LongTailData
+from fastsam.longtail.data.groups import groups_by_count
+from fastsam.longtail.data.workers import Request, Sample, Workers
+from fastsam.longtail.errors import DataError, UsageError
+from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.upload import upload
+
+Augmentation = Callable[[Tensor], Tensor]
+"""Maps an image ``[C, H, W]`` in [0, 1] to another, sampled from torch's global CPU generator."""
+
+
+def from_datasets(
+    name: str,
+    train: Dataset[Any],
+    test: Dataset[Any],
+    *,
+    validation: Dataset[Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    augmentation: Augmentation | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    workers: int = 0,
+) -> LongTailData:
+    """Make a data set of any map-style datasets whose items are ``(image, label)``.
+
+    Images are Pillow images, uint8 tensors or arrays, which are divided by 255, or float tensors,
+    which stay as they are; all of one size. Labels are integers from 0. Head, mid and tail are split
+    by training count, at 100 and 20 images.
+
+    Args:
+        name: name of the data set.
+        train: training images.
+        test: images for the reported result.
+        validation: images for choosing hyper-parameters; None where there are none.
+        class_names: one per class; by default the datasets' ``classes``, or the labels.
+        augmentation: applied to training images; the same seed, epoch and image give the same
+            result.
+        mean: mean of each channel, subtracted from images.
+        std: standard deviation of each channel, by which they are then divided.
+        workers: processes that read; 0 reads in this one.
+
+    Raises:
+        DataError: labels are not integers, or a class of the training set has no image.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> images, labels = torch.zeros(5, 1, 8, 8), torch.tensor([0, 0, 0, 1, 1])
+        >>> both = TensorDataset(images, labels)
+        >>> from_datasets("zeros", both, both).counts.tolist()
+        [3, 2]
+    """
+
+    def images(dataset: Dataset[Any], own: Augmentation | None = None) -> DatasetImages:
+        return DatasetImages(dataset, tuple(mean), tuple(std), own, workers)
+
+    splits = {
+        "train": images(train, augmentation or _unchanged),
+        "validation": None if validation is None else images(validation),
+        "test": images(test),
+    }
+    targets = splits["train"].targets  # type: ignore[union-attr]
+    names = class_names or getattr(train, "classes", None) or range(int(targets.max()) + 1)
+    names = tuple(str(item) for item in names)
+    counts = np.bincount(targets, minlength=len(names))
+    selection = hashlib.sha256(np.ascontiguousarray(targets, "<i8").tobytes())
+    return LongTailData(
+        name=name,
+        class_names=names,
+        groups=groups_by_count(counts),
+        subset_hash=selection.hexdigest(),
+        **splits,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetImages(DecodedImages):
+    """The items of a dataset of PyTorch as :class:`~fastsam.longtail.data.Images`.
+
+    Attributes:
+        dataset: map-style; see :func:`from_datasets` for its items.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+        augmentation: what ``augment=True`` applies; None for sets that are only evaluated.
+        workers: processes that read; 0 reads in this one.
+    """
+
+    dataset: Dataset[Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation | None = None
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Classes, int64 ``[N]``: the dataset's ``targets`` where it has them, else those of its items.
+
+        Raises:
+            DataError: a label is not an integer of at least 0.
+        """
+        known = getattr(self.dataset, "targets", None)
+        labels = np.asarray(
+            [self.dataset[i][1] for i in range(len(self))] if known is None else known
+        )
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
+            raise DataError(
+                f"labels must be integers of at least 0, one for each image; got {labels.dtype} of "
+                f"shape {labels.shape}"
+            )
+        return labels.astype(np.int64)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the first image."""
+        return as_image(self.dataset[0][0]).shape[0]
+
+    def batches(
+        self,
+        order: Sequence[NDArray[np.int64]],
+        *,
+        augment: bool,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """See :meth:`fastsam.longtail.data.Images.batches`."""
+        if augment and self.augmentation is None:
+            raise UsageError("these images have no augmentation; read them with augment=False")
+        draw = (seed, epoch) if augment else None
+        requests = (Request(batch, draw) for batch in order)
+        for samples in self._workers.read(requests, pin=device.type == "cuda"):
+            if samples.read is not None:
+                inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
+                yield Batch((inputs,), targets, indices)
+
+    def digests(
+        self,
+        places: Sequence[int] | None = None,
+        *,
+        whole: bool = False,
+        progress: bool = False,
+    ) -> list[bytes]:
+        """See :meth:`fastsam.longtail.data.Images.digests`; of all pixels, whatever ``whole`` is."""
+        chosen = range(len(self)) if places is None else places
+        images = (as_image(self.dataset[place][0]).contiguous().numpy() for place in chosen)
+        return [hashlib.sha256(image.data).digest() for image in images]
+
+    def content(self, *, progress: bool = False) -> str:
+        """See :meth:`fastsam.longtail.data.Images.content`."""
+        return content_hash(self.digests(progress=progress), self.targets)
+
+    def close(self) -> None:
+        """See :meth:`fastsam.longtail.data.Images.close`."""
+        self._workers.close()
+
+    @cached_property
+    def _workers(self) -> Workers:
+        reader = _Reader(self.dataset, self.targets, self.mean, self.std, self.augmentation)
+        return Workers(reader, self.workers)
+
+
+def as_image(item: Any) -> Tensor:
+    """An image as a float32 tensor ``[C, H, W]``; bytes are divided by 255."""
+    image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+    if not isinstance(item, Tensor):
+        image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+@dataclass(frozen=True)
+class _Reader(Dataset[list[Sample]]):
+    """Runs in the workers: fetches, augments and normalizes."""
+
+    dataset: Dataset[Any]
+    targets: NDArray[np.int64]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation | None
+
+    def __getitem__(self, request: Request) -> list[Sample]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        samples: list[Sample] = []
+        for place in request.samples.tolist():
+            image = as_image(self.dataset[place][0])
+            if request.draw is not None and self.augmentation is not None:
+                seed, epoch = request.draw
+                with global_seed(derived_seed(seed, Stream.AUGMENT, epoch, place)):
+                    image = self.augmentation(image)
+            samples.append(((image - mean) / std, int(self.targets[place]), place))
+        return samples
+
+
+def _unchanged(image: Tensor) -> Tensor:
+    return image

@@ -1,0 +1,169 @@
+"""What the losses have in common, and the registry of losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional
+
+from fastsam.longtail.classes import MEANS, Mean
+from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.errors import UsageError, unknown
+from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.objective import Given, Term
+from fastsam.longtail.registry import Registry, RunPart
+
+__all__ = ["LOSSES", "MEANS", "ClassStatistics", "LongTailLoss", "Loss", "Mean", "register_loss"]
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the class indices, int64 ``[B]``.
+
+    Args:
+        logits: ``[B, C]``.
+        targets: integers ``[B]``.
+
+    Raises:
+        UsageError: for anything but one index per row of the logits, soft targets ``[B, C]`` above
+            all: some losses would take them, and mean something else.
+    """
+    fits = targets.ndim == 1 and logits.ndim == 2 and len(targets) == len(logits)
+    if (
+        not fits
+        or targets.is_floating_point()
+        or targets.is_complex()
+        or targets.dtype == torch.bool
+    ):
+        raise UsageError(
+            f"targets must be class indices, integers [B] for logits [B, C]; got {targets.dtype} "
+            f"{tuple(targets.shape)} for logits {tuple(logits.shape)}; soft targets are not supported"
+        )
+    return targets.long()
+
+
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """Raise :class:`UsageError` unless ``value`` is finite and at least 0, or above 0."""
+    if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
+        bound = "above 0" if positive else "at least 0"
+        raise UsageError(f"{name} must be finite and {bound}, got {value}")
+
+
+class LongTailLoss(Term):
+    """A mean over the batch of per-sample losses, weighted by class.
+
+    Subclasses override :meth:`per_sample`.
+
+    Attributes:
+        weight: class weights, float64 ``[C]``, or None for equal ones.
+        mean: ``weights`` divides by the sum of the batch's weights, as ``nn.CrossEntropyLoss``
+            does; ``samples`` divides by the number of samples.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
+        super().__init__()
+        if mean not in MEANS:
+            raise unknown("mean", mean, MEANS)
+        if weight is not None and not (
+            weight.ndim == 1 and bool(weight.isfinite().all() and (weight >= 0).all())
+        ):
+            raise UsageError(
+                "weight must be one finite number of at least 0 per class, got a tensor of shape "
+                f"{tuple(weight.shape)}"
+            )
+        self.register_buffer("weight", None if weight is None else weight.double())
+        self.mean = mean
+
+    def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
+        """Unweighted loss of every sample, ``[B]``."""
+        return functional.cross_entropy(logits, targets, reduction="none")
+
+    def sums(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        features: Tensor | None = None,
+        *,
+        factors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the losses and what to divide it by, both scalars.
+
+        Args:
+            logits: ``[B, C]``.
+            targets: int64 ``[B]``.
+            features: ``[B, D]``; only the influence-balanced loss reads them.
+            factors: further factor on the loss of each class, ``[C]``, which does not enter the
+                divisor.
+
+        Raises:
+            UsageError: targets are not class indices.
+        """
+        targets = check_targets(logits, targets)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        losses = self.per_sample(logits, targets, features)
+        # Not torch.tensor(), whose copy to a GPU would wait for it.
+        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
+        if factors is not None:
+            losses = losses * factors.to(losses)[targets]
+        if self.weight is None:
+            return losses.sum(), samples
+        weights = self.weight.to(losses)[targets]
+        return (weights * losses).sum(), weights.sum() if self.mean == "weights" else samples
+
+    def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+        """The mean loss; see :meth:`sums` for the arguments."""
+        total, weight = self.sums(logits, targets, features)
+        return total / weight
+
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+        """See :meth:`Term.loss`."""
+        return self.sums(outputs.logits, batch.targets, outputs.features, factors=given.factors)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassStatistics:
+    """What a loss is told about the classes.
+
+    Attributes:
+        counts: training images of each class, ``[C]``.
+        weight: class weights of the rule, float64 ``[C]``; None for equal ones.
+        mean: what the weighted sum is divided by.
+    """
+
+    counts: ArrayLike
+    weight: Tensor | None = None
+    mean: Mean = "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(RunPart):
+    """A loss; once it is registered, ``--method NAME`` trains with it.
+
+    Attributes:
+        build: ``build(settings, classes)`` makes the term, given a :class:`ClassStatistics`.
+        head: classifier that the loss needs; None for any.
+        early: loss before the deferral epoch, by name; None for the same.
+        balances_classes: whether it balances classes itself, so that no rule may weight them.
+        adjusts_logits: describes the logit adjustment of the loss, given its settings; None where
+            there is none.
+        network: extends the network, given the settings and a classifier.
+    """
+
+    build: Callable[..., Term]
+    head: Literal["linear", "cosine"] | None = "linear"
+    early: str | None = None
+    balances_classes: bool = False
+    adjusts_logits: Callable[[Any], str | None] = field(default=lambda settings: None)
+    network: Callable[[Any, Classifier], Classifier] | None = None
+
+
+LOSSES: Registry[Loss] = Registry("loss", "fastsam.longtail.losses")
+register_loss = LOSSES.add

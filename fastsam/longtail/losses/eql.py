@@ -1,0 +1,120 @@
+"""Softmax equalization loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional
+
+from fastsam.longtail.classes import checked_counts
+from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses.base import LongTailLoss, Loss, Mean, register_loss
+from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.objective import Given
+from fastsam.longtail.settings import Settings, setting
+
+
+class EqualizationLoss(LongTailLoss):
+    """Softmax equalization: rare classes are mostly left out of other samples' denominators.
+
+    Tan et al., "Equalization Loss for Long-Tailed Object Recognition" (CVPR 2020), section 3.3:
+    ``-log(e^{z_y} / sum_k w_k e^{z_k})`` with ``w_k = 1 - b T_k (1 - y_k)``, T_k = 1 where the
+    frequency of class k is below ``threshold`` and b a draw that is 1 with probability ``drop``.
+    The draws (one per sample and class) happen in training mode; in evaluation mode b is ``drop``.
+
+    Args:
+        counts: training images of each class, ``[C]``, each at least 1.
+        threshold: frequency (share of all images) below which a class counts as rare.
+        drop: probability of leaving a rare class out.
+        weight: class weights ``[C]``.
+        mean: see :class:`LongTailLoss`.
+    """
+
+    rare: Tensor
+
+    def __init__(
+        self,
+        counts: ArrayLike,
+        threshold: float = 5e-3,
+        drop: float = 0.9,
+        weight: Tensor | None = None,
+        *,
+        mean: Mean = "weights",
+    ) -> None:
+        super().__init__(weight=weight, mean=mean)
+        values = checked_counts(counts)
+        if not (0 <= drop < 1 and 0 <= threshold <= 1):
+            raise UsageError(
+                f"drop must be in [0, 1) and threshold in [0, 1], got {drop} and {threshold}"
+            )
+        self.register_buffer("rare", torch.from_numpy(values / values.sum() < threshold))
+        self.drop = drop
+        self._seed = 0
+
+    def reseed(self, seed: int) -> None:
+        """Every call of the loss draws the same mask until the next ``reseed``."""
+        self._seed = seed
+
+    def prepare(self, batch: Batch, network: Classifier, seed: int) -> int:
+        """Return the seed of the batch's mask, which all passes share."""
+        return seed
+
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+        """See :meth:`Term.loss`."""
+        if given.prepared is not None:
+            self.reseed(given.prepared)
+        return super().loss(outputs, batch, given)
+
+    def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
+        """Equalization loss of every sample, ``[B]``."""
+        if self.training:
+            generator = torch.Generator().manual_seed(self._seed)
+            dropped = torch.rand(logits.shape, generator=generator).lt(self.drop).to(logits)
+        else:
+            dropped = torch.full_like(logits, self.drop)
+        others = 1 - functional.one_hot(targets, logits.shape[1])
+        kept = 1 - dropped * self.rare.to(logits) * others
+        # log(0) = -inf takes a dropped class out of the log-sum-exp.
+        return super().per_sample(logits + kept.log(), targets, features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizationSettings(Settings):
+    """Settings of the equalization loss."""
+
+    eql_threshold: float = setting(
+        "frequency below which a class is rare",
+        default=5e-3,
+        source="starting point",
+        known=False,
+        low=0,
+        high=1,
+    )
+    eql_drop: float = setting(
+        "probability of leaving a rare class out of a denominator",
+        default=0.9,
+        source="starting point",
+        known=False,
+        low=0,
+        high=1,
+    )
+
+
+register_loss(
+    Loss(
+        name="eql",
+        build=lambda settings, classes: EqualizationLoss(
+            classes.counts,
+            settings.eql_threshold,
+            settings.eql_drop,
+            classes.weight,
+            mean=classes.mean,
+        ),
+        settings=EqualizationSettings,
+        summary="softmax equalization loss",
+    )
+)

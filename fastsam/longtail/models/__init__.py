@@ -1,0 +1,25 @@
+"""Networks: one file for each family, with its registration, and the classifier around them."""
+
+from fastsam.longtail.models.base import MODELS, Model, build_model, register_model
+from fastsam.longtail.models.cifar_resnet import CifarResNet
+from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.models.heads import HEADS, CosineHead, Head, HeadInit
+from fastsam.longtail.models.timm_models import TIMM, TimmFeatures
+from fastsam.longtail.models.torchvision_models import TorchvisionFeatures
+
+__all__ = [
+    "HEADS",
+    "MODELS",
+    "TIMM",
+    "CifarResNet",
+    "Classifier",
+    "CosineHead",
+    "Head",
+    "HeadInit",
+    "Model",
+    "Outputs",
+    "TimmFeatures",
+    "TorchvisionFeatures",
+    "build_model",
+    "register_model",
+]

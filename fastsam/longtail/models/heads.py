@@ -1,0 +1,83 @@
+"""Heads of a classifier: linear or cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastsam.longtail.registry import Registry, RunPart
+from fastsam.longtail.settings import Settings, setting
+
+HeadInit = Literal["he", "torch"]
+
+
+class CosineHead(nn.Module):
+    """Logits that are cosines between the features and one unit vector per class; no bias.
+
+    Args:
+        in_features: length D of the feature vector.
+        num_classes: number of classes C.
+
+    Example:
+        >>> CosineHead(64, 10)(torch.ones(2, 64)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        weight = torch.empty(in_features, num_classes).uniform_(-1, 1)
+        # Unit columns: renorm_ only shortens, so the bound is tiny and is scaled away again.
+        self.weight = nn.Parameter(weight.renorm_(2, 1, 1e-5).mul_(1e5))  # [D, C]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[B, D]`` to cosines ``[B, C]``."""
+        return functional.normalize(features, dim=1) @ functional.normalize(self.weight, dim=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(RunPart):
+    """A head by name; ``build(settings, features, classes)`` makes the module."""
+
+    build: Callable[..., nn.Module]
+
+
+HEADS: Registry[Head] = Registry("head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(Settings):
+    """Settings of a linear head."""
+
+    head_init: HeadInit = setting(
+        "initial weights of a linear head: he (He et al.'s normal) or torch (nn.Linear's own)",
+        before="he",
+    )
+
+
+def _linear(settings: LinearSettings, in_features: int, num_classes: int) -> nn.Linear:
+    linear = nn.Linear(in_features, num_classes)
+    if settings.head_init == "he":
+        nn.init.kaiming_normal_(linear.weight)
+    return linear
+
+
+HEADS.add(
+    Head(
+        name="linear",
+        summary="linear, with a bias",
+        build=_linear,
+        settings=LinearSettings,
+    )
+)
+HEADS.add(
+    Head(
+        name="cosine",
+        summary="cosines between normalized features and class vectors",
+        build=lambda settings, in_features, num_classes: CosineHead(in_features, num_classes),
+    )
+)

@@ -1,0 +1,54 @@
+"""Every network of timm, by the name ``timm:NAME``."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+
+from torch import Tensor, nn
+
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.models.base import MODELS, Model
+
+TIMM = "timm:"
+
+
+class TimmFeatures(nn.Module):
+    """Any network of timm without its classifier, from random weights.
+
+    Args:
+        name: name in timm.
+        channels: channels of the input images.
+    """
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        try:
+            timm = import_module("timm")
+        except ImportError as error:
+            raise UsageError(f"timm:{name} needs timm: pip install timm") from error
+        if not timm.is_model(name):
+            raise UsageError(f"timm has no network {name!r}; timm.list_models() names them")
+        self.network = timm.create_model(name, num_classes=0, in_chans=channels)
+        # Some networks widen their features once more before the classifier.
+        width = getattr(self.network, "head_hidden_size", None)
+        self.out_features: int = width or self.network.num_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images ``[B, channels, H, W]`` to features ``[B, out_features]``."""
+        features: Tensor = self.network(inputs)
+        return features
+
+
+def _build(name: str, settings: object, channels: int) -> TimmFeatures:
+    return TimmFeatures(name, channels)
+
+
+MODELS.add_family(
+    TIMM,
+    lambda name: Model(
+        name=name,
+        build=partial(_build, name.removeprefix(TIMM)),
+        summary="a network of timm",
+    ),
+)

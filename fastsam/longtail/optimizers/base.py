@@ -1,0 +1,132 @@
+"""The optimizers by name, and the settings that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.registry import Registry, RunPart
+from fastsam.longtail.schedules import RHO_SCHEDULES
+from fastsam.longtail.settings import Settings, setting
+from fastsam.optim import Schedule
+
+
+@dataclass(frozen=True)
+class OptimizerInputs:
+    """What an optimizer is built for.
+
+    Attributes:
+        parameters: the trained parameters with their names.
+        lr: learning rate after warm-up; the schedule sets it in every epoch.
+        weight_decay: L2 penalty on every parameter.
+        seed: seed of the optimizer's own noise.
+    """
+
+    parameters: Iterable[tuple[str, Tensor]]
+    lr: float
+    weight_decay: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Settings):
+    """Base of the settings of an optimizer."""
+
+    def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
+        """Options of the parameter groups that change from epoch to epoch, besides ``lr``.
+
+        Args:
+            run: every setting of the run by name.
+        """
+        return {}
+
+    def state_copies(self) -> int:
+        """Estimate how many tensors of a parameter's size the state dict holds for it."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDSettings(OptimizerSettings):
+    """Settings of SGD, on which every optimizer of the paper is built."""
+
+    momentum: float = setting("momentum of SGD", default=0.9, source="[code]", low=0, high=1)
+    nesterov: bool = setting("Nesterov momentum", default=False, source="[code]", before=False)
+
+    def check(self, run: Mapping[str, Any]) -> None:
+        """Nesterov momentum needs momentum."""
+        super().check(run)
+        if self.nesterov and self.momentum == 0:
+            raise UsageError("nesterov needs a momentum above 0")
+
+    def state_copies(self) -> int:
+        """The momentum buffer."""
+        return int(self.momentum > 0)
+
+    def sgd(self, inputs: OptimizerInputs) -> SGD:
+        """Make the base optimizer."""
+        return SGD(
+            inputs.parameters,
+            lr=inputs.lr,
+            momentum=self.momentum,
+            weight_decay=inputs.weight_decay,
+            nesterov=self.nesterov,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscentSettings(SGDSettings):
+    """Settings of the optimizers that ascend: SAM and its relatives."""
+
+    rho: tuple[float, ...] = setting(
+        "radius of the ascent step: one value, or one per phase of the rho schedule",
+        default=(0.05,),
+        source="starting point; the paper names no value",
+        known=False,
+        low=0,
+    )
+    rho_schedule: str = setting(
+        "constant; step (at rho_milestones); linear (first to last epoch); deferred (second "
+        "value after defer_epoch, as Algorithm 1)",
+        default="constant",
+        source="[code]",
+        names=RHO_SCHEDULES,
+    )
+
+    def check(self, run: Mapping[str, Any]) -> None:
+        """There is a rho for every phase of the schedule."""
+        super().check(run)
+        schedule = RHO_SCHEDULES[self.rho_schedule]
+        needed = schedule.phases(run["parts"]["rho_schedule"])
+        if len(self.rho) != needed:
+            raise UsageError(
+                f"rho needs {needed} value(s) with rho_schedule {self.rho_schedule}, "
+                f"got {len(self.rho)}; for a fixed radius choose rho_schedule constant"
+            )
+
+    def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
+        """See :meth:`OptimizerSettings.schedules`."""
+        schedule = RHO_SCHEDULES[self.rho_schedule]
+        return {"rho": schedule.build(run["parts"]["rho_schedule"], self.rho, run)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerPart(RunPart):
+    """An optimizer; once it is registered, ``--optimizer NAME`` trains with it.
+
+    Attributes:
+        build: ``build(settings, inputs)`` makes it, given :class:`OptimizerInputs`. One that needs
+            several gradients a step has a method ``passes()``; see
+            :func:`fastsam.optim.passes_of`.
+    """
+
+    build: Callable[[Any, OptimizerInputs], Optimizer]
+    settings: type[OptimizerSettings] = OptimizerSettings
+
+
+OPTIMIZERS: Registry[OptimizerPart] = Registry("optimizer", "fastsam.longtail.optimizers")
+register_optimizer = OPTIMIZERS.add

@@ -1,0 +1,12 @@
+"""Stochastic gradient descent."""
+
+from fastsam.longtail.optimizers.base import OptimizerPart, SGDSettings, register_optimizer
+
+register_optimizer(
+    OptimizerPart(
+        name="sgd",
+        build=SGDSettings.sgd,
+        settings=SGDSettings,
+        summary="stochastic gradient descent with momentum",
+    )
+)

@@ -1,0 +1,398 @@
+"""Training of one configuration, from the first weights to the metrics on the test set."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastsam.distributed import World
+from fastsam.files import check_room
+from fastsam.longtail.build import (
+    build_network,
+    build_objective,
+    build_optimizer,
+    build_sampler,
+    build_schedules,
+    double_adjustment,
+    load_configured,
+)
+from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.catalog import GIVEN
+from fastsam.longtail.errors import TrainingError, UsageError
+from fastsam.longtail.finite import not_finite
+from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.runtime import chosen_device, environment
+from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.training.batches import EpochBatches
+from fastsam.longtail.training.evaluation import Judge
+from fastsam.longtail.training.resume import Resume
+from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.longtail.training.step import Step, Stepper
+from fastsam.longtail.training.totals import EpochTotals
+from fastsam.progress import ProgressBar
+from fastsam.threads import cpu_threads
+
+CHECKPOINT_SECONDS = 10.0
+"""A checkpoint is written after an epoch if the last one is older than this, and after the last."""
+
+
+class Trainer:
+    """Trains one configuration and judges the weights after the last epoch.
+
+    ``select="best-validation"`` in the settings judges, and says so, those of the best epoch on the
+    validation set; the test set never selects anything.
+
+    Args:
+        config: the settings; :func:`fastsam.longtail.recipe` makes them.
+        data: the data set; None to load the one that ``config`` names.
+        sources: where each setting comes from, kept with the result; by default, of a resumed run,
+            what its checkpoint says.
+        out: folder for checkpoint and results; None to write nothing.
+        resume: go on with the run in ``out``; ``"auto"`` begins it where there is no checkpoint.
+        overwrite: replace the run in ``out``.
+        keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
+        on_step: called after every step with what it saw of each of its batches.
+        on_epoch: called with the record of every finished epoch.
+        on_result: called with the result before it is written.
+        world: this process among those of the run; by default it is alone. Batches are shared out,
+            and the loss and its gradient are those of the whole batch, whatever the number of
+            processes; batch normalisation sees the share of its process.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+
+    Raises:
+        UsageError: an ``out`` that is not empty, or a device that does not exist.
+        DataError: data that is missing or damaged.
+        CheckpointError: the run cannot be resumed.
+        FolderBusyError: another process writes to ``out``.
+        OSError: ``out`` cannot be written to, or has too little room.
+
+    Example:
+        >>> from fastsam.longtail import Trainer, recipe
+        >>> config = recipe("digits-lt", "ce", "sgd", epochs=1).config()
+        >>> sorted(Trainer(config).fit().test.groups)
+        ['head', 'mid', 'tail']
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        data: LongTailData | None = None,
+        sources: dict[str, str] | None = None,
+        out: Path | None = None,
+        resume: bool | Literal["auto"] = False,
+        overwrite: bool = False,
+        keep: Collection[int] = (),
+        on_step: Callable[[Step], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        on_result: Callable[[Result], None] | None = None,
+        world: World = World(),  # noqa: B008 (frozen)
+        progress: bool = True,
+    ) -> None:
+        _check_world(config, world)
+        twice = double_adjustment(config)
+        if twice is not None and world.rank == 0:
+            warnings.warn(twice, stacklevel=2)
+        self.folder = None if out is None else RunFolder(out)
+        if self.folder is not None:
+            self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
+        self.config = config
+        self.world = world
+        self.device = chosen_device(world.device(config.device))
+        self.progress = progress and world.rank == 0
+        if data is None:
+            data = load_configured(config, progress=self.progress)
+        elif config.data not in (data.name, f"{GIVEN}{data.name}"):
+            raise UsageError(
+                f"the settings are of the data set {config.data}, but the data are {data.name!r}; make "
+                f"the settings by recipe('{GIVEN}{data.name}', ...)"
+            )
+        self.data = data.for_run()
+        self.sources = sources or {}
+        self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.on_result = on_result
+        self.keep = frozenset(keep)
+        if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
+            raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
+
+        self.contents = self.data.contents(progress=self.progress)
+        self.channels = self.data.test.channels
+        self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
+        if config.channels_last:
+            # Filters in this order are enough: the maps that they make take it over.
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(config, self.model)
+        self.objective = build_objective(
+            config, self.data.counts, self.data.groups, device=self.device
+        )
+        if self.objective.couples_batch and world.world_size > 1:
+            raise UsageError(
+                f"the loss {config.parsed_method.loss} compares the samples of a batch, which "
+                f"{world.world_size} processes do not share; train in one process"
+            )
+        self.schedules = build_schedules(config)
+        self.stepper = Stepper(
+            self.model,
+            self.optimizer,
+            self.objective,
+            seed=self._own_seed,
+            world=world,
+            precision=config.precision,
+        )
+        self.judge = Judge(
+            self.model,
+            self.data,
+            logit_scale=self.objective.logit_scale,
+            posthoc_tau=config.posthoc_tau,
+            batch_size=config.batch_size // world.world_size,
+            device=self.device,
+            world=world,
+        )
+        self.sampler = build_sampler(
+            config,
+            self.data.train.targets,
+            self.data.counts,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        self.batches = EpochBatches(
+            self.data.train,
+            self.sampler,
+            batch_size=config.batch_size // world.world_size,
+            views=self.objective.views,
+            augment=config.augment,
+            seed=self._own_seed,
+            device=self.device,
+        )
+        first = self.batches.indices(1)
+        self.steps_per_epoch = len(first)
+        alone = min(len(batch) for batch in first) if first else 0
+        if alone < 2:
+            raise UsageError(
+                f"a batch would have {alone} image, of which batch normalisation has no variance and "
+                f"class weights no effect: {config.data} has {len(self.data.train)} training images, "
+                f"batch_size is {config.batch_size} and processes are {world.world_size}; give every "
+                "process at least 2 images of a batch"
+            )
+        self.history: list[Epoch] = []
+        self._best: dict[str, Tensor] | None = None
+        self._unreadable_before: dict[str, int] = {}
+        if config.select == "best-validation" and self.data.validation is None:
+            raise UsageError(f"{config.data} has no validation set to select an epoch by")
+
+        self._stamp = None if self.folder is None else self.folder.stamp()
+        resumed = None
+        if self.folder is not None:
+            lone = len(self.sampler.order(1)) % self.batches.batch_size == 1
+            run = Resume(config, self.data, self.steps_per_epoch, lone, self.keep)
+            resumed = run.find(self.folder, resume)
+        world.barrier()  # everyone has read what is there
+        if resumed is not None:
+            self.model.load_state_dict(resumed.model)
+            resumed.load_optimizer(self.optimizer)
+            self.history = list(resumed.history)
+            self._best = resumed.best
+            self._unreadable_before = resumed.unreadable
+            self.sources = self.sources or resumed.sources
+        if self._writes is not None:
+            with self._writes.held(self._stamp):
+                self._writes.prepare(overwrite=overwrite)
+                check_room(self._writes.path, *self._sizes())
+                self._stamp = self._writes.stamp()
+
+    def fit(self) -> Result:
+        """Train to the last epoch, write the results to the folder, and return them.
+
+        Raises:
+            TrainingError: if the loss, a weight or an output of the network is no longer finite, or half
+                of an epoch's updates were skipped; the folder keeps its last checkpoint.
+            OSError: if a file cannot be written; the one before it is whole.
+        """
+        saved = time.perf_counter()
+        bar = ProgressBar(
+            total=self.config.epochs,
+            description=f"{self.config.method} {self.config.optimizer}",
+            unit="epoch",
+            enabled=self.progress,
+        )
+        unwritten: OSError | None = None
+        with ExitStack() as stack:
+            if self._writes is not None:
+                stack.enter_context(self._writes.held(self._stamp))
+            stack.enter_context(cpu_threads(self.config.threads))
+            stack.enter_context(closing(self.data))
+            stack.enter_context(bar)
+            bar.update(len(self.history))
+            while len(self.history) < self.config.epochs:
+                record = self._train_epoch(len(self.history) + 1)
+                self.history.append(record)
+                self._keep_best()
+                if self.on_epoch is not None:
+                    self.on_epoch(record)
+                now = time.perf_counter()
+                last = record.epoch == self.config.epochs
+                try:
+                    if record.epoch in self.keep and self._writes is not None:
+                        self._checkpoint().save(self._writes.kept(record.epoch))
+                    if now - saved > CHECKPOINT_SECONDS or last:
+                        self._save()
+                        saved = now
+                except OSError as error:
+                    if not last:
+                        raise
+                    unwritten = error  # the network can still be judged
+                bar.update(note=f"loss {record.loss:.3f}")
+            result = self._result()
+            if self.on_result is not None:
+                self.on_result(result)
+            if unwritten is not None:
+                raise unwritten
+            if self._writes is not None:
+                self._writes.write(result)
+                self._stamp = self._writes.stamp()
+        return result
+
+    @property
+    def _writes(self) -> RunFolder | None:
+        """The folder that this process writes to, if any."""
+        return self.folder if self.world.rank == 0 else None
+
+    def _train_epoch(self, epoch: int) -> Epoch:
+        began = time.perf_counter()
+        options = {name: schedule(epoch) for name, schedule in self.schedules.items()}
+        lr, rho = options["lr"], options.get("rho")
+        for group in self.optimizer.param_groups:
+            group.update(options)
+        skipped_before = self.stepper.skipped_steps
+        totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
+        self.model.train()
+        for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
+            totals.steps += 1
+            for step in seen:
+                totals.add(step)
+                if self.on_step is not None:
+                    self.on_step(step)
+        self.stepper.average_statistics()
+        skipped = self.stepper.skipped_steps - skipped_before
+        where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
+        loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
+        spoiled = not_finite(self.model)
+        if spoiled is not None:
+            raise TrainingError(
+                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; look for such values "
+                f"in the images, or train again (--overwrite) with a lower learning rate (now {lr:g})"
+            )
+        validation = self.data.validation
+        return Epoch(
+            epoch=epoch,
+            lr=lr,
+            rho=rho,
+            loss=loss,
+            train_accuracy=accuracy,
+            validation_accuracy=None
+            if validation is None
+            else self.judge.predictions(validation).accuracy,
+            seconds=time.perf_counter() - began,
+            skipped=skipped,
+        )
+
+    @property
+    def _own_seed(self) -> int:
+        """The seed of what each process draws for itself: augmentation and masks of the loss."""
+        seed, rank = self.config.seed, self.world.rank
+        return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
+
+    def _best_epoch(self) -> int:
+        """The first epoch of the highest validation accuracy."""
+        return max(self.history, key=lambda record: record.validation_accuracy or 0.0).epoch
+
+    def _keep_best(self) -> None:
+        if self.config.select != "last" and self._best_epoch() == len(self.history):
+            self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _result(self) -> Result:
+        data = self.data
+        rule = "last epoch"
+        if self._best is not None:
+            self.model.load_state_dict(self._best)
+            rule = f"best epoch on validation ({self._best_epoch()})"
+        return Result(
+            config=self.config.as_dict(),
+            sources=self.sources,
+            counts=data.counts.tolist(),
+            class_names=list(data.class_names),
+            groups={name: list(members) for name, members in data.groups.items()},
+            subset_hash=data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
+            rule=rule,
+            test=self.judge.metrics(data.test),
+            validation=None if data.validation is None else self.judge.metrics(data.validation),
+            history=self.history,
+            seconds=sum(record.seconds for record in self.history),
+            unreadable=self._unreadable(),
+            environment={**environment(self.device), "processes": self.world.world_size},
+            unseen=None if data.unseen is None else self.judge.metrics(data.unseen),
+        )
+
+    def _unreadable(self) -> dict[str, int]:
+        """How often each image was skipped, training and evaluation together, since the start."""
+        met = Counter(self._unreadable_before)
+        for images in self.data.splits.values():
+            met.update(images.unreadable)
+            # A scan meets an image once, however often the run is resumed.
+            met.update({name: 1 for name in images.left_out if name not in met})
+        return dict(met)
+
+    def _save(self) -> None:
+        if self._writes is not None:
+            self._checkpoint().save(self._writes.checkpoint)
+            self._writes.write_history(self.history)
+
+    def _sizes(self) -> list[int]:
+        """About the bytes of each checkpoint that will lie in the folder beside what is there."""
+        folder = self.folder
+        coming = 0 if folder is None else 1 + (not folder.checkpoint.is_file())
+        coming += sum(1 for epoch in self.keep if folder and not folder.kept(epoch).is_file())
+        return [checkpoint_bytes(self.config, self.model)] * coming
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            config=self.config,
+            epoch=len(self.history),
+            channels=self.channels,
+            num_classes=self.data.num_classes,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            history=list(self.history),
+            best=self._best,
+            unreadable=self._unreadable(),
+            sources=self.sources,
+            subset_hash=self.data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+
+def _check_world(config: TrainConfig, world: World) -> None:
+    """Raise :class:`UsageError` if several processes cannot do this run together."""
+    if world.world_size == 1:
+        return
+    if config.batch_size % world.world_size:
+        raise UsageError(
+            f"batch_size is that of all processes together: {config.batch_size} is not a multiple "
+            f"of {world.world_size}"
+        )
+    if config.corrupt == "skip":
+        raise UsageError("several processes need --corrupt stop: they must see as many batches")

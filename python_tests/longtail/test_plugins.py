@@ -1,0 +1,239 @@
+"""Parts from other packages: found by their entry points, trained with by command line and Python."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, register_loss
+from fastsam.longtail.registry import (
+    _MEANINGS,
+    PLUGINS,
+    Registry,
+    RunPart,
+    load_plugins,
+    registered_settings,
+    registries,
+)
+from fastsam.longtail.settings import Settings, setting
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "plugins"
+MODULES = {
+    "margin-loss": "margin_loss",
+    "averaged-sgd": "averaged_sgd",
+    "stripes": "stripes_data",
+    "tiny-net": "tiny_network",
+}
+NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
+SHORT = ("--model", "tiny-net", "--epochs", "2", "--quiet")
+
+
+def install(folder: Path, modules: dict[str, str]) -> None:
+    """Make a folder look as after ``pip install --target`` of a package with these entry points."""
+    folder.mkdir(exist_ok=True)
+    for module in modules.values():
+        if (EXAMPLES / f"{module}.py").is_file():
+            (folder / f"{module}.py").write_text((EXAMPLES / f"{module}.py").read_text())
+    info = folder / "examples-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: examples\nVersion: 1.0\n")
+    lines = [f"{name} = {module}" for name, module in modules.items()]
+    (info / "entry_points.txt").write_text(f"[{PLUGINS}]\n" + "\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugins") / "site"
+    install(folder, MODULES)
+    return folder
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(site))
+    registered_settings()  # all parts of the package are there
+    before = [(found, dict(found)) for found in (*(r._parts for r in registries()), _MEANINGS)]
+    load_plugins.cache_clear()
+    importlib.invalidate_caches()
+    yield
+    load_plugins.cache_clear()
+    for found, known in before:
+        found.clear()
+        found.update(known)
+    for module in MODULES.values():
+        sys.modules.pop(module, None)
+
+
+def fastsam(*arguments: str, site: Path | None) -> subprocess.CompletedProcess[str]:
+    path = [str(ROOT), *([] if site is None else [str(site)])]
+    return subprocess.run(
+        [sys.executable, "-m", "fastsam", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_line_trains_with_all_four(site: Path, tmp_path: Path) -> None:
+    data, method, optimizer = NAMES
+    out = tmp_path / "run"
+    names = ("--data", data, "--method", method, "--optimizer", optimizer)
+    done = fastsam(
+        "train", *names, *SHORT, "--margin-loss-margin", "0.25", "--out", str(out), site=site
+    )
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((out / "result.json").read_text())["config"]
+    assert (stored["margin_loss_margin"], stored["tiny_net_width"]) == (0.25, 16)
+    assert stored["plugins"] == {
+        "loss margin-loss": "margin_loss",
+        "data stripes": "stripes_data",
+        "optimizer averaged-sgd": "averaged_sgd",
+        "model tiny-net": "tiny_network",
+    }
+    again = fastsam("train", "--resume", "--quiet", "--out", str(out), site=site)
+    assert again.returncode == 0, again.stderr
+    spectrum = ("spectrum", str(out), "--classes", "0", "2", "--steps", "3", "--quiet")
+    assert fastsam(*spectrum, site=site).returncode == 0
+    missing = fastsam(*spectrum, site=None)
+    assert missing.returncode == 1
+    assert "loss margin-loss of package margin_loss" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
+
+
+def test_help_shows_the_settings_of_the_named_parts(site: Path) -> None:
+    named = fastsam("train", "--method", "margin-loss", "--help", site=site).stdout
+    assert "--margin-loss-margin" in named
+    assert "--max-margin" not in named
+    assert "--tiny-net-width" not in named
+    full = fastsam("train", "--help", site=site).stdout
+    assert all(option in full for option in ("--margin-loss-margin", "--max-margin", "--rho"))
+    assert all(option in full for option in ("--averaged-sgd-trial", "--stripes-noise"))
+    listed = fastsam("recipes", "--names", site=site).stdout
+    assert all(name in listed for name in MODULES)
+    other = fastsam("train", "--method", "margin-loss", "--max-margin", "1", site=site)
+    assert other.returncode == 2
+    assert "max_margin needs loss ldam, but the run has loss margin-loss" in other.stderr
+
+
+@pytest.mark.usefixtures("installed")
+def test_python_trains_with_all_four_and_resumes(tmp_path: Path) -> None:
+    config = recipe(*NAMES, model="tiny-net", epochs=12, stripes_noise=0.1).config()
+    whole = Trainer(config, out=tmp_path / "whole", progress=False)
+    result = whole.fit()
+    assert result.test.accuracy > 50  # three classes
+    assert result.class_names == ["horizontal", "vertical", "diagonal"]
+
+    def stop(record: object) -> None:
+        if len(cut.history) == 2:
+            raise KeyboardInterrupt
+
+    cut = Trainer(config, out=tmp_path / "cut", keep=(1,), on_epoch=stop, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    rest = Trainer(config, out=tmp_path / "cut", resume=True, keep=(1,), progress=False)
+    assert len(rest.history) == 1
+    rest.fit()
+    first, second = (Checkpoint.load(tmp_path / name).model for name in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert TrainConfig.from_dict(config.as_dict()) == config
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_optimizer_of_two_passes_makes_two_passes() -> None:
+    config = recipe("stripes", "ce", "averaged-sgd", model="tiny-net", epochs=1).config()
+    run = Trainer(config, progress=False)
+    calls: list[int] = []
+    run.model.features.register_forward_hook(lambda *_: calls.append(1))
+    batches = list(run.batches.read(1))
+    run.model.train()
+    seen = list(run.stepper.steps(batches, epoch=1))
+    assert len(calls) == 2 * len(seen) == 2 * len(batches)
+
+
+def test_a_broken_plugin_stops_nothing_but_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    install(folder, {"broken": "broken"})
+    (folder / "broken.py").write_text("raise RuntimeError('no luck')\n")
+    done = fastsam("train", "--method", "nothing", site=folder)
+    assert done.returncode == 2
+    assert "plug-in broken: RuntimeError: no luck" in done.stderr
+    assert fastsam("recipes", "--names", site=folder).returncode == 0
+
+
+def test_nothing_in_the_package_knows_the_examples() -> None:
+    for path in (ROOT / "fastsam").rglob("*.py"):
+        text = path.read_text()
+        for name in (*(f'"{name}"' for name in MODULES), *MODULES.values()):
+            assert name not in text, f"{path} names {name}"
+
+
+def test_importing_the_package_loads_no_plugin(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    install(folder, {"loud": "loud"})
+    (folder / "loud.py").write_text("print('loaded')\n")
+    done = fastsam(
+        "recipes", "--data", "digits-lt", "--method", "ce", "--optimizer", "sgd", site=folder
+    )
+    assert done.returncode == 0
+    assert "loaded" not in done.stdout
+    assert "loaded" in fastsam("recipes", "--names", site=folder).stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unprefixed(Settings):
+    """Settings without the prefix of their part."""
+
+    sharpness: float = setting("how sharp", default=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Settings):
+    """Another meaning of a name that is taken."""
+
+    twice_low: int = setting("one meaning", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Another(Settings):
+    """See :class:`Other`."""
+
+    twice_low: int = setting("one meaning", low=1)
+
+
+def test_names_that_are_taken_or_lack_their_prefix_are_refused() -> None:
+    def build(settings: object, classes: object) -> CrossEntropyLoss:
+        return CrossEntropyLoss()
+
+    with pytest.raises(ValueError, match="must be named fresh_loss_sharpness"):
+        register_loss(Loss(name="fresh-loss", build=build, settings=Unprefixed, summary=""))
+    with pytest.raises(ValueError, match="'ce' is registered already"):
+        register_loss(Loss(name="ce", build=build, summary="taken"))
+    with pytest.raises(ValueError, match="cannot be named"):
+        register_loss(Loss(name="two words", build=build, summary="a space"))
+    assert "fresh-loss" not in tuple(LOSSES)
+    one, two = Registry[RunPart]("thing"), Registry[RunPart]("other thing")
+    one.add(RunPart(name="twice", summary="", build=build, settings=Other))
+    with pytest.raises(ValueError, match="differs in type, bounds or help"):
+        two.add(RunPart(name="twice", summary="", build=build, settings=Another))
+
+
+def test_a_rule_is_split_off_only_where_one_has_the_name() -> None:
+    from fastsam.longtail.methods import Method
+
+    for name in ("no-loss", "ce-margin"):
+        with pytest.raises(UsageError, match=f"unknown method '{name}'"):
+            Method.parse(name)
+    assert Method.parse("ldam-drw") == Method("ldam", "drw")
