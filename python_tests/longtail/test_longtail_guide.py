@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastsam import cli
 from fastsam.longtail.data import DATASETS
-from fastsam.longtail.methods import LOSSES, RULES
+from fastsam.longtail.methods import LOSSES, RULES, Method
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.published import FIGURES, TABLES
 
@@ -19,8 +19,14 @@ def test_everything_there_is_has_its_line() -> None:
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
     quoted = re.findall(r"`([^`]+)`", prose)
     words = {word for text in quoted for word in re.split(r"[\s,]+", text)}
-    for names in (DATASETS, OPTIMIZERS, LOSSES, RULES):
+    for names in (DATASETS, OPTIMIZERS, RULES):
         assert set(names) - {"none"} <= words
+    methods = TEXT[TEXT.index("## Methods") : TEXT.index("| rule | effect |")]
+    rows = re.findall(r"^\|([^|]+)\|", methods, flags=re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row)}
+    assert {Method.parse(row.method).loss for t in TABLES.values() for row in t.rows} <= listed
+    assert listed <= set(LOSSES), "the guide names a loss that does not exist"
+    assert "fastsam recipes --names" in TEXT  # lists all, those of other packages too
     assert {*TABLES, *FIGURES} - {"figure2", "figure5", "figure6", "figure7"} <= words
 
 

@@ -15,8 +15,9 @@ import torch.multiprocessing
 from torch import nn
 
 from fastsam.distributed import LaunchError, World, torchrun_world
-from fastsam.longtail import Checkpoint, Trainer, models, recipe
+from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.models import cifar_resnet
 from fastsam.longtail.training import RunFolder
 
 COMBINATIONS = [
@@ -50,7 +51,7 @@ def _train(rank: int, size: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    models.nn.BatchNorm2d = _without_batch_statistics  # type: ignore[assignment,misc]
+    cifar_resnet.nn.BatchNorm2d = _without_batch_statistics  # type: ignore[assignment,misc]
     for method, optimizer in COMBINATIONS:
         run = Trainer(
             config_for(method, optimizer),
