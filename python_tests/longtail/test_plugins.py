@@ -170,6 +170,7 @@ def test_a_broken_plugin_stops_nothing_but_is_named(tmp_path: Path) -> None:
     done = fastsam("train", "--method", "nothing", site=folder)
     assert done.returncode == 2
     assert "plug-in broken: RuntimeError: no luck" in done.stderr
+    assert "plug-in broken: RuntimeError: no luck (broken)" in fastsam("doctor", site=folder).stdout
     assert fastsam("recipes", "--names", site=folder).returncode == 0
 
 

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import fastsam
+from fastsam.cli.output import show
+from fastsam.longtail.registry import PLUGINS, load_plugins
 
 _OPTIONAL_PACKAGES = {
     "scikit-learn": "digits-lt",
     "torchvision": "CIFAR, image folders, ImageNet networks",
     "matplotlib": "figures and reports",
     "torchmetrics": "calibration error",
+    "pillow": "image files",
+    "jinja2": "reports",
+    "scipy": "distances between spectra",
     "tqdm": "progress bars",
     "timm": "its networks",
 }
@@ -23,7 +28,7 @@ class Doctor:
     """Show what this installation can do."""
 
     def run(self) -> None:
-        """Print the native build and the optional packages."""
+        """Print the native build, the optional packages and the plug-ins."""
         print(f"fastsam: {fastsam.__version__}")
         print(f"torch: {importlib.metadata.version('torch')}")
         for name, value in fastsam.build_info().items():
@@ -34,6 +39,9 @@ class Doctor:
             except importlib.metadata.PackageNotFoundError:
                 version = "not installed"
             print(f"{package}: {version} ({purpose})")
+        failed = load_plugins()
+        for point in importlib.metadata.entry_points(group=PLUGINS):
+            show(f"plug-in {point.name}: {failed.get(point.name, 'loaded')} ({point.value})")
 
 
 def command(arguments: Sequence[str]) -> type[Doctor]:
