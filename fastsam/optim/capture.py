@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from fastsam.optim._engine import sharding
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
+from fastsam.optim.rehearsal import rehearsal
 from fastsam.optim.sam import SAM
 from fastsam.optim.skipped import kept_if_skipped
 
@@ -41,11 +41,14 @@ def capture_step(
     """Turn a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
 
     For SAM, both forward and backward passes, the norm, the perturbation, the restore and the update are one
-    graph; for torch's SGD, Adam and AdamW, their one pass and their update. A step costs one launch, whatever
-    the number of layers. On the CPU the same call returns a function that makes this step without a graph.
+    graph, and the one pass and update of a step without ascent are another, which shares its memory; the host
+    chooses by ``ascent_due``. For torch's SGD, Adam and AdamW the graph is their one pass and their update. A
+    step costs one launch, whatever the number of layers. On the CPU the same call returns a function that
+    makes this step without a graph.
 
     What a schedule changes takes effect in the next replay: with SAM every setting of the parameter groups,
-    learning rate and rho included; with torch's optimizers those that are tensors on the device.
+    learning rate, rho and the ascent policy included; with torch's optimizers those that are tensors on the
+    device.
 
     Warming up leaves weights, buffers, optimizer state, loss scale and random state as they were.
 
@@ -209,7 +212,9 @@ def _eager_step(
     *inputs, targets = batch
     scaler = scaler or GradScaler(device.type, enabled=False)
     losses: list[Tensor] = []
-    halves = (optimizer.ascent, optimizer) if isinstance(optimizer, SAM) else (optimizer,)
+    halves: tuple[Optimizer, ...] = (optimizer,)
+    if isinstance(optimizer, SAM) and optimizer.ascent_due:
+        halves = (optimizer.ascent, optimizer)
     buffers: AbstractContextManager[object] = (
         kept_if_skipped(optimizer, model.buffers()) if isinstance(optimizer, SAM) else nullcontext()
     )
@@ -250,29 +255,84 @@ def _captured(
 ) -> StepFunction:
     static = [part.clone() for part in example_batch]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    variants = (True, False) if isinstance(optimizer, SAM) else (True,)
     with rehearsal(model, optimizer, scaler):
         _frozen(optimizer)  # so that SAM's native memory belongs to the current stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(warmup):
-                step(static)
+            for due in variants:
+                for _ in range(warmup):
+                    _with_ascent(step, optimizer, due)(static)
         torch.cuda.current_stream().wait_stream(side)
     frozen = _frozen(optimizer)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        loss = step(static)
+    graphs: dict[bool, _Graph] = {}
+    attempted = optimizer.attempted_steps if isinstance(optimizer, SAM) else 0
+    pool: Any = None
+    for due in variants:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side, pool=pool):
+            loss = _with_ascent(step, optimizer, due)(static)
+        pool = graph.pool()  # one replay at a time: the graphs may use the same memory
+        graphs[due] = _Graph(graph.replay, loss)
+    if isinstance(optimizer, SAM):
+        optimizer.policy.attempted_steps = attempted
+    replay = replaying(optimizer, graphs, static, lambda: _frozen(optimizer) == frozen)
+
+    def on_device(batch: TensorBatch) -> Tensor:
+        with torch.cuda.device(static[0].device):
+            return replay(batch)
+
+    return on_device
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured step, and where each replay leaves its loss."""
+
+    replay: Callable[[], None]
+    loss: Tensor
+
+
+def _with_ascent(step: StepFunction, optimizer: Optimizer, due: bool) -> StepFunction:
+    """Return ``step`` with a decision about the ascent that does not ask the policy."""
+
+    def decided(batch: TensorBatch) -> Tensor:
+        if isinstance(optimizer, SAM):
+            optimizer.policy.decide(due)
+        return step(batch)
+
+    return decided
+
+
+def replaying(
+    optimizer: Optimizer,
+    graphs: Mapping[bool, _Graph],
+    static: TensorBatch,
+    is_fresh: Callable[[], bool],
+) -> StepFunction:
+    """Return the step that replays one of ``graphs`` and does what the host does in an eager step.
+
+    Args:
+        optimizer: its policy chooses the graph and counts the step.
+        graphs: the captured steps, by whether they ascend; True alone without a policy.
+        static: the inputs of the graphs.
+        is_fresh: returns whether all that the graphs have frozen is still there, after it has written changed
+            settings to the device.
+    """
 
     def replay(batch: TensorBatch) -> Tensor:
-        if _frozen(optimizer) != frozen:
+        if not is_fresh():
             raise RuntimeError(
                 "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
                 "was captured; call capture_step again"
             )
-        with torch.cuda.device(loss.device):
-            for given, expected in zip(batch, static, strict=True):
-                expected.copy_(given, non_blocking=True)
-            graph.replay()
-            return loss.clone()
+        graph = graphs[optimizer.ascent_due if isinstance(optimizer, SAM) else True]
+        for given, expected in zip(batch, static, strict=True):
+            expected.copy_(given, non_blocking=True)
+        graph.replay()
+        if isinstance(optimizer, SAM):
+            optimizer.policy.end()
+        return graph.loss.clone()
 
     return replay
 
@@ -302,7 +362,7 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
         if name != "params"
     ]
     if isinstance(optimizer, SAM):
-        optimizer.native_step.prepare()
+        optimizer.prepare()
         on_device = [v for v in settings if isinstance(v, Tensor) and v.device.type != "cpu"]
         return (optimizer.native_step.memory(), *map(_Memory.of, on_device))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -311,48 +371,3 @@ def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
         _Memory.of(value) if isinstance(value, Tensor) else value
         for value in (*settings, *parameters, *state)
     )
-
-
-@contextmanager
-def rehearsal(
-    model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
-) -> Iterator[None]:
-    """Undo all steps made inside the context: weights, buffers, state and random state."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [p for group in optimizer.param_groups for p in group["params"]]
-    tensors = list({id(tensor): tensor for tensor in tensors}.values())
-    before = [tensor.detach().clone() for tensor in tensors]
-    skipped = optimizer.skipped_steps.clone() if isinstance(optimizer, SAM) else None
-    unstarted = optimizer.native_step.unstarted() if isinstance(optimizer, SAM) else set()
-    state = {p: dict(entry) for p, entry in optimizer.state.items() if id(p) not in unstarted}
-    values = deepcopy(list(state.values()))
-    scale = None if scaler is None else scaler.state_dict()
-    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-            for entry, saved in zip(state.values(), values, strict=True):
-                for key, value in saved.items():
-                    if isinstance(value, Tensor):
-                        entry[key].copy_(value)
-            if isinstance(optimizer, SAM) and skipped is not None:
-                optimizer.skipped_steps.copy_(skipped)
-                optimizer.state.clear()
-                optimizer.state.update(state)
-            else:
-                _reset_new_state(optimizer, except_for=state)
-        if scaler is not None and scale:
-            scaler.load_state_dict(scale)
-
-
-def _reset_new_state(optimizer: Optimizer, *, except_for: Container[Tensor]) -> None:
-    """Set new state to zero, where torch's optimizers begin: a graph needs its memory."""
-    for parameter, entry in optimizer.state.items():
-        if parameter not in except_for:
-            for value in entry.values():
-                if isinstance(value, Tensor):
-                    value.zero_()

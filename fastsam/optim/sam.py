@@ -12,10 +12,16 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.ascent import AscentStep
-from fastsam.optim._engine.base_optimizer import made, refuse_lbfgs
+from fastsam.optim._engine.base_optimizer import made_or_ready
 from fastsam.optim._engine.closures import ClosurePasses
 from fastsam.optim._engine.kernel_optimizer import KernelOptimizer
-from fastsam.optim._engine.settings import check_flag, check_group, refuse_clashes
+from fastsam.optim._engine.policy import COUNTER, agreed_steps
+from fastsam.optim._engine.settings import (
+    check_flag,
+    check_group,
+    check_number,
+    refuse_clashes,
+)
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.passes import Need, Passes, run_passes
 
@@ -33,6 +39,11 @@ class SAM(KernelOptimizer):
     found at the top. ``torch.optim.SGD``, ``Adam`` and ``AdamW`` are updated in the same native pass that
     restores the weights; any other base optimizer runs its own ``step()`` after a native restore, at the
     price of one flag read by the host per step.
+
+    Not every step has to ascend: an ascent is due at attempted step n where ``start <= n < stop``,
+    ``(n - start) % interval == 0`` and a group has a rho other than 0; ``ascent_due`` tells. The other steps
+    are the base optimizer's update with one pass and no backup of the weights. Code that makes two passes
+    all the same stays correct: ``first_step`` moves nothing then.
 
     Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
     may be frozen and unfrozen between steps.
@@ -60,6 +71,12 @@ class SAM(KernelOptimizer):
             to nearest as torch's optimizers do, are not affected.
         optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Values already set
             in its parameter groups win. Arguments fill in missing values.
+        start: first attempted step that ascends, counted from 0; the same in all groups. Default 0: SAM from
+            the beginning (Foret et al. 2021). The last part of a run may suffice (Zhou et al. 2025).
+        interval: steps from one ascent to the next. Default 1: every step.
+        stop: attempted step from which no step ascends; None for no end.
+        first_attempt: number of attempted steps before this optimizer's first, for a run that began without
+            SAM.
         check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
             parameter that a step moves). Those of the first pass show in the norm at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
@@ -71,7 +88,8 @@ class SAM(KernelOptimizer):
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: an option has a wrong value, or one of the base optimizer is NaN; the base optimizer has
+        ValueError: an option has a wrong value, or one of the base optimizer is NaN; groups differ in start,
+            interval or stop; the base optimizer has
             a default of its own under the name of one of SAM's options (Adadelta's ``rho``); a parameter
             is sharded by FSDP1; or ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the
             parameters.
@@ -102,6 +120,10 @@ class SAM(KernelOptimizer):
         *,
         eta: float | None = None,
         stochastic_rounding: bool = False,
+        start: int = 0,
+        interval: int = 1,
+        stop: int | None = None,
+        first_attempt: int = 0,
         optimizer: Optimizer | None = None,
         check_finite: bool = True,
         closure: Literal["second_pass", "both_passes"] = "second_pass",
@@ -113,29 +135,21 @@ class SAM(KernelOptimizer):
             "adaptive": adaptive,
             "eta": eta,
             "stochastic_rounding": stochastic_rounding,
+            "start": start,
+            "interval": interval,
+            "stop": stop,
+            COUNTER: first_attempt,
         }
         sharding.refuse_zero_redundancy()
         check_group(own)
+        agreed_steps([own])
+        check_number("first_attempt", first_attempt, whole=True)
         check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
-        if optimizer is None:
-            if params is None or base_optimizer is None:
-                raise TypeError("SAM needs params and base_optimizer, or optimizer=")
-            optimizer = made(base_optimizer, params, kwargs)
-        else:
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(
-                    f"optimizer= takes a ready optimizer, got {optimizer!r}; a class is passed as "
-                    "SAM(params, base_optimizer)"
-                )
-            if params is not None or base_optimizer is not None or kwargs:
-                raise TypeError(
-                    "pass either optimizer= (a ready base optimizer, which has its parameters and "
-                    "settings already) or params and base_optimizer, not both"
-                )
-        refuse_lbfgs(type(optimizer))
+        optimizer = made_or_ready("SAM", params, base_optimizer, optimizer, kwargs)
         refuse_clashes("SAM", own, optimizer)
+        agreed_steps({**own, **group} for group in optimizer.param_groups)
         for group in optimizer.param_groups:
             check_group(group)
             for parameter in group["params"]:
@@ -145,6 +159,7 @@ class SAM(KernelOptimizer):
         self.check_finite = check_finite
         self.closure = closure
         self.process_group = process_group
+        self.first_attempt = first_attempt
         self._begin()
 
     def _begin(self) -> None:
@@ -157,18 +172,19 @@ class SAM(KernelOptimizer):
     @untraced
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Climb to ``w + T_w^2 rho g / ||T_w g||`` along the current gradients.
+        """Climb to ``w + T_w^2 rho g / ||T_w g||`` along the current gradients, if an ascent is due.
 
-        Parameters without a gradient stay.
+        Parameters without a gradient stay. All weights stay where no ascent is due.
 
         Args:
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: the last ascent was neither finished nor restored, or no parameter has a gradient
+            RuntimeError: the last step was neither finished nor restored, or no parameter has a gradient
                 on this rank.
-            ValueError: a gradient does not fit its parameter (sparse, other dtype or device), or a rho
-                is negative or not finite. Nothing was changed.
+            ValueError: a gradient does not fit its parameter (sparse, other dtype or device); a rho
+                is negative or not finite; or groups or ranks differ in start, interval or stop. Nothing was
+                changed.
         """
         self._climb()
         if zero_grad:
@@ -177,44 +193,44 @@ class SAM(KernelOptimizer):
     def second_step(self, zero_grad: bool = False) -> None:
         """Return to w and make the base optimizer's update with the gradients found at the top.
 
+        Where no ascent is due, make the update with the gradients there are; ``first_step`` may be left out.
+
         Args:
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: there was no ``first_step``, or since then a parameter's storage was replaced or
-                a frozen parameter was given a gradient; or no parameter has a gradient.
+            RuntimeError: an ascent is due and there was no ``first_step``, or since then a parameter's
+                storage was replaced or a frozen parameter was given a gradient; or no parameter has a
+                gradient.
             ValueError: a gradient does not fit its parameter. The weights are still perturbed then, as
                 where there is no gradient: correct it and call again, or give the step up with
                 ``restore()``.
         """
-        if not self.native_step.climbed:
-            raise RuntimeError(
-                "second_step() needs a first_step() before it: the gradients must be those of the "
-                "perturbed weights"
-            )
+        self._require_no_ascent("second_step()")
         self._hooked_descend()
         if zero_grad:
             self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Finish a step that ``first_step`` began, or make a whole step with a closure.
+        """Finish a step that ``first_step`` began, or make a whole step.
 
-        After ``first_step`` the closure is the second pass. It may do nothing where that pass was made
-        already: gradients that exist stay.
+        Where no ascent is due, a whole step is the base optimizer's update. After ``first_step`` the closure
+        is the second pass. It may do nothing where that pass was made already: gradients that exist stay.
 
         Args:
             closure: makes the second forward and backward pass and returns the loss; it is run with
                 gradients enabled. See the constructor's ``closure`` for one that makes both passes.
 
         Returns:
-            None without a closure, else the loss that the closure returned (that of the first pass where
+            None without a closure, and where no ascent is due and the closure, which would have made the
+            second pass, was not called; else the loss that the closure returned (that of the first pass where
             it makes both). If the closure raises, the weights are restored to w. A closure for both passes
             that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
-            RuntimeError: no closure was given and there was no ``first_step``; a closure for the
-                second pass was given and there is no gradient of the first; a closure for both passes did
-                not clear the gradients; or the second pass left no gradient. The weights are at w.
+            RuntimeError: an ascent is due, no closure was given and there was no ``first_step``; a closure
+                for the second pass was given and there is no gradient of the first; a closure for both passes
+                did not clear the gradients; or the last pass left no gradient. The weights are at w.
         """
         if closure is None:
             return self._finish_or_initialise()
@@ -225,7 +241,7 @@ class SAM(KernelOptimizer):
             raise
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
-        if self.native_step.climbed:
+        if self.policy.begun:
             loss = _with_gradients(closure)
             self._descend()
             return loss
@@ -234,14 +250,16 @@ class SAM(KernelOptimizer):
             return self._closure_passes.run(passes, closure, self._parameters())[0]
         self._require_a_first_pass()
         next(passes)  # its gradient is there
-        return run_passes(passes, lambda _: _with_gradients(closure))[0]
+        losses = run_passes(passes, lambda _: _with_gradients(closure))
+        return losses[0] if losses else None
 
     def passes(self) -> Passes:
         """Return one step as a generator of the gradients it needs.
 
-        The first is the gradient at w, which ``first_step`` uses; the second is the one at the top, which
-        ``step`` uses, with its hooks. With ``process_group`` the first is that of each rank alone. A first
-        pass that is answered with None and leaves no gradient skips the step.
+        The first is the gradient at w. Where an ascent is due, ``first_step`` uses it, and the second is the
+        one at the top; the first is then that of each rank alone with ``process_group``. ``step`` uses the
+        last, with its hooks. A first pass that is answered with None and leaves no gradient skips the step,
+        which does not count.
 
         Example:
             >>> import torch
@@ -257,12 +275,15 @@ class SAM(KernelOptimizer):
         return self._passes(self.step)
 
     def _passes(self, descend: Callable[[], Any]) -> Passes:
-        loss = yield Need(local=self.process_group is not None)
-        if loss is None and all(p.grad is None for p in self._parameters()):
-            return  # a closure leaves this batch out, as Lightning's does without a loss
         try:
-            self.first_step(zero_grad=True)
-            yield Need()
+            self._check_ranks()
+            due = self.ascent_due
+            loss = yield Need(local=due and self.process_group is not None)
+            if loss is None and self._has_no_gradient():
+                return  # a closure leaves this batch out, as Lightning's does without a loss
+            self.first_step(zero_grad=due)
+            if due:
+                yield Need()
             descend()
         finally:
             self.restore()
@@ -273,7 +294,8 @@ class SAM(KernelOptimizer):
 
         For ``torch.amp.GradScaler``, which checks an optimizer once per update: call
         ``scaler.step(optimizer.ascent)`` after the first backward pass, ``scaler.step(optimizer)`` after
-        the second, and then one ``scaler.update()``.
+        the second, and then one ``scaler.update()``. Where no ascent is due its ``step()`` moves nothing, and
+        ``scaler.step(optimizer)`` alone makes the step.
         """
         if self._ascent is None:
             self._ascent = AscentStep(self, self._climb)
@@ -290,73 +312,89 @@ class SAM(KernelOptimizer):
     # --- the two halves -------------------------------------------------------------------------
 
     def _climb(self, *, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
-        if self.native_step.climbed:
+        """Begin a step, with an ascent where one is due."""
+        if self.policy.begun:
             raise RuntimeError(
                 "first_step() was called twice: finish the step with second_step(), or give it up "
                 "with restore()"
             )
-        if self.process_group is not None and any(
-            sharding.is_sharded(p) for group in self.param_groups for p in group["params"]
-        ):
-            raise ValueError(
-                "process_group= is for ranks that climb on their own gradients, which needs whole "
-                "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
-                "it out: their norm is that of all ranks"
+        self._check_ranks()
+        due = self.ascent_due
+        self._require_a_gradient()
+        if due:
+            self.native_step.climb(grad_scale=grad_scale, found_inf=found_inf)
+        self.policy.begun = True
+
+    @untraced
+    def _require_no_ascent(self, call: str) -> None:
+        """Refuse ``call`` without a first half where an ascent is due."""
+        if self.policy.begun:
+            return
+        self._check_ranks()
+        if self.ascent_due:
+            raise RuntimeError(
+                f"{call} is the second half of a step and needs first_step() before it, because an ascent is "
+                "due (optimizer.ascent_due): call first_step(), run a second forward and backward pass, then "
+                f"{call}"
             )
-        self.native_step.climb(grad_scale=grad_scale, found_inf=found_inf)
+        self._require_a_gradient()
+
+    def _check_ranks(self) -> None:
+        if self.process_group is not None:
+            sharding.refuse_local_ascent(self._parameters())
+        self.policy.agree(self.process_group)
+
+    def _require_a_gradient(self) -> None:
+        if self._has_no_gradient():
+            raise RuntimeError(
+                "no parameter has a gradient: run the first forward and backward pass before the step. "
+                "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
+                "the last micro-batch of each pass"
+            )
 
     @untraced
     def _require_a_first_pass(self) -> None:
         """Refuse a two-pass closure passed in place of a second-pass one: it would silently disable SAM."""
-        if all(p.grad is None for p in self._parameters()):
+        if self._has_no_gradient():
             raise RuntimeError(
                 "step(closure) makes the second pass and found no gradient of the first: run the first "
                 "forward and backward pass before it, or, for a closure that makes both passes as in "
                 'torch.optim, construct SAM(..., closure="both_passes")'
             )
 
-    def _require_a_second_pass(self) -> None:
-        if self.native_step.moved_any() and all(p.grad is None for p in self._parameters()):
+    @untraced
+    @torch.no_grad()
+    def _descend(self) -> None:
+        if self._has_no_gradient():
             raise RuntimeError(
                 "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
                 "backward at the perturbed weights, then call second_step(). In Lightning's manual "
                 "optimization step() alone makes no pass: call first_step(zero_grad=True), "
                 "manual_backward(loss), then second_step()"
             )
-
-    @untraced
-    @torch.no_grad()
-    def _descend(self) -> None:
-        self._require_a_second_pass()
+        if not self.native_step.climbed:
+            self.native_step.stay()
         self.native_step.descend(
             check_finite=self.check_finite,
             process_group=self.process_group,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
+        self.policy.end()
 
     # Hooks are those of step(), which second_step() may not call: a wrapper has another.
     _hooked_descend = Optimizer.profile_hook_step(_descend)
 
     @untraced
-    def step_without_ascent(self) -> None:
-        """Make the base optimizer's update with the gradients there are, skipped if one is not finite."""
-        self._refuse_midway("step_without_ascent()")
-        self.native_step.stay()
-        self._hooked_descend()
-
-    @untraced
     def _finish_or_initialise(self) -> None:
-        if self.native_step.climbed:
-            self._descend()
-            return
-        if self._is_blank():
+        if not self.policy.begun and self._is_blank():
             self.base_optimizer.step()
             return
-        raise RuntimeError(
-            "step() without a closure is the second half of a step and needs first_step() before it; "
-            "call first_step(), run a second forward and backward pass, then second_step()"
-        )
+        self._require_no_ascent("step() without a closure")
+        self._descend()
+
+    def _has_no_gradient(self) -> bool:
+        return all(p.grad is None for p in self._parameters())
 
 
 def _with_gradients(closure: Callable[[], Any]) -> Any:

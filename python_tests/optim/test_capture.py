@@ -12,8 +12,9 @@ from trajectories import assert_close, assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import capture, capture_step
-from fastsam.optim.capture import obstacle, rehearsal
+from fastsam.optim.capture import obstacle
 from fastsam.optim.plain import PlainSAM
+from fastsam.optim.rehearsal import rehearsal
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BASES = [

@@ -533,6 +533,7 @@ def test_errors_name_a_published_value(build: Build, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [LPFSGD, PGD, EntropySGD, LookSAM])
 def test_every_argument_of_a_variant_is_declared(kind: type) -> None:
-    """LookSAM's rho is declared by SAM."""
-    arguments = inspect.signature(kind).parameters.keys() - {"optimizer", "rho"}
+    """LookSAM's rho and policy are checked by SAM."""
+    of_sam = {"optimizer", "rho", "start", "stop", "first_attempt"}
+    arguments = inspect.signature(kind).parameters.keys() - of_sam
     assert arguments == kind.declared.keys()

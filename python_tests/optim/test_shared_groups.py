@@ -228,7 +228,7 @@ def test_a_copy_begins_where_no_update_was_made(base: str, copier: str, kind: An
     if kind is LookSAM:
         for each in (twin, optimizer):
             for group in each.param_groups:
-                group["steps_taken"] = 0
+                group["steps_taken"] = group["attempted_steps"] = 0
     for _ in range(3):
         for each in (optimizer, twin, expected):
             step(each)

@@ -49,14 +49,19 @@ def trained(optimizer: Any, parameters: list[Tensor], seed: int, steps: int) -> 
 
 
 def both(
-    base: Any, foreach: bool, dtype: torch.dtype, seed: int, options: dict[str, Any]
+    base: Any,
+    foreach: bool,
+    dtype: torch.dtype,
+    seed: int,
+    options: dict[str, Any],
+    rho: float = 0.5,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The same steps by SAM with a radius of zero and by torch's own optimizer."""
+    """The same steps by SAM, whose ascent the gradients do not see, and by torch's own optimizer."""
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(size, generator=generator, dtype=dtype) for size in SIZES]
     ours = [nn.Parameter(w.clone()) for w in start]
     theirs = [nn.Parameter(w.clone()) for w in start]
-    found = trained(SAM(ours, base, rho=0.0, lr=0.1, **options), ours, seed + 1, 20)
+    found = trained(SAM(ours, base, rho=rho, lr=0.1, **options), ours, seed + 1, 20)
     expected = trained(base(theirs, lr=0.1, foreach=foreach, **options), theirs, seed + 1, 20)
     return found, expected
 
@@ -64,10 +69,11 @@ def both(
 @pytest.mark.parametrize("foreach", [False, True], ids=["for-loop", "foreach"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=text)
 @pytest.mark.parametrize("options", SGD, ids=text)
+@pytest.mark.parametrize("rho", [0.5, 0.0], ids=["with an ascent", "without"])
 def test_sgd_has_the_bits_of_torch(
-    options: dict[str, Any], dtype: torch.dtype, foreach: bool, seed: int
+    rho: float, options: dict[str, Any], dtype: torch.dtype, foreach: bool, seed: int
 ) -> None:
-    found, expected = both(torch.optim.SGD, foreach, dtype, seed, options)
+    found, expected = both(torch.optim.SGD, foreach, dtype, seed, options, rho)
     assert len(found) == len(expected)
     for f, e in zip(found, expected, strict=True):
         assert torch.equal(f, e), f"{int((f != e).sum())} of {f.numel()} values differ"

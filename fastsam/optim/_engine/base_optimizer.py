@@ -8,6 +8,36 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 
 
+def made_or_ready(
+    owner: str,
+    params: Iterable[Any] | None,
+    base_optimizer: Callable[..., Optimizer] | None,
+    optimizer: Optimizer | None,
+    kwargs: dict[str, Any],
+) -> Optimizer:
+    """Return the base optimizer of a constructor that takes a class and parameters, or a ready instance.
+
+    Raises:
+        TypeError: both ways were used, or neither; or as :func:`made` does.
+    """
+    if optimizer is None:
+        if params is None or base_optimizer is None:
+            raise TypeError(f"{owner} needs params and base_optimizer, or optimizer=")
+        return made(base_optimizer, params, kwargs)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer= takes a ready optimizer, got {optimizer!r}; a class is passed as "
+            f"{owner}(params, base_optimizer)"
+        )
+    if params is not None or base_optimizer is not None or kwargs:
+        raise TypeError(
+            "pass either optimizer= (a ready base optimizer, which has its parameters and "
+            "settings already) or params and base_optimizer, not both"
+        )
+    refuse_lbfgs(type(optimizer))
+    return optimizer
+
+
 def made(
     base_optimizer: Callable[..., Any],
     params: Iterable[Any],
@@ -34,6 +64,7 @@ def made(
             f"base_optimizer must make a torch.optim.Optimizer of the parameters, got {optimizer!r} of "
             f"{base_optimizer!r}"
         )
+    refuse_lbfgs(type(optimizer))
     return optimizer
 
 

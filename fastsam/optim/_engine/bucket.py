@@ -55,7 +55,7 @@ class Bucket:
 
     Attributes:
         backup: the weights before the ascent, one flat tensor; 4 bytes per float32 parameter and the only
-            memory that SAM adds.
+            memory that SAM adds. None before the first ascent: without one a weight is its own backup.
         perturbed: which parameters the current ascent moved.
         rounds_to_nearest: whether the ascent of a parameter is rounded to nearest, not stochastically.
     """
@@ -89,7 +89,8 @@ class Bucket:
         self._addresses = [parameter.data_ptr() for parameter in weights]
         self._strides = [weight.stride() for weight in self.weights]
         self.scratch = self.table.scratch()
-        self.backup, self._backup_addresses = _backup_memory(self.weights)
+        self.backup: Tensor | None = None
+        self._backup_addresses: list[int] = []
         self.perturbed = [False] * len(self.parameters)
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
         self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
@@ -141,6 +142,12 @@ class Bucket:
     def _descent_scalars(self, grad_scale: Tensor | None) -> Any:
         return self._scalars.as_native(count_skip=self._counts_skips, grad_scale=grad_scale)
 
+    def make_backup(self) -> Tensor:
+        """Return the backup, allocated now if there is none yet."""
+        if self.backup is None:
+            self.backup, self._backup_addresses = _backup_memory(self.weights)
+        return self.backup
+
     def norm(self) -> None:
         """Write this bucket's part of the squared norm, summed over the ranks that share it."""
         self._load_staged()
@@ -151,6 +158,7 @@ class Bucket:
         self, gradients: Sequence[Tensor | None], *, grad_scale: Tensor | None = None
     ) -> None:
         """Perturb the parameters that have a gradient, and back them up."""
+        self.make_backup()
         self.table.set_backups(self._backup_addresses)
         scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
         kernels.perturb(self.table, scalars)
@@ -159,6 +167,8 @@ class Bucket:
 
     def restore(self) -> None:
         """Restore the perturbed parameters, bit for bit, wherever their storage is now."""
+        if not any(self.perturbed):
+            return
         if self.moved():
             for parameter, backup, perturbed in zip(
                 self.parameters, self._backup_views(), self.perturbed, strict=True
@@ -315,6 +325,9 @@ class Bucket:
             self.table.set_backups(self._backup_addresses)
             return
         own = self.table.column("weight")
+        if not any(self.perturbed):
+            self.table.set_backups(own)
+            return
         self.table.set_backups(
             [
                 backup if perturbed else weight
@@ -325,13 +338,14 @@ class Bucket:
         )
 
     def _backup_views(self) -> list[Tensor]:
+        backup = self.make_backup()
         views = []
         for weight, stride, address in zip(
             self.weights, self._strides, self._backup_addresses, strict=True
         ):
-            offset = (address - self.backup.data_ptr()) // self.backup.element_size()
+            offset = (address - backup.data_ptr()) // backup.element_size()
             # Replaced storage may have other strides than the backup was written with.
-            views.append(self.backup.as_strided(weight.shape, stride, offset))
+            views.append(backup.as_strided(weight.shape, stride, offset))
         return views
 
     def _load_staged(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch.distributed import ProcessGroup
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
-from fastsam.optim._engine.settings import check_group
+from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
+from fastsam.optim._engine.settings import check_group, check_number
 from fastsam.optim._engine.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
@@ -23,25 +25,60 @@ class KernelOptimizer(OuterOptimizer):
 
     Attributes:
         native_step: the two halves of the step, and the memory that they work on.
+        policy: which steps ascend, and how many steps there were.
+        first_attempt: number of attempted steps before the first, also after a checkpoint without one.
         process_group: ranks that must skip together.
     """
 
     native_step: NativeStep
+    policy: AscentPolicy
+    first_attempt: int
     process_group: ProcessGroup | None
 
     def _begin(self) -> None:
         """Create what neither a copy nor a file contains."""
         self.native_step = NativeStep(self.base_optimizer, self.options)
+        self.policy = AscentPolicy(self.base_optimizer, self.options)
+
+    @property
+    def ascent_due(self) -> bool:
+        """Whether the current step makes an ascent, and with it a second pass; a bool on the host.
+
+        True at attempted step n where ``start <= n < stop``, ``(n - start) % interval == 0`` and a group has
+        a rho other than 0. A rho on the CPU is read; one on a device counts as nonzero, because reading it
+        would wait. Constant from the first look at it, or the first call of a step, until the step ends: an
+        option that is changed in between takes effect at the next step.
+
+        Raises:
+            ValueError: start, interval or stop is invalid, or differs between groups.
+        """
+        return self.policy.due
+
+    @property
+    def attempted_steps(self) -> int:
+        """Steps completed so far, skipped ones included; those given up with ``restore()`` do not count."""
+        return self.policy.attempted_steps
 
     @untraced
     @torch.no_grad()
     def restore(self) -> None:
         """Give up a step between its two halves and restore the weights to w, bit for bit.
 
-        Call it at any time; without a perturbation it does nothing.
+        Call it at any time; between steps it does nothing. The step does not count as attempted.
         """
         if self.native_step.climbed:
             self.native_step.restore()
+        self.policy.abandon()
+
+    @untraced
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Allocate all memory that a step needs now: the base optimizer's state and the backup.
+
+        Otherwise the first update allocates the state and the first ascent the backup of the weights, which
+        is late for a run whose ascents begin late. Weights and the course of the training stay as they are.
+        """
+        self.native_step.prepare()
 
     @property
     def skipped_steps(self) -> Tensor:
@@ -77,16 +114,21 @@ class KernelOptimizer(OuterOptimizer):
         """Add a parameter group; it may have its own rho, adaptive, eta and stochastic_rounding."""
         self._refuse_midway("add_param_group()")
         check_group(param_group)
+        agreed_steps([*self.param_groups, {**self.policy.steps()._asdict(), **param_group}])
         super().add_param_group(param_group)
 
     def _replace_groups(self, groups: Groups) -> None:
         self._refuse_midway("assigning param_groups")
         for group in groups:
             check_group(group)
+        agreed_steps({**self.policy.steps()._asdict(), **group} for group in groups)
         super()._replace_groups(groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state dict, SAM's settings in its groups, without copies of weights."""
+        """Return the base optimizer's state dict, without copies of weights.
+
+        Its groups have SAM's settings; ``attempted_steps`` is the counter of this name.
+        """
         self._refuse_midway("state_dict()")
         return super().state_dict()
 
@@ -95,7 +137,7 @@ class KernelOptimizer(OuterOptimizer):
         for index, names in self._unstarted().items():
             if index in packed["state"]:
                 packed["state"][index] = {**packed["state"][index], **dict.fromkeys(names)}
-        return packed
+        return {**packed, COUNTER: self.attempted_steps}
 
     def _unstarted(self) -> dict[int, tuple[str, ...]]:
         """Return the names of state that no update has reached, by index of the parameter.
@@ -114,7 +156,8 @@ class KernelOptimizer(OuterOptimizer):
         """Load a state dict of this class, of the reference implementation, or of the base optimizer.
 
         Copies of weights in old checkpoints are dropped, and what they lack is filled from the current
-        groups; the rest is the base optimizer's ``load_state_dict``.
+        groups, but the counter of attempted steps from ``first_attempt``; the rest is the base optimizer's
+        ``load_state_dict``.
 
         Raises:
             RuntimeError: called between ``first_step`` and ``second_step``.
@@ -135,19 +178,22 @@ class KernelOptimizer(OuterOptimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
+        agreed_steps(groups[: len(self.param_groups)])
+        count = _attempted_steps(state_dict, self.first_attempt)
         super()._unpack(
             {
-                **state_dict,
+                **{key: value for key, value in state_dict.items() if key != COUNTER},
                 "state": {index: entry for index, entry in state.items() if entry},
                 "param_groups": groups,
             }
         )
         self.native_step.forget()
+        self.policy.restart(count)
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_midway("pickling or copying")
         state = super().__getstate__()
-        del state["native_step"]
+        del state["native_step"], state["policy"]
         state["process_group"] = self.process_group and _Handle(self.process_group)
         return {**state, "unstarted": self._unstarted()}
 
@@ -181,6 +227,14 @@ class KernelOptimizer(OuterOptimizer):
                 f"{what} between first_step() and second_step(): the weights are perturbed. Finish the "
                 "step, or give it up with restore(), first"
             )
+
+
+def _attempted_steps(state_dict: Mapping[str, Any], otherwise: int) -> int:
+    """Return the counter of a state dict; a wrapper may have dropped all but state and groups."""
+    counts = [state_dict, *state_dict["param_groups"]]
+    count = next((each[COUNTER] for each in counts if COUNTER in each), otherwise)
+    check_number(COUNTER, count, whole=True)
+    return int(count)
 
 
 class _Handle:

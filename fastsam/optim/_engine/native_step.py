@@ -66,18 +66,11 @@ class NativeStep:
             grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
             found_inf: float32 scalar, a scaler's flag: the step will be skipped where it is set.
 
-        Raises:
-            RuntimeError: no parameter has a gradient on this rank. Ranks are not asked about each other:
-                a collective would cost every step what a mistake costs once.
+        At least one parameter must have a gradient on this rank. Ranks are not asked about each other: a
+        collective would cost every step what a mistake costs once.
         """
         self._make_buckets()
         gradients = [bucket.take_gradients() for bucket in self._buckets]
-        if all(gradient is None for taken in gradients for gradient in taken):
-            raise RuntimeError(
-                "no parameter has a gradient: run the first forward and backward pass before the ascent. "
-                "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
-                "the last micro-batch of each pass"
-            )
         self._hyper.write(self._groups, fused_rule(self._base), self._scalars)
         for bucket in self._buckets:
             bucket.norm()
@@ -107,7 +100,6 @@ class NativeStep:
     def stay(self) -> None:
         """Begin a step without an ascent: the weights are their own backup."""
         self._make_buckets()
-        self._loss_scale = None
         for scalars in self._scalars.values():
             scalars.found_inf.zero_()
 
@@ -225,10 +217,6 @@ class NativeStep:
         norm = next(iter(self._scalars.values())).squared_norms.sum().sqrt()
         return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
 
-    def moved_any(self) -> bool:
-        """Return whether the ascent moved any parameter."""
-        return any(any(bucket.perturbed) for bucket in self._buckets)
-
     def unstarted(self) -> dict[int, tuple[str, ...]]:
         """Return the names of state tensors that no update has reached yet, by ``id`` of their parameter."""
         return {id(p): names for bucket in self._buckets for p, names in bucket.unstarted()}
@@ -248,7 +236,7 @@ class NativeStep:
     # --- memory ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Create memory and the base optimizer's state now, and write changed settings.
+        """Create all memory and the base optimizer's state now, and write changed settings.
 
         An eager step does this by itself; a captured one cannot.
         """
@@ -259,6 +247,8 @@ class NativeStep:
             for bucket in self._buckets:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
                 bucket.bind_state(trained, rule, self._groups, self._base.state)
+        for bucket in self._buckets:
+            bucket.make_backup()
 
     def _make_buckets(self) -> None:
         """Create the buckets, once, and again when the parameters or their storage have changed."""

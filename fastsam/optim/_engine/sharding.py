@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
 
 if is_available():
+    from torch.distributed import (
+        all_gather_object,
+        get_process_group_ranks,
+        get_world_size,
+        is_initialized,
+    )
     from torch.distributed.tensor import DTensor
 else:  # a build of torch without distributed support has no DTensor to meet
     DTensor = None  # type: ignore[assignment, misc]
@@ -48,6 +54,16 @@ def refuse_zero_redundancy() -> None:
                 "SAM(optimizer=ZeroRedundancyOptimizer(params, base_optimizer, ...), rho=...)"
             )
         frame = frame.f_back
+
+
+def refuse_local_ascent(parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError where a parameter is a DTensor: a rank cannot climb on its own gradient then."""
+    if any(map(is_sharded, parameters)):
+        raise ValueError(
+            "process_group= is for ranks that climb on their own gradients, which needs whole "
+            "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
+            "it out: their norm is that of all ranks"
+        )
 
 
 def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
@@ -144,6 +160,39 @@ def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
     """Replace ``value`` by its maximum over the ranks of each group."""
     for group in groups:
         all_reduce(value, ReduceOp.MAX, group)
+
+
+def gathered(
+    value: Any, parameters: Iterable[Tensor], process_group: ProcessGroup | None
+) -> list[tuple[int, Any]]:
+    """Return the ``value`` of every rank that trains the same model, with the rank.
+
+    Args:
+        value: an object that can be pickled; every rank must call this.
+        parameters: the parameters of the optimizer.
+        process_group: the ranks. None: those over whose meshes parameters are distributed, or else all
+            ranks of the default process group.
+
+    Returns:
+        ``(global rank, value)`` for each; nothing in a process that trains alone.
+    """
+    if not (is_available() and is_initialized()):
+        return []
+    groups = [process_group] if process_group is not None else _mesh_groups(parameters)
+    found = []
+    for group in groups or [None]:
+        values: list[Any] = [None] * get_world_size(group)
+        if len(values) > 1:
+            all_gather_object(values, value, group)
+            ranks = range(len(values)) if group is None else get_process_group_ranks(group)
+            found += list(zip(ranks, values, strict=True))
+    return found
+
+
+def _mesh_groups(parameters: Iterable[Tensor]) -> list[ProcessGroup | None]:
+    """Return the process groups of every mesh that has a DTensor of ``parameters``, in a fixed order."""
+    meshes = dict.fromkeys(p.device_mesh for p in parameters if is_sharded(p))  # type: ignore[attr-defined]
+    return [group for mesh in meshes for group in mesh.get_all_groups()]
 
 
 def increment_versions(tensors: list[Tensor]) -> None:

@@ -1,0 +1,208 @@
+"""The ascent policy: which steps of SAM make an ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.optim import Optimizer
+
+from fastsam.optim._engine import sharding
+from fastsam.optim._engine.outer import GroupOptions, Groups
+from fastsam.optim._engine.settings import check_number
+
+COUNTER = "attempted_steps"
+"""Where parameter groups and state dicts keep the number of attempted steps."""
+
+
+class AscentSteps(NamedTuple):
+    """The steps at which an ascent may be due, counted from 0.
+
+    Attributes:
+        start: the first of them.
+        interval: steps from one to the next.
+        stop: the step before which they end; None for no end.
+    """
+
+    start: int
+    interval: int
+    stop: int | None
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> AscentSteps:
+        """Return those of a parameter group or another mapping with these keys.
+
+        Raises:
+            ValueError: they are not integers with ``0 <= start < stop`` and ``interval >= 1``.
+        """
+        start, interval, stop = (group[name] for name in cls._fields)
+        check_number("start", start, whole=True)
+        check_number("interval", interval, low=1, whole=True)
+        if stop is not None:
+            check_number("stop", stop, whole=True)
+            if stop <= start:
+                raise ValueError(
+                    f"stop must be greater than start, got start={start!r} and stop={stop!r}: no ascent "
+                    "would ever be due; raise stop, or pass stop=None for no end"
+                )
+        return cls(start, interval, stop)
+
+    def phase(self, step: int) -> int | None:
+        """Return the number of steps since the last of these, 0 at one of them; None outside."""
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return None
+        return (step - self.start) % self.interval
+
+
+def agreed_steps(groups: Iterable[Mapping[str, Any]]) -> AscentSteps:
+    """Return the ascent steps that all parameter groups name.
+
+    Raises:
+        ValueError: they are invalid, or two groups differ.
+    """
+    found: AscentSteps | None = None
+    for index, group in enumerate(groups):
+        steps = AscentSteps.of(group)
+        if found is None:
+            found = steps
+        for name, first, other in zip(AscentSteps._fields, found, steps, strict=True):
+            if first != other:
+                raise ValueError(
+                    f"parameter groups must agree on {name}, got {first!r} in group 0 and {other!r} in group "
+                    f"{index}: the passes of a step are the same for all groups; set {name} in every group. "
+                    "To keep a group out of the ascent, set its rho to 0"
+                )
+    if found is None:
+        raise ValueError("there is no parameter group")
+    return found
+
+
+class AscentPolicy:
+    """Decide whether an ascent is due, and count the attempted steps.
+
+    The options and the counter live in the parameter groups, so that wrappers and checkpoints carry them.
+    The first group's counter is the one that counts.
+
+    A decision holds until its step ends, even if a scheduler or the user changes an option in between:
+    the passes of a step must agree on how many they are.
+
+    Args:
+        base: the base optimizer.
+        options: completes its groups.
+
+    Attributes:
+        begun: whether ``first_step()`` of the current step was called.
+    """
+
+    def __init__(self, base: Optimizer, options: GroupOptions) -> None:
+        self._base = base
+        self._options = options
+        self._given: list[list[Any]] = []
+        self._agreed: tuple[AscentSteps, bool] | None = None
+        self._decided: bool | None = None
+        self.begun = False
+
+    @property
+    def _groups(self) -> Groups:
+        return self._options.complete(self._base.param_groups)
+
+    @property
+    def attempted_steps(self) -> int:
+        """Steps completed so far, skipped ones included."""
+        return int(self._groups[0][COUNTER])
+
+    @attempted_steps.setter
+    def attempted_steps(self, count: int) -> None:
+        for group in self._groups:
+            group[COUNTER] = count
+
+    @property
+    def due(self) -> bool:
+        """Whether the current step makes an ascent.
+
+        Raises:
+            ValueError: an option is invalid, or groups differ.
+        """
+        if self._decided is None:
+            self._decided = self.phase() == 0
+        return self._decided
+
+    def decide(self, due: bool) -> None:
+        """Decide for the current step, whatever the options say."""
+        self._decided = due
+
+    def phase(self) -> int | None:
+        """Return the number of steps since the last ascent was due, 0 where one is; None where none is.
+
+        None before ``start``, from ``stop`` on, and while rho is 0 in all groups.
+        """
+        steps = self.steps()
+        return steps.phase(self.attempted_steps) if self._any_rho() else None
+
+    def steps(self) -> AscentSteps:
+        """Return the ascent steps of all groups, and make them the defaults of groups that will be added.
+
+        Raises:
+            ValueError: an option is invalid, or groups differ.
+        """
+        given = [[group["start"], group["interval"], group["stop"]] for group in self._groups]
+        if given != self._given:
+            self._steps = agreed_steps(self._groups)
+            self._given = given
+            for defaults in (self._options.defaults, self._base.defaults):
+                defaults.update(self._steps._asdict())
+        return self._steps
+
+    def _any_rho(self) -> bool:
+        return any(_is_nonzero(group["rho"]) for group in self._groups)
+
+    def agree(self, process_group: ProcessGroup | None) -> None:
+        """Raise ValueError on every rank where the ranks' policies differ.
+
+        Asks the other ranks before the first step and before the first one after a change of the options,
+        never otherwise. Ranks that differ would wait for each other in the second pass forever.
+
+        Args:
+            process_group: the ranks that train together. None: those that share sharded parameters, or else
+                all ranks of the default group.
+        """
+        steps, any_rho = self.steps(), self._any_rho()
+        if (steps, any_rho) == self._agreed:
+            return
+        here = {**steps._asdict(), "any rho": any_rho, COUNTER: self.attempted_steps}
+        parameters = [p for group in self._groups for p in group["params"]]
+        for rank, there in sharding.gathered(here, parameters, process_group):
+            for name, value in here.items():
+                if there[name] != value:
+                    raise ValueError(
+                        f"ranks must agree on the ascent policy, got {name}={value!r} here and "
+                        f"{name}={there[name]!r} on rank {rank}; construct SAM with the same options on all "
+                        "ranks, load the same checkpoint, and change options in the same step"
+                    )
+        self._agreed = steps, any_rho
+
+    def restart(self, attempted_steps: int) -> None:
+        """Follow the groups of a checkpoint: decide anew, and ask the ranks again."""
+        self.abandon()
+        self._agreed = None
+        self.attempted_steps = attempted_steps
+        self.steps()  # groups that are added through the base optimizer have them, too
+
+    def end(self) -> None:
+        """End a step and count it."""
+        self.attempted_steps = self.attempted_steps + 1
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End a step without counting it."""
+        self._decided = None
+        self.begun = False
+
+
+def _is_nonzero(rho: float | Tensor) -> bool:
+    """Return whether rho is not 0; one on a device counts as such, because reading it would wait."""
+    if isinstance(rho, Tensor) and rho.device.type != "cpu":
+        return True
+    return bool(rho != 0)
