@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-OWN = ("rho", "adaptive", "eta", "stochastic_rounding")
+POLICY = ("start", "interval", "stop")
+"""Options that all groups share."""
+
+OWN = ("rho", "adaptive", "eta", "stochastic_rounding", *POLICY)
 """Options of a group that are SAM's; the others are the base optimizer's."""
 
 Refusal = tuple[type[Exception], str]
@@ -103,7 +106,7 @@ class Slot:
     state_predictions: dict[str, Prediction] = field(default_factory=dict)
 
 
-Snapshot = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
+Snapshot = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]], int]
 
 
 class Model:
@@ -128,7 +131,10 @@ class Model:
     ) -> None:
         self.fused = fused
         self.check_finite = check_finite
+        self.begun = False
         self.climbed = False
+        self.decided: bool | None = None
+        self.attempted = 0
         self.flagged = False
         self.norm = 0.0
         self.skipped = 0
@@ -174,18 +180,31 @@ class Model:
 
     # --- the ascent -----------------------------------------------------------------------------
 
+    def is_due(self) -> bool:
+        """Whether the current step ascends; it has been decided, or the options say so now."""
+        if self.decided is not None:
+            return self.decided
+        start, interval, stop = (self.settings[0][name] for name in POLICY)
+        due = range(start, self.attempted + 1 if stop is None else stop, interval)
+        return self.attempted in due and any(float(own["rho"]) != 0 for own in self.settings)
+
+    def decide(self) -> bool:
+        self.decided = self.is_due()
+        return self.decided
+
     def refuses_climb(self) -> Refusal | None:
-        if self.climbed:
+        if self.begun:
             return RuntimeError, "first_step\\(\\) was called twice"
         if all(slot.gradient is None for slot in self.slots):
             return RuntimeError, "no parameter has a gradient"
-        if any(float(settings["rho"]) < 0 for settings in self.settings):
-            return ValueError, "rho must be a finite number"
         return None
 
     def climb(
         self, requires_grad: Sequence[bool], *, scale: float | None = None, found_inf: bool = False
     ) -> None:
+        self.begun = True
+        if not self.decide():
+            return
         normalised = []
         squares = 0.0
         for slot, settings, _ in self.members():
@@ -234,15 +253,18 @@ class Model:
             if slot.backup is not None:
                 slot.weight = slot.backup
             slot.backup = slot.prediction = None
-        self.climbed = False
+        self.begun = self.climbed = False
+        self.decided = None
 
     # --- the descent ----------------------------------------------------------------------------
 
     def refuses_descend(self) -> Refusal | None:
-        if not self.climbed:
+        if not self.begun and self.decide():
             return RuntimeError, "first_step"
         if all(slot.gradient is None for slot in self.slots):
-            return RuntimeError, "second pass left no gradient"
+            return RuntimeError, "left no gradient" if self.begun else "no parameter has a gradient"
+        if not self.climbed:
+            return None
         if any(slot.moved and not slot.left_out for slot in self.slots):
             return RuntimeError, "storage of a parameter was replaced"
         if any(slot.left_out and slot.gradient is not None for slot in self.slots):
@@ -250,7 +272,7 @@ class Model:
         return None
 
     def descend(self, *, scale: float | None = None, found_inf: bool | None = None) -> None:
-        flagged = self.flagged
+        flagged = self.climbed and self.flagged
         if found_inf is not None:
             flagged |= found_inf
         elif self.check_finite:
@@ -260,6 +282,7 @@ class Model:
                 if slot.gradient is not None
             )
         self.restore()
+        self.attempted += 1
         if flagged:
             self.skipped += 1
             return
@@ -349,12 +372,14 @@ class Model:
                     for group in self.base.param_groups
                 ],
                 self.settings,
+                self.attempted,
             )
         )
 
     def load(self, snapshot: Snapshot, *, casts: bool) -> None:
         """Goes back to ``snapshot``; ``casts`` as torch's ``load_state_dict`` does."""
-        states, groups, settings = copy.deepcopy(snapshot)
+        states, groups, settings, self.attempted = copy.deepcopy(snapshot)
+        self.restore()
         if casts:
             for slot, state in zip(self.slots, states, strict=True):
                 for name, value in state.items():

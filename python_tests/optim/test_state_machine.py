@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from sam_model import OWN, Model, Refusal, Snapshot, difference, same_layout
+from sam_model import OWN, POLICY, Model, Refusal, Snapshot, difference, same_layout
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
@@ -202,6 +202,7 @@ class Machine:
             assert problem is None, f"parameter {index}: {problem}"
         assert all(memory.is_intact() for memory in self.memory), "memory around a parameter"
         assert int(optimizer.skipped_steps) == model.skipped
+        assert optimizer.attempted_steps == model.attempted
         assert 0.0 <= float(optimizer.unchanged_share) <= 1.0
 
     def versions(self) -> dict[int, tuple[Tensor, int]]:
@@ -257,6 +258,7 @@ class Run:
         self.sam_options = {
             "rho": self.rho(),
             "adaptive": self.adaptive(),
+            **self.policy(),
             "check_finite": rng.random() < 0.8,
             "closure": "both_passes" if self.closure_makes_both else "second_pass",
         }
@@ -269,7 +271,7 @@ class Run:
             self.machine.verify()
             for _ in range(self.rng.randint(*ACTIONS)):
                 self.machine = self.rng.choice(self.machines)
-                actions = MIDWAY if self.machine.model.climbed else BETWEEN
+                actions = MIDWAY if self.machine.model.begun else BETWEEN
                 action = self.rng.choices(list(actions), list(actions.values()))[0]
                 self.trace.append(action)
                 getattr(self, action)()
@@ -289,6 +291,14 @@ class Run:
 
     def rho(self) -> float:
         return self.rng.choice([0.0, 0.05, 0.3, 2.0])
+
+    def policy(self) -> dict[str, Any]:
+        start = self.rng.choice([0, 0, 0, 1, 2, 4])
+        return {
+            "start": start,
+            "interval": self.rng.choice([1, 1, 1, 2, 3]),
+            "stop": self.rng.choice([None, None, start + 1, start + 3]),
+        }
 
     def adaptive(self) -> bool | str:
         return self.rng.choice([False, False, True, "weights"])
@@ -360,6 +370,7 @@ class Run:
             "adaptive": self.sam_options["adaptive"],
             "eta": None,
             "stochastic_rounding": False,
+            **{name: self.sam_options[name] for name in POLICY},
         }
         return {**own, **{key: value for key, value in group.items() if key != "params"}}
 
@@ -416,8 +427,9 @@ class Run:
     def set_gradients(self, *, some: bool = False) -> None:
         """New gradients everywhere, at least one of them where ``some``."""
         machine = self.machine
+        model = machine.model
         clean = self.rng.random() < 0.6
-        if machine.model.climbed and not self.sam_options["check_finite"]:
+        if not self.sam_options["check_finite"] and (model.begun or not model.is_due()):
             clean = True  # without the check they would reach the weights
         for p, slot in zip(machine.parameters, machine.model.slots, strict=True):
             gradient = self.gradient(p, clean)
@@ -479,15 +491,13 @@ class Run:
         index = self.rng.choice(able)
         p = machine.parameters[index]
         old = p.grad
+        self.look()
         if machine.model.refuses_climb() is None or machine.model.refuses_descend() is None:
             p.grad = None
             p.grad = torch.zeros(p.shape, dtype=p.dtype).to_sparse()
             self.machine.model.slots[index].gradient = torch.zeros(())
-            half = (
-                machine.optimizer.second_step
-                if machine.model.climbed
-                else machine.optimizer.first_step
-            )
+            begins = not machine.model.begun and machine.model.decided
+            half = machine.optimizer.first_step if begins else machine.optimizer.second_step
             with pytest.raises(ValueError, match="sparse"):
                 half()
             machine.verify()
@@ -496,6 +506,20 @@ class Run:
             machine.model.slots[index].gradient = None if old is None else same_layout(old)
 
     # --- the halves ---
+
+    def look(self) -> bool:
+        """Ask whether an ascent is due, which decides for the step."""
+        due = self.machine.model.decide()
+        assert self.machine.optimizer.ascent_due is due
+        self.note(f"due={due}")
+        return due
+
+    def would_spoil(self) -> bool:
+        """Whether an update would carry what is not finite into the weights, as torch's would."""
+        machine = self.machine
+        return not (machine.model.climbed or self.sam_options["check_finite"]) and not all(
+            bool(p.grad.isfinite().all()) for p in machine.parameters if p.grad is not None
+        )
 
     def indices(self, *names: str) -> list[int]:
         return [
@@ -507,6 +531,7 @@ class Run:
     def first_step(self) -> None:
         machine, model = self.machine, self.machine.model
         zero_grad = self.rng.random() < 0.5
+        self.look()
         refusal = model.refuses_climb()
         versions = machine.versions()
         if self.refused(lambda: machine.optimizer.first_step(zero_grad=zero_grad), refusal):
@@ -518,6 +543,8 @@ class Run:
 
     def after_ascent(self, versions: dict[int, tuple[Tensor, int]]) -> None:
         machine, model = self.machine, self.machine.model
+        if not model.climbed:
+            return
         machine.written(versions, self.indices("gradient"))
         norm = float(machine.optimizer.ascent_norm)
         if torch.tensor(model.norm).isfinite():
@@ -528,6 +555,7 @@ class Run:
     def scaled(self, half: Any, *, descends: bool) -> None:
         """What ``torch.amp.GradScaler.step`` does."""
         machine, model = self.machine, self.machine.model
+        self.look()
         refusal = model.refuses_descend() if descends else model.refuses_climb()
         scale = self.rng.choice([None, 0.5, 3.0, 128.0])
         found = self.rng.random() < 0.1 or not all(
@@ -579,6 +607,9 @@ class Run:
     def finish(self, call: Callable[[bool], Any]) -> None:
         machine, model = self.machine, self.machine.model
         zero_grad = self.rng.random() < 0.5
+        self.look()
+        if self.would_spoil():
+            return
         versions = machine.versions()
         if self.refused(lambda: call(zero_grad), model.refuses_descend()):
             return
@@ -595,8 +626,15 @@ class Run:
         self.set_gradients(some=True)
         self.first_step()
         self.machine.verify()
-        if self.machine.model.climbed:
+        if self.machine.model.begun:
             self.fresh_second_step()
+
+    def asking_step(self) -> None:
+        """As a loop that makes the second pass only when it is due."""
+        if not self.look():
+            self.fresh_second_step()
+            return
+        self.usual_step()
 
     def restore(self) -> None:
         perturbed = self.indices("backup")
@@ -612,8 +650,9 @@ class Run:
     def closure_step(self) -> None:
         """``step(closure)``, with a closure that may raise in either pass, or spoil a gradient."""
         machine, model, rng = self.machine, self.machine.model, self.rng
-        starts_midway = model.climbed
-        passes = 2 if self.closure_makes_both and not starts_midway else 1
+        starts_midway = model.begun
+        due = self.look()
+        passes = 2 if self.closure_makes_both and due and not starts_midway else 1
         fails_in = rng.choice([None, None, None, *range(passes)])
         fails_late = rng.random() < 0.5
         clears = rng.random() < 0.7 or starts_midway
@@ -628,10 +667,18 @@ class Run:
                 lambda: machine.optimizer.step(lambda: pytest.fail("the closure was called")),
                 (RuntimeError, "found no gradient of the first"),
             )
+            model.restore()
+            return
+        if not (self.closure_makes_both or starts_midway or due):
+            if not self.would_spoil():
+                versions = machine.versions()
+                found = machine.optimizer.step(lambda: pytest.fail("the closure was called"))
+                assert found is None
+                self.descend(versions)
             return
         if not clears and has_gradient:
             return
-        if passes == 1 and not starts_midway:
+        if not self.closure_makes_both and not starts_midway:
             if model.refuses_climb() is not None:
                 return
             model.climb(machine.trains)
@@ -713,6 +760,9 @@ class Run:
                 "eta": [None, 0.0, 0.05],
                 "stochastic_rounding": [False, True],
             }
+        if rng.random() < 0.2:
+            self.change_policy()
+            return
         name = rng.choice(list(choices))
         value = rng.choice(choices[name])
         self.note(f"{index} {name}={value}")
@@ -721,15 +771,42 @@ class Run:
             group[name] = torch.tensor(value, dtype=torch.float64)
         model.set(index, name, value)
 
+    def change_policy(self) -> None:
+        """In all groups; for the next step where this one is decided."""
+        machine, model = self.machine, self.machine.model
+        policy = self.policy()
+        policy["start"] += self.rng.choice([0, model.attempted])
+        if policy["stop"] is not None:
+            policy["stop"] += model.attempted
+        self.note(str(policy))
+        for index, group in enumerate(machine.optimizer.param_groups):
+            group.update(policy)
+            model.settings[index].update(policy)
+
+    def differing_groups(self) -> None:
+        machine = self.machine
+        *_, last = machine.optimizer.param_groups
+        if len(machine.optimizer.param_groups) == 1:
+            return
+        name = self.rng.choice(POLICY)
+        old = last[name]
+        last[name] = 10**6
+        for call in (machine.optimizer.first_step, machine.optimizer.step):
+            with pytest.raises(ValueError, match=f"must agree on {name}|stop must be greater"):
+                call()
+        last[name] = old
+
     def wrong_rho(self) -> None:
         machine, model = self.machine, self.machine.model
         if all(p.grad is None for p in machine.parameters):
             return
+        due = self.look()
+        half = machine.optimizer.first_step if due else machine.optimizer.step
         old = machine.optimizer.param_groups[0]["rho"]
         for wrong in (-1.0, float("nan")):
             machine.optimizer.param_groups[0]["rho"] = wrong
             with pytest.raises(ValueError, match="rho"):
-                machine.optimizer.first_step()
+                half()
         machine.optimizer.param_groups[0]["rho"] = old
         assert not model.climbed
 
@@ -875,6 +952,7 @@ class Run:
         parameters = [p for p, _ in made]
         own = self.group_options()
         group = {"params": parameters, **own}
+        group |= {name: model.settings[0][name] for name in POLICY}
         if self.refuses_midway(
             lambda: machine.optimizer.add_param_group(dict(group)), "add_param_group"
         ):
@@ -900,6 +978,7 @@ class Run:
 
 BETWEEN = {
     "usual_step": 8,
+    "asking_step": 8,
     "backward": 8,
     "accumulate": 2,
     "clip": 2,
@@ -914,6 +993,7 @@ BETWEEN = {
     "restore": 1,
     "change_settings": 4,
     "wrong_rho": 0.5,
+    "differing_groups": 0.5,
     "schedule": 2,
     "schedule_rho": 0.5,
     "freeze": 1.5,
