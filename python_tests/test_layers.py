@@ -140,8 +140,11 @@ OPTIM_LAYERS: dict[str, set[str]] = {
     "batch_norm": set(),
     "skipped": set(),
     "schedules": {"_engine"},
+    "late_phase": {"_engine"},
+    "layers": set(),
     "sam": {"_engine", "passes"},
     "local": {"sam"},
+    "m_sharpness": {"sam"},
     "capture": {"_engine", "sam", "batch_norm", "skipped"},
     "variants": {"_engine", "sam", "passes"},
 }

@@ -4,7 +4,10 @@ from typing import NoReturn
 
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
 from fastsam.optim.capture import capture_step
+from fastsam.optim.late_phase import late_start
+from fastsam.optim.layers import perturb_only
 from fastsam.optim.local import local_sam_step
+from fastsam.optim.m_sharpness import m_sam_step
 from fastsam.optim.passes import Need, passes_of
 from fastsam.optim.sam import SAM
 from fastsam.optim.schedules import (
@@ -38,8 +41,11 @@ __all__ = [
     "capture_step",
     "frozen_batch_norm_statistics",
     "kept_if_skipped",
+    "late_start",
     "local_sam_step",
+    "m_sam_step",
     "passes_of",
+    "perturb_only",
 ]
 
 _REPLACED = {

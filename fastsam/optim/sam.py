@@ -13,15 +13,10 @@ from torch.optim import Optimizer
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.ascent import AscentStep
 from fastsam.optim._engine.base_optimizer import made_or_ready
+from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
-from fastsam.optim._engine.kernel_optimizer import KernelOptimizer
 from fastsam.optim._engine.policy import COUNTER, agreed_steps
-from fastsam.optim._engine.settings import (
-    check_flag,
-    check_group,
-    check_number,
-    refuse_clashes,
-)
+from fastsam.optim._engine.settings import check_flag, check_groups, check_number, refuse_clashes
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.passes import Need, Passes, run_passes
 
@@ -31,7 +26,7 @@ _ACCUMULATE = (
 )
 
 
-class SAM(KernelOptimizer):
+class SAM(BetweenHalves):
     """Wrap any base optimizer in SAM or ASAM, with the calls of the reference ``sam.py``.
 
     A step has two passes. ``first_step`` climbs from w to ``w + rho g / ||g||`` along the gradient of the
@@ -53,7 +48,8 @@ class SAM(KernelOptimizer):
 
     Args:
         params: parameters or parameter groups; a group may have its own ``rho``, ``adaptive``, ``eta`` and
-            ``stochastic_rounding``.
+            ``stochastic_rounding``, and ``perturb=False``: the ascent leaves its parameters out, and the
+            update includes them. See :func:`fastsam.optim.perturb_only`.
         base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``, or
             any callable that makes it of ``params`` and ``**kwargs``, such as ``partial(SGD, lr=0.1)``.
         rho: radius of the perturbation, >= 0; a number or a scalar tensor, and free to change between
@@ -135,13 +131,14 @@ class SAM(KernelOptimizer):
             "adaptive": adaptive,
             "eta": eta,
             "stochastic_rounding": stochastic_rounding,
+            "perturb": True,
             "start": start,
             "interval": interval,
             "stop": stop,
             COUNTER: first_attempt,
         }
         sharding.refuse_zero_redundancy()
-        check_group(own)
+        check_groups([own])
         agreed_steps([own])
         check_number("first_attempt", first_attempt, whole=True)
         check_flag("check_finite", check_finite)
@@ -149,9 +146,9 @@ class SAM(KernelOptimizer):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
         optimizer = made_or_ready("SAM", params, base_optimizer, optimizer, kwargs)
         refuse_clashes("SAM", own, optimizer)
+        check_groups(optimizer.param_groups)
         agreed_steps({**own, **group} for group in optimizer.param_groups)
         for group in optimizer.param_groups:
-            check_group(group)
             for parameter in group["params"]:
                 sharding.refuse_flattened(parameter)
         # Nothing was refused: from here on things change.

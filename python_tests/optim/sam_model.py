@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 POLICY = ("start", "interval", "stop")
 """Options that all groups share."""
 
-OWN = ("rho", "adaptive", "eta", "stochastic_rounding", *POLICY)
+OWN = ("rho", "adaptive", "eta", "stochastic_rounding", "perturb", *POLICY)
 """Options of a group that are SAM's; the others are the base optimizer's."""
 
 Refusal = tuple[type[Exception], str]
@@ -186,7 +186,9 @@ class Model:
             return self.decided
         start, interval, stop = (self.settings[0][name] for name in POLICY)
         due = range(start, self.attempted + 1 if stop is None else stop, interval)
-        return self.attempted in due and any(float(own["rho"]) != 0 for own in self.settings)
+        return self.attempted in due and any(
+            float(own["rho"]) != 0 for own in self.settings if own["perturb"]
+        )
 
     def decide(self) -> bool:
         self.decided = self.is_due()
@@ -197,7 +199,14 @@ class Model:
             return RuntimeError, "first_step\\(\\) was called twice"
         if all(slot.gradient is None for slot in self.slots):
             return RuntimeError, "no parameter has a gradient"
+        if self.decide() and not any(self.is_perturbed(*each) for each in self.members()):
+            return RuntimeError, "only parameters of groups with perturb=False"
         return None
+
+    @staticmethod
+    def is_perturbed(slot: Slot, settings: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Whether an ascent now would move the parameter."""
+        return slot.gradient is not None and settings["perturb"]
 
     def climb(
         self, requires_grad: Sequence[bool], *, scale: float | None = None, found_inf: bool = False
@@ -207,21 +216,23 @@ class Model:
             return
         normalised = []
         squares = 0.0
-        for slot, settings, _ in self.members():
+        for slot, settings, group in self.members():
             t = self._normalisation(slot.weight, settings)
             normalised.append(t)
-            if slot.gradient is not None:
+            if self.is_perturbed(slot, settings, group):
                 squares += float((t * slot.gradient.double() / (scale or 1.0)).square().sum())
         self.norm = squares**0.5
         is_finite = torch.tensor(self.norm).isfinite().item()
+        # A scaler looks at all gradients, and those of other parameters do not matter here.
+        found_inf = found_inf and all(settings["perturb"] for settings in self.settings)
         self.flagged = found_inf or not is_finite
         self.climbed = True
-        for (slot, settings, _), t, trains in zip(
+        for (slot, settings, group), t, trains in zip(
             self.members(), normalised, requires_grad, strict=True
         ):
             slot.left_out = slot.gradient is None and not trains
             slot.moved = False
-            if slot.gradient is None:
+            if not self.is_perturbed(slot, settings, group):
                 continue
             slot.backup = slot.weight
             if not is_finite:

@@ -368,6 +368,49 @@ def test_fsdp_equals_one_process(outcomes, scenario, base, options):
     assert int(skipped) == 0
 
 
+def _train_one_layer_perturbed(model: nn.Module, data: Callable[[int], Any]) -> list[Tensor]:
+    """The trained weights, those inside ``unperturbed()`` in the last step, and the shown ones."""
+    first, *rest = [layer for layer in model if isinstance(layer, nn.Linear)]
+    optimizer = SAM(
+        [
+            {"params": [p for layer in rest for p in layer.parameters()], "perturb": False},
+            {"params": list(first.parameters())},
+        ],
+        torch.optim.SGD,
+        **OPTIONS,
+    )
+    for step in range(4):
+        loss_of(model, data(step)).backward()
+        optimizer.first_step(zero_grad=True)
+        with optimizer.unperturbed():
+            inside = whole(model)
+            with torch.no_grad():
+                loss_of(model, data(step))  # gathers the weights there are
+        loss_of(model, data(step)).backward()
+        shown = list(optimizer.unperturbed_weights.values())
+        shown += list(optimizer.perturbation.values())
+        assert len(shown) == 4
+        shown = [t.full_tensor() if isinstance(t, DTensor) else t for t in shown]
+        if step % 2:
+            optimizer.return_to_weights()
+        optimizer.second_step(zero_grad=True)
+    return [*whole(model), *inside, *shown]
+
+
+def _fsdp_perturb(rank: int, ranks: int) -> Any:
+    model = network()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, reshard_after_forward=False)
+    fully_shard(model, reshard_after_forward=False)
+    return _train_one_layer_perturbed(model, lambda step: share(step, rank, ranks))
+
+
+def test_fsdp_between_the_halves_equals_one_process(outcomes):
+    found = equal_on_all(outcomes, "fsdp_perturb")
+    assert_close(found, _train_one_layer_perturbed(network(), batch), 1e-4)
+
+
 def test_fsdp_skips_on_all_ranks(outcomes):
     *found, _, skipped = equal_on_all(outcomes, "fsdp_inf")
     assert_close(found, alone(3), 1e-5)
@@ -531,6 +574,7 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "fsdp_adamw": _fsdp_adamw,
     "fsdp_generic": _fsdp_generic,
     "fsdp_inf": _fsdp_inf,
+    "fsdp_perturb": _fsdp_perturb,
     "fsdp_local": _fsdp_local,
     "fsdp_gathered_sgd": _fsdp_gathered_sgd,
     "fsdp_gathered_generic": _fsdp_gathered_generic,

@@ -327,6 +327,8 @@ class Run:
             options["lr"] = rng.choice([0.1, 0.05])
         if rng.random() < 0.2:
             options["stochastic_rounding"] = True
+        if rng.random() < 0.2:
+            options["perturb"] = False
         return options
 
     def begin(self) -> Machine:
@@ -337,6 +339,10 @@ class Run:
             made = [self.parameter() for _ in range(rng.randint(1, 4))]
             memory += [each for _, each in made]
             groups.append({"params": [p for p, _ in made], **self.group_options()})
+        if not any(group.get("perturb", True) for group in groups):
+            with pytest.raises(ValueError, match="perturb=False in every parameter group"):
+                SAM(copy.deepcopy(groups), self.kind.make, **self.sam_options, **self.options)
+            del groups[0]["perturb"]
         described = [dict(group) for group in groups]
         for wrong in (LBFGS, torch.optim.Adadelta):
             with pytest.raises((TypeError, ValueError), match=wrong.__name__):
@@ -370,6 +376,7 @@ class Run:
             "adaptive": self.sam_options["adaptive"],
             "eta": None,
             "stochastic_rounding": False,
+            "perturb": True,
             **{name: self.sam_options[name] for name in POLICY},
         }
         return {**own, **{key: value for key, value in group.items() if key != "params"}}
@@ -435,8 +442,21 @@ class Run:
             gradient = self.gradient(p, clean)
             p.grad = gradient
             slot.gradient = None if gradient is None else same_layout(gradient)
-        if some and all(p.grad is None for p in machine.parameters):
-            self.give(self.rng.randrange(len(machine.parameters)), zero=False)
+        if some:
+            self.give_if_needed()
+
+    def give_if_needed(self) -> None:
+        """A gradient where the next half would be refused for want of one."""
+        model = self.machine.model
+        members = list(model.members())
+        if model.climbed:
+            able = list(range(len(members)))
+            enough = any(slot.gradient is not None for slot in model.slots)
+        else:
+            able = [i for i, (_, settings, _) in enumerate(members) if settings["perturb"]]
+            enough = any(model.is_perturbed(*each) for each in members)
+        if not enough:
+            self.give(self.rng.choice(able), zero=False)
 
     def give(self, index: int, *, zero: bool) -> None:
         p, slot = self.machine.parameters[index], self.machine.model.slots[index]
@@ -481,10 +501,12 @@ class Run:
         machine = self.machine
         able = [
             index
-            for index, (p, slot) in enumerate(
-                zip(machine.parameters, machine.model.slots, strict=True)
+            for index, (p, (slot, settings, _)) in enumerate(
+                zip(machine.parameters, machine.model.members(), strict=True)
             )
-            if p.dim() and p.requires_grad and not (machine.model.climbed and slot.left_out)
+            if p.dim()
+            and p.requires_grad
+            and not (slot.left_out if machine.model.climbed else not settings["perturb"])
         ]
         if not able or any(slot.moved for slot in machine.model.slots):
             return
@@ -545,7 +567,13 @@ class Run:
         machine, model = self.machine, self.machine.model
         if not model.climbed:
             return
-        machine.written(versions, self.indices("gradient"))
+        machine.written(versions, self.indices("backup"))
+        if not self.sam_options["check_finite"]:
+            # Of parameters that are not perturbed; without the check they could reach the weights.
+            for p, slot in zip(machine.parameters, model.slots, strict=True):
+                if p.grad is not None and not bool(p.grad.isfinite().all()):
+                    p.grad.zero_()
+                    slot.gradient = same_layout(p.grad)
         norm = float(machine.optimizer.ascent_norm)
         if torch.tensor(model.norm).isfinite():
             assert norm == pytest.approx(model.norm, rel=1e-6, abs=1e-30)
@@ -629,6 +657,35 @@ class Run:
         if self.machine.model.begun:
             self.fresh_second_step()
 
+    def unperturbed(self) -> None:
+        """Looks at the weights from before the ascent, and may give the step up there."""
+        machine, model = self.machine, self.machine.model
+        if any(slot.moved for slot in model.slots):
+            return
+        gives_up = self.rng.random() < 0.2
+        self.note(f"gives_up={gives_up}")
+        found = [slot.weight for slot in model.slots]
+        with machine.optimizer.unperturbed():
+            for slot in model.slots:
+                if slot.backup is not None:
+                    slot.weight = slot.backup
+            machine.verify()
+            if gives_up:
+                machine.optimizer.restore()
+                model.restore()
+        if not gives_up:
+            for slot, weight in zip(model.slots, found, strict=True):
+                slot.weight = weight
+
+    def return_to_weights(self) -> None:
+        if any(slot.moved for slot in self.machine.model.slots):
+            return
+        model = self.machine.model
+        self.machine.optimizer.return_to_weights()
+        open_step = model.begun, model.climbed, model.decided
+        model.restore()
+        model.begun, model.climbed, model.decided = open_step
+
     def asking_step(self) -> None:
         """As a loop that makes the second pass only when it is due."""
         if not self.look():
@@ -705,8 +762,7 @@ class Run:
                 self.set_gradients(some=True)
             else:
                 self.accumulate()
-                if all(p.grad is None for p in machine.parameters):
-                    self.give(rng.randrange(len(machine.parameters)), zero=False)
+                self.give_if_needed()
             if fails_in == which and fails_late:
                 raise error
             if not is_last and model.refuses_climb() is None:
@@ -760,6 +816,8 @@ class Run:
                 "eta": [None, 0.0, 0.05],
                 "stochastic_rounding": [False, True],
             }
+            if any(s["perturb"] for i, s in enumerate(model.settings) if i != index):
+                choices["perturb"] = [False, True]
         if rng.random() < 0.2:
             self.change_policy()
             return
@@ -798,7 +856,7 @@ class Run:
 
     def wrong_rho(self) -> None:
         machine, model = self.machine, self.machine.model
-        if all(p.grad is None for p in machine.parameters):
+        if model.refuses_climb() is not None:
             return
         due = self.look()
         half = machine.optimizer.first_step if due else machine.optimizer.step
@@ -1022,6 +1080,8 @@ MIDWAY = {
     "scaled_first_step": 0.3,
     "closure_step": 1,
     "restore": 2,
+    "unperturbed": 1,
+    "return_to_weights": 1,
     "change_settings": 1,
     "freeze": 0.5,
     "replace_storage": 0.5,

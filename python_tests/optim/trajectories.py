@@ -118,12 +118,13 @@ class OracleSAM:
         **kwargs: Any,
     ) -> None:
         self.groups = [
-            {"rho": rho, "adaptive": adaptive, "eta": eta, **group} for group in param_groups
+            {"rho": rho, "adaptive": adaptive, "eta": eta, "perturb": True, **group}
+            for group in param_groups
         ]
         self.parameters = [p for group in self.groups for p in group["params"]]
         self.doubles = [nn.Parameter(p.detach().double()) for p in self.parameters]
         rest = iter(self.doubles)
-        own = ("rho", "adaptive", "eta", "params")
+        own = ("rho", "adaptive", "eta", "perturb", "params")
         self.base = base(
             [
                 {
@@ -147,11 +148,11 @@ class OracleSAM:
         ]
         norm = sum(
             float((t * p.grad.double()).square().sum())
-            for p, t in zip(self.parameters, scaling, strict=True)
-            if p.grad is not None
+            for (p, group), t in zip(self._settings(), scaling, strict=True)
+            if p.grad is not None and group["perturb"]
         )
         for (p, group), t in zip(self._settings(), scaling, strict=True):
-            if p.grad is not None:
+            if p.grad is not None and group["perturb"]:
                 factor = group["rho"] / (norm**0.5 + 1e-12)
                 p.copy_((p.double() + t.square() * p.grad.double() * factor).to(p.dtype))
         self._zero(zero_grad)

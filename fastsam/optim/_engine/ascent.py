@@ -36,6 +36,8 @@ class AscentStep(OuterOptimizer):
             raise TypeError(
                 "the ascent step takes no closure: run the first backward pass before it"
             )
-        self._climb(
-            grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None)
-        )
+        found_inf = getattr(self, "found_inf", None)
+        if not all(group["perturb"] for group in self.param_groups):
+            # The scaler looked at gradients that this half does not use, too. The norm shows the others.
+            found_inf = None
+        self._climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from fastsam.kernels import sam as kernels
 from fastsam.optim._engine import sharding
+from fastsam.optim._engine.backup import backup_memory, exchange_bits, refuse_shared_memory
 from fastsam.optim._engine.fused import FusedRule, new_state
-
-_BACKUP_ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
-
 
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
@@ -30,6 +28,7 @@ class Member(NamedTuple):
     group: int
     adaptive: bool
     stochastic: bool
+    perturb: bool
 
 
 class _Bound(NamedTuple):
@@ -49,13 +48,17 @@ _NOTHING_BOUND = _Bound((), ())
 class Bucket:
     """Parameters of one device, dtype and sharding, served by one launch per phase.
 
+    Either the ascent perturbs all of them, or it leaves all of them out; then they are their own backups.
+
     Args:
         members: the parameters, in the order of the optimizer's groups.
         slot: this bucket's place among the squared norms.
 
     Attributes:
+        perturbs: whether the ascent perturbs these parameters.
         backup: the weights before the ascent, one flat tensor; 4 bytes per float32 parameter and the only
-            memory that SAM adds. None before the first ascent: without one a weight is its own backup.
+            memory that SAM adds. None before the first ascent, and for parameters that are never perturbed:
+            without one a weight is its own backup.
         perturbed: which parameters the current ascent moved.
         rounds_to_nearest: whether the ascent of a parameter is rounded to nearest, not stochastically.
     """
@@ -64,12 +67,13 @@ class Bucket:
         self.parameters = [member.parameter for member in members]
         self.groups = [member.group for member in members]
         self.slot = slot
+        self.perturbs = members[0].perturb
         self.rounds_to_nearest = not all(member.stochastic for member in members)
         self.shard_groups = sharding.shard_groups(self.parameters[0])
         self._sharded = any(map(sharding.is_sharded, self.parameters))
         self._gathering = sharding.gathering_modules(self.parameters) if self._sharded else []
         weights = [sharding.local(parameter) for parameter in self.parameters]
-        _refuse_shared_memory(weights)
+        refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
         # Kernels see memory as flat; weights with gaps are worked on in a dense copy.
@@ -145,7 +149,7 @@ class Bucket:
     def make_backup(self) -> Tensor:
         """Return the backup, allocated now if there is none yet."""
         if self.backup is None:
-            self.backup, self._backup_addresses = _backup_memory(self.weights)
+            self.backup, self._backup_addresses = backup_memory(self.weights)
         return self.backup
 
     def norm(self) -> None:
@@ -183,6 +187,24 @@ class Bucket:
             kernels.restore(self.table)
             self._written(self.perturbed)
         self.perturbed = [False] * len(self.parameters)
+
+    def exchange(self) -> None:
+        """Exchange the bits of the perturbed weights and of their backups, in place."""
+        for parameter, backup in self.backups():
+            exchange_bits(sharding.local(parameter), backup)
+        sharding.drop_gathered(self._gathering)
+
+    def forget_backups(self) -> None:
+        """Take the weights as they are for the restored ones."""
+        self.perturbed = [False] * len(self.parameters)
+
+    def backups(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the perturbed parameters with the memory of the backup of their local parts."""
+        if not any(self.perturbed):
+            return []
+        return list(
+            compress(zip(self.parameters, self._backup_views(), strict=True), self.perturbed)
+        )
 
     def update(
         self,
@@ -358,35 +380,3 @@ class Bucket:
         written = self.parameters if all(which) else list(compress(self.parameters, which))
         sharding.increment_versions(written)
         sharding.drop_gathered(self._gathering)
-
-
-def _refuse_shared_memory(weights: Sequence[Tensor]) -> None:
-    """Raise ValueError where two weights share memory: a weight written twice cannot be restored."""
-    seen: set[int] = set()
-    for weight in weights:
-        if weight.numel() == 0:
-            continue
-        repeats = any(
-            stride == 0 and size > 1
-            for stride, size in zip(weight.stride(), weight.shape, strict=True)
-        )
-        if repeats or weight.data_ptr() in seen:
-            raise ValueError(
-                f"a parameter of shape {tuple(weight.shape)} shares memory with "
-                f"{'itself' if repeats else 'another parameter'}: SAM could not put it back after the "
-                "ascent. Tie the modules by assigning the same Parameter object to both."
-            )
-        seen.add(weight.data_ptr())
-
-
-def _backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Return one flat tensor that can hold all ``weights``, and the aligned address of each in it."""
-    element = weights[0].element_size()
-    per_line = _BACKUP_ALIGNMENT // element
-    offsets = []
-    total = 0
-    for weight in weights:
-        offsets.append(total)
-        total += -(-weight.numel() // per_line) * per_line
-    backup = torch.empty(max(total, 1), dtype=weights[0].dtype, device=weights[0].device)
-    return backup, [backup.data_ptr() + offset * element for offset in offsets]

@@ -13,7 +13,7 @@ from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
-from fastsam.optim._engine.settings import check_group, check_number
+from fastsam.optim._engine.settings import check_group, check_number, refuse_no_perturbation
 from fastsam.optim._engine.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
@@ -111,9 +111,10 @@ class KernelOptimizer(OuterOptimizer):
         return self.native_step.unchanged_share
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; it may have its own rho, adaptive, eta and stochastic_rounding."""
+        """Add a parameter group, which may have its own values of SAM's options."""
         self._refuse_midway("add_param_group()")
         check_group(param_group)
+        refuse_no_perturbation(self._perturbs([*self.param_groups, param_group]))
         agreed_steps([*self.param_groups, {**self.policy.steps()._asdict(), **param_group}])
         super().add_param_group(param_group)
 
@@ -121,8 +122,14 @@ class KernelOptimizer(OuterOptimizer):
         self._refuse_midway("assigning param_groups")
         for group in groups:
             check_group(group)
+        self.options.complete(self.base_optimizer.param_groups)
+        refuse_no_perturbation(self._perturbs(groups))
         agreed_steps({**self.policy.steps()._asdict(), **group} for group in groups)
         super()._replace_groups(groups)
+
+    def _perturbs(self, groups: Groups) -> list[bool]:
+        """Return the option ``perturb`` that each of ``groups`` has, or would get in its place."""
+        return [self.options.filled(i, group, "perturb") for i, group in enumerate(groups)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state dict, without copies of weights.
@@ -178,6 +185,7 @@ class KernelOptimizer(OuterOptimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
+        refuse_no_perturbation(self._perturbs(groups))
         agreed_steps(groups[: len(self.param_groups)])
         count = _attempted_steps(state_dict, self.first_attempt)
         super()._unpack(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +12,18 @@ from torch.optim import Optimizer
 from fastsam.kernels import extension as native
 from fastsam.kernels import sam as kernels
 from fastsam.optim._engine import sharding
-from fastsam.optim._engine.bucket import Bucket, Member
+from fastsam.optim._engine.bucket import Bucket
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.hyper import HyperRows, need_not_wait
+from fastsam.optim._engine.members import layout_of, members_of
 from fastsam.optim._engine.outer import GroupOptions, Groups
 from fastsam.optim._engine.rounding import LostAscent
-from fastsam.optim._engine.settings import check_group, normalized
+from fastsam.optim._engine.settings import check_groups
+
+_REPLACED_STORAGE = (
+    "the storage of a parameter was replaced between first_step() and second_step() (p.data = ... or "
+    "model.to(...)): call restore(), which finds the new storage, and begin the step again"
+)
 
 
 class NativeStep:
@@ -28,12 +33,14 @@ class NativeStep:
     load them. Memory is created on first use, and again when parameters or their storage change.
 
     Args:
-        base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta`` and
-            ``stochastic_rounding``.
+        base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta``,
+            ``stochastic_rounding`` and ``perturb``.
         options: keeps these in the groups, whatever is loaded into the base.
 
     Attributes:
-        climbed: whether the weights are perturbed now.
+        climbed: whether a step is open: its ascent was made, and its update was not.
+        exchanged: whether the perturbed weights are in the backups now, and the restored ones in their place.
+        ascent: stands for the present perturbation, to recognize it; None without one.
     """
 
     def __init__(self, base: Optimizer, options: GroupOptions) -> None:
@@ -45,6 +52,8 @@ class NativeStep:
     def forget(self) -> None:
         """Drop all native memory but the counter of skipped steps."""
         self.climbed = False
+        self.exchanged = False
+        self.ascent: object | None = None
         self._buckets: list[Bucket] = []
         self._scalars: dict[torch.device, kernels.Scalars] = {}
         self._lost: dict[torch.device, LostAscent] = {}
@@ -66,27 +75,38 @@ class NativeStep:
             grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
             found_inf: float32 scalar, a scaler's flag: the step will be skipped where it is set.
 
-        At least one parameter must have a gradient on this rank. Ranks are not asked about each other: a
-        collective would cost every step what a mistake costs once.
+        Raises:
+            RuntimeError: no parameter that the ascent perturbs has a gradient on this rank. Ranks are not
+                asked about each other: a collective would cost every step what a mistake costs once.
         """
         self._make_buckets()
-        gradients = [bucket.take_gradients() for bucket in self._buckets]
+        perturbing = [bucket for bucket in self._buckets if bucket.perturbs]
+        gradients = [bucket.take_gradients() for bucket in perturbing]
+        if all(gradient is None for taken in gradients for gradient in taken):
+            raise RuntimeError(
+                "only parameters of groups with perturb=False have a gradient, and the ascent would move "
+                "nothing: run the first forward and backward pass over the perturbed parameters, unfreeze "
+                "them, or choose others to perturb"
+            )
         self._hyper.write(self._groups, fused_rule(self._base), self._scalars)
-        for bucket in self._buckets:
+        for bucket in perturbing:
             bucket.norm()
         self._share_norms()
         for device, lost in self._lost.items():
             lost.begin(
                 sum(
                     bucket.elements(taken)
-                    for bucket, taken in zip(self._buckets, gradients, strict=True)
+                    for bucket, taken in zip(perturbing, gradients, strict=True)
                     if bucket.device == device and bucket.is_16_bit
                 )
             )
         self._loss_scale = grad_scale  # a scaler makes a tensor for every step
         self.climbed = True
+        self.ascent = object()
+        for device in self._scalars.keys() - {bucket.device for bucket in perturbing}:
+            self._scalars[device].found_inf.zero_()  # elsewhere the perturbation does it
         try:
-            for bucket, taken in zip(self._buckets, gradients, strict=True):
+            for bucket, taken in zip(perturbing, gradients, strict=True):
                 bucket.perturb(taken, grad_scale=_on(grad_scale, bucket.device))
         except BaseException:
             self.restore()
@@ -97,6 +117,11 @@ class NativeStep:
         if self._lost:
             self._warn_of_lost_ascents()
 
+    def skip_where(self, flag: Tensor) -> None:
+        """Skip the update of the open step where a float32 scalar is not 0."""
+        for device, scalars in self._scalars.items():
+            _raise_flag(scalars.found_inf, _on(flag, device))
+
     def stay(self) -> None:
         """Begin a step without an ascent: the weights are their own backup."""
         self._make_buckets()
@@ -104,11 +129,36 @@ class NativeStep:
             scalars.found_inf.zero_()
 
     def restore(self) -> None:
+        """Restore the perturbed weights and give the step up."""
+        self.return_to_weights()
+        self.climbed = False
+
+    def return_to_weights(self) -> None:
         """Restore the perturbed weights."""
         for bucket in self._buckets:
+            if self.exchanged:
+                bucket.forget_backups()
             bucket.restore()
-        self.climbed = False
+        self.exchanged = False
+        self.ascent = None
         _forget_casts()
+
+    def exchange(self) -> None:
+        """Put the perturbed weights and their backups in each other's place.
+
+        Raises:
+            RuntimeError: the storage of a parameter was replaced; nothing was changed.
+        """
+        if any(bucket.moved() for bucket in self._buckets):
+            raise RuntimeError(_REPLACED_STORAGE)
+        for bucket in self._buckets:
+            bucket.exchange()
+        self.exchanged = not self.exchanged
+        _forget_casts()
+
+    def backups(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every perturbed parameter with the memory of its backup; of a DTensor, the local part."""
+        return [pair for bucket in self._buckets for pair in bucket.backups()]
 
     def descend(
         self,
@@ -126,12 +176,13 @@ class NativeStep:
             grad_scale: as in :meth:`climb`.
             found_inf: as in :meth:`climb`.
         """
-        if any(bucket.moved() for bucket in self._buckets):
+        if self.exchanged:
             raise RuntimeError(
-                "the storage of a parameter was replaced between first_step() and second_step() "
-                "(p.data = ... or model.to(...)): call restore(), which finds the new storage, and "
-                "begin the step again"
+                "the step was to be finished inside unperturbed(): leave the context first, or call "
+                "return_to_weights() in it"
             )
+        if any(bucket.moved() for bucket in self._buckets):
+            raise RuntimeError(_REPLACED_STORAGE)
         if any(p.grad is not None for p in self._left_out):
             raise RuntimeError(
                 "a parameter that was frozen in first_step() has a gradient in second_step(): call "
@@ -153,6 +204,7 @@ class NativeStep:
         for bucket, taken in zip(self._buckets, gradients, strict=True):
             bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         self.climbed = False
+        self.ascent = None
         _forget_casts()
 
     def _agree_to_skip(
@@ -248,30 +300,25 @@ class NativeStep:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
                 bucket.bind_state(trained, rule, self._groups, self._base.state)
         for bucket in self._buckets:
-            bucket.make_backup()
+            if bucket.perturbs:
+                bucket.make_backup()
 
     def _make_buckets(self) -> None:
         """Create the buckets, once, and again when the parameters or their storage have changed."""
-        layout = [
-            (
-                group["adaptive"],
-                group["stochastic_rounding"],
-                *map(id, _taking_part(group["params"])),
-            )
-            for group in self._groups
-        ]
+        layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
-        for group in self._groups:
-            check_group(group)
-        members, left_out = self._members()
+        check_groups(self._groups)
+        members, left_out = members_of(self._groups)
         for bucket in self._buckets:
             for parameter, names in bucket.unstarted():
                 self._base.state[parameter].update(dict.fromkeys(names))
         self._buckets = [Bucket(rows, slot=slot) for slot, rows in enumerate(members)]
         self._lost = {
             device: self._lost.get(device) or LostAscent(device)
-            for device in dict.fromkeys(b.device for b in self._buckets if b.is_16_bit)
+            for device in dict.fromkeys(
+                b.device for b in self._buckets if b.perturbs and b.is_16_bit
+            )
         }
         self._scalars = {
             device: self._new_scalars(device)
@@ -284,29 +331,6 @@ class NativeStep:
         self._hyper = HyperRows()
         self._layout = layout
         self._left_out = left_out
-
-    def _members(self) -> tuple[list[list[Member]], list[Tensor]]:
-        """Return the parameters by device, dtype and the ranks that share them, and those left out."""
-        members: dict[tuple[Any, ...], list[Member]] = {}
-        left_out = []
-        for index, group in enumerate(self._groups):
-            taking_part = set(map(id, _taking_part(group["params"])))
-            for parameter, adaptive in zip(group["params"], normalized(group), strict=True):
-                if id(parameter) not in taking_part:
-                    left_out.append(parameter)
-                    continue
-                sharding.refuse_flattened(parameter)  # the model may have been sharded since
-                part = sharding.local(parameter)
-                if part.dtype not in native.DTYPE_CODES:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is {part.dtype}; SAM knows "
-                        "float32, float64, bfloat16 and float16"
-                    )
-                key = (part.device, part.dtype, sharding.shard_groups(parameter))
-                members.setdefault(key, []).append(
-                    Member(parameter, index, adaptive, group["stochastic_rounding"])
-                )
-        return list(members.values()), left_out
 
     def _new_scalars(self, device: torch.device) -> kernels.Scalars:
         hyper = (len(self._groups), len(native.HYPER_COLUMNS))
@@ -335,15 +359,11 @@ class NativeStep:
     def _warn_of_lost_ascents(self) -> None:
         """Warn where 16-bit weights are rounded to nearest and rho is not 0."""
         if self._hyper.any_rho() and any(
-            bucket.is_16_bit and bucket.rounds_to_nearest for bucket in self._buckets
+            bucket.perturbs and bucket.is_16_bit and bucket.rounds_to_nearest
+            for bucket in self._buckets
         ):
             for lost in self._lost.values():
                 lost.end()
-
-
-def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return all but frozen parameters without a gradient, which cost no memory and may be of any dtype."""
-    return [p for p in parameters if p.requires_grad or p.grad is not None]
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:

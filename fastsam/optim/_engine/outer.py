@@ -35,11 +35,17 @@ class GroupOptions:
         if len(groups) == len(known) and all(map(is_, groups, known)):
             return groups
         for index, group in enumerate(groups):
-            before = known[index] if index < len(known) else self.defaults
-            for name, default in self.defaults.items():
-                group.setdefault(name, before.get(name, default))
+            for name in self.defaults:
+                group.setdefault(name, self.filled(index, group, name))
         self._known = list(groups)
         return groups
+
+    def filled(self, index: int, group: Mapping[str, Any], name: str) -> Any:
+        """Return the value that :meth:`complete` gives an option of a group in a place of the list."""
+        if name in group:
+            return group[name]
+        before = self._known[index] if index < len(self._known) else self.defaults
+        return before.get(name, self.defaults[name])
 
 
 class OuterOptimizer(Optimizer):

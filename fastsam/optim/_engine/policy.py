@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.outer import GroupOptions, Groups
-from fastsam.optim._engine.settings import check_number
+from fastsam.optim._engine.settings import check_number, refuse_no_perturbation
 
 COUNTER = "attempted_steps"
 """Where parameter groups and state dicts keep the number of attempted steps."""
@@ -156,7 +156,8 @@ class AscentPolicy:
         return self._steps
 
     def _any_rho(self) -> bool:
-        return any(_is_nonzero(group["rho"]) for group in self._groups)
+        refuse_no_perturbation([group["perturb"] for group in self._groups])
+        return any(_is_nonzero(group["rho"]) for group in self._groups if group["perturb"])
 
     def agree(self, process_group: ProcessGroup | None) -> None:
         """Raise ValueError on every rank where the ranks' policies differ.

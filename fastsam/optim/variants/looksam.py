@@ -37,6 +37,10 @@ class LookSAM(WrappedOptimizer):
     direction of the SAM step before it stays. A parameter that had no gradient at a SAM step has no
     direction until the next one.
 
+    The direction is that of all parameters, also of those in groups with ``perturb=False``. It stands for
+    what the second pass of a SAM step adds to the gradient, and the ascent of some layers changes the
+    gradients of the others, too.
+
     Args:
         optimizer: the base optimizer.
         rho: radius of the ascent step.

@@ -1,0 +1,52 @@
+"""The memory that holds weights while they are perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
+    """Raise ValueError where two weights share memory: a weight written twice cannot be restored."""
+    seen: set[int] = set()
+    for weight in weights:
+        if weight.numel() == 0:
+            continue
+        repeats = any(
+            stride == 0 and size > 1
+            for stride, size in zip(weight.stride(), weight.shape, strict=True)
+        )
+        if repeats or weight.data_ptr() in seen:
+            raise ValueError(
+                f"a parameter of shape {tuple(weight.shape)} shares memory with "
+                f"{'itself' if repeats else 'another parameter'}: SAM could not put it back after the "
+                "ascent. Tie the modules by assigning the same Parameter object to both."
+            )
+        seen.add(weight.data_ptr())
+
+
+def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Return one flat tensor that can hold all ``weights``, and the aligned address of each in it."""
+    element = weights[0].element_size()
+    per_line = _ALIGNMENT // element
+    offsets = []
+    total = 0
+    for weight in weights:
+        offsets.append(total)
+        total += -(-weight.numel() // per_line) * per_line
+    backup = torch.empty(max(total, 1), dtype=weights[0].dtype, device=weights[0].device)
+    return backup, [backup.data_ptr() + offset * element for offset in offsets]
+
+
+def exchange_bits(one: Tensor, other: Tensor) -> None:
+    """Exchange the bits of two tensors of one dtype and shape, without memory for a third one."""
+    ours, theirs = (each.detach().view(_INTEGERS[each.element_size()]) for each in (one, other))
+    ours.bitwise_xor_(theirs)
+    theirs.bitwise_xor_(ours)
+    ours.bitwise_xor_(theirs)
