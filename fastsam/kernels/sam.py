@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -34,6 +35,9 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+_LAYOUT, _DTYPE, _DEVICE, _SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
 
 
 class TensorTable:
@@ -164,10 +168,10 @@ class TensorTable:
         return (
             all(self._contiguous)
             and len(present) == self.count
-            and [gradient.layout for gradient in present] == self._layouts
-            and [gradient.dtype for gradient in present] == self._dtypes
-            and [gradient.device for gradient in present] == self._devices
-            and [gradient.shape for gradient in present] == self._shapes
+            and list(map(_LAYOUT, present)) == self._layouts
+            and list(map(_DTYPE, present)) == self._dtypes
+            and list(map(_DEVICE, present)) == self._devices
+            and list(map(_SHAPE, present)) == self._shapes
             and all(map(Tensor.is_contiguous, present))
         )
 

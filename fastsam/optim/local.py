@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastsam.optim.passes import Need, run_passes
 from fastsam.optim.sam import SAM
 
 
@@ -14,7 +16,8 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
     """Make one step in which every rank climbs on its own gradient: the m-sharpness of Foret et al. 2021.
 
     The first pass, forward included, runs inside ``model.no_sync()`` and communicates nothing. The second
-    averages the gradients that the ranks found at their own perturbed weights. A gradient that is not finite
+    averages the gradients that the ranks found at their own perturbed weights. Where no ascent is due, the
+    step is one synchronized pass and the base optimizer's update. A gradient that is not finite
     on one rank makes all ranks skip, so their weights stay equal bit for bit.
 
     Args:
@@ -27,8 +30,9 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
 
     Raises:
         TypeError: ``model`` is something else. Sharded models (FSDP2, tensor parallel) climb globally.
-        ValueError: the optimizer has no ``process_group``, or the model is a ``static_graph=True`` one
-            that has made no synchronized backward pass yet. Nothing was changed in either case.
+        ValueError: the optimizer has no ``process_group``; an ascent is due and the model is a
+            ``static_graph=True`` one that has made no synchronized backward pass yet; or the ranks differ in
+            their ascent policy. Nothing was changed in any case.
 
     Example:
         >>> # See examples/ddp_local.py, to be run with `torchrun --nproc-per-node 2`.
@@ -43,21 +47,21 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
             "is not finite on one rank would make the ranks diverge"
         )
     # DDP notes here that its first backward pass, in which it learns a static graph, was synchronized.
-    if model.static_graph and not getattr(model, "_static_graph_delay_allreduce_enqueued", False):
+    has_learned = getattr(model, "_static_graph_delay_allreduce_enqueued", False)
+    if optimizer.ascent_due and model.static_graph and not has_learned:
         raise ValueError(
             "DistributedDataParallel(static_graph=True) must synchronize its first backward pass, and "
             "a local ascent does not: construct the model with static_graph=False, or run one forward "
             "and backward pass with gradient synchronization before the first step"
         )
+
+    def answer(need: Need) -> Tensor:
+        with model.no_sync() if need.local else nullcontext():
+            loss = compute_loss()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
     optimizer.zero_grad()
-    with model.no_sync():
-        loss = compute_loss()
-        loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.first_step(zero_grad=True)
-    try:
-        compute_loss().backward()  # type: ignore[no-untyped-call]
-    except BaseException:
-        optimizer.restore()
-        raise
-    optimizer.second_step(zero_grad=True)
-    return loss.detach()
+    first, *_ = run_passes(optimizer.passes(), answer)
+    optimizer.zero_grad()
+    return first.detach()  # type: ignore[no-any-return]

@@ -187,6 +187,7 @@ class SAM(BetweenHalves):
         if zero_grad:
             self.zero_grad()
 
+    @untraced
     def second_step(self, zero_grad: bool = False) -> None:
         """Return to w and make the base optimizer's update with the gradients found at the top.
 
@@ -219,9 +220,9 @@ class SAM(BetweenHalves):
                 gradients enabled. See the constructor's ``closure`` for one that makes both passes.
 
         Returns:
-            None without a closure, and where no ascent is due and the closure, which would have made the
-            second pass, was not called; else the loss that the closure returned (that of the first pass where
-            it makes both). If the closure raises, the weights are restored to w. A closure for both passes
+            None without a closure, and where a closure for the second pass was not called because no ascent
+            is due; else the loss that the closure returned (that of the first pass where it makes both). If
+            the closure raises, the weights are restored to w. A closure for both passes
             that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
@@ -322,7 +323,6 @@ class SAM(BetweenHalves):
             self.native_step.climb(grad_scale=grad_scale, found_inf=found_inf)
         self.policy.begun = True
 
-    @untraced
     def _require_no_ascent(self, call: str) -> None:
         """Refuse ``call`` without a first half where an ascent is due."""
         if self.policy.begun:
@@ -362,6 +362,12 @@ class SAM(BetweenHalves):
     @untraced
     @torch.no_grad()
     def _descend(self) -> None:
+        self._update()
+
+    # Hooks are those of step(), which second_step() may not call: a wrapper has another.
+    _hooked_descend = Optimizer.profile_hook_step(_descend)
+
+    def _update(self) -> None:
         if self._has_no_gradient():
             raise RuntimeError(
                 "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
@@ -379,19 +385,14 @@ class SAM(BetweenHalves):
         )
         self.policy.end()
 
-    # Hooks are those of step(), which second_step() may not call: a wrapper has another.
-    _hooked_descend = Optimizer.profile_hook_step(_descend)
-
     @untraced
+    @torch.no_grad()
     def _finish_or_initialise(self) -> None:
         if not self.policy.begun and self._is_blank():
             self.base_optimizer.step()
             return
         self._require_no_ascent("step() without a closure")
-        self._descend()
-
-    def _has_no_gradient(self) -> bool:
-        return all(p.grad is None for p in self._parameters())
+        self._update()
 
 
 def _with_gradients(closure: Callable[[], Any]) -> Any:

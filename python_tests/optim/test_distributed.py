@@ -161,10 +161,16 @@ def _ddp_local_nan(rank: int, ranks: int) -> list[Tensor]:
 
 
 def m_sharpness(ranks: int, skip: int = -1) -> list[Tensor]:
-    """Every rank climbs on its own share; the gradients found at the tops are averaged."""
     model = network()
     base = torch.optim.SGD(model.parameters(), lr=OPTIONS["lr"], momentum=OPTIONS["momentum"])
-    for step in range(4):
+    return m_sharpness_from(model, base, ranks, range(4), skip)
+
+
+def m_sharpness_from(
+    model: nn.Module, base: torch.optim.Optimizer, ranks: int, steps: range, skip: int = -1
+) -> list[Tensor]:
+    """Every rank climbs on its own share; the gradients found at the tops are averaged."""
+    for step in steps:
         total = [torch.zeros_like(p) for p in model.parameters()]
         for rank in range(ranks):
             twin = network()
@@ -310,6 +316,178 @@ def _zero_redundancy(rank: int, ranks: int) -> list[Tensor]:
 
 def test_zero_redundancy_inside_equals_one_process(outcomes):
     assert_close(equal_on_all(outcomes, "zero_redundancy"), alone(), 1e-5)
+
+
+# --- the ascent policy --------------------------------------------------------------------------
+
+POLICY = {"start": 1, "interval": 2}
+
+
+def asking(model: nn.Module, optimizer: Any, steps: int, data: Callable[[int], Any]) -> list[int]:
+    """Train with the second pass where it is due; return the passes of each step."""
+    passes = []
+    for step in range(steps):
+        loss_of(model, data(step)).backward()
+        passes.append(1)
+        if optimizer.ascent_due:
+            optimizer.first_step(zero_grad=True)
+            loss_of(model, data(step)).backward()
+            passes[-1] = 2
+        optimizer.step()
+        optimizer.zero_grad()
+    return passes
+
+
+def alone_with_policy(steps: int = 5) -> list[Tensor]:
+    model = network()
+    asking(model, SAM(model.parameters(), torch.optim.SGD, **OPTIONS, **POLICY), steps, batch)
+    return whole(model)
+
+
+def _policy_ddp(rank: int, ranks: int) -> list[Tensor]:
+    """With views of buckets as gradients, which move after the first pass."""
+    model = DistributedDataParallel(network(), gradient_as_bucket_view=True)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS, **POLICY)
+    passes = asking(model, optimizer, 5, lambda step: share(step, rank, ranks))
+    assert passes == [1, 2, 1, 2, 1]
+    return whole(model)
+
+
+def _policy_zero_redundancy(rank: int, ranks: int) -> list[Tensor]:
+    model = DistributedDataParallel(network())
+    base = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.2, momentum=0.9)
+    optimizer = SAM(optimizer=base, rho=0.3, **POLICY)
+    asking(model, optimizer, 5, lambda step: share(step, rank, ranks))
+    assert optimizer.attempted_steps == 5
+    return whole(model)
+
+
+def _policy_fsdp(rank: int, ranks: int) -> list[Tensor]:
+    """Also saved and loaded before and after the first ascent."""
+    model = network()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS, **POLICY)
+    for step in range(5):
+        saved = dcp.get_optimizer_state_dict(model, optimizer)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
+        dcp.set_optimizer_state_dict(model, optimizer, saved)
+        assert optimizer.attempted_steps == step
+        asking(model, optimizer, 1, lambda _, step=step: share(step, rank, ranks))
+    return whole(model)
+
+
+@pytest.mark.parametrize("kind", ["policy_ddp", "policy_zero_redundancy", "policy_fsdp"])
+def test_steps_with_and_without_an_ascent_equal_one_process(outcomes, kind):
+    assert_close(equal_on_all(outcomes, kind), alone_with_policy(), 1e-5)
+
+
+def _policy_fsdp_inf(rank: int, ranks: int) -> list[Tensor]:
+    """In a step without an ascent one rank sees what is not finite, and all skip."""
+    model = network()
+    fully_shard(model)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, start=9, **OPTIONS)
+    for step in range(2):
+        loss_of(model, share(step, rank, ranks)).backward()
+        if step == 1 and rank == 0:
+            next(model.parameters()).grad.to_local().fill_(float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+    return [*whole(model), optimizer.skipped_steps.clone()]
+
+
+def test_fsdp_skips_steps_without_an_ascent_on_all_ranks(outcomes):
+    *found, skipped = equal_on_all(outcomes, "policy_fsdp_inf")
+    model = network()
+    plain = torch.optim.SGD(model.parameters(), lr=OPTIONS["lr"], momentum=OPTIONS["momentum"])
+    loss_of(model, batch(0)).backward()
+    plain.step()
+    assert_close(found, whole(model), 1e-5)
+    assert int(skipped) == 1
+
+
+def _policy_fsdp_local(rank: int, ranks: int) -> list[Tensor]:
+    model = network()
+    fully_shard(model)
+    optimizer = SAM(
+        model.parameters(), torch.optim.SGD, start=9, process_group=dist.group.WORLD, **OPTIONS
+    )
+    loss_of(model, share(0, rank, ranks)).backward()
+    with pytest.raises(ValueError, match="needs whole parameters"):
+        optimizer.step()
+    return whole(model)
+
+
+def test_fsdp_refuses_a_local_ascent_before_the_first(outcomes):
+    assert_same_bits(equal_on_all(outcomes, "policy_fsdp_local"), whole(network()))
+
+
+def _policy_local(rank: int, ranks: int) -> list[Tensor]:
+    """A static graph learns itself in the steps before the first local ascent."""
+    model = DistributedDataParallel(network(), static_graph=True)
+    optimizer = SAM(
+        model.parameters(),
+        torch.optim.SGD,
+        process_group=dist.group.WORLD,
+        start=4,
+        first_attempt=3,
+        **OPTIONS,
+    )
+    for step in range(3):
+        data = share(step, rank, ranks)
+        local_sam_step(model, optimizer, lambda data=data: loss_of(model, data))
+    return whole(model)
+
+
+def test_a_local_ascent_may_start_late(outcomes, ranks):
+    model = network()
+    plain = torch.optim.SGD(model.parameters(), lr=OPTIONS["lr"], momentum=OPTIONS["momentum"])
+    loss_of(model, batch(0)).backward()
+    plain.step()
+    found = equal_on_all(outcomes, "policy_local")
+    assert not torch.equal(found[0], whole(model)[0])
+    assert_close(found, m_sharpness_from(model, plain, ranks, range(1, 3)), 1e-5)
+
+
+DIFFERENT = {
+    "start": {"start": 1},
+    "interval": {"interval": 3},
+    "stop": {"stop": 5},
+    "attempted_steps": {"first_attempt": 2},
+    "any rho": {"rho": 0.0},
+}
+
+
+def _policy_differs(rank: int, ranks: int) -> list[Tensor]:
+    """All ranks are told in the first step, and in the first one after a change."""
+    model = network()
+    data = share(0, rank, ranks)
+    for name, options in DIFFERENT.items():
+        optimizer = SAM(
+            model.parameters(), torch.optim.SGD, **{**OPTIONS, **(options if rank == 0 else {})}
+        )
+        loss_of(model, data).backward()
+        with pytest.raises(ValueError, match=f"ranks must agree on the ascent policy, got {name}"):
+            (optimizer.first_step if optimizer.ascent_due else optimizer.step)()
+        with pytest.raises(ValueError, match=f"got {name}"):
+            next(optimizer.passes())
+        optimizer.zero_grad()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, start=9, **{**OPTIONS, "lr": 0.0})
+    loss_of(model, data).backward()
+    optimizer.step()
+    optimizer.param_groups[0]["start"] = 10 + rank
+    with pytest.raises(ValueError, match="got start"):
+        optimizer.step()
+    optimizer.param_groups[0]["start"] = 10
+    optimizer.step()
+    assert optimizer.attempted_steps == 2
+    return whole(model)
+
+
+def test_ranks_that_disagree_on_the_policy_are_refused(outcomes):
+    assert_same_bits(equal_on_all(outcomes, "policy_differs"), whole(network()))
 
 
 # --- FSDP2 and tensor parallel ------------------------------------------------------------------
@@ -561,6 +739,13 @@ def test_ranks_round_stochastically_alike(outcomes):
 
 
 SCENARIOS: dict[str, Callable[[int, int], Any]] = {
+    "policy_ddp": _policy_ddp,
+    "policy_zero_redundancy": _policy_zero_redundancy,
+    "policy_fsdp": _policy_fsdp,
+    "policy_fsdp_inf": _policy_fsdp_inf,
+    "policy_fsdp_local": _policy_fsdp_local,
+    "policy_local": _policy_local,
+    "policy_differs": _policy_differs,
     "ddp_global": _ddp_global,
     "ddp_local": _ddp_local,
     "ddp_local_nan": _ddp_local_nan,

@@ -358,6 +358,68 @@ def test_looksam_without_a_direction_is_the_base_optimizer(seed: int) -> None:
     assert parameter.detach().numpy() == pytest.approx(w, rel=1e-10)
 
 
+def test_looksam_s_phase_counts_from_start(seed: int) -> None:
+    """Before it and from stop on a step is the base optimizer's, without a direction."""
+    matrix, parameter, closure = quadratic(6, seed)
+    base = SGD([parameter], lr=0.05)
+    optimizer = LookSAM(base, rho=0.3, every=3, alpha=0.6, start=2, stop=7)
+    w = parameter.detach().numpy().copy()
+    direction = np.zeros(6)
+    for step in range(9):
+        g = matrix @ w
+        size = np.sqrt(g @ g)
+        assert optimizer.sam.ascent_due is (step in (2, 5))
+        if step in (2, 5):
+            above = matrix @ (w + 0.3 * g / size)
+            direction = above - (above @ g) * g / size**2
+            w = w - 0.05 * above
+        elif 2 < step < 7:
+            w = w - 0.05 * (g + 0.6 * size / np.sqrt(direction @ direction) * direction)
+        else:
+            w = w - 0.05 * g
+        optimizer.step(closure)
+        assert ("flat_direction" in optimizer.state[parameter]) is (2 <= step < 7)
+    assert parameter.detach().numpy() == pytest.approx(w, rel=1e-8)
+
+
+@pytest.mark.parametrize("change", [{"start": 9}, {"stop": 2}, {"rho": 0.0}], ids=str)
+def test_looksam_drops_a_stale_direction(change: dict[str, Any], seed: int) -> None:
+    matrix, parameter, closure = quadratic(6, seed)
+    optimizer = LookSAM(SGD([parameter], lr=0.05), rho=0.3, every=4)
+    for _ in range(2):
+        optimizer.step(closure)
+    assert "flat_direction" in optimizer.state[parameter]
+    optimizer.param_groups[0].update(change)
+    w = parameter.detach().numpy().copy()
+    optimizer.step(closure)
+    assert parameter.detach().numpy() == pytest.approx(w - 0.05 * matrix @ w, rel=1e-10)
+    assert "flat_direction" not in optimizer.state[parameter]
+
+
+def test_looksam_resumes_in_the_middle_of_its_interval(seed: int) -> None:
+    """Also from what a version without a counter in SAM had saved, and after a run of SAM."""
+    states = []
+    for kind in ("whole", "resumed", "old", "groups only"):
+        _, parameter, closure = quadratic(6, seed)
+        optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.9), rho=0.3, every=3)
+        for step in range(8):
+            if step == 4 and kind != "whole":
+                saved = optimizer.state_dict()
+                if kind != "resumed":
+                    del saved["attempted_steps"]
+                if kind == "old":
+                    for name in ("attempted_steps", "start", "interval", "stop"):
+                        del saved["param_groups"][0][name]
+                optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.9), rho=0.3, every=3)
+                optimizer.load_state_dict(saved)
+            optimizer.step(closure)
+        states.append(parameter.detach().clone())
+    assert all(torch.equal(states[0], other) for other in states[1:])
+    plain = SAM([parameter], SGD, lr=0.05, momentum=0.9)
+    optimizer.load_state_dict(plain.state_dict())
+    assert optimizer.every == 3
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_looksam_spreads_no_gradient_that_is_not_finite(value: float, seed: int) -> None:
     """A plain step is skipped like a SAM step: the weights, the direction and the base's state stay."""

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from trajectories import Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
-from fastsam.optim import RhoScheduler, StepSchedule, capture_step
+from fastsam.optim import RhoScheduler, StepSchedule, capture, capture_step
 from fastsam.optim.rehearsal import rehearsal
 
 NAN = float("nan")
@@ -793,6 +793,73 @@ def test_a_batch_that_a_closure_leaves_out_does_not_count() -> None:
     optimizer.zero_grad()
     assert optimizer.step(lambda: None) is None
     assert optimizer.attempted_steps == 0
+
+
+def test_replays_choose_count_and_follow_the_options(seed: int) -> None:
+    """What the host does around CUDA graphs, with eager steps in their place."""
+    run = Trained(lambda p: sam(p, start=1, interval=2), seed, torch.float32)
+    optimizer = run.optimizer
+    static = run.batch(0)
+    chosen: list[bool] = []
+    fresh = True
+
+    def graph(due: bool) -> capture._Graph:
+        loss = torch.zeros(())
+
+        def replay() -> None:
+            chosen.append(due)
+            loss.fill_(float(static[0].sum()))
+
+        return capture._Graph(replay, loss)
+
+    graphs = {due: graph(due) for due in (True, False)}
+    step = capture.replaying(optimizer, graphs, static, lambda: fresh)
+    for n in range(4):
+        assert float(step(run.batch(n))) == pytest.approx(float(run.batch(n)[0].sum()))
+    assert chosen == [False, True, False, True]
+    assert optimizer.attempted_steps == 4
+    optimizer.param_groups[0]["interval"] = 1
+    step(run.batch(4))
+    optimizer.param_groups[0]["rho"] = 0.0
+    step(run.batch(5))
+    assert chosen[4:] == [True, False]
+    optimizer.param_groups[0]["interval"] = 0
+    with pytest.raises(ValueError, match="interval must be an integer >= 1"):
+        step(run.batch(6))
+    optimizer.param_groups[0]["interval"] = 1
+    fresh = False
+    with pytest.raises(RuntimeError, match="call capture_step again"):
+        step(run.batch(6))
+    assert len(chosen) == optimizer.attempted_steps == 6
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_eager_one_with_and_without_ascents(seed: int) -> None:
+    """Nothing is allocated by the first ascent."""
+    models, optimizers = [], []
+    for _ in range(2):
+        models.append(network(seed).cuda())
+        optimizers.append(sam(models[-1].parameters(), start=2, interval=3))
+    run = Trained(sam, seed, torch.float32)
+    batches = [tuple(part.cuda() for part in run.batch(n)) for n in range(9)]
+    captured = capture_step(models[0], nn.functional.cross_entropy, optimizers[0], batches[0])
+    assert optimizers[0].attempted_steps == 0
+    allocated = []
+    for n, batch in enumerate(batches):
+        assert optimizers[0].ascent_due is (n in (2, 5, 8))
+        captured(batch)
+        allocated.append(torch.cuda.memory_allocated())
+        for need in optimizers[1].passes():
+            assert need.part == (0, 1)
+            optimizers[1].zero_grad()
+            nn.functional.cross_entropy(models[1](batch[0]), batch[1]).backward()
+    assert optimizers[0].attempted_steps == 9
+    assert allocated[1] == allocated[2]
+    assert_close(
+        [p.detach().cpu() for p in models[0].parameters()],
+        [p.detach().cpu() for p in models[1].parameters()],
+        1e-5,
+    )
 
 
 def test_a_rehearsal_does_not_count(seed: int) -> None:

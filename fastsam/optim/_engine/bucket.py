@@ -99,6 +99,8 @@ class Bucket:
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
         self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
         self._bound_tensors: list[Tensor] = []
+        self._values: list[Mapping[str, Any]] = []
+        self._entries: list[Mapping[str, Any]] = []
         self._counts_steps = False
         self._counters = torch.zeros(len(self.parameters), dtype=torch.float32, device=self.device)
         self._counter_views = list(self._counters.unbind())
@@ -270,7 +272,13 @@ class Bucket:
         wanted = tuple(self._bound_columns)
         if not wanted or any(names[group] != wanted for group in set(self.groups)):
             return False
-        entries = [state.get(parameter, _NO_STATE) for parameter in self.parameters]
+        # Tensors hash slowly: look them up only where an entry was added, removed or replaced.
+        values = list(state.values())
+        if len(values) == len(self._values) and all(map(is_, values, self._values)):
+            entries = self._entries
+        else:
+            entries = [state.get(parameter, _NO_STATE) for parameter in self.parameters]
+            self._values, self._entries = values, entries
         return all(
             all(map(is_, [entry.get(name) for entry in entries], tensors))
             for name, tensors in self._bound_columns.items()

@@ -217,14 +217,14 @@ class KernelOptimizer(OuterOptimizer):
 
     def _is_blank(self) -> bool:
         """Return whether a step only creates state: torch.distributed.checkpoint fills an optimizer so."""
+        if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
+            return False
         gradients = [p.grad for p in self._parameters()]
         present = [sharding.local(gradient) for gradient in gradients if gradient is not None]
-        return (
-            not self.state
-            and all(float(group.get("lr", 0.0)) == 0.0 for group in self.param_groups)
-            and bool(present)
-            and not any(bool(gradient.any()) for gradient in present)
-        )
+        return bool(present) and not any(bool(gradient.any()) for gradient in present)
+
+    def _has_no_gradient(self) -> bool:
+        return all(p.grad is None for group in self.param_groups for p in group["params"])
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -243,6 +243,11 @@ def _attempted_steps(state_dict: Mapping[str, Any], otherwise: int) -> int:
     count = next((each[COUNTER] for each in counts if COUNTER in each), otherwise)
     check_number(COUNTER, count, whole=True)
     return int(count)
+
+
+def _is_zero(lr: float | Tensor) -> bool:
+    """Return whether a learning rate is 0, as in a blank step; one on a device, which would wait, is not."""
+    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
 
 
 class _Handle:

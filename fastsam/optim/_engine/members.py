@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -61,4 +62,9 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
 
 def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return all but frozen parameters without a gradient, which cost no memory and may be of any dtype."""
+    if all(map(_requires_grad, parameters)):
+        return list(parameters)
     return [p for p in parameters if p.requires_grad or p.grad is not None]
+
+
+_requires_grad = attrgetter("requires_grad")

@@ -181,9 +181,9 @@ class NativeStep:
                 "the step was to be finished inside unperturbed(): leave the context first, or call "
                 "return_to_weights() in it"
             )
-        if any(bucket.moved() for bucket in self._buckets):
+        if self.climbed and any(bucket.moved() for bucket in self._buckets):
             raise RuntimeError(_REPLACED_STORAGE)
-        if any(p.grad is not None for p in self._left_out):
+        if self.climbed and any(p.grad is not None for p in self._left_out):
             raise RuntimeError(
                 "a parameter that was frozen in first_step() has a gradient in second_step(): call "
                 "restore(), and freeze and unfreeze between steps"

@@ -172,7 +172,12 @@ class AscentPolicy:
         steps, any_rho = self.steps(), self._any_rho()
         if (steps, any_rho) == self._agreed:
             return
-        here = {**steps._asdict(), "any rho": any_rho, COUNTER: self.attempted_steps}
+        here = {
+            **steps._asdict(),
+            "any rho": any_rho,
+            COUNTER: self.attempted_steps,
+            "ascent_due": self.due,  # a rank may have looked at it before the change and another after
+        }
         parameters = [p for group in self._groups for p in group["params"]]
         for rank, there in sharding.gathered(here, parameters, process_group):
             for name, value in here.items():
