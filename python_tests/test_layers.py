@@ -143,9 +143,10 @@ OPTIM_LAYERS: dict[str, set[str]] = {
     "late_phase": {"_engine"},
     "layers": set(),
     "sam": {"_engine", "passes"},
-    "local": {"sam"},
+    "local": {"sam", "passes"},
     "m_sharpness": {"sam"},
-    "capture": {"_engine", "sam", "batch_norm", "skipped"},
+    "rehearsal": {"sam"},
+    "capture": {"_engine", "sam", "batch_norm", "skipped", "rehearsal"},
     "variants": {"_engine", "sam", "passes"},
 }
 """What each part of ``fastsam.optim`` may import besides itself."""

@@ -155,6 +155,16 @@ def config_with(**settings: Any) -> TrainConfig:
     return recipe("digits-lt", "ce-drw", "sam", **settings).config()
 
 
+def test_looksam_s_weight_is_ours_and_stored_runs_keep_theirs() -> None:
+    chosen = recipe("digits-lt", "ce", "looksam")
+    entry = chosen.entries["look_alpha"]
+    assert entry.value == 0.3
+    assert entry.source.startswith("ours")
+    for version in (1, 2):
+        stored = {**chosen.config().as_dict(), "look_alpha": 0.7, "format": version}
+        assert TrainConfig.from_dict(stored).look_alpha == 0.7
+
+
 def test_multistep_learning_rate() -> None:
     config = config_with(
         epochs=200,
