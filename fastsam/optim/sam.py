@@ -368,7 +368,7 @@ class SAM(BetweenHalves):
     _hooked_descend = Optimizer.profile_hook_step(_descend)
 
     def _update(self) -> None:
-        if self._has_no_gradient():
+        if self.policy.begun and self._has_no_gradient():
             raise RuntimeError(
                 "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
                 "backward at the perturbed weights, then call second_step(). In Lightning's manual "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from itertools import compress
-from operator import is_
+from operator import is_, or_
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -221,8 +221,10 @@ class Bucket:
         self._set_backups_for_update()
         scalars = self._descent if grad_scale is None else self._descent_scalars(grad_scale)
         kernels.update(self.table, scalars, self.scratch, rule=rule.name)
-        updated = [gradient is not None for gradient in gradients]
-        self._written([a or b for a, b in zip(self.perturbed, updated, strict=True)])
+        written = [gradient is not None for gradient in gradients]
+        if any(self.perturbed):
+            written = list(map(or_, self.perturbed, written))
+        self._written(written)
         sharding.increment_versions(self._bound_tensors)
         self.perturbed = [False] * len(self.parameters)
 

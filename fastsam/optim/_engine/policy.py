@@ -138,8 +138,9 @@ class AscentPolicy:
 
         None before ``start``, from ``stop`` on, and while rho is 0 in all groups.
         """
-        steps = self.steps()
-        return steps.phase(self.attempted_steps) if self._any_rho() else None
+        groups = self._groups
+        steps = self._steps_of(groups)
+        return steps.phase(int(groups[0][COUNTER])) if _any_rho(groups) else None
 
     def steps(self) -> AscentSteps:
         """Return the ascent steps of all groups, and make them the defaults of groups that will be added.
@@ -147,17 +148,16 @@ class AscentPolicy:
         Raises:
             ValueError: an option is invalid, or groups differ.
         """
-        given = [[group["start"], group["interval"], group["stop"]] for group in self._groups]
+        return self._steps_of(self._groups)
+
+    def _steps_of(self, groups: Groups) -> AscentSteps:
+        given = [[group["start"], group["interval"], group["stop"]] for group in groups]
         if given != self._given:
-            self._steps = agreed_steps(self._groups)
+            self._steps = agreed_steps(groups)
             self._given = given
             for defaults in (self._options.defaults, self._base.defaults):
                 defaults.update(self._steps._asdict())
         return self._steps
-
-    def _any_rho(self) -> bool:
-        refuse_no_perturbation([group["perturb"] for group in self._groups])
-        return any(_is_nonzero(group["rho"]) for group in self._groups if group["perturb"])
 
     def agree(self, process_group: ProcessGroup | None) -> None:
         """Raise ValueError on every rank where the ranks' policies differ.
@@ -169,7 +169,8 @@ class AscentPolicy:
             process_group: the ranks that train together. None: those that share sharded parameters, or else
                 all ranks of the default group.
         """
-        steps, any_rho = self.steps(), self._any_rho()
+        groups = self._groups
+        steps, any_rho = self._steps_of(groups), _any_rho(groups)
         if (steps, any_rho) == self._agreed:
             return
         here = {
@@ -178,7 +179,7 @@ class AscentPolicy:
             COUNTER: self.attempted_steps,
             "ascent_due": self.due,  # a rank may have looked at it before the change and another after
         }
-        parameters = [p for group in self._groups for p in group["params"]]
+        parameters = [p for group in groups for p in group["params"]]
         for rank, there in sharding.gathered(here, parameters, process_group):
             for name, value in here.items():
                 if there[name] != value:
@@ -205,6 +206,12 @@ class AscentPolicy:
         """End a step without counting it."""
         self._decided = None
         self.begun = False
+
+
+def _any_rho(groups: Groups) -> bool:
+    """Return whether the ascent of a perturbed group has a length."""
+    refuse_no_perturbation([group["perturb"] for group in groups])
+    return any(_is_nonzero(group["rho"]) for group in groups if group["perturb"])
 
 
 def _is_nonzero(rho: float | Tensor) -> bool:
