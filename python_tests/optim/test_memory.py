@@ -6,6 +6,7 @@ import gc
 import os
 import tracemalloc
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,55 @@ def test_a_frozen_backbone_costs_nothing(seed):
     optimizer.first_step()
     optimizer.second_step()
     assert live_bytes() - before == pytest.approx(4 * elements, abs=4096)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "state"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}, 1),
+        (torch.optim.AdamW, {}, 2),
+        (torch.optim.RMSprop, {}, 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_backup_exists_from_the_first_ascent_on(
+    asks: bool, prepared: bool, base: Any, options: dict[str, Any], state: int, seed: int
+) -> None:
+    """Or from ``prepare()`` on, which leaves nothing for the first ascent to allocate."""
+    problem = Problem([(200, 333), (1001,), (40, 41)], seed=seed)
+    backup = 4 * sum(w.numel() for w in problem.start)
+    optimizer, parameters = make(SAM, problem, base, start=3, lr=0.1, **options)
+    problem.set_gradients(parameters, 0, 0)
+    before = live_bytes()
+    taken = []
+    for step in range(6):
+        if prepared and step == 1:
+            optimizer.prepare()
+        if not asks or optimizer.ascent_due:
+            optimizer.first_step()
+        optimizer.step()
+        taken.append(live_bytes() - before)
+    extra = [0, *(backup if prepared else 0 for _ in range(2)), backup, backup, backup]
+    assert taken == pytest.approx([e + state * backup for e in extra], abs=8192)
+
+
+def test_a_frozen_parameter_has_no_backup_after_prepare(seed: int) -> None:
+    problem = Problem([(300, 301), (7,)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, start=5, lr=0.1)
+    parameters[0].requires_grad_(False)
+    before = live_bytes()
+    optimizer.prepare()
+    assert live_bytes() - before < 8192
+
+
+def test_a_run_without_ascents_allocates_no_backup(seed: int) -> None:
+    problem = Problem([(200, 333)], seed=seed)
+    optimizer, parameters = make(SAM, problem, torch.optim.SGD, rho=0.0, lr=0.1)
+    before = live_bytes()
+    problem.run(optimizer, parameters, 3)  # it clears the gradients
+    assert live_bytes() - before < 8192
 
 
 @pytest.mark.parametrize(
