@@ -7,6 +7,7 @@ import tyro
 from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
 from benchmarks.glyphs import Glyphs
+from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
@@ -19,6 +20,7 @@ def main() -> None:
     case = tyro.extras.subcommand_cli_from_dict(
         {
             "sam-step": SamStep,
+            "late-phase": LatePhase,
             "spectrum": Spectra,
             "train-step": TrainStep,
             "epoch": EpochTime,

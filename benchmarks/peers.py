@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ Step = Callable[[], object]
 """The optimizer part of one step, both halves, on gradients that are already there."""
 
 RHO = 0.05
+FLOOR = "fused base alone"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ def fused_unchecked(parameters: Sequence[Tensor], base: Base) -> Step:
     return fused(parameters, base, check_finite=False)
 
 
+def without_ascent(parameters: Sequence[Tensor], base: Base, *, check_finite: bool = True) -> Step:
+    """A step of fastsam that makes no ascent."""
+    settings = {"start": sys.maxsize, "check_finite": check_finite, **base.settings}
+    return SAM(parameters, base.make, rho=RHO, **settings).step
+
+
+def without_ascent_unchecked(parameters: Sequence[Tensor], base: Base) -> Step:
+    return without_ascent(parameters, base, check_finite=False)
+
+
 def plain(parameters: Sequence[Tensor], base: Base) -> Step:
     return both_halves(PlainSAM(parameters, base.make, rho=RHO, **base.settings))
 
@@ -166,7 +178,7 @@ OUTSIDE_UPDATE = {
     "fastsam, no check": 20,
     "careful foreach": 32,  # norm 4, copy 8, add 12, copy back 8
     "foreach": 40,  # norm 4, copy 8, scale 8, add 12, copy back 8
-    "fused base alone": 0,
+    FLOOR: 0,
 }
 """float32 bytes per parameter that the operations beside a fused update read and write."""
 

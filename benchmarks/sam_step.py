@@ -23,7 +23,6 @@ from benchmarks.timing import Ratio, interleaved
 from fastsam.threads import cpu_threads
 
 STEPS_TO_AGREE = 5
-FLOOR = "fused base alone"
 OURS = ("fastsam", "fastsam, no check")
 WORKING_BYTES = 28
 """Bytes per parameter that one contestant at a time takes beyond what it holds, most of it to compare two
@@ -109,7 +108,7 @@ class SamStep:
             contestants["reference file"] = peers.reference_file(self.reference)
         if importlib.util.find_spec("pytorch_optimizer") is not None:
             contestants["pytorch_optimizer"] = peers.pytorch_optimizer
-        contestants[FLOOR] = peers.floor
+        contestants[peers.FLOOR] = peers.floor
         return contestants
 
     def _row(
@@ -168,7 +167,7 @@ class SamStep:
         rows: dict[str, dict[str, Any]] = {}
         expected: list[Tensor] | None = None
         for peer, make in contestants.items():
-            parameters = _parameters(shapes, device)
+            parameters = parameters_of(shapes, device)
 
             def begin(
                 peer: str = peer, make: peers.Peer = make, parameters: list[Tensor] = parameters
@@ -191,7 +190,7 @@ class SamStep:
                 "launches": footprint.launches(steps[peer], device),
                 "peak_bytes_per_parameter": peak / elements,
             }
-            if peer == FLOOR:
+            if peer == peers.FLOOR:
                 continue
             weights = [p.detach().clone() for p in parameters]
             if expected is None:
@@ -223,7 +222,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for row in rows:
         where = f"{row['case']}, {row['base']}, {row['threads']} threads"
         for peer, entry in row["peers"].items():
-            if peer not in (*OURS, FLOOR):
+            if peer not in (*OURS, peers.FLOOR):
                 ratios.setdefault(peer, {})[where] = entry["ratio"]
     return {
         peer: {
@@ -239,7 +238,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:
+def parameters_of(shapes: Shapes, device: torch.device) -> list[Tensor]:
     """The same weights and gradients for every peer."""
     generator = torch.Generator(device).manual_seed(0)
     parameters: list[Tensor] = []

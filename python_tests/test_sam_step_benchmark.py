@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers, sam_step
-from benchmarks.sam_step import FLOOR, SamStep
+from benchmarks.peers import FLOOR
+from benchmarks.sam_step import SamStep
 from benchmarks.shapes import CASES
 from benchmarks.timing import Ratio, Timing, interleaved
 
@@ -47,7 +48,7 @@ def contests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The contestants that are timed together; every one before them must be gone by then."""
     timed: list[list[str]] = []
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    make_parameters = sam_step._parameters
+    make_parameters = sam_step.parameters_of
 
     def making(*args: Any) -> list[Tensor]:
         parameters = make_parameters(*args)
@@ -59,7 +60,7 @@ def contests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         timed.append(list(steps))
         return interleaved(steps, rounds=2, calls=1, device=settings["device"])
 
-    monkeypatch.setattr(sam_step, "_parameters", making)
+    monkeypatch.setattr(sam_step, "parameters_of", making)
     monkeypatch.setattr(sam_step, "interleaved", timing)
     monkeypatch.setattr(sam_step, "copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr(sam_step.importlib.util, "find_spec", lambda name: None)
@@ -152,7 +153,7 @@ def test_peers_agree_with_every_base(base: str) -> None:
     """The benchmark checks it before it times anything; here for peers that may be too slow to time."""
     weights = []
     for make in (peers.fused, peers.careful, peers.foreach, peers.plain):
-        parameters = sam_step._parameters(SHAPES, torch.device("cpu"))
+        parameters = sam_step.parameters_of(SHAPES, torch.device("cpu"))
         step = make(parameters, peers.BASES[base])
         for _ in range(3):
             step()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def assert_passes(task: Task) -> None:
 class Module(pl.LightningModule):
     """Automatic optimization, with a closure for both passes."""
 
-    options: dict[str, Any] = {"closure": "both_passes"}
+    options: ClassVar[dict[str, Any]] = {"closure": "both_passes"}
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class Module(pl.LightningModule):
 class Manual(Module):
     """Manual optimization that asks whether an ascent is due."""
 
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -254,7 +255,7 @@ def test_fabric(
             plain, model, optimizer, scheduler = setup()
             state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
             fabric.load(tmp_path / "state", state)
-        one_step(optimizer, optimizer, fabric.backward, lambda n=n: task.loss(model, n))
+        one_step(optimizer, optimizer, fabric.backward, partial(task.loss, model, n))
         scheduler.step()
         history.append(weights(plain))
     assert_equals_base_until(START, history, expected)
@@ -287,7 +288,7 @@ def test_accelerate(
             accelerator.save_state(str(tmp_path))
             accelerator, model, optimizer, scheduler = setup()
             accelerator.load_state(str(tmp_path))
-        loss = lambda n=n: task.loss(model, n)  # noqa: E731
+        loss = partial(task.loss, model, n)
         one_step(optimizer, optimizer.optimizer, accelerator.backward, loss)
         scheduler.step()
         history.append(weights(model))

@@ -1,0 +1,198 @@
+"""What a run pays for SAM before its ascents begin: steps without one, and a whole run with a late phase."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.machine import save
+from benchmarks.sam_step import STEPS_TO_AGREE, parameters_of
+from benchmarks.shapes import CASES
+from benchmarks.timing import Ratio, interleaved
+from fastsam import SAM
+from fastsam.longtail.models import build_model
+from fastsam.threads import cpu_threads
+
+STEP_BARS = {"fastsam": 1.35, "fastsam, no check": 1.10}
+"""Upper 95 % bound of the ratio to torch's fused base that a step without an ascent may reach."""
+SHARE = 0.2
+"""Of a run's steps, at its end, that ascend."""
+RUN_BAR = 1.05 * (1 + SHARE)
+"""Ratio of CPU times that such a run may reach: one more pass in these steps, and 5 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatePhase:
+    """Time SAM where no ascent is due against torch's fused base, on the CPU, and a late phase against SGD.
+
+    The optimizer part of a step is timed in turn with torch's, after both were checked to agree; a ratio is
+    the median over rounds with its 95 % interval. Predictions count bytes: an update alone moves what torch
+    moves, and the check reads every gradient once more. Whole runs alternate step by step.
+    """
+
+    cases: tuple[str, ...] = ("resnet32", "vit-s16")
+    """Shapes to time, by name (see benchmarks/shapes.py); none to leave this part out."""
+    bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "AdamW")
+    """Base optimizers to time."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of CPU threads to time the optimizer part with."""
+    rounds: int = 41
+    """Samples of each contestant."""
+    runs: int = 6
+    """Whole runs to time; 0 to leave this part out."""
+    model: str = "resnet20"
+    """Network of the whole runs, on images of 32 x 32 pixels, on one thread."""
+    batch_size: int = 16
+    """Images in a batch."""
+    steps: int = 200
+    """Steps of a run."""
+    save: bool = False
+    """Write the results to benchmarks/results/."""
+    out: Path | None = None
+    """Write the results to this folder instead."""
+
+    def run(self) -> None:
+        """Run both parts, print and save."""
+        results: dict[str, Any] = {}
+        results["steps"] = []
+        for threads, name, base in itertools.product(self.threads, self.cases, self.bases):
+            with cpu_threads(threads):
+                results["steps"] += self._steps(name, base, threads)
+        if self.runs:
+            with cpu_threads(1):
+                results["run"] = self._runs()
+        if self.save or self.out is not None:
+            print(f"wrote {save('late_phase', results, folder=self.out)}")
+
+    def _steps(self, name: str, base: str, threads: int) -> list[dict[str, Any]]:
+        """The optimizer part of a step without an ascent; a row for each way to check."""
+        of = peers.BASES[base]
+        contestants: dict[str, peers.Peer] = {
+            peers.FLOOR: peers.floor,
+            "fastsam": peers.without_ascent,
+            "fastsam, no check": peers.without_ascent_unchecked,
+        }
+        steps: dict[str, Callable[[], object]] = {}
+        expected: list[Tensor] = []
+        for peer, make in contestants.items():
+            parameters = parameters_of(CASES[name], torch.device("cpu"))
+            steps[peer] = make(parameters, of)
+            for _ in range(STEPS_TO_AGREE):
+                steps[peer]()
+            weights = [p.detach().clone() for p in parameters]
+            expected = expected or weights
+            for weight, other in zip(weights, expected, strict=True):
+                torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
+        timings = interleaved(steps, rounds=self.rounds)
+        floor = timings[peers.FLOOR]
+        rows = []
+        for peer, bar in STEP_BARS.items():
+            timing = timings[peer]
+            ratio = Ratio.of(timing.wall, floor.wall)
+            more = 4 if peer == "fastsam" else 0
+            rows.append(
+                {
+                    "case": name,
+                    "base": base,
+                    "parameters": sum(map(math.prod, CASES[name])),
+                    "threads": threads,
+                    "peer": peer,
+                    **timing.as_dict(),
+                    "fused_base": floor.as_dict(),
+                    "ratio": ratio.as_dict(),
+                    "cpu_ratio": Ratio.of(timing.cpu, floor.cpu).as_dict(),
+                    "ratio_of_bytes": (of.update_bytes + more) / of.update_bytes,
+                    "bar": bar,
+                    "met": ratio.upper <= bar,
+                }
+            )
+            print(
+                f"{name:9s} {base:5s} {threads} threads  {peer:18s} {timing.median * 1e6:9.1f} us, fused "
+                f"base {floor.median * 1e6:9.1f} us: {_interval(ratio)}, bytes {rows[-1]['ratio_of_bytes']:.2f}, "
+                f"bar {bar:.2f} {'met' if rows[-1]['met'] else 'MISSED'}"
+            )
+        return rows
+
+    def _runs(self) -> dict[str, Any]:
+        """CPU time of whole runs of SGD and of SAM with a late phase."""
+        start = build_model(self.model, 10)
+        seconds: dict[str, list[float]] = {"sgd": [], "late phase": []}
+        disagreement = 0.0
+        for _ in range(self.runs):
+            models = [copy.deepcopy(start) for _ in seconds]
+            settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 2e-4}
+            first = self.steps - round(SHARE * self.steps)
+            sgd = torch.optim.SGD(models[0].parameters(), fused=True, **settings)
+            sam = SAM(models[1].parameters(), torch.optim.SGD, rho=0.05, start=first, **settings)
+            steps = [_step_of(model, each) for model, each in zip(models, (sgd, sam), strict=True)]
+            taken = [0.0, 0.0]
+            for n in range(self.steps):
+                batch = self._batch(n)
+                for which in (0, 1) if n % 2 else (1, 0):
+                    began = time.process_time()
+                    steps[which](batch)
+                    taken[which] += time.process_time() - began
+                if n == first - 1:
+                    disagreement = max(disagreement, _largest_difference(*models))
+            for values, value in zip(seconds.values(), taken, strict=True):
+                values.append(value)
+        ratio = Ratio.of(tuple(seconds["late phase"]), tuple(seconds["sgd"]))
+        met = ratio.upper <= RUN_BAR
+        print(
+            f"{self.model}, batch {self.batch_size}: {self.steps} steps, the last {SHARE:.0%} with an "
+            f"ascent: {_interval(ratio)} of SGD's CPU time, bar {RUN_BAR:.2f} {'met' if met else 'MISSED'}; "
+            f"weights differ by {disagreement:.1e} before the first ascent"
+        )
+        return {
+            "model": self.model,
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "share": SHARE,
+            "cpu_seconds": seconds,
+            "cpu_ratio": ratio.as_dict(),
+            "bar": RUN_BAR,
+            "met": met,
+            "largest_difference_before_the_first_ascent": disagreement,
+        }
+
+    def _batch(self, n: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(n)
+        images = torch.randn(self.batch_size, 3, 32, 32, generator=generator)
+        return images, torch.randint(10, (self.batch_size,), generator=generator)
+
+
+def _step_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[tuple[Tensor, Tensor]], None]:
+    def backward(batch: tuple[Tensor, Tensor]) -> None:
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        backward(batch)
+        if isinstance(optimizer, SAM) and optimizer.ascent_due:
+            optimizer.first_step(zero_grad=True)
+            backward(batch)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _largest_difference(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def _interval(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f}x [{ratio.lower:.3f}, {ratio.upper:.3f}]"
