@@ -52,7 +52,7 @@ class LatePhase:
     """Whole runs to time; 0 to leave this part out."""
     model: str = "resnet20"
     """Network of the whole runs, on images of 32 x 32 pixels, on one thread."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Images in a batch."""
     steps: int = 200
     """Steps of a run."""
@@ -111,15 +111,15 @@ class LatePhase:
                     "fused_base": floor.as_dict(),
                     "ratio": ratio.as_dict(),
                     "cpu_ratio": Ratio.of(timing.cpu, floor.cpu).as_dict(),
-                    "ratio_of_bytes": (of.update_bytes + more) / of.update_bytes,
+                    "ratio_of_bytes": 1 + more / of.update_bytes,
                     "bar": bar,
                     "met": ratio.upper <= bar,
                 }
             )
             print(
-                f"{name:9s} {base:5s} {threads} threads  {peer:18s} {timing.median * 1e6:9.1f} us, fused "
-                f"base {floor.median * 1e6:9.1f} us: {_interval(ratio)}, bytes {rows[-1]['ratio_of_bytes']:.2f}, "
-                f"bar {bar:.2f} {'met' if rows[-1]['met'] else 'MISSED'}"
+                f"{name:9s} {base:5s} {threads} threads  {peer:18s} {timing.median * 1e6:8.1f} us, torch "
+                f"{floor.median * 1e6:8.1f} us: {_interval(ratio)}, by bytes {1 + more / of.update_bytes:.2f}, "
+                f"bar {bar:.2f} {_verdict(ratio.upper <= bar)}"
             )
         return rows
 
@@ -127,7 +127,6 @@ class LatePhase:
         """CPU time of whole runs of SGD and of SAM with a late phase."""
         start = build_model(self.model, 10)
         seconds: dict[str, list[float]] = {"sgd": [], "late phase": []}
-        disagreement = 0.0
         for _ in range(self.runs):
             models = [copy.deepcopy(start) for _ in seconds]
             settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 2e-4}
@@ -142,16 +141,15 @@ class LatePhase:
                     began = time.process_time()
                     steps[which](batch)
                     taken[which] += time.process_time() - began
-                if n == first - 1:
-                    disagreement = max(disagreement, _largest_difference(*models))
+                if n + 1 == min(STEPS_TO_AGREE, first):
+                    _require_agreement(*models)
             for values, value in zip(seconds.values(), taken, strict=True):
                 values.append(value)
         ratio = Ratio.of(tuple(seconds["late phase"]), tuple(seconds["sgd"]))
         met = ratio.upper <= RUN_BAR
         print(
             f"{self.model}, batch {self.batch_size}: {self.steps} steps, the last {SHARE:.0%} with an "
-            f"ascent: {_interval(ratio)} of SGD's CPU time, bar {RUN_BAR:.2f} {'met' if met else 'MISSED'}; "
-            f"weights differ by {disagreement:.1e} before the first ascent"
+            f"ascent: {_interval(ratio)} of SGD's CPU time, bar {RUN_BAR:.2f} {_verdict(met)}"
         )
         return {
             "model": self.model,
@@ -162,7 +160,6 @@ class LatePhase:
             "cpu_ratio": ratio.as_dict(),
             "bar": RUN_BAR,
             "met": met,
-            "largest_difference_before_the_first_ascent": disagreement,
         }
 
     def _batch(self, n: int) -> tuple[Tensor, Tensor]:
@@ -189,10 +186,15 @@ def _step_of(
     return step
 
 
-def _largest_difference(one: nn.Module, other: nn.Module) -> float:
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+def _require_agreement(one: nn.Module, other: nn.Module) -> None:
+    """Early in the run: later, rounding of torch's fused update grows with every step."""
+    for weight, expected in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
 def _interval(ratio: Ratio) -> str:
     return f"{ratio.median:.3f}x [{ratio.lower:.3f}, {ratio.upper:.3f}]"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
