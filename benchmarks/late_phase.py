@@ -118,7 +118,7 @@ class LatePhase:
             )
             print(
                 f"{name:9s} {base:5s} {threads} threads  {peer:18s} {timing.median * 1e6:8.1f} us, torch "
-                f"{floor.median * 1e6:8.1f} us: {_interval(ratio)}, by bytes {1 + more / of.update_bytes:.2f}, "
+                f"{floor.median * 1e6:8.1f} us: {_interval(ratio)}, bytes {1 + more / of.update_bytes:.2f}, "
                 f"bar {bar:.2f} {_verdict(ratio.upper <= bar)}"
             )
         return rows

@@ -87,7 +87,7 @@ def test_the_backup_exists_from_the_first_ascent_on(
     backup = 4 * sum(w.numel() for w in problem.start)
     optimizer, parameters = make(SAM, problem, base, start=2, lr=0.1, **options)
     problem.set_gradients(parameters, 0, 0)
-    before = live_bytes() - state * backup
+    before = live_bytes() + state * backup
 
     def steps(count: int) -> int:
         for _ in range(count):
