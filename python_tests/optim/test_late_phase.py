@@ -380,3 +380,16 @@ def test_200_steps_equal_temperon_s(
         if n < 140 and base is torch.optim.SGD:
             assert_same_bits(weights(ours), weights(theirs))
     assert_close(weights(ours), weights(theirs), 1e-9 if dtype == torch.float64 else 1e-4)
+
+
+def test_a_plain_step_does_not_read_a_learning_rate_on_a_device(seed: int) -> None:
+    """To see whether it is the blank step of torch.distributed.checkpoint: that waits, and breaks a capture.
+
+    SGD without momentum has no state that would tell. A tensor on the meta device raises where it is read.
+    """
+    task = Task(seed)
+    model = task.network()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, start=5)
+    task.backward(model, 0)
+    optimizer.param_groups[0]["lr"] = torch.zeros((), device="meta")
+    assert not optimizer._is_blank()
