@@ -94,9 +94,10 @@ def climbed(model: nn.Module, rho: float = RHO) -> Iterator[None]:
     """Algorithm 1 of Foret et al. (2021) tensor by tensor, its norm summed in float64."""
     before = weights(model)
     with torch.no_grad():
-        squares = [p.grad.double().square().sum() for p in model.parameters()]
+        moved = [p for p in model.parameters() if p.grad is not None]
+        squares = [p.grad.double().square().sum() for p in moved]
         scale = rho / (float(torch.stack(squares).sum().sqrt()) + 1e-12)
-        for p in model.parameters():
+        for p in moved:
             p += (p.grad.double() * scale).to(p.dtype)
     yield
     with torch.no_grad():

@@ -153,6 +153,113 @@ def test_adam_has_the_bits_of_fastsam_s_own_update(form: Form, base: Any, seed: 
     assert_equals_base_until(0, found, expected)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_layers_that_thaw_at_start(form: Form, prepared: bool, seed: int) -> None:
+    """Frozen parameters have no state and no backup, also where memory was prepared before they thaw."""
+    policy, due = POLICIES["late"]
+    task = Task(seed)
+    model = task.network()
+    optimizer = sam(form, model, policy)
+
+    def backward(model: nn.Module, n: int) -> None:
+        for p in model[0].parameters():
+            p.requires_grad_(n >= 5)
+            p.grad = p.grad if n >= 5 else None
+        one = quiet.backward_in_parts if form.in_parts else quiet.backward
+        one(model, n)
+
+    quiet = Task(seed)
+    expected = reference(quiet, due, backward=backward, **SGD)
+    found = []
+    for n in range(STEPS):
+        for p in model[0].parameters():
+            p.requires_grad_(n >= 5)
+        if prepared and n == 2:
+            optimizer.prepare()
+        found += run(task, form, model, optimizer, range(n, n + 1))
+    assert_equals_base_until(5, found, expected)
+    assert_same_bits(found[4][:2], weights(task.network())[:2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=text)
+@pytest.mark.parametrize("options", OPTIONS, ids=text)
+def test_a_step_without_an_ascent_of_any_layout(
+    options: dict[str, Any], dtype: torch.dtype, seed: int
+) -> None:
+    """Channels last, transposed, with gaps, empty, no dimensions; gradients None or laid out otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    start = [
+        draw(5, 3, 3, 3).to(memory_format=torch.channels_last),
+        draw(7, 9).t(),
+        draw(6, 10)[:, ::2],
+        draw(0, 4),
+        draw(),
+        draw(1031),
+    ]
+    pairs = [[nn.Parameter(w.clone()) for w in start] for _ in range(2)]
+    for pair in pairs:  # the clone of a view with gaps has none
+        pair[2] = nn.Parameter(start[2].repeat_interleave(2, 1)[:, ::2])
+        assert not pair[2].is_contiguous()
+    ours = SAM(pairs[0], torch.optim.SGD, start=100, **options)
+    theirs = torch.optim.SGD(pairs[1], foreach=False, **options)
+    for n in range(6):
+        for i in range(len(start)):
+            gradient = draw(*start[i].shape)
+            for pair in pairs:
+                pair[i].grad = None if (n + i) % 4 == 0 else gradient.clone()
+        ours.step()
+        theirs.step()
+        assert_same_bits(*([p.detach() for p in pair] for pair in pairs))
+
+
+def test_groups_with_a_radius_of_their_own(seed: int) -> None:
+    """One group has none, another a tensor, and a third gets one in the middle of the run."""
+    task = Task(seed)
+    model = task.network()
+    layers = [list(model[i].parameters()) for i in (0, 2, 4)]
+    radii = [0.0, torch.tensor(0.2), 0.0]
+    groups = [{"params": p, "rho": rho} for p, rho in zip(layers, radii, strict=True)]
+    optimizer = SAM(groups, torch.optim.SGD, start=3, **SGD)
+    twin = task.network()
+    parts = [list(twin[i].parameters()) for i in (0, 2, 4)]
+    base = torch.optim.SGD(twin.parameters(), **SGD)
+    for n in range(STEPS):
+        if n == 4:
+            optimizer.param_groups[1]["rho"] = torch.tensor(0.0)
+        if n == 8:
+            optimizer.param_groups[2]["rho"] = 0.1
+        radius = {3: (0, 0.2, 0)}.get(n, (0, 0, 0.1) if n >= 8 else None)
+        assert optimizer.ascent_due == (radius is not None)
+        task.backward(model, n)
+        if optimizer.ascent_due:
+            optimizer.first_step(zero_grad=True)
+            task.backward(model, n)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.backward(twin, n)
+        if radius is not None:
+            before = weights(twin)
+            norm = torch.stack([p.grad.double().norm() for p in twin.parameters()]).norm()
+            with torch.no_grad():
+                for part, rho in zip(parts, radius, strict=True):
+                    for p in part:
+                        p += p.grad * (rho / norm).float()
+            base.zero_grad()
+            task.backward(twin, n)
+            with torch.no_grad():
+                for p, value in zip(twin.parameters(), before, strict=True):
+                    p.copy_(value)
+        base.step()
+        base.zero_grad()
+        if n < 3:
+            assert_same_bits(weights(model), weights(twin))
+        assert_close(weights(model), weights(twin), 1e-5)
+
+
 # --- resume -------------------------------------------------------------------------------------
 
 
