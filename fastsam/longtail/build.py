@@ -55,13 +55,21 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
         return extend(config.parts["loss"], network)
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` names for the trained parameters of ``model``."""
+def build_optimizer(config: TrainConfig, model: nn.Module, *, steps_per_epoch: int) -> Optimizer:
+    """The optimizer that ``config`` names for the trained parameters of ``model``.
+
+    Args:
+        config: settings of the run.
+        model: the network.
+        steps_per_epoch: steps of an epoch.
+    """
     inputs = OptimizerInputs(
         parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
         lr=config.lr,
         weight_decay=config.weight_decay,
         seed=derived_seed(config.seed, Stream.NOISE),
+        run=config.run,
+        steps_per_epoch=steps_per_epoch,
     )
     return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
 

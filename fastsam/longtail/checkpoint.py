@@ -47,6 +47,7 @@ class Checkpoint:
         subset_hash: SHA-256 of the training set, which says what the classes' numbers mean.
         contents: SHA-256 of contents and classes of every split; empty in runs of older versions.
         steps_per_epoch: batches of an epoch; None in runs of older versions.
+        parent: the run that this one continues, and from which epoch; None for a run of its own.
     """
 
     config: TrainConfig
@@ -62,6 +63,7 @@ class Checkpoint:
     subset_hash: str | None = None
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
+    parent: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -218,7 +220,7 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
     return int((1 + (config.select != "last")) * state + copies * trained + (1 << 16))
 
 
-_SCHEDULED = ("lr", "rho", "steps_taken", "params")
+_SCHEDULED = ("lr", "rho", "attempted_steps", "steps_taken", "params")
 """What differs between the groups of a new optimizer and of one that has made steps."""
 
 

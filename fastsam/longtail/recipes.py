@@ -256,9 +256,13 @@ def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[s
 
 
 def _of_phases(name: str, value: Any) -> Any:
-    """``value``, in a tuple of one if it is a number where ``name`` has one for each phase."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (value,) if number and "tuple" in str(find_setting(name)[1]) else value
+    """``value``, in a tuple of one if it is a number where ``name`` has one for each phase, or as text."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    hint = find_setting(name)[1]
+    if hint is str:
+        return str(value)
+    return (value,) if "tuple" in str(hint) else value
 
 
 def _rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:

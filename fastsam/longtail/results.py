@@ -26,6 +26,8 @@ class Epoch:
             has one; None without a validation set.
         seconds: wall time of the epoch.
         skipped: updates that were left out because a gradient was not finite.
+        gradients: cost: forward and backward passes over whole batches; None in runs of older
+            versions.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class Epoch:
     validation_accuracy: float | None
     seconds: float
     skipped: int = 0
+    gradients: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Result:
         unseen: metrics on a second test set of other kinds of images, where there is one.
         contents: SHA-256 of contents and classes of every split.
         steps_per_epoch: batches of an epoch.
+        parent: the run that this one continues, and from which epoch; None for a run of its own.
     """
 
     config: dict[str, Any]
@@ -77,6 +81,13 @@ class Result:
     unseen: Metrics | None = None
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
+    parent: dict[str, Any] | None = None
+
+    @property
+    def gradients(self) -> float | None:
+        """Cost of the training: forward and backward passes over whole batches; None if unknown."""
+        costs = [record.gradients for record in self.history]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def to_json(self) -> str:
         """The whole result as JSON text with a checksum."""

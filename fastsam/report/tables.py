@@ -84,7 +84,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def accuracy_table(results: Sequence[Result]) -> TextTable:
-    """Test accuracy in percent, overall and by group, and the calibration error of each run.
+    """Test accuracy in percent, overall and by group, calibration error, and cost of each run.
 
     Runs that differ in their seeds alone share a row: mean and standard deviation over them.
     """
@@ -98,11 +98,18 @@ def accuracy_table(results: Sequence[Result]) -> TextTable:
                 for group in groups
             ),
             mean_and_deviation([result.test.ece for result in members]),
+            _cost(members),
             mean_and_deviation([result.seconds for result in members]),
         )
         for name, members in by_settings(results).items()
     )
-    return TextTable(("test accuracy, %", "all", *groups, "ECE", "seconds"), rows)
+    return TextTable(("test accuracy, %", "all", *groups, "ECE", "gradients", "seconds"), rows)
+
+
+def _cost(results: Sequence[Result]) -> str:
+    """Forward and backward passes over whole batches; empty where older runs did not count them."""
+    costs = [result.gradients for result in results if result.gradients is not None]
+    return f"{statistics.mean(costs):.0f}" if len(costs) == len(results) else ""
 
 
 def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:

@@ -47,6 +47,7 @@ def test_options_that_are_named_exist() -> None:
         "--no-python",
         "--debug",
         "--help",
+        "--from",
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options

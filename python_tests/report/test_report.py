@@ -66,8 +66,19 @@ def test_table_is_aligned() -> None:
 def test_tables_hold_the_numbers() -> None:
     results = [result("sgd", 80.0), result("sam", 90.0)]
     table = accuracy_table(results)
-    assert table.header == ("test accuracy, %", "all", "head", "tail", "ECE", "seconds")
-    assert table.rows[1] == ("ce sam", "90.0", "90.0", "45.0", "3.2", "1.5")
+    assert table.header == (
+        "test accuracy, %",
+        "all",
+        "head",
+        "tail",
+        "ECE",
+        "gradients",
+        "seconds",
+    )
+    assert table.rows[1] == ("ce sam", "90.0", "90.0", "45.0", "3.2", "", "1.5")
+    counted = [replace(r, history=[replace(e, gradients=4.0) for e in r.history]) for r in results]
+    assert accuracy_table(counted).rows[1][5] == f"{4 * len(results[1].history)}"
+    assert accuracy_table([counted[0], results[1]]).rows[1][5] == ""
     rows = {row[0]: row[1:] for row in settings_table(results).rows}
     assert rows["rho"][:2] == ("", "0.05")
     assert rows["lr_milestones"][0] == "80 90"

@@ -31,7 +31,7 @@ from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
-from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.training import Branch, RunFolder, Trainer
 
 FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 """What `fastsam train` trains if nothing is named."""
@@ -52,6 +52,13 @@ class TrainCommand:
     method: Annotated[str | None, _named("method")] = None
     optimizer: Annotated[str | None, _named("optimizer")] = None
     out: Annotated[Path | None, arg(help="folder for checkpoint and results")] = None
+    from_run: Annotated[
+        Path | None,
+        arg(name="from", help="run to continue under other settings, from its epoch --at"),
+    ] = None
+    at: Annotated[int | None, arg(help="last epoch shared with the run --from", metavar="INT")] = (
+        None
+    )
     resume: Annotated[bool, arg(help="resume the run in --out, with its settings")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
@@ -65,8 +72,17 @@ class TrainCommand:
         """Train, print the accuracies, write the folder."""
         if self.out is None and (self.resume or self.overwrite or self.keep):
             raise UsageError("--resume, --overwrite and --keep need --out DIR")
+        if (self.from_run is None) != (self.at is None):
+            raise UsageError("--from RUN and --at EPOCH belong together")
+        if self.from_run is not None and self.resume:
+            raise UsageError(
+                "choose one of --from and --resume; a branch resumes by --resume alone"
+            )
         check_tracker(self.track, out=self.out)
-        config, sources = self._settings()
+        branch = None
+        if self.from_run is not None and self.at is not None:
+            branch = Branch.load(self.from_run, self.at)
+        config, sources = self._settings(branch)
         with torchrun_world(config.device) as world:
             trainer = Trainer(
                 config,
@@ -74,6 +90,7 @@ class TrainCommand:
                 out=self.out,
                 resume=self.resume,
                 overwrite=self.overwrite,
+                branch=branch,
                 keep=self.keep,
                 world=world,
                 progress=not self.quiet,
@@ -94,12 +111,14 @@ class TrainCommand:
         if writes and self.out is not None:
             print(f"results: {self.out}")
 
-    def _settings(self) -> tuple[TrainConfig, dict[str, str]]:
+    def _settings(self, branch: Branch | None) -> tuple[TrainConfig, dict[str, str]]:
         """Settings, and where each comes from."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
         if self.resume and self.out is not None:
             stored = _stored(self.out)
             return stored.config.replace(**named, **given(self)), stored.sources
+        if branch is not None:
+            return branch.settings(**named, **given(self))
         chosen = recipe(**{**FIRST_RUN, **named}, **given(self))
         return chosen.config(), chosen.sources
 
@@ -136,6 +155,10 @@ def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     if "--resume" in arguments and "--out" in arguments[:-1]:
         stored = _stored(Path(arguments[arguments.index("--out") + 1]))
         return {**stored.config.flat(), **named}
+    if "--from" in arguments[:-1] and "--at" in arguments[:-1]:
+        run, epoch = (arguments[arguments.index(option) + 1] for option in ("--from", "--at"))
+        if epoch.isdecimal():
+            return Branch.load(Path(run), int(epoch)).settings(**named)[0].flat()
     names = {name: named.get(name, default) for name, default in FIRST_RUN.items()}
     chosen = recipe(**names, **{k: v for k, v in named.items() if k not in names})
     return {**names, **{name: entry.value for name, entry in chosen.entries.items()}}

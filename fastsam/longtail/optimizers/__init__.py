@@ -6,6 +6,7 @@ from fastsam.longtail.optimizers.base import (
     OptimizerInputs,
     OptimizerPart,
     OptimizerSettings,
+    SAMSettings,
     SGDSettings,
     register_optimizer,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "OptimizerInputs",
     "OptimizerPart",
     "OptimizerSettings",
+    "SAMSettings",
     "SGDSettings",
     "register_optimizer",
 ]

@@ -1,6 +1,6 @@
 """Adaptive sharpness-aware minimization (Kwon et al. 2021)."""
 
-from fastsam.longtail.optimizers.base import AscentSettings, OptimizerPart, register_optimizer
+from fastsam.longtail.optimizers.base import OptimizerPart, SAMSettings, register_optimizer
 from fastsam.longtail.settings import layer
 from fastsam.optim import SAM
 
@@ -8,9 +8,12 @@ register_optimizer(
     OptimizerPart(
         name="asam",
         build=lambda settings, inputs: SAM(
-            optimizer=settings.sgd(inputs), rho=settings.rho[0], adaptive="weights"
+            optimizer=settings.sgd(inputs),
+            rho=settings.rho[0],
+            adaptive="weights",
+            **settings.ascent_steps(inputs),
         ),
-        settings=AscentSettings,
+        settings=SAMSettings,
         summary="adaptive sharpness-aware minimization on SGD",
         recipe=layer("Kwon et al. 2021 (CIFAR-10)", rho=(0.5,), rho_schedule="constant"),
     )

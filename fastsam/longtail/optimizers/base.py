@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.schedules import RHO_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
@@ -25,12 +25,16 @@ class OptimizerInputs:
         lr: learning rate after warm-up; the schedule sets it in every epoch.
         weight_decay: L2 penalty on every parameter.
         seed: seed of the optimizer's own noise.
+        run: every setting of the run by name.
+        steps_per_epoch: steps of an epoch.
     """
 
     parameters: Iterable[tuple[str, Tensor]]
     lr: float
     weight_decay: float
     seed: int
+    run: Mapping[str, Any]
+    steps_per_epoch: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +100,29 @@ class AscentSettings(SGDSettings):
         source="[code]",
         names=RHO_SCHEDULES,
     )
+    ascent_start: str = setting(
+        "epoch before the first ascent: a number, 0 for ascents from the beginning; defer (the "
+        "deferral epoch of the method, else drop); or drop (the first drop of the learning rate "
+        "after warm-up). Earlier steps are those of SGD, with one pass",
+        default="0",
+        before="0",
+    )
+    ascent_stop: int | None = setting(
+        "last epoch with ascents; by default the last of the run", optional=True, low=1
+    )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """There is a rho for every phase of the schedule."""
+        """There is a rho for every phase of the schedule, and some epoch has ascents."""
         super().check(run)
+        first = self.first_ascent_epoch(run)
+        last = run["epochs"] if self.ascent_stop is None else self.ascent_stop
+        if not first <= last <= run["epochs"]:
+            raise UsageError(
+                f"no epoch would have ascents, or not all that were asked for: the first is {first} "
+                f"(ascent_start {self.ascent_start}), the last {last}, and the run has "
+                f"{run['epochs']} epochs; choose ascent_start below ascent_stop and ascent_stop at most "
+                "epochs"
+            )
         schedule = RHO_SCHEDULES[self.rho_schedule]
         needed = schedule.phases(run["parts"]["rho_schedule"])
         if len(self.rho) != needed:
@@ -108,10 +131,54 @@ class AscentSettings(SGDSettings):
                 f"got {len(self.rho)}; for a fixed radius choose rho_schedule constant"
             )
 
+    def first_ascent_epoch(self, run: Mapping[str, Any]) -> int:
+        """The first epoch with ascents, counted from 1.
+
+        Raises:
+            UsageError: ``ascent_start`` is not valid, or the learning rate has no drop.
+        """
+        if self.ascent_start.isdecimal():
+            return int(self.ascent_start) + 1
+        if self.ascent_start not in ("defer", "drop"):
+            raise unknown("ascent_start", self.ascent_start, ("an epoch", "defer", "drop"))
+        if self.ascent_start == "defer" and run.get("defer_epoch") is not None:
+            return int(run["defer_epoch"]) + 1
+        drops = [m for m in run.get("lr_milestones") or () if m >= run["warmup_epochs"]]
+        if not drops:
+            raise UsageError(
+                f"ascent_start {self.ascent_start} needs a learning rate that drops after warm-up, but "
+                f"lr_schedule is {run['lr_schedule']}; give the epoch, for instance "
+                f"ascent_start={run['epochs'] * 4 // 5}"
+            )
+        return int(drops[0]) + 1
+
+    def ascent_steps(self, inputs: OptimizerInputs) -> dict[str, Any]:
+        """The arguments of SAM that choose the steps with ascents."""
+        start = (self.first_ascent_epoch(inputs.run) - 1) * inputs.steps_per_epoch
+        stop = None if self.ascent_stop is None else self.ascent_stop * inputs.steps_per_epoch
+        return {"start": start, "stop": stop}
+
     def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
         """See :meth:`OptimizerSettings.schedules`."""
         schedule = RHO_SCHEDULES[self.rho_schedule]
         return {"rho": schedule.build(run["parts"]["rho_schedule"], self.rho, run)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAMSettings(AscentSettings):
+    """Settings of SAM and ASAM."""
+
+    ascent_interval: int = setting(
+        "steps from one ascent to the next, counted from the first; rho is not scaled",
+        default=1,
+        before=1,
+        low=1,
+        high=10**9,
+    )
+
+    def ascent_steps(self, inputs: OptimizerInputs) -> dict[str, Any]:
+        """See :meth:`AscentSettings.ascent_steps`."""
+        return {**super().ascent_steps(inputs), "interval": self.ascent_interval}
 
 
 @dataclass(frozen=True, kw_only=True)

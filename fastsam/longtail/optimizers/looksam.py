@@ -43,6 +43,7 @@ def _build(settings: LookSAMSettings, inputs: OptimizerInputs) -> LookSAM:
         rho=settings.rho[0],
         every=settings.look_every,
         alpha=settings.look_alpha,
+        **settings.ascent_steps(inputs),
     )
 
 

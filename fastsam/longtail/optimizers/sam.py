@@ -1,13 +1,15 @@
 """Sharpness-aware minimization."""
 
-from fastsam.longtail.optimizers.base import AscentSettings, OptimizerPart, register_optimizer
+from fastsam.longtail.optimizers.base import OptimizerPart, SAMSettings, register_optimizer
 from fastsam.optim import SAM
 
 register_optimizer(
     OptimizerPart(
         name="sam",
-        build=lambda settings, inputs: SAM(optimizer=settings.sgd(inputs), rho=settings.rho[0]),
-        settings=AscentSettings,
+        build=lambda settings, inputs: SAM(
+            optimizer=settings.sgd(inputs), rho=settings.rho[0], **settings.ascent_steps(inputs)
+        ),
+        settings=SAMSettings,
         summary="sharpness-aware minimization on SGD",
     )
 )

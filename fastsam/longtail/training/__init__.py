@@ -1,7 +1,8 @@
 """Training of a run: the loop, the step, evaluation, resume and the run folder."""
 
+from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.run_folder import RunFolder, check_free
 from fastsam.longtail.training.step import Step, Stepper
 from fastsam.longtail.training.trainer import Trainer
 
-__all__ = ["RunFolder", "Step", "Stepper", "Trainer", "check_free"]
+__all__ = ["Branch", "RunFolder", "Step", "Stepper", "Trainer", "check_free"]

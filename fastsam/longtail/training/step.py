@@ -49,6 +49,7 @@ class _Piece:
     """A batch, or a part of one, in a step."""
 
     batch: Batch
+    share: float
     number: int
     prepared: list[Any]
     seen: Step | None = None
@@ -65,6 +66,7 @@ class Stepper:
         seed: seed of what the loss draws in this process.
         world: this process among those of the run.
         precision: ``float32``, or ``bfloat16`` for passes under autocast.
+        gradients: cost so far: forward and backward passes over whole batches.
     """
 
     network: Classifier
@@ -73,6 +75,7 @@ class Stepper:
     seed: int
     world: World = field(default_factory=World)
     precision: str = "float32"
+    gradients: float = 0.0
 
     @property
     def skips_nonfinite_steps(self) -> bool:
@@ -128,7 +131,8 @@ class Stepper:
             if key not in pieces:
                 part = batches[place].part(number % count, count)
                 serial = next(numbers)
-                pieces[key] = _Piece(part, serial, self._prepare(part, epoch, serial))
+                share = len(part.targets) / len(batches[place].targets)
+                pieces[key] = _Piece(part, share, serial, self._prepare(part, epoch, serial))
             piece = pieces[key]
             return self._pass(piece, need, epoch)
 
@@ -164,6 +168,7 @@ class Stepper:
                 reduce=(lambda weight: weight) if need.local else self._total,
             )
             loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients += piece.share
         value = loss.detach().clone()
         if not need.local:
             self.world.all_reduce([value, *(p.grad for p in trained if p.grad is not None)])

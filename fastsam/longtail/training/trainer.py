@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from fastsam.longtail.build import (
     build_optimizer,
     build_sampler,
     build_schedules,
-    double_adjustment,
     load_configured,
 )
 from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
@@ -34,6 +32,8 @@ from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.batches import EpochBatches
+from fastsam.longtail.training.branch import Branch
+from fastsam.longtail.training.checks import check_batches, check_run
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
@@ -60,6 +60,7 @@ class Trainer:
         out: folder for checkpoint and results; None to write nothing.
         resume: go on with the run in ``out``; ``"auto"`` begins it where there is no checkpoint.
         overwrite: replace the run in ``out``.
+        branch: checkpoint of another run that this one continues.
         keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
         on_step: called after every step with what it saw of each of its batches.
         on_epoch: called with the record of every finished epoch.
@@ -92,6 +93,7 @@ class Trainer:
         out: Path | None = None,
         resume: bool | Literal["auto"] = False,
         overwrite: bool = False,
+        branch: Branch | None = None,
         keep: Collection[int] = (),
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
@@ -99,10 +101,7 @@ class Trainer:
         world: World = World(),  # noqa: B008 (frozen)
         progress: bool = True,
     ) -> None:
-        _check_world(config, world)
-        twice = double_adjustment(config)
-        if twice is not None and world.rank == 0:
-            warnings.warn(twice, stacklevel=2)
+        check_run(config, world)
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
@@ -132,7 +131,6 @@ class Trainer:
         if config.channels_last:
             # Filters in this order are enough: the maps that they make take it over.
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(config, self.model)
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
@@ -141,15 +139,6 @@ class Trainer:
                 f"the loss {config.parsed_method.loss} compares the samples of a batch, which "
                 f"{world.world_size} processes do not share; train in one process"
             )
-        self.schedules = build_schedules(config)
-        self.stepper = Stepper(
-            self.model,
-            self.optimizer,
-            self.objective,
-            seed=self._own_seed,
-            world=world,
-            precision=config.precision,
-        )
         self.judge = Judge(
             self.model,
             self.data,
@@ -177,17 +166,21 @@ class Trainer:
         )
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
-        alone = min(len(batch) for batch in first) if first else 0
-        if alone < 2:
-            raise UsageError(
-                f"a batch would have {alone} image, of which batch normalisation has no variance and "
-                f"class weights no effect: {config.data} has {len(self.data.train)} training images, "
-                f"batch_size is {config.batch_size} and processes are {world.world_size}; give every "
-                "process at least 2 images of a batch"
-            )
+        self.schedules = build_schedules(config)
+        self.optimizer = build_optimizer(config, self.model, steps_per_epoch=self.steps_per_epoch)
+        self.stepper = Stepper(
+            self.model,
+            self.optimizer,
+            self.objective,
+            seed=self._own_seed,
+            world=world,
+            precision=config.precision,
+        )
+        check_batches(first, config, len(self.data.train), world)
         self.history: list[Epoch] = []
         self._best: dict[str, Tensor] | None = None
         self._unreadable_before: dict[str, int] = {}
+        self.parent: dict[str, Any] | None = None
         if config.select == "best-validation" and self.data.validation is None:
             raise UsageError(f"{config.data} has no validation set to select an epoch by")
 
@@ -205,6 +198,9 @@ class Trainer:
             self._best = resumed.best
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
+            self.parent = resumed.parent
+        elif branch is not None:
+            self._begin_at(branch)
         if self._writes is not None:
             with self._writes.held(self._stamp):
                 self._writes.prepare(overwrite=overwrite)
@@ -263,6 +259,19 @@ class Trainer:
                 self._stamp = self._writes.stamp()
         return result
 
+    def _begin_at(self, branch: Branch) -> None:
+        """Begin with the state of another run."""
+        branch.check(self.config, self.data, self.steps_per_epoch)
+        start = branch.checkpoint
+        self.model.load_state_dict(start.model)
+        same = start.config.optimizer == self.config.optimizer
+        steps = start.epoch * self.steps_per_epoch
+        branch.continue_optimizer(self.optimizer, same=same, steps=steps)
+        self.history = list(start.history)
+        self._best = start.best if self.config.select != "last" else None
+        self._unreadable_before = start.unreadable
+        self.parent = branch.parent
+
     @property
     def _writes(self) -> RunFolder | None:
         """The folder that this process writes to, if any."""
@@ -274,7 +283,7 @@ class Trainer:
         lr, rho = options["lr"], options.get("rho")
         for group in self.optimizer.param_groups:
             group.update(options)
-        skipped_before = self.stepper.skipped_steps
+        skipped_before, gradients_before = self.stepper.skipped_steps, self.stepper.gradients
         totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
         self.model.train()
         for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
@@ -305,6 +314,7 @@ class Trainer:
             else self.judge.predictions(validation).accuracy,
             seconds=time.perf_counter() - began,
             skipped=skipped,
+            gradients=round(self.stepper.gradients - gradients_before, 6),
         )
 
     @property
@@ -336,6 +346,7 @@ class Trainer:
             subset_hash=data.subset_hash,
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
+            parent=self.parent,
             rule=rule,
             test=self.judge.metrics(data.test),
             validation=None if data.validation is None else self.judge.metrics(data.validation),
@@ -382,17 +393,5 @@ class Trainer:
             subset_hash=self.data.subset_hash,
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
+            parent=self.parent,
         )
-
-
-def _check_world(config: TrainConfig, world: World) -> None:
-    """Raise :class:`UsageError` if several processes cannot do this run together."""
-    if world.world_size == 1:
-        return
-    if config.batch_size % world.world_size:
-        raise UsageError(
-            f"batch_size is that of all processes together: {config.batch_size} is not a multiple "
-            f"of {world.world_size}"
-        )
-    if config.corrupt == "skip":
-        raise UsageError("several processes need --corrupt stop: they must see as many batches")
