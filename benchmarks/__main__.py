@@ -6,7 +6,6 @@ import tyro
 
 from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
-from benchmarks.glyphs import Glyphs
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
@@ -25,7 +24,6 @@ def main() -> None:
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
-            "glyphs": Glyphs,
             "device-code": DeviceCode,
             "readme": Readme,
         },

@@ -13,7 +13,7 @@ from benchmarks.machine import RESULTS
 from fastsam.files import write_text
 
 README = Path(__file__).parents[1] / "README.md"
-DOCUMENTS = (README, README.parent / "docs" / "glyphs.md")
+DOCUMENTS = (README,)
 """Documents with tables of results."""
 
 
@@ -32,7 +32,6 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "longtail-digits": longtail_digits(),
-        "glyphs": glyphs(),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"
@@ -44,44 +43,6 @@ def sam_step() -> str:
     """One table per device that has results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
     return "\n".join(parts)
-
-
-def glyphs() -> str:
-    """How hard glyphs are, one table per result file."""
-    parts = [
-        _glyphs_table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("glyphs*.json"))
-    ]
-    return "\n".join(parts)
-
-
-def _glyphs_table(results: dict[str, Any]) -> str:
-    parts = dict(results["parts"])
-    simple = parts.pop("simple", None)
-    text = (
-        f"`{results['data']}`, {results['per_class']} training images of each class (of the "
-        f"largest one where there is a tail), {results['test_per_class']} test images of each class, "
-        f"one seed, last epoch (`{results['environment']['command']}`). Test accuracy, percent:"
-    )
-    lines = [
-        *textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False),
-        "",
-        "| | network | all | head | mid | tail | lowest, highest class | unseen faces | images | epochs |",
-        "|" + " --- |" * 10,
-    ]
-    for name, part in parts.items():
-        groups = " | ".join(f"{part['groups'][group]:.1f}" for group in ("head", "mid", "tail"))
-        lowest, highest = min(part["per_class"]), max(part["per_class"])
-        lines.append(
-            f"| {name} | `{part['model']}` | {part['accuracy']:.1f} | {groups} | {lowest:.1f}, {highest:.1f} "
-            f"| {part['unseen_faces']:.1f} | {part['training_images']} | {part['epochs']} |"
-        )
-    if simple is not None:
-        lines += [
-            "",
-            f"On the pixels of the balanced set: nearest neighbour {simple['1-nn']:.1f}, the best of four "
-            f"ridge regressions {simple['linear, best']:.1f}.",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def longtail_digits() -> str:

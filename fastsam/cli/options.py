@@ -75,7 +75,7 @@ def settings_of_data(arguments: Sequence[str]) -> dict[str, tuple[Field[Any], An
     """Field and type of the settings of the data set that a command line names, else of all."""
     named = [DATASETS[argument] for argument in arguments if DATASETS.get(argument) is not None]
     found: dict[str, tuple[Field[Any], Any]] = {}
-    for part in named[:1] or DATASETS.values():
+    for part in named[:1] or DATASETS.examples().values():
         hints = get_type_hints(part.settings)
         found |= {item.name: (item, hints[item.name]) for item in settings_of(part.settings)}
     return found

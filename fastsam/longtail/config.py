@@ -285,7 +285,11 @@ def check_applies(name: str, chosen: Mapping[str, RunPart]) -> None:
             registry.kind: names
             for registry in registries()
             if (
-                names := [n for n, p in registry.items() if name in p.settings.__dataclass_fields__]
+                names := [
+                    shown
+                    for shown, part in registry.examples().items()
+                    if name in part.settings.__dataclass_fields__
+                ]
             )
         }
         reasons = " or ".join(f"{kind} {', '.join(names)}" for kind, names in owners.items())

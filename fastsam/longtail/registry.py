@@ -70,6 +70,7 @@ class Registry(Mapping[str, P], Generic[P]):
         self._home = home
         self._parts: dict[str, P] = {}
         self._families: dict[str, Callable[[str], P]] = {}
+        self._removed: dict[str, str] = {}
         _REGISTRIES.append(self)
 
     def add(self, part: P) -> P:
@@ -95,9 +96,22 @@ class Registry(Mapping[str, P], Generic[P]):
 
         Args:
             prefix: for instance ``timm:``.
-            make: makes the part of a full name.
+            make: makes the part of a full name. All parts of a family have the same settings.
+
+        Raises:
+            ValueError: see :meth:`add`, of the settings.
         """
+        _check_fields(make(f"{prefix}NAME"))
         self._families[prefix] = make
+
+    def remove(self, name: str, reason: str) -> None:
+        """Register the name of a part that earlier versions had.
+
+        Args:
+            name: its name.
+            reason: what became of it and what to do, as the error for the name says it.
+        """
+        self._removed[name] = reason
 
     def names(self, *, plugins: bool = False) -> tuple[str, ...]:
         """Names of the parts in alphabetical order; families are shown as ``prefixNAME``.
@@ -108,7 +122,13 @@ class Registry(Mapping[str, P], Generic[P]):
         self._load_home()
         if plugins:
             load_plugins()
-        return (*self, *(f"{prefix}NAME" for prefix in sorted(self._families)))
+        return tuple(self.examples())
+
+    def examples(self) -> dict[str, P]:
+        """Return every part by name; for each family a single one, by the name ``prefixNAME``."""
+        self._load_home()
+        families = {f"{prefix}NAME": make for prefix, make in sorted(self._families.items())}
+        return {**self, **{name: make(name) for name, make in families.items()}}
 
     def __getitem__(self, name: str) -> P:
         """The part called ``name``.
@@ -118,6 +138,8 @@ class Registry(Mapping[str, P], Generic[P]):
         """
         part: P | None = self.get(name)
         if part is None:
+            if name in self._removed:
+                raise UsageError(f"{self.kind} {name} was removed: {self._removed[name]}")
             error = unknown(self.kind, name, self.names())
             failed = "".join(f"; plug-in {key}: {why}" for key, why in load_plugins().items())
             raise UsageError(f"{error}{failed}")

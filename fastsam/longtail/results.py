@@ -59,7 +59,6 @@ class Result:
         seconds: wall time of all epochs.
         unreadable: images that could not be read and were skipped, with how often.
         environment: versions and device.
-        unseen: metrics on a second test set of other kinds of images, where there is one.
         contents: SHA-256 of contents and classes of every split.
         steps_per_epoch: batches of an epoch.
         parent: the run that this one continues, and from which epoch; None for a run of its own.
@@ -78,7 +77,6 @@ class Result:
     seconds: float
     unreadable: dict[str, int]
     environment: dict[str, Any]
-    unseen: Metrics | None = None
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
@@ -101,7 +99,9 @@ class Result:
             DataError: if the text is not such a result, or was damaged or edited.
         """
         try:
-            result = build(cls, files.from_json(text))
+            values = files.from_json(text)
+            values.pop("unseen", None)  # metrics on a second test set, which older versions wrote
+            result = build(cls, values)
             result._check()
         except ValueError as error:
             raise DataError(f"not a result of `fastsam train`: {error}") from error

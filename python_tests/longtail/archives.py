@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import pickle
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import savemat
 
 
 def write_cifar10(root: Path, *, per_class: int, test_per_class: int) -> dict[str, str]:
@@ -59,6 +62,50 @@ def write_cifar100(root: Path, *, per_class: int, test_per_class: int) -> dict[s
         sums[name] = _dump(folder / name, content)
     meta = {"fine_label_names": [f"class{i}" for i in range(100)], "coarse_label_names": []}
     sums["meta"] = _dump(folder / "meta", meta)
+    return sums
+
+
+def write_mnist(
+    folder: Path,
+    *,
+    per_class: int,
+    test_per_class: int,
+    prefixes: tuple[str, str] = ("train", "t10k"),
+    labels: range = range(10),
+    compressed: bool = False,
+) -> dict[str, str]:
+    """The idx files of a set like MNIST, with fewer images; returns the SHA-256 of each content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    sums = {}
+    for prefix, count in zip(prefixes, (per_class, test_per_class), strict=True):
+        targets = rng.permutation(np.repeat(np.array(labels, dtype=np.uint8), count))
+        pixels = rng.integers(0, 256, (len(targets), 28, 28), dtype=np.uint8)
+        for name, array in (("images-idx3-ubyte", pixels), ("labels-idx1-ubyte", targets)):
+            content = idx_content(array)
+            path = folder / f"{prefix}-{name}{'.gz' if compressed else ''}"
+            path.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
+            sums[f"{prefix}-{name}"] = hashlib.sha256(content).hexdigest()
+    return sums
+
+
+def idx_content(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes in the idx format."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+    return header + array.tobytes()
+
+
+def write_svhn(root: Path, counts: list[int], *, test_per_class: int) -> dict[str, str]:
+    """SVHN's two files with ``counts`` images of the digits 0, 1, ...; returns the MD5 of each."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    sums = {}
+    for split, of_class in (("train", counts), ("test", [test_per_class] * 10)):
+        digits = rng.permutation(np.repeat(np.arange(10), of_class))
+        pixels = rng.integers(0, 256, (32, 32, 3, len(digits)), dtype=np.uint8)
+        path = root / f"{split}_32x32.mat"
+        savemat(path, {"X": pixels, "y": np.where(digits == 0, 10, digits)[:, None]})
+        sums[split] = hashlib.md5(path.read_bytes()).hexdigest()
     return sums
 
 

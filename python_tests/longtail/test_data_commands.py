@@ -6,11 +6,16 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archives import write_inaturalist_json, write_listed
+from PIL import Image
 
 from fastsam.cli import main
+from fastsam.longtail.data import TensorImages, load_dataset
 from fastsam.longtail.data.lists import read_list
+from fastsam.longtail.data.sheet import tiled, write_sheets
+from fastsam.longtail.errors import UsageError
 
 
 def failure(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
@@ -67,3 +72,29 @@ def test_data_convert(tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "convert", str(source), str(out)]) == 0
     assert len(read_list(out)) == 4
     assert "--overwrite" in failure(capsys, 2, "data", "convert", source, out)
+
+
+def test_sheets_show_what_is_there(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "sheets"
+    command = ["data", "show", "digits-lt", "--imbalance", "50", "--out", str(out)]
+    assert main([*command, "--columns", "5", "--rows", "3"]) == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names[:2] == ["0-0-100.png", "1-1-64.png"]
+    assert names[-2:] == ["9-9-2.png", "overview.png"]
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    with Image.open(out / "0-0-100.png") as sheet:
+        assert sheet.size == (5 * 66 - 2, 3 * 66 - 2)
+        shown = np.asarray(sheet)
+    data = load_dataset("digits-lt")
+    assert isinstance(data.train, TensorImages)
+    # The second image of the second row, enlarged eight times, is the seventh of class 0.
+    cell = shown[66:130, 66:130, 0][4::8, 4::8]
+    expected = (data.train.images[6, 0].float() * 255 / 16).round()
+    assert np.abs(cell.astype(int) - expected.numpy()).max() <= 1
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--split", "unseen"]) == 2
+    assert "valid: train, validation, test" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="rows and columns"):
+        list(write_sheets(data, tmp_path, columns=0))
+    assert tiled(np.zeros((4, 100, 90, 3), dtype=np.uint8), 3).shape == (2 * 102 - 2, 3 * 92 - 2, 3)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_cifar10, write_cifar100, write_image, write_listed
+from archives import write_image, write_listed
 from PIL import Image
 
 from fastsam.cli import main
@@ -54,28 +54,6 @@ def _few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
             info, num_classes=4, totals=totals, largest=9, smallest=3, boundaries=boundaries
         )
         monkeypatch.setitem(LISTED, name, small)
-
-
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    root = tmp_path_factory.mktemp("cifar")
-    sums = write_cifar10(root, per_class=20, test_per_class=3)
-    return root, sums | write_cifar100(root, per_class=10, test_per_class=1)
-
-
-@pytest.fixture
-def cifar_root(cifar: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The made archive, whose checksums torchvision is told to expect."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    root, sums = cifar
-    for reader in (CIFAR10, CIFAR100):
-        for part in ("train_list", "test_list"):
-            known = [[name, sums[name]] for name, _ in getattr(reader, part)]
-            monkeypatch.setattr(reader, part, known)
-        meta = {**reader.meta, "md5": sums[reader.meta["filename"]]}
-        monkeypatch.setattr(reader, "meta", meta)
-    return root
 
 
 def config_for(data: str, root: Path, **settings: Any) -> Any:

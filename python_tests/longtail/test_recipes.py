@@ -208,7 +208,9 @@ def test_rho_schedules() -> None:
 
 
 def test_the_imbalance_of_a_data_set_is_that_of_its_recipes() -> None:
-    assert [default_imbalance(name) for name in ("digits-lt", "cifar10-lt", "glyphs10-lt")] == [
+    assert [
+        default_imbalance(name) for name in ("digits-lt", "cifar10-lt", "fashion-mnist-lt")
+    ] == [
         50,
         100,
         100,

@@ -45,7 +45,7 @@ class DataShow:
     out: Path = Path("sheets")
     """Folder for the sheets."""
     split: str = "train"
-    """Dataset split: train, validation, test, or unseen (glyphs only)."""
+    """Dataset split: train, validation or test."""
     columns: int = 16
     """Images in a row."""
     rows: int = 8

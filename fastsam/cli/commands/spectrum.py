@@ -29,7 +29,7 @@ class SpectrumCommand:
     classes: tuple[int | Literal["all"], ...] = (0, 9)
     """Labels of the classes; `all` for the images of every class together."""
     split: str = "train"
-    """Whose images: train, validation or test; unseen for glyphs in other faces."""
+    """Dataset split: train, validation or test."""
     loss: str = "ce"
     """Cross-entropy without weights (ce), or the loss of the last epoch (as-trained)."""
     augment: str = "none"

@@ -176,8 +176,6 @@ def _show(result: Result) -> None:
     skipped = sum(record.skipped for record in result.history)
     if skipped:
         print(f"skipped {skipped} updates whose gradients were infinite or NaN")
-    if result.unseen is not None:
-        print(f"second test set, images of other kinds: {result.unseen.accuracy:.1f} %")
     if result.unreadable:
         first = next(iter(result.unreadable))
         show(f"skipped {len(result.unreadable)} images that cannot be read, the first is {first}")

@@ -138,6 +138,12 @@ def _given(name: str) -> DataSetPart:
 
 
 DATASETS.add_family(GIVEN, _given)
+for _removed in ("glyphs10-lt", "glyphs100-lt"):
+    DATASETS.remove(
+        _removed,
+        "the package no longer draws images; `fastsam report` still reads results of such runs, but "
+        "they can be neither resumed nor evaluated; fashion-mnist-lt has real images",
+    )
 
 
 def dataset_settings(name: str, **values: Any) -> Settings:

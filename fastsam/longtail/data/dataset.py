@@ -294,8 +294,6 @@ class LongTailData:
             set: of the selection where it is made here (:func:`~.subset.subset_hash`), else of the
             list and the names of the classes (:func:`~.lists.list_hash`). Equal for the same data
             set under another root.
-        unseen: a second test set whose images differ in kind from those of the training set; None
-            where the data set has none.
     """
 
     name: str
@@ -305,7 +303,6 @@ class LongTailData:
     class_names: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]]
     subset_hash: str
-    unseen: Images | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -340,12 +337,11 @@ class LongTailData:
 
     @property
     def splits(self) -> dict[str, Images]:
-        """The sets there are, by the names ``train``, ``validation``, ``test`` and ``unseen``."""
+        """The sets there are, by the names ``train``, ``validation`` and ``test``."""
         named = {
             "train": self.train,
             "validation": self.validation,
             "test": self.test,
-            "unseen": self.unseen,
         }
         return {name: images for name, images in named.items() if images is not None}
 

@@ -354,7 +354,6 @@ class Trainer:
             seconds=sum(record.seconds for record in self.history),
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.world.world_size},
-            unseen=None if data.unseen is None else self.judge.metrics(data.unseen),
         )
 
     def _unreadable(self) -> dict[str, int]:

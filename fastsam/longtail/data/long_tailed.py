@@ -1,0 +1,254 @@
+"""Cut a set of labelled images to a long tail, after validation images were held out.
+
+Counts and selection are those of Cao et al. (NeurIPS 2019); see :mod:`fastsam.longtail.data.subset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam.longtail.data.augment import (
+    BatchAugmentation,
+    Compose,
+    RandomCrop,
+    RandomHorizontalFlip,
+)
+from fastsam.longtail.data.catalog import ImbalanceSettings
+from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.groups import groups_by_rank
+from fastsam.longtail.data.subset import (
+    ImbalanceKind,
+    longtail_counts,
+    longtail_indices,
+    shuffled_by_class,
+    subset_hash,
+)
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.settings import setting
+
+NATURAL = "natural"
+FEWEST = 5
+"""Validation images of a class below which no setting can be chosen by them."""
+_LARGEST_SEED = 2**32 - 1
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel of pixels in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSettings(ImbalanceSettings):
+    """Which images train and which validate."""
+
+    n_max: int | None = setting(
+        "training images of the largest class; default: what the smallest class has after the "
+        "validation images were held out",
+        low=1,
+        optional=True,
+    )
+    validation_per_class: int = setting(
+        "training images of each class held out for validation before the cut; 0 for no "
+        f"validation set, else at least {FEWEST}",
+        default=0,
+        before=0,
+        low=0,
+    )
+    validation_seed: int = setting(
+        "seed of the choice of validation images", default=0, before=0, low=0, high=_LARGEST_SEED
+    )
+    class_order: str = setting(
+        "classes from the largest to the smallest: natural, a seed that shuffles them, or all "
+        "of them as c0,c1,...",
+        default=NATURAL,
+        before=NATURAL,
+    )
+
+    def check(self, run: Mapping[str, Any]) -> None:
+        """Validation images must be enough to choose by, and the order must be one of the forms."""
+        super().check(run)
+        if 0 < self.validation_per_class < FEWEST:
+            raise UsageError(
+                f"validation_per_class {self.validation_per_class} is too few to choose settings "
+                f"by; use at least {FEWEST}, or 0 for no validation set"
+            )
+        self._listed_order()
+
+    def ordered_classes(self, num_classes: int) -> NDArray[np.int64]:
+        """Return the classes from the largest to the smallest, int64 ``[num_classes]``.
+
+        Raises:
+            UsageError: the order does not name every class once.
+        """
+        listed = self._listed_order()
+        if self.class_order == NATURAL:
+            return np.arange(num_classes)
+        if len(listed) == 1:
+            shuffled = np.random.RandomState(listed[0]).permutation(num_classes)
+            return shuffled.astype(np.int64)
+        if sorted(listed) != list(range(num_classes)):
+            raise UsageError(
+                f"class_order must name each of the classes 0 to {num_classes - 1} once, got "
+                f"{self.class_order!r:.80}"
+            )
+        return np.array(listed, dtype=np.int64)
+
+    def _listed_order(self) -> list[int]:
+        """The numbers in ``class_order``: none for the natural order, a single one for a seed."""
+        parts = [] if self.class_order == NATURAL else self.class_order.split(",")
+        digits = (part for part in parts if part.isascii() and part.isdigit() and len(part) < 11)
+        numbers = [int(part) for part in digits]
+        if len(numbers) < len(parts) or (len(numbers) == 1 and numbers[0] > _LARGEST_SEED):
+            raise UsageError(
+                f"class_order must be {NATURAL}, a seed of at most {_LARGEST_SEED}, or all classes "
+                f"as c0,c1,..., got {self.class_order!r:.80}"
+            )
+        return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPixels:
+    """Images of one size with their classes.
+
+    Attributes:
+        pixels: uint8 ``[N, C, H, W]``.
+        targets: classes, int64 ``[N]``.
+    """
+
+    pixels: Tensor
+    targets: NDArray[np.int64]
+
+    def select(self, indices: NDArray[np.int64]) -> LabelledPixels:
+        """Return the images at ``indices``, int64 ``[n]``."""
+        return LabelledPixels(self.pixels[torch.from_numpy(indices)], self.targets[indices])
+
+
+def cut_to_long_tail(
+    name: str,
+    class_names: tuple[str, ...],
+    train: LabelledPixels,
+    test: LabelledPixels,
+    settings: CutSettings,
+    *,
+    normalization: Normalization | None = None,
+    flips: bool = True,
+) -> LongTailData:
+    """Hold out validation images, then cut the remaining training images to a long tail.
+
+    The validation images depend on ``validation_per_class`` and ``validation_seed`` alone, the test
+    images on no setting. Classes are numbered from the largest to the smallest. The paper's groups
+    of classes apply to 10 and 100 classes (0-2, 3-6, 7-9 and 0-35, 36-70, 71-99); other sets are cut
+    into thirds, and step profiles into halves.
+
+    Args:
+        name: name on the command line.
+        class_names: one per class, in the set's own order.
+        train: the training images.
+        test: the test images.
+        settings: the cut.
+        normalization: mean and standard deviation of each channel; by default those of the chosen
+            training images.
+        flips: whether the training augmentation mirrors images; every image is also shifted by up
+            to an eighth of its size.
+
+    Raises:
+        UsageError: the settings need more images than there are.
+    """
+    num_classes = len(class_names)
+    validation, pool = _held_out(train.targets, class_names, settings)
+    classes = settings.ordered_classes(num_classes)
+    ranks = np.argsort(classes)
+    names = tuple(class_names[label] for label in classes)
+    counts = _counts(
+        np.bincount(ranks[train.targets[pool]], minlength=num_classes), names, settings
+    )
+    chosen = pool[longtail_indices(ranks[train.targets[pool]], counts, settings.subset_seed)]
+    selected = train.select(chosen)
+    mean, std = normalization or channel_statistics(selected.pixels)
+
+    def ready(part: LabelledPixels, augmentation: BatchAugmentation | None = None) -> TensorImages:
+        targets = ranks[part.targets]
+        return TensorImages(part.pixels, targets, 255.0, mean, std, augmentation)
+
+    return LongTailData(
+        name=name,
+        train=ready(selected, _augmentation(train.pixels, flips=flips)),
+        validation=ready(train.select(validation)) if len(validation) else None,
+        test=ready(test),
+        class_names=names,
+        groups=groups_by_rank(num_classes, _boundaries(num_classes, settings.kind)),
+        subset_hash=subset_hash(chosen),
+    )
+
+
+def channel_statistics(pixels: Tensor) -> Normalization:
+    """Return mean and standard deviation of each channel, the same on any number of threads.
+
+    Args:
+        pixels: uint8 ``[N, C, H, W]``; 255 becomes 1. A constant channel has standard deviation 1.
+    """
+    values = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in pixels.unbind(dim=1):
+        shares = torch.bincount(channel.flatten(), minlength=256).numpy() / channel.numel()
+        mean = float(shares @ values)
+        means.append(mean)
+        deviations.append(float(np.sqrt(shares @ (values - mean) ** 2)) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def _held_out(
+    targets: NDArray[np.int64], class_names: tuple[str, ...], settings: CutSettings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the validation images, class after class, and of all others, ascending."""
+    wanted = settings.validation_per_class
+    order = shuffled_by_class(targets, len(class_names), settings.validation_seed)
+    smallest = min(range(len(order)), key=lambda label: len(order[label]))
+    if wanted >= len(order[smallest]):
+        raise UsageError(
+            f"validation_per_class {wanted} leaves no training image of class "
+            f"{class_names[smallest]!r}, which has {len(order[smallest])}; use at most "
+            f"{len(order[smallest]) - 1}"
+        )
+    validation = np.concatenate([indices[:wanted] for indices in order])
+    return validation, np.setdiff1d(np.arange(len(targets)), validation)
+
+
+def _counts(
+    left: NDArray[np.int64], names: tuple[str, ...], settings: CutSettings
+) -> NDArray[np.int64]:
+    """Training images of each class, where ``left`` are those that may be chosen."""
+    n_max = int(left.min()) if settings.n_max is None else settings.n_max
+    counts = longtail_counts(n_max, len(names), settings.imbalance, settings.kind)
+    short = np.flatnonzero(counts > left)
+    if len(short):
+        held = settings.validation_per_class
+        also = f" after {held} were held out for validation" if held else ""
+        remedy = " or lower validation_per_class" if held else ""
+        raise UsageError(
+            f"n_max {n_max} needs {counts[short[0]]} training images of class "
+            f"{names[short[0]]!r}, which has {left[short[0]]}{also}; n_max of at most "
+            f"{left.min()} fits every class{remedy}"
+        )
+    return counts
+
+
+def _augmentation(pixels: Tensor, *, flips: bool) -> BatchAugmentation:
+    """Shifts by an eighth of the size, which is 4 of CIFAR's 32 pixels, and perhaps flips."""
+    crop = RandomCrop(max(1, round(min(pixels.shape[-2:]) / 8)))
+    return Compose((crop, RandomHorizontalFlip())) if flips else crop
+
+
+def _boundaries(num_classes: int, kind: ImbalanceKind) -> tuple[int, int]:
+    """First class of mid and of tail."""
+    if kind == "step":
+        return num_classes // 2, num_classes // 2
+    if num_classes == 100:
+        return 36, 71
+    third = max(1, num_classes // 3)
+    return third, num_classes - third
