@@ -17,7 +17,6 @@ from fastsam.optim._engine.fused import FusedRule, new_state
 
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
-
 _NO_STATE: dict[str, Any] = {}
 
 
@@ -357,7 +356,7 @@ class Bucket:
             self.table.set_backups(self._backup_addresses)
             return
         own = self.table.column("weight")
-        if not any(self.perturbed):
+        if not any(self.perturbed):  # a step without an ascent, which may have no backup
             self.table.set_backups(own)
             return
         self.table.set_backups(
