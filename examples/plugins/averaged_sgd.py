@@ -18,7 +18,7 @@ from fastsam.longtail.optimizers import (
     OptimizerSettings,
     register_optimizer,
 )
-from fastsam.longtail.settings import setting
+from fastsam.longtail.settings import Entry, setting
 from fastsam.optim.passes import Need, Passes
 
 
@@ -53,7 +53,7 @@ class AveragedSGDSettings(OptimizerSettings):
     """Settings of the optimizer."""
 
     averaged_sgd_trial: float = setting(
-        "length of the trial step, in gradients", default=0.01, source="an example", low=0
+        "length of the trial step, in gradients", default=Entry(0.01, "an example"), low=0
     )
 
 

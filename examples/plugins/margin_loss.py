@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastsam.longtail.losses import ClassStatistics, LongTailLoss, Loss, register_loss
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class MarginLoss(LongTailLoss):
@@ -28,7 +28,7 @@ class MarginSettings(Settings):
     """Settings of the loss; the command line shows them as ``--margin-loss-margin``."""
 
     margin_loss_margin: float = setting(
-        "margin by which the true class must win", default=0.5, source="an example", low=0
+        "margin by which the true class must win", default=Entry(0.5, "an example"), low=0
     )
 
 

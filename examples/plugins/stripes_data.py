@@ -15,7 +15,7 @@ from fastsam.longtail.data import (
     longtail_counts,
     register_dataset,
 )
-from fastsam.longtail.settings import Settings, layer, setting
+from fastsam.longtail.settings import Entry, Settings, layer, setting
 
 
 class Stripes(Dataset):
@@ -45,7 +45,7 @@ class StripesSettings(Settings):
     """Settings of the data set."""
 
     stripes_noise: float = setting(
-        "standard deviation of the noise", default=0.5, source="an example", low=0
+        "standard deviation of the noise", default=Entry(0.5, "an example"), low=0
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastsam.longtail.models import Model, register_model
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class TinyFeatures(nn.Module):
@@ -34,7 +34,7 @@ class TinySettings(Settings):
     """Settings of the network."""
 
     tiny_net_width: int = setting(
-        "channels of the network", default=16, source="an example", low=1, high=4096
+        "channels of the network", default=Entry(16, "an example"), low=1, high=4096
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.registry import Registry, RunPart
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 Mean = Literal["weights", "samples"]
 MEANS: tuple[Mean, ...] = ("weights", "samples")
@@ -121,7 +121,7 @@ class EffectiveNumberSettings(Settings):
     """Settings of the effective number of samples."""
 
     beta: float = setting(
-        "beta of the effective number of samples", default=0.9999, source="[code]", low=0, high=1
+        "beta of the effective number of samples", default=Entry(0.9999, "[code]"), low=0, high=1
     )
 
 
@@ -158,7 +158,6 @@ class ClassWeightSettings(Settings):
     weighting: str = setting(
         "class weights: effective (number of samples) or inverse (frequency), both summing to the "
         "number of classes, mean over the batch's weights; algorithm1: 1/n, mean over samples",
-        default="effective",
-        source="[code]",
+        default=Entry("effective", "[code]"),
         names=CLASS_WEIGHTS,
     )

@@ -9,7 +9,7 @@ from fastsam.longtail.classes import ClassWeightSettings
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.registry import Registry, RunPart, load_plugins
-from fastsam.longtail.settings import DeferralSettings, NoSettings, Settings, setting
+from fastsam.longtail.settings import DeferralSettings, Entry, NoSettings, Settings, setting
 
 Sampling = Literal["class-balanced", "square-root", "progressive"]
 
@@ -21,8 +21,7 @@ class SamplingSettings(Settings):
     sampling: Sampling = setting(
         "how classes are re-sampled: class-balanced; square-root (of the count); progressive "
         "(from the counts to class-balanced over the run)",
-        default="class-balanced",
-        source="Cao et al. 2019 (baselines RS and DRS)",
+        default=Entry("class-balanced", "Cao et al. 2019 (baselines RS and DRS)"),
     )
 
 

@@ -47,8 +47,6 @@ def setting(
     help_text: str,
     *,
     default: Any = MISSING,
-    source: str = "default",
-    known: bool = True,
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
@@ -57,6 +55,7 @@ def setting(
     place: bool = False,
     scaled: int | None = None,
     names: Any = None,
+    argument: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -64,9 +63,7 @@ def setting(
 
     Args:
         help_text: meaning, unit and default, as the command line shows it.
-        default: value that recipes take where nothing else sets one.
-        source: where ``default`` comes from.
-        known: False where no source states ``default``.
+        default: value that recipes take where nothing else sets one; an :class:`Entry` names its source.
         low: smallest value.
         high: largest value.
         above: largest value that is too small.
@@ -77,6 +74,7 @@ def setting(
         scaled: for a number of epochs that recipes scale with the length of the run: how many epochs
             must follow it.
         names: registry of the parts that the value names.
+        argument: argument of the part's constructor that the setting fills.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,8 @@ def setting(
     """
     metadata = {
         "help": help_text,
-        "default": MISSING if default is MISSING else Entry(default, source, known),
+        "default": default if default is MISSING or isinstance(default, Entry) else _plain(default),
+        "argument": argument,
         "low": low,
         "high": high,
         "above": above,
@@ -104,6 +103,10 @@ def setting(
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
+def _plain(value: Any) -> Entry:
+    return Entry(value, "default")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of every settings dataclass; it checks each value when an instance is made.
@@ -114,6 +117,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self))
+
+    def arguments(self) -> dict[str, Any]:
+        """The settings that fill an argument of the part's constructor, by its name."""
+        named = ((item.metadata["argument"], item.name) for item in settings_of(type(self)))
+        return {argument: getattr(self, name) for argument, name in named if argument is not None}
 
     def check(self, run: Mapping[str, Any]) -> None:
         """Raise :class:`UsageError` if a setting contradicts another one of the run.

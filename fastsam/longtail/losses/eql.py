@@ -15,7 +15,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LongTailLoss, Loss, Mean, register_loss
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Given
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class EqualizationLoss(LongTailLoss):
@@ -88,17 +88,13 @@ class EqualizationSettings(Settings):
 
     eql_threshold: float = setting(
         "frequency below which a class is rare",
-        default=5e-3,
-        source="starting point",
-        known=False,
+        default=Entry(0.005, "starting point", known=False),
         low=0,
         high=1,
     )
     eql_drop: float = setting(
         "probability of leaving a rare class out of a denominator",
-        default=0.9,
-        source="starting point",
-        known=False,
+        default=Entry(0.9, "starting point", known=False),
         low=0,
         high=1,
     )

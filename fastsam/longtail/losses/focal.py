@@ -15,7 +15,7 @@ from fastsam.longtail.losses.base import (
     check_number,
     register_loss,
 )
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class FocalLoss(LongTailLoss):
@@ -52,13 +52,12 @@ class FocalSettings(Settings):
     """Settings of the focal loss."""
 
     focal_gamma: float = setting(
-        "exponent of the focal loss", default=1.0, source="code of Cao et al. 2019", low=0
+        "exponent of the focal loss", default=Entry(1.0, "code of Cao et al. 2019"), low=0
     )
     focal_mean: Mean = setting(
         "what focal losses with class weights are divided by: samples (their number) or weights "
         "(their sum)",
-        default="samples",
-        source="code of Cao et al. 2019",
+        default=Entry("samples", "code of Cao et al. 2019"),
         before="weights",
     )
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from fastsam.longtail.classes import inverse_frequency_weights
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LongTailLoss, Loss, check_number, register_loss
-from fastsam.longtail.settings import DeferralSettings, setting
+from fastsam.longtail.settings import DeferralSettings, Entry, setting
 
 
 class InfluenceBalancedLoss(LongTailLoss):
@@ -52,8 +52,7 @@ class InfluenceBalancedSettings(DeferralSettings):
 
     ib_alpha: float = setting(
         "factor of the influence-balanced loss",
-        default=1000.0,
-        source="code of Park et al. 2021",
+        default=Entry(1000.0, "code of Park et al. 2021"),
         above=0,
     )
 

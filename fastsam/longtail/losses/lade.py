@@ -15,7 +15,7 @@ from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.losses.base import Loss, check_number, check_targets, register_loss
 from fastsam.longtail.models.classifier import Outputs
 from fastsam.longtail.objective import Given, Term
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class LADELoss(Term):
@@ -84,10 +84,10 @@ class LADESettings(Settings):
     """Settings of LADE."""
 
     lade_alpha: float = setting(
-        "weight of the bound on dependence", default=0.1, source="code of Hong et al. 2021", low=0
+        "weight of the bound on dependence", default=Entry(0.1, "code of Hong et al. 2021"), low=0
     )
     lade_lambda: float = setting(
-        "regularization of the bound", default=0.1, source="code of Hong et al. 2021", low=0
+        "regularization of the bound", default=Entry(0.1, "code of Hong et al. 2021"), low=0
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fastsam.longtail.classes import checked_counts
 from fastsam.longtail.losses.base import LongTailLoss, Loss, Mean, check_number, register_loss
-from fastsam.longtail.settings import Settings, layer, setting
+from fastsam.longtail.settings import Entry, Settings, layer, setting
 
 
 class LDAMLoss(LongTailLoss):
@@ -63,12 +63,11 @@ class LDAMSettings(Settings):
     """Settings of the LDAM loss."""
 
     max_margin: float = setting(
-        "margin of the smallest class", default=0.5, source="Cao et al. 2019 (CIFAR)", low=0
+        "margin of the smallest class", default=Entry(0.5, "Cao et al. 2019 (CIFAR)"), low=0
     )
     scale: float = setting(
         "factor on cosine logits",
-        default=30.0,
-        source="code of Cao et al. 2019",
+        default=Entry(30.0, "code of Cao et al. 2019"),
         above=0,
         high=10**6,
     )

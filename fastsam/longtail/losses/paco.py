@@ -21,7 +21,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import ClassStatistics, Loss, check_targets, register_loss
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Given, Term
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class PaCoLoss(Term):
@@ -220,19 +220,19 @@ class PaCoSettings(Settings):
     """Settings of PaCo."""
 
     paco_alpha: float = setting(
-        "weight of a contrasted positive", default=0.01, source=_SOURCE, low=0
+        "weight of a contrasted positive", default=Entry(0.01, _SOURCE), low=0
     )
     paco_temperature: float = setting(
-        "temperature of the contrasts", default=0.05, source=_SOURCE, above=0
+        "temperature of the contrasts", default=Entry(0.05, _SOURCE), above=0
     )
     paco_queue: int = setting(
-        "places in the queue of keys", default=1024, source=_SOURCE, low=1, high=2**20
+        "places in the queue of keys", default=Entry(1024, _SOURCE), low=1, high=2**20
     )
     paco_projection: int = setting(
-        "length of the projected vectors", default=32, source=_SOURCE, low=1, high=2**14
+        "length of the projected vectors", default=Entry(32, _SOURCE), low=1, high=2**14
     )
     paco_batch_norm: bool = setting(
-        "batch normalization in the projection", default=True, source=_SOURCE, before=False
+        "batch normalization in the projection", default=Entry(True, _SOURCE), before=False
     )
 
 

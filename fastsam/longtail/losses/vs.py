@@ -12,7 +12,7 @@ from torch import Tensor
 from fastsam.longtail.classes import checked_counts, prior
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LongTailLoss, Loss, Mean, register_loss
-from fastsam.longtail.settings import Settings, layer, setting
+from fastsam.longtail.settings import Entry, Settings, layer, setting
 
 
 class VSLoss(LongTailLoss):
@@ -63,9 +63,9 @@ class GammaSettings(Settings):
 
     gamma: float = setting(
         "exponent of the logits' divisors",
-        default=0.3,
-        source="[code] defaults; the values behind Table 1 are not published",
-        known=False,
+        default=Entry(
+            0.3, "[code] defaults; the values behind Table 1 are not published", known=False
+        ),
         low=0,
         high=1000,
     )
@@ -77,8 +77,7 @@ class TauSettings(Settings):
 
     tau: float = setting(
         "factor on the log prior",
-        default=1.0,
-        source="Menon et al. 2021: tau = 1 is the consistent choice",
+        default=Entry(1.0, "Menon et al. 2021: tau = 1 is the consistent choice"),
         low=0,
         high=1000,
     )

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.schedules import RHO_SCHEDULES
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.settings import Entry, Settings, setting
 from fastsam.optim import Schedule
 
 
@@ -58,8 +58,8 @@ class OptimizerSettings(Settings):
 class SGDSettings(OptimizerSettings):
     """Settings of SGD, on which every optimizer of the paper is built."""
 
-    momentum: float = setting("momentum of SGD", default=0.9, source="[code]", low=0, high=1)
-    nesterov: bool = setting("Nesterov momentum", default=False, source="[code]", before=False)
+    momentum: float = setting("momentum of SGD", default=Entry(0.9, "[code]"), low=0, high=1)
+    nesterov: bool = setting("Nesterov momentum", default=Entry(False, "[code]"), before=False)
 
     def check(self, run: Mapping[str, Any]) -> None:
         """Nesterov momentum needs momentum."""
@@ -88,16 +88,13 @@ class AscentSettings(SGDSettings):
 
     rho: tuple[float, ...] = setting(
         "radius of the ascent step: one value, or one per phase of the rho schedule",
-        default=(0.05,),
-        source="starting point; the paper names no value",
-        known=False,
+        default=Entry((0.05,), "starting point; the paper names no value", known=False),
         low=0,
     )
     rho_schedule: str = setting(
         "constant; step (at rho_milestones); linear (first to last epoch); deferred (second "
         "value after defer_epoch, as Algorithm 1)",
-        default="constant",
-        source="[code]",
+        default=Entry("constant", "[code]"),
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(

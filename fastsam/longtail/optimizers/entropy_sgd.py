@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastsam.longtail.optimizers.base import (
-    OptimizerInputs,
     OptimizerPart,
     SGDSettings,
     register_optimizer,
 )
-from fastsam.longtail.settings import layer, setting
+from fastsam.longtail.settings import Entry, layer, setting
 from fastsam.optim import EntropySGD
 
 _PAPER = "Chaudhari et al. 2017, section 4.2"
@@ -23,42 +22,34 @@ class EntropySGDSettings(SGDSettings):
 
     entropy_steps: int = setting(
         "Langevin steps, a batch each",
-        default=5,
-        source=_UNTUNED,
-        known=False,
+        default=Entry(5, _UNTUNED, known=False),
         low=1,
         high=10**6,
+        argument="steps",
     )
-    entropy_lr: float = setting("step size of the dynamics", default=0.1, source=_PAPER, above=0)
+    entropy_lr: float = setting(
+        "step size of the dynamics", default=Entry(0.1, _PAPER), above=0, argument="inner_lr"
+    )
     entropy_gamma: float = setting(
         "pull towards the weights of the step",
-        default=0.03,
-        source=_UNTUNED,
-        known=False,
+        default=Entry(0.03, _UNTUNED, known=False),
         above=0,
+        argument="gamma",
     )
-    entropy_noise: float = setting("thermal noise", default=1e-4, source=_PAPER, low=0)
+    entropy_noise: float = setting(
+        "thermal noise", default=Entry(0.0001, _PAPER), low=0, argument="noise"
+    )
     entropy_alpha: float = setting(
-        "memory of the running mean", default=0.75, source=_PAPER, low=0, high=1
-    )
-
-
-def _build(settings: EntropySGDSettings, inputs: OptimizerInputs) -> EntropySGD:
-    return EntropySGD(
-        settings.sgd(inputs),
-        steps=settings.entropy_steps,
-        inner_lr=settings.entropy_lr,
-        gamma=settings.entropy_gamma,
-        noise=settings.entropy_noise,
-        alpha=settings.entropy_alpha,
-        seed=inputs.seed,
+        "memory of the running mean", default=Entry(0.75, _PAPER), low=0, high=1, argument="alpha"
     )
 
 
 register_optimizer(
     OptimizerPart(
         name="entropy-sgd",
-        build=_build,
+        build=lambda settings, inputs: EntropySGD(
+            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+        ),
         settings=EntropySGDSettings,
         summary="descent on the local entropy by Langevin dynamics",
         recipe=layer("moves all the way to the running mean", known=False, lr=1.0, momentum=0.0),

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from fastsam.longtail.optimizers.base import (
     AscentSettings,
-    OptimizerInputs,
     OptimizerPart,
     register_optimizer,
 )
-from fastsam.longtail.settings import layer, setting
+from fastsam.longtail.settings import Entry, layer, setting
 from fastsam.optim import LookSAM
 
 
@@ -20,16 +19,19 @@ class LookSAMSettings(AscentSettings):
 
     look_every: int = setting(
         "steps from one SAM step to the next",
-        default=5,
-        source="Liu et al. 2022",
+        default=Entry(5, "Liu et al. 2022"),
         low=1,
         high=10**9,
+        argument="every",
     )
     look_alpha: float = setting(
         "weight of the reused direction",
-        default=0.3,
-        source="ours: 0.7, tuned for ViTs by Liu et al. 2022, took the tail of digits-lt from 77 to 54",
+        default=Entry(
+            0.3,
+            "ours: 0.7, tuned for ViTs by Liu et al. 2022, took the tail of digits-lt from 77 to 54",
+        ),
         low=0,
+        argument="alpha",
     )
 
     def state_copies(self) -> int:
@@ -37,20 +39,15 @@ class LookSAMSettings(AscentSettings):
         return super().state_copies() + 1
 
 
-def _build(settings: LookSAMSettings, inputs: OptimizerInputs) -> LookSAM:
-    return LookSAM(
-        settings.sgd(inputs),
-        rho=settings.rho[0],
-        every=settings.look_every,
-        alpha=settings.look_alpha,
-        **settings.ascent_steps(inputs),
-    )
-
-
 register_optimizer(
     OptimizerPart(
         name="looksam",
-        build=_build,
+        build=lambda settings, inputs: LookSAM(
+            settings.sgd(inputs),
+            rho=settings.rho[0],
+            **settings.arguments(),
+            **settings.ascent_steps(inputs),
+        ),
         settings=LookSAMSettings,
         summary="SAM at every k-th step, its direction reused in between",
         recipe=layer(

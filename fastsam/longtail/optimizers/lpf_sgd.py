@@ -8,12 +8,11 @@ from typing import Any
 
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.optimizers.base import (
-    OptimizerInputs,
     OptimizerPart,
     SGDSettings,
     register_optimizer,
 )
-from fastsam.longtail.settings import setting
+from fastsam.longtail.settings import Entry, setting
 from fastsam.optim import LPFSGD
 
 _SOURCE = "code of Bisla et al. 2022 (CIFAR); the values behind Table 4 are not published"
@@ -25,13 +24,15 @@ class LPFSGDSettings(SGDSettings):
 
     lpf_gamma: float = setting(
         "noise relative to the norm of each filter",
-        default=0.002,
-        source=_SOURCE,
-        known=False,
+        default=Entry(0.002, _SOURCE, known=False),
         low=0,
+        argument="gamma",
     )
     lpf_parts: int = setting(
-        "parts of a batch with their own noise", default=1, source=_SOURCE, known=False, low=1
+        "parts of a batch with their own noise",
+        default=Entry(1, _SOURCE, known=False),
+        low=1,
+        argument="parts",
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
@@ -43,19 +44,12 @@ class LPFSGDSettings(SGDSettings):
             )
 
 
-def _build(settings: LPFSGDSettings, inputs: OptimizerInputs) -> LPFSGD:
-    return LPFSGD(
-        settings.sgd(inputs),
-        gamma=settings.lpf_gamma,
-        parts=settings.lpf_parts,
-        seed=inputs.seed,
-    )
-
-
 register_optimizer(
     OptimizerPart(
         name="lpf-sgd",
-        build=_build,
+        build=lambda settings, inputs: LPFSGD(
+            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+        ),
         settings=LPFSGDSettings,
         summary="low-pass-filtered SGD: gradients averaged over filter-normalized noise",
     )

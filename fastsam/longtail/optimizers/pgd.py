@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsam.longtail.optimizers.base import (
-    OptimizerInputs,
     OptimizerPart,
     SGDSettings,
     register_optimizer,
 )
-from fastsam.longtail.settings import setting
+from fastsam.longtail.settings import Entry, setting
 from fastsam.optim import PGD
 
 _UNTUNED = "starting point; the paper names no value"
@@ -22,26 +21,24 @@ class PGDSettings(SGDSettings):
     """Settings of perturbed gradient descent."""
 
     noise_sigma: float = setting(
-        "standard deviation of the noise", default=1e-4, source=_UNTUNED, known=False, low=0
+        "standard deviation of the noise",
+        default=Entry(0.0001, _UNTUNED, known=False),
+        low=0,
+        argument="sigma",
     )
     noise_on: Literal["gradient", "weights"] = setting(
-        "noise on gradient or weights", default="gradient", source=_UNTUNED, known=False
-    )
-
-
-def _build(settings: PGDSettings, inputs: OptimizerInputs) -> PGD:
-    return PGD(
-        settings.sgd(inputs),
-        sigma=settings.noise_sigma,
-        noise_on=settings.noise_on,
-        seed=inputs.seed,
+        "noise on gradient or weights",
+        default=Entry("gradient", _UNTUNED, known=False),
+        argument="noise_on",
     )
 
 
 register_optimizer(
     OptimizerPart(
         name="pgd",
-        build=_build,
+        build=lambda settings, inputs: PGD(
+            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+        ),
         settings=PGDSettings,
         summary="perturbed gradient descent: isotropic noise on gradient or weights",
     )
