@@ -16,7 +16,8 @@ def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tens
     Foret et al. 2021, section 4.1: the smaller the part of the batch that a perturbation is computed from,
     the better the weights generalize. For each closure the weights climb on its gradient, the gradient at
     the top is computed, and the weights return. The update uses the mean of the gradients at the tops. See
-    :func:`local_sam_step` for ranks that each climb on their own gradient.
+    :func:`local_sam_step` for ranks that each climb on their own gradient. Where no ascent is due, each
+    closure makes one pass, and the update uses the mean of the gradients at the weights.
 
     A gradient that is not finite, of any micro-batch and in either pass, skips the whole update. Memory for
     one more gradient is needed, in float32 where gradients have 16 bits.
@@ -24,8 +25,8 @@ def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tens
     Args:
         optimizer: its gradients from before the call are dropped, and it has none afterwards.
         closures: one for each micro-batch: runs forward and backward over it and returns its loss. Each is
-            called twice, with gradients enabled and cleared, and once where no ascent is due. Give the
-            micro-batches the same size, or weight their losses: all closures count the same.
+            called once for each pass, with gradients enabled and cleared. Give the micro-batches the same
+            size, or weight their losses: all closures count the same.
 
     Returns:
         The mean of the losses at the weights before the step, detached.
@@ -58,20 +59,26 @@ def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tens
             "m_sam_step() between first_step() and second_step(): finish the open step, or give it up with "
             "restore(), first"
         )
+    optimizer.policy.agree(
+        optimizer.process_group
+    )  # before the ranks make passes that they must share
+    due = optimizer.ascent_due
     sums: dict[Tensor, Tensor] = {}
     losses: list[Tensor] = []
     broken: Tensor | None = None
-    due = optimizer.ascent_due
     try:
-        for index, closure in enumerate(closures):
+        for closure in closures:
+            if losses:
+                optimizer.restore()
+                optimizer.policy.decide(due)
             losses.append(_loss_of(closure, optimizer))
             optimizer.first_step()
             if due:
                 broken = _flag(optimizer.ascent_norm, broken)
                 _loss_of(closure, optimizer)
-            # The update needs an open step, that of the last micro-batch.
-            (optimizer.return_to_weights if index == len(closures) - 1 else optimizer.restore)()
+                optimizer.return_to_weights()
             _add_gradients(optimizer, sums)
+        # The update belongs to the open step, that of the last micro-batch.
         for parameter, total in sums.items():
             parameter.grad = total.div_(len(closures)).to(parameter.dtype)
         if broken is not None:

@@ -16,7 +16,7 @@ from fastsam.optim._engine.base_optimizer import made_or_ready
 from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
 from fastsam.optim._engine.policy import COUNTER, agreed_steps
-from fastsam.optim._engine.settings import check_flag, check_groups, check_number, refuse_clashes
+from fastsam.optim._engine.settings import check_flag, check_group, check_number, refuse_clashes
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.passes import Need, Passes, run_passes
 
@@ -36,9 +36,9 @@ class SAM(BetweenHalves):
     price of one flag read by the host per step.
 
     Not every step has to ascend: an ascent is due at attempted step n where ``start <= n < stop``,
-    ``(n - start) % interval == 0`` and a group has a rho other than 0; ``ascent_due`` tells. The other steps
-    are the base optimizer's update with one pass and no backup of the weights. Code that makes two passes
-    all the same stays correct: ``first_step`` moves nothing then.
+    ``(n - start) % interval == 0`` and a perturbed group has a rho other than 0; ``ascent_due`` tells. The
+    other steps are the base optimizer's update with one pass and no backup of the weights. Code that makes
+    two passes all the same stays correct: ``first_step`` moves nothing then.
 
     Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
     may be frozen and unfrozen between steps.
@@ -85,10 +85,9 @@ class SAM(BetweenHalves):
 
     Raises:
         ValueError: an option has a wrong value, or one of the base optimizer is NaN; groups differ in start,
-            interval or stop; the base optimizer has
-            a default of its own under the name of one of SAM's options (Adadelta's ``rho``); a parameter
-            is sharded by FSDP1; or ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the
-            parameters.
+            interval or stop, or all have ``perturb=False``; the base optimizer has a default of its own under
+            the name of one of SAM's options (Adadelta's ``rho``); a parameter is sharded by FSDP1; or
+            ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
         TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
             of giving one were used.
 
@@ -138,7 +137,7 @@ class SAM(BetweenHalves):
             COUNTER: first_attempt,
         }
         sharding.refuse_zero_redundancy()
-        check_groups([own])
+        check_group(own)
         agreed_steps([own])
         check_number("first_attempt", first_attempt, whole=True)
         check_flag("check_finite", check_finite)
@@ -146,11 +145,11 @@ class SAM(BetweenHalves):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
         optimizer = made_or_ready("SAM", params, base_optimizer, optimizer, kwargs)
         refuse_clashes("SAM", own, optimizer)
-        check_groups(optimizer.param_groups)
-        agreed_steps({**own, **group} for group in optimizer.param_groups)
         for group in optimizer.param_groups:
+            check_group(group)
             for parameter in group["params"]:
                 sharding.refuse_flattened(parameter)
+        agreed_steps({**own, **group} for group in optimizer.param_groups)
         # Nothing was refused: from here on things change.
         super().__init__(optimizer, own)
         self.check_finite = check_finite
@@ -177,8 +176,8 @@ class SAM(BetweenHalves):
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: the last step was neither finished nor restored, or no parameter has a gradient
-                on this rank.
+            RuntimeError: the last step was neither finished nor restored, or no parameter that the ascent
+                perturbs has a gradient on this rank.
             ValueError: a gradient does not fit its parameter (sparse, other dtype or device); a rho
                 is negative or not finite; or groups or ranks differ in start, interval or stop. Nothing was
                 changed.
@@ -222,8 +221,8 @@ class SAM(BetweenHalves):
         Returns:
             None without a closure, and where a closure for the second pass was not called because no ascent
             is due; else the loss that the closure returned (that of the first pass where it makes both). If
-            the closure raises, the weights are restored to w. A closure for both passes
-            that returns None and leaves no gradient skips the batch: nothing changes.
+            the closure raises, the weights are restored to w. A closure for both passes that returns None and
+            leaves no gradient skips the batch: nothing changes.
 
         Raises:
             RuntimeError: an ascent is due, no closure was given and there was no ``first_step``; a closure

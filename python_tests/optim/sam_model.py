@@ -186,9 +186,8 @@ class Model:
             return self.decided
         start, interval, stop = (self.settings[0][name] for name in POLICY)
         due = range(start, self.attempted + 1 if stop is None else stop, interval)
-        return self.attempted in due and any(
-            float(own["rho"]) != 0 for own in self.settings if own["perturb"]
-        )
+        perturbs = any(own["perturb"] and float(own["rho"]) != 0 for own in self.settings)
+        return self.attempted in due and perturbs
 
     def decide(self) -> bool:
         self.decided = self.is_due()
@@ -199,7 +198,7 @@ class Model:
             return RuntimeError, "first_step\\(\\) was called twice"
         if all(slot.gradient is None for slot in self.slots):
             return RuntimeError, "no parameter has a gradient"
-        if self.decide() and not any(self.is_perturbed(*each) for each in self.members()):
+        if self.is_due() and not any(self.is_perturbed(*each) for each in self.members()):
             return RuntimeError, "only parameters of groups with perturb=False"
         return None
 
@@ -259,11 +258,14 @@ class Model:
             eta = 0.01 if adaptive == "weights" else 0.0
         return weight.double().abs() + eta
 
-    def restore(self) -> None:
+    def return_to_weights(self) -> None:
         for slot in self.slots:
             if slot.backup is not None:
                 slot.weight = slot.backup
             slot.backup = slot.prediction = None
+
+    def restore(self) -> None:
+        self.return_to_weights()
         self.begun = self.climbed = False
         self.decided = None
 

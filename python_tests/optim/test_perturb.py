@@ -282,6 +282,149 @@ def test_a_step_of_capture_step_on_the_cpu(seed):
     assert_close(*([p.detach() for p in m.parameters()] for m in (model, twin)), 1e-12)
 
 
+# --- with the ascent policy ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prepares", [False, True])
+@pytest.mark.parametrize("base", ["SGD", "AdamW"])
+def test_they_have_no_backup_and_the_others_none_before_the_first_ascent(base, prepares, seed):
+    kind, options = BASES[base]
+    problem = problem_of(torch.float64, seed)
+    optimizer, parameters = make(SAM, problem, kind, rho=0.3, start=2, **options)
+
+    def backups() -> dict[bool, list[bool]]:
+        found: dict[bool, list[bool]] = {True: [], False: []}
+        for bucket in optimizer.native_step._buckets:
+            found[bucket.perturbs].append(bucket.backup is not None)
+        return found
+
+    if prepares:
+        optimizer.prepare()
+        assert backups() == {True: [True], False: [False]}
+    for step in range(4):
+        problem.set_gradients(parameters, step, 0)
+        if optimizer.ascent_due:
+            optimizer.first_step(zero_grad=True)
+            problem.set_gradients(parameters, step, 1)
+        optimizer.step()
+        assert backups() == {True: [prepares or step >= 2], False: [False]}
+
+
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+def test_a_step_without_ascent_updates_them_like_the_others(dtype, seed):
+    kind, options = BASES["SGD"]
+    problem = problem_of(dtype, seed)
+    runs = []
+    for each, own in ((SAM, {"rho": 0.3, "start": 3}), (SGD, {"foreach": False})):
+        parameters = problem.parameters()
+        groups = problem.param_groups(parameters)
+        if each is SAM:
+            optimizer: Any = SAM(groups, kind, **own, **options)
+        else:
+            optimizer = SGD(parameters, **own, **options)
+        for step in range(3):
+            problem.set_gradients(parameters, step, 0)
+            optimizer.step()
+        runs.append([p.detach() for p in parameters])
+    assert_same_bits(*runs)
+
+
+def test_trajectories_with_an_interval_equal_the_oracle(seed):
+    kind, options = BASES["SGD"]
+    problem = problem_of(torch.float64, seed)
+    optimizer, parameters = make(SAM, problem, kind, rho=0.3, start=1, interval=2, **options)
+    oracle, doubles = make(OracleSAM, problem, kind, rho=0.3, **options)
+    for step in range(6):
+        due = step % 2 == 1
+        assert optimizer.ascent_due is due
+        for which in range(1 + due):
+            for each, weights in ((optimizer, parameters), (oracle, doubles)):
+                problem.set_gradients(weights, step, which)
+                if which < due:
+                    each.first_step(zero_grad=True)
+        optimizer.step()
+        if due:
+            oracle.second_step()
+        else:
+            for p, double in zip(doubles, oracle.doubles, strict=True):
+                double.grad = None if p.grad is None else p.grad.double()
+            oracle.base.step()
+            with torch.no_grad():
+                for p, double in zip(doubles, oracle.doubles, strict=True):
+                    p.copy_(double)
+    assert_close([p.detach() for p in parameters], [p.detach() for p in doubles], 1e-12)
+
+
+def test_their_rho_makes_no_ascent_due():
+    groups = [{**pair()[0], "rho": 0.0}, {**pair()[1], "rho": 0.5}]
+    optimizer = SAM(groups, SGD, lr=0.1)
+    assert not optimizer.ascent_due
+    optimizer.restore()
+    optimizer.param_groups[0]["rho"] = 0.5
+    assert optimizer.ascent_due
+
+
+def test_their_gradients_alone_are_enough_where_no_ascent_is_due():
+    groups = pair()
+    perturbed, kept = (group["params"][0] for group in groups)
+    optimizer = SAM(groups, SGD, lr=0.25, start=2)
+    for call in (optimizer.step, optimizer.second_step):
+        kept.grad = torch.ones(2)
+        optimizer.first_step()
+        call()
+    assert_same_bits([perturbed, kept], [torch.ones(2), torch.full((2,), 0.5)])
+    with pytest.raises(RuntimeError, match="only parameters of groups with perturb=False"):
+        optimizer.first_step()
+    kept.grad = None
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        optimizer.first_step()
+    perturbed.grad = torch.ones(2)
+    optimizer.first_step(zero_grad=True)
+    with pytest.raises(RuntimeError, match="second pass left no gradient"):
+        optimizer.step()
+
+
+def test_both_checks_of_all_groups_run_wherever_groups_change():
+    perturbed, kept = pair()
+    wrong: dict[str, list[dict[str, Any]]] = {
+        "must agree on start": [{**perturbed, "start": 1}, {**kept, "start": 2}],
+        "perturb=False in every": [
+            {**perturbed, "perturb": False, "start": 1},
+            {**kept, "start": 1},
+        ],
+    }
+    for message, groups in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            SAM(copy.deepcopy(groups), SGD, lr=0.1)
+        with pytest.raises(ValueError, match=message):
+            SAM(optimizer=SGD(copy.deepcopy(groups), lr=0.1))
+        optimizer = SAM(pair(), SGD, lr=0.1, start=1)
+        before = [dict(group) for group in optimizer.param_groups]
+        with pytest.raises(ValueError, match=message):
+            optimizer.param_groups = [
+                {**now, **group} for now, group in zip(before, groups, strict=True)
+            ]
+        state = copy.deepcopy(optimizer.state_dict())
+        for saved, group in zip(state["param_groups"], groups, strict=True):
+            saved |= {name: value for name, value in group.items() if name != "params"}
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
+        for group, now in zip(before, optimizer.param_groups, strict=True):
+            assert group["params"] is now["params"]
+            assert {k: v for k, v in group.items() if k != "params"} == {
+                k: v for k, v in now.items() if k != "params"
+            }
+    optimizer = SAM(pair()[:1], SGD, lr=0.1, start=1)
+    with pytest.raises(ValueError, match="must agree on start"):
+        optimizer.add_param_group({**kept, "start": 2})
+    optimizer.add_param_group(kept)
+    assert optimizer.param_groups[1]["start"] == 1
+    optimizer.param_groups[0]["perturb"] = False
+    for call in (lambda: optimizer.ascent_due, optimizer.prepare):
+        with pytest.raises(ValueError, match="perturb=False in every"):
+            call()
+
+
 # --- other parts of a step ----------------------------------------------------------------------
 
 
@@ -375,9 +518,8 @@ def test_weights_with_gaps_and_a_step_without_ascent(seed):
     gaps = nn.Parameter(memory[:, ::2])
     plain = nn.Parameter(torch.randn(5, dtype=torch.float64))
     before = plain.detach().clone()
-    optimizer = SAM(
-        [{"params": [plain]}, {"params": [gaps], "perturb": False}], SGD, lr=0.5, start=1
-    )
+    groups = [{"params": [plain]}, {"params": [gaps], "perturb": False}]
+    optimizer = SAM(groups, SGD, lr=0.5, start=1)
     gaps.grad, plain.grad = torch.ones_like(gaps), torch.ones_like(plain)
     optimizer.step()
     start[:, ::2] -= 0.5

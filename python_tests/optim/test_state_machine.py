@@ -203,6 +203,8 @@ class Machine:
         assert all(memory.is_intact() for memory in self.memory), "memory around a parameter"
         assert int(optimizer.skipped_steps) == model.skipped
         assert optimizer.attempted_steps == model.attempted
+        for bucket in optimizer.native_step._buckets:
+            assert bucket.perturbs or bucket.backup is None
         assert 0.0 <= float(optimizer.unchanged_share) <= 1.0
 
     def versions(self) -> dict[int, tuple[Tensor, int]]:
@@ -449,7 +451,7 @@ class Run:
         """A gradient where the next half would be refused for want of one."""
         model = self.machine.model
         members = list(model.members())
-        if model.climbed:
+        if model.begun or not model.is_due():
             able = list(range(len(members)))
             enough = any(slot.gradient is not None for slot in model.slots)
         else:
@@ -499,6 +501,7 @@ class Run:
     def sparse_gradient(self) -> None:
         """Is refused by either half, which changes nothing."""
         machine = self.machine
+        begins = self.look() and not machine.model.begun
         able = [
             index
             for index, (p, (slot, settings, _)) in enumerate(
@@ -506,19 +509,18 @@ class Run:
             )
             if p.dim()
             and p.requires_grad
-            and not (slot.left_out if machine.model.climbed else not settings["perturb"])
+            and not (machine.model.climbed and slot.left_out)
+            and not (begins and not settings["perturb"])
         ]
         if not able or any(slot.moved for slot in machine.model.slots):
             return
         index = self.rng.choice(able)
         p = machine.parameters[index]
         old = p.grad
-        self.look()
         if machine.model.refuses_climb() is None or machine.model.refuses_descend() is None:
             p.grad = None
             p.grad = torch.zeros(p.shape, dtype=p.dtype).to_sparse()
             self.machine.model.slots[index].gradient = torch.zeros(())
-            begins = not machine.model.begun and machine.model.decided
             half = machine.optimizer.first_step if begins else machine.optimizer.second_step
             with pytest.raises(ValueError, match="sparse"):
                 half()
@@ -657,6 +659,13 @@ class Run:
         if self.machine.model.begun:
             self.fresh_second_step()
 
+    def asking_step(self) -> None:
+        """As a loop that makes the second pass only when it is due."""
+        if not self.look():
+            self.fresh_second_step()
+            return
+        self.usual_step()
+
     def unperturbed(self) -> None:
         """Looks at the weights from before the ascent, and may give the step up there."""
         machine, model = self.machine, self.machine.model
@@ -680,18 +689,8 @@ class Run:
     def return_to_weights(self) -> None:
         if any(slot.moved for slot in self.machine.model.slots):
             return
-        model = self.machine.model
         self.machine.optimizer.return_to_weights()
-        open_step = model.begun, model.climbed, model.decided
-        model.restore()
-        model.begun, model.climbed, model.decided = open_step
-
-    def asking_step(self) -> None:
-        """As a loop that makes the second pass only when it is due."""
-        if not self.look():
-            self.fresh_second_step()
-            return
-        self.usual_step()
+        self.machine.model.return_to_weights()
 
     def restore(self) -> None:
         perturbed = self.indices("backup")

@@ -56,8 +56,8 @@ class Bucket:
     Attributes:
         perturbs: whether the ascent perturbs these parameters.
         backup: the weights before the ascent, one flat tensor; 4 bytes per float32 parameter and the only
-            memory that SAM adds. None before the first ascent, and for parameters that are never perturbed:
-            without one a weight is its own backup.
+            memory that SAM adds. None before the first ascent and for parameters that are never perturbed:
+            a weight that is not perturbed is its own backup.
         perturbed: which parameters the current ascent moved.
         rounds_to_nearest: whether the ascent of a parameter is rounded to nearest, not stochastically.
     """
@@ -93,7 +93,7 @@ class Bucket:
         self._strides = [weight.stride() for weight in self.weights]
         self.scratch = self.table.scratch()
         self.backup: Tensor | None = None
-        self._backup_addresses: list[int] = []
+        self._backup_addresses: Sequence[int] = ()
         self.perturbed = [False] * len(self.parameters)
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
         self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
@@ -147,11 +147,10 @@ class Bucket:
     def _descent_scalars(self, grad_scale: Tensor | None) -> Any:
         return self._scalars.as_native(count_skip=self._counts_skips, grad_scale=grad_scale)
 
-    def make_backup(self) -> Tensor:
-        """Return the backup, allocated now if there is none yet."""
-        if self.backup is None:
+    def make_backup(self) -> None:
+        """Allocate the backup if the ascent will need one and there is none yet."""
+        if self.perturbs and self.backup is None:
             self.backup, self._backup_addresses = backup_memory(self.weights)
-        return self.backup
 
     def norm(self) -> None:
         """Write this bucket's part of the squared norm, summed over the ranks that share it."""
@@ -369,7 +368,8 @@ class Bucket:
         )
 
     def _backup_views(self) -> list[Tensor]:
-        backup = self.make_backup()
+        backup = self.backup
+        assert backup is not None, "only perturbed parameters have backups"
         views = []
         for weight, stride, address in zip(
             self.weights, self._strides, self._backup_addresses, strict=True

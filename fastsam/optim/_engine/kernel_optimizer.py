@@ -13,7 +13,7 @@ from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
-from fastsam.optim._engine.settings import check_group, check_number, refuse_no_perturbation
+from fastsam.optim._engine.settings import check_group, check_number
 from fastsam.optim._engine.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
@@ -44,13 +44,14 @@ class KernelOptimizer(OuterOptimizer):
     def ascent_due(self) -> bool:
         """Whether the current step makes an ascent, and with it a second pass; a bool on the host.
 
-        True at attempted step n where ``start <= n < stop``, ``(n - start) % interval == 0`` and a group has
-        a rho other than 0. A rho on the CPU is read; one on a device counts as nonzero, because reading it
-        would wait. Constant from the first look at it, or the first call of a step, until the step ends: an
-        option that is changed in between takes effect at the next step.
+        True at attempted step n where ``start <= n < stop``, ``(n - start) % interval == 0`` and a group with
+        ``perturb=True`` has a rho other than 0. A rho on the CPU is read; one on a device counts as nonzero,
+        because reading it would wait. Constant from the first look at it, or the first call of a step, until
+        the step ends: an option that is changed in between takes effect at the next step.
 
         Raises:
-            ValueError: start, interval or stop is invalid, or differs between groups.
+            ValueError: start, interval or stop is invalid, or differs between groups; or no group is
+                perturbed.
         """
         return self.policy.due
 
@@ -77,7 +78,11 @@ class KernelOptimizer(OuterOptimizer):
 
         Otherwise the first update allocates the state and the first ascent the backup of the weights, which
         is late for a run whose ascents begin late. Weights and the course of the training stay as they are.
+
+        Raises:
+            ValueError: as ``first_step``.
         """
+        self.policy.steps()
         self.native_step.prepare()
 
     @property
@@ -114,22 +119,27 @@ class KernelOptimizer(OuterOptimizer):
         """Add a parameter group, which may have its own values of SAM's options."""
         self._refuse_midway("add_param_group()")
         check_group(param_group)
-        refuse_no_perturbation(self._perturbs([*self.param_groups, param_group]))
-        agreed_steps([*self.param_groups, {**self.policy.steps()._asdict(), **param_group}])
+        self.policy.steps()  # the new group gets those of the present ones
+        self._check_together([*self.param_groups, param_group])
         super().add_param_group(param_group)
 
     def _replace_groups(self, groups: Groups) -> None:
         self._refuse_midway("assigning param_groups")
         for group in groups:
             check_group(group)
-        self.options.complete(self.base_optimizer.param_groups)
-        refuse_no_perturbation(self._perturbs(groups))
-        agreed_steps({**self.policy.steps()._asdict(), **group} for group in groups)
+        self.policy.steps()  # the new groups get those of the present ones
+        self._check_together(groups)
         super()._replace_groups(groups)
 
-    def _perturbs(self, groups: Groups) -> list[bool]:
-        """Return the option ``perturb`` that each of ``groups`` has, or would get in its place."""
-        return [self.options.filled(i, group, "perturb") for i, group in enumerate(groups)]
+    def _check_together(self, groups: Groups) -> None:
+        """Raise ValueError where groups differ in their ascent steps or none is perturbed.
+
+        What a group lacks counts as what it would get in its place.
+        """
+        agreed_steps(
+            {name: self.options.filled(index, group, name) for name in self.options.defaults}
+            for index, group in enumerate(groups)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state dict, without copies of weights.
@@ -185,8 +195,7 @@ class KernelOptimizer(OuterOptimizer):
         groups += state_dict["param_groups"][len(groups) :]
         for group in groups:
             check_group(group)
-        refuse_no_perturbation(self._perturbs(groups))
-        agreed_steps(groups[: len(self.param_groups)])
+        self._check_together(groups[: len(self.param_groups)])
         count = _attempted_steps(state_dict, self.first_attempt)
         super()._unpack(
             {

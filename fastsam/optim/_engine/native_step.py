@@ -18,7 +18,7 @@ from fastsam.optim._engine.hyper import HyperRows, need_not_wait
 from fastsam.optim._engine.members import layout_of, members_of
 from fastsam.optim._engine.outer import GroupOptions, Groups
 from fastsam.optim._engine.rounding import LostAscent
-from fastsam.optim._engine.settings import check_groups
+from fastsam.optim._engine.settings import check_group
 
 _REPLACED_STORAGE = (
     "the storage of a parameter was replaced between first_step() and second_step() (p.data = ... or "
@@ -300,15 +300,15 @@ class NativeStep:
                 trained = [p if p.requires_grad else None for p in bucket.parameters]
                 bucket.bind_state(trained, rule, self._groups, self._base.state)
         for bucket in self._buckets:
-            if bucket.perturbs:
-                bucket.make_backup()
+            bucket.make_backup()
 
     def _make_buckets(self) -> None:
         """Create the buckets, once, and again when the parameters or their storage have changed."""
         layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
-        check_groups(self._groups)
+        for group in self._groups:
+            check_group(group)
         members, left_out = members_of(self._groups)
         for bucket in self._buckets:
             for parameter, names in bucket.unstarted():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.outer import GroupOptions, Groups
-from fastsam.optim._engine.settings import check_number, refuse_no_perturbation
+from fastsam.optim._engine.settings import check_number
 
 COUNTER = "attempted_steps"
 """Where parameter groups and state dicts keep the number of attempted steps."""
@@ -56,15 +56,21 @@ class AscentSteps(NamedTuple):
         return (step - self.start) % self.interval
 
 
+_AGREED = (*AscentSteps._fields, "perturb")
+"""Options that are checked for all groups together."""
+
+
 def agreed_steps(groups: Iterable[Mapping[str, Any]]) -> AscentSteps:
     """Return the ascent steps that all parameter groups name.
 
     Raises:
-        ValueError: they are invalid, or two groups differ.
+        ValueError: they are invalid, two groups differ, or ``perturb`` is False in all of them.
     """
     found: AscentSteps | None = None
+    perturbs = False
     for index, group in enumerate(groups):
         steps = AscentSteps.of(group)
+        perturbs = perturbs or bool(group["perturb"])
         if found is None:
             found = steps
         for name, first, other in zip(AscentSteps._fields, found, steps, strict=True):
@@ -72,10 +78,15 @@ def agreed_steps(groups: Iterable[Mapping[str, Any]]) -> AscentSteps:
                 raise ValueError(
                     f"parameter groups must agree on {name}, got {first!r} in group 0 and {other!r} in group "
                     f"{index}: the passes of a step are the same for all groups; set {name} in every group. "
-                    "To keep a group out of the ascent, set its rho to 0"
+                    "To keep a group out of the ascent, set perturb=False in it"
                 )
     if found is None:
         raise ValueError("there is no parameter group")
+    if not perturbs:
+        raise ValueError(
+            "perturb=False in every parameter group: SAM would have nothing to perturb. Leave perturb=True, "
+            "the default, in one group at least, or train with the base optimizer alone"
+        )
     return found
 
 
@@ -136,7 +147,7 @@ class AscentPolicy:
     def phase(self) -> int | None:
         """Return the number of steps since the last ascent was due, 0 where one is; None where none is.
 
-        None before ``start``, from ``stop`` on, and while rho is 0 in all groups.
+        None before ``start``, from ``stop`` on, and while rho is 0 in all groups that are perturbed.
         """
         groups = self._groups
         steps = self._steps_of(groups)
@@ -146,12 +157,12 @@ class AscentPolicy:
         """Return the ascent steps of all groups, and make them the defaults of groups that will be added.
 
         Raises:
-            ValueError: an option is invalid, or groups differ.
+            ValueError: an option is invalid, groups differ, or none is perturbed.
         """
         return self._steps_of(self._groups)
 
     def _steps_of(self, groups: Groups) -> AscentSteps:
-        given = [[group["start"], group["interval"], group["stop"]] for group in groups]
+        given = [[group[name] for name in _AGREED] for group in groups]
         if given != self._given:
             self._steps = agreed_steps(groups)
             self._given = given
@@ -209,9 +220,7 @@ class AscentPolicy:
 
 
 def _any_rho(groups: Groups) -> bool:
-    """Return whether the ascent of a perturbed group has a length."""
-    refuse_no_perturbation([group["perturb"] for group in groups])
-    return any(_is_nonzero(group["rho"]) for group in groups if group["perturb"])
+    return any(group["perturb"] and _is_nonzero(group["rho"]) for group in groups)
 
 
 def _is_nonzero(rho: float | Tensor) -> bool:

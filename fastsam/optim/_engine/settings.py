@@ -34,19 +34,6 @@ def refuse_clashes(owner: str, names: Collection[str], base: Optimizer) -> None:
         )
 
 
-def refuse_no_perturbation(perturbs: Collection[bool]) -> None:
-    """Raise ValueError where no parameter group is perturbed.
-
-    Args:
-        perturbs: the option ``perturb`` of every group.
-    """
-    if perturbs and not any(perturbs):
-        raise ValueError(
-            "perturb=False in every parameter group: SAM would have nothing to perturb. Leave perturb=True, "
-            "the default, in one group at least, or train with the base optimizer alone"
-        )
-
-
 def check_rho(rho: float | Tensor) -> None:
     """Raise ValueError unless ``rho`` is a finite number >= 0.
 
@@ -69,13 +56,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     check_flag("stochastic_rounding", group.get("stochastic_rounding", False))
     check_flag("perturb", group.get("perturb", True))
     check_base_group(group)
-
-
-def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError where a setting of a group is invalid, or no group is perturbed."""
-    for group in groups:
-        check_group(group)
-    refuse_no_perturbation([group.get("perturb", True) for group in groups])
 
 
 def check_base_group(group: Mapping[str, Any]) -> None:
