@@ -38,6 +38,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 _LAYOUT, _DTYPE, _DEVICE, _SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
+_IS_CPU = attrgetter("is_cpu")
 
 
 class TensorTable:
@@ -170,10 +171,16 @@ class TensorTable:
             and len(present) == self.count
             and list(map(_LAYOUT, present)) == self._layouts
             and list(map(_DTYPE, present)) == self._dtypes
-            and list(map(_DEVICE, present)) == self._devices
+            and self._are_here(present)
             and list(map(_SHAPE, present)) == self._shapes
             and all(map(Tensor.is_contiguous, present))
         )
+
+    def _are_here(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all tensors are on the table's device."""
+        if self.device.type == "cpu":
+            return all(map(_IS_CPU, tensors))  # half the time of comparing devices
+        return list(map(_DEVICE, tensors)) == self._devices
 
     def set_backups(self, addresses: Sequence[int]) -> None:
         """Takes the addresses of the backups; a weight's own address where it was not perturbed."""

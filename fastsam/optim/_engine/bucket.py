@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from itertools import compress
-from operator import is_, or_
+from operator import is_, itemgetter, or_
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -279,10 +279,13 @@ class Bucket:
         else:
             entries = [state.get(parameter, _NO_STATE) for parameter in self.parameters]
             self._values, self._entries = values, entries
-        return all(
-            all(map(is_, [entry.get(name) for entry in entries], tensors))
-            for name, tensors in self._bound_columns.items()
-        )
+        try:
+            return all(
+                all(map(is_, map(itemgetter(name), entries), tensors))
+                for name, tensors in self._bound_columns.items()
+            )
+        except KeyError:  # an entry lacks a tensor
+            return False
 
     def _bind_parameter(
         self,
