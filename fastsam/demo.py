@@ -110,9 +110,7 @@ def _batch_loss(trainer: Trainer) -> Callable[[nn.Module], Tensor]:
     """The loss of one fixed training batch."""
     order = [trainer.sampler.order(1)[: trainer.config.batch_size]]
     device = trainer.device
-    batch = next(
-        iter(trainer.data.train.batches(order, augment=False, seed=0, epoch=0, device=device))
-    )
+    batch = next(iter(trainer.data.train.batches(order, None, device)))
     return lambda model: nn.functional.cross_entropy(model(batch.inputs), batch.targets)
 
 

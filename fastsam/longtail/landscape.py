@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
 from fastsam.longtail.build import build_objective
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.data import Batch, Images, LongTailData
+from fastsam.longtail.data import Batch, Draw, Images, LongTailData
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
 from fastsam.longtail.models.classifier import Classifier, Outputs
@@ -277,7 +277,7 @@ class _ClassReader:
             epochs = range(1, self.draws + 1)
         for epoch in epochs:
             for batch in self.images.batches(
-                order, augment=epoch > 0, seed=self.seed, epoch=epoch, device=self.device
+                order, Draw(self.seed, epoch) if epoch > 0 else None, self.device
             ):
                 yield batch.inputs, batch.targets
 

@@ -77,7 +77,7 @@ def predict(
     # what it has.
     found = torch.zeros(len(images), 4, dtype=torch.float64, device=device)
     try:
-        for batch in images.batches(order, augment=False, seed=0, epoch=0, device=device):
+        for batch in images.batches(order, None, device):
             logits = model(batch.inputs)
             logits = logits if adjust is None else adjust(logits)
             part = Predictions.of(logits, batch.targets)

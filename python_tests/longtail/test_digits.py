@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastsam.longtail import Trainer, recipe
-from fastsam.longtail.data import Images, TensorImages, load_dataset, load_digits_lt
+from fastsam.longtail.data import Draw, Images, TensorImages, load_dataset, load_digits_lt
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.sheet import pictures
 from fastsam.longtail.errors import UsageError
@@ -74,7 +74,7 @@ def test_unknown_names_list_the_valid_ones() -> None:
 def test_plain_batches_are_the_normalised_images() -> None:
     data = load_digits_lt()
     order = [np.array([5, 0, 5]), np.array([200])]
-    first, second = data.train.batches(order, augment=False, seed=0, epoch=0, device=CPU)
+    first, second = data.train.batches(order, None, CPU)
     assert first.inputs.shape == (3, 1, 8, 8)
     assert torch.equal(first.inputs[0], first.inputs[2])
     assert first.targets.tolist() == data.train.targets[[5, 0, 5]].tolist()
@@ -89,7 +89,7 @@ def test_augmentation_depends_on_seed_and_epoch_only() -> None:
     order = [np.arange(50), np.arange(50)]
 
     def read(seed: int, epoch: int) -> list[torch.Tensor]:
-        batches = data.train.batches(order, augment=True, seed=seed, epoch=epoch, device=CPU)
+        batches = data.train.batches(order, Draw(seed, epoch), CPU)
         return [batch.inputs for batch in batches]
 
     state = torch.random.get_rng_state()
@@ -102,9 +102,7 @@ def test_augmentation_depends_on_seed_and_epoch_only() -> None:
 
 
 def test_evaluation_sets_refuse_augmentation() -> None:
-    batches = load_digits_lt().test.batches(
-        [np.arange(2)], augment=True, seed=0, epoch=0, device=CPU
-    )
+    batches = load_digits_lt().test.batches([np.arange(2)], Draw(0, 0), CPU)
     with pytest.raises(UsageError, match="augment"):
         next(iter(batches))
 

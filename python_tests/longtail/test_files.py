@@ -19,7 +19,7 @@ from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.build import load_configured
 from fastsam.longtail.config import differences
-from fastsam.longtail.data import TensorImages, load_dataset, longtail_indices
+from fastsam.longtail.data import Draw, TensorImages, load_dataset, longtail_indices
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
@@ -102,7 +102,7 @@ def test_cifar_pixels_and_subset(cifar_root: Path) -> None:
     assert isinstance(data.train, TensorImages)
     first = raw.data[chosen[0]].transpose(2, 0, 1)
     assert (data.train.images[0].numpy() == first).all()
-    (batch,) = data.train.batches([np.array([0])], augment=False, seed=0, epoch=0, device=CPU)
+    (batch,) = data.train.batches([np.array([0])], None, CPU)
     expected = (first[0, 0, 0] / 255 - 0.4914) / 0.2023
     assert float(batch.inputs[0, 0, 0, 0]) == pytest.approx(expected, abs=1e-5)
 
@@ -130,7 +130,7 @@ def read(
     images: FileImages, *, seed: int = 0, epoch: int = 1, augment: bool = True
 ) -> torch.Tensor:
     order = [np.arange(0, 7), np.arange(7, 22)]
-    batches = images.batches(order, augment=augment, seed=seed, epoch=epoch, device=CPU)
+    batches = images.batches(order, Draw(seed, epoch) if augment else None, CPU)
     return torch.cat([batch.inputs for batch in batches])
 
 
@@ -164,8 +164,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_image(workers: int, listed: P
     order = np.array_split(np.random.default_rng(5).permutation(len(images)), 5)
     for seed, epoch in ((0, 1), (0, 2), (3, 1)):
         views = [
-            images.batches(order, augment=True, seed=seed, epoch=number, device=CPU)
-            for number in (epoch, epoch + 2**32)
+            images.batches(order, Draw(seed, number), CPU) for number in (epoch, epoch + 2**32)
         ]
         for chosen, first, second in zip(order, *views, strict=True):
             assert first.indices.tolist() == second.indices.tolist() == chosen.tolist()

@@ -25,9 +25,7 @@ def test_the_loss_is_that_of_the_probabilities_or_of_the_training(method: str, l
         model, DIGITS, checkpoint, [4], loss=loss, split="test", steps=2, progress=False
     )
     order = [np.flatnonzero(DIGITS.test.targets == 4)]
-    (batch,) = DIGITS.test.batches(
-        order, augment=False, seed=0, epoch=0, device=torch.device("cpu")
-    )
+    (batch,) = DIGITS.test.batches(order, None, torch.device("cpu"))
     with torch.no_grad():
         outputs = model(batch.inputs).double().numpy()
     counts = DIGITS.counts.astype(np.float64)

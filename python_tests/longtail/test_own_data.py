@@ -22,7 +22,7 @@ from fastsam.cli import main
 from fastsam.distributed import World
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.config import TrainConfig, differences
-from fastsam.longtail.data import LongTailData, load_dataset
+from fastsam.longtail.data import Draw, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
@@ -140,7 +140,7 @@ def test_training_and_check_on_16_bits(tmp_path: Path, capsys: Any) -> None:
         ]
         Image.fromarray(values.astype(np.uint16)).save(path)
     data = load_dataset("folder", data_root=tmp_path, image_size=16, workers=0)
-    (batch,) = data.train.batches([np.arange(8)], augment=False, seed=0, epoch=0, device=CPU)
+    (batch,) = data.train.batches([np.arange(8)], None, CPU)
     raw = batch.inputs * torch.tensor(data.train.std)[:, None, None]
     raw += torch.tensor(data.train.mean)[:, None, None]
     assert 0.02 < float(raw.mean()) < 0.04  # half of 4,095 / 65,535; white before
@@ -149,7 +149,7 @@ def test_training_and_check_on_16_bits(tmp_path: Path, capsys: Any) -> None:
     assert check(tmp_path, "--value-range", "0", "4095") == 0
     assert "warning" not in capsys.readouterr().out
     ranged = Trainer(own_config(tmp_path, value_range=(0.0, 4095.0)), progress=False)
-    (batch,) = ranged.data.train.batches([np.arange(8)], augment=True, seed=0, epoch=1, device=CPU)
+    (batch,) = ranged.data.train.batches([np.arange(8)], Draw(0, 1), CPU)
     assert batch.inputs.isfinite().all()
     assert ranged.fit().config["value_range"] == [0.0, 4095.0]
     with pytest.raises(UsageError, match="two rising values"):
@@ -354,14 +354,7 @@ def test_exif_in_training_and_evaluation(tmp_path: Path) -> None:
     ]
     for part in ("train", "test"):
         turned, plain = (
-            next(
-                iter(
-                    data.split(part).batches(
-                        [np.arange(3)], augment=False, seed=0, epoch=0, device=CPU
-                    )
-                )
-            ).inputs
-            for data in sets
+            next(iter(data.split(part).batches([np.arange(3)], None, CPU))).inputs for data in sets
         )
         assert torch.allclose(turned, plain.rot90(-1, (2, 3)), atol=0.05)
 
@@ -380,9 +373,7 @@ def test_own_images_are_upright_without_an_option(tmp_path: Path) -> None:
     )
     for part in ("train", "test"):
         expected, found = (
-            next(
-                data.split(part).batches([np.arange(3)], augment=False, seed=0, epoch=0, device=CPU)
-            ).inputs
+            next(data.split(part).batches([np.arange(3)], None, CPU)).inputs
             for data in (upright, turned_back)
         )
         assert torch.equal(found, expected)

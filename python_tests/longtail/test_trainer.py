@@ -302,7 +302,7 @@ def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
 def logits_of(run: Trainer, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
     """What the network of ``run`` says of all ``images``, and the truth."""
     order = [np.arange(len(images))]
-    (batch,) = images.batches(order, augment=False, seed=0, epoch=0, device=torch.device("cpu"))
+    (batch,) = images.batches(order, None, torch.device("cpu"))
     with torch.no_grad():
         return run.model.eval()(batch.inputs), batch.targets
 

@@ -13,7 +13,7 @@ import torch
 from archives import write_listed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastsam.longtail.data import Images, TensorImages
+from fastsam.longtail.data import Draw, Images, TensorImages
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.dataset import Batch
 from fastsam.longtail.data.files import FileImages, Preparation
@@ -43,7 +43,7 @@ def in_files(root: Path) -> FileImages:
 
 def read(images: Images, device: str, order: Any = ORDER, *, augment: bool = True) -> list[Batch]:
     there = torch.device(device)
-    return list(images.batches(order, augment=augment, seed=3, epoch=1, device=there))
+    return list(images.batches(order, Draw(3, 1) if augment else None, there))
 
 
 class Copies(TorchDispatchMode):

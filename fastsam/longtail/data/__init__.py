@@ -6,7 +6,7 @@ from fastsam.longtail.data.catalog import (
     load_dataset,
     register_dataset,
 )
-from fastsam.longtail.data.dataset import Batch, Images, LongTailData, TensorImages
+from fastsam.longtail.data.dataset import Batch, Draw, Images, LongTailData, TensorImages
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.groups import GROUPS, groups_by_count, groups_by_rank
 from fastsam.longtail.data.subset import (
@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "DataSetPart",
     "DatasetImages",
+    "Draw",
     "Images",
     "ImbalanceKind",
     "LongTailData",

@@ -56,6 +56,18 @@ class Batch(NamedTuple):
         )
 
 
+class Draw(NamedTuple):
+    """Which sample of the augmentation: the same seed and epoch give the same images.
+
+    Attributes:
+        seed: seed of the run.
+        epoch: counted from 1.
+    """
+
+    seed: int
+    epoch: int
+
+
 class Images(Protocol):
     """A labelled set of images that can be read in any order."""
 
@@ -92,21 +104,13 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self,
-        order: Sequence[NDArray[np.int64]],
-        *,
-        augment: bool,
-        seed: int,
-        epoch: int,
-        device: torch.device,
+        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
         """The batches whose sample indices ``order`` lists.
 
         Args:
             order: for each batch the indices of its samples, int64.
-            augment: whether to draw the training augmentation or to read the plain images.
-            seed: seed of the run, from which the augmentation is drawn.
-            epoch: epoch of the draw; the same seed and epoch give the same images.
+            draw: which sample of the training augmentation to read; None for the plain images.
             device: where the batch is wanted.
         """
         ...
@@ -124,11 +128,7 @@ class Images(Protocol):
         ...
 
     def digests(
-        self,
-        places: Sequence[int] | None = None,
-        *,
-        whole: bool = False,
-        progress: bool = False,
+        self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
         """Return a digest of the content of each image.
 
@@ -197,7 +197,7 @@ class TensorImages(DecodedImages):
         white: pixel value that becomes 1 before normalisation (255, or 16 for the 8x8 digits).
         mean: mean of each channel after that scaling.
         std: standard deviation of each channel after that scaling.
-        augmentation: what ``augment=True`` draws; None for sets that are only evaluated.
+        augmentation: what a :class:`Draw` samples; None for sets that are only evaluated.
     """
 
     images: Tensor
@@ -227,17 +227,11 @@ class TensorImages(DecodedImages):
         )
 
     def batches(
-        self,
-        order: Sequence[NDArray[np.int64]],
-        *,
-        augment: bool,
-        seed: int,
-        epoch: int,
-        device: torch.device,
+        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
         """See :meth:`Images.batches`."""
-        if augment and self.augmentation is None:
-            raise UsageError("these images have no augmentation; read them with augment=False")
+        if draw is not None and self.augmentation is None:
+            raise UsageError("these images have no augmentation; read them with draw=None")
         images = self._on(device)
         mean = upload(torch.tensor(self.mean), device)[:, None, None]
         std = upload(torch.tensor(self.std), device)[:, None, None]
@@ -248,17 +242,15 @@ class TensorImages(DecodedImages):
         targets = torch.split(upload(torch.from_numpy(self.targets[samples]), device), sizes)
         for number, indices in enumerate(every):
             raw = images[indices]
-            if augment and self.augmentation is not None:
-                raw = self.augmentation(raw, torch_generator(seed, Stream.AUGMENT, epoch, number))
+            if draw is not None and self.augmentation is not None:
+                raw = self.augmentation(
+                    raw, torch_generator(draw.seed, Stream.AUGMENT, draw.epoch, number)
+                )
             inputs = (raw.float() / self.white - mean) / std
             yield Batch((inputs,), targets[number], indices)
 
     def digests(
-        self,
-        places: Sequence[int] | None = None,
-        *,
-        whole: bool = False,
-        progress: bool = False,
+        self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
         """See :meth:`Images.digests`; of all pixels, whatever ``whole`` is."""
         pixels = self.images.cpu().contiguous().numpy()

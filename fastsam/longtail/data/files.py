@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.content import content_hash, file_digests
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.dataset import Batch, Draw
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.pixels import Reading
 from fastsam.longtail.data.scan import Scan, cached_scan, scan_files
@@ -134,20 +134,13 @@ class FileImages:
         return len(self.images)
 
     def batches(
-        self,
-        order: Sequence[NDArray[np.int64]],
-        *,
-        augment: bool,
-        seed: int,
-        epoch: int,
-        device: torch.device,
+        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
             DataError: at an unreadable image under ``stop``.
         """
-        draw = (seed, epoch) if augment else None
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
             for image in samples.unreadable:
@@ -165,11 +158,7 @@ class FileImages:
         return scan_files(self._paths, self.reading, workers=self.workers, progress=progress)
 
     def digests(
-        self,
-        places: Sequence[int] | None = None,
-        *,
-        whole: bool = False,
-        progress: bool = False,
+        self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
         """See :meth:`fastsam.longtail.data.Images.digests`."""
         paths = self._paths if places is None else [self._paths[place] for place in places]

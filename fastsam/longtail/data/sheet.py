@@ -84,7 +84,7 @@ def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     Returns:
         uint8 ``[n, H, W, 3]``.
     """
-    batches = images.batches([indices], augment=False, seed=0, epoch=0, device=torch.device("cpu"))
+    batches = images.batches([indices], None, torch.device("cpu"))
     read = torch.cat([batch.inputs for batch in batches])
     raw = read * torch.tensor(images.std)[:, None, None] + torch.tensor(images.mean)[:, None, None]
     pixels = (raw * 255).round().clamp(0, 255).to(torch.uint8)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastsam.longtail.data.content import content_hash
-from fastsam.longtail.data.dataset import Batch, DecodedImages, LongTailData
+from fastsam.longtail.data.dataset import Batch, DecodedImages, Draw, LongTailData
 from fastsam.longtail.data.groups import groups_by_count
 from fastsam.longtail.data.workers import Request, Sample, Workers
 from fastsam.longtail.errors import DataError, UsageError
@@ -97,7 +97,7 @@ class DatasetImages(DecodedImages):
         dataset: map-style; see :func:`from_datasets` for its items.
         mean: mean of each channel.
         std: standard deviation of each channel.
-        augmentation: what ``augment=True`` applies; None for sets that are only evaluated.
+        augmentation: what a :class:`~fastsam.longtail.data.Draw` samples; None for evaluation only.
         workers: processes that read; 0 reads in this one.
     """
 
@@ -134,18 +134,11 @@ class DatasetImages(DecodedImages):
         return as_image(self.dataset[0][0]).shape[0]
 
     def batches(
-        self,
-        order: Sequence[NDArray[np.int64]],
-        *,
-        augment: bool,
-        seed: int,
-        epoch: int,
-        device: torch.device,
+        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`."""
-        if augment and self.augmentation is None:
-            raise UsageError("these images have no augmentation; read them with augment=False")
-        draw = (seed, epoch) if augment else None
+        if draw is not None and self.augmentation is None:
+            raise UsageError("these images have no augmentation; read them with draw=None")
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
             if samples.read is not None:
@@ -153,11 +146,7 @@ class DatasetImages(DecodedImages):
                 yield Batch((inputs,), targets, indices)
 
     def digests(
-        self,
-        places: Sequence[int] | None = None,
-        *,
-        whole: bool = False,
-        progress: bool = False,
+        self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
         """See :meth:`fastsam.longtail.data.Images.digests`; of all pixels, whatever ``whole`` is."""
         chosen = range(len(self)) if places is None else places

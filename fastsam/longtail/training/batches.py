@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastsam.longtail.data import Batch, Images
+from fastsam.longtail.data import Batch, Draw, Images
 from fastsam.longtail.samplers import HasOrder
 
 VIEW_EPOCHS = 1 << 32
@@ -52,10 +52,8 @@ class EpochBatches:
         views = [
             self.images.batches(
                 order,
-                augment=self.augment,
-                seed=self.seed,
-                epoch=epoch + view * VIEW_EPOCHS,
-                device=self.device,
+                Draw(self.seed, epoch + view * VIEW_EPOCHS) if self.augment else None,
+                self.device,
             )
             for view in range(self.views)
         ]
