@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from fastsam.distributed import torchrun_world
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, find_setting
 from fastsam.longtail.data import DATASETS
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
 from fastsam.longtail.optimizers import OPTIMIZERS
@@ -158,7 +159,8 @@ def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     if "--from" in arguments[:-1] and "--at" in arguments[:-1]:
         run, epoch = (arguments[arguments.index(option) + 1] for option in ("--from", "--at"))
         if epoch.isdecimal():
-            return Branch.load(Path(run), int(epoch)).settings(**named)[0].flat()
+            with suppress(CheckpointError):  # the command itself says what is missing
+                return Branch.load(Path(run), int(epoch)).settings(**named)[0].flat()
     names = {name: named.get(name, default) for name, default in FIRST_RUN.items()}
     chosen = recipe(**names, **{k: v for k, v in named.items() if k not in names})
     return {**names, **{name: entry.value for name, entry in chosen.entries.items()}}
