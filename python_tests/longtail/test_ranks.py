@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
-from fastsam.distributed import LaunchError, World, torchrun_world
+from fastsam.distributed import World
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import cifar_resnet
@@ -115,35 +115,3 @@ def test_what_several_processes_cannot_do() -> None:
         Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)
-
-
-def test_processes_of_another_launcher_are_told_what_they_lack(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(LaunchError, match=r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT .*torchrun"):
-        torchrun_world("cpu").__enter__()
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(LaunchError, match="WORLD_SIZE is 2, but LOCAL_RANK of torchrun is not set"):
-        torchrun_world("cpu").__enter__()
-
-
-def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
-    for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(LaunchError, match="need --device cpu or cuda, not cuda:0"):
-        torchrun_world("cuda:0").__enter__()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match="process 1 has no GPU: there are 1"):
-        torchrun_world("cuda").__enter__()
-
-
-def test_the_gpu_of_a_process() -> None:
-    assert World(3, 4, 1).device("cuda") == "cuda:1"
-    assert World(3, 4, 1).device("cuda:0") == "cuda:0"
-    assert World().device("cuda") == "cuda"
