@@ -31,4 +31,4 @@ def test_the_folder_of_the_user(
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         assert cache_folder() == tmp_path / "elsewhere" / "fastsam"
-    assert not list(tmp_path.iterdir())  # it is created by whoever writes into it
+    assert not list(tmp_path.iterdir())  # the writer creates it

@@ -33,8 +33,8 @@ class SpectrumCommand:
     loss: str = "ce"
     """Cross-entropy without weights (ce), or the loss of the last epoch (as-trained)."""
     augment: str = "none"
-    """Plain images (none), K fixed draws of each (a number), or the mistake to draw anew at every
-    product (redrawn)."""
+    """none: clean images; K: K fixed augmented copies of each image; redrawn: a new augmentation at
+    every product, which is no fixed operator and serves only for comparison."""
     steps: int = 80
     """Lanczos steps."""
     probes: int = 1

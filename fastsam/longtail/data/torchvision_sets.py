@@ -207,7 +207,7 @@ def _unsuitable(reader: str, item: object) -> UsageError:
 def _without_empty_classes(
     train: LabelledPixels, test: LabelledPixels
 ) -> tuple[LabelledPixels, LabelledPixels, NDArray[np.int64]]:
-    """Both sets with classes numbered anew, and the labels of the classes that have images."""
+    """Both sets with renumbered classes, and the labels of the classes that have images."""
     labels = np.unique(train.targets)
     strange = np.setdiff1d(test.targets, labels)
     if len(strange):

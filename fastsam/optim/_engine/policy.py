@@ -202,7 +202,7 @@ class AscentPolicy:
         self._agreed = steps, any_rho
 
     def restart(self, attempted_steps: int) -> None:
-        """Follow the groups of a checkpoint: decide anew, and ask the ranks again."""
+        """Follow the groups of a checkpoint: make a new decision and compare the ranks again."""
         self.abandon()
         self._agreed = None
         self.attempted_steps = attempted_steps
