@@ -9,13 +9,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from fastsam.kernels import extension
+from fastsam.kernels.alike import Alike
 
 _EMPTY = 16
 """Address of the gradient of an empty tensor, which has no memory but is there; never read."""
@@ -35,10 +35,6 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-_LAYOUT, _DTYPE, _DEVICE, _SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
-_IS_CPU = attrgetter("is_cpu")
 
 
 class TensorTable:
@@ -88,9 +84,7 @@ class TensorTable:
         ] = []  # keeps re-laid-out copies alive until the launch is queued
         self._contiguous = [weight.is_contiguous() for weight in weights]
         self._shapes = [weight.shape for weight in weights]
-        self._dtypes = [self.dtype] * self.count
-        self._devices = [self.device] * self.count
-        self._layouts = [torch.strided] * self.count
+        self._like_weights = Alike(weights)
         self._set("size", [weight.numel() for weight in weights])
         self._set("group", groups)
         stochastic = [False] * self.count if stochastic is None else stochastic
@@ -123,11 +117,15 @@ class TensorTable:
             ValueError: a gradient is sparse, or of another device, dtype or shape than its weight. The
                 table then still holds the gradients it had.
         """
-        if self._all_plain(gradients):
+        if self._like_weights.fits(gradients):
+            present = cast("Sequence[Tensor]", gradients)
+            addresses = list(map(Tensor.data_ptr, present))
+            if 0 in addresses:
+                addresses = [address or _EMPTY for address in addresses]
             self._gradients = []
-            self._set("gradient", [gradient.data_ptr() or _EMPTY for gradient in gradients])
+            self._set("gradient", addresses)
             return
-        addresses: list[int] = []
+        addresses = []
         kept: list[Tensor] = []
         append = addresses.append
         dtype, device = self.dtype, self.device
@@ -161,26 +159,6 @@ class TensorTable:
             append(gradient.data_ptr() or _EMPTY)
         self._gradients = kept
         self._set("gradient", addresses)
-
-    def _all_plain(self, gradients: Sequence[Tensor | None]) -> TypeGuard[Sequence[Tensor]]:
-        """Whether all gradients are there, fit and are contiguous like their weights; quick to say."""
-        present = [gradient for gradient in gradients if gradient is not None]
-        # A list of each attribute takes half the time of going through all of them tensor by tensor.
-        return (
-            all(self._contiguous)
-            and len(present) == self.count
-            and list(map(_LAYOUT, present)) == self._layouts
-            and list(map(_DTYPE, present)) == self._dtypes
-            and self._are_here(present)
-            and list(map(_SHAPE, present)) == self._shapes
-            and all(map(Tensor.is_contiguous, present))
-        )
-
-    def _are_here(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether all tensors are on the table's device."""
-        if self.device.type == "cpu":
-            return all(map(_IS_CPU, tensors))  # half the time of comparing devices
-        return list(map(_DEVICE, tensors)) == self._devices
 
     def set_backups(self, addresses: Sequence[int]) -> None:
         """Takes the addresses of the backups; a weight's own address where it was not perturbed."""
