@@ -101,7 +101,7 @@ LONGTAIL_LAYERS = (
     ("samplers", "config"),
     ("recipes", "build", "finite"),
     ("checkpoint", "tracking"),
-    ("training", "landscape"),
+    ("training", "landscape", "trained"),
     ("published",),
     ("reproduce",),
 )

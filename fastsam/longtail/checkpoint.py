@@ -48,6 +48,8 @@ class Checkpoint:
         contents: SHA-256 of contents and classes of every split; empty in runs of older versions.
         steps_per_epoch: batches of an epoch; None in runs of older versions.
         parent: the run that this one continues, and from which epoch; None for a run of its own.
+        class_names: one per class; empty in runs of older versions.
+        counts: training images of each class; empty in runs of older versions.
     """
 
     config: TrainConfig
@@ -64,6 +66,8 @@ class Checkpoint:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    class_names: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -129,6 +133,13 @@ class Checkpoint:
             raise ValueError(f"epoch is {self.epoch} of {self.config.epochs}")
         if self.channels < 1 or self.num_classes < 2:
             raise ValueError(f"{self.channels} channels, {self.num_classes} classes")
+        if len(self.counts) != len(self.class_names) or len(self.counts) not in (
+            0,
+            self.num_classes,
+        ):
+            raise ValueError(
+                f"{len(self.counts)} counts and {len(self.class_names)} names of {self.num_classes} classes"
+            )
         for name, value in {**self.model, **(self.best or {})}.items():
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")

@@ -39,6 +39,31 @@ class CosineHead(nn.Module):
         return functional.normalize(features, dim=1) @ functional.normalize(self.weight, dim=0)
 
 
+class AffineHead(nn.Module):
+    """Logits of another head times a scale, plus an offset of each class.
+
+    Args:
+        head: maps features ``[B, D]`` to logits ``[B, C]``.
+        scale: factor on the logits.
+        offset: added to the scaled logits, ``[C]``.
+
+    Example:
+        >>> AffineHead(nn.Identity(), 2.0, torch.tensor([0.0, -1.0]))(torch.ones(1, 2))
+        tensor([[2., 1.]])
+    """
+
+    def __init__(self, head: nn.Module, scale: float, offset: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.scale = scale
+        self.register_buffer("offset", offset)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[B, D]`` to logits ``[B, C]``."""
+        logits: Tensor = self.head(features) * self.scale + self.offset
+        return logits
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head(RunPart):
     """A head by name; ``build(settings, features, classes)`` makes the module."""

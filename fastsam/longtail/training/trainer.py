@@ -393,4 +393,6 @@ class Trainer:
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
             parent=self.parent,
+            class_names=list(self.data.class_names),
+            counts=self.data.counts.tolist(),
         )

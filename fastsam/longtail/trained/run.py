@@ -1,0 +1,98 @@
+"""A trained run: the network that its result judges, and what is needed to use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastsam.longtail.build import build_objective, load_configured
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.classes import adjust_logits
+from fastsam.longtail.data import LongTailData
+from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.models.heads import AffineHead
+from fastsam.longtail.runtime import chosen_device
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """The network of a finished or interrupted run, ready to be used.
+
+    Attributes:
+        path: the run's folder, or the file of a kept checkpoint.
+        checkpoint: what was read.
+        network: maps normalized images ``[B, channels, H, W]`` to logits ``[B, C]`` whose softmax is the
+            probability that the run gives each class: logit scale and post-hoc adjustment are in its head.
+            In evaluation mode, on ``device``, with the weights that the result judges.
+        trained_head: the head as it was trained; its logits have neither.
+        logit_scale: factor of the loss on logits.
+        class_names: one per class.
+        counts: training images of each class, int64 ``[C]``.
+        device: where the network is.
+
+    Example:
+        >>> import tempfile
+        >>> from fastsam.longtail import Trainer, recipe
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = Trainer(recipe("digits-lt", "ce", "sgd", epochs=1).config(), out=folder).fit()
+        >>> run = TrainedRun.load(folder)
+        >>> run.network(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    network: Classifier
+    trained_head: torch.nn.Module
+    logit_scale: float
+    class_names: tuple[str, ...]
+    counts: NDArray[np.int64]
+    device: torch.device
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "cpu", data_root: str | None = None
+    ) -> TrainedRun:
+        """Read a run.
+
+        Args:
+            path: the run's folder, or the file of a kept checkpoint.
+            device: where the network is wanted.
+            data_root: folder with the data, if it is not where it was at the training.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+            UsageError: the device does not exist.
+        """
+        path = Path(path)
+        checkpoint = Checkpoint.load(path)
+        if data_root is not None:
+            checkpoint.config = checkpoint.config.replace(data_root=data_root)
+        counts, names = checkpoint.counts, checkpoint.class_names
+        if not counts:  # an older version wrote it
+            data = load_configured(checkpoint.config, progress=False)
+            checkpoint.check_data(data)
+            counts, names = data.counts.tolist(), list(data.class_names)
+        config, where = checkpoint.config, chosen_device(device)
+        class_counts = np.array(counts, dtype=np.int64)
+        scale = build_objective(config, class_counts).logit_scale
+        network = checkpoint.build_model().to(where).eval()
+        head = network.head
+        offset = adjust_logits(torch.zeros(len(counts)), class_counts, config.posthoc_tau)
+        network.head = AffineHead(head, scale, offset.to(where))
+        return cls(path, checkpoint, network, head, scale, tuple(names), class_counts, where)
+
+    def data(self, *, progress: bool = False) -> LongTailData:
+        """Load the data set that the run was trained on.
+
+        Args:
+            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return load_configured(self.checkpoint.config, progress=progress)
