@@ -50,6 +50,7 @@ class Checkpoint:
         parent: the run that this one continues, and from which epoch; None for a run of its own.
         class_names: one per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
+        groups: classes of head, mid and tail; empty in runs of older versions.
     """
 
     config: TrainConfig
@@ -68,6 +69,7 @@ class Checkpoint:
     parent: dict[str, Any] | None = None
     class_names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    groups: dict[str, list[int]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -172,6 +174,12 @@ class Checkpoint:
                 f"{self.subset_hash} there, {data.subset_hash} here; restore its files or lists, "
                 "or train again"
             )
+
+    def describe_classes(self, data: LongTailData) -> None:
+        """Take names, counts and groups of the classes from ``data``."""
+        self.class_names = list(data.class_names)
+        self.counts = data.counts.tolist()
+        self.groups = data.group_lists()
 
     def build_model(self) -> Classifier:
         """The network with the stored weights.

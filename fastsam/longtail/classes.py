@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import Entry, Settings, setting
 
@@ -49,6 +49,37 @@ def prior(counts: ArrayLike) -> Tensor:
     """
     values = checked_counts(counts)
     return torch.from_numpy(values / values.sum())
+
+
+TargetPrior = Literal["as-is", "uniform", "trained", "reversed"]
+
+
+def target_prior(name: TargetPrior, counts: ArrayLike) -> NDArray[np.float64] | None:
+    """Return the share of each class in a test distribution, ``[C]``; None for that of the images.
+
+    Args:
+        name: ``as-is``, the classes as the evaluation set has them; ``uniform``; ``trained``, as the
+            training set has them; ``reversed``, the training shares with the rarest class the most
+            frequent, the second rarest the second, and so on.
+        counts: training images of each class, ``[C]``, each at least 1.
+
+    Example:
+        >>> target_prior("reversed", [6, 3, 1])
+        array([0.1, 0.3, 0.6])
+    """
+    if name == "as-is":
+        return None
+    shares = prior(counts).numpy()
+    if name == "uniform":
+        return np.full(len(shares), 1 / len(shares))
+    if name == "trained":
+        return shares
+    if name != "reversed":
+        raise unknown("prior", name, get_args(TargetPrior))
+    by_rank = np.argsort(-shares, kind="stable")
+    turned = np.empty_like(shares)
+    turned[by_rank] = shares[by_rank[::-1]]
+    return turned
 
 
 def class_balanced_weights(counts: ArrayLike, beta: float = 0.9999) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a classifier gets right, class by class and group by group."""
+"""The quality of a classifier on one evaluation set, class by class and group by group."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsam.extras import requires_extra
 from fastsam.longtail.data import groups_by_count
 from fastsam.longtail.predictions import Predictions
+from fastsam.longtail.scores import Floats, Scorer, harmonic_mean, mean
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Metrics:
         confusion: ``[i, j, n]`` for every two classes where n > 0 images of class i were taken for
             class j, right answers included: of thousands of classes most pairs do not occur.
         ece: expected calibration error, 15 equal bins of confidence.
+        top5: share of images whose class is among the five most probable; None in results of older
+            versions, as the next two.
+        macro_f1: mean over classes of the F1 score.
+        nll: mean negative log probability of the true class, in nats.
     """
 
     accuracy: float
@@ -37,6 +41,19 @@ class Metrics:
     per_class: list[float]
     confusion: list[list[int]]
     ece: float
+    top5: float | None = None
+    macro_f1: float | None = None
+    nll: float | None = None
+
+    @property
+    def harmonic_mean(self) -> float:
+        """Harmonic mean of ``per_class``, which a single bad class pulls down."""
+        return harmonic_mean(np.array(self.per_class, dtype=np.float64))
+
+    @property
+    def worst_class(self) -> float:
+        """Smallest of ``per_class``."""
+        return float(np.nanmin(np.array(self.per_class, dtype=np.float64)))
 
     @property
     def images(self) -> int:
@@ -51,29 +68,21 @@ class Metrics:
         return matrix
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _group_means(
-    shares: NDArray[np.float64], groups: Mapping[str, tuple[int, ...]]
-) -> dict[str, float]:
-    """Mean over the classes of each group that has any."""
-    return {name: _mean(shares[list(members)]) for name, members in groups.items() if members}
-
-
 def evaluate(
     predictions: Predictions,
     groups: Mapping[str, tuple[int, ...]],
     counts: NDArray[np.int64],
+    *,
+    prior: Floats | None = None,
 ) -> Metrics:
     """Judge predictions against the truth.
 
     Args:
-        predictions: what a network says of N images.
+        predictions: the predictions for N images.
         groups: classes of each group.
         counts: training images of each class, ``[C]``, for the groups by count.
+        prior: share of each class in the test distribution, ``[C]``; None for that of the images. See
+            :meth:`fastsam.longtail.scores.Scorer.scores` for what depends on it.
 
     Example:
         >>> import torch
@@ -83,24 +92,24 @@ def evaluate(
         >>> evaluate(predictions, groups, np.array([200, 50, 3])).groups
         {'head': 50.0, 'tail': 100.0}
     """
-    with requires_extra("longtail", "the calibration error"):
-        from torchmetrics.functional.classification import binary_calibration_error
-
-    classes = len(counts)
-    pairs = (predictions.targets * classes + predictions.classes).cpu().numpy()
+    scorer = Scorer(predictions, len(counts), groups, prior)
+    scores, shares = scorer.scores(), scorer.shares()
+    pairs = (predictions.targets * len(counts) + predictions.classes).cpu().numpy()
     occurring, images = np.unique(pairs, return_counts=True)
-    true, taken = np.divmod(occurring, classes)
-    totals = np.bincount(true, weights=images, minlength=classes)
-    right = np.bincount(true, weights=images * (true == taken), minlength=classes)
-    shares = np.where(totals > 0, 100.0 * right / np.maximum(totals, 1), np.nan)
-    # Whether the most probable class is right is a question of yes or no.
-    ece = binary_calibration_error(predictions.confidence, predictions.right.long(), n_bins=15)
+    true, taken = np.divmod(occurring, len(counts))
     return Metrics(
-        accuracy=predictions.accuracy,
-        balanced=_mean(shares),
-        groups=_group_means(shares, groups),
-        groups_by_count=_group_means(shares, groups_by_count(counts)),
+        accuracy=scores["accuracy"],
+        balanced=scores["balanced"],
+        groups={name: scores[name] for name, members in groups.items() if members},
+        groups_by_count={
+            name: mean(shares[list(members)])
+            for name, members in groups_by_count(counts).items()
+            if members
+        },
         per_class=shares.tolist(),
         confusion=np.stack([true, taken, images], axis=1).tolist(),
-        ece=100.0 * float(ece),
+        ece=scores["ece"],
+        top5=scores["top5"],
+        macro_f1=scores["macro_f1"],
+        nll=scores["nll"],
     )

@@ -1,13 +1,24 @@
 """Runs as tables, figures and one self-contained page."""
 
 from fastsam.report.page import read_runs, render, write_report
-from fastsam.report.tables import TextTable, accuracy_table, settings_table, spectrum_table
+from fastsam.report.tables import (
+    TextTable,
+    accuracy_table,
+    class_table,
+    confusion_table,
+    score_table,
+    settings_table,
+    spectrum_table,
+)
 
 __all__ = [
     "TextTable",
     "accuracy_table",
+    "class_table",
+    "confusion_table",
     "read_runs",
     "render",
+    "score_table",
     "settings_table",
     "spectrum_table",
     "write_report",

@@ -10,6 +10,7 @@ from typing import Any
 from fastsam.longtail.config import differences, settings_in
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
+from fastsam.longtail.trained import Evaluation
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,58 @@ def _cost(results: Sequence[Result]) -> str:
     """Forward and backward passes over whole batches; empty where older runs did not count them."""
     costs = [result.gradients for result in results if result.gradients is not None]
     return f"{statistics.mean(costs):.0f}" if len(costs) == len(results) else ""
+
+
+_LONG_NAMES = {
+    "harmonic_mean": "harmonic mean of classes",
+    "worst_class": "worst class",
+    "top5": "top-5",
+    "macro_f1": "macro F1",
+    "nll": "NLL, nats",
+    "ece": "calibration error",
+}
+_CONFUSIONS = 5
+"""Pairs of classes that are shown, those that are confused most often."""
+
+
+def score_table(evaluation: Evaluation) -> TextTable:
+    """Every score of an evaluation with its interval."""
+    rows = []
+    for name, value in evaluation.scores.items():
+        digits = 3 if name == "nll" else 1
+        low, high = evaluation.intervals.get(name, (float("nan"),) * 2)
+        interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if evaluation.intervals else ""
+        rows.append((_LONG_NAMES.get(name, name), f"{value:.{digits}f}", interval))
+    title = (
+        f"{evaluation.data}, {evaluation.split}, epoch {evaluation.epoch}, prior {evaluation.prior}"
+    )
+    return TextTable(
+        (f"{title}; %", "score", f"{100 * evaluation.level:g} % interval"), tuple(rows)
+    )
+
+
+def class_table(evaluation: Evaluation) -> TextTable:
+    """Accuracy of each class, with its group, training images and evaluated images."""
+    group_of = {label: name for name, members in evaluation.groups.items() for label in members}
+    images = evaluation.metrics.confusion_matrix().sum(axis=1)
+    rows = tuple(
+        (name, group_of.get(label, ""), str(count), str(images[label]), f"{share:.1f}")
+        for label, (name, count, share) in enumerate(
+            zip(
+                evaluation.class_names, evaluation.counts, evaluation.metrics.per_class, strict=True
+            )
+        )
+    )
+    return TextTable(("class", "group", "training images", "images", "accuracy, %"), rows)
+
+
+def confusion_table(evaluation: Evaluation) -> TextTable:
+    """The pairs of classes that are confused most often."""
+    wrong = [entry for entry in evaluation.metrics.confusion if entry[0] != entry[1]]
+    wrong.sort(key=lambda entry: -entry[2])
+    names = evaluation.class_names
+    rows = tuple((f"{names[i]} as {names[j]}", str(n)) for i, j, n in wrong[:_CONFUSIONS])
+    return TextTable(("most frequent confusions", "images"), rows)
 
 
 def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:

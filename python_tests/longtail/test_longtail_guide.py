@@ -33,7 +33,11 @@ def test_everything_there_is_has_its_line() -> None:
 def test_options_that_are_named_exist() -> None:
     options = {
         f"--{item.name.replace('_', '-')}"
-        for command in (cli.parse(["train"]), cli.parse(["reproduce", "table1"]))
+        for command in (
+            cli.parse(["train"]),
+            cli.parse(["reproduce", "table1"]),
+            cli.parse(["evaluate", "RUN"]),
+        )
         for item in fields(command)
     }
     others = {

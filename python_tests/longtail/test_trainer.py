@@ -261,7 +261,7 @@ def test_best_epoch_is_chosen_on_validation_and_labelled(
         if share is None:
             return judge(self, images)
         classes = (torch.arange(100) < share).long()
-        return Predictions(classes, torch.ones(100), torch.zeros(100, dtype=torch.int64))
+        return Predictions.of(torch.eye(2)[classes], torch.zeros(100, dtype=torch.int64))
 
     monkeypatch.setattr(Judge, "predictions", made)
     run = Trainer(config, data=DIGITS, out=tmp_path, progress=False)

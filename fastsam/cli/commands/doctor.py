@@ -14,7 +14,6 @@ _OPTIONAL_PACKAGES = {
     "scikit-learn": "digits-lt",
     "torchvision": "CIFAR, image folders, ImageNet networks",
     "matplotlib": "figures and reports",
-    "torchmetrics": "calibration error",
     "pillow": "image files",
     "jinja2": "reports",
     "scipy": "distances between spectra",

@@ -327,6 +327,10 @@ class LongTailData:
         """Training images of each class, int64 ``[num_classes]``."""
         return np.bincount(self.train.targets, minlength=self.num_classes).astype(np.int64)
 
+    def group_lists(self) -> dict[str, list[int]]:
+        """Return ``groups`` as plain values for files."""
+        return {name: list(members) for name, members in self.groups.items()}
+
     @property
     def splits(self) -> dict[str, Images]:
         """The sets there are, by the names ``train``, ``validation`` and ``test``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class TrainedRun:
         logit_scale: factor of the loss on logits.
         class_names: one per class.
         counts: training images of each class, int64 ``[C]``.
+        groups: classes of head, mid and tail.
         device: where the network is.
 
     Example:
@@ -51,6 +53,7 @@ class TrainedRun:
     logit_scale: float
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
+    groups: Mapping[str, tuple[int, ...]]
     device: torch.device
 
     @classmethod
@@ -72,19 +75,20 @@ class TrainedRun:
         checkpoint = Checkpoint.load(path)
         if data_root is not None:
             checkpoint.config = checkpoint.config.replace(data_root=data_root)
-        counts, names = checkpoint.counts, checkpoint.class_names
-        if not counts:  # an older version wrote it
+        if not checkpoint.counts:  # an older version wrote it
             data = load_configured(checkpoint.config, progress=False)
             checkpoint.check_data(data)
-            counts, names = data.counts.tolist(), list(data.class_names)
+            checkpoint.describe_classes(data)
         config, where = checkpoint.config, chosen_device(device)
-        class_counts = np.array(counts, dtype=np.int64)
-        scale = build_objective(config, class_counts).logit_scale
+        counts = np.array(checkpoint.counts, dtype=np.int64)
+        scale = build_objective(config, counts).logit_scale
         network = checkpoint.build_model().to(where).eval()
         head = network.head
-        offset = adjust_logits(torch.zeros(len(counts)), class_counts, config.posthoc_tau)
+        offset = adjust_logits(torch.zeros(len(counts)), counts, config.posthoc_tau)
         network.head = AffineHead(head, scale, offset.to(where))
-        return cls(path, checkpoint, network, head, scale, tuple(names), class_counts, where)
+        groups = {name: tuple(members) for name, members in checkpoint.groups.items()}
+        names = tuple(checkpoint.class_names)
+        return cls(path, checkpoint, network, head, scale, names, counts, groups, where)
 
     def data(self, *, progress: bool = False) -> LongTailData:
         """Load the data set that the run was trained on.

@@ -90,7 +90,7 @@ class Trainer:
         *,
         data: LongTailData | None = None,
         sources: dict[str, str] | None = None,
-        out: Path | None = None,
+        out: str | Path | None = None,
         resume: bool | Literal["auto"] = False,
         overwrite: bool = False,
         branch: Branch | None = None,
@@ -102,7 +102,7 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         check_run(config, world)
-        self.folder = None if out is None else RunFolder(out)
+        self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
         self.config = config
@@ -342,7 +342,7 @@ class Trainer:
             sources=self.sources,
             counts=data.counts.tolist(),
             class_names=list(data.class_names),
-            groups={name: list(members) for name, members in data.groups.items()},
+            groups=data.group_lists(),
             subset_hash=data.subset_hash,
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
@@ -395,4 +395,5 @@ class Trainer:
             parent=self.parent,
             class_names=list(self.data.class_names),
             counts=self.data.counts.tolist(),
+            groups=self.data.group_lists(),
         )

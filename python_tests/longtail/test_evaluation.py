@@ -1,0 +1,136 @@
+"""Evaluation of trained runs: what the result says, other data, other numberings, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastsam.cli.main import main
+from fastsam.longtail import Checkpoint, Result, Trainer, recipe
+from fastsam.longtail.data import LongTailData, TensorImages, load_dataset
+from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.trained import Evaluation, TrainedRun, evaluate_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    config = recipe("digits-lt", "ldam-drw", "sgd", epochs=6, posthoc_tau=0.5).config()
+    Trainer(config, out=out, keep=[2], progress=False).fit()
+    return out
+
+
+def renumbered(data: LongTailData, order: np.ndarray) -> LongTailData:
+    """The same images, with class ``order[i]`` as class i."""
+    place = np.argsort(order)
+
+    def turned(images: TensorImages) -> TensorImages:
+        return replace(images, targets=place[images.targets])
+
+    return replace(
+        data,
+        train=turned(data.train),
+        validation=turned(data.validation),
+        test=turned(data.test),
+        class_names=tuple(data.class_names[label] for label in order),
+    )
+
+
+def test_it_finds_what_the_training_found(folder: Path) -> None:
+    result = Result.load(folder / "result.json")
+    run = TrainedRun.load(folder)
+    test = evaluate_run(run, bootstrap=0)
+    assert test.metrics.per_class == result.test.per_class
+    assert test.metrics.confusion == result.test.confusion
+    assert test.metrics.ece == pytest.approx(result.test.ece, abs=1e-4)
+    assert test.metrics.nll == pytest.approx(result.test.nll, rel=1e-5)
+    assert not test.intervals
+    validation = evaluate_run(run, split="validation", bootstrap=0)
+    assert result.validation is not None
+    assert validation.metrics.confusion == result.validation.confusion
+
+
+def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:
+    run = TrainedRun.load(folder / "epoch-2.pt")
+    found = evaluate_run(run, split="validation", bootstrap=0)
+    assert found.epoch == 2
+    history = Result.load(folder / "result.json").history
+    assert found.metrics.accuracy == pytest.approx(history[1].validation_accuracy)
+
+
+def test_classes_are_matched_by_name(folder: Path, seed: int) -> None:
+    run, data = TrainedRun.load(folder), load_dataset("digits-lt")
+    order = np.random.default_rng(seed).permutation(10)
+    same, other = evaluate_run(run), evaluate_run(run, data=renumbered(data, order))
+    assert other.metrics == same.metrics
+    assert other.intervals == same.intervals
+
+
+def test_other_classes_are_refused(folder: Path) -> None:
+    data = load_dataset("digits-lt")
+    other = replace(data, class_names=(*data.class_names[:9], "ten"))
+    with pytest.raises(UsageError, match="'9', 'ten'"):
+        evaluate_run(TrainedRun.load(folder), data=other)
+
+
+def test_other_channels_are_refused(folder: Path) -> None:
+    data = load_dataset("digits-lt")
+    color = TensorImages(
+        torch.zeros(10, 3, 8, 8, dtype=torch.uint8), np.arange(10), 255.0, (0.0,) * 3, (1.0,) * 3
+    )
+    with pytest.raises(UsageError, match="3 channels"):
+        evaluate_run(TrainedRun.load(folder), data=replace(data, test=color))
+
+
+def test_changed_data_of_the_run_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_dataset("digits-lt")
+    wrong = replace(data.test, targets=np.roll(data.test.targets, 1))
+    monkeypatch.setattr(TrainedRun, "data", lambda run, progress: replace(data, test=wrong))
+    with pytest.raises(CheckpointError, match="test images"):
+        evaluate_run(TrainedRun.load(folder))
+
+
+@pytest.mark.parametrize("option", [{"bootstrap": -1}, {"level": 1.0}, {"prior": "flat"}])
+def test_options_are_checked(folder: Path, option: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        evaluate_run(TrainedRun.load(folder), **option)  # type: ignore[arg-type]
+
+
+def test_runs_of_older_versions_know_their_classes_from_the_data(
+    folder: Path, tmp_path: Path
+) -> None:
+    old = Checkpoint.load(folder)
+    old.class_names, old.counts, old.groups = [], [], {}
+    old.save(tmp_path / "checkpoint.pt")
+    found, expected = (
+        evaluate_run(TrainedRun.load(path), bootstrap=5) for path in (tmp_path, folder)
+    )
+    assert found == expected
+
+
+def test_saved_evaluations_are_read_again_and_damage_is_found(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    evaluation = evaluate_run(TrainedRun.load(folder), prior="reversed", bootstrap=10)
+    evaluation.save(path)
+    assert Evaluation.load(path) == evaluation
+    path.write_text(path.read_text().replace("reversed", "uniform"))
+    with pytest.raises(DataError, match=r"evaluation\.json"):
+        Evaluation.load(path)
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "e.json"
+    assert main(["evaluate", str(folder), "--out", str(out), "--bootstrap", "20", "--quiet"]) == 0
+    text = capsys.readouterr().out
+    for words in ("worst class", "95 % interval", "macro F1", "most frequent confusions"):
+        assert words in text
+    assert Evaluation.load(out).bootstrap == 20
+    other = ["evaluate", str(folder), "--data", "digits-lt", "--imbalance", "10", "--classes", "0"]
+    assert main([*other, "--bootstrap", "0"]) == 0
+    assert "training images" not in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "none")]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
