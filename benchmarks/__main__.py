@@ -6,6 +6,7 @@ import tyro
 
 from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
+from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.readme import Readme
@@ -24,6 +25,7 @@ def main() -> None:
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
+            "late-ascent": LateAscent,
             "device-code": DeviceCode,
             "readme": Readme,
         },

@@ -1,0 +1,87 @@
+"""The choice of settings, from the records of the tuning seeds alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.late_ascent.plan import (
+    BASES,
+    SAM_TRIALS,
+    SGD_TRIALS,
+    TUNED_ON,
+    TUNING_SEEDS,
+    Arm,
+    Values,
+    more_trials,
+)
+from benchmarks.late_ascent.records import Unit
+
+BY = {"100 images": "by tau", "20 images": "by tau, few"}
+"""Curves of balanced validation accuracy over tau, by the number of images of a class behind them."""
+
+
+def base_arm(base: Values) -> Arm:
+    """Return the arm of a trial of SGD alone."""
+    return Arm(
+        f"lr {base['lr']:g} wd {base['weight_decay']:g}",
+        settings=tuple(base.items()),
+        branched=False,
+    )
+
+
+def score(method: str, arm: str, stage: str, by: str = "by tau") -> float:
+    """Return the mean over tuning seeds of balanced validation accuracy at the best tau."""
+    units = [Unit(TUNED_ON, method, seed, stage) for seed in TUNING_SEEDS]
+    best = (max(map(float, unit.records()[arm]["validation"][by])) for unit in units)
+    return statistics.mean(best)
+
+
+def chosen_base(method: str) -> Values:
+    """Return the learning rate and weight decay of the phase before."""
+    return max(BASES, key=lambda base: score(method, base_arm(base).name, "bases"))
+
+
+def families(method: str) -> dict[str, Sequence[Arm]]:
+    """Return the trials of each family; two more where a winner is at an end of its grid."""
+    trials: dict[str, Sequence[Arm]] = {"sgd": SGD_TRIALS, "sam": SAM_TRIALS}
+    winners = {name: _best(method, arms, "by tau") for name, arms in trials.items()}
+    more = more_trials(winners["sgd"], winners["sam"])
+    return {name: (*arms, *more.get(name, ())) for name, arms in trials.items()}
+
+
+def chosen_late(method: str, by: str = "by tau") -> dict[str, Arm]:
+    """Return the winner of each family."""
+    return {name: _best(method, arms, by) for name, arms in families(method).items()}
+
+
+def recipe_sam(method: str) -> Arm:
+    """Return the best SAM at the recipe's late learning rate."""
+    arms = [arm for arm in families(method)["sam"] if arm.factor == SAM_TRIALS[0].factor]
+    return _best(method, arms, "by tau")
+
+
+def tuning_table(method: str) -> dict[str, Any]:
+    """Return the score of every trial, by the number of images of a class, and the choices."""
+    trials = [arm for arms in families(method).values() for arm in arms]
+    return {
+        "base": {
+            base_arm(base).name: score(method, base_arm(base).name, "bases") for base in BASES
+        },
+        "late": {
+            images: {arm.name: score(method, arm.name, "late", by) for arm in trials}
+            for images, by in BY.items()
+        },
+        "chosen": {
+            "base": chosen_base(method),
+            **{
+                images: {name: arm.name for name, arm in chosen_late(method, by).items()}
+                for images, by in BY.items()
+            },
+        },
+    }
+
+
+def _best(method: str, arms: Sequence[Arm], by: str) -> Arm:
+    return max(arms, key=lambda arm: score(method, arm.name, "late", by))

@@ -1,0 +1,178 @@
+"""The plan: data, seeds, trials and arms, fixed before the first run."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+METHODS = ("ce-drw", "ldam-drw")
+TUNING_SEEDS = (100, 101)
+"""Seeds by which settings are chosen; they are not reported."""
+CLASSES = 10
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set at one size.
+
+    Attributes:
+        name: name in files and tables.
+        data: data set.
+        settings: its settings, and those of the run that no arm changes.
+        epochs: epochs of a run.
+        defer: epochs before the late phase: deferral, and the first drop of the learning rate.
+        seeds: number of reported seeds, from 0.
+        ordered: whether every seed has its own order of classes.
+    """
+
+    name: str
+    data: str
+    settings: tuple[tuple[str, Any], ...]
+    epochs: int
+    defer: int
+    seeds: int
+    ordered: bool = True
+
+    def of_seed(self, seed: int) -> Values:
+        """Return the settings of a seed: its subset, its order of classes, its weights and batches."""
+        values = {**dict(self.settings), "seed": seed, "subset_seed": seed}
+        if self.ordered:
+            values["class_order"] = ",".join(map(str, class_order(seed)))
+        return values
+
+    def schedule(self, factor: float, *, late: int = 1) -> Values:
+        """Return the schedule whose late phase begins at ``factor`` times the learning rate.
+
+        The second drop, in the middle of the late phase, is to a hundredth of that, as in the recipe of
+        CIFAR-10-LT.
+
+        Args:
+            factor: factor on the learning rate in the first half of the late phase.
+            late: how many times as long as planned the late phase is.
+        """
+        length = late * (self.epochs - self.defer)
+        return {
+            "epochs": self.defer + length,
+            "defer_epoch": self.defer,
+            "lr_milestones": (self.defer, self.defer + length // 2),
+            "lr_factors": (factor, factor / 100),
+        }
+
+
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        Setup(
+            name="fashion-600",
+            data="fashion-mnist-lt",
+            settings=(("n_max", 600), ("validation_per_class", 100), ("threads", 1)),
+            epochs=60,
+            defer=48,
+            seeds=10,
+        ),
+        Setup(
+            name="fashion-5000",
+            data="fashion-mnist-lt",
+            settings=(("n_max", 5000), ("validation_per_class", 100), ("threads", 1)),
+            epochs=30,
+            defer=24,
+            seeds=5,
+        ),
+        Setup(
+            name="digits",
+            data="digits-lt",
+            settings=(("imbalance", 50.0), ("threads", 1)),
+            epochs=60,
+            defer=48,
+            seeds=10,
+            ordered=False,
+        ),
+    )
+}
+TUNED_ON = "fashion-600"
+"""Settings are chosen on this setup and transferred to the others."""
+
+RECIPE: Values = {"lr": 0.1, "weight_decay": 2e-4}
+BASES: tuple[Values, ...] = tuple(
+    {"lr": lr, "weight_decay": decay}
+    for lr, decay in itertools.product((0.05, 0.1), (2e-4, 1e-3, 5e-3))
+)
+"""Trials of SGD alone, with the recipe's late learning rate."""
+RECIPE_FACTOR = 0.01
+SGD_FACTORS = (0.01, 0.03, 0.1, 0.3)
+DECAY_FACTORS = (1, 10)
+SAM_FACTORS = (0.01, 0.1)
+RADII = (0.05, 0.1, 0.3, 0.6)
+"""Trials of SAM throughout, and of SAM late."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: name in files and tables.
+        optimizer: ``sgd`` or ``sam``.
+        factor: factor on the learning rate in the late phase.
+        decay: factor on the weight decay there.
+        settings: further settings.
+        branched: whether it continues the base after the deferral; else it trains from the beginning.
+        late: how many times as long as planned the late phase is.
+        seed: added to the seed of the order and augmentation of batches.
+    """
+
+    name: str
+    optimizer: str = "sgd"
+    factor: float = RECIPE_FACTOR
+    decay: float = 1
+    settings: tuple[tuple[str, Any], ...] = ()
+    branched: bool = True
+    late: int = 1
+    seed: int = 0
+
+
+def late_sgd(factor: float, decay: float) -> Arm:
+    """Return a trial of SGD in the late phase."""
+    return Arm(f"sgd late lr {factor:g} wd {decay:g}", factor=factor, decay=decay)
+
+
+def late_sam(factor: float, rho: float) -> Arm:
+    """Return a trial of SAM in the late phase."""
+    return Arm(f"sam late lr {factor:g} rho {rho:g}", "sam", factor, settings=(("rho", (rho,)),))
+
+
+SGD_TRIALS = tuple(late_sgd(*pair) for pair in itertools.product(SGD_FACTORS, DECAY_FACTORS))
+SAM_TRIALS = tuple(late_sam(*pair) for pair in itertools.product(SAM_FACTORS, RADII))
+
+
+def more_trials(sgd: Arm, sam: Arm) -> dict[str, tuple[Arm, Arm]]:
+    """Return two more trials of each family where a winner is at an end of its grid; else none.
+
+    Args:
+        sgd: the winner of SGD; its learning-rate factor decides.
+        sam: the winner of SAM; its rho decides.
+    """
+    rho = dict(sam.settings)["rho"][0]
+    if sgd.factor not in (SGD_FACTORS[0], SGD_FACTORS[-1]) and rho not in (RADII[0], RADII[-1]):
+        return {}
+    factor = 0.003 if sgd.factor <= 0.03 else 1.0
+    radius = 0.02 if rho <= 0.1 else 1.2
+    return {
+        "sgd": (late_sgd(factor, DECAY_FACTORS[0]), late_sgd(factor, DECAY_FACTORS[1])),
+        "sam": (late_sam(SAM_FACTORS[0], radius), late_sam(SAM_FACTORS[1], radius)),
+    }
+
+
+def class_order(seed: int) -> list[int]:
+    """Return the classes from the largest to the smallest: row ``seed`` of a Latin square.
+
+    In ten rows every class has every rank once.
+    """
+    generator = np.random.RandomState(2026)
+    rows, ranks, names = (generator.permutation(CLASSES) for _ in range(3))
+    return [int(names[(rows[seed % CLASSES] + rank) % CLASSES]) for rank in ranks]

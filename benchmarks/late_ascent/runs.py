@@ -1,0 +1,130 @@
+"""Train one arm, and write down what it reached: raw, and with tau chosen on validation."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.late_ascent.plan import Arm, Setup, Values
+from fastsam.longtail import Result, Trainer, recipe
+from fastsam.longtail.classes import adjust_logits
+from fastsam.longtail.data import Images
+from fastsam.longtail.predictions import Predictions
+from fastsam.longtail.scores import Scorer
+from fastsam.longtail.trained import TrainedRun
+from fastsam.longtail.training import Branch
+
+TAUS = tuple(round(0.05 * step, 2) for step in range(61))
+"""Strengths of the logit adjustment to choose from."""
+FEW = 20
+"""Images of a class by which every choice is repeated."""
+
+
+def train_arm(
+    setup: Setup, method: str, arm: Arm, seed: int, base: Values, folder: Path
+) -> dict[str, Any]:
+    """Train an arm and return its record.
+
+    Args:
+        setup: the data.
+        method: loss and rule.
+        arm: what to train.
+        seed: the seed of all arms that are compared.
+        base: learning rate and weight decay of the phase before.
+        folder: folder of the runs; that of the run which arms branch from is ``base`` in it.
+    """
+    values = {
+        **setup.of_seed(seed),
+        **base,
+        "weight_decay": arm.decay * base["weight_decay"],
+        **setup.schedule(arm.factor, late=arm.late),
+        **dict(arm.settings),
+    }
+    values["seed"] += arm.seed
+    out = folder / arm.name.replace(" ", "-")
+    names = {"data": setup.data, "method": method, "optimizer": arm.optimizer}
+    if arm.branched:
+        branch = Branch.load(folder / "base", setup.defer)
+        config, sources = branch.settings(**names, **values)
+    else:
+        branch = None
+        made = recipe(**names, **values)
+        config, sources = made.config(), made.sources
+    result = Trainer(
+        config,
+        sources=sources,
+        out=out,
+        resume="auto",
+        branch=branch,
+        keep=() if arm.branched else (setup.defer,),
+        progress=False,
+    ).fit()
+    return {"settings": _plain(values), "optimizer": arm.optimizer, **_record(result, out)}
+
+
+def _record(result: Result, folder: Path) -> dict[str, Any]:
+    """What a finished run reached."""
+    run = TrainedRun.load(folder)
+    data = run.data()
+    validation, test = (_Scored(run, data.split(name)) for name in ("validation", "test"))
+    few = validation.first(FEW)
+    curve, short_curve = ([each.balanced(tau) for tau in TAUS] for each in (validation, few))
+    tau, short_tau = (TAUS[int(np.argmax(values))] for values in (curve, short_curve))
+    training = _Scored(run, data.train).scores(0.0)
+    last = result.history[-1]
+    return {
+        "parent": None if result.parent is None else result.parent["weights"],
+        "subset": result.subset_hash,
+        "gradients": result.gradients,
+        "seconds": round(result.seconds, 1),
+        "training": {"loss": last.loss, "accuracy": last.train_accuracy},
+        "clean training": {name: training[name] for name in ("accuracy", "balanced", "nll")},
+        "validation": {"by tau": curve, "by tau, few": short_curve},
+        "test": {
+            "raw": test.scores(0.0),
+            "tau": {"tau": tau, **test.scores(tau)},
+            "tau, few": {"tau": short_tau, **test.scores(short_tau)},
+        },
+    }
+
+
+class _Scored:
+    """Logits of a set of images and their scores after an adjustment."""
+
+    def __init__(self, run: TrainedRun, images: Images) -> None:
+        self._run = run
+        order = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
+        with torch.no_grad():
+            batches = list(images.batches(order, None, run.device))
+            self.logits = torch.cat([run.network(batch.inputs) for batch in batches])
+        self.targets = torch.cat([batch.targets for batch in batches])
+
+    def first(self, count: int) -> _Scored:
+        """Return the first images of each class."""
+        chosen = torch.cat(
+            [(self.targets == c).nonzero()[:count, 0] for c in range(len(self._run.counts))]
+        )
+        part = copy.copy(self)
+        part.logits, part.targets = self.logits[chosen], self.targets[chosen]
+        return part
+
+    def scores(self, tau: float) -> dict[str, float]:
+        """Return every score with logits adjusted by ``tau``."""
+        counts: NDArray[np.int64] = self._run.counts
+        adjusted: Tensor = adjust_logits(self.logits, counts, tau)
+        scorer = Scorer(Predictions.of(adjusted, self.targets), len(counts), self._run.groups)
+        return {name: round(value, 4) for name, value in scorer.scores().items()}
+
+    def balanced(self, tau: float) -> float:
+        """Return the balanced accuracy with logits adjusted by ``tau``."""
+        return self.scores(tau)["balanced"]
+
+
+def _plain(values: Values) -> Values:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
