@@ -1,0 +1,123 @@
+"""The plan and the statistics of the comparison of late SAM with late SGD."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from benchmarks.late_ascent import records
+from benchmarks.late_ascent.plan import (
+    SAM_TRIALS,
+    SETUPS,
+    SGD_TRIALS,
+    Arm,
+    Setup,
+    class_order,
+    late_sam,
+    late_sgd,
+    more_trials,
+)
+from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.verdict import Difference, holm, paired, verdict
+
+
+def test_ten_seeds_give_every_class_every_rank() -> None:
+    orders = np.array([class_order(seed) for seed in range(10)])
+    for line in (*orders, *orders.T):
+        assert sorted(line) == list(range(10))
+
+
+def test_both_families_have_as_many_trials() -> None:
+    assert len(SGD_TRIALS) == len(SAM_TRIALS) == 8
+    assert len({arm.name for arm in (*SGD_TRIALS, *SAM_TRIALS)}) == 16
+    assert not more_trials(late_sgd(0.1, 1), late_sam(0.1, 0.3))
+    more = more_trials(late_sgd(0.3, 10), late_sam(0.1, 0.1))
+    assert [arm.factor for arm in more["sgd"]] == [1.0, 1.0]
+    assert [dict(arm.settings)["rho"] for arm in more["sam"]] == [(0.02,), (0.02,)]
+    more = more_trials(late_sgd(0.03, 1), late_sam(0.01, 0.6))
+    assert [arm.factor for arm in more["sgd"]] == [0.003, 0.003]
+    assert [dict(arm.settings)["rho"] for arm in more["sam"]] == [(1.2,), (1.2,)]
+
+
+def test_the_late_phase_may_be_twice_as_long() -> None:
+    schedule = SETUPS["fashion-600"].schedule(0.1, late=2)
+    assert schedule == {
+        "epochs": 72,
+        "defer_epoch": 48,
+        "lr_milestones": (48, 60),
+        "lr_factors": (0.1, 0.001),
+    }
+
+
+def test_differences_are_those_of_a_paired_t_test(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    left, right = generator.normal(70, 2, size=(2, 9))
+    found, expected = paired(left.tolist(), right.tolist()), ttest_rel(left, right)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert paired([1.0], [2.0]) == Difference(-1.0, math.inf, 1.0, 1)
+    assert paired([1.0, 2.0], [0.0, 1.0]).p == 0
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.04, "b": 0.001, "c": 0.03}) == pytest.approx(
+        {"a": 0.06, "b": 0.003, "c": 0.06}
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "p", "expected"),
+    [
+        (0.2, 0.7, 0.5, "no difference"),
+        (0.6, 0.3, 0.001, "no difference"),
+        (2.0, 1.5, 0.01, "better"),
+        (-2.0, 1.5, 0.01, "worse"),
+        (2.0, 1.5, 0.06, "undecided"),
+        (0.5, 1.5, 0.4, "undecided"),
+    ],
+)
+def test_verdicts(mean: float, half_width: float, p: float, expected: str) -> None:
+    assert verdict(Difference(mean, half_width, p, 10), p) == expected
+
+
+def test_runs_are_recorded_one_by_one_and_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setup = Setup("tiny", "digits-lt", (("threads", 1),), epochs=3, defer=2, seeds=1, ordered=False)
+    monkeypatch.setitem(SETUPS, "tiny", setup)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    unit, values = Unit("tiny", "ce-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
+    base = Arm("base", branched=False)
+    arms = [base, late_sgd(0.1, 10), late_sam(0.1, 0.05)]
+    unit.train(arms[:2], values, tmp_path / "runs")
+    first = unit.records()
+    assert list(first) == ["base", "sgd late lr 0.1 wd 10"]
+    unit.train(arms, values, tmp_path / "runs")
+    found = unit.records()
+    assert list(found) == [arm.name for arm in arms]
+    assert {name: found[name] for name in first} == first
+    sgd, sam = found["sgd late lr 0.1 wd 10"], found["sam late lr 0.1 rho 0.05"]
+    assert sgd["settings"]["weight_decay"] == 5e-3
+    assert sgd["parent"] == sam["parent"]
+    assert sam["gradients"] > sgd["gradients"] == found["base"]["gradients"]
+    assert sgd["test"]["tau"]["tau"] == 0.05 * np.argmax(sgd["validation"]["by tau"])
+
+
+def test_branches_of_other_weights_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    parents = iter(["one", "one", "two"])
+
+    def trained(setup: Setup, method: str, arm: Arm, *rest: object) -> dict[str, object]:
+        return {"parent": next(parents) if arm.branched else None}
+
+    monkeypatch.setattr(records, "train_arm", trained)
+    unit, base = Unit("digits", "ce-drw", 0), Arm("base", branched=False)
+    arms = [base, late_sgd(0.1, 1), late_sgd(0.3, 1), late_sam(0.1, 0.1)]
+    unit.train(arms, {}, tmp_path / "runs")
+    assert list(unit.records()) == ["base", "sam late lr 0.1 rho 0.1"]
