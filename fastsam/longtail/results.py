@@ -20,7 +20,10 @@ class Epoch:
         epoch: counted from 1.
         lr: learning rate.
         rho: radius of the ascent step; None where the optimizer has none.
-        loss: mean training loss at the weights before each step (not at the perturbed ones).
+        loss: mean training loss at the weights before each step (not at the perturbed ones). In a step
+            whose ascent reads a sample of the batch (``ascent_share`` below 1, or ``ascent_sample`` weighted)
+            it is that of the whole batch at the perturbed weights; with ``ascent_scope`` local the mean of
+            the losses of all processes, each divided by its own class weights.
         train_accuracy: percent right at the same weights, under augmentation.
         validation_accuracy: percent right after the epoch, with the post-hoc adjustment if the run
             has one; None without a validation set.

@@ -31,6 +31,7 @@ from fastsam.longtail.finite import not_finite
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import check_batches, check_run
@@ -167,7 +168,12 @@ class Trainer:
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
         self.schedules = build_schedules(config)
-        self.optimizer = build_optimizer(config, self.model, steps_per_epoch=self.steps_per_epoch)
+        self.optimizer = build_optimizer(
+            config,
+            self.model,
+            steps_per_epoch=self.steps_per_epoch,
+            process_group=world.process_group,
+        )
         self.stepper = Stepper(
             self.model,
             self.optimizer,
@@ -175,6 +181,7 @@ class Trainer:
             seed=self._own_seed,
             world=world,
             precision=config.precision,
+            ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
         )
         check_batches(first, config, len(self.data.train), world)
         self.history: list[Epoch] = []
