@@ -1,7 +1,8 @@
-"""Two processes: ascents on each one's own gradient, and samples of each one's images."""
+"""Two processes: ascents on each one's own gradient, samples of each one's images, and one average."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam.distributed import World
-from fastsam.longtail import TrainConfig, recipe
+from fastsam.longtail import TrainConfig, Trainer, recipe
 from fastsam.longtail.build import (
     build_class_weights,
     build_network,
@@ -124,6 +125,39 @@ def _weighted(rank: int, weighting: str) -> list[Tensor]:
     return optimizer.given
 
 
+def _average(rank: int, folder: str) -> dict[str, Any]:
+    """A run with an average, batch normalization and a selection."""
+    config = config_for(
+        "sam", epochs=2, batch_size=100, ema=0.9, select="best-validation", ascent_share=0.5
+    )
+    run = Trainer(config, out=Path(folder), world=World(rank, SIZE), progress=False)
+    first, states = copied(run.model), []
+    update = run.judged.update
+
+    def recorded() -> None:
+        states.append(copied(run.model))
+        update()
+
+    run.judged.update = recorded  # type: ignore[method-assign]
+    judged: list[State] = []
+    predictions = run.judge.predictions
+
+    def seen(images: Any) -> Any:
+        judged.append(copied(run.judge.network))
+        return predictions(images)
+
+    run.judge.predictions = seen  # type: ignore[method-assign]
+    result = run.fit()
+    return {
+        "first": first,
+        "states": states,
+        "judged": judged,
+        "metrics": [result.test.accuracy, *(r.validation_accuracy for r in result.history)],
+        "rule": result.rule,
+        "steps": run.steps_per_epoch,
+    }
+
+
 def _rank_main(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE)
@@ -134,6 +168,7 @@ def _rank_main(rank: int, store: str, folder: str) -> None:
     }
     for weighting in ("effective", "algorithm1"):
         found[weighting] = {"gradients": _weighted(rank, weighting)}
+    found["average"] = _average(rank, f"{folder}/run")
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -265,3 +300,28 @@ def test_samples_of_ranks_count_by_the_class_weights_of_their_images(
     for found, twin, gradient in zip(one, other, expected, strict=True):
         assert torch.equal(found, twin)
         assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_both_ranks_judge_one_average(outcomes: list[dict[str, Any]]) -> None:
+    one, other = (outcome["average"] for outcome in outcomes)
+    assert one["metrics"] == other["metrics"]
+    assert one["rule"] == other["rule"]
+    assert "averaged with decay 0.9" in one["rule"]
+    # Validation of both epochs, test and validation of the best.
+    assert len(one["judged"]) == len(other["judged"]) == 4
+    for found, twin in zip(one["judged"], other["judged"], strict=True):
+        assert all(torch.equal(found[name], twin[name]) for name in found)
+    # The average of the means over ranks, running statistics included.
+    spread = 0.0
+    mean = {name: value.double() for name, value in one["first"].items()}
+    for epoch in range(2):
+        for step in range(epoch * one["steps"], (epoch + 1) * one["steps"]):
+            here, there = one["states"][step], other["states"][step]
+            for name, value in mean.items():
+                both = (here[name].double() + there[name].double()) / 2
+                spread = max(spread, float((here[name] - there[name]).abs().max()))
+                mean[name] = 0.9 * value + 0.1 * both
+        for name, value in one["judged"][epoch].items():
+            if value.is_floating_point():
+                assert torch.allclose(value.double(), mean[name], rtol=1e-5, atol=1e-6), name
+    assert spread > 0.01  # the ranks' running statistics differ within an epoch

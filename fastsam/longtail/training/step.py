@@ -111,15 +111,6 @@ class Stepper:
         """Updates skipped so far because a gradient was not finite; waits for the device."""
         return int(getattr(self.optimizer, "skipped_steps", 0))
 
-    def average_statistics(self) -> None:
-        """Give every process the mean of the running statistics of batch normalization."""
-        if self.world.world_size == 1:
-            return
-        statistics = [value for value in self.network.buffers() if value.is_floating_point()]
-        self.world.all_reduce(statistics)
-        for value in statistics:
-            value.div_(self.world.world_size)
-
     def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
         """Take a step for each batch, or for as many batches as the optimizer asks for.
 
