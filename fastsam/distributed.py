@@ -55,6 +55,11 @@ class World:
             dist.get_rank(), dist.get_world_size(), dist.get_node_local_rank(fallback_rank=0)
         )
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The process group of all ranks; None in a run of one process."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
     def device(self, name: str) -> str:
         """Return ``name``; plain ``cuda`` becomes the GPU of this process where there are several."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.world_size > 1 else name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from fastsam.longtail.classes import CLASS_WEIGHTS
@@ -55,13 +56,20 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
         return extend(config.parts["loss"], network)
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module, *, steps_per_epoch: int) -> Optimizer:
+def build_optimizer(
+    config: TrainConfig,
+    model: nn.Module,
+    *,
+    steps_per_epoch: int,
+    process_group: ProcessGroup | None = None,
+) -> Optimizer:
     """The optimizer that ``config`` names for the trained parameters of ``model``.
 
     Args:
         config: settings of the run.
         model: the network.
         steps_per_epoch: steps of an epoch.
+        process_group: the processes of the run; None for one.
     """
     inputs = OptimizerInputs(
         parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
@@ -70,6 +78,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, *, steps_per_epoch: i
         seed=derived_seed(config.seed, Stream.NOISE),
         run=config.run,
         steps_per_epoch=steps_per_epoch,
+        process_group=process_group,
     )
     return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
 
@@ -92,6 +101,7 @@ def build_objective(
     counts: NDArray[np.int64],
     groups: Mapping[str, Sequence[int]] | None = None,
     *,
+    weighted: bool = True,
     device: torch.device | str = "cpu",
 ) -> Objective:
     """The loss of every epoch of a run.
@@ -100,12 +110,14 @@ def build_objective(
         config: settings of the run.
         counts: training images of each class, ``[C]``.
         groups: classes of head, mid and tail, by which an optimizer may weight the loss.
+        weighted: whether the loss has the class weights of the rule.
         device: where the losses' tables live.
     """
     loss, method = _loss(config), config.parsed_method
     settings = config.parts["loss"]
     classes = ClassStatistics(counts)
-    if method.weighted:
+    weighted = weighted and method.weighted
+    if weighted:
         weights = CLASS_WEIGHTS[config.weighting]
         tensor = weights.build(config.parts["weighting"], counts)
         classes = ClassStatistics(counts, tensor, weights.mean)
@@ -113,7 +125,7 @@ def build_objective(
     early: Term | None = None
     if loss.early is not None:
         early = LOSSES[loss.early].build(None, ClassStatistics(counts)).to(device)
-    elif method.weighted and method.deferred:
+    elif weighted and method.deferred:
         early = loss.build(settings, ClassStatistics(counts, None, classes.mean)).to(device)
     weightings = group_weightings(groups or {}, counts, torch.device(device))
     if early is None:
@@ -126,6 +138,25 @@ def build_objective(
         ],
         weightings,
     )
+
+
+def build_class_weights(
+    config: TrainConfig, counts: NDArray[np.int64], *, device: torch.device | str = "cpu"
+) -> Callable[[int], Tensor]:
+    """The class weights of every epoch, counted from 1, of a method that has them; float64 ``[C]``.
+
+    Before the deferral epoch they are all 1.
+
+    Args:
+        config: settings of the run.
+        counts: training images of each class, ``[C]``.
+        device: where they are needed.
+    """
+    scheme = CLASS_WEIGHTS[config.weighting]
+    weights = scheme.build(config.parts["weighting"], counts).to(device)
+    late = config.parsed_method.deferred or _loss(config).early is not None
+    before: int = config.defer_epoch if late else 0
+    return lambda epoch: weights if epoch > before else torch.ones_like(weights)
 
 
 def build_sampler(

@@ -41,7 +41,7 @@ class Checkpoint:
         model: state of the network.
         optimizer: state of the optimizer.
         history: one record per completed epoch.
-        best: state of the network after the best epoch on validation, where that was asked for.
+        best: state of the judged network after the best epoch on validation, where that was asked for.
         unreadable: images that could not be read and were skipped so far, with how often.
         sources: where each setting comes from.
         subset_hash: SHA-256 of the training set, which says what the classes' numbers mean.
@@ -51,6 +51,7 @@ class Checkpoint:
         class_names: one per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
         groups: classes of head, mid and tail; empty in runs of older versions.
+        average: state of the network with averaged weights, in runs with ``ema``.
     """
 
     config: TrainConfig
@@ -70,6 +71,7 @@ class Checkpoint:
     class_names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     groups: dict[str, list[int]] = field(default_factory=dict)
+    average: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -142,9 +144,15 @@ class Checkpoint:
             raise ValueError(
                 f"{len(self.counts)} counts and {len(self.class_names)} names of {self.num_classes} classes"
             )
-        for name, value in {**self.model, **(self.best or {})}.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")
+        for weights in (self.model, self.best or {}, self.average or {}):
+            for name, value in weights.items():
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")
+        if (self.average is None) != (self.config.ema is None):
+            raise ValueError(
+                f"ema is {self.config.ema}, and there is {'no' if self.average is None else 'an'} average of "
+                "the weights"
+            )
 
     def check_data(self, data: LongTailData) -> None:
         """Raise :class:`CheckpointError` if the run had other data than ``data``.
@@ -181,23 +189,37 @@ class Checkpoint:
         self.counts = data.counts.tolist()
         self.groups = data.group_lists()
 
-    def build_model(self) -> Classifier:
+    def judged_weights(self) -> dict[str, Any]:
+        """State of the network that the result of the run judges.
+
+        It is that of the best epoch on validation where the run selects it, else the average of the weights
+        where the run has one, else the state after the last epoch.
+        """
+        if self.best is not None:
+            return self.best
+        return self.model if self.average is None else self.average
+
+    def build_model(self, judged: bool = False) -> Classifier:
         """The network with the stored weights.
+
+        Args:
+            judged: use :meth:`judged_weights` instead of the weights after the last epoch.
 
         Raises:
             CheckpointError: if the weights are not of the network that the settings name, or are
                 infinite or NaN.
         """
-        model = self._network(self.model)
+        model = self._network(self.judged_weights() if judged else self.model)
         spoiled = not_finite(model)
         if spoiled is not None:
             raise CheckpointError(f"the weights are not finite, {spoiled} for one; train again")
         return model
 
-    def check_best(self) -> None:
-        """Raise :class:`CheckpointError` if the weights of the best epoch are not of the network."""
-        if self.best is not None:
-            self._network(self.best)
+    def check_judged(self) -> None:
+        """Raise :class:`CheckpointError` if the best weights, or their average, are not of the network."""
+        for weights in (self.best, self.average):
+            if weights is not None:
+                self._network(weights)
 
     def _network(self, weights: dict[str, Any]) -> Classifier:
         config = self.config
@@ -236,7 +258,8 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
     state = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     copies = config.parts["optimizer"].state_copies()
-    return int((1 + (config.select != "last")) * state + copies * trained + (1 << 16))
+    states = 1 + (config.select != "last") + (config.ema is not None)
+    return int(states * state + copies * trained + (1 << 16))
 
 
 _SCHEDULED = ("lr", "rho", "attempted_steps", "steps_taken", "params")

@@ -75,6 +75,13 @@ class TrainConfig(Settings):
         default="last",
         before="last",
     )
+    ema: float | None = setting(
+        "decay of an exponential average of the weights and the running statistics, at least 0 and below "
+        "1, updated after every step: the average is judged in place of the weights, which train on. 0 "
+        "judges the weights; by default there is no average",
+        optional=True,
+        low=0,
+    )
     posthoc_tau: float = setting(
         "post-hoc logit adjustment at test time: minus tau times log prior",
         default=0.0,
@@ -117,6 +124,10 @@ class TrainConfig(Settings):
         if self.warmup_epochs > self.epochs:
             raise UsageError(
                 f"warmup_epochs must be at least 0 and at most {self.epochs}, got {self.warmup_epochs}"
+            )
+        if self.ema is not None and self.ema >= 1:
+            raise UsageError(
+                f"ema must be below 1, got {self.ema:g}: the average would never move; try 0.99"
             )
         needed = chosen["loss"].head
         if needed is not None and self.head != needed:

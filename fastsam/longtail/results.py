@@ -20,10 +20,13 @@ class Epoch:
         epoch: counted from 1.
         lr: learning rate.
         rho: radius of the ascent step; None where the optimizer has none.
-        loss: mean training loss at the weights before each step (not at the perturbed ones).
+        loss: mean training loss at the weights before each step (not at the perturbed ones). In a step
+            whose ascent reads a sample of the batch (``ascent_share`` below 1, or ``ascent_sample`` weighted)
+            it is that of the whole batch at the perturbed weights; with ``ascent_scope`` local the mean of
+            the losses of all processes, each divided by its own class weights.
         train_accuracy: percent right at the same weights, under augmentation.
-        validation_accuracy: percent right after the epoch, with the post-hoc adjustment if the run
-            has one; None without a validation set.
+        validation_accuracy: percent right after the epoch of the weights that are judged (the average in runs
+            with ``ema``), with the post-hoc adjustment if the run has one; None without a validation set.
         seconds: wall time of the epoch.
         skipped: updates that were left out because a gradient was not finite.
         gradients: cost: forward and backward passes over whole batches; None in runs of older
@@ -52,7 +55,7 @@ class Result:
         class_names: one per class.
         groups: classes of head, mid and tail.
         subset_hash: SHA-256 of the training subset.
-        rule: which epoch the metrics are of.
+        rule: which weights the metrics are of: of which epoch, and whether they are an average.
         test: metrics on the test set.
         validation: metrics on the validation set, where there is one.
         history: every epoch.

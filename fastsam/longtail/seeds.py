@@ -19,6 +19,7 @@ class Stream(IntEnum):
     NOISE = 3
     LOSS = 4
     RANK = 5
+    ASCENT = 6
 
 
 def derived_seed(seed: int, stream: Stream, *position: int) -> int:

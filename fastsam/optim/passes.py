@@ -21,6 +21,7 @@ class Need:
         fresh: use a new batch. The first pass of a step has a new batch in any case.
         add: add to ``.grad``; the default clears it first.
         local: use the gradient of this rank alone, not reduced over ranks.
+        ascent: the gradient only directs an ascent. The caller may answer with that of a sample of the batch.
     """
 
     weighting: str = "all"
@@ -28,6 +29,7 @@ class Need:
     fresh: bool = False
     add: bool = False
     local: bool = False
+    ascent: bool = False
 
 
 Passes: TypeAlias = Generator[Need, Tensor | None, None]

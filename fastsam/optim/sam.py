@@ -253,10 +253,10 @@ class SAM(BetweenHalves):
     def passes(self) -> Passes:
         """Return one step as a generator of the gradients it needs.
 
-        The first is the gradient at w. Where an ascent is due, ``first_step`` uses it, and the second is the
-        one at the top; the first is then that of each rank alone with ``process_group``. ``step`` uses the
-        last, with its hooks. A first pass that is answered with None and leaves no gradient skips the step,
-        which does not count.
+        The first is the gradient at w. Where an ascent is due, it only directs the ascent of ``first_step``
+        (``Need.ascent``), alone of each rank with ``process_group``, and the second is the one at the top.
+        ``step`` uses the last, with its hooks. A first pass that is answered with None and leaves no gradient
+        skips the step, which does not count.
 
         Example:
             >>> import torch
@@ -275,7 +275,7 @@ class SAM(BetweenHalves):
         try:
             self._check_ranks()
             due = self.ascent_due
-            loss = yield Need(local=due and self.process_group is not None)
+            loss = yield Need(local=due and self.process_group is not None, ascent=due)
             if loss is None and self._has_no_gradient():
                 return  # a closure leaves this batch out, as Lightning's does without a loss
             self.first_step(zero_grad=due)

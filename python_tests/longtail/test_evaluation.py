@@ -54,6 +54,19 @@ def test_it_finds_what_the_training_found(folder: Path) -> None:
     assert validation.metrics.confusion == result.validation.confusion
 
 
+@pytest.mark.parametrize("choice", [{"ema": 0.9}, {"select": "best-validation"}])
+def test_it_judges_the_weights_that_the_result_judges(
+    choice: dict[str, object], tmp_path: Path
+) -> None:
+    config = recipe("digits-lt", "ce", "sgd", epochs=6, lr=0.3, **choice).config()
+    result = Trainer(config, out=tmp_path, progress=False).fit()
+    found = evaluate_run(TrainedRun.load(tmp_path), bootstrap=0)
+    assert found.metrics.confusion == result.test.confusion
+    assert (
+        Checkpoint.load(tmp_path).judged_weights().keys() == Checkpoint.load(tmp_path).model.keys()
+    )
+
+
 def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:
     run = TrainedRun.load(folder / "epoch-2.pt")
     found = evaluate_run(run, split="validation", bootstrap=0)

@@ -272,8 +272,28 @@ def test_hooks_fire_around_the_update_and_schedulers_see_it(kind: str, seed: int
 def test_sam_skips_a_batch_without_loss_and_gradient(seed: int) -> None:
     model = network(seed)
     optimizer = SAM(optimizer=BASES["sgd"](model.parameters()))
-    assert list(optimizer.passes()) == [Need()]
+    assert list(optimizer.passes()) == [Need(ascent=True)]
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("kind", ["sam", "looksam"])
+def test_only_the_first_pass_of_an_ascent_says_that_it_directs_one(kind: str, seed: int) -> None:
+    model = network(seed)
+    base = SGD(model.parameters(), lr=0.1)
+    make: dict[str, Any] = {
+        "sam": lambda: SAM(optimizer=base, start=1, interval=2),
+        "looksam": lambda: LookSAM(base, start=1, every=2),
+    }
+    optimizer = make[kind]()
+    ascents = []
+    for inputs, _ in batches(seed, 4):
+        needs = []
+        for need in optimizer.passes():
+            needs.append(need.ascent)
+            model.zero_grad()
+            model(inputs).square().sum().backward()
+        ascents.append(needs)
+    assert ascents == [[False], [True, False], [False], [True, False]]
 
 
 # --- steps that others write --------------------------------------------------------------------
@@ -384,7 +404,7 @@ def test_ranks_that_climb_on_their_own_ask_for_a_local_gradient(seed: int) -> No
         for need in optimizer.passes():
             needs.append(need)
             model(torch.ones(3, 6)).square().sum().backward()
-        assert needs == [Need(local=True), Need()]
+        assert needs == [Need(local=True, ascent=True), Need()]
         by_closure(optimizer, model, batches(seed, 9))
     finally:
         dist.destroy_process_group()

@@ -50,7 +50,10 @@ class Batch(NamedTuple):
         """RunPart ``index`` of ``parts`` nearly equal ones, counted from 0."""
         if parts == 1:
             return self
-        rows = torch.arange(len(self.targets)).tensor_split(parts)[index]
+        return self.take(torch.arange(len(self.targets)).tensor_split(parts)[index])
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the samples at these places of the batch, int64 ``[M]``; a place may occur again."""
         return Batch(
             tuple(view[rows] for view in self.views), self.targets[rows], self.indices[rows]
         )

@@ -11,7 +11,7 @@ register_optimizer(
             optimizer=settings.sgd(inputs),
             rho=settings.rho[0],
             adaptive="weights",
-            **settings.ascent_steps(inputs),
+            **settings.ascent(inputs),
         ),
         settings=SAMSettings,
         summary="adaptive sharpness-aware minimization on SGD",

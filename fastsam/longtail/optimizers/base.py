@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim import SGD, Optimizer
 
 from fastsam.longtail.errors import UsageError, unknown
@@ -27,6 +28,7 @@ class OptimizerInputs:
         seed: seed of the optimizer's own noise.
         run: every setting of the run by name.
         steps_per_epoch: steps of an epoch.
+        process_group: the processes of the run; None for one.
     """
 
     parameters: Iterable[tuple[str, Tensor]]
@@ -35,6 +37,7 @@ class OptimizerInputs:
     seed: int
     run: Mapping[str, Any]
     steps_per_epoch: int
+    process_group: ProcessGroup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +110,31 @@ class AscentSettings(SGDSettings):
     ascent_stop: int | None = setting(
         "last epoch with ascents; by default the last of the run", optional=True, low=1
     )
+    ascent_share: float = setting(
+        "share of each batch whose gradient directs the ascent, sampled at random; the second pass reads "
+        "the whole batch. Below 1, and with ascent_sample weighted, the training loss of such a step is "
+        "that at the perturbed weights",
+        default=1.0,
+        before=1.0,
+        above=0,
+        high=1,
+    )
+    ascent_sample: Literal["uniform", "weighted"] = setting(
+        "how that share is sampled: uniform, without replacement; weighted, with replacement in "
+        "proportion to the class weights of the epoch, which the loss of the ascent then leaves out "
+        "(rules rw and drw)",
+        default="uniform",
+        before="uniform",
+    )
+    ascent_scope: Literal["global", "local"] = setting(
+        "gradient that directs the ascent of each process: global, of the batch of all processes; "
+        "local, of the process's own part of the batch",
+        default="global",
+        before="global",
+    )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """There is a rho for every phase of the schedule, and some epoch has ascents."""
+        """There is a rho for every phase of the schedule, some epoch has ascents, and weights exist."""
         super().check(run)
         first = self.first_ascent_epoch(run)
         last = run["epochs"] if self.ascent_stop is None else self.ascent_stop
@@ -126,6 +151,11 @@ class AscentSettings(SGDSettings):
             raise UsageError(
                 f"rho needs {needed} value(s) with rho_schedule {self.rho_schedule}, "
                 f"got {len(self.rho)}; for a fixed radius choose rho_schedule constant"
+            )
+        if self.ascent_sample == "weighted" and run.get("weighting") is None:
+            raise UsageError(
+                f"ascent_sample weighted samples by class weights, and the method {run['method']} has none: "
+                "choose a method with the rule rw or drw, such as ce-drw, or ascent_sample=uniform"
             )
 
     def first_ascent_epoch(self, run: Mapping[str, Any]) -> int:
@@ -149,11 +179,12 @@ class AscentSettings(SGDSettings):
             )
         return int(drops[0]) + 1
 
-    def ascent_steps(self, inputs: OptimizerInputs) -> dict[str, Any]:
-        """The arguments of SAM that choose the steps with ascents."""
+    def ascent(self, inputs: OptimizerInputs) -> dict[str, Any]:
+        """The arguments of SAM that choose the steps with ascents and whose gradients direct them."""
         start = (self.first_ascent_epoch(inputs.run) - 1) * inputs.steps_per_epoch
         stop = None if self.ascent_stop is None else self.ascent_stop * inputs.steps_per_epoch
-        return {"start": start, "stop": stop}
+        ranks = inputs.process_group if self.ascent_scope == "local" else None
+        return {"start": start, "stop": stop, "process_group": ranks}
 
     def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
         """See :meth:`OptimizerSettings.schedules`."""
@@ -173,9 +204,9 @@ class SAMSettings(AscentSettings):
         high=10**9,
     )
 
-    def ascent_steps(self, inputs: OptimizerInputs) -> dict[str, Any]:
-        """See :meth:`AscentSettings.ascent_steps`."""
-        return {**super().ascent_steps(inputs), "interval": self.ascent_interval}
+    def ascent(self, inputs: OptimizerInputs) -> dict[str, Any]:
+        """See :meth:`AscentSettings.ascent`."""
+        return {**super().ascent(inputs), "interval": self.ascent_interval}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ register_optimizer(
             settings.sgd(inputs),
             rho=settings.rho[0],
             **settings.arguments(),
-            **settings.ascent_steps(inputs),
+            **settings.ascent(inputs),
         ),
         settings=LookSAMSettings,
         summary="SAM at every k-th step, its direction reused in between",

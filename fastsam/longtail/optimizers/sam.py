@@ -7,7 +7,7 @@ register_optimizer(
     OptimizerPart(
         name="sam",
         build=lambda settings, inputs: SAM(
-            optimizer=settings.sgd(inputs), rho=settings.rho[0], **settings.ascent_steps(inputs)
+            optimizer=settings.sgd(inputs), rho=settings.rho[0], **settings.ascent(inputs)
         ),
         settings=SAMSettings,
         summary="sharpness-aware minimization on SGD",

@@ -82,7 +82,7 @@ class TrainedRun:
         config, where = checkpoint.config, chosen_device(device)
         counts = np.array(checkpoint.counts, dtype=np.int64)
         scale = build_objective(config, counts).logit_scale
-        network = checkpoint.build_model().to(where).eval()
+        network = checkpoint.build_model(judged=True).to(where).eval()
         head = network.head
         offset = adjust_logits(torch.zeros(len(counts)), counts, config.posthoc_tau)
         network.head = AffineHead(head, scale, offset.to(where))

@@ -12,19 +12,26 @@ from fastsam.distributed import World
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.training.ascent_batch import check_ascent_share
 
 
 def check_run(config: TrainConfig, world: World) -> None:
-    """Warn if logits are adjusted twice, and refuse what several processes cannot do together.
+    """Warn if logits are adjusted twice, and refuse batches that are too small or cannot be shared out.
 
     Raises:
-        UsageError: the processes of ``world`` cannot share the batches.
+        UsageError: the processes of ``world`` cannot share the batches, or ``ascent_share`` leaves fewer
+            than 2 images of one.
     """
     twice = double_adjustment(config)
     if twice is not None and world.rank == 0:
         warnings.warn(twice, stacklevel=3)
-    if world.world_size == 1:
-        return
+    if world.world_size > 1:
+        _check_processes(config, world)
+    check_ascent_share(config, world)
+
+
+def _check_processes(config: TrainConfig, world: World) -> None:
+    """Refuse what several processes cannot do together."""
     if config.batch_size % world.world_size:
         raise UsageError(
             f"batch_size is that of all processes together: {config.batch_size} is not a multiple "

@@ -78,7 +78,7 @@ class Resume:
         if checkpoint.steps_per_epoch is None:
             self._check_older(checkpoint)
         checkpoint.build_model()
-        checkpoint.check_best()
+        checkpoint.check_judged()
 
     def _check_older(self, checkpoint: Checkpoint) -> None:
         """Refuse runs of older versions that would not continue as they began."""

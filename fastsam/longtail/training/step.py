@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,23 @@ from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.optim import frozen_batch_norm_statistics, kept_if_skipped
 from fastsam.optim.passes import Need, passes_of, run_passes
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the first pass over one batch saw.
+    """What the first pass over one whole batch saw.
+
+    It is the pass at the weights before the step, unless the ascent read only a sample of the batch: then it
+    is the pass at the perturbed weights.
 
     Attributes:
         epoch: counted from 1.
         batch: batch of the epoch (for LPF-SGD, part of a batch), counted from 0.
-        loss: scalar loss that was differentiated.
+        loss: scalar loss that was differentiated; that of this process's part of the batch in the first pass
+            of a local ascent.
         logits: ``[B, C]``.
         features: what the head was given, ``[B, D]``.
         targets: int64 ``[B]``.
@@ -46,12 +52,28 @@ class Step:
 
 @dataclass
 class _Piece:
-    """A batch, or a part of one, in a step."""
+    """A batch, a part of one, or a sample of either, in a step.
+
+    Attributes:
+        batch: its images.
+        share: their number as a share of the whole batch.
+        number: batch of the epoch, counted from 0.
+        objective: the loss of its passes.
+        prepared: what the terms of the loss prepared for it.
+        mass: see :class:`AscentSample`.
+        is_sample: whether its passes only direct an ascent.
+        sample: the sample of it that directs an ascent, once it was taken.
+        seen: what the first pass saw; None before it, and for a sample.
+    """
 
     batch: Batch
     share: float
     number: int
+    objective: Objective
     prepared: list[Any]
+    mass: Tensor | None = None
+    is_sample: bool = False
+    sample: _Piece | None = None
     seen: Step | None = None
 
 
@@ -66,6 +88,7 @@ class Stepper:
         seed: seed of what the loss draws in this process.
         world: this process among those of the run.
         precision: ``float32``, or ``bfloat16`` for passes under autocast.
+        ascent: samples each batch for its ascent; None for ascents on whole batches.
         gradients: cost so far: forward and backward passes over whole batches.
     """
 
@@ -75,6 +98,7 @@ class Stepper:
     seed: int
     world: World = field(default_factory=World)
     precision: str = "float32"
+    ascent: AscentBatches | None = None
     gradients: float = 0.0
 
     @property
@@ -86,15 +110,6 @@ class Stepper:
     def skipped_steps(self) -> int:
         """Updates skipped so far because a gradient was not finite; waits for the device."""
         return int(getattr(self.optimizer, "skipped_steps", 0))
-
-    def average_statistics(self) -> None:
-        """Give every process the mean of the running statistics of batch normalization."""
-        if self.world.world_size == 1:
-            return
-        statistics = [value for value in self.network.buffers() if value.is_floating_point()]
-        self.world.all_reduce(statistics)
-        for value in statistics:
-            value.div_(self.world.world_size)
 
     def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
         """Take a step for each batch, or for as many batches as the optimizer asks for.
@@ -132,8 +147,10 @@ class Stepper:
                 part = batches[place].part(number % count, count)
                 serial = next(numbers)
                 share = len(part.targets) / len(batches[place].targets)
-                pieces[key] = _Piece(part, share, serial, self._prepare(part, epoch, serial))
+                pieces[key] = self._piece(part, share, serial, epoch, self.objective)
             piece = pieces[key]
+            if need.ascent and self.ascent is not None:
+                piece = self._sample(piece, self.ascent, epoch)
             return self._pass(piece, need, epoch)
 
         with self._unless_skipped():
@@ -144,28 +161,44 @@ class Stepper:
                 )
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
-    def _prepare(self, batch: Batch, epoch: int, number: int) -> list[Any]:
+    def _piece(
+        self, batch: Batch, share: float, number: int, epoch: int, objective: Objective
+    ) -> _Piece:
         seed = derived_seed(self.seed, Stream.LOSS, epoch, number)
         with self._autocast():
-            return self.objective.prepare(batch, self.network, epoch=epoch, seed=seed)
+            prepared = objective.prepare(batch, self.network, epoch=epoch, seed=seed)
+        return _Piece(batch, share, number, objective, prepared)
+
+    def _sample(self, piece: _Piece, ascent: AscentBatches, epoch: int) -> _Piece:
+        """The sample of a piece that directs an ascent; the same in all passes of a step."""
+        if piece.sample is None:
+            batch, mass = ascent.sample(piece.batch, epoch=epoch, number=piece.number)
+            share = piece.share * len(batch.targets) / len(piece.batch.targets)
+            with frozen_batch_norm_statistics(self.network):  # a momentum encoder has them, too
+                sample = self._piece(batch, share, piece.number, epoch, ascent.objective)
+            piece.sample = replace(sample, mass=mass, is_sample=True)
+        return piece.sample
 
     def _pass(self, piece: _Piece, need: Need, epoch: int) -> Tensor:
-        """Forward, objective and backward; all passes after the first leave statistics alone."""
+        """Forward, objective and backward.
+
+        Only the first pass over a whole piece changes running statistics and is reported.
+        """
         trained = [p for p in self.network.parameters() if p.requires_grad]
         earlier = [p.grad for p in trained] if need.add else []
         self.optimizer.zero_grad()
-        again = piece.seen is not None
-        with frozen_batch_norm_statistics(self.network) if again else nullcontext():
+        first = piece.seen is None and not piece.is_sample
+        with nullcontext() if first else frozen_batch_norm_statistics(self.network):
             with self._autocast():
                 outputs = self.network.outputs(piece.batch.inputs)
-            loss = self.objective.loss(
+            loss = piece.objective.loss(
                 outputs,
                 piece.batch,
                 self.network,
                 epoch=epoch,
                 prepared=piece.prepared,
                 weighting=need.weighting,
-                reduce=(lambda weight: weight) if need.local else self._total,
+                reduce=(lambda weight: weight) if need.local else partial(self._total, piece.mass),
             )
             loss.backward()  # type: ignore[no-untyped-call]
         self.gradients += piece.share
@@ -177,7 +210,7 @@ class Stepper:
                 parameter.grad = (
                     gradient if parameter.grad is None else gradient.add_(parameter.grad)
                 )
-        if piece.seen is None:
+        if first:
             piece.seen = Step(
                 epoch=epoch,
                 batch=piece.number,
@@ -189,7 +222,17 @@ class Stepper:
             )
         return value
 
-    def _total(self, weight: Tensor) -> Tensor:
+    def _total(self, mass: Tensor | None, weight: Tensor) -> Tensor:
+        """What to divide the sum of this process's losses by, so that those of all processes add up.
+
+        Args:
+            mass: what the sum stands for among those of all processes; None for its own weight.
+            weight: the weight of the sum, which is overwritten.
+        """
+        if mass is not None:
+            total = mass.clone()
+            self.world.all_reduce([total])
+            return weight * (total / mass).to(weight)
         self.world.all_reduce([weight])
         return weight
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fastsam.distributed import World
 from fastsam.files import check_room
@@ -31,6 +30,8 @@ from fastsam.longtail.finite import not_finite
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.training.ascent_batch import AscentBatches
+from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import check_batches, check_run
@@ -139,8 +140,9 @@ class Trainer:
                 f"the loss {config.parsed_method.loss} compares the samples of a batch, which "
                 f"{world.world_size} processes do not share; train in one process"
             )
+        self.judged = JudgedWeights(self.model, config)
         self.judge = Judge(
-            self.model,
+            self.judged.network,
             self.data,
             logit_scale=self.objective.logit_scale,
             posthoc_tau=config.posthoc_tau,
@@ -167,7 +169,12 @@ class Trainer:
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
         self.schedules = build_schedules(config)
-        self.optimizer = build_optimizer(config, self.model, steps_per_epoch=self.steps_per_epoch)
+        self.optimizer = build_optimizer(
+            config,
+            self.model,
+            steps_per_epoch=self.steps_per_epoch,
+            process_group=world.process_group,
+        )
         self.stepper = Stepper(
             self.model,
             self.optimizer,
@@ -175,10 +182,10 @@ class Trainer:
             seed=self._own_seed,
             world=world,
             precision=config.precision,
+            ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
         )
         check_batches(first, config, len(self.data.train), world)
         self.history: list[Epoch] = []
-        self._best: dict[str, Tensor] | None = None
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
         if config.select == "best-validation" and self.data.validation is None:
@@ -195,7 +202,7 @@ class Trainer:
             self.model.load_state_dict(resumed.model)
             resumed.load_optimizer(self.optimizer)
             self.history = list(resumed.history)
-            self._best = resumed.best
+            self.judged.continue_from(resumed)
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
             self.parent = resumed.parent
@@ -233,7 +240,7 @@ class Trainer:
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
                 self.history.append(record)
-                self._keep_best()
+                self.judged.keep_best(self.history)
                 if self.on_epoch is not None:
                     self.on_epoch(record)
                 now = time.perf_counter()
@@ -268,7 +275,7 @@ class Trainer:
         steps = start.epoch * self.steps_per_epoch
         branch.continue_optimizer(self.optimizer, same=same, steps=steps)
         self.history = list(start.history)
-        self._best = start.best if self.config.select != "last" else None
+        self.judged.continue_from(start)
         self._unreadable_before = start.unreadable
         self.parent = branch.parent
 
@@ -287,12 +294,13 @@ class Trainer:
         totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
         self.model.train()
         for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
+            self.judged.update()
             totals.steps += 1
             for step in seen:
                 totals.add(step)
                 if self.on_step is not None:
                     self.on_step(step)
-        self.stepper.average_statistics()
+        self.judged.average_statistics(self.world)
         skipped = self.stepper.skipped_steps - skipped_before
         where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
         loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
@@ -323,20 +331,9 @@ class Trainer:
         seed, rank = self.config.seed, self.world.rank
         return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
 
-    def _best_epoch(self) -> int:
-        """The first epoch of the highest validation accuracy."""
-        return max(self.history, key=lambda record: record.validation_accuracy or 0.0).epoch
-
-    def _keep_best(self) -> None:
-        if self.config.select != "last" and self._best_epoch() == len(self.history):
-            self._best = {name: value.clone() for name, value in self.model.state_dict().items()}
-
     def _result(self) -> Result:
         data = self.data
-        rule = "last epoch"
-        if self._best is not None:
-            self.model.load_state_dict(self._best)
-            rule = f"best epoch on validation ({self._best_epoch()})"
+        rule = self.judged.choose(self.history, self.parent)
         return Result(
             config=self.config.as_dict(),
             sources=self.sources,
@@ -386,7 +383,7 @@ class Trainer:
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             history=list(self.history),
-            best=self._best,
+            best=self.judged.best,
             unreadable=self._unreadable(),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
@@ -396,4 +393,5 @@ class Trainer:
             class_names=list(self.data.class_names),
             counts=self.data.counts.tolist(),
             groups=self.data.group_lists(),
+            average=self.judged.average,
         )

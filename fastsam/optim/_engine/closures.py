@@ -111,8 +111,8 @@ class ClosurePasses:
 
 def _require_a_plain_pass(need: Need, owner: str) -> None:
     """Raise TypeError for a gradient that is not that of the whole loss from no gradient."""
-    # The batch, its parts and the ranks are the closure's own business.
-    if need != Need(part=need.part, fresh=need.fresh, local=need.local):
+    # The batch, its parts, its samples and the ranks are the closure's own business.
+    if need != Need(part=need.part, fresh=need.fresh, local=need.local, ascent=need.ascent):
         raise TypeError(
             f"{owner}.step(closure) cannot answer {need}: a closure computes one gradient of the whole loss. "
             f"Iterate over {owner}.passes() instead"

@@ -162,6 +162,20 @@ def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
         all_reduce(value, ReduceOp.MAX, group)
 
 
+def all_reduce_mean(values: Iterable[Tensor], group: ProcessGroup) -> None:
+    """Replace each of ``values`` by its mean over the ranks of a group, in one exchange for each dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for value in values:
+        alike.setdefault((value.device, value.dtype), []).append(value)
+    for members in alike.values():
+        flat = torch.cat([member.reshape(-1) for member in members])
+        all_reduce(flat, ReduceOp.SUM, group)
+        flat.div_(get_world_size(group))
+        parts = torch.split(flat, [member.numel() for member in members])
+        for member, part in zip(members, parts, strict=True):
+            member.copy_(part.view_as(member))
+
+
 def gathered(
     value: Any, parameters: Iterable[Tensor], process_group: ProcessGroup | None
 ) -> list[tuple[int, Any]]:

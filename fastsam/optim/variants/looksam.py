@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from fastsam.optim._engine import sharding
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.policy import COUNTER as ATTEMPTED
 from fastsam.optim.passes import Need, Passes
@@ -51,6 +53,9 @@ class LookSAM(WrappedOptimizer):
         start: as in :class:`fastsam.SAM`.
         stop: as in :class:`fastsam.SAM`.
         first_attempt: as in :class:`fastsam.SAM`.
+        process_group: ranks that climb on their own gradients, as in :class:`fastsam.SAM`. The direction is
+            that orthogonal to the mean of these gradients, the same on all ranks: a SAM step exchanges one
+            more gradient.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -75,6 +80,7 @@ class LookSAM(WrappedOptimizer):
         start: int = 0,
         stop: int | None = None,
         first_attempt: int = 0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self._check(optimizer, {"every": every, "alpha": alpha})  # before SAM changes anything
         self.sam = SAM(
@@ -84,6 +90,7 @@ class LookSAM(WrappedOptimizer):
             interval=every,
             stop=stop,
             first_attempt=first_attempt,
+            process_group=process_group,
         )
         super().__init__(self.sam, every=every, alpha=alpha)
         for group in self.param_groups:
@@ -98,9 +105,10 @@ class LookSAM(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        due, phase = self.sam.ascent_due, self.sam.policy.phase()
+        due, phase, ranks = self.sam.ascent_due, self.sam.policy.phase(), self.sam.process_group
         try:
-            yield Need()
+            self.sam.policy.agree(ranks)  # before the ranks make passes that they must share
+            yield Need(local=due and ranks is not None, ascent=due)
             gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
             if not gradients:
                 raise RuntimeError(
@@ -111,6 +119,9 @@ class LookSAM(WrappedOptimizer):
             if due:
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
                 self.sam.first_step()
+                if ranks is not None:
+                    sharding.all_reduce_mean([gradient for _, gradient in ascent], ranks)
+                    norm = _norm([gradient for _, gradient in ascent])
                 yield Need()
                 directions = self._directions()
                 found = _flat_directions(ascent, norm, directions)
