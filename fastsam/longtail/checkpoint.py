@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -154,19 +154,25 @@ class Checkpoint:
                 "the weights"
             )
 
-    def check_data(self, data: LongTailData) -> None:
+    def check_data(self, data: LongTailData, *, splits: Collection[str] | None = None) -> None:
         """Raise :class:`CheckpointError` if the run had other data than ``data``.
 
         The contents of every split decide, wherever the files lie. Runs of older versions know only
         which images formed the training set. Classes of a set that has changed may be numbered in
         another way.
+
+        Args:
+            data: the data set.
+            splits: splits to compare, beside the names of the classes; None for all. The others are not
+                read.
         """
         if self.contents:
-            found = data.contents()
+            found = data.contents(splits=splits)
             changed = [
                 part
                 for part in {**self.contents, **found}
-                if self.contents.get(part) != found.get(part)
+                if (splits is None or part in ("classes", *splits))
+                and self.contents.get(part) != found.get(part)
             ]
             if changed:
                 part = changed[0]

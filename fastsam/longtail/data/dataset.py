@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -355,14 +355,24 @@ class LongTailData:
             raise UsageError(f"{self.name} has no split {name!r}; valid: {', '.join(splits)}")
         return splits[name]
 
-    def contents(self, *, progress: bool = False) -> dict[str, str]:
+    def contents(
+        self, *, splits: Collection[str] | None = None, progress: bool = False
+    ) -> dict[str, str]:
         """Return the SHA-256 of contents and classes of every split; see :meth:`Images.content`.
 
         Neither the place of the files nor their names enter it; the order of images and the names
         of classes do.
+
+        Args:
+            splits: which splits, beside the names of the classes; None for all.
+            progress: show progress: a bar on a terminal, a line a minute elsewhere.
         """
         names = hashlib.sha256("\0".join(self.class_names).encode()).hexdigest()
-        hashes = {part: images.content(progress=progress) for part, images in self.splits.items()}
+        hashes = {
+            part: images.content(progress=progress)
+            for part, images in self.splits.items()
+            if splits is None or part in splits
+        }
         return {"classes": names, **hashes}
 
     def for_run(self) -> LongTailData:
