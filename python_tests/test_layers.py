@@ -94,6 +94,8 @@ LONGTAIL_LAYERS = (
     ("registry", "runtime"),
     ("classes", "data"),
     ("schedules", "models", "predictions"),
+    ("features",),
+    ("calibrators",),
     ("objective", "scores"),
     ("metrics",),
     ("results",),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fastsam.cli import main
 from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, register_loss
@@ -27,6 +30,7 @@ from fastsam.longtail.registry import (
     registries,
 )
 from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.trained import TrainedRun, calibrate_run
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "plugins"
@@ -35,6 +39,7 @@ MODULES = {
     "averaged-sgd": "averaged_sgd",
     "stripes": "stripes_data",
     "tiny-net": "tiny_network",
+    "mean-shift": "mean_shift_calibrator",
 }
 NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
 SHORT = ("--model", "tiny-net", "--epochs", "2", "--quiet")
@@ -161,6 +166,47 @@ def test_an_optimizer_of_two_passes_makes_two_passes() -> None:
     run.model.train()
     seen = list(run.stepper.steps(batches, epoch=1))
     assert len(calls) == 2 * len(seen) == 2 * len(batches)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the package's own parts, on data with validation images."""
+    out = tmp_path_factory.mktemp("digits")
+    config = recipe("digits-lt", "ce", "sgd", epochs=2).config()
+    Trainer(config, out=out, progress=False).fit()
+    return out
+
+
+def test_the_command_line_calibrates_with_a_plugin(
+    site: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ("calibrate", str(digits), "--method", "mean-shift", "--quiet")
+    done = fastsam(*named, site=site)
+    assert done.returncode == 0, done.stderr
+    assert "chosen: mean-shift (share " in done.stdout
+    (digits / "calibration.json").unlink()
+    assert main(list(named)) == 2  # here it is not installed
+    error = capsys.readouterr().err
+    assert "unknown calibrator 'mean-shift'; valid: best, logit-adjustment" in error
+
+
+@pytest.mark.usefixtures("installed")
+def test_python_calibrates_with_a_plugin_and_loads_it(digits: Path, tmp_path: Path) -> None:
+    shutil.copy(digits / "checkpoint.pt", tmp_path)
+    plain = TrainedRun.load(tmp_path)
+    tried = [score.calibrator for score in calibrate_run(plain).scores]
+    assert tried == ["none", "logit-adjustment", "mean-shift", "tau-norm", "nearest-class-mean"]
+    calibration = calibrate_run(plain, method="mean-shift")
+    calibration.save(tmp_path / "calibration.json")
+    images = plain.data().train
+    share = calibration.parameters["share"]
+    batches = [np.arange(len(images))]
+    (batch,) = images.batches(batches, None, torch.device("cpu"))
+    with torch.no_grad():
+        logits = plain.network(batch.inputs)
+        found = TrainedRun.load(tmp_path).network(batch.inputs)
+    expected = (logits - share * logits.mean(dim=0)) / calibration.temperature
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_broken_plugin_stops_nothing_but_is_named(tmp_path: Path) -> None:

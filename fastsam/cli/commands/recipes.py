@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastsam.cli.output import table
+from fastsam.longtail.calibrators import CALIBRATORS
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
@@ -104,6 +105,9 @@ def _print_names() -> None:
     for part in OPTIMIZERS.values():
         print(f"  {part.name}: {part.summary}")
     print(f"models: {', '.join(MODELS.names())}")
+    print("calibrators:")
+    for calibrator in CALIBRATORS.values():
+        print(f"  {calibrator.name}: {calibrator.summary}")
 
 
 def command(arguments: Sequence[str]) -> type[Recipes]:

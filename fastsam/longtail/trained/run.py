@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from fastsam.longtail.build import build_objective, load_configured
+from fastsam.longtail.calibrators import TrainedHead
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.runtime import chosen_device
+from fastsam.longtail.trained.calibration import Calibration, calibration_path, weights_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,8 @@ class TrainedRun:
         path: the run's folder, or the file of a kept checkpoint.
         checkpoint: what was read.
         network: maps normalized images ``[B, channels, H, W]`` to logits ``[B, C]`` whose softmax is the
-            probability that the run gives each class: logit scale and post-hoc adjustment are in its head.
+            probability that the run gives each class: logit scale and post-hoc adjustment, or the
+            calibration in their place, are in its head.
             In evaluation mode, on ``device``, with the weights that the result judges.
         trained_head: the head as it was trained; its logits have neither.
         logit_scale: factor of the loss on logits.
@@ -35,6 +38,7 @@ class TrainedRun:
         counts: training images of each class, int64 ``[C]``.
         groups: classes of head, mid and tail.
         device: where the network is.
+        calibration: what `fastsam calibrate` chose, if it is applied; it replaces the post-hoc adjustment.
 
     Example:
         >>> import tempfile
@@ -55,10 +59,16 @@ class TrainedRun:
     counts: NDArray[np.int64]
     groups: Mapping[str, tuple[int, ...]]
     device: torch.device
+    calibration: Calibration | None = None
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "cpu", data_root: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        data_root: str | None = None,
+        calibrated: bool = True,
     ) -> TrainedRun:
         """Read a run.
 
@@ -66,9 +76,11 @@ class TrainedRun:
             path: the run's folder, or the file of a kept checkpoint.
             device: where the network is wanted.
             data_root: folder with the data, if it is not where it was at the training.
+            calibrated: apply the calibration beside the checkpoint, if there is one.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is damaged.
+            CheckpointError: there is no checkpoint, or it is damaged; the calibration is damaged, or belongs
+                to other weights.
             UsageError: the device does not exist.
         """
         path = Path(path)
@@ -86,9 +98,16 @@ class TrainedRun:
         head = network.head
         offset = adjust_logits(torch.zeros(len(counts)), counts, config.posthoc_tau)
         network.head = AffineHead(head, scale, offset.to(where))
+        calibration, file = None, calibration_path(path)
+        if calibrated and file.is_file():
+            calibration = Calibration.load(file)
+            calibration.check_weights(weights_hash(network.features, head), file)
+            network.head = calibration.head(TrainedHead(head, scale, counts)).to(where)
         groups = {name: tuple(members) for name, members in checkpoint.groups.items()}
         names = tuple(checkpoint.class_names)
-        return cls(path, checkpoint, network, head, scale, names, counts, groups, where)
+        return cls(
+            path, checkpoint, network, head, scale, names, counts, groups, where, calibration
+        )
 
     def data(self, *, progress: bool = False) -> LongTailData:
         """Load the data set that the run was trained on.

@@ -108,12 +108,17 @@ class RunFolder:
         """Create the folder.
 
         Args:
-            overwrite: remove what a previous run wrote, and the spectra of its weights in the
-                folder or in ``spectra`` below it.
+            overwrite: remove what a previous run wrote, its calibrations, and the spectra of its weights in
+                the folder or in ``spectra`` below it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            left = ("epoch-*.pt", "tensorboard/events.*")
+            left = (
+                "epoch-*.pt",
+                "tensorboard/events.*",
+                "calibration.json",
+                "epoch-*.calibration.json",
+            )
             spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
             old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
             for file in (self.checkpoint, self.result, self.history, self.per_class, *old):

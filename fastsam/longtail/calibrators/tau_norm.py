@@ -1,0 +1,60 @@
+"""Tau-normalization (Kang et al. 2020): class vectors divided by a power of their length.
+
+Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition" (ICLR 2020), section
+4: ``w_c / ||w_c||^tau``. As in the authors' code (``tau_norm.py`` of facebookresearch/classifier-balancing)
+the bias is left out, so that tau = 0 is the trained classifier without its bias.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastsam.longtail.calibrators.base import (
+    Calibrator,
+    Parameters,
+    TrainedHead,
+    register_calibrator,
+)
+from fastsam.longtail.models.heads import CosineHead
+
+TAUS = tuple(step / 10 for step in range(21))
+"""The grid of the authors' code: 0 to 2 in steps of 0.1."""
+
+
+def _refuses(trained: TrainedHead) -> str | None:
+    head = trained.module
+    if isinstance(head, CosineHead):
+        return "a cosine head already divides its class vectors by their length"
+    # A subclass may compute something else of the same weights.
+    if type(head) is not nn.Linear:
+        return f"it needs a linear head (nn.Linear), and this run has {type(head).__name__}"
+    return None
+
+
+def _build(parameters: Parameters, trained: TrainedHead) -> nn.Linear:
+    trained_weight = trained.module.weight
+    if not isinstance(trained_weight, torch.Tensor):
+        raise AssertionError("only linear heads are not refused")
+    weight = trained_weight.detach().double()
+    length = weight.norm(dim=1, keepdim=True)
+    # A class vector of zeros stays one.
+    divisor = torch.where(length > 0, length ** parameters["tau"], 1.0)
+    classes, width = weight.shape
+    head = nn.Linear(width, classes, bias=False, device=weight.device, dtype=trained_weight.dtype)
+    head.weight = nn.Parameter(
+        (trained.logit_scale * weight / divisor).to(trained_weight.dtype), requires_grad=False
+    )
+    return head
+
+
+register_calibrator(
+    Calibrator(
+        name="tau-norm",
+        build=_build,
+        candidates=lambda trained, training: [{"tau": tau} for tau in TAUS],
+        refuses=_refuses,
+        change=2,
+        summary="class vectors over a power of their length, no bias",
+    )
+)

@@ -1,0 +1,97 @@
+"""Features of images: what the head of a network is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsam.longtail.data import Images
+from fastsam.longtail.errors import DataError, TrainingError
+from fastsam.longtail.models.classifier import Classifier
+from fastsam.progress import ProgressBar
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of N images and their classes, on the CPU.
+
+    Attributes:
+        values: float32 ``[N, D]``.
+        targets: classes, int64 ``[N]``.
+    """
+
+    values: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def chunks(self, rows: int, device: torch.device | str = "cpu") -> Iterator[Features]:
+        """The same features in chunks of at most ``rows`` images, on ``device``.
+
+        Args:
+            rows: images in a chunk.
+            device: where the chunks are wanted.
+        """
+        for values, targets in zip(
+            torch.split(self.values, rows), torch.split(self.targets, rows), strict=True
+        ):
+            yield Features(values.to(device), targets.to(device))
+
+
+@torch.no_grad()
+def collect_features(
+    network: Classifier,
+    images: Images,
+    device: torch.device,
+    *,
+    batch_size: int,
+    description: str = "features",
+    progress: bool = False,
+) -> Features:
+    """Features of all images that can be read, without augmentation and in evaluation mode.
+
+    Args:
+        network: the network; it is left in the mode in which it was.
+        images: N images.
+        device: where the network is.
+        batch_size: images in a batch.
+        description: name of the progress bar.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+
+    Raises:
+        DataError: no image can be read.
+        TrainingError: a feature is infinite or NaN.
+    """
+    training = network.training
+    network.eval()
+    order = np.array_split(np.arange(len(images)), range(batch_size, len(images), batch_size))
+    values = torch.empty(len(images), network.feature_width)
+    targets = torch.empty(len(images), dtype=torch.int64)
+    read = 0
+    try:
+        with ProgressBar(
+            total=len(order), description=description, unit="batch", enabled=progress
+        ) as bar:
+            for batch in images.batches(order, None, device):
+                end = read + len(batch.targets)
+                values[read:end] = network.features(batch.inputs)
+                targets[read:end] = batch.targets
+                read = end
+                bar.update()
+    finally:
+        network.train(training)
+    if not read:
+        raise DataError(f"{description}: no image could be read; check the files")
+    found = Features(values[:read], targets[:read])
+    wrong = int((~found.values.isfinite().all(dim=1)).sum())
+    if wrong:
+        raise TrainingError(
+            f"{description}: infinite or NaN for {wrong} of {read} images; look for such values in the "
+            "images, or train again with a lower learning rate"
+        )
+    return found
