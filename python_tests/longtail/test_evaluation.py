@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fastsam.cli.main import main
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe
 from fastsam.longtail.data import LongTailData, TensorImages, load_dataset
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
-from fastsam.longtail.trained import Evaluation, TrainedRun, evaluate_run
+from fastsam.longtail.trained import Evaluation, TrainedRun, calibrate_run, evaluate_run
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,20 @@ def test_it_judges_the_weights_that_the_result_judges(
     assert (
         Checkpoint.load(tmp_path).judged_weights().keys() == Checkpoint.load(tmp_path).model.keys()
     )
+
+
+def test_a_calibration_is_applied_and_named(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "run")
+    raw = TrainedRun.load(copied)
+    calibration = calibrate_run(raw, method="logit-adjustment")
+    calibration.save(copied / "calibration.json")
+    tau, temperature = calibration.parameters["tau"], calibration.temperature
+    found = evaluate_run(TrainedRun.load(copied), bootstrap=0)
+    assert found.calibration == f"logit-adjustment tau {tau}, T {temperature:.4g}"
+    assert found.metrics != evaluate_run(raw, bootstrap=0).metrics
+    left_out = evaluate_run(TrainedRun.load(copied, calibrated=False), bootstrap=0)
+    assert left_out == evaluate_run(raw, bootstrap=0)
+    assert left_out.calibration == "none"
 
 
 def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:

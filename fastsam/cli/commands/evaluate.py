@@ -35,6 +35,8 @@ class EvaluateCommand:
     """Share of the bootstrap samples inside an interval."""
     classes: int = 100
     """The accuracy of each class is printed for at most so many classes; --out has all."""
+    uncalibrated: bool = False
+    """Leave out the calibration of `fastsam calibrate`, which is applied where the run has one."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
     out: Path | None = None
@@ -48,7 +50,10 @@ class EvaluateCommand:
 
         settings = {name: v for name, v in given(self).items() if name in settings_of_data([])}
         run = TrainedRun.load(
-            self.run_folder, device=self.device, data_root=settings.get("data_root")
+            self.run_folder,
+            device=self.device,
+            data_root=settings.get("data_root"),
+            calibrated=not self.uncalibrated,
         )
         data = None
         if self.data is not None:

@@ -44,7 +44,7 @@ class CalibratorScore:
     @property
     def described(self) -> str:
         """The parameters as text; ``-`` for none."""
-        return ", ".join(f"{name} {value}" for name, value in self.parameters.items()) or "-"
+        return _described(self.parameters) or "-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,13 @@ class Calibration:
     images: int
     weights: str
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def described(self) -> str:
+        """Calibrator, plain parameters and temperature as text."""
+        plain = {k: v for k, v in self.parameters.items() if not isinstance(v, Tensor)}
+        words = (f"{self.calibrator} {_described(plain)}".rstrip(), f"T {self.temperature:.4g}")
+        return ", ".join(words)
 
     def head(self, trained: TrainedHead) -> nn.Module:
         """The calibrated head: maps features ``[B, D]`` to logits ``[B, C]`` whose softmax is calibrated.
@@ -196,6 +203,10 @@ def weights_hash(*modules: nn.Module) -> str:
             digest.update(f"{number} {name} {array.dtype.name} {array.shape}\n".encode())
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def _described(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items())
 
 
 def _plain(value: Any) -> Any:

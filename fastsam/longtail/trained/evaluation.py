@@ -31,6 +31,7 @@ class Evaluation:
         split: ``train``, ``validation`` or ``test``.
         prior: test distribution of the classes; see :func:`fastsam.longtail.classes.target_prior`.
         epoch: epochs of training behind the weights.
+        calibration: calibrator, parameters and temperature that were applied; ``none`` without a calibration.
         metrics: the scores.
         intervals: bootstrap interval of each score, of the images alone: the training has another, larger
             spread. Empty where none was asked for.
@@ -46,6 +47,7 @@ class Evaluation:
     split: str
     prior: str
     epoch: int
+    calibration: str
     metrics: Metrics
     intervals: dict[str, list[float]]
     level: float
@@ -142,6 +144,7 @@ def evaluate_run(
         split=split,
         prior=prior,
         epoch=run.checkpoint.epoch,
+        calibration="none" if run.calibration is None else run.calibration.described,
         metrics=evaluate(predictions, run.groups, run.counts, prior=shares),
         intervals={},
         level=level,
