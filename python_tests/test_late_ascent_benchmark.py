@@ -23,6 +23,7 @@ from benchmarks.late_ascent.plan import (
 )
 from benchmarks.late_ascent.records import Unit
 from benchmarks.late_ascent.verdict import Difference, holm, paired, verdict
+from fastsam.longtail.calibrators.logit_adjustment import TAUS
 
 
 def test_ten_seeds_give_every_class_every_rank() -> None:
@@ -104,7 +105,7 @@ def test_runs_are_recorded_one_by_one_and_not_made_again(
     assert sgd["settings"]["weight_decay"] == 5e-3
     assert sgd["parent"] == sam["parent"]
     assert sam["gradients"] > sgd["gradients"] == found["base"]["gradients"]
-    assert sgd["test"]["tau"]["tau"] == 0.05 * np.argmax(sgd["validation"]["by tau"])
+    assert sgd["test"]["tau"]["tau"] == TAUS[np.argmax(sgd["validation"]["by tau"])]
 
 
 def test_branches_of_other_weights_are_dropped(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.late_ascent.plan import Arm, Setup, Values
 from fastsam.longtail import Result, Trainer, recipe
+from fastsam.longtail.calibrators.logit_adjustment import TAUS
 from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import Images
 from fastsam.longtail.predictions import Predictions
@@ -20,8 +21,6 @@ from fastsam.longtail.scores import Scorer
 from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import Branch
 
-TAUS = tuple(round(0.05 * step, 2) for step in range(61))
-"""Strengths of the logit adjustment to choose from."""
 FEW = 20
 """Images of a class by which every choice is repeated."""
 

@@ -97,7 +97,8 @@ def test_the_choice_is_the_first_best_of_validation(run: TrainedRun, found: Cali
 
     prior = run.counts / run.counts.sum()
     adjusted = [
-        balanced(features @ weight.T + bias - tau * np.log(prior)) for tau in np.arange(61) / 20
+        balanced(features @ weight.T + bias - tau * np.log(prior))
+        for tau in (*np.arange(61) / 20, 3.5, 4, 5, 6, 8, 10, 12, 16)
     ]
     lengths = np.linalg.norm(weight, axis=1, keepdims=True)
     normed = [balanced(features @ (weight / lengths**tau).T) for tau in np.arange(21) / 10]

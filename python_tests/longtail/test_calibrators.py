@@ -63,9 +63,11 @@ def built(name: str, parameters: dict[str, Any], trained: TrainedHead, values: A
 
 def test_the_calibrators_and_their_grids() -> None:
     assert set(CALIBRATORS) >= {"none", "logit-adjustment", "tau-norm", "nearest-class-mean"}
-    for name, last, steps in (("logit-adjustment", 3, 60), ("tau-norm", 2, 20)):
+    wide = (3.5, 4, 5, 6, 8, 10, 12, 16)
+    for name, last, steps, more in (("logit-adjustment", 3, 60, wide), ("tau-norm", 2, 20, ())):
         found = list(CALIBRATORS[name].candidates(trained_head(), none_needed))
-        assert [c["tau"] for c in found] == pytest.approx(np.linspace(0, last, steps + 1))
+        expected = [*np.linspace(0, last, steps + 1), *more]
+        assert [c["tau"] for c in found] == pytest.approx(expected)
     assert list(CALIBRATORS["none"].candidates(trained_head(), none_needed)) == [{}]
 
 
