@@ -18,7 +18,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from fastsam.files import write_atomically
 from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data import LongTailData, Preprocessing
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
@@ -50,6 +50,8 @@ class Checkpoint:
         parent: the run that this one continues, and from which epoch; None for a run of its own.
         class_names: one per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
+        preprocessing: how an image file becomes the network's input; None where that is unknown, and in
+            runs of older versions.
     """
 
     config: TrainConfig
@@ -68,6 +70,7 @@ class Checkpoint:
     parent: dict[str, Any] | None = None
     class_names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    preprocessing: Preprocessing | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -79,6 +82,7 @@ class Checkpoint:
             **vars(self),
             "history": [asdict(record) for record in self.history],
             "config": self.config.as_dict(),
+            "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
             "format": FORMAT,
             "version": VERSION,
         }

@@ -9,6 +9,7 @@ from fastsam.longtail.data.catalog import (
 from fastsam.longtail.data.dataset import Batch, Draw, Images, LongTailData, TensorImages
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.groups import GROUPS, groups_by_count, groups_by_rank
+from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.subset import (
     IMBALANCE_KINDS,
     ImbalanceKind,
@@ -30,6 +31,7 @@ __all__ = [
     "Images",
     "ImbalanceKind",
     "LongTailData",
+    "Preprocessing",
     "TensorImages",
     "from_datasets",
     "groups_by_count",

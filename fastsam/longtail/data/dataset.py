@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation
 from fastsam.longtail.data.content import content_hash
+from fastsam.longtail.data.preprocessing import CHANNELS, Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
@@ -89,6 +90,11 @@ class Images(Protocol):
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel, by which they are then divided."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How an image file becomes an input like those of the set; None where that is unknown."""
         ...
 
     @property
@@ -168,6 +174,11 @@ class DecodedImages:
         """See :meth:`Images.left_out`; all can be read."""
         return ()
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """See :meth:`Images.preprocessing`; what made the images is not known."""
+        return None
+
     def name_of(self, place: int) -> str:
         """See :meth:`Images.name_of`."""
         return f"image {place}"
@@ -213,6 +224,17 @@ class TensorImages(DecodedImages):
     def channels(self) -> int:
         """See :meth:`Images.channels`."""
         return self.images.shape[1]
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """See :meth:`Images.preprocessing`; files of any size are resized to that of the images.
+
+        White of a file is 1, as ``white`` is here.
+        """
+        _, channels, height, width = self.images.shape
+        if channels not in CHANNELS:
+            return None
+        return Preprocessing((height, width), channels, tuple(self.mean), tuple(self.std))
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -395,4 +395,5 @@ class Trainer:
             parent=self.parent,
             class_names=list(self.data.class_names),
             counts=self.data.counts.tolist(),
+            preprocessing=self.data.test.preprocessing,
         )
