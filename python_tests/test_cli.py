@@ -113,7 +113,7 @@ def test_settings_that_are_on_or_off(command: list[str], capsys: Any) -> None:
         [],
         *(
             [name]
-            for name in ("train", "spectrum", "predict", "demo", "report", "doctor")
+            for name in ("train", "spectrum", "predict", "export", "demo", "report", "doctor")
         ),
     ],
 )
@@ -329,7 +329,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "openmp" in output
-    for package in ("scikit-learn",):
+    for package in ("scikit-learn", "onnx", "safetensors"):
         assert f"\n{package}: " in output
 
 

@@ -48,6 +48,7 @@ def test_options_that_are_named_exist() -> None:
         "--debug",
         "--help",
         "--from",
+        *("--top", "--format"),
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options
