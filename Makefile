@@ -44,5 +44,5 @@ clean:  ## remove what the other targets made
 $(READY): pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[longtail,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[longtail,export,dev]"
 	touch $(READY)

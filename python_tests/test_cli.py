@@ -107,7 +107,16 @@ def test_settings_that_are_on_or_off(command: list[str], capsys: Any) -> None:
     assert "--channels-last [True|False]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["spectrum"], ["demo"], ["report"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        *(
+            [name]
+            for name in ("train", "spectrum", "predict", "export", "demo", "report", "doctor")
+        ),
+    ],
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -320,7 +329,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "openmp" in output
-    assert "scikit-learn" in output
+    for package in ("scikit-learn", "onnx", "safetensors"):
+        assert f"\n{package}: " in output
 
 
 def test_module_can_be_run() -> None:

@@ -143,6 +143,16 @@ OPTIONS = {
         ),
         *("--out", "--overwrite", "--unknown", "--debug"),
     ),
+    "evaluate": (
+        *("--data", "--split", "--prior", "--level", "--classes", "--device", "--out"),
+        *("--uncalibrated", "--data-root", "--imbalance", "--unknown", "--debug"),
+    ),
+    "calibrate": ("--method", "--force", "--device", "--data-root", "--unknown", "--debug"),
+    "predict": (
+        *("--out", "--format", "--top", "--batch-size", "--corrupt", "--device"),
+        *("--uncalibrated", "--data-root", "--unknown", "--debug"),
+    ),
+    "export": ("--out", "--format", "--overwrite", "--device", "--uncalibrated", "--unknown"),
     "report": ("--out", "--quiet"),
     "reproduce": (
         *(
@@ -175,11 +185,29 @@ OPTIONS = {
 ALWAYS = {
     "train": ("--quiet", "--threads", "1", "--epochs", "1", "--batch-size", "138"),
     "spectrum": ("--quiet", "--steps", "2"),
+    "evaluate": ("--quiet", "--bootstrap", "3"),
+    "calibrate": ("--quiet",),
     "reproduce": ("--quiet", "--data", "digits-lt", "--epochs", "1", "--batch-size", "276"),
     "demo": ("--quiet", "--epochs", "0"),
 }
+OF_RUNS = ("spectrum", "evaluate", "calibrate", "predict", "export")
+"""Commands that most lines give a run, so that the options are looked at."""
+SHARES = {
+    "train": 0.35,
+    "spectrum": 0.15,
+    "evaluate": 0.1,
+    "calibrate": 0.05,
+    "predict": 0.05,
+    "export": 0.03,
+    "report": 0.05,
+    "reproduce": 0.08,
+    "recipes": 0.05,
+    "data": 0.06,
+    "demo": 0.02,
+    "doctor": 0.01,
+}
 FIRST = {
-    "spectrum": VALUES,
+    **dict.fromkeys(OF_RUNS, VALUES),
     "report": VALUES,
     "reproduce": ("table9", "figure9", *VALUES),
     "data": ("check", "show", "convert", *VALUES),
@@ -203,17 +231,14 @@ def test_a_thousand_command_lines(
     (tmp_path / "FILE").write_text(json.dumps({"a": 1}))
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(25)
-    names = list(OPTIONS)
+    names = list(SHARES)
     codes: dict[int, int] = {}
     for _ in range(LINES):
-        command = names[
-            generator.choice(len(names), p=(0.4, 0.25, 0.08, 0.1, 0.05, 0.07, 0.03, 0.02))
-        ]
+        command = names[generator.choice(len(names), p=list(SHARES.values()))]
         line = [command]
         if command in FIRST:
             first = FIRST[command]
-            # Most spectra are of a run, so that the options are looked at.
-            chosen = "RUN" if command == "spectrum" and generator.random() < 0.7 else None
+            chosen = "RUN" if command in OF_RUNS and generator.random() < 0.7 else None
             line.append(chosen or first[generator.integers(len(first))])
         if command == "data":
             line.append(("digits-lt", *VALUES)[generator.integers(len(VALUES) + 1)])

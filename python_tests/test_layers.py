@@ -19,6 +19,7 @@ PACKAGE = ROOT / "fastsam"
 
 FOUNDATION = {
     "cache",
+    "csv_text",
     "distributed",
     "extras",
     "files",
@@ -33,6 +34,7 @@ FOUNDATION = {
 LAYERS: dict[str, set[str]] = {
     "_native": set(),
     **{name: set() for name in FOUNDATION},
+    "csv_text": {"text"},
     "progress": {"text"},
     "kernels": {"_native"},
     "optim": {"kernels", *FOUNDATION},

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         code = EXIT_USAGE if isinstance(error, UsageError | LaunchError) else EXIT_FAILED
-        return _fail(_in_one_line(error, trains=hasattr(command, "batch_size")), code)
+        return _fail(_in_one_line(error, command), code)
     return 0
 
 
@@ -101,8 +101,15 @@ def _command(name: str, arguments: Sequence[str]) -> Any:
 _EXPECTED = (LongTailError, LaunchError, OSError, ImportError, FloatingPointError)
 """Errors whose message says all that there is to say."""
 
+_SAVES_MEMORY = {
+    "batch_size": "lower --batch-size",
+    "precision": "choose --precision bfloat16",
+    "steps": "lower --steps",
+}
+"""What to do where memory runs out, by the option that a command must have for it."""
 
-def _in_one_line(error: Exception, *, trains: bool) -> str:
+
+def _in_one_line(error: Exception, command: Any) -> str:
     """What went wrong, and where it helps what to do."""
     text = str(error)
     if isinstance(error, _EXPECTED):
@@ -110,8 +117,9 @@ def _in_one_line(error: Exception, *, trains: bool) -> str:
     # torch appends its C++ stack to the first line or two.
     text = (text.split("Exception raised from")[0].strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        advice = "lower --batch-size, or choose --precision bfloat16" if trains else "lower --steps"
-        return f"out of memory: {text or 'no more could be had'}; {advice}"
+        remedies = [text for option, text in _SAVES_MEMORY.items() if hasattr(command, option)]
+        advice = f"; {', or '.join(remedies)}" if remedies else ""
+        return f"out of memory: {text or 'no more could be had'}{advice}"
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 

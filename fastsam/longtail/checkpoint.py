@@ -18,7 +18,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from fastsam.files import write_atomically
 from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data import LongTailData, Preprocessing
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
@@ -52,6 +52,8 @@ class Checkpoint:
         counts: training images of each class; empty in runs of older versions.
         groups: classes of head, mid and tail; empty in runs of older versions.
         average: state of the network with averaged weights, in runs with ``ema``.
+        preprocessing: how an image file becomes the network's input; None where that is unknown, and in
+            runs of older versions.
     """
 
     config: TrainConfig
@@ -72,6 +74,7 @@ class Checkpoint:
     counts: list[int] = field(default_factory=list)
     groups: dict[str, list[int]] = field(default_factory=dict)
     average: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
@@ -83,6 +86,7 @@ class Checkpoint:
             **vars(self),
             "history": [asdict(record) for record in self.history],
             "config": self.config.as_dict(),
+            "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
             "format": FORMAT,
             "version": VERSION,
         }

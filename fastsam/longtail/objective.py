@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.models.classifier import Classifier, Outputs
 

@@ -18,7 +18,7 @@ from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.calibrators import CALIBRATORS, TrainedHead
 from fastsam.longtail.data import LongTailData, TensorImages, load_digits_lt
-from fastsam.longtail.data.dataset import Batch, Draw
+from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.errors import CheckpointError, DamagedError, UsageError
 from fastsam.longtail.features import collect_features
 from fastsam.longtail.trained import Calibration, TrainedRun, calibrate_run

@@ -105,6 +105,13 @@ def test_other_classes_are_refused(folder: Path) -> None:
         evaluate_run(TrainedRun.load(folder), data=other)
 
 
+def test_other_images_are_normalized_as_in_training(folder: Path) -> None:
+    data = load_dataset("digits-lt")
+    other = replace(data, test=replace(data.test, mean=(0.5,), std=(0.1,)))
+    run = TrainedRun.load(folder)
+    assert evaluate_run(run, data=other, bootstrap=0) == evaluate_run(run, bootstrap=0)
+
+
 def test_other_channels_are_refused(folder: Path) -> None:
     data = load_dataset("digits-lt")
     color = TensorImages(

@@ -53,6 +53,7 @@ def test_options_that_are_named_exist() -> None:
         "--help",
         "--from",
         "--force",
+        *("--top", "--format"),
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options

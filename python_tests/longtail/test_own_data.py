@@ -304,6 +304,7 @@ def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
         model="resnet18",
         image_size=32,
         epochs=1,
+        lr=0.01,  # at the recipe's, one step of nine images may overflow
     ).override(batch_size=9, lpf_parts=8, workers=0)
     Trainer(
         config.config(), on_step=lambda step: sizes.append(len(step.targets)), progress=False

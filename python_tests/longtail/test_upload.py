@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsam.longtail.data import Draw, Images, TensorImages
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
 

@@ -19,6 +19,9 @@ _OPTIONAL_PACKAGES = {
     "scipy": "distances between spectra",
     "tqdm": "progress bars",
     "timm": "its networks",
+    "onnx": "export to ONNX",
+    "onnxscript": "export to ONNX",
+    "safetensors": "export to safetensors",
 }
 
 

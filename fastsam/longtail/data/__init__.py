@@ -1,14 +1,16 @@
 """Long-tailed data sets: which images form them, how they are read and augmented."""
 
+from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.catalog import (
     DATASETS,
     DataSetPart,
     load_dataset,
     register_dataset,
 )
-from fastsam.longtail.data.dataset import Batch, Draw, Images, LongTailData, TensorImages
+from fastsam.longtail.data.dataset import Images, LongTailData, TensorImages
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.groups import GROUPS, groups_by_count, groups_by_rank
+from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.subset import (
     IMBALANCE_KINDS,
     ImbalanceKind,
@@ -30,6 +32,7 @@ __all__ = [
     "Images",
     "ImbalanceKind",
     "LongTailData",
+    "Preprocessing",
     "TensorImages",
     "from_datasets",
     "groups_by_count",

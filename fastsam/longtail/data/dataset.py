@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,62 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation
+from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
+from fastsam.longtail.data.preprocessing import CHANNELS, Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.upload import upload
-
-
-class Batch(NamedTuple):
-    """One batch on its device.
-
-    Attributes:
-        views: normalized images, float32 ``[B, C, H, W]``; each further view is another draw of
-            the augmentation.
-        targets: classes, int64 ``[B]``.
-        indices: positions of the samples in their :class:`Images`, int64 ``[B]``.
-    """
-
-    views: tuple[Tensor, ...]
-    targets: Tensor
-    indices: Tensor
-
-    @property
-    def inputs(self) -> Tensor:
-        """The first view."""
-        return self.views[0]
-
-    def part_count(self, parts: int) -> int:
-        """How many parts of two images or more the batch has, at most ``parts``.
-
-        A part of one image would have no variance for batch normalization.
-        """
-        return max(min(parts, len(self.targets) // 2), 1)
-
-    def part(self, index: int, parts: int) -> Batch:
-        """RunPart ``index`` of ``parts`` nearly equal ones, counted from 0."""
-        if parts == 1:
-            return self
-        return self.take(torch.arange(len(self.targets)).tensor_split(parts)[index])
-
-    def take(self, rows: Tensor) -> Batch:
-        """Return the samples at these places of the batch, int64 ``[M]``; a place may occur again."""
-        return Batch(
-            tuple(view[rows] for view in self.views), self.targets[rows], self.indices[rows]
-        )
-
-
-class Draw(NamedTuple):
-    """Which sample of the augmentation: the same seed and epoch give the same images.
-
-    Attributes:
-        seed: seed of the run.
-        epoch: counted from 1.
-    """
-
-    seed: int
-    epoch: int
 
 
 class Images(Protocol):
@@ -92,6 +43,11 @@ class Images(Protocol):
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel, by which they are then divided."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How an image file becomes an input like those of the set; None where that is unknown."""
         ...
 
     @property
@@ -146,6 +102,15 @@ class Images(Protocol):
         """Return the SHA-256 of contents and classes, images of ``left_out`` included."""
         ...
 
+    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+        """Return the same images, normalized by other statistics.
+
+        Args:
+            mean: mean of each channel.
+            std: standard deviation of each channel.
+        """
+        ...
+
     def for_run(self) -> Images:
         """The same images with ``unreadable`` and workers of their own: runs may share a set."""
         ...
@@ -170,6 +135,11 @@ class DecodedImages:
     def left_out(self) -> Sequence[str]:
         """See :meth:`Images.left_out`; all can be read."""
         return ()
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """See :meth:`Images.preprocessing`; what made the images is not known."""
+        return None
 
     def name_of(self, place: int) -> str:
         """See :meth:`Images.name_of`."""
@@ -217,6 +187,17 @@ class TensorImages(DecodedImages):
         """See :meth:`Images.channels`."""
         return self.images.shape[1]
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """See :meth:`Images.preprocessing`; files of any size are resized to that of the images.
+
+        White of a file is 1, as ``white`` is here.
+        """
+        _, channels, height, width = self.images.shape
+        if channels not in CHANNELS:
+            return None
+        return Preprocessing((height, width), channels, tuple(self.mean), tuple(self.std))
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -251,6 +232,10 @@ class TensorImages(DecodedImages):
                 )
             inputs = (raw.float() / self.white - mean) / std
             yield Batch((inputs,), targets[number], indices)
+
+    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorImages:
+        """See :meth:`Images.normalized_by`."""
+        return replace(self, mean=mean, std=std)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash, file_digests
-from fastsam.longtail.data.dataset import Batch, Draw
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.pixels import Reading
+from fastsam.longtail.data.preprocessing import Preprocessing, normalized
 from fastsam.longtail.data.scan import Scan, cached_scan, scan_files
 from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
@@ -45,30 +46,31 @@ class Preparation:
         """Random resized crop, flip, colour jitter."""
         from torchvision.transforms import v2
 
-        return self._finished(
-            v2.RandomResizedCrop(self.size),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(self.jitter, self.jitter, self.jitter, 0.0),
-        )
-
-    def evaluation(self) -> Callable[[Any], Tensor]:
-        """Resize to 256/224 of the size, centre crop."""
-        from torchvision.transforms import v2
-
-        return self._finished(v2.Resize(round(self.size * 256 / 224)), v2.CenterCrop(self.size))
-
-    def _finished(self, *steps: Any) -> Callable[[Any], Tensor]:
-        from torchvision.transforms import v2
-
         composed: Callable[[Any], Tensor] = v2.Compose(
             [
-                *steps,
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(self.mean, self.std),
+                v2.RandomResizedCrop(self.size),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(self.jitter, self.jitter, self.jitter, 0.0),
+                partial(normalized, mean=self.mean, std=self.std),
             ]
         )
         return composed
+
+    def evaluation(self, reading: Reading) -> Preprocessing:
+        """Resize the shorter side to 256/224 of the size, then crop the center.
+
+        Args:
+            reading: orientation and range of values of the files.
+        """
+        return Preprocessing(
+            size=(self.size, self.size),
+            channels=3,
+            mean=self.mean,
+            std=self.std,
+            resize=round(self.size * 256 / 224),
+            exif=reading.exif,
+            value_range=reading.value_range,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +132,11 @@ class FileImages:
         """See :meth:`fastsam.longtail.data.Images.std`."""
         return self.preparation.std
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See :meth:`fastsam.longtail.data.Images.preprocessing`."""
+        return self.preparation.evaluation(self.reading)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -185,6 +192,14 @@ class FileImages:
         images = ImageList([paths[place] for place in kept.tolist()], self.targets[kept])
         return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
+    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> FileImages:
+        """See :meth:`fastsam.longtail.data.Images.normalized_by`."""
+        red, green, blue = mean
+        preparation = replace(
+            self.preparation, mean=(red, green, blue), std=(std[0], std[1], std[2])
+        )
+        return replace(self, preparation=preparation)
+
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""
         return replace(self, unreadable={})
@@ -199,7 +214,7 @@ class FileImages:
 
     @cached_property
     def _workers(self) -> Workers:
-        plain, augmented = self.preparation.evaluation(), self.preparation.training()
+        plain, augmented = self.preprocessing.prepare, self.preparation.training()
         reader = Reader(
             self.root, self.images, plain=plain, augmented=augmented, reading=self.reading
         )

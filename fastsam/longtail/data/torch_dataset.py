@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
-from fastsam.longtail.data.dataset import Batch, DecodedImages, Draw, LongTailData
+from fastsam.longtail.data.dataset import DecodedImages, LongTailData
 from fastsam.longtail.data.groups import groups_by_count
 from fastsam.longtail.data.workers import Request, Sample, Workers
 from fastsam.longtail.errors import DataError, UsageError
@@ -144,6 +145,10 @@ class DatasetImages(DecodedImages):
             if samples.read is not None:
                 inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
                 yield Batch((inputs,), targets, indices)
+
+    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> DatasetImages:
+        """See :meth:`fastsam.longtail.data.Images.normalized_by`."""
+        return replace(self, mean=mean, std=std)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False

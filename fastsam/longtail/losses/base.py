@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastsam.longtail.classes import MEANS, Mean
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Given, Term

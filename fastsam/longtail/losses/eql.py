@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastsam.longtail.classes import checked_counts
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LongTailLoss, Loss, Mean, register_loss
 from fastsam.longtail.models.classifier import Classifier, Outputs

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastsam.longtail.classes import prior
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.losses.base import Loss, check_number, check_targets, register_loss
 from fastsam.longtail.models.classifier import Outputs
 from fastsam.longtail.objective import Given, Term

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam.longtail.classes import prior
-from fastsam.longtail.data.dataset import Batch
+from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import ClassStatistics, Loss, check_targets, register_loss
 from fastsam.longtail.models.classifier import Classifier, Outputs

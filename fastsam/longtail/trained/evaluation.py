@@ -171,7 +171,9 @@ def _predictions(
             f"the images of {data.name} have {images.channels} channels, the run has "
             f"{run.checkpoint.channels}; evaluate it on images of its own kind"
         )
-    config = run.checkpoint.config
+    config, stored = run.checkpoint.config, run.preprocessing
+    if stored is not None:  # another set, or another cut of the same, has statistics of its own
+        images = images.normalized_by(stored.mean, stored.std)
     return predict(
         run.network,
         images,

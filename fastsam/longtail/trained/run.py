@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from fastsam.longtail.build import build_objective, load_configured
 from fastsam.longtail.calibrators import TrainedHead
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.classes import adjust_logits
-from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data import LongTailData, Preprocessing
+from fastsam.longtail.data.catalog import is_given
+from fastsam.longtail.errors import DataError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.runtime import chosen_device
@@ -108,6 +111,35 @@ class TrainedRun:
         return cls(
             path, checkpoint, network, head, scale, names, counts, groups, where, calibration
         )
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """How an image file becomes the input of the network; None where that is unknown.
+
+        It is unknown for data made in Python, whose transforms are the user's own. Checkpoints of
+        older versions do not store it; then it comes from the data set.
+
+        Raises:
+            DataError: the data set is needed, and is missing or damaged.
+        """
+        stored = self.checkpoint.preprocessing
+        if stored is not None or is_given(self.checkpoint.config.data):
+            return stored
+        return self.data().test.preprocessing
+
+    def known_preprocessing(self) -> Preprocessing:
+        """Return :attr:`preprocessing`.
+
+        Raises:
+            DataError: it is unknown, or the data set is needed and is missing or damaged.
+        """
+        if self.preprocessing is None:
+            raise DataError(
+                f"how image files become inputs of {self.path} is unknown: its data set, "
+                f"{self.checkpoint.config.data}, was made in Python; pass tensors that you prepare "
+                "as in training to TrainedRun.load(RUN).network"
+            )
+        return self.preprocessing
 
     def data(self, *, progress: bool = False) -> LongTailData:
         """Load the data set that the run was trained on.

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastsam.csv_text import csv_line
 from fastsam.files import OWN_FILES, locked, write_text
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
-from fastsam.text import printable
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What text begins with that spreadsheets run as a formula."""
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    """A cell whose text no spreadsheet runs and no terminal obeys."""
-    if not isinstance(value, str):
-        return value
-    return printable(f"'{value}" if value.startswith(_FORMULA) else value)
 
 
 class RunFolder:
@@ -136,13 +116,13 @@ class RunFolder:
             )
         ]
         header = ("class", "name", "group", "training_images", "test_accuracy")
-        write_text(self.per_class, _csv(header, classes))
+        write_text(self.per_class, "".join(map(csv_line, (header, *classes))))
 
     def write_history(self, history: Sequence[Epoch]) -> None:
         """Write the epochs so far as a CSV table, atomically."""
         names = list(Epoch.__dataclass_fields__)
         rows = [[getattr(epoch, name) for name in names] for epoch in history]
-        write_text(self.history, _csv(names, rows))
+        write_text(self.history, "".join(map(csv_line, (names, *rows))))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -394,4 +394,5 @@ class Trainer:
             counts=self.data.counts.tolist(),
             groups=self.data.group_lists(),
             average=self.judged.average,
+            preprocessing=self.data.test.preprocessing,
         )

@@ -1,0 +1,160 @@
+"""From one image file to the input of a network, without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastsam.extras import requires_extra
+from fastsam.longtail.data.pixels import EXIF, Exif, Reading, decode
+from fastsam.records import build
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHANNELS = (1, 3)
+"""Channels that an image file can be read with: grey or RGB."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes the input of a network.
+
+    The file is decoded as RGB, turned to grey if ``channels`` is 1, resized, scaled to [0, 1] and
+    normalized. Resizing is bilinear with antialiasing.
+
+    Attributes:
+        size: height and width of the input, in pixels.
+        channels: 1 for grey, 3 for RGB.
+        mean: mean of each channel, subtracted from pixels in [0, 1]; one value serves all channels.
+        std: standard deviation of each channel, by which they are then divided.
+        resize: length of the shorter side before ``size`` is cropped from the center; None to resize
+            both sides to ``size``.
+        exif: ``transpose`` turns an image by its EXIF orientation, ``ignore`` leaves it.
+        value_range: values that become 0 and 1 in images of more than 8 bits a channel; None for 0
+            and 65,535 in images of 16 bits, and 0 and 1 in images of floats.
+
+    Raises:
+        ValueError: a value is out of range, or the numbers of channels disagree.
+
+    Example:
+        >>> grey = Preprocessing(size=(2, 2), channels=1, mean=(0.5,), std=(0.25,))
+        >>> grey.prepare(torch.full((3, 2, 2), 0.75))
+        tensor([[[1., 1.],
+                 [1., 1.]]])
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    exif: Exif = "transpose"
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be a height and a width of at least 1, got {self.size}")
+        if self.channels not in CHANNELS:
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(
+                    f"{name} must have one value, or one for each of {self.channels} channels, got "
+                    f"{len(values)}"
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"resize must be at least 1, got {self.resize}")
+        if self.exif not in EXIF:
+            raise ValueError(f"exif must be one of {', '.join(EXIF)}, got {self.exif!r}")
+        limits = self.value_range
+        if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+            raise ValueError(f"value_range needs two rising values, got {limits}")
+
+    @property
+    def reading(self) -> Reading:
+        """How files are decoded."""
+        return Reading(self.exif, self.value_range)
+
+    def apply(self, path: Path) -> Tensor:
+        """Read an image file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The input of the network, float32 ``[channels, H, W]``.
+
+        Raises:
+            OSError: the file is missing, damaged or of a format that is not read.
+            ValueError: a value is outside the range, or the range has to be given.
+        """
+        return self.prepare(decode(path, self.reading).pixels)
+
+    def prepare(self, image: Image | Tensor) -> Tensor:
+        """Make the input of the network from a decoded image.
+
+        Args:
+            image: an RGB image of Pillow, or float32 ``[3, H, W]`` in [0, 1] whose channels are equal.
+
+        Returns:
+            Float32 ``[channels, H, W]``.
+        """
+        with requires_extra("longtail", "an image file"):
+            from torchvision.transforms.v2 import functional
+
+        if self.channels == 1:
+            image = image[:1] if isinstance(image, Tensor) else image.convert("L")
+        if self.resize is None:
+            image = functional.resize(image, list(self.size))
+        else:
+            image = functional.resize(image, [self.resize])
+            image = functional.center_crop(image, list(self.size))
+        return normalized(image, self.mean, self.std)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON accepts."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Build from the values of :meth:`as_dict`.
+
+        Raises:
+            ValueError: a field is unknown or missing, or its value is not valid.
+        """
+        return build(cls, values)
+
+
+def normalized(image: Image | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale an image to [0, 1] and normalize it.
+
+    Args:
+        image: an image of Pillow with 8 bits a channel, or float32 ``[C, H, W]`` in [0, 1].
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+
+    Returns:
+        Float32 ``[C, H, W]``.
+    """
+    means, deviations = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (_scaled(image) - means) / deviations
+
+
+def _scaled(image: Image | Tensor) -> Tensor:
+    """The pixels in [0, 1], float32 ``[C, H, W]``."""
+    if isinstance(image, Tensor):
+        return image
+    from torchvision.transforms.v2 import functional
+
+    # By division, as data sets in memory are scaled. torchvision multiplies by 1 / 255, which rounds
+    # twice and gives other bits for some values.
+    pixels: Tensor = functional.pil_to_tensor(image)
+    return pixels.float() / 255

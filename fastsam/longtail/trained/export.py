@@ -1,0 +1,82 @@
+"""Export of a trained run: a model file that other programs load, with labels and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsam.files import locked, write_bytes, write_text
+from fastsam.longtail.registry import Registry, RunPart
+from fastsam.longtail.trained.card import model_card
+from fastsam.longtail.trained.run import TrainedRun
+from fastsam.longtail.training import check_free
+
+CARD, LABELS = "README.md", "labels.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFormat(RunPart):
+    """A format of model files; ``build(run)`` makes the content of the file, as bytes.
+
+    Attributes:
+        file: name of the model file.
+        usage: ``usage(run)`` describes, in Markdown, what the file holds and how to load it.
+    """
+
+    build: Callable[[TrainedRun], bytes]
+    file: str
+    usage: Callable[[TrainedRun], str]
+
+
+FORMATS: Registry[ExportFormat] = Registry("export format", "fastsam.longtail.trained.formats")
+register_format = FORMATS.add
+
+
+def export_run(
+    run: TrainedRun, folder: str | Path, *, format: str = "torch", overwrite: bool = False
+) -> Path:
+    """Write a trained run as a model file, ``labels.json`` and a model card, ``README.md``.
+
+    Each file is written atomically, and only after the model file could be made.
+
+    Args:
+        run: the trained run.
+        folder: where to write; created if need be.
+        format: one of :data:`FORMATS`: ``torch``, ``onnx`` or ``safetensors``.
+        overwrite: the folder may hold files already. Files of an earlier export are replaced.
+
+    Returns:
+        The model file.
+
+    Raises:
+        UsageError: the format is unknown, or the folder is not empty.
+        DataError: the format needs the preprocessing of the run, which is unknown; or the run's
+            ``result.json`` is damaged.
+        LongTailError: the network cannot be written in this format.
+        ImportError: a package of the extra ``export`` is missing.
+        FolderBusyError: another process writes to the folder.
+        OSError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from fastsam.longtail import Trainer, recipe
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = Trainer(recipe("digits-lt", "ce", "sgd", epochs=1).config(), out=folder / "run").fit()
+        >>> path = export_run(TrainedRun.load(folder / "run"), folder / "model", format="safetensors")
+        >>> sorted(file.name for file in path.parent.iterdir())
+        ['README.md', 'labels.json', 'model.safetensors']
+    """
+    chosen, folder = FORMATS[format], Path(folder)
+    check_free(folder, allowed=overwrite, flags="--overwrite")
+    content = chosen.build(run)
+    card = model_card(run, file=chosen.file, usage=chosen.usage(run))
+    with locked(folder):
+        write_bytes(folder / chosen.file, content)
+        write_text(folder / LABELS, json.dumps(list(run.class_names), indent=0) + "\n")
+        write_text(folder / CARD, card)
+        for other in FORMATS.values():
+            if other.file != chosen.file:
+                (folder / other.file).unlink(missing_ok=True)
+    return folder / chosen.file

@@ -1,0 +1,45 @@
+"""What a model file says about itself: text by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import fastsam
+from fastsam.longtail.config import TrainConfig, find_setting, place_settings
+from fastsam.longtail.settings import Entry
+from fastsam.longtail.trained.run import TrainedRun
+
+
+def metadata(run: TrainedRun) -> dict[str, str]:
+    """Describe a run for the header of a model file.
+
+    Returns:
+        ``fastsam`` (version), ``architecture``, ``head``, ``channels``, and as JSON ``classes`` (names
+        in the order of labels), ``counts`` (training images of each), ``preprocessing`` (see
+        :class:`~fastsam.longtail.data.Preprocessing`; ``null`` if unknown) and ``config`` (settings,
+        without those of the machine).
+    """
+    config = run.checkpoint.config
+    preprocessing = run.preprocessing
+    return {
+        "fastsam": fastsam.__version__,
+        "architecture": config.model,
+        "head": config.head,
+        "channels": str(run.checkpoint.channels),
+        "classes": json.dumps(list(run.class_names)),
+        "counts": json.dumps(run.counts.tolist()),
+        "preprocessing": json.dumps(None if preprocessing is None else preprocessing.as_dict()),
+        "config": json.dumps(portable_settings(config)),
+    }
+
+
+def portable_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the stored form of the settings, those of the machine at their defaults."""
+    values = config.as_dict()
+    for name in values.keys() & set(place_settings()):
+        default = find_setting(name)[0].metadata["default"]
+        del values[name]
+        if isinstance(default, Entry):
+            values[name] = default.value
+    return values

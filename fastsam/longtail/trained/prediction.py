@@ -1,0 +1,253 @@
+"""Probabilities that a trained run gives the classes of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastsam.longtail.data.catalog import Corrupt
+from fastsam.longtail.data.files import CORRUPT_POLICIES
+from fastsam.longtail.data.pixels import SUFFIXES
+from fastsam.longtail.data.preprocessing import Preprocessing
+from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
+from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
+from fastsam.longtail.trained.run import TrainedRun
+from fastsam.text import notice
+from fastsam.upload import upload
+
+
+@dataclass(frozen=True, eq=False)
+class FilePrediction:
+    """The classes of one image file.
+
+    Attributes:
+        path: the file.
+        probabilities: one per class, float32 ``[C]``; they sum to 1.
+    """
+
+    path: Path
+    probabilities: NDArray[np.float32]
+
+    @property
+    def label(self) -> int:
+        """The most probable class."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable class."""
+        return float(self.probabilities[self.label])
+
+    def top(self, count: int) -> list[int]:
+        """Return the ``count`` most probable classes, the most probable first."""
+        order = np.argsort(-self.probabilities, kind="stable")
+        return [int(label) for label in order[:count]]
+
+
+def predict_files(
+    run: TrainedRun,
+    paths: Iterable[str | Path],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    corrupt: Corrupt = "stop",
+) -> Iterator[FilePrediction]:
+    """Predict the classes of image files with the preprocessing of the run.
+
+    Files are read and predicted while the result is iterated over: memory does not grow with their
+    number.
+
+    Args:
+        run: the trained run.
+        paths: image files and folders. A folder is searched recursively, in sorted order, for the
+            suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are left out.
+        batch_size: images that the network is given at once.
+        workers: processes that read files; 0 reads in this one.
+        corrupt: at an image that cannot be read: ``stop``, or ``skip`` it with a notice on standard
+            error.
+
+    Returns:
+        One prediction per image, in the order of the files.
+
+    Raises:
+        DataError: the preprocessing of the run is unknown, a path does not exist, a folder has no
+            image, an image cannot be read under ``stop``, or none can be read under ``skip``. Errors
+            of images are raised during the iteration.
+        UsageError: no path is given, or an argument is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from fastsam.longtail import Trainer, recipe
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = Trainer(recipe("digits-lt", "ce", "sgd", epochs=1).config(), out=folder).fit()
+        >>> Image.new("L", (8, 8)).save(folder / "black.png")
+        >>> [found] = predict_files(TrainedRun.load(folder), [folder / "black.png"])
+        >>> found.probabilities.shape, round(float(found.probabilities.sum()), 4)
+        ((10,), 1.0)
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+    if workers < 0:
+        raise UsageError(f"workers must be at least 0, got {workers}")
+    if corrupt not in CORRUPT_POLICIES:
+        raise unknown("corrupt", corrupt, CORRUPT_POLICIES)
+    preprocessing = run.known_preprocessing()
+    files = image_files([Path(path) for path in paths])
+    loader: DataLoader[_Batch] = DataLoader(
+        _Files(preprocessing),
+        batch_size=None,  # a list of paths is a batch already
+        sampler=_Chunks(files, batch_size),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=run.device.type == "cuda",
+        worker_init_fn=expect_lost_connections,
+        # Its own generator: the loader would otherwise advance the global one.
+        generator=torch.Generator(),
+    )
+    return _predictions(run, loader, corrupt)
+
+
+def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Find image files.
+
+    Args:
+        paths: files, which count whatever their suffix, and folders, which are searched recursively
+            in sorted order. Links to folders are followed.
+
+    Raises:
+        UsageError: there is no path.
+        DataError: a path does not exist, or a folder has no image. A link that leads back to a folder
+            above it is found during the iteration.
+    """
+    if not paths:
+        raise UsageError("no images: name image files, or folders with images in them")
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no {path}; name image files, or folders with images in them")
+    parts = []
+    for path in paths:
+        found = _search(path, ()) if path.is_dir() else iter((path,))
+        first = next(found, None)
+        if first is None:
+            raise DataError(f"no image ({', '.join(SUFFIXES)}) in {path} or below it")
+        parts.append(chain((first,), found))
+    return chain.from_iterable(parts)
+
+
+def _search(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The images in and below ``folder``, sorted, hidden ones left out.
+
+    Args:
+        folder: where to look.
+        above: the real paths of the folders that it lies in.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        raise DataError(
+            f"{folder} is a link to {real}, which it lies in; remove the link, or the images in it "
+            "have no end"
+        )
+    for name in sorted(os.listdir(folder)):  # names, which are smaller than paths
+        if name.startswith("."):
+            continue
+        path = folder / name
+        if path.is_dir():
+            yield from _search(path, (*above, real))
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+class _Chunks:
+    """Lists of at most ``size`` paths, as the loader asks for them."""
+
+    def __init__(self, paths: Iterator[Path], size: int) -> None:
+        self.paths = paths
+        self.size = size
+
+    def __iter__(self) -> Iterator[list[Path]]:
+        while chunk := list(islice(self.paths, self.size)):
+            yield chunk
+
+
+class _Batch(NamedTuple):
+    """Files of one batch, in order.
+
+    Attributes:
+        paths: the files that could be read.
+        inputs: what the network is given, ``[B, C, H, W]``; None if B is 0.
+        unreadable: the others, with the reason.
+    """
+
+    paths: list[Path]
+    inputs: Tensor | None
+    unreadable: list[tuple[Path, str]]
+
+
+class _Files(Dataset[_Batch]):
+    """Runs in the workers: decodes and prepares."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __getitem__(self, paths: list[Path]) -> _Batch:
+        read: list[Path] = []
+        inputs: list[Tensor] = []
+        unreadable: list[tuple[Path, str]] = []
+        for path in paths:
+            try:
+                inputs.append(self.preprocessing.apply(path))
+            except (OSError, ValueError) as error:
+                unreadable.append((path, str(error)))
+            else:
+                read.append(path)
+        return _Batch(read, torch.stack(inputs) if inputs else None, unreadable)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _predictions(
+    run: TrainedRun, batches: DataLoader[_Batch], corrupt: Corrupt
+) -> Iterator[FilePrediction]:
+    found = False
+    with lost_workers_named():
+        for batch in batches:
+            for path, reason in batch.unreadable:
+                if corrupt == "stop":
+                    raise DataError(
+                        f"{path} cannot be read ({reason}); replace the file, or leave such images "
+                        "out with --corrupt skip"
+                    )
+                notice(f"skipped {path}, which cannot be read ({reason})")
+            if batch.inputs is not None:
+                found = True
+                yield from _predicted(run, batch.paths, batch.inputs)
+    if not found:
+        raise DataError("none of the images can be read; name images of a format that is read")
+
+
+def _predicted(run: TrainedRun, paths: list[Path], inputs: Tensor) -> list[FilePrediction]:
+    # Not around a yield: the caller's own code would run in this mode.
+    with torch.inference_mode():
+        logits = run.network(upload(inputs, run.device))
+        probabilities = logits.float().softmax(dim=1).cpu()
+    spoiled = (~probabilities.isfinite().all(dim=1)).nonzero()
+    if len(spoiled):
+        raise LongTailError(
+            f"the network's outputs for {paths[int(spoiled[0])]} are infinite or NaN; look for such "
+            "values in the image"
+        )
+    rows = probabilities.numpy()
+    return [FilePrediction(path, row) for path, row in zip(paths, rows, strict=True)]

@@ -1,0 +1,115 @@
+"""Predictions of image files as CSV or JSON text, one image after the other."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from fastsam.csv_text import csv_line
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.trained.prediction import FilePrediction
+
+Writer = Callable[[Iterable[FilePrediction], Sequence[str], int | None], Iterator[str]]
+"""Maps predictions, class names and a number of classes to parts of the text."""
+
+_FIRST_COLUMNS = ("path", "class", "probability")
+
+
+def csv_parts(
+    predictions: Iterable[FilePrediction], class_names: Sequence[str], top: int | None = None
+) -> Iterator[str]:
+    """Write a CSV table, one line per image.
+
+    The columns are ``path``, ``class`` and ``probability`` of the most probable class, then the
+    probability of every class under its name. With ``top``, they are instead ``class_2``,
+    ``probability_2`` and so on up to the ``top`` most probable classes.
+
+    Args:
+        predictions: the predictions.
+        class_names: one per class.
+        top: number of classes; None for every class.
+
+    Raises:
+        UsageError: ``top`` is out of range.
+    """
+    _check_top(top, class_names)
+    places = range(2, (top or 1) + 1)
+    ranked = [f"{what}_{place}" for place in places for what in _FIRST_COLUMNS[1:]]
+    more = distinct_names(class_names, _FIRST_COLUMNS) if top is None else ranked
+    yield csv_line([*_FIRST_COLUMNS, *more])
+    for item in predictions:
+        cells: list[object] = [str(item.path)]
+        for label in item.top(top or 1):
+            cells += [class_names[label], _number(item.probabilities[label])]
+        if top is None:
+            cells += map(_number, item.probabilities)
+        yield csv_line(cells)
+
+
+def json_parts(
+    predictions: Iterable[FilePrediction], class_names: Sequence[str], top: int | None = None
+) -> Iterator[str]:
+    """Write a JSON list with one object per image.
+
+    An object has ``path``, ``label`` (number of the most probable class), ``class``, ``probability``
+    and ``probabilities``, which maps names to probabilities: of every class in the order of labels,
+    or of the ``top`` most probable ones, the most probable first.
+
+    Args:
+        predictions: the predictions.
+        class_names: one per class.
+        top: number of classes; None for every class.
+
+    Raises:
+        UsageError: ``top`` is out of range.
+    """
+    _check_top(top, class_names)
+    names = distinct_names(class_names)
+    before = "[\n"
+    for item in predictions:
+        labels = range(len(names)) if top is None else item.top(top)
+        document = {
+            "path": str(item.path),
+            "label": item.label,
+            "class": class_names[item.label],
+            "probability": _number(item.probabilities[item.label]),
+            "probabilities": {names[k]: _number(item.probabilities[k]) for k in labels},
+        }
+        yield before + json.dumps(document)
+        before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[]\n"
+
+
+WRITERS: dict[str, Writer] = {"csv": csv_parts, "json": json_parts}
+"""What writes predictions, by the name of the format."""
+
+
+def distinct_names(class_names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """Return the class names, each with its number where two classes would share a name.
+
+    Args:
+        class_names: one per class.
+        taken: names that no class may have.
+
+    Example:
+        >>> distinct_names(["cat", "dog", "cat", "path"], taken=["path"])
+        ['cat (class 0)', 'dog', 'cat (class 2)', 'path (class 3)']
+    """
+    counts = Counter([*class_names, *taken])
+    return [
+        f"{name} (class {label})" if counts[name] > 1 else name
+        for label, name in enumerate(class_names)
+    ]
+
+
+def _check_top(top: int | None, class_names: Sequence[str]) -> None:
+    if top is not None and not 1 <= top <= len(class_names):
+        raise UsageError(f"top must be 1 to {len(class_names)}, the number of classes, got {top}")
+
+
+def _number(value: np.float32) -> float:
+    """A float32 as the shortest decimal that gives it back."""
+    return float(str(value))
