@@ -20,6 +20,7 @@ class Stream(IntEnum):
     LOSS = 4
     RANK = 5
     ASCENT = 6
+    LABELS = 7
 
 
 def derived_seed(seed: int, stream: Stream, *position: int) -> int:

@@ -36,6 +36,13 @@ class ImbalanceSettings(Settings):
         low=0,
         high=2**32 - 1,
     )
+    label_noise: float = setting(
+        "share of the training labels that are replaced by another class, chosen by subset_seed",
+        default=0.0,
+        before=0.0,
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from fastsam.longtail.data.augment import RandomCrop
 from fastsam.longtail.data.catalog import DataSetPart, ImbalanceSettings, register_dataset
 from fastsam.longtail.data.dataset import LongTailData, TensorImages
 from fastsam.longtail.data.groups import groups_by_rank
+from fastsam.longtail.data.label_noise import with_label_noise
 from fastsam.longtail.data.subset import (
     ImbalanceKind,
     longtail_counts,
@@ -29,7 +30,11 @@ _MEAN, _STD = 0.3053, 0.3760
 
 
 def load_digits_lt(
-    *, imbalance: float = 50.0, kind: ImbalanceKind = "exp", subset_seed: int = 0
+    *,
+    imbalance: float = 50.0,
+    kind: ImbalanceKind = "exp",
+    subset_seed: int = 0,
+    label_noise: float = 0.0,
 ) -> LongTailData:
     """Handwritten digits of 8x8 pixels, 10 classes, with a long tail.
 
@@ -41,6 +46,7 @@ def load_digits_lt(
         imbalance: largest over smallest class count, 1 to 100.
         kind: exponential or step profile.
         subset_seed: seed of the split and the selection, apart from the seed of the training.
+        label_noise: share of the training labels that are replaced by another class.
 
     Example:
         >>> load_digits_lt(imbalance=50).counts.tolist()
@@ -58,7 +64,7 @@ def load_digits_lt(
     train = longtail_indices(targets, counts, subset_seed)
     validation = np.concatenate([indices[POOL : POOL + VALIDATION] for indices in order])
     test = np.concatenate([indices[POOL + VALIDATION :] for indices in order])
-    return LongTailData(
+    data = LongTailData(
         name="digits-lt",
         train=digits.select(train, augmentation=RandomCrop(padding=1)),
         validation=digits.select(validation),
@@ -67,13 +73,17 @@ def load_digits_lt(
         groups=groups_by_rank(10, (3, 7) if kind == "exp" else (5, 5)),
         subset_hash=subset_hash(train),
     )
+    return with_label_noise(data, label_noise, subset_seed)
 
 
 register_dataset(
     DataSetPart(
         name="digits-lt",
         build=lambda settings, progress: load_digits_lt(
-            imbalance=settings.imbalance, kind=settings.kind, subset_seed=settings.subset_seed
+            imbalance=settings.imbalance,
+            kind=settings.kind,
+            subset_seed=settings.subset_seed,
+            label_noise=settings.label_noise,
         ),
         summary="1,797 handwritten digits of 8x8 pixels, long-tailed",
         settings=ImbalanceSettings,

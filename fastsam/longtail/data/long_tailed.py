@@ -23,6 +23,7 @@ from fastsam.longtail.data.augment import (
 from fastsam.longtail.data.catalog import ImbalanceSettings
 from fastsam.longtail.data.dataset import LongTailData, TensorImages
 from fastsam.longtail.data.groups import groups_by_rank
+from fastsam.longtail.data.label_noise import with_label_noise
 from fastsam.longtail.data.subset import (
     ImbalanceKind,
     longtail_counts,
@@ -175,7 +176,7 @@ def cut_to_long_tail(
         targets = ranks[part.targets]
         return TensorImages(part.pixels, targets, 255.0, mean, std, augmentation)
 
-    return LongTailData(
+    data = LongTailData(
         name=name,
         train=ready(selected, _augmentation(train.pixels, flips=flips)),
         validation=ready(train.select(validation)) if len(validation) else None,
@@ -184,6 +185,7 @@ def cut_to_long_tail(
         groups=groups_by_rank(num_classes, _boundaries(num_classes, settings.kind)),
         subset_hash=subset_hash(chosen),
     )
+    return with_label_noise(data, settings.label_noise, settings.subset_seed)
 
 
 def channel_statistics(pixels: Tensor) -> Normalization:
