@@ -372,6 +372,7 @@ def settings(**values: Any) -> CutSettings:
             "validation_per_class": 0,
             "validation_seed": 0,
             "class_order": "natural",
+            "label_noise": 0.0,
             **values,
         }
     )
