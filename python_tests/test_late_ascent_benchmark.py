@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from benchmarks.late_ascent import records
+from benchmarks.late_ascent import choice, command, records, summary
 from benchmarks.late_ascent.plan import (
+    BASES,
+    METHODS,
     SAM_TRIALS,
     SETUPS,
     SGD_TRIALS,
+    TUNING_SEEDS,
     Arm,
     Setup,
     class_order,
@@ -122,3 +128,49 @@ def test_branches_of_other_weights_are_dropped(
     arms = [base, late_sgd(0.1, 1), late_sgd(0.3, 1), late_sam(0.1, 0.1)]
     unit.train(arms, {}, tmp_path / "runs")
     assert list(unit.records()) == ["base", "sam late lr 0.1 rho 0.1"]
+
+
+def fake(level: float, generator: np.random.Generator, parent: str | None) -> dict[str, object]:
+    """A record whose balanced accuracies lie around ``level``."""
+    scores = {name: float(level + generator.normal(0, 0.1)) for name in summary.SCORES}
+    return {
+        "parent": parent,
+        "gradients": 10.0,
+        "clean training": {"accuracy": 100.0, "nll": 0.0},
+        "validation": {"by tau": [level, level + 1], "by tau, few": [level]},
+        "test": {"raw": scores, "tau": {"tau": 1.0, **scores}, "tau, few": scores},
+    }
+
+
+def test_the_summary_finds_the_difference_that_was_put_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    generator = np.random.default_rng(seed)
+    best = {"sgd late lr 0.1 wd 1": 70.0, "sam late lr 0.1 rho 0.1": 72.5}
+
+    def write(unit: Unit, arms: Iterable[Arm]) -> None:
+        runs = {
+            arm.name: fake(best.get(arm.name, 60.0), generator, "w" if arm.branched else None)
+            for arm in arms
+        }
+        unit.path.parent.mkdir(parents=True, exist_ok=True)
+        unit.path.write_text(json.dumps({"runs": runs}))
+
+    for method, tuned in itertools.product(METHODS, TUNING_SEEDS):
+        write(Unit("fashion-600", method, tuned, "bases"), map(choice.base_arm, BASES))
+        write(Unit("fashion-600", method, tuned), [*SGD_TRIALS, *SAM_TRIALS])
+    for method, number in itertools.product(METHODS, range(10)):
+        write(Unit("fashion-600", method, number), command.reported_arms(method, "fashion-600"))
+    found = summary.summary()
+    assert list(found["setups"]) == ["fashion-600 ce-drw", "fashion-600 ldam-drw"]
+    table = found["setups"]["fashion-600 ce-drw"]
+    assert table["chosen"] == {"sgd": "sgd late lr 0.1 wd 1", "sam": "sam late lr 0.1 rho 0.1"}
+    assert table["primary"]["mean"] == pytest.approx(2.5, abs=0.3)
+    assert table["primary"]["verdict"] == "better"
+    assert table["primary"]["p, corrected"] > table["primary"]["p"]
+    assert table["arms"]["sam rho 0.6"]["raw"]["tail"][0] == pytest.approx(60, abs=0.2)
+    gap = table["differences"]["raw"]["sam late lr 0.1 rho 0.1 minus sgd recipe"]["tail"]
+    assert gap["mean"] == pytest.approx(12.5, abs=0.3)
+    tuning = found["tuning"]["ce-drw"]["late"]["100 images"]
+    assert max(tuning, key=tuning.__getitem__) == "sam late lr 0.1 rho 0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +24,9 @@ from benchmarks.late_ascent.plan import (
     Arm,
     Values,
 )
-from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.records import FOLDER, Unit
+from benchmarks.late_ascent.summary import summary
+from fastsam.files import write_text
 
 BASE = Arm("base", branched=False)
 
@@ -69,6 +72,18 @@ class LateAscent:
                 for method in METHODS
             ]
             self._train(units, deadline)
+            self._report()
+
+    def _report(self) -> None:
+        """Write and print what the complete setups say."""
+        results = summary()
+        write_text(FOLDER / "summary.json", json.dumps(results, indent=1) + "\n")
+        for name, table in results["setups"].items():
+            primary, chosen = table["primary"], table["chosen"]
+            print(
+                f"{name}: {chosen['sam']} minus {chosen['sgd']}, balanced accuracy after tau: "
+                f"{primary['mean']:+.2f} +- {primary['half_width']:.2f} points, {primary['verdict']}"
+            )
 
     def _train(self, work: Sequence[tuple[Unit, Sequence[Arm], Values]], deadline: float) -> None:
         """Train units in processes of their own; torch's threads do not survive a fork."""

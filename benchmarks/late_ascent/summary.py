@@ -1,0 +1,138 @@
+"""The tables of the report, from the records of the reported seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.late_ascent import choice
+from benchmarks.late_ascent.plan import METHODS, SETUPS, Arm, Setup
+from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.verdict import Difference, holm, paired, score_of, verdict
+
+SCORES = (
+    *("accuracy", "balanced", "head", "mid", "tail", "worst_class"),
+    *("nll", "ece"),
+)
+KINDS = ("raw", "tau", "tau, few")
+CONFIRMED = ("fashion-600", "fashion-5000")
+"""Setups over which, with the methods, the primary comparison is corrected."""
+
+
+def summary() -> dict[str, Any]:
+    """Return the tables of all setups and methods that have every reported seed.
+
+    The primary comparison of each is balanced accuracy of the chosen late SAM minus that of the chosen
+    late SGD, after tau was chosen on validation. Its p values are corrected over methods and the two
+    Fashion-MNIST setups that are complete; everything else is descriptive.
+    """
+    pairs = [(setup, method) for setup in SETUPS.values() for method in METHODS]
+    complete = {
+        f"{setup.name} {method}": _table(setup, method)
+        for setup, method in pairs
+        if _is_complete(setup, method)
+    }
+    confirmed = {
+        name: table["primary"]["p"]
+        for name, table in complete.items()
+        if name.partition(" ")[0] in CONFIRMED
+    }
+    corrected = holm(confirmed)
+    for name, table in complete.items():
+        primary = table["primary"]
+        p = corrected.get(name, primary["p"])
+        primary["p, corrected"] = p
+        primary["verdict"] = verdict(Difference(**{k: primary[k] for k in _FIELDS}), p)
+    return {
+        "tuning": {method: choice.tuning_table(method) for method in METHODS},
+        "setups": complete,
+    }
+
+
+_FIELDS = ("mean", "half_width", "p", "n")
+
+
+def _units(setup: Setup, method: str) -> list[Unit]:
+    return [Unit(setup.name, method, seed) for seed in range(setup.seeds)]
+
+
+def _is_complete(setup: Setup, method: str) -> bool:
+    wanted = {arm.name for arm in choice.chosen_late(method).values()}
+    return all(wanted <= unit.records().keys() for unit in _units(setup, method))
+
+
+def _table(setup: Setup, method: str) -> dict[str, Any]:
+    runs = [unit.records() for unit in _units(setup, method)]
+    everywhere = [name for name in runs[0] if all(name in records for records in runs)]
+    winners = choice.chosen_late(method)
+    sgd, sam = winners["sgd"].name, winners["sam"].name
+    primary = _difference(runs, sam, sgd, "tau", "balanced")
+    return {
+        "seeds": len(runs),
+        "chosen": {"sgd": sgd, "sam": sam},
+        "primary": asdict(primary),
+        "arms": {name: _arm([records[name] for records in runs]) for name in everywhere},
+        "differences": {
+            kind: {
+                f"{sam} minus {other}": _differences(runs, sam, other, kind)
+                for other in everywhere
+                if other != sam
+            }
+            for kind in KINDS
+        },
+        "noise floor": _differences(runs, f"{sgd}, other order", sgd, "tau")
+        if f"{sgd}, other order" in everywhere
+        else None,
+        "few": _few(runs, method),
+    }
+
+
+def _few(runs: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
+    """The primary comparison with every choice made by 20 images of a class."""
+    winners: dict[str, Arm] = choice.chosen_late(method, "by tau, few")
+    sgd, sam = winners["sgd"].name, winners["sam"].name
+    return {
+        "sgd": sgd,
+        "sam": sam,
+        **asdict(_difference(runs, sam, sgd, "tau, few", "balanced")),
+    }
+
+
+def _arm(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of every score, and the cost."""
+    return {
+        "gradients": statistics.mean(float(record["gradients"]) for record in records),
+        "clean training": {
+            name: _spread([float(record["clean training"][name]) for record in records])
+            for name in ("accuracy", "nll")
+        },
+        **{
+            kind: {
+                name: _spread([score_of(record, kind, name) for record in records])
+                for name in SCORES
+            }
+            for kind in KINDS
+        },
+    }
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return [round(statistics.mean(values), 4), round(deviation, 4)]
+
+
+def _differences(
+    runs: Sequence[Mapping[str, Any]], left: str, right: str, kind: str
+) -> dict[str, Any]:
+    return {name: asdict(_difference(runs, left, right, kind, name)) for name in SCORES}
+
+
+def _difference(
+    runs: Sequence[Mapping[str, Any]], left: str, right: str, kind: str, name: str
+) -> Difference:
+    return paired(
+        *([score_of(records[arm], kind, name) for records in runs] for arm in (left, right))
+    )
