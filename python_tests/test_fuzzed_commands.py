@@ -185,7 +185,7 @@ OPTIONS = {
 ALWAYS = {
     "train": ("--quiet", "--threads", "1", "--epochs", "1", "--batch-size", "138"),
     "spectrum": ("--quiet", "--steps", "2"),
-    "evaluate": ("--quiet", "--bootstrap", "3"),
+    "evaluate": ("--quiet", "--bootstrap", "20"),
     "calibrate": ("--quiet",),
     "reproduce": ("--quiet", "--data", "digits-lt", "--epochs", "1", "--batch-size", "276"),
     "demo": ("--quiet", "--epochs", "0"),

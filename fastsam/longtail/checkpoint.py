@@ -22,7 +22,7 @@ from fastsam.longtail.data import LongTailData, Preprocessing
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.results import Epoch
+from fastsam.longtail.results import Epoch, best_epoch, judged_rule
 from fastsam.records import build
 
 FORMAT = "fastsam-longtail"
@@ -198,6 +198,21 @@ class Checkpoint:
         self.class_names = list(data.class_names)
         self.counts = data.counts.tolist()
         self.groups = data.group_lists()
+
+    @property
+    def judged_epoch(self) -> int:
+        """Epochs of training behind :meth:`judged_weights`."""
+        return self.epoch if self.best is None else best_epoch(self.history)
+
+    @property
+    def rule(self) -> str:
+        """Which weights :meth:`judged_weights` are; see :attr:`fastsam.longtail.Result.rule`."""
+        return judged_rule(
+            self.history,
+            selects=self.best is not None,
+            decay=self.config.ema,
+            parent=self.parent,
+        )
 
     def judged_weights(self) -> dict[str, Any]:
         """State of the network that the result of the run judges.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,35 @@ class Epoch:
     seconds: float
     skipped: int = 0
     gradients: float | None = None
+
+
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """Return the first epoch of the highest validation accuracy."""
+    return max(history, key=lambda record: record.validation_accuracy or 0.0).epoch
+
+
+def judged_rule(
+    history: Sequence[Epoch],
+    *,
+    selects: bool,
+    decay: float | None,
+    parent: Mapping[str, Any] | None,
+) -> str:
+    """Describe the weights that a run judges.
+
+    Args:
+        history: every epoch so far.
+        selects: whether the best epoch on validation is judged, else the last one.
+        decay: decay of the average of the weights; None without one.
+        parent: the record of the run that this one branches from, which may have judged other weights.
+    """
+    rule = "last epoch"
+    if selects:
+        epoch = best_epoch(history)
+        rule = f"best epoch on validation ({epoch})"
+        if parent is not None and epoch <= parent["epoch"]:
+            decay = parent["config"].get("ema")
+    return rule if not decay else f"{rule} of the weights averaged with decay {decay:g}"
 
 
 @dataclass(frozen=True)

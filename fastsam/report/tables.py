@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,9 +134,7 @@ def score_table(evaluation: Evaluation) -> TextTable:
         low, high = evaluation.intervals.get(name, (float("nan"),) * 2)
         interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if evaluation.intervals else ""
         rows.append((_LONG_NAMES.get(name, name), f"{value:.{digits}f}", interval))
-    title = (
-        f"{evaluation.data}, {evaluation.split}, epoch {evaluation.epoch}, prior {evaluation.prior}"
-    )
+    title = f"{evaluation.data}, {evaluation.split}, prior {evaluation.prior}"
     return TextTable(
         (f"{title}; %", "score", f"{100 * evaluation.level:g} % interval"), tuple(rows)
     )
@@ -146,7 +145,13 @@ def class_table(evaluation: Evaluation) -> TextTable:
     group_of = {label: name for name, members in evaluation.groups.items() for label in members}
     images = evaluation.metrics.confusion_matrix().sum(axis=1)
     rows = tuple(
-        (name, group_of.get(label, ""), str(count), str(images[label]), f"{share:.1f}")
+        (
+            name,
+            group_of.get(label, ""),
+            str(count),
+            str(images[label]),
+            f"{share:.1f}" if images[label] else "-",
+        )
         for label, (name, count, share) in enumerate(
             zip(
                 evaluation.class_names, evaluation.counts, evaluation.metrics.per_class, strict=True
@@ -154,6 +159,10 @@ def class_table(evaluation: Evaluation) -> TextTable:
         )
     )
     return TextTable(("class", "group", "training images", "images", "accuracy, %"), rows)
+
+
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1f}"
 
 
 def confusion_table(evaluation: Evaluation) -> TextTable:

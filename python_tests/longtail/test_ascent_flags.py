@@ -96,7 +96,7 @@ def test_names_of_the_first_epoch() -> None:
     [
         ({"ascent_start": 4}, "no epoch would have ascents"),
         ({"ascent_start": "2", "ascent_stop": 2}, "no epoch would have ascents"),
-        ({"ascent_stop": 5}, "ascent_stop at most epochs"),
+        ({"ascent_stop": 5}, "ascent_stop must be at most epochs"),
         ({"ascent_start": "soon"}, "unknown ascent_start 'soon'; valid: an epoch, defer, drop"),
         ({"ascent_start": "-1"}, "unknown ascent_start"),
         ({"ascent_interval": 0}, "ascent_interval must be at least 1"),

@@ -127,8 +127,10 @@ def test_an_epoch_that_was_not_kept_is_named(tmp_path: Path) -> None:
     trained(config_for("sgd"), tmp_path / "run", keep=(1, 3))
     with pytest.raises(CheckpointError, match=r"epoch 2; kept: 1, 3, 4\. Train with --keep 2"):
         Branch.load(tmp_path / "run", 2)
-    with pytest.raises(CheckpointError, match="kept: none"):
+    with pytest.raises(CheckpointError, match="does not exist; name the folder of a run"):
         Branch.load(tmp_path / "nothing", 2)
+    with pytest.raises(CheckpointError, match="is a file; name the folder of a run"):
+        Branch.load(tmp_path / "run" / "epoch-1.pt", 1)
     assert Branch.load(tmp_path / "run", 4).checkpoint.epoch == 4
 
 

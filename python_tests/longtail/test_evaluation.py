@@ -85,7 +85,7 @@ def test_a_calibration_is_applied_and_named(folder: Path, tmp_path: Path) -> Non
 def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:
     run = TrainedRun.load(folder / "epoch-2.pt")
     found = evaluate_run(run, split="validation", bootstrap=0)
-    assert found.epoch == 2
+    assert (found.epoch, found.rule) == (2, "last epoch")
     history = Result.load(folder / "result.json").history
     assert found.metrics.accuracy == pytest.approx(history[1].validation_accuracy)
 
@@ -112,6 +112,13 @@ def test_other_images_are_normalized_as_in_training(folder: Path) -> None:
     assert evaluate_run(run, data=other, bootstrap=0) == evaluate_run(run, bootstrap=0)
 
 
+def test_images_of_another_size_are_refused(folder: Path) -> None:
+    data = load_dataset("digits-lt")
+    larger = replace(data.test, images=data.test.images.repeat_interleave(2, dim=3))
+    with pytest.raises(UsageError, match="8x16 pixels, and the network was trained on 8x8"):
+        evaluate_run(TrainedRun.load(folder), data=replace(data, test=larger))
+
+
 def test_other_channels_are_refused(folder: Path) -> None:
     data = load_dataset("digits-lt")
     color = TensorImages(
@@ -129,7 +136,10 @@ def test_changed_data_of_the_run_are_refused(folder: Path, monkeypatch: pytest.M
         evaluate_run(TrainedRun.load(folder))
 
 
-@pytest.mark.parametrize("option", [{"bootstrap": -1}, {"level": 1.0}, {"prior": "flat"}])
+@pytest.mark.parametrize(
+    "option",
+    [{"bootstrap": -1}, {"bootstrap": 1}, {"level": 1.0}, {"level": 1e-9}, {"prior": "flat"}],
+)
 def test_options_are_checked(folder: Path, option: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         evaluate_run(TrainedRun.load(folder), **option)  # type: ignore[arg-type]
@@ -142,14 +152,14 @@ def test_runs_of_older_versions_know_their_classes_from_the_data(
     old.class_names, old.counts, old.groups = [], [], {}
     old.save(tmp_path / "checkpoint.pt")
     found, expected = (
-        evaluate_run(TrainedRun.load(path), bootstrap=5) for path in (tmp_path, folder)
+        evaluate_run(TrainedRun.load(path), bootstrap=20) for path in (tmp_path, folder)
     )
     assert found == expected
 
 
 def test_saved_evaluations_are_read_again_and_damage_is_found(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
-    evaluation = evaluate_run(TrainedRun.load(folder), prior="reversed", bootstrap=10)
+    evaluation = evaluate_run(TrainedRun.load(folder), prior="reversed", bootstrap=20)
     evaluation.save(path)
     assert Evaluation.load(path) == evaluation
     path.write_text(path.read_text().replace("reversed", "uniform"))
@@ -161,11 +171,17 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "e.json"
     assert main(["evaluate", str(folder), "--out", str(out), "--bootstrap", "20", "--quiet"]) == 0
     text = capsys.readouterr().out
-    for words in ("worst class", "95 % interval", "macro F1", "most frequent confusions"):
+    for words in (
+        *("worst class", "95 % interval", "macro F1", "most frequent confusions"),
+        "weights: last epoch; calibration: none",
+    ):
         assert words in text
     assert Evaluation.load(out).bootstrap == 20
     other = ["evaluate", str(folder), "--data", "digits-lt", "--imbalance", "10", "--classes", "0"]
     assert main([*other, "--bootstrap", "0"]) == 0
     assert "training images" not in capsys.readouterr().out
+    for name in ("result.json", "checkpoint.pt", "epoch-2.pt", "calibration.json", "."):
+        assert main(["evaluate", str(folder), "--out", str(folder / name)]) == 2
+    assert "name a file" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert "no checkpoint" in capsys.readouterr().err

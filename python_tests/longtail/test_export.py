@@ -112,7 +112,11 @@ def test_a_calibration_is_inside_the_exported_graph(
     assert not torch.allclose(expected, raw, atol=1e-2)
     card = (path.parent / "README.md").read_text()
     assert f"| calibration | {method} " in card
-    assert "chosen later" in card
+    assert "`fastsam evaluate` gives the scores of the calibrated network" in card
+    result = Result.load(copied / "result.json")
+    assert "model-index" not in card
+    assert f"{result.test.groups['tail']:.2f}" not in card
+    assert "posthoc" not in card
 
 
 LOAD_WITHOUT_FASTSAM = """
@@ -278,10 +282,42 @@ def test_the_card_has_the_numbers_of_the_result(runs: Path, tmp_path: Path) -> N
     assert settings["method"] == ["ldam-drw"]
     assert settings["optimizer"] == ["sgd"]
     assert settings["lr"] == [str(result.config["lr"])]
-    assert settings["weights"] == [result.rule]
+    assert settings["weights"] == [f"{result.rule}, after 4 of 4 epochs"]
     assert f"{shares['tail']:.2f} percent on tail classes" in body
     assert f"fastsam {fastsam.__version__}" in body
     assert json.loads((tmp_path / "labels.json").read_text()) == [str(digit) for digit in range(10)]
+
+
+def test_export_replaces_an_export_and_nothing_else(cosine: TrainedRun, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "README.md").write_text("My project")
+    (own / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"README\.md was not written by"):
+        export_run(cosine, own, format="safetensors", overwrite=True)
+    assert (own / "model.onnx").read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="folder of a run"):
+        export_run(cosine, cosine.path, format="safetensors", overwrite=True)
+    for format in ("safetensors", "torch"):
+        export_run(cosine, tmp_path / "model", format=format, overwrite=True)
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {
+        *("README.md", "labels.json", "model.pt2"),
+    }
+
+
+def test_the_second_of_two_exports_at_once_is_refused(
+    cosine: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = FORMATS["safetensors"]
+
+    def build(run: TrainedRun) -> bytes:
+        export_run(run, tmp_path / "model", format="torch")
+        return slow.build(run)
+
+    monkeypatch.setitem(FORMATS._parts, "safetensors", replace(slow, build=build))
+    with pytest.raises(UsageError, match="is not empty"):
+        export_run(cosine, tmp_path / "model", format="safetensors")
+    assert (tmp_path / "model" / "model.pt2").is_file()
 
 
 def test_a_card_without_a_result_of_these_weights(runs: Path, tmp_path: Path) -> None:
@@ -291,7 +327,7 @@ def test_a_card_without_a_result_of_these_weights(runs: Path, tmp_path: Path) ->
     front, body = card_parts(card(runs / "cosine" / "epoch-2.pt"))
     assert "model-index" not in front
     assert "no result of a finished training" in body
-    assert table(body, "setting")["weights"] == ["epoch 2 of 4"]
+    assert table(body, "setting")["weights"] == ["last epoch, after 2 of 4 epochs"]
     assert card(runs / "cosine" / "checkpoint.pt") == card(runs / "cosine")
     (tmp_path / "checkpoint.pt").write_bytes((runs / "cosine" / "checkpoint.pt").read_bytes())
     assert "model-index" not in card(tmp_path)

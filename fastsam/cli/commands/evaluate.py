@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from fastsam.cli.options import given, named_parts, settings_of_data, with_settings
-from fastsam.cli.output import show
+from fastsam.cli.output import check_output, show
 from fastsam.longtail.classes import TargetPrior
 from fastsam.longtail.data import load_dataset
 from fastsam.longtail.trained import TrainedRun, evaluate_run
@@ -30,11 +30,11 @@ class EvaluateCommand:
     """Test distribution of the classes: as-is (that of the images), uniform, trained (that of the training
     images), or reversed (the rarest class becomes the most frequent)."""
     bootstrap: int = 1000
-    """Bootstrap samples for the intervals; 0 for none."""
+    """Bootstrap samples for the intervals, at least 20; 0 for none."""
     level: float = 0.95
     """Share of the bootstrap samples inside an interval."""
     classes: int = 100
-    """The accuracy of each class is printed for at most so many classes; --out has all."""
+    """The table of classes is left out where there are more classes than this; --out has all."""
     uncalibrated: bool = False
     """Leave out the calibration of `fastsam calibrate`, which is applied where the run has one."""
     device: str = "cpu"
@@ -46,6 +46,7 @@ class EvaluateCommand:
 
     def run(self) -> None:
         """Compute, print and, if asked, write the evaluation."""
+        check_output(self.out)
         from fastsam.report import class_table, confusion_table, score_table
 
         settings = {name: v for name, v in given(self).items() if name in settings_of_data([])}
@@ -67,6 +68,7 @@ class EvaluateCommand:
             level=self.level,
             progress=not self.quiet,
         )
+        show(f"weights: {evaluation.rule}; calibration: {evaluation.calibration}")
         for table in (score_table, class_table, confusion_table):
             if table is not class_table or len(run.counts) <= self.classes:
                 show(f"{table(evaluation)}\n")

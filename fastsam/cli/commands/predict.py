@@ -10,6 +10,7 @@ from typing import IO, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fastsam.cli.output import check_output
 from fastsam.files import write_atomically
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.trained import TrainedRun, predict_files
@@ -46,6 +47,7 @@ class PredictCommand:
     def run(self) -> None:
         """Predict and write while the images are read."""
         write = WRITERS[self._format()]
+        check_output(self.out, inputs=self.paths)
         run = TrainedRun.load(
             self.run_folder,
             device=self.device,

@@ -102,12 +102,14 @@ class Images(Protocol):
         """Return the SHA-256 of contents and classes, images of ``left_out`` included."""
         ...
 
-    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-        """Return the same images, normalized by other statistics.
+    def prepared_as(self, preprocessing: Preprocessing) -> Images:
+        """Return the same images, read without augmentation as a trained network needs them.
 
         Args:
-            mean: mean of each channel.
-            std: standard deviation of each channel.
+            preprocessing: how image files became inputs of the network.
+
+        Raises:
+            UsageError: the images are in memory and have another size.
         """
         ...
 
@@ -233,9 +235,10 @@ class TensorImages(DecodedImages):
             inputs = (raw.float() / self.white - mean) / std
             yield Batch((inputs,), targets[number], indices)
 
-    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorImages:
-        """See :meth:`Images.normalized_by`."""
-        return replace(self, mean=mean, std=std)
+    def prepared_as(self, preprocessing: Preprocessing) -> TensorImages:
+        """See :meth:`Images.prepared_as`."""
+        preprocessing.check_size(self.images.shape[-2], self.images.shape[-1])
+        return replace(self, mean=preprocessing.mean, std=preprocessing.std)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False

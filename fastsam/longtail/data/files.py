@@ -88,6 +88,7 @@ class FileImages:
         corrupt: ``stop`` ends the run at an image that cannot be read; ``skip`` leaves it out and
             counts it in ``unreadable``.
         reading: orientation and range of values of the files.
+        plain: how images are read without augmentation; None for what ``preparation`` says.
         left_out: paths of images that :meth:`readable` removed.
         unreadable: how often each unreadable image was met.
         known: hash of the contents of ``images`` and ``left_out``, once it has been computed.
@@ -102,6 +103,7 @@ class FileImages:
     workers: int = 0
     corrupt: str = "stop"
     reading: Reading = Reading()  # noqa: RUF009 (immutable)
+    plain: Preprocessing | None = None
     left_out: tuple[str, ...] = ()
     unreadable: dict[str, int] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
@@ -119,8 +121,8 @@ class FileImages:
 
     @property
     def channels(self) -> int:
-        """Images are read as RGB."""
-        return 3
+        """Images are read as RGB, unless ``plain`` says grey."""
+        return self.preprocessing.channels
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -135,7 +137,7 @@ class FileImages:
     @property
     def preprocessing(self) -> Preprocessing:
         """See :meth:`fastsam.longtail.data.Images.preprocessing`."""
-        return self.preparation.evaluation(self.reading)
+        return self.plain or self.preparation.evaluation(self.reading)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -192,13 +194,9 @@ class FileImages:
         images = ImageList([paths[place] for place in kept.tolist()], self.targets[kept])
         return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
-    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> FileImages:
-        """See :meth:`fastsam.longtail.data.Images.normalized_by`."""
-        red, green, blue = mean
-        preparation = replace(
-            self.preparation, mean=(red, green, blue), std=(std[0], std[1], std[2])
-        )
-        return replace(self, preparation=preparation)
+    def prepared_as(self, preprocessing: Preprocessing) -> FileImages:
+        """See :meth:`fastsam.longtail.data.Images.prepared_as`; files are read in any way."""
+        return replace(self, reading=preprocessing.reading, plain=preprocessing)
 
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsam.extras import requires_extra
 from fastsam.longtail.data.pixels import EXIF, Exif, Reading, decode
+from fastsam.longtail.errors import UsageError
 from fastsam.records import build
 
 if TYPE_CHECKING:
@@ -82,6 +83,14 @@ class Preprocessing:
     def reading(self) -> Reading:
         """How files are decoded."""
         return Reading(self.exif, self.value_range)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise :class:`UsageError` unless images in memory have the size of the network's input."""
+        if (height, width) != tuple(self.size):
+            raise UsageError(
+                f"the images are {height}x{width} pixels, and the network was trained on "
+                f"{self.size[0]}x{self.size[1]}; resize them, or pass image files, which are resized"
+            )
 
     def apply(self, path: Path) -> Tensor:
         """Read an image file.

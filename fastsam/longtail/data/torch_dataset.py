@@ -18,6 +18,7 @@ from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
 from fastsam.longtail.data.dataset import DecodedImages, LongTailData
 from fastsam.longtail.data.groups import groups_by_count
+from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.workers import Request, Sample, Workers
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
@@ -146,9 +147,11 @@ class DatasetImages(DecodedImages):
                 inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
                 yield Batch((inputs,), targets, indices)
 
-    def normalized_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> DatasetImages:
-        """See :meth:`fastsam.longtail.data.Images.normalized_by`."""
-        return replace(self, mean=mean, std=std)
+    def prepared_as(self, preprocessing: Preprocessing) -> DatasetImages:
+        """See :meth:`fastsam.longtail.data.Images.prepared_as`."""
+        first = as_image(self.dataset[0][0])
+        preprocessing.check_size(first.shape[-2], first.shape[-1])
+        return replace(self, mean=preprocessing.mean, std=preprocessing.std)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False

@@ -138,12 +138,15 @@ class AscentSettings(SGDSettings):
         super().check(run)
         first = self.first_ascent_epoch(run)
         last = run["epochs"] if self.ascent_stop is None else self.ascent_stop
-        if not first <= last <= run["epochs"]:
+        if last > run["epochs"]:
             raise UsageError(
-                f"no epoch would have ascents, or not all that were asked for: the first is {first} "
-                f"(ascent_start {self.ascent_start}), the last {last}, and the run has "
-                f"{run['epochs']} epochs; choose ascent_start below ascent_stop and ascent_stop at most "
-                "epochs"
+                f"ascent_stop must be at most epochs ({run['epochs']}), got {last}; leave it out for ascents "
+                "to the end"
+            )
+        if first > last:
+            raise UsageError(
+                f"no epoch would have ascents: with ascent_start {self.ascent_start} the first is {first}, "
+                f"and the last is {last}; choose ascent_start below {last}"
             )
         schedule = RHO_SCHEDULES[self.rho_schedule]
         needed = schedule.phases(run["parts"]["rho_schedule"])

@@ -112,8 +112,9 @@ class Calibration:
         """
         if weights != self.weights:
             raise CheckpointError(
-                f"{path} is the calibration of other weights: SHA-256 {self.weights} there, {weights} in "
-                "the run; run `fastsam calibrate` again, or remove the file"
+                f"{path} is the calibration of other weights (SHA-256 {self.weights[:8]} there, "
+                f"{weights[:8]} in the run); run `fastsam calibrate` again, remove the file, or pass "
+                "--uncalibrated"
             )
 
     def save(self, path: str | Path) -> None:

@@ -28,10 +28,19 @@ _SETTINGS = (
 """Settings that the card lists, where the run has them."""
 
 
+_LIBRARY = 'library_name: "fastsam"'
+
+
+def is_card(text: str) -> bool:
+    """Return whether text is a model card that :func:`model_card` wrote."""
+    return text.startswith("---\n") and _LIBRARY in text
+
+
 def model_card(run: TrainedRun, *, file: str, usage: str) -> str:
     """Write the model card of a run: YAML front matter, then Markdown.
 
-    Accuracies are those of the run's ``result.json``, if it is of the same training.
+    Accuracies are those of the run's ``result.json``, if it is of the same training. A calibrated run has
+    other ones, so its card states none.
 
     Args:
         run: the trained run.
@@ -67,6 +76,8 @@ def model_card(run: TrainedRun, *, file: str, usage: str) -> str:
 
 def _result(run: TrainedRun) -> Result | None:
     """The result that judges these weights, if there is one."""
+    if run.calibration is not None:
+        return None
     path = RunFolder(run.path if run.path.is_dir() else run.path.parent).result
     if not path.is_file():
         return None
@@ -140,26 +151,26 @@ def _settings(run: TrainedRun, result: Result | None) -> Iterable[tuple[str, obj
     yield "network", f"{config.model}, {config.head} head"
     for name in _SETTINGS:
         value = values.get(name)
-        if value is not None:
+        replaced = name == "posthoc_tau" and run.calibration is not None
+        if value is not None and not replaced:
             yield name, " ".join(map(str, value)) if isinstance(value, tuple) else value
-    rule = f"epoch {checkpoint.epoch} of {config.epochs}" if result is None else result.rule
-    yield "weights", rule
+    done = f"{checkpoint.epoch} of {config.epochs} epochs"
+    yield "weights", f"{checkpoint.rule}, after {done}"
     if run.calibration is not None:
         yield "calibration", run.calibration.described
 
 
 def _accuracy(run: TrainedRun, result: Result | None) -> str:
+    if run.calibration is not None:
+        return (
+            "Not stated: the calibration was chosen after the training was judged. `fastsam evaluate` gives "
+            "the scores of the calibrated network.\n"
+        )
     if result is None:
         return "There is no result of a finished training beside these weights.\n"
     shares = {"all": result.test.accuracy, **result.test.groups}
     rows = [(name, f"{share:.2f}") for name, share in shares.items()]
-    table = _table((f"classes ({result.test.images:,} test images)", "accuracy in percent"), rows)
-    if run.calibration is None:
-        return table
-    return (
-        "These are the accuracies of the training's result. The calibration, which is inside the exported "
-        "model, was chosen later; `fastsam evaluate` gives its accuracies.\n\n" + table
-    )
+    return _table((f"classes ({result.test.images:,} test images)", "accuracy in percent"), rows)
 
 
 def _classes(run: TrainedRun, result: Result | None) -> str:

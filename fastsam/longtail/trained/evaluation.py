@@ -20,6 +20,8 @@ from fastsam.records import build
 
 SEED = 0
 """Seed of the bootstrap."""
+FEWEST = 20
+"""Bootstrap samples below which quantiles mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Evaluation:
         split: ``train``, ``validation`` or ``test``.
         prior: test distribution of the classes; see :func:`fastsam.longtail.classes.target_prior`.
         epoch: epochs of training behind the weights.
+        rule: which weights of the run they are, as in :attr:`fastsam.longtail.Result.rule`.
         calibration: calibrator, parameters and temperature that were applied; ``none`` without a calibration.
         metrics: the scores.
         intervals: bootstrap interval of each score, of the images alone: the training has another, larger
@@ -47,6 +50,7 @@ class Evaluation:
     split: str
     prior: str
     epoch: int
+    rule: str
     calibration: str
     metrics: Metrics
     intervals: dict[str, list[float]]
@@ -129,10 +133,12 @@ def evaluate_run(
         >>> low <= evaluation.metrics.accuracy <= high
         True
     """
-    if bootstrap < 0:
-        raise UsageError(f"bootstrap must be at least 0, got {bootstrap}")
-    if not 0 < level < 1:
-        raise UsageError(f"level must be between 0 and 1, got {level}")
+    if bootstrap != 0 and bootstrap < FEWEST:
+        raise UsageError(
+            f"bootstrap must be 0, for no intervals, or at least {FEWEST} samples, got {bootstrap}"
+        )
+    if not 0.5 <= level < 1:
+        raise UsageError(f"level must be at least 0.5 and below 1 (0.95 for 95 %), got {level:g}")
     shares = target_prior(prior, run.counts)
     if data is None:
         data = run.data(progress=progress)
@@ -143,7 +149,8 @@ def evaluate_run(
         data=data.name,
         split=split,
         prior=prior,
-        epoch=run.checkpoint.epoch,
+        epoch=run.checkpoint.judged_epoch,
+        rule=run.checkpoint.rule,
         calibration="none" if run.calibration is None else run.calibration.described,
         metrics=evaluate(predictions, run.groups, run.counts, prior=shares),
         intervals={},
@@ -166,14 +173,14 @@ def _predictions(
 ) -> Predictions:
     """Predictions for images whose classes may be numbered in another order than the run's."""
     labels = _labels(run, data)
+    if run.preprocessing is not None:  # another set may be read in another way
+        images = images.prepared_as(run.preprocessing)
     if images.channels != run.checkpoint.channels:
         raise UsageError(
             f"the images of {data.name} have {images.channels} channels, the run has "
             f"{run.checkpoint.channels}; evaluate it on images of its own kind"
         )
-    config, stored = run.checkpoint.config, run.preprocessing
-    if stored is not None:  # another set, or another cut of the same, has statistics of its own
-        images = images.normalized_by(stored.mean, stored.std)
+    config = run.checkpoint.config
     return predict(
         run.network,
         images,

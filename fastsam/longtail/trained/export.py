@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsam.files import locked, write_bytes, write_text
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.registry import Registry, RunPart
-from fastsam.longtail.trained.card import model_card
+from fastsam.longtail.trained.card import is_card, model_card
 from fastsam.longtail.trained.run import TrainedRun
-from fastsam.longtail.training import check_free
+from fastsam.longtail.training import RunFolder, check_free
 
 CARD, LABELS = "README.md", "labels.json"
 
@@ -45,13 +46,14 @@ def export_run(
         run: the trained run.
         folder: where to write; created if need be.
         format: one of :data:`FORMATS`: ``torch``, ``onnx`` or ``safetensors``.
-        overwrite: the folder may hold files already. Files of an earlier export are replaced.
+        overwrite: replace the files of an earlier export into the folder.
 
     Returns:
         The model file.
 
     Raises:
-        UsageError: the format is unknown, or the folder is not empty.
+        UsageError: the format is unknown, or the folder holds files other than an earlier export that
+            may be overwritten.
         DataError: the format needs the preprocessing of the run, which is unknown; or the run's
             ``result.json`` is damaged.
         LongTailError: the network cannot be written in this format.
@@ -69,10 +71,11 @@ def export_run(
         ['README.md', 'labels.json', 'model.safetensors']
     """
     chosen, folder = FORMATS[format], Path(folder)
-    check_free(folder, allowed=overwrite, flags="--overwrite")
+    _check(folder, overwrite=overwrite)
     content = chosen.build(run)
     card = model_card(run, file=chosen.file, usage=chosen.usage(run))
     with locked(folder):
+        _check(folder, overwrite=overwrite)  # another export may have written since
         write_bytes(folder / chosen.file, content)
         write_text(folder / LABELS, json.dumps(list(run.class_names), indent=0) + "\n")
         write_text(folder / CARD, card)
@@ -80,3 +83,21 @@ def export_run(
             if other.file != chosen.file:
                 (folder / other.file).unlink(missing_ok=True)
     return folder / chosen.file
+
+
+def _check(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder whose files an export did not write.
+
+    Raises:
+        UsageError: the folder is not empty and may not be overwritten, or holds something else.
+    """
+    check_free(folder, allowed=overwrite, flags="--overwrite")
+    names = {CARD, LABELS, *(part.file for part in FORMATS.values())}
+    present = [folder / name for name in sorted(names) if (folder / name).exists()]
+    card = folder / CARD
+    if present and not (card.is_file() and is_card(card.read_text("utf-8", "replace"))):
+        raise UsageError(
+            f"{present[0]} was not written by `fastsam export`; choose another --out, or move it away"
+        )
+    if RunFolder(folder).checkpoints():
+        raise UsageError(f"{folder} is the folder of a run; choose another --out")

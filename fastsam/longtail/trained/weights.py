@@ -76,7 +76,7 @@ def _unwrapped(run: TrainedRun) -> tuple[nn.Module, list[float], list[Tensor]]:
         raise LongTailError(
             f"the head of {run.path} is a {type(head).__name__}, not the trained "
             f"{type(trained).__name__} with a scale and an offset, so it cannot be stored as weights "
-            "of the network; use --format torch or onnx"
+            "of the network; use --format torch or onnx, or leave the calibration out (--uncalibrated)"
         )
     return head, scales, offsets
 

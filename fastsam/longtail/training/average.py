@@ -11,7 +11,7 @@ from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.results import Epoch
+from fastsam.longtail.results import Epoch, best_epoch, judged_rule
 
 
 class JudgedWeights:
@@ -85,7 +85,7 @@ class JudgedWeights:
 
     def keep_best(self, history: Sequence[Epoch]) -> None:
         """Keep the weights if the last epoch is the first of the highest validation accuracy."""
-        if self._selects and _best_epoch(history) == len(history):
+        if self._selects and best_epoch(history) == len(history):
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def choose(self, history: Sequence[Epoch], parent: Mapping[str, Any] | None) -> str:
@@ -95,16 +95,6 @@ class JudgedWeights:
             history: every epoch.
             parent: the record of the run that this one branches from, which may have judged other weights.
         """
-        rule, decay = "last epoch", self._decay
         if self.best is not None:
             self.network.load_state_dict(self.best)
-            epoch = _best_epoch(history)
-            rule = f"best epoch on validation ({epoch})"
-            if parent is not None and epoch <= parent["epoch"]:
-                decay = parent["config"].get("ema")
-        return rule if decay is None else f"{rule} of the weights averaged with decay {decay:g}"
-
-
-def _best_epoch(history: Sequence[Epoch]) -> int:
-    """The first epoch of the highest validation accuracy."""
-    return max(history, key=lambda record: record.validation_accuracy or 0.0).epoch
+        return judged_rule(history, selects=self.best is not None, decay=self._decay, parent=parent)

@@ -50,6 +50,11 @@ class Branch:
         Raises:
             CheckpointError: it was not kept; the message says which were.
         """
+        if not run.is_dir():
+            what = "is a file" if run.is_file() else "does not exist"
+            raise CheckpointError(
+                f"{run} {what}; name the folder of a run, and the epoch with --at"
+            )
         folder = RunFolder(run)
         kept = {}
         for path in folder.checkpoints():
@@ -130,7 +135,8 @@ class Branch:
             )
         if config.epochs <= self.checkpoint.epoch:
             raise UsageError(
-                f"the branch begins after epoch {self.checkpoint.epoch}, but has {config.epochs} epochs"
+                f"the branch begins after epoch {self.checkpoint.epoch}, but has {config.epochs} epochs; "
+                "begin earlier (--at), or train longer (--epochs)"
             )
         if config.select != "last" and self.checkpoint.best is None:
             raise UsageError(

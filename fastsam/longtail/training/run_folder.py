@@ -11,6 +11,12 @@ from fastsam.files import OWN_FILES, locked, write_text
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
 
+RUN_FILES = (
+    *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv"),
+    *("calibration.json", "*.calibration.json"),
+)
+"""Names of the files that a run's folder holds."""
+
 
 class RunFolder:
     """The files of one run.
