@@ -162,7 +162,7 @@ def test_the_best_epoch_is_chosen_and_kept_by_the_average(
         if share is None:
             return judge(self, images)
         classes = (torch.arange(100) < share).long()
-        return Predictions(classes, torch.ones(100), torch.zeros(100, dtype=torch.int64))
+        return Predictions.of(torch.eye(2)[classes], torch.zeros(100, dtype=torch.int64))
 
     monkeypatch.setattr(Judge, "predictions", made)
     result = trained(config, tmp_path, keep=(1, 2))

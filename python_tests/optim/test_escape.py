@@ -595,7 +595,7 @@ def test_errors_name_a_published_value(build: Build, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [LPFSGD, PGD, EntropySGD, LookSAM])
 def test_every_argument_of_a_variant_is_declared(kind: type) -> None:
-    """LookSAM's rho and policy are checked by SAM."""
-    of_sam = {"optimizer", "rho", "start", "stop", "first_attempt"}
+    """LookSAM's rho, policy and process group are checked by SAM."""
+    of_sam = {"optimizer", "rho", "start", "stop", "first_attempt", "process_group"}
     arguments = inspect.signature(kind).parameters.keys() - of_sam
     assert arguments == kind.declared.keys()
