@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsam.longtail.calibrators import CALIBRATORS, Calibrator, Parameters, TrainedHead
 from fastsam.longtail.config import is_own
 from fastsam.longtail.data import Images, LongTailData
+from fastsam.longtail.data.long_tailed import FEWEST
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.features import Features, collect_features
 from fastsam.longtail.settings import settings_of
@@ -24,8 +25,6 @@ BEST = "best"
 """Name of the choice among all calibrators."""
 NONE = "none"
 """Name of the calibrator that changes nothing; it is always in the table."""
-FEWEST = 5
-"""Fewer validation images of a class than this say too little."""
 _DIGITS = 9
 """Percentages that agree to so many decimals are ties: sums round."""
 

@@ -63,7 +63,7 @@ def model_card(run: TrainedRun, *, file: str, usage: str) -> str:
         "## Input\n",
         _input(run.preprocessing),
         "## Training\n",
-        _table(("setting", "value"), _settings(run, result)),
+        _table(("setting", "value"), _settings(run)),
         "## Test accuracy\n",
         _accuracy(run, result),
         "## Classes\n",
@@ -141,7 +141,7 @@ def _input(preprocessing: Preprocessing | None) -> str:
     )
 
 
-def _settings(run: TrainedRun, result: Result | None) -> Iterable[tuple[str, object]]:
+def _settings(run: TrainedRun) -> Iterable[tuple[str, object]]:
     checkpoint = run.checkpoint
     config, values = checkpoint.config, checkpoint.config.flat()
     yield "data set", config.data

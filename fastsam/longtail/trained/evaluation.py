@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastsam.longtail.predictions import Predictions, predict
 from fastsam.longtail.scores import Scorer, intervals
 from fastsam.longtail.trained.run import TrainedRun
 from fastsam.records import build
+from fastsam.threads import cpu_threads
 
 SEED = 0
 """Seed of the bootstrap."""
@@ -143,8 +145,10 @@ def evaluate_run(
     if data is None:
         data = run.data(progress=progress)
         run.checkpoint.check_data(data)
+    data = data.for_run()  # its counts of unreadable images begin at 0
     images = data.split(split)
-    predictions = _predictions(run, data, images, batch_size)
+    with cpu_threads(run.checkpoint.config.threads), closing(data):
+        predictions = _predictions(run, data, images, batch_size)
     evaluation = Evaluation(
         data=data.name,
         split=split,
@@ -178,7 +182,7 @@ def _predictions(
     if images.channels != run.checkpoint.channels:
         raise UsageError(
             f"the images of {data.name} have {images.channels} channels, the run has "
-            f"{run.checkpoint.channels}; evaluate it on images of its own kind"
+            f"{run.checkpoint.channels}; evaluate the run on images with as many channels"
         )
     config = run.checkpoint.config
     return predict(
