@@ -238,7 +238,7 @@ def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFo
     left_out: Counter[str] = Counter()
     for label, name in enumerate(names):
         inside = []
-        for path in _files(root / name, (os.path.realpath(root),)):
+        for path in files_below(root / name, (os.path.realpath(root),)):
             suffix = path.suffix.lower()
             if suffix in SUFFIXES:
                 inside.append(path.relative_to(root).as_posix())
@@ -273,12 +273,15 @@ def describe_left_out(left_out: Mapping[str, int]) -> str:
     return f"{total} other file{'' if total == 1 else 's'}: {parts}"
 
 
-def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """The files in and below ``folder``, hidden ones left out, links followed.
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Return the files in and below ``folder``, sorted, hidden ones left out, links followed.
 
     Args:
         folder: where to look.
         above: the real paths of the folders that it lies in.
+
+    Raises:
+        DataError: a link leads back to a folder above it.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -286,11 +289,12 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             f"{folder} is a link to {real}, which it lies in; remove the link, or the images in it "
             "have no end"
         )
-    for path in folder.iterdir():
-        if path.name.startswith("."):
+    for name in sorted(os.listdir(folder)):  # names, which are smaller than paths
+        if name.startswith("."):
             continue
+        path = folder / name
         if path.is_dir():
-            yield from _files(path, (*above, real))
+            yield from files_below(path, (*above, real))
         else:
             yield path
 

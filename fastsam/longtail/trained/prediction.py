@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastsam.longtail.data.catalog import Corrupt
 from fastsam.longtail.data.files import CORRUPT_POLICIES
+from fastsam.longtail.data.lists import files_below
 from fastsam.longtail.data.pixels import SUFFIXES
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
@@ -137,7 +137,7 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
             raise DataError(f"there is no {path}; name image files, or folders with images in them")
     parts = []
     for path in paths:
-        found = _search(path, ()) if path.is_dir() else iter((path,))
+        found = filter(_is_image, files_below(path)) if path.is_dir() else iter((path,))
         first = next(found, None)
         if first is None:
             raise DataError(f"no image ({', '.join(SUFFIXES)}) in {path} or below it")
@@ -145,27 +145,8 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
     return chain.from_iterable(parts)
 
 
-def _search(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """The images in and below ``folder``, sorted, hidden ones left out.
-
-    Args:
-        folder: where to look.
-        above: the real paths of the folders that it lies in.
-    """
-    real = os.path.realpath(folder)
-    if real in above:
-        raise DataError(
-            f"{folder} is a link to {real}, which it lies in; remove the link, or the images in it "
-            "have no end"
-        )
-    for name in sorted(os.listdir(folder)):  # names, which are smaller than paths
-        if name.startswith("."):
-            continue
-        path = folder / name
-        if path.is_dir():
-            yield from _search(path, (*above, real))
-        elif path.suffix.lower() in SUFFIXES:
-            yield path
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 class _Chunks:
