@@ -7,12 +7,13 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from benchmarks.late_ascent import choice, command, records, summary
+from benchmarks.late_ascent import arms, choice, curvature, records, summary
 from benchmarks.late_ascent.plan import (
     BASES,
     METHODS,
@@ -91,21 +92,26 @@ def test_verdicts(mean: float, half_width: float, p: float, expected: str) -> No
     assert verdict(Difference(mean, half_width, p, 10), p) == expected
 
 
-def test_runs_are_recorded_one_by_one_and_not_made_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
+    """Three epochs on digits, whose records lie in a folder of the test."""
     setup = Setup("tiny", "digits-lt", (("threads", 1),), epochs=3, defer=2, seeds=1, ordered=False)
     monkeypatch.setitem(SETUPS, "tiny", setup)
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    for module in (records, curvature):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "records")
+    return setup
+
+
+def test_runs_are_recorded_one_by_one_and_not_made_again(tiny: Setup, tmp_path: Path) -> None:
     unit, values = Unit("tiny", "ce-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
     base = Arm("base", branched=False)
-    arms = [base, late_sgd(0.1, 10), late_sam(0.1, 0.05)]
-    unit.train(arms[:2], values, tmp_path / "runs")
+    trials = [base, late_sgd(0.1, 10), late_sam(0.1, 0.05)]
+    unit.train(trials[:2], values, tmp_path / "runs")
     first = unit.records()
     assert list(first) == ["base", "sgd late lr 0.1 wd 10"]
-    unit.train(arms, values, tmp_path / "runs")
+    unit.train(trials, values, tmp_path / "runs")
     found = unit.records()
-    assert list(found) == [arm.name for arm in arms]
+    assert list(found) == [arm.name for arm in trials]
     assert {name: found[name] for name in first} == first
     sgd, sam = found["sgd late lr 0.1 wd 10"], found["sam late lr 0.1 rho 0.05"]
     assert sgd["settings"]["weight_decay"] == 5e-3
@@ -114,19 +120,45 @@ def test_runs_are_recorded_one_by_one_and_not_made_again(
     assert sgd["test"]["tau"]["tau"] == TAUS[np.argmax(sgd["validation"]["by tau"])]
 
 
+def test_records_of_tuning_seeds_do_not_know_the_test_set(tiny: Setup, tmp_path: Path) -> None:
+    unit = Unit(tiny.name, "ce-drw", TUNING_SEEDS[0])
+    unit.train([Arm("base", branched=False)], {"lr": 0.1, "weight_decay": 5e-4}, tmp_path / "runs")
+    (record,) = unit.records().values()
+    assert "test" not in record
+    assert record["validation"]["by tau"]
+
+
+def test_curvature_of_the_switch_and_both_ends(tiny: Setup, tmp_path: Path) -> None:
+    unit, values = Unit(tiny.name, "ldam-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
+    sam = late_sam(0.1, 0.05)
+    unit.train([Arm("base", branched=False), sam], values, tmp_path / "runs")
+    curvature.measure_curvature(tiny, unit, {"sam": sam.name}, tmp_path / "runs")
+    found = json.loads(curvature.curvature_path(unit).read_text())
+    assert list(found) == ["switch", "sam", "initialization"]
+    for place in ("switch", "sam"):
+        assert [len(found[place][group]) for group in ("head", "tail")] == [3, 3]
+        for entry in found[place]["tail"].values():
+            assert entry["lambda_min"] < entry["lambda_max"]
+            assert entry["gradient_norm"] > 0
+    assert found["switch"]["tail"] != found["sam"]["tail"]
+    assert set(found["initialization"]) == {*found["sam"]["head"], *found["sam"]["tail"]}
+
+
 def test_branches_of_other_weights_are_dropped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path)
     parents = iter(["one", "one", "two"])
 
-    def trained(setup: Setup, method: str, arm: Arm, *rest: object) -> dict[str, object]:
+    def trained(
+        setup: Setup, method: str, arm: Arm, *rest: object, tested: bool
+    ) -> dict[str, object]:
         return {"parent": next(parents) if arm.branched else None}
 
     monkeypatch.setattr(records, "train_arm", trained)
     unit, base = Unit("digits", "ce-drw", 0), Arm("base", branched=False)
-    arms = [base, late_sgd(0.1, 1), late_sgd(0.3, 1), late_sam(0.1, 0.1)]
-    unit.train(arms, {}, tmp_path / "runs")
+    trials = [base, late_sgd(0.1, 1), late_sgd(0.3, 1), late_sam(0.1, 0.1)]
+    unit.train(trials, {}, tmp_path / "runs")
     assert list(unit.records()) == ["base", "sam late lr 0.1 rho 0.1"]
 
 
@@ -161,14 +193,18 @@ def test_the_summary_finds_the_difference_that_was_put_in(
         write(Unit("fashion-600", method, tuned, "bases"), map(choice.base_arm, BASES))
         write(Unit("fashion-600", method, tuned), [*SGD_TRIALS, *SAM_TRIALS])
     for method, number in itertools.product(METHODS, range(10)):
-        write(Unit("fashion-600", method, number), command.reported_arms(method, "fashion-600"))
+        tiers = (arms.arms_of("fashion-600", method, tier) for tier in get_args(arms.Tier))
+        write(Unit("fashion-600", method, number), itertools.chain(*tiers))
     found = summary.summary()
     assert list(found["setups"]) == ["fashion-600 ce-drw", "fashion-600 ldam-drw"]
     table = found["setups"]["fashion-600 ce-drw"]
     assert table["chosen"] == {"sgd": "sgd late lr 0.1 wd 1", "sam": "sam late lr 0.1 rho 0.1"}
     assert table["primary"]["mean"] == pytest.approx(2.5, abs=0.3)
     assert table["primary"]["verdict"] == "better"
-    assert table["primary"]["p, corrected"] > table["primary"]["p"]
+    primaries = [found["setups"][f"fashion-600 {method}"]["primary"] for method in METHODS]
+    smaller, larger = sorted(primaries, key=lambda primary: primary["p"])
+    assert smaller["p, corrected"] == 2 * smaller["p"]
+    assert larger["p, corrected"] == max(larger["p"], smaller["p, corrected"])
     assert table["arms"]["sam rho 0.6"]["raw"]["tail"][0] == pytest.approx(60, abs=0.2)
     gap = table["differences"]["raw"]["sam late lr 0.1 rho 0.1 minus sgd recipe"]["tail"]
     assert gap["mean"] == pytest.approx(12.5, abs=0.3)

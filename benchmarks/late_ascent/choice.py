@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.late_ascent.plan import (
+    BALANCED_NOISE,
     BASES,
+    NOISE_SAM,
+    NOISE_SGD,
     SAM_TRIALS,
+    SETUPS,
     SGD_TRIALS,
     TUNED_ON,
     TUNING_SEEDS,
@@ -31,9 +35,9 @@ def base_arm(base: Values) -> Arm:
     )
 
 
-def score(method: str, arm: str, stage: str, by: str = "by tau") -> float:
+def score(method: str, arm: str, stage: str, by: str = "by tau", *, setup: str = TUNED_ON) -> float:
     """Return the mean over tuning seeds of balanced validation accuracy at the best tau."""
-    units = [Unit(TUNED_ON, method, seed, stage) for seed in TUNING_SEEDS]
+    units = [Unit(setup, method, seed, stage) for seed in TUNING_SEEDS]
     best = (max(map(float, unit.records()[arm]["validation"][by])) for unit in units)
     return statistics.mean(best)
 
@@ -54,6 +58,20 @@ def families(method: str) -> dict[str, Sequence[Arm]]:
 def chosen_late(method: str, by: str = "by tau") -> dict[str, Arm]:
     """Return the winner of each family."""
     return {name: _best(method, arms, by) for name, arms in families(method).items()}
+
+
+def chosen_for_noise() -> dict[str, Arm]:
+    """Return the winner of each family on the balanced set with wrong labels."""
+
+    def best(arms: Sequence[Arm]) -> Arm:
+        return max(arms, key=lambda arm: _noise_score(arm))
+
+    return {"sgd": best(NOISE_SGD), "sam": best(NOISE_SAM)}
+
+
+def _noise_score(arm: Arm) -> float:
+    (method,) = SETUPS[BALANCED_NOISE].methods
+    return score(method, arm.name, "late", setup=BALANCED_NOISE)
 
 
 def recipe_sam(method: str) -> Arm:
@@ -80,6 +98,14 @@ def tuning_table(method: str) -> dict[str, Any]:
                 for images, by in BY.items()
             },
         },
+    }
+
+
+def noise_tuning_table() -> dict[str, Any]:
+    """Return the score of every trial on the balanced set with wrong labels, and the choices."""
+    return {
+        "trials": {arm.name: _noise_score(arm) for arm in (*NOISE_SGD, *NOISE_SAM)},
+        "chosen": {name: arm.name for name, arm in chosen_for_noise().items()},
     }
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.late_ascent import choice
+from benchmarks.late_ascent.arms import BASE, Tier, arms_of
+from benchmarks.late_ascent.curvature import measure_curvature
 from benchmarks.late_ascent.plan import (
+    BALANCED_NOISE,
     BASES,
     METHODS,
-    RADII,
+    NOISE_SAM,
+    NOISE_SGD,
     RECIPE,
     SAM_TRIALS,
     SETUPS,
@@ -28,7 +32,26 @@ from benchmarks.late_ascent.records import FOLDER, Unit
 from benchmarks.late_ascent.summary import summary
 from fastsam.files import write_text
 
-BASE = Arm("base", branched=False)
+ORDER: tuple[tuple[str, Tier], ...] = (
+    ("fashion-600", "primary"),
+    ("digits", "primary"),
+    ("digits", "branches"),
+    ("digits", "throughout"),
+    ("balanced-noise-40", "primary"),
+    ("balanced-noise-40", "throughout"),
+    ("fashion-600", "branches"),
+    ("fashion-5000", "primary"),
+    ("fashion-600", "throughout"),
+    ("noise-40", "primary"),
+    ("noise-40", "throughout"),
+    ("noise-20", "primary"),
+    ("noise-20", "throughout"),
+    ("wide", "primary"),
+    ("wide", "throughout"),
+    ("fashion-5000", "branches"),
+    ("fashion-5000", "throughout"),
+)
+"""What is trained first answers the question; controls that cost more than they say come last."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +76,50 @@ class LateAscent:
     def run(self) -> None:
         """Train stage by stage."""
         deadline = time.monotonic() + 60 * self.minutes
+        base = self._choose(deadline)
+        for setup, tier in ORDER:
+            if setup not in self.setups:
+                continue
+            if setup == BALANCED_NOISE:
+                self._choose_for_noise(deadline)
+            work = [
+                _Work(Unit(setup, method, seed), arms_of(setup, method, tier), base.get(method, {}))
+                for seed in range(SETUPS[setup].seeds)
+                for method in SETUPS[setup].methods
+            ]
+            self._train(work, deadline)
+            if (setup, tier) == (TUNED_ON, "primary"):
+                self._measure([each.unit for each in work], deadline)
+            self._report()
+
+    def _choose(self, deadline: float) -> dict[str, Values]:
+        """Train the tuning seeds; return the chosen base of each method."""
         tuning = [(method, seed) for method in METHODS for seed in TUNING_SEEDS]
         bases = [choice.base_arm(base) for base in BASES]
-        self._train([(Unit(TUNED_ON, *pair, "bases"), bases, RECIPE) for pair in tuning], deadline)
+        self._train(
+            [_Work(Unit(TUNED_ON, *pair, "bases"), bases, RECIPE) for pair in tuning], deadline
+        )
         base = {method: choice.chosen_base(method) for method in METHODS}
-        for trials in (lambda method: _first_trials(), _all_trials):
-            units = [
-                (Unit(TUNED_ON, method, seed), [BASE, *trials(method)], base[method])
-                for method, seed in tuning
-            ]
-            self._train(units, deadline)
+        for trials in (_first_trials, _all_trials):
+            self._train(
+                [
+                    _Work(Unit(TUNED_ON, method, seed), [BASE, *trials(method)], base[method])
+                    for method, seed in tuning
+                ],
+                deadline,
+            )
         for method in METHODS:
-            print(method, choice.tuning_table(method)["chosen"])
-        for setup in (SETUPS[name] for name in self.setups):
-            units = [
-                (Unit(setup.name, method, seed), reported_arms(method, setup.name), base[method])
-                for seed in range(setup.seeds)
-                for method in METHODS
-            ]
-            self._train(units, deadline)
-            self._report()
+            print(method, choice.tuning_table(method)["chosen"], flush=True)
+        return base
+
+    def _choose_for_noise(self, deadline: float) -> None:
+        units = [
+            Unit(BALANCED_NOISE, method, seed)
+            for method in SETUPS[BALANCED_NOISE].methods
+            for seed in TUNING_SEEDS
+        ]
+        self._train([_Work(unit, [*NOISE_SGD, *NOISE_SAM], {}) for unit in units], deadline)
+        print(BALANCED_NOISE, choice.noise_tuning_table()["chosen"], flush=True)
 
     def _report(self) -> None:
         """Write and print what the complete setups say."""
@@ -82,80 +129,58 @@ class LateAscent:
             primary, chosen = table["primary"], table["chosen"]
             print(
                 f"{name}: {chosen['sam']} minus {chosen['sgd']}, balanced accuracy after tau: "
-                f"{primary['mean']:+.2f} +- {primary['half_width']:.2f} points, {primary['verdict']}"
+                f"{primary['mean']:+.2f} +- {primary['half_width']:.2f} points, {primary['verdict']}",
+                flush=True,
             )
 
-    def _train(self, work: Sequence[tuple[Unit, Sequence[Arm], Values]], deadline: float) -> None:
-        """Train units in processes of their own; torch's threads do not survive a fork."""
-        missing = [
-            (unit, arms, base)
-            for unit, arms, base in work
-            if {arm.name for arm in arms} - unit.records().keys()
-        ]
-        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(_train_unit, *each, self.cache, deadline) for each in missing]
-            for future in as_completed(futures):
-                future.result()
-        left = [
-            unit.path.name
-            for unit, arms, _ in missing
-            if {arm.name for arm in arms} - unit.records().keys()
-        ]
+    def _train(self, work: Sequence[_Work], deadline: float) -> None:
+        """Train what has no record."""
+        missing = [each for each in work if each.is_missing()]
+        self._in_processes(_train_unit, [(each, self.cache, deadline) for each in missing])
+        left = [each.unit.path.name for each in missing if each.is_missing()]
         if left:
             raise SystemExit(f"{len(left)} seeds are left; the same command goes on")
 
+    def _measure(self, units: Sequence[Unit], deadline: float) -> None:
+        """Measure the curvature of units whose networks are there."""
+        self._in_processes(_measure_unit, [(unit, self.cache, deadline) for unit in units])
 
-def _train_unit(
-    unit: Unit, arms: Sequence[Arm], base: Values, cache: Path, deadline: float
-) -> None:
+    def _in_processes(self, task: Callable[..., None], items: Iterable[tuple[object, ...]]) -> None:
+        """Run tasks in processes of their own; torch's threads do not survive a fork."""
+        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(task, *item) for item in items]
+            for future in as_completed(futures):
+                future.result()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A unit, the arms to train, and learning rate and weight decay of the phase that they share."""
+
+    unit: Unit
+    arms: Sequence[Arm]
+    base: Values
+
+    def is_missing(self) -> bool:
+        """Whether an arm has no record."""
+        return bool({arm.name for arm in self.arms} - self.unit.records().keys())
+
+
+def _train_unit(work: _Work, cache: Path, deadline: float) -> None:
     if time.monotonic() < deadline:
-        unit.train(list(arms), base, cache)
+        work.unit.train(list(work.arms), work.base, cache)
 
 
-def _first_trials() -> list[Arm]:
+def _measure_unit(unit: Unit, cache: Path, deadline: float) -> None:
+    if time.monotonic() < deadline:
+        winners = choice.chosen_late(unit.method)
+        names = {name: arm.name for name, arm in winners.items()}
+        measure_curvature(SETUPS[unit.setup], unit, names, cache)
+
+
+def _first_trials(method: str) -> list[Arm]:
     return [*SGD_TRIALS, *SAM_TRIALS]
 
 
 def _all_trials(method: str) -> list[Arm]:
     return [arm for arms in choice.families(method).values() for arm in arms]
-
-
-def reported_arms(method: str, setup: str) -> list[Arm]:
-    """Return the arms that are reported, the base first."""
-    few = choice.chosen_late(method, "by tau, few")
-    winners = choice.chosen_late(method)
-    sgd, sam = winners["sgd"], winners["sam"]
-    arms = [
-        BASE,
-        Arm("sgd recipe", settings=tuple(RECIPE.items()), branched=False),
-        sgd,
-        sam,
-        *few.values(),
-        choice.recipe_sam(method),
-        Arm(f"{sgd.name}, twice as long", factor=sgd.factor, decay=sgd.decay, late=2),
-        Arm(f"{sgd.name}, other order", factor=sgd.factor, decay=sgd.decay, seed=1000),
-        *(_with(sam, name, values) for name, values in _CHEAPER.items()),
-    ]
-    if setup != "fashion-5000" or method == "ce-drw":
-        arms += [
-            Arm(f"sam rho {rho:g}", "sam", settings=(("rho", (rho,)),), branched=False)
-            for rho in RADII
-        ]
-    return list({arm.name: arm for arm in arms}.values())
-
-
-_CHEAPER: dict[str, Values] = {
-    "uniform quarter": {"ascent_share": 0.25},
-    "weighted quarter": {"ascent_share": 0.25, "ascent_sample": "weighted"},
-    "every 2nd step": {"ascent_interval": 2},
-}
-
-
-def _with(arm: Arm, name: str, values: Values) -> Arm:
-    return Arm(
-        f"{arm.name}, {name}",
-        arm.optimizer,
-        arm.factor,
-        arm.decay,
-        (*arm.settings, *values.items()),
-    )

@@ -27,7 +27,9 @@ class Setup:
         epochs: epochs of a run.
         defer: epochs before the late phase: deferral, and the first drop of the learning rate.
         seeds: number of reported seeds, from 0.
+        methods: losses with their rules.
         ordered: whether every seed has its own order of classes.
+        deferred: whether the methods have a rule that begins with the late phase.
     """
 
     name: str
@@ -36,7 +38,14 @@ class Setup:
     epochs: int
     defer: int
     seeds: int
+    methods: tuple[str, ...] = METHODS
     ordered: bool = True
+    deferred: bool = True
+
+    @property
+    def has_wrong_labels(self) -> bool:
+        """Whether a share of the training labels is wrong."""
+        return "label_noise" in dict(self.settings)
 
     def of_seed(self, seed: int) -> Values:
         """Return the settings of a seed: its subset, its order of classes, its weights and batches."""
@@ -45,7 +54,7 @@ class Setup:
             values["class_order"] = ",".join(map(str, class_order(seed)))
         return values
 
-    def schedule(self, factor: float, *, late: int = 1) -> Values:
+    def schedule(self, factor: float, *, late: int = 1, longer: int = 1) -> Values:
         """Return the schedule whose late phase begins at ``factor`` times the learning rate.
 
         The second drop, in the middle of the late phase, is to a hundredth of that, as in the recipe of
@@ -54,51 +63,87 @@ class Setup:
         Args:
             factor: factor on the learning rate in the first half of the late phase.
             late: how many times as long as planned the late phase is.
+            longer: how many times as long as planned the whole training is.
         """
-        length = late * (self.epochs - self.defer)
+        defer = longer * self.defer
+        length = longer * late * (self.epochs - self.defer)
         return {
-            "epochs": self.defer + length,
-            "defer_epoch": self.defer,
-            "lr_milestones": (self.defer, self.defer + length // 2),
+            "epochs": defer + length,
+            **({"defer_epoch": defer} if self.deferred else {}),
+            "lr_milestones": (defer, defer + length // 2),
             "lr_factors": (factor, factor / 100),
         }
 
 
-_RUN = (("threads", 1), ("channels_last", True))
-"""One thread a run, because several runs train at a time."""
+_RUN = (("threads", 1), ("channels_last", True), ("validate_every", 1000))
+"""One thread a run, because several runs train at a time; validation images are read once, at the end."""
+_FASHION = (*_RUN, ("validation_per_class", 100))
+_FASHION_600 = (*_FASHION, ("n_max", 600))
 
 SETUPS = {
     setup.name: setup
     for setup in (
+        Setup("fashion-600", "fashion-mnist-lt", _FASHION_600, epochs=60, defer=48, seeds=10),
         Setup(
-            name="fashion-600",
-            data="fashion-mnist-lt",
-            settings=(*_RUN, ("n_max", 600), ("validation_per_class", 100)),
-            epochs=60,
-            defer=48,
-            seeds=10,
-        ),
-        Setup(
-            name="fashion-5000",
-            data="fashion-mnist-lt",
-            settings=(*_RUN, ("n_max", 5000), ("validation_per_class", 100)),
+            "fashion-5000",
+            "fashion-mnist-lt",
+            (*_FASHION, ("n_max", 5000)),
             epochs=30,
             defer=24,
             seeds=5,
         ),
         Setup(
-            name="digits",
-            data="digits-lt",
-            settings=(*_RUN, ("imbalance", 50.0)),
+            "digits",
+            "digits-lt",
+            (*_RUN, ("imbalance", 50.0)),
             epochs=60,
             defer=48,
             seeds=10,
             ordered=False,
         ),
+        Setup(
+            "wide",
+            "fashion-mnist-lt",
+            (*_FASHION_600, ("model", "resnet8-w32")),
+            epochs=60,
+            defer=48,
+            seeds=5,
+            methods=("ce-drw",),
+        ),
+        *(
+            Setup(
+                f"noise-{percent}",
+                "fashion-mnist-lt",
+                (*_FASHION_600, ("label_noise", percent / 100)),
+                epochs=60,
+                defer=48,
+                seeds=5,
+                methods=("ce-drw",),
+            )
+            for percent in (20, 40)
+        ),
+        Setup(
+            "balanced-noise-40",
+            "fashion-mnist-lt",
+            (
+                *_FASHION,
+                ("n_max", 100),
+                ("imbalance", 1.0),
+                ("label_noise", 0.4),
+                ("augment", False),
+            ),
+            epochs=60,
+            defer=48,
+            seeds=10,
+            methods=("ce",),
+            deferred=False,
+        ),
     )
 }
+BALANCED_NOISE = "balanced-noise-40"
+"""The setup on which SGD and SAM are tuned for wrong labels."""
 TUNED_ON = "fashion-600"
-"""Settings are chosen on this setup and transferred to the others."""
+"""Late settings are chosen on this setup and transferred to the others."""
 
 RECIPE: Values = {"lr": 0.1, "weight_decay": 2e-4}
 BASES: tuple[Values, ...] = tuple(
@@ -126,6 +171,7 @@ class Arm:
         settings: further settings.
         branched: whether it continues the base after the deferral; else it trains from the beginning.
         late: how many times as long as planned the late phase is.
+        longer: how many times as long as planned the whole training is.
         seed: added to the seed of the order and augmentation of batches.
     """
 
@@ -136,7 +182,26 @@ class Arm:
     settings: tuple[tuple[str, Any], ...] = ()
     branched: bool = True
     late: int = 1
+    longer: int = 1
     seed: int = 0
+
+
+def throughout(optimizer: str, decay: float, rho: float | None = None, *, longer: int = 1) -> Arm:
+    """Return an arm that trains from the beginning at the recipe's learning rate.
+
+    Args:
+        optimizer: ``sgd`` or ``sam``.
+        decay: its weight decay.
+        rho: radius of SAM.
+        longer: how many times as many epochs as planned.
+    """
+    settings: Values = {**RECIPE, "weight_decay": decay}
+    name = f"{optimizer} wd {decay:g}"
+    if rho is not None:
+        settings["rho"], name = (rho,), f"{name} rho {rho:g}"
+    if longer > 1:
+        name = f"{name}, {longer} times the epochs"
+    return Arm(name, optimizer, settings=tuple(settings.items()), branched=False, longer=longer)
 
 
 def late_sgd(factor: float, decay: float) -> Arm:
@@ -151,6 +216,9 @@ def late_sam(factor: float, rho: float) -> Arm:
 
 SGD_TRIALS = tuple(late_sgd(*pair) for pair in itertools.product(SGD_FACTORS, DECAY_FACTORS))
 SAM_TRIALS = tuple(late_sam(*pair) for pair in itertools.product(SAM_FACTORS, RADII))
+NOISE_SGD = tuple(throughout("sgd", decay) for decay in (5e-3, 1e-2, 2e-2, 4e-2))
+NOISE_SAM = tuple(throughout("sam", *pair) for pair in itertools.product((5e-3, 2e-2), (0.2, 0.5)))
+"""Trials on the balanced set with 40 % wrong labels, both from the beginning."""
 
 
 def more_trials(sgd: Arm, sam: Arm) -> dict[str, tuple[Arm, Arm]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.late_ascent.plan import SETUPS, Arm, Values
+from benchmarks.late_ascent.plan import SETUPS, TUNING_SEEDS, Arm, Values
 from benchmarks.late_ascent.runs import train_arm
 from benchmarks.machine import RESULTS, environment
 from fastsam.files import write_text
@@ -38,6 +38,10 @@ class Unit:
         """The file of the records."""
         return FOLDER / self.setup / self.method / f"{self.stage}-seed-{self.seed}.json"
 
+    def runs(self, cache: Path) -> Path:
+        """The folder of the trained networks in ``cache``."""
+        return cache / self.setup / self.method / self.path.stem
+
     def records(self) -> dict[str, Any]:
         """Return the records by the name of the arm."""
         return json.loads(self.path.read_text())["runs"] if self.path.is_file() else {}
@@ -53,13 +57,21 @@ class Unit:
             base: learning rate and weight decay of the phase before.
             cache: folder for the runs.
         """
-        folder = cache / self.setup / self.method / f"{self.stage}-seed-{self.seed}"
+        folder = self.runs(cache)
         for arm in arms:
             known = self.records()
             if arm.name in known and not self._is_needed(arm, arms, known, folder):
                 continue
             print(f"{self.setup} {self.method} seed {self.seed}: {arm.name}", flush=True)
-            record = train_arm(SETUPS[self.setup], self.method, arm, self.seed, base, folder)
+            record = train_arm(
+                SETUPS[self.setup],
+                self.method,
+                arm,
+                self.seed,
+                base,
+                folder,
+                tested=self.seed not in TUNING_SEEDS,
+            )
             record["environment"] = environment(torch.device("cpu"))
             if arm.branched:
                 parents = {name: entry["parent"] for name, entry in known.items()}

@@ -26,7 +26,7 @@ FEW = 20
 
 
 def train_arm(
-    setup: Setup, method: str, arm: Arm, seed: int, base: Values, folder: Path
+    setup: Setup, method: str, arm: Arm, seed: int, base: Values, folder: Path, *, tested: bool
 ) -> dict[str, Any]:
     """Train an arm and return its record.
 
@@ -37,12 +37,13 @@ def train_arm(
         seed: the seed of all arms that are compared.
         base: learning rate and weight decay of the phase before.
         folder: folder of the runs; that of the run which arms branch from is ``base`` in it.
+        tested: whether the record has the scores on the test set.
     """
     values = {
         **setup.of_seed(seed),
         **base,
         "weight_decay": arm.decay * base["weight_decay"],
-        **setup.schedule(arm.factor, late=arm.late),
+        **setup.schedule(arm.factor, late=arm.late, longer=arm.longer),
         **dict(arm.settings),
     }
     values["seed"] += arm.seed
@@ -64,20 +65,24 @@ def train_arm(
         keep=() if arm.branched else (setup.defer,),
         progress=False,
     ).fit()
-    return {"settings": _plain(values), "optimizer": arm.optimizer, **_record(result, out)}
+    return {
+        "settings": _plain(values),
+        "optimizer": arm.optimizer,
+        **_record(result, out, tested=tested),
+    }
 
 
-def _record(result: Result, folder: Path) -> dict[str, Any]:
-    """What a finished run reached."""
+def _record(result: Result, folder: Path, *, tested: bool) -> dict[str, Any]:
+    """What a finished run reached; settings are chosen by records that know nothing of the test set."""
     run = TrainedRun.load(folder)
     data = run.data()
-    validation, test = (_Scored(run, data.split(name)) for name in ("validation", "test"))
+    validation = _Scored(run, data.split("validation"))
     few = validation.first(FEW)
     curve, short_curve = ([each.balanced(tau) for tau in TAUS] for each in (validation, few))
     tau, short_tau = (TAUS[int(np.argmax(values))] for values in (curve, short_curve))
     training = _Scored(run, data.train).scores(0.0)
     last = result.history[-1]
-    return {
+    record = {
         "parent": None if result.parent is None else result.parent["weights"],
         "subset": result.subset_hash,
         "gradients": result.gradients,
@@ -85,12 +90,15 @@ def _record(result: Result, folder: Path) -> dict[str, Any]:
         "training": {"loss": last.loss, "accuracy": last.train_accuracy},
         "clean training": {name: training[name] for name in ("accuracy", "balanced", "nll")},
         "validation": {"by tau": curve, "by tau, few": short_curve},
-        "test": {
+    }
+    if tested:
+        test = _Scored(run, data.test)
+        record["test"] = {
             "raw": test.scores(0.0),
             "tau": {"tau": tau, **test.scores(tau)},
             "tau, few": {"tau": short_tau, **test.scores(short_tau)},
-        },
-    }
+        }
+    return record
 
 
 class _Scored:

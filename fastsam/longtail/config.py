@@ -75,6 +75,12 @@ class TrainConfig(Settings):
         default="last",
         before="last",
     )
+    validate_every: int = setting(
+        "epochs from one evaluation on the validation set to the next; the last epoch always has one",
+        default=1,
+        before=1,
+        low=1,
+    )
     ema: float | None = setting(
         "decay of an exponential average of the weights and the running statistics, at least 0 and below "
         "1, updated after every step: the average is judged in place of the weights, which train on. 0 "

@@ -27,7 +27,8 @@ class Epoch:
             the losses of all processes, each divided by its own class weights.
         train_accuracy: percent right at the same weights, under augmentation.
         validation_accuracy: percent right after the epoch of the weights that are judged (the average in runs
-            with ``ema``), with the post-hoc adjustment if the run has one; None without a validation set.
+            with ``ema``), with the post-hoc adjustment if the run has one; None without a validation set, and
+            after epochs that ``validate_every`` leaves out.
         seconds: wall time of the epoch.
         skipped: updates that were left out because a gradient was not finite.
         gradients: cost: forward and backward passes over whole batches; None in runs of older
@@ -46,7 +47,7 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:
-    """Return the first epoch of the highest validation accuracy."""
+    """Return the first epoch of the highest validation accuracy, among those that have one."""
     return max(history, key=lambda record: record.validation_accuracy or 0.0).epoch
 
 

@@ -114,11 +114,17 @@ def training_curves(results: Sequence[Result]) -> str:
     for place, (label, members) in enumerate(by_settings(results).items()):
         for result in members:
             style = {"color": f"C{place}", "label": plain(label) if result is members[0] else None}
-            epochs = [record.epoch for record in result.history]
-            loss.plot(epochs, [record.loss for record in result.history], **style)
-            shares = [record.validation_accuracy for record in result.history]
-            if None not in shares:
-                accuracy.plot(epochs, shares, **style)
+            loss.plot(
+                *zip(*((record.epoch, record.loss) for record in result.history), strict=True),
+                **style,
+            )
+            judged = [
+                (record.epoch, record.validation_accuracy)
+                for record in result.history
+                if record.validation_accuracy is not None
+            ]
+            if judged:
+                accuracy.plot(*zip(*judged, strict=True), **style)
     loss.set_yscale("log")
     loss.set_ylabel("training loss")
     accuracy.set_ylabel("validation accuracy, %")

@@ -311,6 +311,8 @@ class Trainer:
                 f"in the images, or train again (--overwrite) with a lower learning rate (now {lr:g})"
             )
         validation = self.data.validation
+        if epoch % self.config.validate_every and epoch < self.config.epochs:
+            validation = None
         return Epoch(
             epoch=epoch,
             lr=lr,

@@ -1,0 +1,93 @@
+"""What is trained on the seeds that are reported, after the choice of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from benchmarks.late_ascent import choice
+from benchmarks.late_ascent.plan import (
+    BALANCED_NOISE,
+    RADII,
+    RECIPE,
+    SETUPS,
+    Arm,
+    Values,
+    throughout,
+)
+
+Tier = Literal["primary", "branches", "throughout"]
+BASE = Arm("base", branched=False)
+
+_CHEAPER: dict[str, Values] = {
+    "uniform quarter": {"ascent_share": 0.25},
+    "weighted quarter": {"ascent_share": 0.25, "ascent_sample": "weighted"},
+    "every 2nd step": {"ascent_interval": 2},
+}
+
+
+def winners(setup: str, method: str) -> dict[str, Arm]:
+    """Return the chosen arm of SGD and of SAM, which the primary comparison of a setup compares."""
+    return choice.chosen_for_noise() if setup == BALANCED_NOISE else choice.chosen_late(method)
+
+
+def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
+    """Return the arms of a setup, the one that others branch from first.
+
+    Args:
+        setup: name of the setup.
+        method: loss and rule.
+        tier: ``primary`` has the two arms of the question and what they branch from; ``branches`` the
+            controls that branch as well; ``throughout`` those that train from the beginning.
+    """
+    if setup == BALANCED_NOISE:
+        return _noise_arms(tier)
+    chosen = winners(setup, method)
+    sgd, sam = chosen["sgd"], chosen["sam"]
+    if tier == "primary":
+        return [BASE, sgd, sam]
+    if tier == "throughout":
+        return _throughout_arms(setup, method)
+    controls = [
+        *choice.chosen_late(method, "by tau, few").values(),
+        choice.recipe_sam(method),
+        Arm(f"{sgd.name}, twice as long", factor=sgd.factor, decay=sgd.decay, late=2),
+        Arm(f"{sgd.name}, other order", factor=sgd.factor, decay=sgd.decay, seed=1000),
+        *(_with(sam, name, values) for name, values in _CHEAPER.items()),
+    ]
+    return _without_repeats([BASE, *(arm for arm in controls if arm not in (sgd, sam))])
+
+
+def _throughout_arms(setup: str, method: str) -> list[Arm]:
+    recipe = Arm("sgd recipe", settings=tuple(RECIPE.items()), branched=False)
+    sam = [
+        Arm(f"sam rho {rho:g}", "sam", settings=(("rho", (rho,)),), branched=False) for rho in RADII
+    ]
+    if setup == "fashion-5000" and method != "ce-drw":
+        return [recipe]
+    if SETUPS[setup].has_wrong_labels:
+        return [recipe, *sam, *choice.chosen_for_noise().values()]
+    return [recipe, *sam]
+
+
+def _noise_arms(tier: Tier) -> list[Arm]:
+    chosen = choice.chosen_for_noise()
+    if tier == "primary":
+        return list(chosen.values())
+    if tier == "branches":
+        return []
+    return [throughout("sgd", dict(chosen["sgd"].settings)["weight_decay"], longer=2)]
+
+
+def _without_repeats(arms: Iterable[Arm]) -> list[Arm]:
+    return list({arm.name: arm for arm in arms}.values())
+
+
+def _with(arm: Arm, name: str, values: Values) -> Arm:
+    return Arm(
+        f"{arm.name}, {name}",
+        arm.optimizer,
+        arm.factor,
+        arm.decay,
+        (*arm.settings, *values.items()),
+    )

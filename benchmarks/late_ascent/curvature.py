@@ -1,0 +1,114 @@
+"""Class-wise curvature of the trained networks, at the switch and at the end, by one fixed operator.
+
+The operator is the Hessian of unweighted cross-entropy over the first 256 training images of a class, or all
+of them, without augmentation. With batch normalization curvature scales with the weights, and an eigenvalue
+below zero is a saddle only where the gradient is small, so loss, gradient norm and weight norm are recorded
+beside each extreme.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.late_ascent.plan import Setup
+from benchmarks.late_ascent.records import FOLDER, Unit
+from fastsam import spectral_density
+from fastsam.files import write_text
+from fastsam.longtail.build import build_network
+from fastsam.longtail.data import LongTailData
+from fastsam.longtail.trained import TrainedRun
+from fastsam.threads import cpu_threads
+
+IMAGES = 256
+STEPS = 40
+CLASSES_OF_A_GROUP = 3
+
+
+def curvature_path(unit: Unit) -> Path:
+    """Return the file of a seed's spectra."""
+    return FOLDER / unit.setup / unit.method / f"curvature-seed-{unit.seed}.json"
+
+
+def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Path) -> None:
+    """Measure the spectra of a seed, unless there is a record.
+
+    Args:
+        setup: the data.
+        unit: the seed, whose arms are trained.
+        arms: name of each trained arm by what it is called here.
+        cache: folder of the runs.
+    """
+    path = curvature_path(unit)
+    if path.is_file():
+        return
+    folder = unit.runs(cache)
+    places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
+    places |= {name: folder / arm.replace(" ", "-") for name, arm in arms.items()}
+    if not all(place.exists() for place in places.values()):
+        print(f"{path.stem}: the networks are gone; remove the seed's records to train them again")
+        return
+    with cpu_threads(1):
+        record = {name: _spectra(TrainedRun.load(place)) for name, place in places.items()}
+        record["initialization"] = _initial_gradients(TrainedRun.load(places["switch"]))
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def head_and_tail(data: LongTailData) -> dict[str, list[int]]:
+    """Return the three largest and the three smallest classes."""
+    by_count = np.argsort(-data.counts, kind="stable").tolist()
+    return {"head": by_count[:CLASSES_OF_A_GROUP], "tail": by_count[-CLASSES_OF_A_GROUP:]}
+
+
+def _spectra(run: TrainedRun) -> dict[str, Any]:
+    data = run.data()
+    return {
+        group: {str(label): _spectrum(run.network, *_class_batch(data, label)) for label in labels}
+        for group, labels in head_and_tail(data).items()
+    }
+
+
+def _spectrum(network: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    found = spectral_density(
+        network, nn.CrossEntropyLoss(), (inputs, targets), steps=STEPS, probes=2, progress=False
+    )
+    return {
+        "images": len(targets),
+        "lambda_min": found.lambda_min,
+        "lambda_min_residual": found.lambda_min_residual,
+        "lambda_max": found.lambda_max,
+        "lambda_max_residual": found.lambda_max_residual,
+        "trace": found.trace,
+        "trace_stderr": found.trace_stderr,
+        "loss": found.loss,
+        "gradient_norm": found.gradient_norm,
+        "weight_norm": found.weight_norm,
+    }
+
+
+def _initial_gradients(run: TrainedRun) -> dict[str, float]:
+    """Return the gradient norm of each class at the weights with which training begins.
+
+    They are taken in training mode, because running statistics do not exist yet.
+    """
+    config, data = run.checkpoint.config, run.data()
+    network = build_network(config, data.num_classes, data.test.channels)
+    norms = {}
+    for label in (label for group in head_and_tail(data).values() for label in group):
+        inputs, targets = _class_batch(data, label)
+        loss = nn.functional.cross_entropy(run.logit_scale * network(inputs), targets)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        norms[str(label)] = float(torch.cat([g.flatten() for g in gradients]).norm())
+    return norms
+
+
+def _class_batch(data: LongTailData, label: int) -> tuple[Tensor, Tensor]:
+    """Return the first training images of a class, without augmentation."""
+    members = np.flatnonzero(data.train.targets == label)[:IMAGES]
+    (batch,) = data.train.batches([members], None, torch.device("cpu"))
+    return batch.inputs, batch.targets
