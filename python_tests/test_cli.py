@@ -385,15 +385,19 @@ def test_public_names_are_those_of_their_parts() -> None:
 @pytest.mark.slow
 def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    assert main(["demo", "--epochs", "2", "--quiet", "--out", str(out)]) == 0
+    arguments = ["demo", "--quiet", "--out", str(out)]
+    assert main([*arguments, "--epochs", "10", "--seeds", "2"]) == 0
     output = capsys.readouterr().out
-    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM minus SGD"):
+    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM late minus SGD, larger"):
         assert text in output
     page = (out / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.count("<svg") == 4
+    assert page.index("What was compared") < page.index("<svg")
+    assert page.count("<svg") == 5
     assert "A mistake, on purpose" in page
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["demo", "--quiet", "--out", str(out)]) == 2
+    assert main(arguments) == 2
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page
+    assert main([*arguments, "--overwrite", "--seeds", "0"]) == 2
+    assert "seeds must be at least 1" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.plan import (
-    BALANCED_NOISE,
+    OWN_TRIALS,
     RADII,
     RECIPE,
     SETUPS,
@@ -28,7 +28,7 @@ _CHEAPER: dict[str, Values] = {
 
 def winners(setup: str, method: str) -> dict[str, Arm]:
     """Return the chosen arm of SGD and of SAM, which the primary comparison of a setup compares."""
-    return choice.chosen_for_noise() if setup == BALANCED_NOISE else choice.chosen_late(method)
+    return choice.chosen_own(setup) if setup in OWN_TRIALS else choice.chosen_late(method)
 
 
 def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
@@ -40,8 +40,8 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         tier: ``primary`` has the two arms of the question and what they branch from; ``branches`` the
             controls that branch as well; ``throughout`` those that train from the beginning.
     """
-    if setup == BALANCED_NOISE:
-        return _noise_arms(tier)
+    if setup in OWN_TRIALS:
+        return _own_arms(setup, tier)
     chosen = winners(setup, method)
     sgd, sam = chosen["sgd"], chosen["sam"]
     if tier == "primary":
@@ -66,12 +66,12 @@ def _throughout_arms(setup: str, method: str) -> list[Arm]:
     if setup == "fashion-5000" and method != "ce-drw":
         return [recipe]
     if SETUPS[setup].has_wrong_labels:
-        return [recipe, *sam, *choice.chosen_for_noise().values()]
+        return [recipe, *sam, *choice.chosen_own("balanced-noise-40").values()]
     return [recipe, *sam]
 
 
-def _noise_arms(tier: Tier) -> list[Arm]:
-    chosen = choice.chosen_for_noise()
+def _own_arms(setup: str, tier: Tier) -> list[Arm]:
+    chosen = choice.chosen_own(setup)
     if tier == "primary":
         return list(chosen.values())
     if tier == "branches":

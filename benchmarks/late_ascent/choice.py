@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.late_ascent.plan import (
-    BALANCED_NOISE,
     BASES,
-    NOISE_SAM,
-    NOISE_SGD,
+    OWN_TRIALS,
     SAM_TRIALS,
     SETUPS,
     SGD_TRIALS,
@@ -60,18 +58,17 @@ def chosen_late(method: str, by: str = "by tau") -> dict[str, Arm]:
     return {name: _best(method, arms, by) for name, arms in families(method).items()}
 
 
-def chosen_for_noise() -> dict[str, Arm]:
-    """Return the winner of each family on the balanced set with wrong labels."""
+def chosen_own(setup: str) -> dict[str, Arm]:
+    """Return the winner of each family of a setup that has trials of its own."""
+    return {
+        family: max(arms, key=lambda arm: _own_score(setup, arm))
+        for family, arms in OWN_TRIALS[setup].items()
+    }
 
-    def best(arms: Sequence[Arm]) -> Arm:
-        return max(arms, key=lambda arm: _noise_score(arm))
 
-    return {"sgd": best(NOISE_SGD), "sam": best(NOISE_SAM)}
-
-
-def _noise_score(arm: Arm) -> float:
-    (method,) = SETUPS[BALANCED_NOISE].methods
-    return score(method, arm.name, "late", setup=BALANCED_NOISE)
+def _own_score(setup: str, arm: Arm) -> float:
+    (method,) = SETUPS[setup].methods
+    return score(method, arm.name, "late", setup=setup)
 
 
 def recipe_sam(method: str) -> Arm:
@@ -101,11 +98,13 @@ def tuning_table(method: str) -> dict[str, Any]:
     }
 
 
-def noise_tuning_table() -> dict[str, Any]:
-    """Return the score of every trial on the balanced set with wrong labels, and the choices."""
+def own_tuning_table(setup: str) -> dict[str, Any]:
+    """Return the score of every trial of a setup that has trials of its own, and the choices."""
     return {
-        "trials": {arm.name: _noise_score(arm) for arm in (*NOISE_SGD, *NOISE_SAM)},
-        "chosen": {name: arm.name for name, arm in chosen_for_noise().items()},
+        "trials": {
+            arm.name: _own_score(setup, arm) for arms in OWN_TRIALS[setup].values() for arm in arms
+        },
+        "chosen": {name: arm.name for name, arm in chosen_own(setup).items()},
     }
 
 

@@ -14,11 +14,9 @@ from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import BASE, Tier, arms_of
 from benchmarks.late_ascent.curvature import measure_curvature
 from benchmarks.late_ascent.plan import (
-    BALANCED_NOISE,
     BASES,
     METHODS,
-    NOISE_SAM,
-    NOISE_SGD,
+    OWN_TRIALS,
     RECIPE,
     SAM_TRIALS,
     SETUPS,
@@ -37,6 +35,8 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("digits", "primary"),
     ("digits", "branches"),
     ("digits", "throughout"),
+    ("digits-noise-40", "primary"),
+    ("digits-noise-40", "throughout"),
     ("balanced-noise-40", "primary"),
     ("balanced-noise-40", "throughout"),
     ("fashion-600", "branches"),
@@ -80,8 +80,8 @@ class LateAscent:
         for setup, tier in ORDER:
             if setup not in self.setups:
                 continue
-            if setup == BALANCED_NOISE:
-                self._choose_for_noise(deadline)
+            if setup in OWN_TRIALS:
+                self._choose_own(setup, deadline)
             work = [
                 _Work(Unit(setup, method, seed), arms_of(setup, method, tier), base.get(method, {}))
                 for seed in range(SETUPS[setup].seeds)
@@ -112,14 +112,16 @@ class LateAscent:
             print(method, choice.tuning_table(method)["chosen"], flush=True)
         return base
 
-    def _choose_for_noise(self, deadline: float) -> None:
-        units = [
-            Unit(BALANCED_NOISE, method, seed)
-            for method in SETUPS[BALANCED_NOISE].methods
+    def _choose_own(self, setup: str, deadline: float) -> None:
+        """Train the tuning seeds of a setup that has trials of its own."""
+        trials = [arm for arms in OWN_TRIALS[setup].values() for arm in arms]
+        work = [
+            _Work(Unit(setup, method, seed), trials, {})
+            for method in SETUPS[setup].methods
             for seed in TUNING_SEEDS
         ]
-        self._train([_Work(unit, [*NOISE_SGD, *NOISE_SAM], {}) for unit in units], deadline)
-        print(BALANCED_NOISE, choice.noise_tuning_table()["chosen"], flush=True)
+        self._train(work, deadline)
+        print(setup, choice.own_tuning_table(setup)["chosen"], flush=True)
 
     def _report(self) -> None:
         """Write and print what the complete setups say."""

@@ -138,10 +138,18 @@ SETUPS = {
             methods=("ce",),
             deferred=False,
         ),
+        Setup(
+            "digits-noise-40",
+            "digits-lt",
+            (*_RUN, ("imbalance", 50.0), ("label_noise", 0.4), ("augment", False)),
+            epochs=60,
+            defer=48,
+            seeds=10,
+            methods=("ce-drw",),
+            ordered=False,
+        ),
     )
 }
-BALANCED_NOISE = "balanced-noise-40"
-"""The setup on which SGD and SAM are tuned for wrong labels."""
 TUNED_ON = "fashion-600"
 """Late settings are chosen on this setup and transferred to the others."""
 
@@ -216,9 +224,21 @@ def late_sam(factor: float, rho: float) -> Arm:
 
 SGD_TRIALS = tuple(late_sgd(*pair) for pair in itertools.product(SGD_FACTORS, DECAY_FACTORS))
 SAM_TRIALS = tuple(late_sam(*pair) for pair in itertools.product(SAM_FACTORS, RADII))
-NOISE_SGD = tuple(throughout("sgd", decay) for decay in (5e-3, 1e-2, 2e-2, 4e-2))
-NOISE_SAM = tuple(throughout("sam", *pair) for pair in itertools.product((5e-3, 2e-2), (0.2, 0.5)))
-"""Trials on the balanced set with 40 % wrong labels, both from the beginning."""
+OWN_TRIALS: dict[str, dict[str, tuple[Arm, ...]]] = {
+    "balanced-noise-40": {
+        "sgd": tuple(throughout("sgd", decay) for decay in (5e-3, 1e-2, 2e-2, 4e-2)),
+        "sam": tuple(
+            throughout("sam", *pair) for pair in itertools.product((5e-3, 2e-2), (0.2, 0.5))
+        ),
+    },
+    "digits-noise-40": {
+        "sgd": tuple(throughout("sgd", decay) for decay in (5e-4, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)),
+        "sam": tuple(
+            throughout("sam", *pair) for pair in itertools.product((5e-4, 5e-3), (0.1, 0.3, 0.6))
+        ),
+    },
+}
+"""Trials of setups that choose their own settings, on training from the beginning."""
 
 
 def more_trials(sgd: Arm, sam: Arm) -> dict[str, tuple[Arm, Arm]]:

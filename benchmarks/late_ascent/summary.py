@@ -10,9 +10,10 @@ from typing import Any
 
 from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import winners
-from benchmarks.late_ascent.plan import BALANCED_NOISE, METHODS, SETUPS, Setup
+from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Unit
-from benchmarks.late_ascent.verdict import Difference, holm, paired, score_of, verdict
+from benchmarks.late_ascent.verdict import holm, score_of
+from fastsam.report.paired import Difference, paired
 
 SCORES = (
     *("accuracy", "balanced", "head", "mid", "tail", "worst_class"),
@@ -46,10 +47,11 @@ def summary() -> dict[str, Any]:
         primary = table["primary"]
         p = corrected.get(name, primary["p"])
         primary["p, corrected"] = p
-        primary["verdict"] = verdict(Difference(**{k: primary[k] for k in _FIELDS}), p)
+        primary["verdict"] = Difference(**{k: primary[k] for k in _FIELDS}).verdict(p)
     tuning = {method: choice.tuning_table(method) for method in METHODS}
-    if any(name.startswith(BALANCED_NOISE) for name in complete):
-        tuning[BALANCED_NOISE] = choice.noise_tuning_table()
+    for name in OWN_TRIALS:
+        if any(title.partition(" ")[0] == name for title in complete):
+            tuning[name] = choice.own_tuning_table(name)
     return {
         "tuning": tuning,
         "setups": complete,
@@ -99,7 +101,7 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
 
 def _few(setup: Setup, method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The primary comparison with every choice made by 20 images of a class, where there is one."""
-    if setup.name == BALANCED_NOISE:
+    if setup.name in OWN_TRIALS:
         return None
     few = choice.chosen_late(method, "by tau, few")
     sgd, sam = few["sgd"].name, few["sam"].name

@@ -1,6 +1,7 @@
 """Runs as tables, figures and one self-contained page."""
 
-from fastsam.report.page import read_runs, render, write_report
+from fastsam.report.comparison import Arm, PairedComparison, PairedPanel
+from fastsam.report.page import Runs, read_runs, render, write_report
 from fastsam.report.tables import (
     TextTable,
     accuracy_table,
@@ -12,6 +13,10 @@ from fastsam.report.tables import (
 )
 
 __all__ = [
+    "Arm",
+    "PairedComparison",
+    "PairedPanel",
+    "Runs",
     "TextTable",
     "accuracy_table",
     "class_table",

@@ -1,4 +1,4 @@
-"""The figures of a report, each as SVG text, and the overview of a demo as PNG."""
+"""The figures of a report, each as SVG text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from fastsam.curvature.plots import plain, plot_density
 from fastsam.extras import requires_extra
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
+from fastsam.report.comparison import Judged, PairedComparison, PairedPanel
+from fastsam.report.paired import SMALLEST_EFFECT
 from fastsam.report.tables import by_settings
 
 _INCHES_PER_LETTER, _INCHES_PER_MARK, _INCHES_PER_LINE = 0.075, 0.5, 0.19
 """Sizes in a legend of 8 points."""
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(rows: int, columns: int, size: tuple[float, float], **grid: object) -> tuple[Any, Any]:
     # The object interface needs no global backend and leaves the caller's figures alone.
     with requires_extra("longtail", "a figure"):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -25,7 +27,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
 
 
 def _svg(figure: Any) -> str:
@@ -38,11 +40,6 @@ def _svg(figure: Any) -> str:
         figure.savefig(text, format="svg", metadata=nothing)
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def _legend_above(ax: Any) -> None:
-    """A short legend, between the axes and the edge of the figure."""
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
 
 
 def _legend_below(figure: Any, ax: Any) -> None:
@@ -60,12 +57,7 @@ def _legend_below(figure: Any, ax: Any) -> None:
 def accuracy_bars(results: Sequence[Result]) -> str:
     """Test accuracy overall and by group: one bar per run, or per mean of runs that differ in seeds."""
     figure, axes = _figure(1, 1, (7.0, 3.2))
-    _draw_bars(axes[0, 0], results)
-    _legend_below(figure, axes[0, 0])
-    return _svg(figure)
-
-
-def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
+    ax = axes[0, 0]
     names = ["all", *results[0].test.groups]
     together = by_settings(results)
     width = 0.8 / len(together)
@@ -84,27 +76,67 @@ def _draw_bars(ax: Any, results: Sequence[Result]) -> None:
     ax.set_ylim(0, 109)
     ax.margins(x=0.02)
     ax.set_ylabel("test accuracy, %")
+    _legend_below(figure, ax)
+    return _svg(figure)
 
 
-def overview(results: Sequence[Result], spectra: Sequence[ClassSpectrum]) -> bytes:
-    """Accuracies, and for each class the spectra of all runs in one panel, in a row, as PNG."""
-    by_class: dict[str, list[ClassSpectrum]] = {}
-    for item in spectra:
-        by_class.setdefault(f"{item.subject.whose} ({item.subject.of})", []).append(item)
-    figure, axes = _figure(1, 1 + len(by_class), (4.4 * (1 + len(by_class)), 3.2))
-    _draw_bars(axes[0, 0], results)
-    _legend_above(axes[0, 0])
-    for ax, (title, items) in zip(axes[0, 1:], by_class.items(), strict=True):
-        labels = [
-            f"{item.subject.run}: {item.spectrum.lambda_min:.3g} ... {item.spectrum.lambda_max:.3g}"
-            for item in items
-        ]
-        plot_density([item.spectrum for item in items], axes=ax, labels=labels)
-        _legend_above(ax)
-        ax.set_xlabel(f"Hessian eigenvalues, {plain(title)}")
+def comparison_svg(comparison: PairedComparison) -> str:
+    """Differences of every arm to the first, with intervals, as SVG text."""
+    return _svg(_comparison_figure(comparison))
+
+
+def comparison_png(comparison: PairedComparison) -> bytes:
+    """Return the picture of :func:`comparison_svg` as PNG."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    _comparison_figure(comparison).savefig(picture, format="png", dpi=120)
     return picture.getvalue()
+
+
+_SHOWN = {"balanced": "balanced accuracy", "tail": "accuracy of tail classes"}
+_MARKS: dict[Judged, dict[str, str]] = {
+    "raw": {"color": "0.55", "mfc": "white", "label": "as trained"},
+    "calibrated": {"color": "C0", "mfc": "C0", "label": "calibrated on validation images"},
+}
+
+
+def _comparison_figure(comparison: PairedComparison) -> Any:
+    panels = comparison.panels
+    heights = [1.1 + 0.55 * (len(panel.arms) - 1) for panel in panels]
+    figure, axes = _figure(
+        len(panels), len(_SHOWN), (9.0, 0.3 + sum(heights)), height_ratios=heights
+    )
+    for row, panel in zip(axes, panels, strict=True):
+        for ax, score in zip(row, _SHOWN, strict=True):
+            _draw_differences(ax, panel, score)
+        title = f"{panel.title}: minus {panel.arms[0].name}, points"
+        row[0].set_title(plain(title), loc="left", fontsize=9)
+        row[1].tick_params(labelleft=False)
+    _legend_below(figure, axes[0, 0])
+    return figure
+
+
+def _draw_differences(ax: Any, panel: PairedPanel, score: str) -> None:
+    """Draw the difference of each arm to the first: seeds as dots, the mean with its 95 % interval."""
+    first, *others = panel.arms
+    ax.axvspan(-SMALLEST_EFFECT, SMALLEST_EFFECT, color="0.93")
+    ax.axvline(0, color="0.6", linewidth=0.8)
+    for place, arm in enumerate(others):
+        for shift, (judged, style) in zip((-0.16, 0.16), _MARKS.items(), strict=True):
+            found = panel.difference(arm.name, first.name, judged, score)
+            pairs = zip(arm.scores(judged, score), first.scores(judged, score), strict=True)
+            gaps = [left - right for left, right in pairs]
+            height = place + shift
+            ax.plot(gaps, [height] * len(gaps), ".", color=style["color"], alpha=0.35, markersize=4)
+            error = found.half_width if found.n > 1 else 0.0
+            label = style["label"] if place == 0 else None
+            ax.errorbar(
+                found.mean, height, xerr=error, fmt="o", capsize=3, **{**style, "label": label}
+            )
+    names = [f"{plain(arm.name)}\n{panel.cost(arm.name):.2g}x the gradients" for arm in others]
+    ax.set_yticks(range(len(others)), names, fontsize=8)
+    ax.set_ylim(len(others) - 0.5, -0.5)
+    ax.set_xlabel(_SHOWN[score], fontsize=8)
+    ax.tick_params(axis="x", labelsize=8)
 
 
 def training_curves(results: Sequence[Result]) -> str:

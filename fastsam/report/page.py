@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,13 @@ from fastsam.files import write_text
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
-from fastsam.report.figures import accuracy_bars, spectra_panels, training_curves
+from fastsam.report.comparison import PairedComparison
+from fastsam.report.figures import (
+    accuracy_bars,
+    comparison_svg,
+    spectra_panels,
+    training_curves,
+)
 from fastsam.report.tables import (
     TextTable,
     accuracy_table,
@@ -26,8 +33,25 @@ from fastsam.text import notice
 _Item = TypeVar("_Item")
 
 
-def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTiming | None]:
-    """Read the results, spectra and timing in ``folder`` and the folders below it.
+@dataclass(frozen=True)
+class Runs:
+    """What a page is about.
+
+    Attributes:
+        results: of every run.
+        spectra: of classes, at the weights of these runs.
+        comparison: of ways to train over several seeds.
+        timing: of the optimizer part of the SAM step.
+    """
+
+    results: Sequence[Result]
+    spectra: Sequence[ClassSpectrum] = ()
+    comparison: PairedComparison | None = None
+    timing: StepTiming | None = None
+
+
+def read_runs(folder: Path) -> Runs:
+    """Read the results and spectra in ``folder`` and below it, its comparison and its timing.
 
     Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
     written by fastsam is skipped, with one line on standard error.
@@ -43,9 +67,18 @@ def read_runs(folder: Path) -> tuple[list[Result], list[ClassSpectrum], StepTimi
     results.sort(key=lambda result: _place(run_name(result)))
     spectra = _readable(ClassSpectrum.load, folder.rglob("class-*.json"))
     spectra.sort(key=lambda item: (_order(item.subject.label), _place(item.subject.run)))
-    timing = folder / StepTiming.FILE
-    timings = _readable(StepTiming.load, [timing] if timing.is_file() else [])
-    return results, spectra, timings[0] if timings else None
+    return Runs(
+        results,
+        spectra,
+        _readable_file(PairedComparison.load, folder / PairedComparison.FILE),
+        _readable_file(StepTiming.load, folder / StepTiming.FILE),
+    )
+
+
+def _readable_file(load: Callable[[Path], _Item], path: Path) -> _Item | None:
+    """Load a file that may not exist; report one that cannot be read."""
+    items = _readable(load, [path] if path.is_file() else [])
+    return items[0] if items else None
 
 
 def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Item]:
@@ -76,13 +109,11 @@ def write_report(folder: Path) -> Path:
     The page holds its figures and needs no other file and no network.
     """
     page = folder / "report.html"
-    write_text(page, render(*read_runs(folder)))
+    write_text(page, render(read_runs(folder)))
     return page
 
 
-def render(
-    results: Sequence[Result], spectra: Sequence[ClassSpectrum], timing: StepTiming | None
-) -> str:
+def render(runs: Runs) -> str:
     """Return the page as HTML text.
 
     Raises:
@@ -92,6 +123,7 @@ def render(
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
 
+    results, comparison = runs.results, runs.comparison
     sets = dict.fromkeys((_title(result), tuple(result.counts)) for result in results)
     figures = {"accuracy": accuracy_bars(results), "training": training_curves(results)}
     tables = {
@@ -99,8 +131,10 @@ def render(
         "settings": settings_table([members[0] for members in by_settings(results).values()]),
         "environment": _environment_table(results[0]),
     }
-    sound = [item for item in spectra if item.subject.augment != REDRAWN]
-    mistaken = [item for item in spectra if item.subject.augment == REDRAWN]
+    if comparison is not None:
+        figures["comparison"] = comparison_svg(comparison)
+    sound = [item for item in runs.spectra if item.subject.augment != REDRAWN]
+    mistaken = [item for item in runs.spectra if item.subject.augment == REDRAWN]
     for name, items in (("spectra", sound), ("mistakes", mistaken)):
         if items:
             figures[name], tables[name] = spectra_panels(items), spectrum_table(items)
@@ -117,7 +151,8 @@ def render(
         rules=", ".join(dict.fromkeys(result.rule for result in results)),
         figures={name: Markup(figure) for name, figure in figures.items()},
         tables=tables,
-        timing=None if timing is None else timing.sentence(),
+        comparison=comparison,
+        timing=None if runs.timing is None else runs.timing.sentence(),
     )
 
 

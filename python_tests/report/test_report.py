@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,11 +18,19 @@ from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import ClassSpectrum, Subject
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Epoch
-from fastsam.report import render, spectrum_table, write_report
+from fastsam.report import (
+    Arm,
+    PairedComparison,
+    PairedPanel,
+    Runs,
+    render,
+    spectrum_table,
+    write_report,
+)
 from fastsam.report.figures import (
     accuracy_bars,
+    comparison_svg,
     curves,
-    overview,
     spectra_panels,
     training_curves,
 )
@@ -57,6 +64,13 @@ def spectrum(augment: str = "none") -> ClassSpectrum:
     found = operator_spectrum(MatrixOperator(matrix), steps=4, progress=False)
     found = replace(found, loss=0.5, gradient_norm=0.25, weight_norm=7.0)
     return ClassSpectrum(Subject("ce sam", 4, 1, "<one>", "tail", 2, "train", "ce", augment), found)
+
+
+def named_comparison(name: str) -> PairedComparison:
+    """Two arms over two seeds, the first of them called ``name``, on data of that name."""
+    scores = {score: [70.0, 72.0] for score in ("accuracy", "balanced", "head", "mid", "tail")}
+    arms = [Arm(name, 10.0, scores, scores), Arm("other", 12.0, scores, scores)]
+    return PairedComparison(2, [PairedPanel(name, arms, [])])
 
 
 def test_table_is_aligned() -> None:
@@ -123,7 +137,7 @@ def test_page_names_every_data_set() -> None:
     one, other = result("sgd", 80.0), result("sam", 70.0)
     other = replace(other, config={**other.config, "imbalance": 7.5}, counts=[30, 4])
     shaped = replace(one, config={**one.config, "kind": "step"}, counts=[100, 20])
-    page = render([one, one, other, shaped], [], None)
+    page = render(Runs([one, one, other, shaped]))
     assert "<h1>fastsam: digits-lt, imbalance 50; digits-lt, imbalance 7.5</h1>" in page
     assert page.count("imbalance 50: 102 training images in 2 classes") == 1
     assert page.count("imbalance 50: 120 training images in 2 classes") == 1
@@ -186,7 +200,7 @@ FIGURES: dict[str, Draw] = {
     "spectra": lambda runs, item, name: spectra_panels([item]),
     "curves": lambda runs, item, name: curves({name: [(0, 1), (1, 2)]}, x="x", y="y", title="a"),
     "titles": lambda runs, item, name: curves({"a": [(0, 1)]}, x=name, y=name, title=name),
-    "overview": lambda runs, item, name: overview(runs, [item, item]),
+    "comparison": lambda runs, item, name: comparison_svg(named_comparison(name)),
 }
 
 
@@ -207,27 +221,16 @@ def test_names_in_figures_are_no_mathematics(draw: Draw, name: str) -> None:
         assert name in "".join(ElementTree.fromstring(figure).itertext())
 
 
-def test_overview_is_a_picture_with_a_panel_for_accuracies_and_one_for_each_class() -> None:
-    from PIL import Image
-
-    widths = []
-    for spectra in ([], [spectrum(), spectrum()]):
-        picture = Image.open(io.BytesIO(overview([result("sgd", 80.0)], spectra)))
-        assert picture.format == "PNG"
-        widths.append(picture.width)
-    assert widths[1] == 2 * widths[0]
-
-
 def test_page_is_self_contained_and_escapes() -> None:
     timing = StepTiming([10.0, 11.0], [40.0, 55.0], 3, 100, 1e-8, 1, "cpu")
-    page = render([result("sgd", 80.0)], [spectrum(), spectrum("redrawn")], timing)
+    page = render(Runs([result("sgd", 80.0)], [spectrum(), spectrum("redrawn")], timing=timing))
     assert "<one>" not in page
     assert "x &amp; y" in page
     assert "A mistake, on purpose" in page
     assert "4.5 times faster (rounds: 4.0 to 5.0)" in page
     assert "src=" not in page
     assert "<link" not in page
-    plain = render([result("sgd", 80.0)], [], None)
+    plain = render(Runs([result("sgd", 80.0)]))
     assert "mistake, on purpose" not in plain
     assert "times faster" not in plain
 
@@ -246,10 +249,11 @@ def test_every_text_of_a_page_is_escaped() -> None:
     shown = spectrum()
     shown = replace(shown, subject=replace(shown.subject, run=evil))
     timing = StepTiming([10.0], [40.0], 3, 100, 1e-8, 1, evil)
-    page = render([made], [shown], timing)
+    page = render(Runs([made], [shown], named_comparison(evil), timing))
     assert "<evil" not in page
-    # Heading, first sentence, rule, data, model, source, spectrum, timing, environment twice, hash.
-    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 11
+    # Heading, first sentence, rule, data, model, source, spectrum, timing, environment twice, hash; of the
+    # comparison its title twice, the arm twice in the table and in two sentences.
+    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 11 + 2 + 2 + 2
 
 
 def test_report_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

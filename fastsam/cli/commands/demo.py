@@ -9,17 +9,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Demo:
-    """Train with SGD and with SAM on handwritten digits, compare, write report.html.
+    """What helps rare classes? Compare SGD and SAM on long-tailed handwritten digits over paired seeds.
 
-    Takes a minute or two on one CPU core and downloads nothing.
+    Every way to train is judged as trained and after calibration, with 95 % intervals. Then come Hessian
+    spectra of a head and a tail class, and report.html. Takes about three minutes on two CPU cores and
+    downloads nothing.
     """
 
     out: Path = Path("demo")
     """Folder for runs, spectra and report."""
     seed: int = 0
-    """Seed of the training."""
-    epochs: int | None = None
-    """Epochs of each training; by default those of the recipe."""
+    """First seed of subset, weights and batches."""
+    seeds: int = 6
+    """Number of seeds; intervals need two."""
+    epochs: int = 60
+    """Epochs of each training."""
     overwrite: bool = False
     """Replace an earlier demo."""
     quiet: bool = False
@@ -32,6 +36,7 @@ class Demo:
         run_demo(
             self.out,
             seed=self.seed,
+            seeds=self.seeds,
             epochs=self.epochs,
             overwrite=self.overwrite,
             progress=not self.quiet,

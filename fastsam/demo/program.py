@@ -1,0 +1,186 @@
+"""The demo from its first run to the page: train, compare, look at the landscape, report."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from fastsam.demo.plan import EPOCHS, HEAD_CLASS, LONG_TAIL, PANELS, TAIL_CLASS, PanelPlan
+from fastsam.demo.runs import Outcome, run_folder, train_seed
+from fastsam.extras import requires_extra
+from fastsam.files import write_bytes
+from fastsam.longtail import Checkpoint
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.landscape import REDRAWN, landscape
+from fastsam.longtail.trained import TrainedRun
+from fastsam.longtail.training import RunFolder, check_free
+from fastsam.progress import ProgressBar
+from fastsam.report import Arm, PairedComparison, PairedPanel, read_runs, spectrum_table, write_report
+from fastsam.report.figures import comparison_png
+from fastsam.report.timing import time_sam_step
+from fastsam.threads import cpu_threads
+
+STEPS, PROBES = 40, 2
+
+_Found = TypeVar("_Found")
+_Task = tuple[Callable[..., _Found], tuple[Any, ...]]
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    seeds: int = 6,
+    epochs: int = EPOCHS,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Compare ways to train on ``digits-lt``, and look at the curvature of a head and a tail class.
+
+    Args:
+        out: folder for the runs, their spectra and the report.
+        seed: first seed.
+        seeds: number of seeds, at least 1; intervals need two.
+        epochs: epochs of each run, at least 10.
+        overwrite: replace an earlier demo.
+        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        say: receives each block of text for the reader.
+
+    Returns:
+        Path of the self-contained ``report.html``.
+
+    Raises:
+        UsageError: a number is too small, or ``out`` is not empty and ``overwrite`` is not set.
+    """
+    for name, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("epochs", epochs, 10)):
+        if value < low:
+            raise UsageError(f"{name} must be at least {low}, got {value}")
+    check_free(out, allowed=overwrite, flags="--overwrite")
+    every = range(seed, seed + seeds)
+    ways = sum(len(plan.ways) for plan in PANELS)
+    say(f"training {ways} ways with {seeds} seed(s) on {_workers()} process(es)")
+    tasks: list[_Task[dict[str, Outcome]]] = [
+        (train_seed, (plan, each, epochs, out, overwrite)) for plan in PANELS for each in every
+    ]
+    found = _in_processes(tasks, "training", progress=progress)
+    panels = [
+        _panel(plan, found[place * seeds : (place + 1) * seeds])
+        for place, plan in enumerate(PANELS)
+    ]
+    comparison = PairedComparison(seeds, panels)
+    comparison.save(out)
+
+    folders = [
+        run_folder(out, LONG_TAIL, seed, way)
+        for way in LONG_TAIL.ways
+        if way.name in LONG_TAIL.closer
+    ]
+    _in_processes([(_spectra, (folder,)) for folder in folders], "spectra", progress=progress)
+    trunk = TrainedRun.load(folders[0])
+    with cpu_threads(1):
+        time_sam_step(trunk.network, _batch_loss(trunk)).save(out)
+
+    write_bytes(out / "overview.png", comparison_png(comparison))
+    page = write_report(out)
+    _say_what_was_found(out, say)
+    say(f"\nreport: {page}")
+    return page
+
+
+def _panel(plan: PanelPlan, outcomes: Sequence[dict[str, Outcome]]) -> PairedPanel:
+    """Gather the outcomes of all seeds by way to train."""
+    arms = []
+    for way in plan.ways:
+        mine = [found[way.name] for found in outcomes]
+        arms.append(
+            Arm(
+                way.name,
+                statistics.mean(each.gradients for each in mine),
+                _by_score([each.raw for each in mine]),
+                _by_score([each.calibrated for each in mine]),
+            )
+        )
+    return PairedPanel(plan.title, arms, [list(pair) for pair in plan.pairs])
+
+
+def _by_score(scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [each[name] for each in scores] for name in scores[0]}
+
+
+def _spectra(folder: Path) -> None:
+    """Measure the spectra of a run; of the tail class once more with the mistake that tools make."""
+    run = RunFolder(folder)
+    checkpoint = Checkpoint.load(run.checkpoint)
+    model, data = checkpoint.build_model(), TrainedRun.load(folder).data()
+    with cpu_threads(1):
+        for classes, augment in (((HEAD_CLASS, TAIL_CLASS), "none"), ((TAIL_CLASS,), REDRAWN)):
+            for item in landscape(
+                model,
+                data,
+                checkpoint,
+                classes,
+                augment=augment,
+                steps=STEPS,
+                probes=PROBES,
+                progress=False,
+            ):
+                item.save(folder / "spectra")
+
+
+def _batch_loss(run: TrainedRun) -> Callable[[nn.Module], Tensor]:
+    """Return the loss of one fixed training batch."""
+    size = run.checkpoint.config.batch_size
+    (batch,) = run.data().train.batches([np.arange(size)], None, run.device)
+    return lambda model: nn.functional.cross_entropy(model(batch.inputs), batch.targets)
+
+
+def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
+    runs = read_runs(out)
+    for panel in runs.comparison.panels if runs.comparison is not None else ():
+        say(f"\n{panel.table()}\n")
+        for sentence in panel.sentences():
+            say(sentence)
+    say(f"\n{spectrum_table([s for s in runs.spectra if s.subject.augment != REDRAWN])}")
+    say("An eigenvalue lies within +- of each extreme.")
+    say(
+        "\nThe same tail class with a new augmentation at every product. This is a mistake, shown as a "
+        "warning:\nthe noise drives the extremes towards symmetry.\n"
+        f"{spectrum_table([s for s in runs.spectra if s.subject.augment == REDRAWN])}"
+    )
+    if runs.timing is not None:
+        say(f"\n{runs.timing.sentence()}")
+
+
+def _workers() -> int:
+    """Return how many processes train at the same time: one for each core."""
+    return os.cpu_count() or 1
+
+
+def _in_processes(
+    tasks: Sequence[_Task[_Found]], description: str, *, progress: bool
+) -> list[_Found]:
+    """Run tasks in processes of their own, and return what they return in order.
+
+    joblib stops its workers when one of them fails or the user interrupts; it comes with scikit-learn.
+    """
+    with requires_extra("longtail", "the demo"):
+        from joblib import Parallel, delayed
+    workers = min(_workers(), len(tasks))
+    found: Iterator[_Found] = Parallel(n_jobs=workers, return_as="generator")(
+        delayed(task)(*arguments) for task, arguments in tasks
+    )
+    results = []
+    with ProgressBar(
+        total=len(tasks), description=description, unit="seed", enabled=progress
+    ) as bar:
+        for result in found:
+            results.append(result)
+            bar.update()
+    return results

@@ -1,0 +1,139 @@
+"""Ways to train that were compared over the same seeds, and what the comparison says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from fastsam.files import from_json, to_json, write_text
+from fastsam.longtail.errors import DataError
+from fastsam.records import build
+from fastsam.report.paired import Difference, paired
+from fastsam.report.tables import TextTable, mean_and_deviation
+
+Judged = Literal["raw", "calibrated"]
+SCORES = ("accuracy", "balanced", "head", "mid", "tail")
+"""Scores of an arm, in percent on the test set."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: its name.
+        gradients: forward and backward passes over whole batches, mean over seeds.
+        raw: each score of each seed, as trained.
+        calibrated: the same after a calibration chosen on validation images.
+    """
+
+    name: str
+    gradients: float
+    raw: dict[str, list[float]]
+    calibrated: dict[str, list[float]]
+
+    def scores(self, judged: Judged, score: str) -> list[float]:
+        """Return a score of each seed, in percent."""
+        return (self.raw if judged == "raw" else self.calibrated)[score]
+
+
+@dataclass(frozen=True)
+class PairedPanel:
+    """Arms that were trained on the same data with the same seeds.
+
+    Attributes:
+        title: the data.
+        arms: the arms; others are compared with the first.
+        pairs: further pairs of names that sentences compare, left minus right.
+    """
+
+    title: str
+    arms: list[Arm]
+    pairs: list[list[str]]
+
+    def difference(self, left: str, right: str, judged: Judged, score: str) -> Difference:
+        """Return the paired difference of two arms."""
+        by_name = {arm.name: arm for arm in self.arms}
+        return paired(by_name[left].scores(judged, score), by_name[right].scores(judged, score))
+
+    def cost(self, name: str) -> float:
+        """Return the gradients of an arm over those of the first."""
+        return {arm.name: arm.gradients for arm in self.arms}[name] / self.arms[0].gradients
+
+    def sentences(self) -> list[str]:
+        """Return what calibration does to the first arm, and the verdict on each pair of arms.
+
+        Each sentence has the difference after calibration and as trained, overall and on the tail, with 95 %
+        intervals, and the cost.
+        """
+        first = self.arms[0].name
+        pairs = [(arm.name, first) for arm in self.arms[1:]]
+        pairs += [(left, right) for left, right in self.pairs]
+        return [self._about_calibration(), *(self._about_pair(*pair) for pair in pairs)]
+
+    def _about_calibration(self) -> str:
+        first = self.arms[0]
+        overall, tail = (
+            paired(first.calibrated[score], first.raw[score]) for score in ("balanced", "tail")
+        )
+        return (
+            f"Calibrating {first.name}: {overall.verdict()}, {overall} points of balanced accuracy, {tail} "
+            "on the tail. It costs no training."
+        )
+
+    def _about_pair(self, left: str, right: str) -> str:
+        overall, tail, raw, raw_tail = (
+            self.difference(left, right, judged, score)
+            for judged in get_args(Judged)[::-1]
+            for score in ("balanced", "tail")
+        )
+        return (
+            f"{left} minus {right}: {overall.verdict()}, {overall} points of balanced accuracy after "
+            f"calibration, {tail} on the tail. As trained: {raw} and {raw_tail}. Cost in gradients: "
+            f"{self.cost(left) / self.cost(right):.2g}x."
+        )
+
+    def table(self) -> TextTable:
+        """Return mean and standard deviation of each score of each arm, raw and calibrated."""
+        rows = tuple(
+            (
+                f"{arm.name}, {judged}",
+                *(mean_and_deviation(arm.scores(judged, score)) for score in SCORES),
+                f"{self.cost(arm.name):.2f}x",
+            )
+            for arm in self.arms
+            for judged in ("raw", "calibrated")
+        )
+        return TextTable((f"{self.title}; test accuracy, %", *SCORES, "gradients"), rows)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """What `fastsam demo` compared.
+
+    Attributes:
+        seeds: number of seeds of each arm.
+        panels: one for each data set.
+    """
+
+    FILE: ClassVar[str] = "comparison.json"
+
+    seeds: int
+    panels: list[PairedPanel]
+
+    def save(self, folder: Path) -> None:
+        """Write ``folder/comparison.json``."""
+        write_text(folder / self.FILE, to_json(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> PairedComparison:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is something else.
+        """
+        try:
+            return build(cls, from_json(path.read_text("utf-8")))
+        except ValueError as error:
+            raise DataError(f"{path} is not a comparison of fastsam: {error}") from error

@@ -1,0 +1,97 @@
+"""What a comparison over seeds says, against numbers worked out by hand and by scipy."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from fastsam.longtail.errors import DataError
+from fastsam.report import Arm, PairedComparison, PairedPanel
+from fastsam.report.comparison import SCORES
+from fastsam.report.figures import comparison_png, comparison_svg
+
+
+def made(seed: int, seeds: int = 5) -> PairedPanel:
+    """Three arms; calibration gives the first 4 points, the last is 3 points ahead of the second."""
+    generator = np.random.default_rng(seed)
+
+    def scores(level: float) -> dict[str, list[float]]:
+        return {
+            name: (level + place + generator.normal(0, 0.2, seeds)).tolist()
+            for place, name in enumerate(SCORES)
+        }
+
+    arms = [
+        Arm("plain", 100.0, scores(70), scores(74)),
+        Arm("free", 100.0, scores(72), scores(74.1)),
+        Arm("dear", 150.0, scores(75), scores(77.1)),
+    ]
+    return PairedPanel("data", arms, [["dear", "free"]])
+
+
+def test_sentences_say_who_wins_by_how_much_at_what_cost(seed: int) -> None:
+    calibrating, free, dear, pair = made(seed).sentences()
+    assert calibrating.startswith("Calibrating plain: better, +")
+    assert free.startswith("free minus plain: no difference, ")
+    assert free.endswith("Cost in gradients: 1x.")
+    assert dear.startswith("dear minus plain: better, +")
+    assert dear.endswith("Cost in gradients: 1.5x.")
+    assert pair.startswith("dear minus free: better, +")
+
+
+def test_differences_are_those_of_scipy(seed: int) -> None:
+    panel = made(seed)
+    found = panel.difference("dear", "free", "raw", "tail")
+    free, dear = (arm.raw["tail"] for arm in panel.arms[1:])
+    expected = ttest_rel(dear, free)
+    assert found.mean == pytest.approx(np.mean(dear) - np.mean(free))
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    low, high = expected.confidence_interval(0.95)
+    assert f"{found.mean:+.1f} [{low:.1f}, {high:.1f}]" in panel.sentences()[-1]
+
+
+def test_table_has_a_row_for_each_arm_as_trained_and_calibrated(seed: int) -> None:
+    panel = made(seed)
+    table = panel.table()
+    assert [row[0] for row in table.rows[:2]] == ["plain, raw", "plain, calibrated"]
+    assert len(table.rows) == 6
+    assert table.rows[-1][-1] == "1.50x"
+    tail = np.array(panel.arms[2].calibrated["tail"])
+    assert table.rows[-1][-2] == f"{tail.mean():.1f} +- {tail.std(ddof=1):.1f}"
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_figure_is_a_picture_with_every_arm(seeds: int, seed: int) -> None:
+    from PIL import Image
+
+    comparison = PairedComparison(seeds, [made(seed, seeds), made(seed + 1, seeds)])
+    svg = comparison_svg(comparison)
+    ElementTree.fromstring(svg)
+    assert svg == comparison_svg(comparison)
+    sizes = [
+        Image.open(io.BytesIO(comparison_png(PairedComparison(seeds, panels)))).size
+        for panels in (comparison.panels[:1], comparison.panels)
+    ]
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[0][1] < sizes[1][1]
+
+
+def test_one_seed_has_no_interval_and_no_verdict(seed: int) -> None:
+    for sentence in made(seed, seeds=1).sentences():
+        assert "undecided" in sentence
+        assert "[" not in sentence
+
+
+def test_file_keeps_a_comparison_and_refuses_others(tmp_path: Path, seed: int) -> None:
+    comparison = PairedComparison(5, [made(seed)])
+    comparison.save(tmp_path)
+    path = tmp_path / PairedComparison.FILE
+    assert PairedComparison.load(path) == comparison
+    path.write_text("{}")
+    with pytest.raises(DataError, match="not a comparison"):
+        PairedComparison.load(path)

@@ -1,0 +1,37 @@
+"""Paired differences against scipy's paired t test."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from fastsam.report.paired import Difference, paired
+
+
+def test_differences_are_those_of_a_paired_t_test(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    left, right = generator.normal(70, 2, size=(2, 9))
+    found, expected = paired(left.tolist(), right.tolist()), ttest_rel(left, right)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert paired([1.0], [2.0]) == Difference(-1.0, math.inf, 1.0, 1)
+    assert paired([1.0, 2.0], [0.0, 1.0]).p == 0
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "p", "expected"),
+    [
+        (0.2, 0.7, 0.5, "no difference"),
+        (0.6, 0.3, 0.001, "no difference"),
+        (2.0, 1.5, 0.01, "better"),
+        (-2.0, 1.5, 0.01, "worse"),
+        (2.0, 1.5, 0.06, "undecided"),
+        (0.5, 1.5, 0.4, "undecided"),
+    ],
+)
+def test_verdicts(mean: float, half_width: float, p: float, expected: str) -> None:
+    assert Difference(mean, half_width, p, 10).verdict() == expected
+    assert Difference(mean, half_width, 1.0, 10).verdict(p) == expected
