@@ -11,7 +11,7 @@ DEMO_OUT ?= demo
 
 .PHONY: demo test test-all lint format bench clean
 
-demo: $(READY)  ## train, measure and report on real data, in about three minutes
+demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
 
 test: $(READY)  ## everything but the slow tests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.demo import DemoRuns
 from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
 from benchmarks.late_ascent.command import LateAscent
@@ -26,6 +27,7 @@ def main() -> None:
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,
             "late-ascent": LateAscent,
+            "demo": DemoRuns,
             "device-code": DeviceCode,
             "readme": Readme,
         },

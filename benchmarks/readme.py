@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.late_ascent.tables import tables as late_ascent_tables
 from benchmarks.machine import RESULTS
 from fastsam.files import write_text
+from fastsam.records import build
+from fastsam.report import PairedComparison
 
-README = Path(__file__).parents[1] / "README.md"
-DOCUMENTS = (README,)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results.md")
 """Documents with tables of results."""
 
 
@@ -32,11 +36,29 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "longtail-digits": longtail_digits(),
+        "demo": demo(),
+        **late_ascent_tables(),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match: match[1] + table + match[2], text, flags=re.DOTALL)  # noqa: B023
     return text
+
+
+def demo() -> str:
+    """What the demo found, on each of its data sets."""
+    path = RESULTS / "demo-cpu.json"
+    if not path.exists():
+        return ""
+    stored = json.loads(path.read_text())
+    environment = stored.pop("environment")
+    comparison = build(PairedComparison, stored)
+    lines = []
+    for panel in comparison.panels:
+        lines += [f"**{panel.title}** ({comparison.seeds} paired seeds, 95 % intervals):", ""]
+        lines += [f"- **{verdict}** {numbers}" for verdict, numbers in panel.verdicts()] + [""]
+    command, place = environment["command"], environment["processor"]
+    return "\n".join([*lines, f"On {place}, `{command}`."]) + "\n"
 
 
 def sam_step() -> str:

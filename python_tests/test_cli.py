@@ -388,11 +388,11 @@ def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     arguments = ["demo", "--quiet", "--out", str(out)]
     assert main([*arguments, "--epochs", "10", "--seeds", "2"]) == 0
     output = capsys.readouterr().out
-    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM late minus SGD, larger"):
+    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM late, against SGD, larger"):
         assert text in output
     page = (out / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.index("What was compared") < page.index("<svg")
+    assert page.index("What helps the tail") < page.index("<svg")
     assert page.count("<svg") == 5
     assert "A mistake, on purpose" in page
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")

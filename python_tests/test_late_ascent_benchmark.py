@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -11,7 +12,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from benchmarks.late_ascent import arms, choice, curvature, records, summary
+from benchmarks.late_ascent import (
+    arms,
+    choice,
+    curvature,
+    curvature_summary,
+    records,
+    summary,
+    tables,
+)
 from benchmarks.late_ascent.plan import (
     BASES,
     METHODS,
@@ -147,6 +156,68 @@ def fake(level: float, generator: np.random.Generator, parent: str | None) -> di
     }
 
 
+def measured(generator: np.random.Generator, change: float, label: str) -> dict[str, object]:
+    """Spectra of one tail class whose lambda_max SAM multiplies by ``exp(-change)`` at the same loss."""
+
+    def entry(
+        largest: float, lowest: float, gradient: float, loss: float = 0.1
+    ) -> dict[str, dict[str, object]]:
+        shown = {
+            "lambda_max": largest,
+            "lambda_min": lowest,
+            "lambda_min_residual": 0.01,
+            "trace": 3.0,
+            "loss": loss,
+            "gradient_norm": gradient,
+            "weight_norm": 2.0,
+        }
+        return {"head": {"0": {**shown, "lambda_min": 1.0}}, "tail": {label: shown}}
+
+    level = float(np.exp(generator.normal()))
+    return {
+        "switch": entry(level, -0.5 * level - 0.02, 0.5, loss=0.3),
+        "sgd": entry(level, -0.01 * level, 0.5),
+        "sam": entry(level * math.exp(-change), -0.5 * level - 0.02, 5.0),
+        "initialization": {"0": 10.0, label: 10.0},
+    }
+
+
+def test_curvature_answers_are_what_was_put_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    changes = generator.uniform(0.5, 1.5, 6)
+    setup = Setup("tiny", "digits-lt", (), epochs=3, defer=2, seeds=6)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    monkeypatch.setattr(curvature, "FOLDER", tmp_path)
+    arms_by_name = {"sgd": late_sgd(0.1, 1), "sam": late_sam(0.1, 0.1)}
+    monkeypatch.setattr(curvature_summary, "winners", lambda setup, method: arms_by_name)
+    assert curvature_summary.curvature_summary(setup, "ce-drw") is None
+    for number, change in enumerate(changes):
+        unit = Unit("tiny", "ce-drw", number)
+        unit.path.parent.mkdir(parents=True, exist_ok=True)
+        runs = {
+            arms_by_name[name].name: {"test": {kind: {"tail": gain} for kind in ("raw", "tau")}}
+            for name, gain in (("sgd", 50.0), ("sam", 50.0 + 10 * change))
+        }
+        unit.path.write_text(json.dumps({"runs": runs}))
+        path = curvature.curvature_path(unit)
+        path.write_text(json.dumps(measured(generator, change, "9")))
+    found = curvature_summary.curvature_summary(setup, "ce-drw")
+    assert found is not None
+    tail = found["negative curvature"]["tail"]
+    assert tail["switch"]["negative curvature"] == tail["switch"]["of"] == 6
+    assert tail["sgd"]["negative curvature"] == 0  # |lambda_min| is too small
+    assert tail["sam"]["negative curvature"] == 0  # the gradient is too large
+    assert found["negative curvature"]["head"]["switch"]["lambda_min below its residual"] == 0
+    changed = found["sam minus sgd, tail classes"]
+    assert changed["log lambda_max"]["mean"] == pytest.approx(-changes.mean())
+    assert changed["log lambda_max at equal loss"]["mean"] == pytest.approx(-changes.mean())
+    assert changed["log loss"]["mean"] == 0
+    # The larger the drop of lambda_max, the larger the gain: exactly so here.
+    assert found["correlation with the change of tail accuracy"]["raw"]["r"] == pytest.approx(-1)
+
+
 def test_the_summary_finds_the_difference_that_was_put_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
@@ -179,7 +250,20 @@ def test_the_summary_finds_the_difference_that_was_put_in(
     assert smaller["p, corrected"] == 2 * smaller["p"]
     assert larger["p, corrected"] == max(larger["p"], smaller["p, corrected"])
     assert table["arms"]["sam rho 0.6"]["raw"]["tail"][0] == pytest.approx(60, abs=0.2)
-    gap = table["differences"]["raw"]["sam late lr 0.1 rho 0.1 minus sgd recipe"]["tail"]
-    assert gap["mean"] == pytest.approx(12.5, abs=0.3)
+    gap = table["minus the chosen SGD"]["raw"]["sam rho 0.6"]["tail"]
+    assert gap["mean"] == pytest.approx(-10.0, abs=0.3)
+    assert table["curvature"] is None
     tuning = found["tuning"]["ce-drw"]["late"]["100 images"]
     assert max(tuning, key=tuning.__getitem__) == "sam late lr 0.1 rho 0.1"
+
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    sections = tables.tables()
+    assert "| sam late lr 0.1 rho 0.1 | **73.50** | **72.50** |" in sections["late-ascent-tuning"]
+    assert "**better**" in sections["late-ascent-answers"]
+    arms_shown = sections["late-ascent-arms"]
+    assert arms_shown.count("| sam rho 0.6 |") == 2
+    panel = tables.comparison(["fashion-600"]).panels[0]
+    assert panel.arms[0].name == "sgd late lr 0.1 wd 1"
+    gap = panel.difference("sam late lr 0.1 rho 0.1", panel.arms[0].name, "calibrated", "balanced")
+    assert gap.mean == pytest.approx(table["primary"]["mean"])

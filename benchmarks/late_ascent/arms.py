@@ -59,15 +59,17 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
 
 
 def _throughout_arms(setup: str, method: str) -> list[Arm]:
-    recipe = Arm("sgd recipe", settings=tuple(RECIPE.items()), branched=False)
+    recipe = [Arm("sgd recipe", settings=tuple(RECIPE.items()), branched=False)]
+    if choice.chosen_base(method) == RECIPE:
+        recipe = []  # the base is it
     sam = [
         Arm(f"sam rho {rho:g}", "sam", settings=(("rho", (rho,)),), branched=False) for rho in RADII
     ]
     if setup == "fashion-5000" and method != "ce-drw":
-        return [recipe]
+        return recipe
     if SETUPS[setup].has_wrong_labels:
-        return [recipe, *sam, *choice.chosen_own("balanced-noise-40").values()]
-    return [recipe, *sam]
+        return [*recipe, *sam, *choice.chosen_own("balanced-noise-40").values()]
+    return [*recipe, *sam]
 
 
 def _own_arms(setup: str, tier: Tier) -> list[Arm]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import winners
+from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Unit
 from benchmarks.late_ascent.verdict import holm, score_of
@@ -84,17 +85,11 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
         "chosen": {"sgd": sgd, "sam": sam},
         "primary": asdict(primary),
         "arms": {name: _arm([records[name] for records in runs]) for name in everywhere},
-        "differences": {
-            kind: {
-                f"{sam} minus {other}": _differences(runs, sam, other, kind)
-                for other in everywhere
-                if other != sam
-            }
+        "minus the chosen SGD": {
+            kind: {name: _differences(runs, name, sgd, kind) for name in everywhere if name != sgd}
             for kind in KINDS
         },
-        "noise floor": _differences(runs, f"{sgd}, other order", sgd, "tau")
-        if f"{sgd}, other order" in everywhere
-        else None,
+        "curvature": curvature_summary(setup, method),
         "few": _few(setup, method, runs),
     }
 

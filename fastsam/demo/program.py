@@ -145,8 +145,8 @@ def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
     runs = read_runs(out)
     for panel in runs.comparison.panels if runs.comparison is not None else ():
         say(f"\n{panel.table()}\n")
-        for sentence in panel.sentences():
-            say(sentence)
+        for verdict, numbers in panel.verdicts():
+            say(f"{verdict}\n  {numbers}")
     say(f"\n{spectrum_table([s for s in runs.spectra if s.subject.augment != REDRAWN])}")
     say("An eigenvalue lies within +- of each extreme.")
     say(

@@ -61,37 +61,37 @@ class PairedPanel:
         """Return the gradients of an arm over those of the first."""
         return {arm.name: arm.gradients for arm in self.arms}[name] / self.arms[0].gradients
 
-    def sentences(self) -> list[str]:
+    def verdicts(self) -> list[tuple[str, str]]:
         """Return what calibration does to the first arm, and the verdict on each pair of arms.
 
-        Each sentence has the difference after calibration and as trained, overall and on the tail, with 95 %
-        intervals, and the cost.
+        Each is a verdict on balanced accuracy after calibration and the numbers behind it: differences
+        overall and on the tail, after calibration and as trained, with 95 % intervals, and the cost.
         """
         first = self.arms[0].name
         pairs = [(arm.name, first) for arm in self.arms[1:]]
         pairs += [(left, right) for left, right in self.pairs]
         return [self._about_calibration(), *(self._about_pair(*pair) for pair in pairs)]
 
-    def _about_calibration(self) -> str:
+    def _about_calibration(self) -> tuple[str, str]:
         first = self.arms[0]
         overall, tail = (
             paired(first.calibrated[score], first.raw[score]) for score in ("balanced", "tail")
         )
         return (
-            f"Calibrating {first.name}: {overall.verdict()}, {overall} points of balanced accuracy, {tail} "
-            "on the tail. It costs no training."
+            f"{first.name} calibrated, against as trained: {overall.verdict()}.",
+            f"Balanced accuracy {overall} points, tail {tail}, at no cost in training.",
         )
 
-    def _about_pair(self, left: str, right: str) -> str:
+    def _about_pair(self, left: str, right: str) -> tuple[str, str]:
         overall, tail, raw, raw_tail = (
             self.difference(left, right, judged, score)
             for judged in get_args(Judged)[::-1]
             for score in ("balanced", "tail")
         )
         return (
-            f"{left} minus {right}: {overall.verdict()}, {overall} points of balanced accuracy after "
-            f"calibration, {tail} on the tail. As trained: {raw} and {raw_tail}. Cost in gradients: "
-            f"{self.cost(left) / self.cost(right):.2g}x."
+            f"{left}, against {right}: {overall.verdict()}.",
+            f"Balanced accuracy {overall} points after calibration, {raw} as trained; tail {tail} and "
+            f"{raw_tail}; {self.cost(left) / self.cost(right):.2g}x the gradients.",
         )
 
     def table(self) -> TextTable:

@@ -124,7 +124,6 @@ def render(runs: Runs) -> str:
         from markupsafe import Markup
 
     results, comparison = runs.results, runs.comparison
-    sets = dict.fromkeys((_title(result), tuple(result.counts)) for result in results)
     figures = {"accuracy": accuracy_bars(results), "training": training_curves(results)}
     tables = {
         "accuracy": accuracy_table(results),
@@ -146,14 +145,32 @@ def render(runs: Runs) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html.jinja").render(
-        titles=dict.fromkeys(title for title, _ in sets),
-        sets=sets,
+        titles=dict.fromkeys(map(_title, results)),
+        sets=_sets(results),
         rules=", ".join(dict.fromkeys(result.rule for result in results)),
         figures={name: Markup(figure) for name, figure in figures.items()},
         tables=tables,
         comparison=comparison,
         timing=None if runs.timing is None else runs.timing.sentence(),
     )
+
+
+def _sets(results: Sequence[Result]) -> list[str]:
+    """Describe each data set once; wrong labels make the counts of its classes differ between seeds."""
+    counts: dict[tuple[str, int, int], list[Sequence[int]]] = {}
+    for result in results:
+        key = _title(result), sum(result.counts), len(result.counts)
+        counts.setdefault(key, []).append(result.counts)
+    return [
+        f"{title}: {images} training images in {classes} classes, {_range(map(max, members))} in the "
+        f"largest and {_range(map(min, members))} in the smallest."
+        for (title, images, classes), members in counts.items()
+    ]
+
+
+def _range(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _environment_table(result: Result) -> TextTable:
@@ -163,6 +180,11 @@ def _environment_table(result: Result) -> TextTable:
 
 
 def _title(result: Result) -> str:
-    """Return the data set of a run, with its imbalance where it was made long-tailed."""
-    imbalance = result.config.get("imbalance")
-    return str(result.config["data"]) + ("" if imbalance is None else f", imbalance {imbalance:g}")
+    """Return the data set of a run, with its imbalance and wrong labels where they were made."""
+    imbalance, noise = result.config.get("imbalance"), result.config.get("label_noise")
+    parts = [str(result.config["data"])]
+    if imbalance is not None:
+        parts.append(f"imbalance {imbalance:g}")
+    if noise:
+        parts.append(f"{100 * noise:g} % wrong labels")
+    return ", ".join(parts)

@@ -34,14 +34,15 @@ def made(seed: int, seeds: int = 5) -> PairedPanel:
     return PairedPanel("data", arms, [["dear", "free"]])
 
 
-def test_sentences_say_who_wins_by_how_much_at_what_cost(seed: int) -> None:
-    calibrating, free, dear, pair = made(seed).sentences()
-    assert calibrating.startswith("Calibrating plain: better, +")
-    assert free.startswith("free minus plain: no difference, ")
-    assert free.endswith("Cost in gradients: 1x.")
-    assert dear.startswith("dear minus plain: better, +")
-    assert dear.endswith("Cost in gradients: 1.5x.")
-    assert pair.startswith("dear minus free: better, +")
+def test_verdicts_say_who_wins_by_how_much_at_what_cost(seed: int) -> None:
+    calibrated, free, dear, pair = made(seed).verdicts()
+    assert calibrated[0] == "plain calibrated, against as trained: better."
+    assert free[0] == "free, against plain: no difference."
+    assert free[1].endswith("; 1x the gradients.")
+    assert dear[0] == "dear, against plain: better."
+    assert dear[1].startswith("Balanced accuracy +")
+    assert dear[1].endswith("; 1.5x the gradients.")
+    assert pair[0] == "dear, against free: better."
 
 
 def test_differences_are_those_of_scipy(seed: int) -> None:
@@ -52,7 +53,7 @@ def test_differences_are_those_of_scipy(seed: int) -> None:
     assert found.mean == pytest.approx(np.mean(dear) - np.mean(free))
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
     low, high = expected.confidence_interval(0.95)
-    assert f"{found.mean:+.1f} [{low:.1f}, {high:.1f}]" in panel.sentences()[-1]
+    assert f"{found.mean:+.1f} [{low:.1f}, {high:.1f}]" in panel.verdicts()[-1][1]
 
 
 def test_table_has_a_row_for_each_arm_as_trained_and_calibrated(seed: int) -> None:
@@ -82,9 +83,9 @@ def test_figure_is_a_picture_with_every_arm(seeds: int, seed: int) -> None:
 
 
 def test_one_seed_has_no_interval_and_no_verdict(seed: int) -> None:
-    for sentence in made(seed, seeds=1).sentences():
-        assert "undecided" in sentence
-        assert "[" not in sentence
+    for verdict, numbers in made(seed, seeds=1).verdicts():
+        assert verdict.endswith(": undecided.")
+        assert "[" not in numbers
 
 
 def test_file_keeps_a_comparison_and_refuses_others(tmp_path: Path, seed: int) -> None:

@@ -144,6 +144,15 @@ def test_page_names_every_data_set() -> None:
     assert "imbalance 7.5: 34 training images in 2 classes, 30 in the largest and 4" in page
 
 
+def test_seeds_with_other_counts_share_a_line() -> None:
+    one = result("sgd", 80.0)
+    other = replace(one, config={**one.config, "seed": 1}, counts=[90, 12])
+    noisy = replace(one, config={**one.config, "label_noise": 0.4})
+    page = render(Runs([one, other, noisy]))
+    assert "102 training images in 2 classes, 90 to 100 in the largest and 2 to 12 in the" in page
+    assert "imbalance 50, 40 % wrong labels: 102 training images" in page
+
+
 def test_ratio_bounds_follow_the_residuals() -> None:
     item = spectrum()
     low, high = item.ratio_bounds
@@ -251,9 +260,9 @@ def test_every_text_of_a_page_is_escaped() -> None:
     timing = StepTiming([10.0], [40.0], 3, 100, 1e-8, 1, evil)
     page = render(Runs([made], [shown], named_comparison(evil), timing))
     assert "<evil" not in page
-    # Heading, first sentence, rule, data, model, source, spectrum, timing, environment twice, hash; of the
-    # comparison its title twice, the arm twice in the table and in two sentences.
-    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 11 + 2 + 2 + 2
+    # First sentence, rule, data, model, source, spectrum, timing, environment twice, hash; of the
+    # comparison its title twice, the arm twice in the table and in two verdicts.
+    assert page.count("&lt;evil&gt;&amp;&#39;&#34;") == 10 + 2 + 2 + 2
 
 
 def test_report_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,154 @@
+"""Three questions about curvature, answered with numbers from the records of `curvature`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr
+
+from benchmarks.late_ascent.arms import winners
+from benchmarks.late_ascent.curvature import curvature_path
+from benchmarks.late_ascent.plan import Setup
+from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.verdict import score_of
+from fastsam.report.paired import paired
+
+PLACES = ("switch", "sgd", "sam")
+RATIO, GRADIENT = 0.05, 0.1
+"""Negative curvature needs |lambda_min| / lambda_max above the first, and a gradient norm below the second
+times that at initialization."""
+_TINY = 1e-12
+"""Losses and eigenvalues below it are rounding."""
+
+Record = Mapping[str, Any]
+
+
+def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
+    """Return the answers of a setup, or None unless every seed was measured.
+
+    Ratios of lambda_max are compared as mean differences of natural logarithms over the three tail classes:
+    as they are, at equal class loss (a common slope of log lambda_max on log loss is taken off), and times
+    the squared weight norm, which batch normalization leaves free.
+    """
+    units = [Unit(setup.name, method, seed) for seed in range(setup.seeds)]
+    if not all(curvature_path(unit).is_file() for unit in units):
+        return None
+    measured = [json.loads(curvature_path(unit).read_text()) for unit in units]
+    slope = _slope(measured)
+    logs: dict[str, Callable[[Record], float]] = {
+        "lambda_max": lambda entry: _log(entry["lambda_max"]),
+        "lambda_max at equal loss": lambda entry: (
+            _log(entry["lambda_max"]) - slope * _log(entry["loss"])
+        ),
+        "lambda_max times squared weight norm": lambda entry: (
+            _log(entry["lambda_max"]) + 2 * _log(entry["weight_norm"])
+        ),
+        "loss": lambda entry: _log(entry["loss"]),
+    }
+    changes = {
+        name: [_tail_mean(seed["sam"], value) - _tail_mean(seed["sgd"], value) for seed in measured]
+        for name, value in logs.items()
+    }
+    lowest = [
+        _tail_mean(seed["sam"], _relative) - _tail_mean(seed["sgd"], _relative) for seed in measured
+    ]
+    zeros = [0.0] * len(measured)
+    return {
+        "negative curvature": {
+            group: {place: _negative(measured, place, group) for place in PLACES}
+            for group in ("head", "tail")
+        },
+        "slope of log lambda_max on log loss": slope,
+        "sam minus sgd, tail classes": {
+            **{f"log {name}": asdict(paired(values, zeros)) for name, values in changes.items()},
+            "lambda_min / lambda_max": asdict(paired(lowest, zeros)),
+        },
+        "correlation with the change of tail accuracy": {
+            kind: _correlation(changes["lambda_max"], _tail_gains(units, setup, method, kind))
+            for kind in ("raw", "tau")
+        },
+        "medians": {
+            group: {place: _medians(measured, place, group) for place in PLACES}
+            for group in ("head", "tail")
+        },
+    }
+
+
+def is_negative(entry: Record, initial_gradient: float) -> bool:
+    """Return whether a class sits at negative curvature, by the definition fixed before the runs."""
+    low = entry["lambda_min"] + entry["lambda_min_residual"]
+    steep = -entry["lambda_min"] / entry["lambda_max"] > RATIO
+    return bool(low < 0 and steep and entry["gradient_norm"] < GRADIENT * initial_gradient)
+
+
+def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, int]:
+    """Return in how many seeds and classes each condition holds, and all of them."""
+    entries = [
+        (entry, seed["initialization"][label])
+        for seed in measured
+        for label, entry in seed[place][group].items()
+    ]
+    return {
+        "of": len(entries),
+        "lambda_min below its residual": sum(
+            entry["lambda_min"] + entry["lambda_min_residual"] < 0 for entry, _ in entries
+        ),
+        f"|lambda_min| above {RATIO} lambda_max": sum(
+            -entry["lambda_min"] > RATIO * entry["lambda_max"] for entry, _ in entries
+        ),
+        f"gradient below {GRADIENT} of the initial one": sum(
+            entry["gradient_norm"] < GRADIENT * initial for entry, initial in entries
+        ),
+        "negative curvature": sum(is_negative(entry, initial) for entry, initial in entries),
+    }
+
+
+def _slope(measured: Sequence[Record]) -> float:
+    """Return the slope of log lambda_max on log loss over tail classes, places and seeds."""
+    entries = [
+        entry for seed in measured for place in PLACES for entry in seed[place]["tail"].values()
+    ]
+    losses = [_log(entry["loss"]) for entry in entries]
+    values = [_log(entry["lambda_max"]) for entry in entries]
+    return float(np.polyfit(losses, values, 1)[0])
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, _TINY))
+
+
+def _tail_mean(place: Record, value: Callable[[Record], float]) -> float:
+    return float(np.mean([value(entry) for entry in place["tail"].values()]))
+
+
+def _relative(entry: Record) -> float:
+    return float(entry["lambda_min"] / entry["lambda_max"])
+
+
+def _medians(measured: Sequence[Record], place: str, group: str) -> dict[str, float]:
+    entries = [entry for seed in measured for entry in seed[place][group].values()]
+    names = ("lambda_max", "lambda_min", "trace", "loss", "gradient_norm", "weight_norm")
+    return {name: float(np.median([entry[name] for entry in entries])) for name in names}
+
+
+def _tail_gains(units: Sequence[Unit], setup: Setup, method: str, kind: str) -> list[float]:
+    """Return the tail accuracy of late SAM minus that of late SGD, of each seed."""
+    chosen = winners(setup.name, method)
+    gains = []
+    for unit in units:
+        records = unit.records()
+        sam, sgd = (score_of(records[chosen[name].name], kind, "tail") for name in ("sam", "sgd"))
+        gains.append(sam - sgd)
+    return gains
+
+
+def _correlation(changes: Sequence[float], gains: Sequence[float]) -> dict[str, float]:
+    """Return Pearson's correlation with its 95 % interval after Fisher's transformation."""
+    found = pearsonr(changes, gains)
+    low, high = found.confidence_interval(0.95)
+    return {"r": float(found.statistic), "low": float(low), "high": float(high), "n": len(changes)}

@@ -1,0 +1,228 @@
+"""Tables and figures of docs/results.md, from the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.late_ascent.curvature_summary import PLACES
+from benchmarks.late_ascent.plan import SETUPS
+from benchmarks.late_ascent.records import FOLDER, Unit
+from benchmarks.late_ascent.summary import SCORES
+from fastsam.report import Arm, PairedComparison, PairedPanel
+from fastsam.report.paired import Difference
+
+_FIELDS = ("mean", "half_width", "p", "n")
+
+
+def tables() -> dict[str, str]:
+    """Return the sections of the document by name."""
+    path = FOLDER / "summary.json"
+    if not path.is_file():
+        return {}
+    summary = json.loads(path.read_text())
+    return {
+        "late-ascent-tuning": _tuning(summary["tuning"]),
+        "late-ascent-answers": _answers(summary["setups"]),
+        "late-ascent-arms": _all_arms(summary["setups"]),
+        "late-ascent-curvature": _curvature(summary["setups"]),
+    }
+
+
+def comparison(setups: Sequence[str]) -> PairedComparison:
+    """Return the complete setups among those that are named as panels of a figure.
+
+    Each has the arms that answer the question, compared with the chosen SGD.
+    """
+    summary = json.loads((FOLDER / "summary.json").read_text())
+    panels = [
+        _panel(name, table)
+        for name, table in summary["setups"].items()
+        if name.partition(" ")[0] in setups
+    ]
+    return PairedComparison(len(panels), panels)
+
+
+def _panel(name: str, table: Mapping[str, Any]) -> PairedPanel:
+    setup, _, method = name.partition(" ")
+    runs = [Unit(setup, method, seed).records() for seed in range(SETUPS[setup].seeds)]
+    chosen = table["chosen"]
+    others = [arm for arm in table["arms"] if arm not in chosen.values()]
+    shown = [chosen["sgd"], chosen["sam"], *others]
+    return PairedPanel(
+        f"{setup}, {method}, {len(runs)} seeds",
+        [
+            Arm(
+                arm,
+                table["arms"][arm]["gradients"],
+                *(
+                    {score: [run[arm]["test"][kind][score] for run in runs] for score in SCORES}
+                    for kind in ("raw", "tau")
+                ),
+            )
+            for arm in shown
+        ],
+        [],
+    )
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _tuning(tuning: Mapping[str, Any]) -> str:
+    """Validation accuracy of every trial; the chosen ones are bold."""
+    parts = []
+    for name, table in tuning.items():
+        if "trials" in table:
+            chosen = set(table["chosen"].values())
+            rows = [_trial(arm, [value], [arm in chosen]) for arm, value in table["trials"].items()]
+            parts.append(_markdown([name, "validation, %"], rows))
+            continue
+        base = max(table["base"], key=table["base"].__getitem__)
+        rows = [[*_trial(arm, [value], [arm == base]), ""] for arm, value in table["base"].items()]
+        by_images = table["late"]
+        rows += [
+            _trial(
+                arm,
+                [by_images[images][arm] for images in by_images],
+                [arm in table["chosen"][images].values() for images in by_images],
+            )
+            for arm in next(iter(by_images.values()))
+        ]
+        header = [name, *(f"{images} of a class, %" for images in by_images)]
+        parts.append(_markdown(header, rows))
+    return "\n".join(parts)
+
+
+def _trial(arm: str, values: Sequence[float], chosen: Sequence[bool]) -> list[str]:
+    cells = [
+        f"**{value:.2f}**" if bold else f"{value:.2f}"
+        for value, bold in zip(values, chosen, strict=True)
+    ]
+    return [arm, *cells]
+
+
+def _answers(setups: Mapping[str, Any]) -> str:
+    """The primary comparison of every complete setup."""
+    rows = []
+    for name, table in setups.items():
+        primary = table["primary"]
+        tail = table["minus the chosen SGD"]["tau"][table["chosen"]["sam"]]["tail"]
+        raw = table["minus the chosen SGD"]["raw"][table["chosen"]["sam"]]
+        few = table["few"]
+        rows.append(
+            [
+                name,
+                str(table["seeds"]),
+                table["chosen"]["sgd"],
+                table["chosen"]["sam"],
+                str(_difference(primary)),
+                f"{primary['p, corrected']:.2g}",
+                f"**{primary['verdict']}**",
+                str(_difference(tail)),
+                str(_difference(raw["balanced"])),
+                str(_difference(raw["tail"])),
+                "" if few is None else str(_difference(few)),
+            ]
+        )
+    header = [
+        *("setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau", "p", "verdict"),
+        *("tail, after tau", "balanced, raw", "tail, raw", "chosen by 20 images"),
+    ]
+    return _markdown(header, rows)
+
+
+def _difference(stored: Mapping[str, Any]) -> Difference:
+    return Difference(**{name: stored[name] for name in _FIELDS})
+
+
+def _all_arms(setups: Mapping[str, Any]) -> str:
+    """Every arm of every complete setup."""
+    parts = []
+    for name, table in setups.items():
+        rows = [
+            _arm_row(arm, entry, table["minus the chosen SGD"]["tau"].get(arm))
+            for arm, entry in table["arms"].items()
+        ]
+        header = [
+            *(f"{name}, {table['seeds']} seeds", "gradients", "balanced, raw", "balanced, tau"),
+            *("head, tau", "mid, tau", "tail, raw", "tail, tau", "worst class, tau", "NLL, tau"),
+            *("ECE, tau", "training accuracy", "training loss", "balanced, tau, minus SGD"),
+        ]
+        parts.append(_markdown(header, rows))
+    return "\n".join(parts)
+
+
+def _arm_row(arm: str, entry: Mapping[str, Any], gap: Mapping[str, Any] | None) -> list[str]:
+    def cell(kind: str, score: str, digits: int = 1) -> str:
+        mean, deviation = entry[kind][score]
+        return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
+
+    return [
+        arm,
+        f"{entry['gradients']:.0f}",
+        cell("raw", "balanced"),
+        *(cell("tau", score) for score in ("balanced", "head", "mid")),
+        cell("raw", "tail"),
+        *(cell("tau", score) for score in ("tail", "worst_class")),
+        cell("tau", "nll", 2),
+        cell("tau", "ece"),
+        cell("clean training", "accuracy"),
+        cell("clean training", "nll", 3),
+        "" if gap is None else str(_difference(gap["balanced"])),
+    ]
+
+
+def _curvature(setups: Mapping[str, Any]) -> str:
+    """The answers about curvature of every setup that was measured."""
+    parts = []
+    for name, table in setups.items():
+        found = table["curvature"]
+        if found is None:
+            continue
+        rows = []
+        for group in ("head", "tail"):
+            for place in PLACES:
+                counts = found["negative curvature"][group][place]
+                medians = found["medians"][group][place]
+                of = counts.pop("of")
+                rows.append(
+                    [
+                        f"{group}, {place}",
+                        *(f"{medians[key]:.3g}" for key in medians),
+                        *(f"{count} of {of}" for count in counts.values()),
+                    ]
+                )
+        medians = found["medians"]["tail"]["switch"]
+        conditions = found["negative curvature"]["tail"]["switch"]
+        header = [name, *(f"{key}, median" for key in medians), *conditions]
+        changes = found["sam minus sgd, tail classes"]
+        correlation = found["correlation with the change of tail accuracy"]
+        parts.append(
+            _markdown(header, rows)
+            + "\n"
+            + _markdown(
+                ["SAM minus SGD, tail classes", "mean", "95 % interval"],
+                [
+                    [
+                        what,
+                        f"{entry['mean']:+.3f}",
+                        f"{entry['mean'] - entry['half_width']:+.3f} to "
+                        f"{entry['mean'] + entry['half_width']:+.3f}",
+                    ]
+                    for what, entry in changes.items()
+                ]
+                + [
+                    [
+                        f"correlation of log lambda_max with tail accuracy, {kind}",
+                        f"{entry['r']:+.2f}",
+                        f"{entry['low']:+.2f} to {entry['high']:+.2f}",
+                    ]
+                    for kind, entry in correlation.items()
+                ],
+            )
+        )
+    return "\n".join(parts)
