@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -178,51 +179,32 @@ def _arm_row(arm: str, entry: Mapping[str, Any], gap: Mapping[str, Any] | None) 
 
 def _curvature(setups: Mapping[str, Any]) -> str:
     """The answers about curvature of every setup that was measured."""
-    parts = []
-    for name, table in setups.items():
-        found = table["curvature"]
-        if found is None:
-            continue
-        rows = []
-        for group in ("head", "tail"):
-            for place in PLACES:
-                counts = found["negative curvature"][group][place]
-                medians = found["medians"][group][place]
-                of = counts.pop("of")
-                rows.append(
-                    [
-                        f"{group}, {place}",
-                        *(f"{medians[key]:.3g}" for key in medians),
-                        *(f"{count} of {of}" for count in counts.values()),
-                    ]
-                )
-        medians = found["medians"]["tail"]["switch"]
-        conditions = found["negative curvature"]["tail"]["switch"]
-        header = [name, *(f"{key}, median" for key in medians), *conditions]
-        changes = found["sam minus sgd, tail classes"]
-        correlation = found["correlation with the change of tail accuracy"]
-        parts.append(
-            _markdown(header, rows)
-            + "\n"
-            + _markdown(
-                ["SAM minus SGD, tail classes", "mean", "95 % interval"],
-                [
-                    [
-                        what,
-                        f"{entry['mean']:+.3f}",
-                        f"{entry['mean'] - entry['half_width']:+.3f} to "
-                        f"{entry['mean'] + entry['half_width']:+.3f}",
-                    ]
-                    for what, entry in changes.items()
-                ]
-                + [
-                    [
-                        f"correlation of log lambda_max with tail accuracy, {kind}",
-                        f"{entry['r']:+.2f}",
-                        f"{entry['low']:+.2f} to {entry['high']:+.2f}",
-                    ]
-                    for kind, entry in correlation.items()
-                ],
-            )
-        )
-    return "\n".join(parts)
+    measured = {name: table["curvature"] for name, table in setups.items() if table["curvature"]}
+    return "\n".join(
+        table
+        for name, found in measured.items()
+        for table in (_curvature_places(name, found), _curvature_changes(name, found))
+    )
+
+
+def _curvature_places(name: str, found: Mapping[str, Any]) -> str:
+    """Medians of head and tail classes at each place, and how often each condition holds."""
+    rows = []
+    for group, place in itertools.product(("head", "tail"), PLACES):
+        medians, counts = found["medians"][group][place], found["negative curvature"][group][place]
+        shares = [f"{counts[key]} of {counts['of']}" for key in counts if key != "of"]
+        rows.append([f"{group}, {place}", *(f"{value:.3g}" for value in medians.values()), *shares])
+    conditions = [key for key in counts if key != "of"]
+    return _markdown([name, *(f"{key}, median" for key in medians), *conditions], rows)
+
+
+def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
+    """What late SAM changes against late SGD, and whether accuracy goes with it."""
+    rows = []
+    for what, entry in found["sam minus sgd, tail classes"].items():
+        low, high = _difference(entry).interval
+        rows.append([what, f"{entry['mean']:+.3f}", f"{low:+.3f} to {high:+.3f}"])
+    for kind, entry in found["correlation with the change of tail accuracy"].items():
+        what = f"correlation of log lambda_max with tail accuracy, {kind}"
+        rows.append([what, f"{entry['r']:+.2f}", f"{entry['low']:+.2f} to {entry['high']:+.2f}"])
+    return _markdown([f"{name}: SAM minus SGD, tail classes", "mean", "95 % interval"], rows)

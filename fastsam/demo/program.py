@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,11 +64,14 @@ def run_demo(
         if value < low:
             raise UsageError(f"{name} must be at least {low}, got {value}")
     check_free(out, allowed=overwrite, flags="--overwrite")
+    for plan in PANELS:
+        # Runs of other seeds or an older demo would enter the report.
+        shutil.rmtree(out / plan.folder, ignore_errors=True)
     every = range(seed, seed + seeds)
     ways = sum(len(plan.ways) for plan in PANELS)
     say(f"training {ways} ways with {seeds} seed(s) on {_workers()} process(es)")
     tasks: list[_Task[dict[str, Outcome]]] = [
-        (train_seed, (plan, each, epochs, out, overwrite)) for plan in PANELS for each in every
+        (train_seed, (plan, each, epochs, out)) for plan in PANELS for each in every
     ]
     found = _in_processes(tasks, "training", progress=progress)
     panels = [
