@@ -36,7 +36,8 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "longtail-digits": longtail_digits(),
-        "demo": demo(),
+        "demo-short": demo(short=True),
+        "demo": demo(short=False),
         **late_ascent_tables(),
     }
     for name, table in tables.items():
@@ -45,8 +46,12 @@ def rendered(text: str) -> str:
     return text
 
 
-def demo() -> str:
-    """What the demo found, on each of its data sets."""
+def demo(*, short: bool) -> str:
+    """What the demo found, on each of its data sets.
+
+    Args:
+        short: the first and the last verdict of each only: calibration, and the comparison that matters.
+    """
     path = RESULTS / "demo-cpu.json"
     if not path.exists():
         return ""
@@ -55,10 +60,13 @@ def demo() -> str:
     comparison = build(PairedComparison, stored)
     lines = []
     for panel in comparison.panels:
-        lines += [f"**{panel.title}** ({comparison.seeds} paired seeds, 95 % intervals):", ""]
-        lines += [f"- **{verdict}** {numbers}" for verdict, numbers in panel.verdicts()] + [""]
-    command, place = environment["command"], environment["processor"]
-    return "\n".join([*lines, f"On {place}, `{command}`."]) + "\n"
+        verdicts = panel.verdicts()
+        shown = [verdicts[0], verdicts[-1]] if short else verdicts
+        lines += [f"{panel.title} ({comparison.seeds} paired seeds, 95 % intervals):", ""]
+        lines += [f"- **{verdict}** {numbers}" for verdict, numbers in shown] + [""]
+    if not short:
+        lines += [f"On {environment['processor']}, `{environment['command']}`."]
+    return "\n".join(lines) + "\n"
 
 
 def sam_step() -> str:

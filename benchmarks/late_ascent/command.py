@@ -50,6 +50,9 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("wide", "throughout"),
     ("fashion-5000", "branches"),
     ("fashion-5000", "throughout"),
+    ("cifar10-4900", "primary"),
+    ("cifar10-4900", "branches"),
+    ("cifar10-4900", "throughout"),
 )
 """What is trained first answers the question; controls that cost more than they say come last."""
 
@@ -64,8 +67,9 @@ class LateAscent:
     from there.
     """
 
-    setups: tuple[str, ...] = tuple(SETUPS)
-    """Which setups to train; settings are chosen on fashion-600 in any case."""
+    setups: tuple[str, ...] = tuple(name for name, setup in SETUPS.items() if not setup.gpu)
+    """Which setups to train; settings are chosen on fashion-600 in any case. cifar10-4900 needs a GPU, and
+    CIFAR-10's archive in data/."""
     jobs: int = 2
     """Trainings at the same time, one thread each."""
     minutes: float = float("inf")

@@ -30,6 +30,7 @@ class Setup:
         methods: losses with their rules.
         ordered: whether every seed has its own order of classes.
         deferred: whether the methods have a rule that begins with the late phase.
+        gpu: whether it is trained on a GPU, and only where it is named.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Setup:
     methods: tuple[str, ...] = METHODS
     ordered: bool = True
     deferred: bool = True
+    gpu: bool = False
 
     @property
     def has_wrong_labels(self) -> bool:
@@ -147,6 +149,21 @@ SETUPS = {
             seeds=10,
             methods=("ce-drw",),
             ordered=False,
+        ),
+        Setup(
+            "cifar10-4900",
+            "cifar10-lt",
+            (
+                ("device", "cuda"),
+                ("data_root", "data"),
+                ("validate_every", 1000),
+                ("validation_per_class", 100),
+                ("n_max", 4900),
+            ),
+            epochs=200,
+            defer=160,
+            seeds=5,
+            gpu=True,
         ),
     )
 }

@@ -48,9 +48,7 @@ def train_seed(plan: PanelPlan, seed: int, epochs: int, out: Path) -> dict[str, 
     return {way.name: outcome for way, outcome in _outcomes(plan, seed, epochs, out)}
 
 
-def _outcomes(
-    plan: PanelPlan, seed: int, epochs: int, out: Path
-) -> Iterator[tuple[Way, Outcome]]:
+def _outcomes(plan: PanelPlan, seed: int, epochs: int, out: Path) -> Iterator[tuple[Way, Outcome]]:
     trunk = run_folder(out, plan, seed, plan.ways[0])
     for way in plan.ways:
         folder = run_folder(out, plan, seed, way)
