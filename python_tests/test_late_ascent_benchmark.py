@@ -21,9 +21,11 @@ from benchmarks.late_ascent import (
     summary,
     tables,
 )
+from benchmarks.late_ascent.command import ORDER
 from benchmarks.late_ascent.plan import (
     BASES,
     METHODS,
+    OWN_TRIALS,
     SAM_TRIALS,
     SETUPS,
     SGD_TRIALS,
@@ -56,6 +58,11 @@ def test_both_families_have_as_many_trials() -> None:
     more = more_trials(late_sgd(0.03, 1), late_sam(0.01, 0.6))
     assert [arm.factor for arm in more["sgd"]] == [0.003, 0.003]
     assert [dict(arm.settings)["rho"] for arm in more["sam"]] == [(1.2,), (1.2,)]
+
+
+def test_every_setup_is_trained_in_some_order() -> None:
+    assert {name for name, _ in ORDER} == set(SETUPS)
+    assert set(OWN_TRIALS) <= set(SETUPS)
 
 
 def test_the_late_phase_may_be_twice_as_long() -> None:
