@@ -21,7 +21,14 @@ from fastsam.longtail.landscape import REDRAWN, landscape
 from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import RunFolder, check_free
 from fastsam.progress import ProgressBar
-from fastsam.report import Arm, PairedComparison, PairedPanel, read_runs, spectrum_table, write_report
+from fastsam.report import (
+    Arm,
+    PairedComparison,
+    PairedPanel,
+    read_runs,
+    spectrum_table,
+    write_report,
+)
 from fastsam.report.figures import comparison_png
 from fastsam.report.timing import time_sam_step
 from fastsam.threads import cpu_threads

@@ -1,0 +1,104 @@
+"""The runs of one seed of a panel: train, judge, calibrate, judge again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsam.demo.plan import DATA, PanelPlan, Way
+from fastsam.longtail import Checkpoint, Trainer, recipe
+from fastsam.longtail.metrics import Metrics
+from fastsam.longtail.results import Result
+from fastsam.longtail.trained import TrainedRun, calibrate_run, evaluate_run
+from fastsam.longtail.trained.calibration import calibration_path
+from fastsam.longtail.training import Branch
+from fastsam.report.comparison import SCORES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way reached with one seed; scores in percent on the test set.
+
+    Attributes:
+        gradients: forward and backward passes over whole batches.
+        raw: each score, as trained.
+        calibrated: each score after logit adjustment with tau chosen on validation images.
+    """
+
+    gradients: float
+    raw: dict[str, float]
+    calibrated: dict[str, float]
+
+
+def run_folder(out: Path, plan: PanelPlan, seed: int, way: Way) -> Path:
+    """Return the folder of a run."""
+    return out / plan.folder / f"seed-{seed}" / way.folder
+
+
+def train_seed(
+    plan: PanelPlan, seed: int, epochs: int, out: Path, overwrite: bool
+) -> dict[str, Outcome]:
+    """Train every way of a panel with one seed, which also draws the images of the classes.
+
+    Args:
+        plan: the panel.
+        seed: seed of subset, weights and batches.
+        epochs: epochs of each run.
+        out: folder of the demo.
+        overwrite: replace earlier runs.
+    """
+    return {way.name: outcome for way, outcome in _outcomes(plan, seed, epochs, out, overwrite)}
+
+
+def _outcomes(
+    plan: PanelPlan, seed: int, epochs: int, out: Path, overwrite: bool
+) -> Iterator[tuple[Way, Outcome]]:
+    trunk = run_folder(out, plan, seed, plan.ways[0])
+    for way in plan.ways:
+        folder = run_folder(out, plan, seed, way)
+        names = {"data": DATA, "method": plan.method, "optimizer": way.optimizer}
+        values = {
+            **plan.settings,
+            "epochs": way.longer * epochs,
+            "seed": seed,
+            "subset_seed": seed,
+            "threads": 1,
+            "validate_every": 5,
+            **way.settings,
+        }
+        if way.branches:
+            branch = Branch.load(trunk, _deferral(trunk))
+            config, sources = branch.settings(**names, **values)
+        else:
+            branch, chosen = None, recipe(**names, **values)
+            config, sources = chosen.config(), chosen.sources
+        deferral = config.defer_epoch
+        keeps = way is plan.ways[0] and deferral
+        result = Trainer(
+            config,
+            sources=sources,
+            out=folder,
+            overwrite=overwrite,
+            branch=branch,
+            keep=(deferral,) if keeps else (),
+            progress=False,
+        ).fit()
+        yield way, _outcome(result, folder)
+
+
+def _deferral(trunk: Path) -> int:
+    """Return the epoch after which ways branch off."""
+    return int(Checkpoint.load(trunk).config.defer_epoch)
+
+
+def _outcome(result: Result, folder: Path) -> Outcome:
+    calibration = calibrate_run(TrainedRun.load(folder), method="logit-adjustment")
+    calibration.save(calibration_path(folder))
+    calibrated = evaluate_run(TrainedRun.load(folder), bootstrap=0).metrics
+    return Outcome(float(result.gradients or 0), _scores(result.test), _scores(calibrated))
+
+
+def _scores(metrics: Metrics) -> dict[str, float]:
+    known = {"accuracy": metrics.accuracy, "balanced": metrics.balanced, **metrics.groups}
+    return {name: known[name] for name in SCORES}
