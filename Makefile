@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 DEMO_OUT ?= demo
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench wheel release-check clean
 
 demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
@@ -38,11 +38,18 @@ format: $(READY)  ## rewrite the sources in the project's style
 bench: $(READY)  ## time the SAM step against its peers on this machine
 	$(BIN)/python -m benchmarks sam-step
 
+wheel: $(READY)  ## a wheel in dist/ for the Python of .venv, with CUDA kernels where nvcc is found
+	PATH=$(CURDIR)/$(BIN):$$PATH .ci/wheel python dist
+
+# PYTHONS="3.10 3.13" TORCHES="2.9 newest" choose some of its rows.
+release-check: $(READY)  ## install wheel and sdist under every Python and torch, with and without a compiler
+	PATH=$(CURDIR)/$(BIN):$$PATH python .ci/release_check.py
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[longtail,export,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[longtail,export,dev]" torchvision
 	touch $(READY)

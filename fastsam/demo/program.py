@@ -40,7 +40,7 @@ _Task = tuple[Callable[..., _Found], tuple[Any, ...]]
 
 
 def run_demo(
-    out: Path,
+    out: str | Path,
     *,
     seed: int = 0,
     seeds: int = 6,
@@ -69,6 +69,7 @@ def run_demo(
     for name, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("epochs", epochs, 10)):
         if value < low:
             raise UsageError(f"{name} must be at least {low}, got {value}")
+    out = Path(out)
     check_free(out, allowed=overwrite, flags="--overwrite")
     every = range(seed, seed + seeds)
     ways = sum(len(plan.ways) for plan in PANELS)
