@@ -33,6 +33,8 @@ from typing import Literal
 CHECKOUT = Path(__file__).resolve().parents[1]
 SMOKE = str(CHECKOUT / ".ci" / "smoke.py")
 NEEDED_BY_TESTS = (
+    "accelerate",
+    "lightning",
     "pytest>=8",
     "hypothesis>=6.100",
     "cmake",
@@ -192,6 +194,15 @@ def pass_tests(environment: Path, tests: list[str], log: Log) -> bool:
     return log.run(python, "-m", "pytest", "-q", "-m", "not slow", *tests, path=path, cwd=place)[0]
 
 
+def check_sources(names: list[str]) -> None:
+    """Stop where the sdist has build products or test data, or lacks a module."""
+    inside = {name.partition("/")[2] for name in names}
+    wrong = [name for name in inside if Path(name).suffix in (".a", ".o", ".pyc", ".so", ".xz")]
+    modules = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("fastsam/**/*.py")}
+    if wrong or modules - inside:
+        sys.exit(f"the sdist has {sorted(wrong)} and lacks {sorted(modules - inside)}")
+
+
 def outcome(worked: bool) -> Outcome:
     """The text of a cell."""
     return "ok" if worked else "FAILED"
@@ -212,6 +223,7 @@ def main() -> int:
         log.must(sys.executable, "-m", "build", "--sdist", "--outdir", folder, cwd=CHECKOUT)
         (sdist,) = folder.glob("*.tar.gz")
         with tarfile.open(sdist) as archive:
+            check_sources(archive.getnames())
             archive.extractall(folder, filter="data")
         unbuilt = folder / sdist.name.removesuffix(".tar.gz")
         print("| Python | torch | package | tools | install | outside | inside | tests |")
