@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 DEMO_OUT ?= demo
 
-.PHONY: demo test test-all lint lint-workflows format bench wheel wheel-test release-check clean
+.PHONY: demo test test-all lint lint-workflows format bench wheel wheel-test bare-check release-check clean
 
 demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
@@ -52,6 +52,9 @@ wheel-test: wheel  ## test that wheel in a fresh environment without a compiler
 	echo $(CURDIR)/$(VENV)/lib/python3*/site-packages > $$(echo build/wheel-test/lib/python3*/site-packages)/torch.pth
 	build/wheel-test/bin/python -m pip install --quiet --no-deps --ignore-installed dist/*.whl
 	PATH=$(CURDIR)/build/wheel-test/bin build/wheel-test/bin/python .ci/smoke.py
+
+bare-check: wheel  ## test that wheel in a Debian without libgomp1 and a compiler; needs root and debootstrap
+	.ci/bare_debian $(BIN)/python dist/*.whl
 
 # PYTHONS="3.10 3.13" TORCHES="2.9 newest" choose some of its rows.
 release-check: $(READY)  ## install wheel and sdist under every Python and torch, with and without a compiler
