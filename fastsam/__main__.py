@@ -17,6 +17,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("fastsam: error: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:  # an unbuilt checkout, or a package of the base install is missing
+        if "--debug" in sys.argv:
+            raise
+        print(f"fastsam: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,57 @@
-"""Optional packages: a missing one is reported together with the extra that installs it."""
+"""Optional packages: a missing one is reported together with the command that installs it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Literal
 
-Extra = Literal["longtail", "export", "tensorboard", "wandb"]
+Extra = Literal["plots", "longtail", "export", "tensorboard", "wandb"]
+
+TIED_TO_TORCH = ("timm", "torchvision")
+"""Packages of no extra: each release belongs to one of torch, and pip would replace an installed torch."""
+
+
+def install_command(package: str, extra: Extra) -> str:
+    """Return the command that installs an optional package.
+
+    Args:
+        package: name of the package on the index.
+        extra: the extra of this package that lists it; ignored for :data:`TIED_TO_TORCH`.
+
+    Example:
+        >>> from fastsam.extras import install_command
+        >>> install_command("scipy", "longtail")
+        'pip install ".[longtail]" in a checkout of fastsam'
+    """
+    if package in TIED_TO_TORCH:
+        return matching_command(package, torch=metadata.version("torch"))
+    return f'pip install ".[{extra}]" in a checkout of fastsam'
+
+
+def matching_command(package: str, *, torch: str) -> str:
+    """Return the command that installs a package tied to torch and keeps the installed torch.
+
+    Pip chooses the release of the package that this torch allows. A local version such as ``cu126`` names
+    the index of pytorch.org that torch came from; a torch from PyPI has none.
+
+    Args:
+        package: one of :data:`TIED_TO_TORCH`.
+        torch: version of the installed distribution ``torch``.
+
+    Example:
+        >>> from fastsam.extras import matching_command
+        >>> matching_command("torchvision", torch="2.9.1+cu126")
+        'pip install torchvision torch==2.9.1+cu126 --extra-index-url https://download.pytorch.org/whl/cu126'
+    """
+    command = f"pip install {package} torch=={torch}"
+    public, _, build = torch.partition("+")
+    if not re.fullmatch(r"(cpu|xpu|cu\d+|rocm[\d.]+)", build):
+        return command
+    channel = "nightly/" if ".dev" in public else ""
+    return f"{command} --extra-index-url https://download.pytorch.org/whl/{channel}{build}"
 
 
 @contextmanager
@@ -18,19 +63,19 @@ def requires_extra(extra: Extra, purpose: str) -> Iterator[None]:
         purpose: what needs them, for the message.
 
     Raises:
-        ImportError: a package is not installed; the message names it and the extra.
+        ImportError: a package is not installed; the message names it and the command that installs it.
 
     Example:
         >>> with requires_extra("longtail", "this example"):
         ...     import no_such_package
         Traceback (most recent call last):
             ...
-        ImportError: this example needs no_such_package: pip install "fastsam[longtail]"
+        ImportError: this example needs no_such_package: pip install ".[longtail]" in a checkout of fastsam
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise ImportError(
-            f'{purpose} needs {package}: pip install "fastsam[{extra}]"', name=error.name
+            f"{purpose} needs {package}: {install_command(package, extra)}", name=error.name
         ) from error

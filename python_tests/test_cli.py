@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import fastsam
 from fastsam.cli import main, parse
 from fastsam.curvature import Spectrum
 from fastsam.longtail.data import DATASETS
@@ -128,7 +129,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == f"fastsam {importlib.metadata.version('fastsam')}\n"
+    assert capsys.readouterr().out == f"fastsam {fastsam.__version__}\n"
 
 
 def test_training_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,6 +332,25 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "openmp" in output
     for package in ("scikit-learn", "onnx", "safetensors"):
         assert f"\n{package}: " in output
+
+
+def test_doctor_says_how_to_install_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if package == "torch":
+            return "2.9.1+cu126"
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["scipy"].endswith('pip install ".[longtail]" in a checkout of fastsam')
+    assert lines["matplotlib"].endswith('pip install ".[plots]" in a checkout of fastsam')
+    assert lines["torchvision"].endswith(
+        "pip install torchvision torch==2.9.1+cu126 "
+        "--extra-index-url https://download.pytorch.org/whl/cu126"
+    )
 
 
 def test_module_can_be_run() -> None:

@@ -49,7 +49,7 @@ LAYERS: dict[str, set[str]] = {
 
 CORE = ("kernels", "optim", "curvature", *FOUNDATION)
 BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
-"""What `pip install fastsam` installs."""
+"""What an installation without extras installs."""
 
 CORE_IMPORTS = {"torch", "numpy", "fastsam"}
 """What modules of the core may import at once; everything else waits until a function needs it."""

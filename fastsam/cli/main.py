@@ -11,15 +11,9 @@ from functools import reduce
 from importlib import import_module
 from typing import Annotated, Any
 
-try:
-    import tyro
-    from tyro.conf import subcommand
-except ImportError as error:
-    raise SystemExit(
-        "fastsam: error: the command line needs more packages: pip install 'fastsam[longtail]'"
-    ) from error
-
 import torch
+import tyro
+from tyro.conf import subcommand
 
 import fastsam
 from fastsam.cli import commands

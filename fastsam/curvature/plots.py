@@ -97,7 +97,7 @@ def plot_spectra(
 
 
 def _pyplot() -> Any:
-    with requires_extra("longtail", "a plot of spectra"):
+    with requires_extra("plots", "a plot of spectra"):
         from matplotlib import pyplot
     return pyplot
 

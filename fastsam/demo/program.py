@@ -41,7 +41,7 @@ _Task = tuple[Callable[..., _Found], tuple[Any, ...]]
 
 
 def run_demo(
-    out: Path,
+    out: str | Path,
     *,
     seed: int = 0,
     seeds: int = 6,
@@ -70,6 +70,7 @@ def run_demo(
     for name, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("epochs", epochs, 10)):
         if value < low:
             raise UsageError(f"{name} must be at least {low}, got {value}")
+    out = Path(out)
     check_free(out, allowed=overwrite, flags="--overwrite")
     for plan in PANELS:
         # Runs of other seeds or an older demo would enter the report.

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch  # loads the OpenMP runtime that _native then shares
 
+
+def _advice(package: Path) -> str:
+    """Return what to do where the native module cannot be loaded from the folder of the package."""
+    checkout = package.parent
+    if (checkout / "pyproject.toml").is_file():
+        return (
+            f"build it with `pip install --editable {checkout}`, or start Python in another folder to use "
+            "an installed fastsam"
+        )
+    return "reinstall it with `pip install --force-reinstall --no-deps .` in a checkout of fastsam"
+
+
 try:
     from fastsam import _native
-except ImportError as error:  # reported by `module()` when a kernel is first needed
-    _native = None  # type: ignore[assignment]
-    _load_error: ImportError | None = error
-else:
-    _load_error = None
+except ImportError as error:
+    _package = Path(__file__).parents[1]
+    raise ImportError(
+        f"the native module of fastsam cannot be loaded from {_package} ({error}): {_advice(_package)}"
+    ) from error
 
 if TYPE_CHECKING:
     from fastsam._native import Execution
 
-TABLE_COLUMNS: tuple[str, ...] = () if _native is None else _native.TABLE_COLUMNS
+TABLE_COLUMNS: tuple[str, ...] = _native.TABLE_COLUMNS
 """Columns of a table of tensors, in the order of ``csrc/include/fastsam/table.h``."""
 
-HYPER_COLUMNS: tuple[str, ...] = () if _native is None else _native.HYPER_COLUMNS
+HYPER_COLUMNS: tuple[str, ...] = _native.HYPER_COLUMNS
 """Columns of a row of hyper-parameters, in the order of ``csrc/include/fastsam/sam.h``."""
 
-ADAPTIVE: int = 0 if _native is None else _native.ADAPTIVE
-STOCHASTIC: int = 0 if _native is None else _native.STOCHASTIC
+ADAPTIVE: int = _native.ADAPTIVE
+STOCHASTIC: int = _native.STOCHASTIC
 """Values of the column ``flags``: ``enum Flag`` of ``csrc/include/fastsam/table.h``."""
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -33,17 +46,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 def module() -> ModuleType:
-    """Return the native module.
-
-    Raises:
-        ImportError: it could not be loaded; the message says why and what to do.
-    """
-    if _native is None:
-        raise ImportError(
-            f"fastsam's native module could not be loaded ({_load_error}). Reinstall with "
-            "`pip install --force-reinstall --no-deps fastsam`, or `pip install .` in a checkout; "
-            "`fastsam doctor` shows what was found."
-        ) from _load_error
+    """Return the native module."""
     return _native
 
 

@@ -76,7 +76,7 @@ class Checkpoint:
     average: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file atomically: a crash leaves the previous checkpoint whole.
 
         Raises:
@@ -91,10 +91,10 @@ class Checkpoint:
             "version": VERSION,
         }
         with _checksums():
-            write_atomically(path, lambda file: torch.save(content, file))
+            write_atomically(Path(path), lambda file: torch.save(content, file))
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
+    def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint without running any code in it (``weights_only=True``).
 
         The checksums of the archive are verified first. Tensors arrive on the CPU.
@@ -104,6 +104,7 @@ class Checkpoint:
             CheckpointError: if the file is missing, not of this format, of a version that this
                 package does not read, or contradicts itself.
         """
+        path = Path(path)
         if path.is_dir():
             path = path / "checkpoint.pt"
         if not path.is_file():

@@ -107,12 +107,13 @@ class ClassSpectrum:
 
     @staticmethod
     def path(
-        folder: Path, label: int | Literal["all"] | None, split: str, loss: str, augment: str
+        folder: str | Path, label: int | Literal["all"] | None, split: str, loss: str, augment: str
     ) -> Path:
         """``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json``, where :meth:`save` writes."""
-        return folder / f"class-{ALL if label is None else label}-{split}-{loss}-{augment}.json"
+        name = f"class-{ALL if label is None else label}-{split}-{loss}-{augment}.json"
+        return Path(folder, name)
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the spectrum and what it is of into ``folder``; returns the path."""
         subject = self.subject
         path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
@@ -121,7 +122,7 @@ class ClassSpectrum:
         return path
 
     @classmethod
-    def load(cls, path: Path) -> ClassSpectrum:
+    def load(cls, path: str | Path) -> ClassSpectrum:
         """Read what :meth:`save` wrote.
 
         Raises:

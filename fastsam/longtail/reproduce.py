@@ -69,7 +69,7 @@ class Panel:
 def reproduce_table(
     name: str,
     data: str,
-    out: Path,
+    out: str | Path,
     *,
     seeds: int = 3,
     world: World = World(),  # noqa: B008 (frozen)
@@ -109,7 +109,7 @@ def reproduce_table(
 def reproduce_figure(
     name: str,
     data: str,
-    out: Path,
+    out: str | Path,
     *,
     augment: str = "none",
     steps: int = 80,
@@ -189,14 +189,14 @@ class _Runs:
     def __init__(
         self,
         data: str,
-        out: Path,
+        out: str | Path,
         variants: Sequence[Variant],
         overrides: Mapping[str, Any],
         *,
         world: World,
         progress: bool,
     ) -> None:
-        self.out = out
+        self.out = Path(out)
         self.world = world
         self.progress = progress
         self.comparable = set(overrides) <= {*AS_PUBLISHED, *place_settings()}

@@ -142,14 +142,14 @@ class Result:
         return result
 
     @classmethod
-    def load(cls, path: Path) -> Result:
+    def load(cls, path: str | Path) -> Result:
         """Read a ``result.json``.
 
         Raises:
             DataError: if the file is something else, or was damaged or edited; it is named.
         """
         try:
-            return cls.from_json(path.read_text("utf-8"))
+            return cls.from_json(Path(path).read_text("utf-8"))
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
 

@@ -9,11 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fastsam.extras import Extra, install_command
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.results import Epoch
 
-TRACKERS = ("none", "tensorboard", "wandb")
+_EXTRAS: dict[str, Extra] = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""The extra that installs each tracker."""
+
+TRACKERS = ("none", *_EXTRAS)
 
 
 def check_tracker(name: str, *, out: Path | None) -> None:
@@ -25,7 +29,7 @@ def check_tracker(name: str, *, out: Path | None) -> None:
 
     Raises:
         UsageError: for an unknown name, or TensorBoard without a folder.
-        ImportError: if the package is not installed; the message names the extra that brings it.
+        ImportError: if the package is not installed; the message names the command that installs it.
     """
     if name not in TRACKERS:
         raise unknown("tracker", name, TRACKERS)
@@ -77,5 +81,5 @@ def _package(name: str) -> Any:
         return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError as error:
         raise ImportError(
-            f'{name} is not installed: pip install "fastsam[{name}]", or use --track none'
+            f"{name} is not installed: {install_command(name, _EXTRAS[name])}, or use --track none"
         ) from error

@@ -122,18 +122,18 @@ class PairedComparison:
     seeds: int
     panels: list[PairedPanel]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write ``folder/comparison.json``."""
-        write_text(folder / self.FILE, to_json(asdict(self)))
+        write_text(Path(folder, self.FILE), to_json(asdict(self)))
 
     @classmethod
-    def load(cls, path: Path) -> PairedComparison:
+    def load(cls, path: str | Path) -> PairedComparison:
         """Read what :meth:`save` wrote.
 
         Raises:
             DataError: the file is something else.
         """
         try:
-            return build(cls, from_json(path.read_text("utf-8")))
+            return build(cls, from_json(Path(path).read_text("utf-8")))
         except ValueError as error:
             raise DataError(f"{path} is not a comparison of fastsam: {error}") from error

@@ -21,7 +21,7 @@ _INCHES_PER_LETTER, _INCHES_PER_MARK, _INCHES_PER_LINE = 0.075, 0.5, 0.19
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **grid: object) -> tuple[Any, Any]:
     # The object interface needs no global backend and leaves the caller's figures alone.
-    with requires_extra("longtail", "a figure"):
+    with requires_extra("plots", "a figure"):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **grid: object) 
 
 
 def _svg(figure: Any) -> str:
-    with requires_extra("longtail", "a figure"):
+    with requires_extra("plots", "a figure"):
         import matplotlib
     text = io.StringIO()
     # Without metadata and with a fixed salt, the same numbers give the same file.

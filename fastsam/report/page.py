@@ -50,7 +50,7 @@ class Runs:
     timing: StepTiming | None = None
 
 
-def read_runs(folder: Path) -> Runs:
+def read_runs(folder: str | Path) -> Runs:
     """Read the results and spectra in ``folder`` and below it, its comparison and its timing.
 
     Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
@@ -59,6 +59,7 @@ def read_runs(folder: Path) -> Runs:
     Raises:
         DataError: there is no result at all.
     """
+    folder = Path(folder)
     results = _readable(Result.load, folder.rglob("result.json"))
     if not results:
         raise DataError(
@@ -103,12 +104,12 @@ def _place(run: str) -> tuple[str, bool, str]:
     return method, optimizer != "sgd", optimizer
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write ``folder/report.html`` about the runs in ``folder`` and return its path.
 
     The page holds its figures and needs no other file and no network.
     """
-    page = folder / "report.html"
+    page = Path(folder, "report.html")
     write_text(page, render(read_runs(folder)))
     return page
 

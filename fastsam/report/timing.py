@@ -57,15 +57,15 @@ class StepTiming:
             f"weights agree within {self.difference:.1e}"
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write ``folder/timing.json``."""
-        write_text(folder / self.FILE, to_json(asdict(self)))
+        write_text(Path(folder, self.FILE), to_json(asdict(self)))
 
     @classmethod
-    def load(cls, path: Path) -> StepTiming:
+    def load(cls, path: str | Path) -> StepTiming:
         """Read what :meth:`save` wrote."""
         try:
-            return build(cls, from_json(path.read_text("utf-8")))
+            return build(cls, from_json(Path(path).read_text("utf-8")))
         except ValueError as error:
             raise DataError(f"{path} is not a timing of fastsam: {error}") from error
 

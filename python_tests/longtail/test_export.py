@@ -428,5 +428,7 @@ def test_a_missing_package_names_the_extra(
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    with pytest.raises(ImportError, match=rf'needs {name}: pip install "fastsam\[export\]"'):
+    with pytest.raises(
+        ImportError, match=rf'needs {name}: pip install "\.\[export\]" in a checkout'
+    ):
         export_run(cosine, tmp_path / "model", format=name)

@@ -8,21 +8,26 @@ from dataclasses import dataclass
 
 import fastsam
 from fastsam.cli.output import show
+from fastsam.extras import Extra, install_command
 from fastsam.longtail.registry import PLUGINS, load_plugins
 
-_OPTIONAL_PACKAGES = {
-    "scikit-learn": "digits-lt",
-    "torchvision": "CIFAR, image folders, ImageNet networks",
-    "matplotlib": "figures and reports",
-    "pillow": "image files",
-    "jinja2": "reports",
-    "scipy": "distances between spectra",
-    "tqdm": "progress bars",
-    "timm": "its networks",
-    "onnx": "export to ONNX",
-    "onnxscript": "export to ONNX",
-    "safetensors": "export to safetensors",
+_OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
+    "matplotlib": ("plots", "figures and reports"),
+    "scikit-learn": ("longtail", "digits-lt"),
+    "joblib": ("longtail", "demo"),
+    "pillow": ("longtail", "image files"),
+    "jinja2": ("longtail", "reports"),
+    "scipy": ("longtail", "distances between spectra"),
+    "tqdm": ("longtail", "progress bars"),
+    "torchvision": ("longtail", "CIFAR, image folders, ImageNet networks"),
+    "timm": ("longtail", "its networks"),
+    "onnx": ("export", "export to ONNX"),
+    "onnxscript": ("export", "export to ONNX"),
+    "safetensors": ("export", "export to safetensors"),
+    "tensorboard": ("tensorboard", "--track tensorboard"),
+    "wandb": ("wandb", "--track wandb"),
 }
+"""The extra that installs each optional package, and what needs it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,11 @@ class Doctor:
         print(f"torch: {importlib.metadata.version('torch')}")
         for name, value in fastsam.build_info().items():
             print(f"{name}: {value}")
-        for package, purpose in _OPTIONAL_PACKAGES.items():
+        for package, (extra, purpose) in _OPTIONAL_PACKAGES.items():
             try:
-                version = importlib.metadata.version(package)
+                print(f"{package}: {importlib.metadata.version(package)} ({purpose})")
             except importlib.metadata.PackageNotFoundError:
-                version = "not installed"
-            print(f"{package}: {version} ({purpose})")
+                print(f"{package}: not installed ({purpose}): {install_command(package, extra)}")
         failed = load_plugins()
         for point in importlib.metadata.entry_points(group=PLUGINS):
             show(f"plug-in {point.name}: {failed.get(point.name, 'loaded')} ({point.value})")

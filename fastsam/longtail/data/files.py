@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash, file_digests
 from fastsam.longtail.data.lists import ImageList
@@ -44,7 +45,8 @@ class Preparation:
 
     def training(self) -> Callable[[Any], Tensor]:
         """Random resized crop, flip, colour jitter."""
-        from torchvision.transforms import v2
+        with requires_extra("longtail", "the augmentation of image files"):
+            from torchvision.transforms import v2
 
         composed: Callable[[Any], Tensor] = v2.Compose(
             [

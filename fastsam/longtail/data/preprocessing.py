@@ -92,7 +92,7 @@ class Preprocessing:
                 f"{self.size[0]}x{self.size[1]}; resize them, or pass image files, which are resized"
             )
 
-    def apply(self, path: Path) -> Tensor:
+    def apply(self, path: str | Path) -> Tensor:
         """Read an image file.
 
         Args:
@@ -105,7 +105,7 @@ class Preprocessing:
             OSError: the file is missing, damaged or of a format that is not read.
             ValueError: a value is outside the range, or the range has to be given.
         """
-        return self.prepare(decode(path, self.reading).pixels)
+        return self.prepare(decode(Path(path), self.reading).pixels)
 
     def prepare(self, image: Image | Tensor) -> Tensor:
         """Make the input of the network from a decoded image.
@@ -161,7 +161,8 @@ def _scaled(image: Image | Tensor) -> Tensor:
     """The pixels in [0, 1], float32 ``[C, H, W]``."""
     if isinstance(image, Tensor):
         return image
-    from torchvision.transforms.v2 import functional
+    with requires_extra("longtail", "an image file"):
+        from torchvision.transforms.v2 import functional
 
     # By division, as data sets in memory are scaled. torchvision multiplies by 1 / 255, which rounds
     # twice and gives other bits for some values.

@@ -21,7 +21,7 @@ SMALLEST = 64
 
 def write_sheets(
     data: LongTailData,
-    folder: Path,
+    folder: str | Path,
     *,
     split: str = "train",
     columns: int = 16,
@@ -58,6 +58,7 @@ def write_sheets(
     counts = np.bincount(images.targets, minlength=data.num_classes)
     order = np.argsort(-data.counts, kind="stable")
     width = len(str(data.num_classes - 1))
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     overview = []
     ranks = np.unique(np.linspace(0, len(order) - 1, classes).round().astype(np.int64))

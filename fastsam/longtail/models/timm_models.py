@@ -7,6 +7,7 @@ from importlib import import_module
 
 from torch import Tensor, nn
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.base import MODELS, Model
 
@@ -23,10 +24,8 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
-        try:
+        with requires_extra("longtail", f"timm:{name}"):
             timm = import_module("timm")
-        except ImportError as error:
-            raise UsageError(f"timm:{name} needs timm: pip install timm") from error
         if not timm.is_model(name):
             raise UsageError(f"timm has no network {name!r}; timm.list_models() names them")
         self.network = timm.create_model(name, num_classes=0, in_chans=channels)

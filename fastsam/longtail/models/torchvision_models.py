@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from fastsam.extras import requires_extra
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.base import Model, register_model
 
@@ -20,7 +21,8 @@ class TorchvisionFeatures(nn.Module):
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
-        import torchvision
+        with requires_extra("longtail", name):
+            import torchvision
 
         if channels != 3:
             raise UsageError(f"{name} reads colour images, these have {channels} channel(s)")

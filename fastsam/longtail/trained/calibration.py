@@ -103,7 +103,7 @@ class Calibration:
             ) from error
         return AffineHead(head, 1 / self.temperature, torch.zeros(len(trained.counts)))
 
-    def check_weights(self, weights: str, path: Path) -> None:
+    def check_weights(self, weights: str, path: str | Path) -> None:
         """Raise :class:`CheckpointError` unless the calibration belongs to these weights.
 
         Args:

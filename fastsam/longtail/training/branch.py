@@ -40,7 +40,7 @@ class Branch:
     checkpoint: Checkpoint
 
     @classmethod
-    def load(cls, run: Path, epoch: int) -> Branch:
+    def load(cls, run: str | Path, epoch: int) -> Branch:
         """Read the checkpoint that a run kept of an epoch.
 
         Args:
@@ -50,6 +50,7 @@ class Branch:
         Raises:
             CheckpointError: it was not kept; the message says which were.
         """
+        run = Path(run)
         if not run.is_dir():
             what = "is a file" if run.is_file() else "does not exist"
             raise CheckpointError(

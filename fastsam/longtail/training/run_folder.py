@@ -28,12 +28,12 @@ class RunFolder:
         per_class: one line per class, CSV.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoint = path / "checkpoint.pt"
-        self.result = path / "result.json"
-        self.history = path / "history.csv"
-        self.per_class = path / "per_class.csv"
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.result = self.path / "result.json"
+        self.history = self.path / "history.csv"
+        self.per_class = self.path / "per_class.csv"
 
     def kept(self, epoch: int) -> Path:
         """Where the checkpoint of an epoch lies that was asked to be kept."""
@@ -139,8 +139,9 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def check_free(path: Path, *, allowed: bool, flags: str) -> None:
+def check_free(path: str | Path, *, allowed: bool, flags: str) -> None:
     """Raise :class:`UsageError` if ``path`` is a file, or a folder with content and not allowed."""
+    path = Path(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; --out needs a folder")
     files = path.iterdir() if path.is_dir() else ()

@@ -15,7 +15,7 @@ from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import check_rho, eta_of
 
 _NUMBERS = frozenset({float, int, bool})
-_RHO = extension.HYPER_COLUMNS.index("rho") if extension.HYPER_COLUMNS else 0
+_RHO = extension.HYPER_COLUMNS.index("rho")
 
 
 class HyperRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,6 @@ if is_available():
         get_world_size,
         is_initialized,
     )
-    from torch.distributed.tensor import DTensor
-else:  # a build of torch without distributed support has no DTensor to meet
-    DTensor = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -27,7 +25,10 @@ if TYPE_CHECKING:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether ``tensor`` is a DTensor."""
-    return DTensor is not None and isinstance(tensor, DTensor)
+    # Importing torch.distributed.tensor takes half as long as torch. Before somebody else has done so,
+    # and in a build of torch without distributed support, no tensor can be a DTensor.
+    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def refuse_flattened(parameter: Tensor) -> None:
@@ -104,6 +105,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
     """Return a DTensor with the mesh, placements and shape of ``parameter`` whose local part is ``part``."""
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         part,
         parameter.device_mesh,  # type: ignore[attr-defined]

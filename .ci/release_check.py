@@ -1,0 +1,252 @@
+"""Install the wheel and the sdist under every Python and torch, and print a table of what works.
+
+Environment variables choose the rows and the place:
+
+- ``PYTHONS``: versions, "3.10 3.11 3.12 3.13" by default, from pyenv or from the PATH.
+- ``TORCHES``: "2.9 newest" by default; "2.9" stands for its newest patch release.
+- ``ENVIRONMENTS``: a folder that keeps the environments with torch for the next run. Each takes 5 to 7 GB;
+  by default each is deleted after its rows.
+- ``TESTS``: tests that the first torch must pass with the installed wheel, ``python_tests/optim`` for
+  instance; none by default.
+
+In every row pip installs the package and its dependencies into a fresh environment. "None" in the
+column "tools" means that the PATH has the ``bin`` of that environment only: no compiler, so the sdist must be
+refused for that reason. Then ``smoke.py`` runs outside the checkout. Inside an unbuilt checkout the command
+``fastsam`` must work, and Python, which finds the sources there, must say what to do. The sdist is built
+without nvcc, so that its rows cover a build for CPUs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SMOKE = str(CHECKOUT / ".ci" / "smoke.py")
+NEEDED_BY_TESTS = (
+    "accelerate",
+    "lightning",
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "cmake",
+    "ninja",
+    "pybind11",
+    "scipy",
+    "matplotlib",
+)
+READ_BY_TESTS = ("benchmarks", "csrc", "docs", "examples", "python_tests")
+
+Artifact = Literal["wheel", "sdist"]
+Outcome = Literal["ok", "refused", "FAILED", "-"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One installation and what came of it."""
+
+    python: str
+    torch: str
+    artifact: Artifact
+    compiler: bool
+    install: Outcome = "-"
+    outside: Outcome = "-"
+    inside: Outcome = "-"
+    tests: Outcome = "-"
+
+    @property
+    def results(self) -> tuple[Outcome, ...]:
+        """What came of each check."""
+        return (self.install, self.outside, self.inside, self.tests)
+
+    def line(self) -> str:
+        """The row of a Markdown table."""
+        tools = "compiler" if self.compiler else "none"
+        return f"| {' | '.join([self.python, self.torch, self.artifact, tools, *self.results])} |"
+
+
+class Log:
+    """Runs commands and appends them, with what they print, to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.unlink(missing_ok=True)
+
+    def run(self, *command: object, path: str = os.environ["PATH"], cwd: Path) -> tuple[bool, str]:
+        """Run a command with ``path`` as its PATH; return whether it worked, and its output."""
+        environment = {**os.environ, "PATH": path}
+        for name in ("PYTHONPATH", "CC", "CXX", "CUDACXX", "VIRTUAL_ENV"):
+            environment.pop(name, None)
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        with self.path.open("a") as log:
+            print(f"$ PATH={path}", *command, file=log)
+            print(f"{done.stdout}exit {done.returncode}\n", file=log)
+        return done.returncode == 0, done.stdout
+
+    def must(self, *command: object, cwd: Path) -> None:
+        """Run a preparation; stop where it fails."""
+        worked, output = self.run(*command, cwd=cwd)
+        if not worked:
+            sys.exit(f"{' '.join(map(str, command))} failed:\n{output[-2000:]}")
+
+
+def interpreter(version: str) -> str:
+    """Find a Python: the newest of pyenv with this version, or else that of the PATH."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    patches = {int(path.name.split(".")[2]): path for path in root.glob(f"versions/{version}.*")}
+    if patches:
+        return str(patches[max(patches)] / "bin" / "python3")
+    found = shutil.which(f"python{version}")
+    if found is None:
+        sys.exit(f"there is no Python {version}: install it with pyenv, or leave it out of PYTHONS")
+    return found
+
+
+@contextmanager
+def environment_with_torch(python: str, torch: str, log: Log) -> Iterator[Path]:
+    """An environment that has torch and nothing of this project."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(os.environ.get("ENVIRONMENTS", temporary)).resolve()
+        folder = place / f"python{python}-torch{torch}"
+        if not (folder / "ready").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet")
+            log.must(interpreter(python), "-m", "venv", "--clear", folder, cwd=place)
+            log.must(*pip, "--upgrade", "pip", cwd=place)
+            log.must(*pip, "torch" if torch == "newest" else f"torch=={torch}.*", cwd=place)
+            (folder / "ready").touch()
+        yield folder
+
+
+@contextmanager
+def fresh_environment(base: Path, log: Log) -> Iterator[Path]:
+    """An empty environment that sees the packages of ``base``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "environment"
+        log.must(base / "bin" / "python", "-m", "venv", folder, cwd=base)
+        (packages,) = base.glob("lib/python*/site-packages")
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "torch.pth").write_text(f"{packages}\n")
+        yield folder
+
+
+def search_path(environment: Path, *, compiler: bool) -> str:
+    """The PATH of a row."""
+    folders = [str(environment / "bin")]
+    if compiler:
+        given = os.environ["PATH"].split(os.pathsep)
+        folders += [folder for folder in given if not Path(folder, "nvcc").exists()]
+    return os.pathsep.join(folders)
+
+
+def checked(row: Row, base: Path, package: Path, unbuilt: Path, tests: list[str], log: Log) -> Row:
+    """Install ``package`` as the row says, and return the row with what came of it."""
+    with fresh_environment(base, log) as environment:
+        path = search_path(environment, compiler=row.compiler)
+        python = environment / "bin" / "python"
+        worked, output = log.run(
+            python, "-m", "pip", "install", "--no-cache-dir", package, path=path, cwd=environment
+        )
+        if not worked:
+            expected = row.artifact == "sdist" and not row.compiler
+            named = "there is no C++ compiler" in " ".join(output.split())
+            return replace(row, install="refused" if expected and named else "FAILED")
+        outside, _ = log.run(python, SMOKE, path=path, cwd=environment)
+        command, _ = log.run(environment / "bin" / "fastsam", "doctor", path=path, cwd=unbuilt)
+        hidden, output = log.run(python, "-c", "import fastsam.optim", path=path, cwd=unbuilt)
+        advised = "start Python in another folder" in output.strip().rpartition("\n")[2]
+        return replace(
+            row,
+            install="ok",
+            outside=outcome(outside),
+            inside=outcome(command and advised and not hidden),
+            tests=outcome(pass_tests(environment, tests, log)) if tests else "-",
+        )
+
+
+def pass_tests(environment: Path, tests: list[str], log: Log) -> bool:
+    """Whether the installed package passes tests, away from its sources."""
+    python = environment / "bin" / "python"
+    log.must(python, "-m", "pip", "install", "--quiet", *NEEDED_BY_TESTS, cwd=environment)
+    place = environment / "tests"
+    for name in READ_BY_TESTS:
+        shutil.copytree(CHECKOUT / name, place / name)
+    for file in CHECKOUT.glob("*.*"):
+        if file.is_file():
+            shutil.copy(file, place)
+    path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return log.run(python, "-m", "pytest", "-q", "-m", "not slow", *tests, path=path, cwd=place)[0]
+
+
+def check_sources(names: list[str]) -> None:
+    """Stop where the sdist has build products or test data, or lacks a module."""
+    inside = {name.partition("/")[2] for name in names}
+    wrong = [name for name in inside if Path(name).suffix in (".a", ".o", ".pyc", ".so", ".xz")]
+    modules = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("fastsam/**/*.py")}
+    if wrong or modules - inside:
+        sys.exit(f"the sdist has {sorted(wrong)} and lacks {sorted(modules - inside)}")
+
+
+def outcome(worked: bool) -> Outcome:
+    """The text of a cell."""
+    return "ok" if worked else "FAILED"
+
+
+def main() -> int:
+    """Check every row, print the table, and return 0 where nothing failed."""
+    pythons = os.environ.get("PYTHONS", "3.10 3.11 3.12 3.13").split()
+    torches = os.environ.get("TORCHES", "2.9 newest").split()
+    tests = os.environ.get("TESTS", "").split()
+    build = CHECKOUT / "build"
+    build.mkdir(exist_ok=True)
+    log = Log(build / "release-check.log")
+    print(f"log: {log.path}", flush=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        log.must(sys.executable, "-m", "build", "--sdist", "--outdir", folder, cwd=CHECKOUT)
+        (sdist,) = folder.glob("*.tar.gz")
+        with tarfile.open(sdist) as archive:
+            check_sources(archive.getnames())
+            archive.extractall(folder, filter="data")
+        unbuilt = folder / sdist.name.removesuffix(".tar.gz")
+        print("| Python | torch | package | tools | install | outside | inside | tests |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        for python in pythons:
+            wheels = folder / python
+            for torch in torches:
+                with environment_with_torch(python, torch, log) as base:
+                    if not wheels.exists():
+                        # From the sdist: a file that it lacks must not be in the wheel by accident.
+                        build_wheel = CHECKOUT / ".ci" / "wheel"
+                        log.must(build_wheel, base / "bin" / "python", wheels, sdist, cwd=folder)
+                    (wheel,) = wheels.glob("*.whl")
+                    packages: dict[Artifact, Path] = {"wheel": wheel, "sdist": sdist}
+                    for artifact, package in packages.items():
+                        for compiler in (False, True):
+                            row = Row(python, torch, artifact, compiler)
+                            suite = tests if torch == torches[0] and package == wheel else []
+                            suite = suite if not compiler else []
+                            rows.append(checked(row, base, package, unbuilt, suite, log))
+                            print(rows[-1].line(), flush=True)
+    return 1 if any("FAILED" in row.results for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
