@@ -1,7 +1,10 @@
-"""Load the native module and find the backend of a device; errors say what is missing and what to do."""
+"""Load the native module and find its launches for a device; errors say what is missing and what to do."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ else:
 
 if TYPE_CHECKING:
     from fastsam._native import Execution
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 TABLE_COLUMNS: tuple[str, ...] = () if _native is None else _native.TABLE_COLUMNS
 """Columns of a table of tensors, in the order of ``csrc/include/fastsam/table.h``."""
@@ -39,33 +44,34 @@ def module() -> ModuleType:
         ImportError: it could not be loaded; the message says why and what to do.
     """
     if _native is None:
-        raise ImportError(
-            f"fastsam's native module could not be loaded ({_load_error}). Reinstall with "
-            "`pip install --force-reinstall --no-deps fastsam`, or `pip install .` in a checkout; "
-            "`fastsam doctor` shows what was found."
-        ) from _load_error
+        raise ImportError(_explanation(_PACKAGE, sys.path)) from _load_error
     return _native
 
 
-def backend(device: torch.device) -> Any:
-    """Return the launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
+def _explanation(package: Path, search_path: Sequence[str]) -> str:
+    """Return why the native module is missing, and the fix."""
+    checkout = package.parent
+    built = _load_error is not None and not (_load_error.path or "").endswith("__init__.py")
+    if built or not (checkout / "csrc").is_dir():
+        return (
+            f"fastsam's native module could not be loaded ({_load_error}): reinstall it, with "
+            "`pip install --force-reinstall --no-deps .` in a checkout of fastsam"
+        )
+    others = (Path(entry).resolve() / package.name for entry in search_path if entry)
+    if any(other.is_dir() and other != package for other in others):
+        return (
+            f"{checkout} is a checkout whose native module is not built, and it hides the installed fastsam: "
+            "start Python in another folder, or run `pip install --editable .` in the checkout"
+        )
+    return f"{checkout} is a checkout whose native module is not built: run `pip install --editable .` there"
 
-    Raises:
-        RuntimeError: there are no kernels for this device.
+
+def backend(device: torch.device) -> Any:
+    """Return the native launches for tensors on ``device``: the submodule ``cpu`` or ``cuda``.
+
+    :func:`fastsam.kernels.backends.backend_of` tells which devices have them.
     """
-    if device.type == "cpu":
-        return module().cpu
-    if device.type == "cuda":
-        cuda = getattr(module(), "cuda", None)
-        if cuda is None:
-            raise RuntimeError(
-                "fastsam was built without CUDA kernels, but a tensor is on a CUDA device. Install the "
-                "CUDA toolkit (nvcc) and reinstall fastsam, or move the model to the CPU."
-            )
-        return cuda
-    raise RuntimeError(
-        f"fastsam has kernels for cpu and cuda, not for {device.type!r}: move the model to one of them."
-    )
+    return getattr(module(), device.type)
 
 
 def execution(device: torch.device) -> Execution:
@@ -75,14 +81,3 @@ def execution(device: torch.device) -> Execution:
         stream = torch.cuda.current_stream(device)
         return loaded.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
     return loaded.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
-
-
-def build_info() -> dict[str, Any]:
-    """Return how the native module was built and what it finds on this machine.
-
-    Example:
-        >>> import fastsam
-        >>> sorted(fastsam.build_info())[:2]
-        ['compiler', 'cuda']
-    """
-    return dict(module().build_info())
