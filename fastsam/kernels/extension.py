@@ -58,7 +58,7 @@ def _explanation(package: Path, search_path: Sequence[str]) -> str:
             "`pip install --force-reinstall --no-deps .` in a checkout of fastsam"
         )
     others = (Path(entry).resolve() / package.name for entry in search_path if entry)
-    if any(other.is_dir() and other != package for other in others):
+    if any((other / "__init__.py").is_file() and other != package for other in others):
         return (
             f"{checkout} is a checkout whose native module is not built, and it hides the installed fastsam: "
             "start Python in another folder, or run `pip install --editable .` in the checkout"

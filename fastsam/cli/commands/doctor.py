@@ -33,8 +33,15 @@ class Doctor:
         """Print the native build, the optional packages and the plug-ins."""
         print(f"fastsam: {fastsam.__version__}")
         print(f"torch: {importlib.metadata.version('torch')}")
-        for name, value in fastsam.build_info().items():
+        try:
+            native = fastsam.build_info()
+        except ImportError as error:
+            native = {"native module": error}
+        backends = native.pop("backends", {})
+        for name, value in native.items():
             print(f"{name}: {value}")
+        for device, backend in backends.items():
+            print(f"kernels on {device}: {backend}")
         for package, purpose in _OPTIONAL_PACKAGES.items():
             try:
                 version = importlib.metadata.version(package)

@@ -81,3 +81,11 @@ def arithmetic(tensors: Sequence[Tensor]) -> list[Tensor]:
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return float64 for float64 and float32 for the other dtypes."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def add_scalar(tensors: Sequence[Tensor], scalar: Tensor) -> None:
+    """Add a scalar on the device to each tensor, in place.
+
+    ``_foreach_add_`` with one tensor instead of a list reads it on the host where it has no fast path.
+    """
+    torch._foreach_add_(list(tensors), [scalar] * len(tensors))

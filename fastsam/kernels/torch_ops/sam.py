@@ -10,6 +10,7 @@ from torch import Tensor
 from fastsam.kernels.table import TensorTable
 from fastsam.kernels.torch_ops.parts import (
     Part,
+    add_scalar,
     arithmetic,
     arithmetic_dtype,
     backup_of,
@@ -102,7 +103,7 @@ def _climbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
 def _normalization(part: Part, eta: Tensor) -> list[Tensor]:
     """Return ASAM's ``|w| + eta``, in new tensors of the dtype of arithmetic."""
     normalization = list(torch._foreach_abs(arithmetic(part.weights)))
-    torch._foreach_add_(normalization, eta[part.group].to(normalization[0].dtype))
+    add_scalar(normalization, eta[part.group].to(normalization[0].dtype))
     return normalization
 
 

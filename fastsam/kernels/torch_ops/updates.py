@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsam.kernels.table import TensorTable
 from fastsam.kernels.torch_ops.parts import (
     Part,
+    add_scalar,
     arithmetic,
     backup_of,
     parts_of,
@@ -34,7 +35,7 @@ def update(table: TensorTable, scalars: TorchScalars, *, rule: Literal["sgd", "a
         counters = [] if table.steps is None else [table.steps[row] for row in part.rows]
         make(part, scalars, counters, skip)
         if counters:
-            torch._foreach_add_(counters, (~skip).to(torch.float32))
+            add_scalar(counters, (~skip).to(torch.float32))
     if scalars.skipped_steps is not None:
         scalars.skipped_steps.add_(skip)
 
@@ -113,7 +114,7 @@ def _update_adam(
     roots = _bias(complement("beta2"), steps).sqrt()
     denominator = list(torch._foreach_sqrt(second))
     torch._foreach_div_(denominator, list(roots.unbind()))
-    torch._foreach_add_(denominator, setting("eps"))
+    add_scalar(denominator, setting("eps"))
     torch._foreach_mul_(first, list(step_sizes.unbind()))
     torch._foreach_div_(first, denominator)
     result = list(torch._foreach_mul(weights, torch.where(decoupled, 1.0 - lr * decay, one)))

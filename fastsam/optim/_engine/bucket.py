@@ -172,6 +172,7 @@ class Bucket:
 
     def restore(self) -> None:
         """Restore the perturbed parameters, bit for bit, wherever their storage is now."""
+        self.table.release_gradients()
         if not any(self.perturbed):
             return
         if self.moved():
