@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class TorchOperations:
     """Shapes to time, by name (see benchmarks/shapes.py)."""
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "AdamW")
     """Base optimizers to time."""
+    rows: tuple[int, ...] = (10, 40)
+    """Rows of the basis in a Lanczos step."""
+    columns: int = 1_000_000
+    """Dimension of a Lanczos step."""
     threads: int = 2
     """CPU threads; ignored on a GPU."""
     rounds: int = 21
@@ -50,17 +55,14 @@ class TorchOperations:
 
     def run(self) -> None:
         device = torch.device(self.device)
+        rows: list[dict[str, Any]] = []
         with cpu_threads(self.threads):
-            rows = [self._sam(case, base, device) for case in self.cases for base in self.bases] + [
-                self._lanczos(rows, device) for rows in (10, 40)
-            ]
-            for row in rows:
-                times = {
-                    name: f"{each['median'] * 1e6:.0f} us" for name, each in row["peers"].items()
-                }
-                print(f"{row['case']}: {times}, ratio to native {row['ratio']['median']:.2f}")
-            if self.save or self.out is not None:
-                save("torch_operations", {"rows": rows}, device=self.device, folder=self.out)
+            for case, base in itertools.product(self.cases, self.bases):
+                rows.append(self._sam(case, base, device))
+            for count in self.rows:
+                rows.append(self._lanczos(count, device))
+        if self.save or self.out is not None:
+            save("torch_operations", {"rows": rows}, device=self.device, folder=self.out)
 
     def _sam(self, case: str, base: str, device: torch.device) -> dict[str, Any]:
         """One row: the optimizer part of a SAM step."""
@@ -86,9 +88,9 @@ class TorchOperations:
         return _row(f"{case}, {base}", timings)
 
     def _lanczos(self, count: int, device: torch.device) -> dict[str, Any]:
-        """One row: one Lanczos step against ``count`` rows of a million float32 columns."""
+        """One row: one Lanczos step against ``count`` rows of float32."""
         generator = torch.Generator().manual_seed(0)
-        basis = torch.linalg.qr(torch.randn(1_000_000, count, generator=generator)).Q.T
+        basis = torch.linalg.qr(torch.randn(self.columns, count, generator=generator)).Q.T
         rows = basis.contiguous()[None].to(device)
         product = torch.randn(1, rows.shape[2], generator=generator).to(device)
         successor = torch.empty_like(product)
@@ -116,15 +118,19 @@ class TorchOperations:
             for name in BACKENDS
         }
         timings = interleaved(steps, rounds=self.rounds, device=device)
-        return _row(f"Lanczos step, {count} rows of 1,000,000 columns", timings)
+        return _row(f"Lanczos step, {count} rows of {self.columns:,} columns", timings)
 
 
 def _row(case: str, timings: dict[str, Timing]) -> dict[str, Any]:
+    """Print one row and return it."""
+    ratio = Ratio.of(timings["torch"].wall, timings["native"].wall)
+    times = {name: f"{timing.median * 1e6:.0f} us" for name, timing in timings.items()}
+    print(f"{case}: {times}, {ratio.median:.2f} times native")
     return {
         "case": case,
         "threads": torch.get_num_threads(),
         "peers": {name: timing.as_dict() for name, timing in timings.items()},
-        "ratio": Ratio.of(timings["torch"].wall, timings["native"].wall).as_dict(),
+        "ratio": ratio.as_dict(),
     }
 
 
