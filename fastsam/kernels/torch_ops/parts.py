@@ -11,10 +11,13 @@ from torch import Tensor
 
 from fastsam.kernels.table import TensorTable
 
+_ELEMENTS = 1 << 20
+"""Most elements of a part with several tensors, which bounds the temporary memory of a launch."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """Rows with a gradient, of one group, with the same flags and the same kinds of state.
+    """Rows with a gradient, of one group, with the same flags and the same kinds of state: not all of them.
 
     Attributes:
         rows: places in the table.
@@ -48,29 +51,43 @@ def parts_of(table: TensorTable) -> Iterator[Part]:
             *(state[row] is None for state in table.states),
         )
         members.setdefault(key, []).append(row)
-    for rows in members.values():
+    for rows in (run for all_rows in members.values() for run in _runs(table, all_rows)):
         first = rows[0]
         yield Part(
             rows=rows,
             group=table.groups[first],
             adaptive=table.adaptive[first],
             stochastic=table.stochastic[first],
-            weights=[table.weights[row].detach() for row in rows],
+            weights=[table.weights[row] for row in rows],
             backups=[backup_of(table, row) for row in rows],
             gradients=present(table.gradients, rows),
             states=tuple(present(state, rows) for state in table.states),
         )
 
 
+def _runs(table: TensorTable, rows: Sequence[int]) -> Iterator[list[int]]:
+    """Cut rows into runs of a bounded number of elements, so that temporary memory is small and reused."""
+    run: list[int] = []
+    elements = 0
+    for row in rows:
+        size = table.weights[row].numel()
+        if run and elements + size > _ELEMENTS:
+            yield run
+            run, elements = [], 0
+        run.append(row)
+        elements += size
+    yield run
+
+
 def backup_of(table: TensorTable, row: int) -> Tensor:
     """Return the backup of a weight; a weight that was not perturbed is its own."""
-    return (table.backups[row] if table.backed_up[row] else table.weights[row]).detach()
+    return table.backups[row] if table.backed_up[row] else table.weights[row]
 
 
 def present(tensors: Sequence[Tensor | None], rows: Sequence[int]) -> list[Tensor]:
     """Return the tensors of ``rows`` that are there."""
     chosen = (tensors[row] for row in rows)
-    return [tensor.detach() for tensor in chosen if tensor is not None]
+    return [tensor for tensor in chosen if tensor is not None]
 
 
 def arithmetic(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -89,3 +106,15 @@ def add_scalar(tensors: Sequence[Tensor], scalar: Tensor) -> None:
     ``_foreach_add_`` with one tensor instead of a list reads it on the host where it has no fast path.
     """
     torch._foreach_add_(list(tensors), [scalar] * len(tensors))
+
+
+def add_product(sums: Sequence[Tensor], tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Add ``factor * tensor`` to each of ``sums``, in place; ``factor`` is a scalar on the device."""
+    torch._foreach_addcmul_(list(sums), list(tensors), [factor] * len(tensors))
+
+
+def plus_product(
+    terms: Sequence[Tensor], tensors: Sequence[Tensor], factor: Tensor
+) -> list[Tensor]:
+    """Return ``term + factor * tensor``, new tensors; ``factor`` is a scalar on the device."""
+    return list(torch._foreach_addcmul(list(terms), list(tensors), [factor] * len(tensors)))

@@ -11,10 +11,12 @@ from torch import Tensor
 from fastsam.kernels.table import TensorTable
 from fastsam.kernels.torch_ops.parts import (
     Part,
+    add_product,
     add_scalar,
     arithmetic,
     backup_of,
     parts_of,
+    plus_product,
 )
 from fastsam.kernels.torch_ops.scalars import TorchScalars
 
@@ -27,7 +29,7 @@ def update(table: TensorTable, scalars: TorchScalars, *, rule: Literal["sgd", "a
     restored = [row for row in without if table.backed_up[row]]
     if restored:
         torch._foreach_copy_(
-            [table.weights[row].detach() for row in restored],
+            [table.weights[row] for row in restored],
             [backup_of(table, row) for row in restored],
         )
     make = {"sgd": _update_sgd, "adam": _update_adam}[rule]
@@ -50,27 +52,48 @@ def _update_sgd(
     def setting(value: Tensor) -> Tensor:
         return value[part.group].to(dtype)
 
-    momentum, nesterov = setting(scalars.setting("momentum")), setting(scalars.setting("nesterov"))
+    lr, momentum = setting(scalars.setting("lr")), setting(scalars.setting("momentum"))
     direction = list(
         torch._foreach_mul(arithmetic(part.gradients), setting(scalars.gradient_factor()))
     )
-    _add_product(direction, weights, setting(scalars.setting("weight_decay")))
+    add_product(direction, weights, setting(scalars.setting("weight_decay")))
     buffers = part.states[0]
-    if buffers:
-        blend = list(torch._foreach_mul(arithmetic(buffers), momentum))
-        _add_product(blend, direction, setting(scalars.complement("dampening")))
-        if counters:
-            # A buffer that no update has reached becomes the gradient, undamped.
-            first = (torch.stack(list(counters)) == 0).unbind()
-            blend = [torch.where(*each) for each in zip(first, direction, blend, strict=True)]
+    if not buffers:
+        result = plus_product(weights, direction, -lr)
+    else:
+        blend = _blended(part, direction, counters, momentum, scalars.complement("dampening"))
         _store(skip, buffers, blend, buffers)
         # No branch on a value of the device: the settings choose by factors of 0 and 1.
-        is_nesterov = (nesterov != 0).to(dtype)
-        torch._foreach_mul_(direction, is_nesterov)
-        _add_product(direction, blend, torch.where(nesterov != 0, momentum, 1.0).to(dtype))
-    torch._foreach_mul_(direction, -setting(scalars.setting("lr")))
-    torch._foreach_add_(direction, weights)
-    _store(skip, part.backups, direction, part.weights)
+        nesterov = setting(scalars.setting("nesterov")) != 0
+        result = plus_product(weights, direction, -lr * nesterov)
+        of_blend = torch.where(nesterov, momentum, torch.ones_like(momentum))
+        add_product(result, blend, -lr * of_blend)
+    _store(skip, part.backups, result, part.weights)
+
+
+def _blended(
+    part: Part,
+    direction: Sequence[Tensor],
+    counters: Sequence[Tensor],
+    momentum: Tensor,
+    undamped: Tensor,
+) -> list[Tensor]:
+    """Return the new momentum buffers in the dtype of arithmetic.
+
+    A buffer that no update has reached becomes the gradient, undamped.
+    """
+    undamped = undamped[part.group].to(momentum.dtype)
+    buffers = arithmetic(part.states[0])
+    if not counters:
+        blend = list(torch._foreach_mul(buffers, momentum))
+        add_product(blend, direction, undamped)
+        return blend
+    first = torch.stack(list(counters)) == 0
+    kept = torch.where(first, torch.zeros_like(momentum), momentum)
+    added = torch.where(first, torch.ones_like(undamped), undamped)
+    blend = list(torch._foreach_mul(buffers, list(kept.unbind())))
+    torch._foreach_addcmul_(blend, list(direction), list(added.unbind()))
+    return blend
 
 
 def _update_adam(
@@ -94,7 +117,7 @@ def _update_adam(
             arithmetic(part.gradients), scalars.gradient_factor()[part.group].to(dtype)
         )
     )
-    _add_product(direction, weights, torch.where(decoupled, none, decay))
+    add_product(direction, weights, torch.where(decoupled, none, decay))
 
     first = list(torch._foreach_sub(direction, arithmetic(part.states[0])))
     torch._foreach_mul_(first, complement("beta1"))
@@ -103,7 +126,7 @@ def _update_adam(
 
     torch._foreach_mul_(direction, direction)
     second = list(torch._foreach_mul(arithmetic(part.states[1]), setting("beta2")))
-    _add_product(second, direction, complement("beta2"))
+    add_product(second, direction, complement("beta2"))
     _store(skip, part.states[1], second, part.states[1])
     if part.states[2]:
         second = list(torch._foreach_maximum(second, arithmetic(part.states[2])))
@@ -125,11 +148,6 @@ def _update_adam(
 def _bias(complement: Tensor, steps: Tensor) -> Tensor:
     """Return ``1 - beta^steps`` from ``1 - beta``, without the digits that a subtraction from 1 loses."""
     return -torch.expm1(steps * torch.log1p(-complement))
-
-
-def _add_product(sums: list[Tensor], tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Add ``factor * tensor`` to each of ``sums``, in place."""
-    torch._foreach_add_(sums, torch._foreach_mul(list(tensors), factor))
 
 
 def _store(
