@@ -10,9 +10,11 @@ from benchmarks.epoch import EpochTime
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
+from benchmarks.machine import refuse_fallback
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
+from benchmarks.torch_operations import TorchOperations
 from benchmarks.train_step import TrainStep
 
 
@@ -29,11 +31,13 @@ def main() -> None:
             "late-ascent": LateAscent,
             "demo": DemoRuns,
             "device-code": DeviceCode,
+            "torch-operations": TorchOperations,
             "readme": Readme,
         },
         prog="python -m benchmarks",
         description=__doc__,
     )
+    refuse_fallback(getattr(case, "device", "cpu"))
     case.run()
 
 

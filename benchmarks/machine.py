@@ -16,6 +16,7 @@ import torch
 
 import fastsam
 from fastsam.files import write_text
+from fastsam.kernels.backends import VARIABLE, kernels_mode
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +45,21 @@ def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[st
     for package in packages:
         info[package] = metadata.version(package)
     return info
+
+
+def refuse_fallback(device: str) -> None:
+    """Exit where PyTorch operations would be timed in place of kernels and nobody asked for them.
+
+    ``FASTSAM_KERNELS=torch`` asks for them.
+    """
+    if kernels_mode() == "torch":
+        return
+    try:
+        fastsam.require_native(device)
+    except RuntimeError as error:
+        raise SystemExit(
+            f"{error}. {VARIABLE}=torch times fastsam on PyTorch operations instead"
+        ) from error
 
 
 def save(

@@ -35,6 +35,7 @@ def rendered(text: str) -> str:
     tables = {
         "sam-step": sam_step(),
         "spectrum": spectrum(),
+        "torch-operations": torch_operations(),
         "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
@@ -72,6 +73,31 @@ def demo(*, short: bool) -> str:
 def sam_step() -> str:
     """One table per device that has results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
+    return "\n".join(parts)
+
+
+def torch_operations() -> str:
+    """PyTorch operations beside the native kernels, one table per device that has results."""
+    parts = []
+    for path in sorted(RESULTS.glob("torch_operations-*.json")):
+        stored = json.loads(path.read_text())
+        environment, rows = stored["environment"], stored["rows"]
+        lines = [
+            f"On {environment.get('gpu', {}).get('name') or environment['processor']}, {rows[0]['threads']} "
+            f"threads, torch {environment['torch']} (`{environment['command']}`):",
+            "",
+            "| step | native | PyTorch operations | plain PyTorch |",
+            "| --- | --- | --- | --- |",
+        ]
+        for row in rows:
+            native, plain = row["peers"]["native"]["median"], row["peers"].get("plain PyTorch")
+            ratio = row["ratio"]
+            last = "" if plain is None else f"{plain['median'] / native:.2f}x"
+            lines.append(
+                f"| {row['case']} | {native * 1e3:.2f} ms | {ratio['median']:.2f}x "
+                f"[{ratio['lower']:.2f}, {ratio['upper']:.2f}] | {last} |"
+            )
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 

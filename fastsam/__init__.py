@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
-    from fastsam.kernels.extension import build_info
+    from fastsam.kernels.backends import FallbackWarning, build_info, require_native
     from fastsam.optim import SAM, capture_step
 
 __all__ = [
     "SAM",
     "BatchLoss",
+    "FallbackWarning",
     "Spectrum",
     "build_info",
     "capture_step",
     "class_spectra",
+    "require_native",
     "spectral_density",
 ]
 
@@ -28,7 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("BatchLoss", "Spectrum", "class_spectra", "spectral_density"), "curvature"),
-    "build_info": "kernels.extension",
+    **dict.fromkeys(("FallbackWarning", "build_info", "require_native"), "kernels.backends"),
     **dict.fromkeys(("SAM", "capture_step"), "optim"),
 }
 _PARTS = ("curvature", "kernels", "optim")

@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "kernels": {"_native"},
     "optim": {"kernels", *FOUNDATION},
     "curvature": {"kernels", *FOUNDATION},
-    "longtail": {"optim", "curvature", *FOUNDATION},
+    "longtail": {"optim", "curvature", "kernels", *FOUNDATION},
     "report": {"longtail", "optim", "curvature", *FOUNDATION},
     "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
     "__main__": {"cli"},

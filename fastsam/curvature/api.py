@@ -23,6 +23,7 @@ from fastsam.curvature.planning import Measurements
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.sharding import gather_probes
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.kernels.backends import backend_of, widened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -163,7 +164,7 @@ def spectral_density(
     return replace(
         spectrum,
         loss=operator.loss,
-        gradient_norm=float(operator.gradient.double().norm()),
+        gradient_norm=float(widened(operator.gradient).norm()),
         weight_norm=operator.weight_norm,
         weight=operator.weight,
         settings={
@@ -392,6 +393,7 @@ def _run(operator: Operator, settings: LanczosSettings, identity: Mapping[str, A
                 "seed": settings.seed,
                 "dtype": str(operator.dtype).removeprefix("torch."),
                 "device": str(operator.device),
+                "backend": backend_of(operator.device),
                 "reorthogonalize": settings.reorthogonalize,
                 "tolerance": settings.tolerance,
                 "seconds": time.perf_counter() - began,

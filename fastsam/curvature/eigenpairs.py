@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos
 from fastsam.curvature.operators import Operator
 from fastsam.curvature.quadrature import ritz_pairs
+from fastsam.kernels.backends import widened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,9 +82,14 @@ def extreme_pairs(
     with lanczos(operator, settings, identity=getattr(operator, "identity", {})) as run:
         vectors = _ritz_vectors(run, top=top, bottom=bottom).to(operator.device)
     images = operator.matmat(vectors)
-    values = (vectors.double() * images.double()).sum(dim=1)
-    residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
-    return Eigenpairs(values=values.cpu(), vectors=vectors, residuals=residuals.cpu(), top=top)
+    values = (widened(vectors) * widened(images)).sum(dim=1)
+    residuals = (widened(images) - values[:, None] * widened(vectors)).norm(dim=1)
+    return Eigenpairs(
+        values=values.cpu().double(),
+        vectors=vectors,
+        residuals=residuals.cpu().double(),
+        top=top,
+    )
 
 
 def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
@@ -99,6 +105,6 @@ def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
     assert run.basis is not None
     rows = run.basis[0, :order]
     mix = torch.from_numpy(coordinates[:, chosen])
-    vectors: Tensor = (mix.T.to(rows) @ rows).double()
+    vectors: Tensor = widened(mix.T.to(rows) @ rows)
     vectors /= vectors.norm(dim=1, keepdim=True)
     return vectors.to(rows.dtype)

@@ -29,6 +29,7 @@ from fastsam.curvature.model import ModelOperator, run_dtype
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products import HessianGraph
 from fastsam.curvature.pure import PureLoss, parameter_names
+from fastsam.kernels.backends import widened
 from fastsam.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def negative_curvature(
         value=float(found.values[0]),
         residual=float(found.residuals[0]),
         direction=operator.split(vector),
-        gradient_component=float(operator.gradient.double() @ vector.double()),
-        gradient_norm=float(operator.gradient.double().norm()),
+        gradient_component=float(widened(operator.gradient) @ widened(vector)),
+        gradient_norm=float(widened(operator.gradient).norm()),
         loss=operator.loss,
     )
 
@@ -214,7 +215,7 @@ def escape_report(
             for number, batch in enumerate(batches):
                 totals.add(_one(loss, loss.place(batch), number, vector, pulled, rho))
                 bar.update()
-    curvature = float(vector.double() @ pulled.double())
+    curvature = float(widened(vector) @ widened(pulled))
     return totals.report(curvature, rho)
 
 
@@ -229,7 +230,7 @@ def _unit(loss: PureLoss, direction: dict[str, Tensor]) -> Tensor:
                 f"expected {tuple(value.shape)}"
             )
         pieces.append(direction[name].to(value))
-    vector = loss.join(pieces).double()
+    vector = widened(loss.join(pieces))
     norm = float(vector.norm())
     if not 0 < norm < float("inf"):
         raise ValueError(f"the direction must have a finite norm above 0, got {norm}")
@@ -249,24 +250,24 @@ def _one(
     if not weight > 0:
         raise ValueError(f"minibatch {number} has weight {weight}; it must be positive")
     gradient = mean_gradient(loss.values)
-    norm = float(gradient.double().norm())
+    norm = float(widened(gradient).norm())
 
     def component(ascent: float) -> float:
         moved = tuple(
             value + ascent * piece
             for value, piece in zip(loss.values, loss.split(gradient), strict=True)
         )
-        return float(vector.double() @ mean_gradient(moved).double())
+        return float(widened(vector) @ widened(mean_gradient(moved)))
 
     # <v, H_z g> = <H_z v, g>: one product with v, and H v serves all minibatches.
-    own = HessianGraph(loss, batch, number).product(vector[None])[0].double() / weight
-    along = float(vector.double() @ gradient.double())
+    own = widened(HessianGraph(loss, batch, number).product(vector[None])[0]) / weight
+    along = float(widened(vector) @ widened(gradient))
     return {
         "sgd": along,
         "sam": component(rho),
         "sam_normalized": component(rho / norm) if norm > 0 else along,
-        "expanded": along + rho * float(own @ gradient.double()),
-        "mixed": rho * float((own - pulled.double()) @ gradient.double()),
+        "expanded": along + rho * float(own @ widened(gradient)),
+        "mixed": rho * float((own - widened(pulled)) @ widened(gradient)),
         "norm": norm,
     }
 

@@ -19,6 +19,7 @@ from fastsam.curvature.checkpoint import LanczosCheckpoint, Progress
 from fastsam.curvature.checks import check_count, check_number
 from fastsam.curvature.monitor import Monitor, Symmetry
 from fastsam.curvature.operators import Operator, checked_product
+from fastsam.kernels.backends import backend_of, sum_dtype
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
 
@@ -190,11 +191,15 @@ def lanczos(
                 memory_limit=settings.memory_limit,
             )
         )
-        recurrence = Recurrence.start(probes, steps, device=basis.device)
+        recurrence = Recurrence.start(
+            probes, steps, device=basis.device, dtype=sum_dtype(basis.device, basis.dtype)
+        )
         image = torch.empty(probes, dimension, dtype=basis.dtype, device=basis.device)
         basis[:, 0] = sphere_probes(
             dimension, settings.indices, seed=settings.seed, dtype=basis.dtype, device=basis.device
         )
+        if backend_of(basis.device) == "torch":  # rounds unlike the kernels: no run is of both
+            identity = {**identity, "backend": "torch"}
         checkpoint = _open_checkpoint(settings, identity, dimension)
         earlier = Progress()
         if checkpoint is not None:
@@ -240,8 +245,8 @@ def lanczos(
                 break
         state = monitor.settle()
         yield LanczosRun(
-            alpha=state.recurrence.alpha.numpy(),
-            beta=state.recurrence.beta.numpy(),
+            alpha=state.recurrence.alpha.double().numpy(),
+            beta=state.recurrence.beta.double().numpy(),
             order=state.recurrence.steps_taken.numpy(),
             basis=None if short else basis,
         )

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsam.kernels.backends import sum_dtype
+
 LossFunction = Callable[..., Any]
 
 
@@ -306,7 +308,7 @@ def _summed_likelihood(
 
 def _scalar(value: float, device: torch.device) -> Tensor:
     """A number made on the device: a copy to it would make the host wait."""
-    return torch.full((), float(value), dtype=torch.float64, device=device)
+    return torch.full((), float(value), dtype=sum_dtype(device, torch.float32), device=device)
 
 
 def _target_weights(

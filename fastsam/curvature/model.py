@@ -36,6 +36,7 @@ from fastsam.curvature.randomness import USER_CODE
 from fastsam.curvature.sharding import shard_of_samples
 from fastsam.curvature.structure import sample_count, tensors_of
 from fastsam.distributed import World
+from fastsam.kernels.backends import sum_dtype, widened
 
 _COMPARED = 4
 """Batches on which a criterion's samples are checked to be independent."""
@@ -241,10 +242,12 @@ class ModelOperator:
                 self._refuse_random(float(loss), placed)
             if index < _COMPARED:
                 first.append(batch)
-            total_loss += loss.double().cpu()
-            total_weight += weight.double().cpu()
+            total_loss += loss.cpu().double()
+            total_weight += weight.cpu().double()
         self._refuse_coupled(first, alone=len(first) == 1 and self._alone)
-        totals = torch.stack([total_loss, total_weight]).to(self.device)
+        totals = torch.stack([total_loss, total_weight]).to(
+            self.device, sum_dtype(self.device, self.dtype)
+        )
         self._world.all_reduce([totals])
         self._world.all_reduce([total_gradient])
         total_loss, total_weight = totals.cpu()
@@ -256,7 +259,7 @@ class ModelOperator:
             )
         self.loss = float(total_loss) / self.weight
         self.gradient = total_gradient / self.weight
-        squares = sum(float(value.double().square().sum()) for value in self._loss.values)
+        squares = sum(float(widened(value).square().sum()) for value in self._loss.values)
         self.weight_norm = squares**0.5
 
     def _refuse_coupled(self, first: list[Any], *, alone: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsam.curvature.checkpoint import STATE_ARRAYS, Progress
 from fastsam.curvature.operators import AsymmetryError
 from fastsam.curvature.quadrature import ritz_pairs
+from fastsam.kernels.backends import widened
 from fastsam.kernels.lanczos import Recurrence
 
 HOST_LAG = 2
@@ -36,9 +37,9 @@ class Symmetry:
 
     def look(self, step: int, previous: Tensor, image: Tensor) -> None:
         """Compare at one step: q_{j-1} and A q_j, ``[probes, n]`` each."""
-        overlap = torch.linalg.vecdot(previous, image).double()
+        overlap = widened(torch.linalg.vecdot(previous, image))
         gap = (overlap - self._recurrence.beta[:, step - 1]).abs()
-        norm = torch.linalg.vector_norm(image, dim=1).double()
+        norm = widened(torch.linalg.vector_norm(image, dim=1))
         share = gap / torch.maximum(norm, self._recurrence.bound)
         share = torch.where(self._recurrence.active.bool(), share, 0)
         torch.maximum(self.asymmetry, share, out=self.asymmetry)

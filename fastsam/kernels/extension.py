@@ -1,7 +1,9 @@
-"""Load the native module and find the backend of a device; errors say what is missing and what to do."""
+"""Load the native module and find its launches for a device; errors say what is missing and what to do."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -9,24 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch  # loads the OpenMP runtime that _native then shares
 
 
-def _advice(package: Path) -> str:
-    """Return what to do where the native module cannot be loaded from the folder of the package."""
+def _explanation(package: Path, search_path: Sequence[str], error: ImportError) -> str:
+    """Return why the native module of a package cannot be loaded, and the fix."""
     checkout = package.parent
-    if (checkout / "pyproject.toml").is_file():
+    built = not (error.path or "").endswith("__init__.py")
+    if built or not (checkout / "pyproject.toml").is_file():
         return (
-            f"build it with `pip install --editable {checkout}`, or start Python in another folder to use "
-            "an installed fastsam"
+            f"fastsam's native module could not be loaded ({error}): reinstall it, with "
+            "`pip install --force-reinstall --no-deps .` in a checkout of fastsam"
         )
-    return "reinstall it with `pip install --force-reinstall --no-deps .` in a checkout of fastsam"
+    others = (Path(entry).resolve() / package.name for entry in search_path if entry)
+    if any((other / "__init__.py").is_file() and other != package for other in others):
+        return (
+            f"{checkout} is a checkout whose native module is not built, and it hides the installed fastsam: "
+            "start Python in another folder, or run `pip install --editable .` in the checkout"
+        )
+    return f"{checkout} is a checkout whose native module is not built: run `pip install --editable .` there"
 
 
 try:
     from fastsam import _native
 except ImportError as error:
-    _package = Path(__file__).parents[1]
-    raise ImportError(
-        f"the native module of fastsam cannot be loaded from {_package} ({error}): {_advice(_package)}"
-    ) from error
+    _package = Path(__file__).resolve().parents[1]
+    raise ImportError(_explanation(_package, sys.path, error)) from error
 
 if TYPE_CHECKING:
     from fastsam._native import Execution
@@ -51,24 +58,11 @@ def module() -> ModuleType:
 
 
 def backend(device: torch.device) -> Any:
-    """Return the launches for tensors on ``device``: the native submodule ``cpu`` or ``cuda``.
+    """Return the native launches for tensors on ``device``: the submodule ``cpu`` or ``cuda``.
 
-    Raises:
-        RuntimeError: there are no kernels for this device.
+    :func:`fastsam.kernels.backends.backend_of` tells which devices have them.
     """
-    if device.type == "cpu":
-        return module().cpu
-    if device.type == "cuda":
-        cuda = getattr(module(), "cuda", None)
-        if cuda is None:
-            raise RuntimeError(
-                "fastsam was built without CUDA kernels, but a tensor is on a CUDA device. Install the "
-                "CUDA toolkit (nvcc) and reinstall fastsam, or move the model to the CPU."
-            )
-        return cuda
-    raise RuntimeError(
-        f"fastsam has kernels for cpu and cuda, not for {device.type!r}: move the model to one of them."
-    )
+    return getattr(module(), device.type)
 
 
 def execution(device: torch.device) -> Execution:
@@ -78,14 +72,3 @@ def execution(device: torch.device) -> Execution:
         stream = torch.cuda.current_stream(device)
         return loaded.Execution(stream.device_index, stream.cuda_stream, 0)  # type: ignore[no-any-return]
     return loaded.Execution(-1, 0, torch.get_num_threads())  # type: ignore[no-any-return]
-
-
-def build_info() -> dict[str, Any]:
-    """Return how the native module was built and what it finds on this machine.
-
-    Example:
-        >>> import fastsam
-        >>> sorted(fastsam.build_info())[:2]
-        ['compiler', 'cuda']
-    """
-    return dict(module().build_info())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import extension
+from fastsam.kernels.backends import backend_of
+from fastsam.kernels.torch_ops import lanczos as torch_lanczos
 
 
 @dataclass(eq=False)
@@ -42,12 +44,22 @@ class Recurrence:
         return self.alpha.shape[1]
 
     @classmethod
-    def start(cls, probes: int, steps: int, *, device: torch.device | str = "cpu") -> Recurrence:
-        """An empty recurrence of at most ``steps`` steps for ``probes`` probes, all active."""
+    def start(
+        cls,
+        probes: int,
+        steps: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> Recurrence:
+        """An empty recurrence of at most ``steps`` steps for ``probes`` probes, all active.
+
+        ``dtype`` is that of T: float64, or :func:`fastsam.kernels.backends.sum_dtype` of the basis.
+        """
         return cls(
-            alpha=torch.zeros(probes, steps, dtype=torch.float64, device=device),
-            beta=torch.zeros(probes, steps, dtype=torch.float64, device=device),
-            bound=torch.zeros(probes, dtype=torch.float64, device=device),
+            alpha=torch.zeros(probes, steps, dtype=dtype, device=device),
+            beta=torch.zeros(probes, steps, dtype=dtype, device=device),
+            bound=torch.zeros(probes, dtype=dtype, device=device),
             active=torch.ones(probes, dtype=torch.uint8, device=device),
             steps_taken=torch.zeros(probes, dtype=torch.int64, device=device),
         )
@@ -94,6 +106,9 @@ def orthogonalize(
         (3.0, 4.0, [0.0, 1.0, 0.0])
     """
     _check(rows, vector, successor, recurrence, step)
+    if backend_of(rows.device) == "torch":
+        torch_lanczos.orthogonalize(rows, vector, successor, recurrence, step=step, eps=eps)
+        return
     probes, count, size = rows.shape
     backend = extension.backend(rows.device)
     backend.orthogonalize(

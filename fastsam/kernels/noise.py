@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import extension
-from fastsam.kernels.sam import TensorTable
+from fastsam.kernels.table import TensorTable
+from fastsam.kernels.torch_ops import noise as torch_noise
 
 
 def add_noise(
@@ -23,7 +24,7 @@ def add_noise(
     Args:
         table: the weights.
         scales: standard deviations, float64 ``[rows]`` per weight on its device; see
-            :meth:`fastsam.kernels.sam.TensorTable.set_noise`.
+            :meth:`fastsam.kernels.table.TensorTable.set_noise`.
         seed_and_step: int64 ``[2]`` on the table's device, read when the launch runs.
         streams: number in [0, 2^32) of each weight's stream; weights of one stream draw the same numbers.
 
@@ -33,7 +34,7 @@ def add_noise(
     Example:
         >>> import torch
         >>> from fastsam.kernels.noise import add_noise
-        >>> from fastsam.kernels.sam import TensorTable
+        >>> from fastsam.kernels.table import TensorTable
         >>> weight = torch.zeros(4)
         >>> table = TensorTable([weight], groups=[0], adaptive=[False])
         >>> deviation = torch.full((1,), 0.1, dtype=torch.float64)
@@ -48,6 +49,9 @@ def add_noise(
     if seed_and_step.device != table.device:
         raise ValueError(f"seed_and_step is on {seed_and_step.device}, the table on {table.device}")
     table.set_noise(scales, streams)
+    if table.backend == "torch":
+        torch_noise.add_noise(table, seed_and_step)
+        return
     extension.backend(table.device).add_noise(
         extension.execution(table.device),
         extension.DTYPE_CODES[table.dtype],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastsam.kernels.backends import backend_of
 from fastsam.longtail.errors import UsageError
 
 
@@ -34,12 +35,13 @@ def chosen_device(name: str) -> torch.device:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, threads and device, for the record."""
+    """Versions, threads, device and what runs its optimizer steps, for the record."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "kernels": backend_of(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

@@ -164,6 +164,11 @@ def _obstacle_of_sam(optimizer: SAM) -> str | None:
             f"{type(optimizer.base_optimizer).__name__} has no fused update here (SGD, Adam and AdamW have, "
             "without step hooks of their own), and reads a flag on the host in every step"
         )
+    if optimizer.backend == "torch":
+        return (
+            "its steps run on PyTorch operations, which are not captured; unset FASTSAM_KERNELS, or get the "
+            "CUDA kernels (fastsam.require_native() tells how)"
+        )
     if optimizer.process_group is not None:
         return "communication between ranks is not captured; train with the plain calls"
     return None

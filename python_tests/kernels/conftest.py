@@ -1,4 +1,4 @@
-"""The backends of every kernel test: cpu, the CUDA kernels on the host, and a GPU if there is one."""
+"""The backends of every kernel test: cpu, PyTorch operations, the CUDA kernels on the host, and a GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastsam.kernels import extension
+from fastsam.kernels.backends import VARIABLE
 from python_tests.kernels.emulation import ROOT, cmake
 
 
@@ -27,10 +28,14 @@ def emulated() -> ModuleType:
 
 
 @pytest.fixture(
-    params=["cpu", "cuda-on-host", pytest.param("cuda", marks=pytest.mark.gpu)],
+    params=["cpu", "torch", "cuda-on-host", pytest.param("cuda", marks=pytest.mark.gpu)],
 )
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device to put tensors on; under ``cuda-on-host`` the CPU, served by the CUDA kernels."""
+    """The device to put tensors on; under ``cuda-on-host`` the CPU, served by the CUDA kernels.
+
+    Under ``torch`` the CPU, served by the twins in PyTorch operations.
+    """
+    monkeypatch.setenv(VARIABLE, "torch" if request.param == "torch" else "native")
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no NVIDIA GPU")

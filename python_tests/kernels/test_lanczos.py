@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsam.kernels import reference
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.threads import cpu_threads
+from python_tests.backend import is_native
 
 Draw = Callable[..., Tensor]
 
@@ -177,6 +178,8 @@ def test_the_successor_of_a_very_small_or_large_product(
     successor = torch.full((1, 50), math.nan, device=device)
     recurrence = Recurrence.start(1, 2, device=device)
     orthogonalize(basis, product, successor, recurrence, step=0, eps=1e-7)
+    if not is_native() and scale == 1e38:  # its norm is infinite in float32, and the probe ends
+        expected = torch.zeros_like(expected)
     torch.testing.assert_close(successor.double(), expected, rtol=1e-6, atol=1e-7)
 
 

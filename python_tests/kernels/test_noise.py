@@ -109,7 +109,7 @@ def test_the_same_bits_on_every_thread_count(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("scales", "position", "message"),
     [
-        (torch.ones(1), torch.tensor([0, 0]), "float64"),
+        (torch.ones(1).half(), torch.tensor([0, 0]), "float64"),
         (torch.ones(3, dtype=torch.float64), torch.tensor([0, 0]), "do not divide"),
         (torch.ones(0, dtype=torch.float64), torch.tensor([0, 0]), "do not divide"),
         (torch.ones(1, dtype=torch.float64), torch.tensor([0]), r"int64 \[2\]"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from trajectories import TOLERANCE, assert_close, assert_same_bits
+from trajectories import TOLERANCE, assert_close, assert_torch_bits
 
 from fastsam import SAM
 from fastsam.optim import capture_step
@@ -148,11 +148,11 @@ def reference(
 def assert_equals_base_until(
     first_ascent: int, found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]
 ) -> None:
-    """The same bits after every step before the first ascent, the same trajectory to rounding after it."""
+    """The bits of torch after every step before the first ascent, its trajectory to rounding after it."""
     assert len(found) == len(expected)
     for n, (f, e) in enumerate(zip(found, expected, strict=True)):
         if n < first_ascent:
-            assert_same_bits(f, e)
+            assert_torch_bits(f, e)
         else:
             assert_close(f, e, TOLERANCE[e[0].dtype])
 

@@ -9,6 +9,7 @@ from trajectories import Problem, assert_close, assert_same_bits, everywhere, ma
 
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
+from python_tests.backend import is_native
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 
@@ -182,7 +183,10 @@ def test_the_square_of_a_float32_gradient_may_overflow():
     optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
     p.grad = torch.full_like(p, 1e25)
     optimizer.first_step()
-    assert torch.allclose(p.detach(), torch.full((4,), 0.5))
+    # Where float32 holds the squares' sum, too, the step is skipped.
+    assert torch.allclose(p.detach(), torch.full((4,), 0.5 if is_native() else 0.0))
+    optimizer.second_step()
+    assert optimizer.skipped_steps.item() == (0 if is_native() else 1)
 
 
 def test_gradients_far_below_the_epsilon_hardly_climb():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trajectories import assert_torch_bits
 
 from fastsam import SAM
 
@@ -74,9 +75,7 @@ def test_sgd_has_the_bits_of_torch(
     rho: float, options: dict[str, Any], dtype: torch.dtype, foreach: bool, seed: int
 ) -> None:
     found, expected = both(torch.optim.SGD, foreach, dtype, seed, options, rho)
-    assert len(found) == len(expected)
-    for f, e in zip(found, expected, strict=True):
-        assert torch.equal(f, e), f"{int((f != e).sum())} of {f.numel()} values differ"
+    assert_torch_bits(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=text)
@@ -85,5 +84,4 @@ def test_adam_s_moments_have_the_bits_of_torch(base: Any, dtype: torch.dtype, se
     """The weights do not: torch's square root is not rounded correctly everywhere."""
     found, expected = both(base, False, dtype, seed, {"amsgrad": True, "maximize": True})
     state = slice(len(SIZES), None)
-    for f, e in zip(found[state], expected[state], strict=True):
-        assert torch.equal(f, e), f"{int((f != e).sum())} of {f.numel()} values differ"
+    assert_torch_bits(found[state], expected[state])

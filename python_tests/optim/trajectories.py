@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
+from python_tests.backend import is_native
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Relative to the largest weight, after some ten steps whose results are rounded to the storage type."""
@@ -206,6 +207,14 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
         assert f.dtype == e.dtype
         same = torch.equal(_bytes(f), _bytes(e))
         assert same, f"parameter {i} differs by {float((f.double() - e.double()).abs().max())}"
+
+
+def assert_torch_bits(found: list[Tensor], expected: list[Tensor]) -> None:
+    """The bits of torch's own optimizer with native kernels, its trajectory with PyTorch operations."""
+    if is_native():
+        assert_same_bits(found, expected)
+    else:
+        assert_close(found, expected, TOLERANCE[expected[0].dtype])
 
 
 def _bytes(tensor: Tensor) -> Tensor:

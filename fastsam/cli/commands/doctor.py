@@ -38,8 +38,12 @@ class Doctor:
         """Print the native build, the optional packages and the plug-ins."""
         print(f"fastsam: {fastsam.__version__}")
         print(f"torch: {importlib.metadata.version('torch')}")
-        for name, value in fastsam.build_info().items():
+        native = fastsam.build_info()
+        backends = native.pop("backends", {})
+        for name, value in native.items():
             print(f"{name}: {value}")
+        for device, backend in backends.items():
+            print(f"kernels on {device}: {backend}")
         for package, (extra, purpose) in _OPTIONAL_PACKAGES.items():
             try:
                 print(f"{package}: {importlib.metadata.version(package)} ({purpose})")

@@ -16,7 +16,7 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
     """Raise ValueError where two weights share memory: a weight written twice cannot be restored."""
     seen: set[int] = set()
     for weight in weights:
-        if weight.numel() == 0:
+        if weight.numel() == 0 or weight.is_meta:
             continue
         repeats = any(
             stride == 0 and size > 1
@@ -31,8 +31,8 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
         seen.add(weight.data_ptr())
 
 
-def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Return one flat tensor that can hold all ``weights``, and the aligned address of each in it."""
+def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return one flat tensor that can hold all ``weights``, and an aligned view of it like each weight."""
     element = weights[0].element_size()
     per_line = _ALIGNMENT // element
     offsets = []
@@ -41,7 +41,11 @@ def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         offsets.append(total)
         total += -(-weight.numel() // per_line) * per_line
     backup = torch.empty(max(total, 1), dtype=weights[0].dtype, device=weights[0].device)
-    return backup, [backup.data_ptr() + offset * element for offset in offsets]
+    views = [
+        backup.as_strided(weight.shape, weight.stride(), offset)
+        for weight, offset in zip(weights, offsets, strict=True)
+    ]
+    return backup, views
 
 
 def exchange_bits(one: Tensor, other: Tensor) -> None:

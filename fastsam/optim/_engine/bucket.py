@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import sam as kernels
+from fastsam.kernels.table import TensorTable, is_dense
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.backup import backup_memory, exchange_bits, refuse_shared_memory
 from fastsam.optim._engine.fused import FusedRule, new_state
@@ -79,21 +80,20 @@ class Bucket:
         self._staged = [
             (weight, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device))
             for weight in weights
-            if not kernels.is_dense(weight)
+            if not is_dense(weight)
         ]
         stand_in = {id(weight): copy for weight, copy in self._staged}
         self.weights = [stand_in.get(id(weight), weight) for weight in weights]
-        self.table = kernels.TensorTable(
+        self.table = TensorTable(
             self.weights,
             groups=self.groups,
             adaptive=[member.adaptive for member in members],
             stochastic=[member.stochastic for member in members],
         )
         self._addresses = [parameter.data_ptr() for parameter in weights]
-        self._strides = [weight.stride() for weight in self.weights]
         self.scratch = self.table.scratch()
         self.backup: Tensor | None = None
-        self._backup_addresses: Sequence[int] = ()
+        self._backups: list[Tensor] = []
         self.perturbed = [False] * len(self.parameters)
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
         self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
@@ -142,15 +142,15 @@ class Bucket:
         self._descent = self._descent_scalars(None)
 
     def _ascent_scalars(self, grad_scale: Tensor | None) -> Any:
-        return self._scalars.as_native(count_unchanged=self.is_16_bit, grad_scale=grad_scale)
+        return self._scalars.arguments(count_unchanged=self.is_16_bit, grad_scale=grad_scale)
 
     def _descent_scalars(self, grad_scale: Tensor | None) -> Any:
-        return self._scalars.as_native(count_skip=self._counts_skips, grad_scale=grad_scale)
+        return self._scalars.arguments(count_skip=self._counts_skips, grad_scale=grad_scale)
 
     def make_backup(self) -> None:
         """Allocate the backup if the ascent will need one and there is none yet."""
         if self.perturbs and self.backup is None:
-            self.backup, self._backup_addresses = backup_memory(self.weights)
+            self.backup, self._backups = backup_memory(self.weights)
 
     def norm(self) -> None:
         """Write this bucket's part of the squared norm, summed over the ranks that share it."""
@@ -163,19 +163,21 @@ class Bucket:
     ) -> None:
         """Perturb the parameters that have a gradient, and back them up."""
         self.make_backup()
-        self.table.set_backups(self._backup_addresses)
+        self.table.set_backups(self._backups)
         scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
         kernels.perturb(self.table, scalars)
+        self.table.release_gradients()
         self.perturbed = [gradient is not None for gradient in gradients]
         self._written(self.perturbed)
 
     def restore(self) -> None:
         """Restore the perturbed parameters, bit for bit, wherever their storage is now."""
+        self.table.release_gradients()
         if not any(self.perturbed):
             return
         if self.moved():
             for parameter, backup, perturbed in zip(
-                self.parameters, self._backup_views(), self.perturbed, strict=True
+                self.parameters, self._backups, self.perturbed, strict=True
             ):
                 if perturbed:
                     sharding.local(parameter).copy_(backup)
@@ -202,9 +204,7 @@ class Bucket:
         """Return the perturbed parameters with the memory of the backup of their local parts."""
         if not any(self.perturbed):
             return []
-        return list(
-            compress(zip(self.parameters, self._backup_views(), strict=True), self.perturbed)
-        )
+        return list(compress(zip(self.parameters, self._backups, strict=True), self.perturbed))
 
     def update(
         self,
@@ -219,6 +219,7 @@ class Bucket:
         self._set_backups_for_update()
         scalars = self._descent if grad_scale is None else self._descent_scalars(grad_scale)
         kernels.update(self.table, scalars, self.scratch, rule=rule.name)
+        self.table.release_gradients()
         written = [gradient is not None for gradient in gradients]
         if any(self.perturbed):
             written = list(map(or_, self.perturbed, written))
@@ -354,33 +355,10 @@ class Bucket:
         ]
 
     def _set_backups_for_update(self) -> None:
-        if all(self.perturbed):
-            self.table.set_backups(self._backup_addresses)
-            return
-        own = self.table.column("weight")
-        if not any(self.perturbed):  # a step without an ascent, which may have no backup
-            self.table.set_backups(own)
-            return
-        self.table.set_backups(
-            [
-                backup if perturbed else weight
-                for backup, weight, perturbed in zip(
-                    self._backup_addresses, own, self.perturbed, strict=True
-                )
-            ]
-        )
-
-    def _backup_views(self) -> list[Tensor]:
-        backup = self.backup
-        assert backup is not None, "only perturbed parameters have backups"
-        views = []
-        for weight, stride, address in zip(
-            self.weights, self._strides, self._backup_addresses, strict=True
-        ):
-            offset = (address - backup.data_ptr()) // backup.element_size()
-            # Replaced storage may have other strides than the backup was written with.
-            views.append(backup.as_strided(weight.shape, stride, offset))
-        return views
+        if any(self.perturbed):
+            self.table.set_backups(self._backups, self.perturbed)
+        else:  # a step without an ascent, which may have no backup
+            self.table.set_backups(self.weights, self.perturbed)
 
     def _load_staged(self) -> None:
         for weight, copy in self._staged:

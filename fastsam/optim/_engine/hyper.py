@@ -36,7 +36,7 @@ class HyperRows:
         Args:
             groups: the parameter groups, one row of the block each.
             rule: the base optimizer's fused rule, whose settings are written too.
-            scalars: every device's scalars; ``hyper`` is the block, float64 ``[groups, columns]``.
+            scalars: every device's scalars, which hold the block.
 
         Raises:
             ValueError: a rho is negative or not finite. No block was changed.
@@ -61,12 +61,11 @@ class HyperRows:
                 else:
                     row[column] = float(value)
             rows.append(row)
-        for device, block in ((device, held.hyper) for device, held in scalars.items()):
+        for held in scalars.values():
             if rows != self._rows:
-                new = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
-                block.copy_(new, non_blocking=True)
+                held.write_hyper(rows)
             for index, column, value in on_device:
-                block[index, column].copy_(value, non_blocking=need_not_wait(device))
+                held.write_setting(index, column, value)
         self._rows = rows
         self._options = options if fixed else []
 
@@ -78,6 +77,7 @@ class HyperRows:
 def need_not_wait(device: torch.device) -> bool:
     """Return whether a copy to ``device`` may be asynchronous.
 
-    Streams order what the kernels of a device read; those of the CPU run at once, after the copy.
+    Streams order what the kernels of a GPU read; those of the CPU run at once, after the copy. Other devices
+    do not all order a copy from memory that its owner may free.
     """
-    return device.type != "cpu"
+    return device.type == "cuda"

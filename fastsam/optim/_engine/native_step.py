@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
-from fastsam.kernels import extension as native
 from fastsam.kernels import sam as kernels
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.bucket import Bucket
@@ -333,11 +332,12 @@ class NativeStep:
         self._left_out = left_out
 
     def _new_scalars(self, device: torch.device) -> kernels.Scalars:
-        hyper = (len(self._groups), len(native.HYPER_COLUMNS))
-        return kernels.Scalars(
-            hyper=torch.zeros(hyper, dtype=torch.float64, device=device),
-            squared_norms=torch.zeros(len(self._buckets), dtype=torch.float64, device=device),
-            found_inf=torch.zeros(1, dtype=torch.float32, device=device),
+        kinds = {bucket.table.sum_dtype for bucket in self._buckets if bucket.device == device}
+        return kernels.Scalars.zeros(
+            groups=len(self._groups),
+            tables=len(self._buckets),
+            dtype=torch.float64 if torch.float64 in kinds else torch.float32,
+            device=device,
             skipped_steps=self._skipped.setdefault(
                 device, torch.zeros(1, dtype=torch.int64, device=device)
             ),

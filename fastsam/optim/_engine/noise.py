@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels.noise import add_noise
-from fastsam.kernels.sam import TensorTable
+from fastsam.kernels.table import TensorTable
 from fastsam.upload import upload
 
 
@@ -23,9 +23,9 @@ def add_normal(
 
     Args:
         tensors: dense, of any shape; changed in place.
-        deviations: standard deviations, float64 ``[rows]`` for each tensor: one for all of it, or
-            one for each slice along the first dimension. The same object may serve many tensors: it
-            is moved to their device once.
+        deviations: standard deviations, ``[rows]`` for each tensor: one for all of it, or one for each
+            slice along the first dimension. The same object may serve many tensors: it is moved to their
+            device once.
         seed: seed of the run, below 2^63.
         position: which draw of the run.
     """
@@ -36,10 +36,13 @@ def add_normal(
     for (device, _), chosen in members.items():
         count = len(chosen)
         distinct = {id(deviations[index]): deviations[index] for index in chosen}
-        moved = {key: upload(deviation.double(), device) for key, deviation in distinct.items()}
         table = TensorTable(
             [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
         )
+        moved = {
+            key: upload(deviation.to(table.sum_dtype), device)
+            for key, deviation in distinct.items()
+        }
         add_noise(
             table,
             [moved[id(deviations[index])] for index in chosen],

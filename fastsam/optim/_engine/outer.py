@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.kernels.backends import Backend, backend_of
 from fastsam.optim._engine import state_dicts
 
 Groups = list[dict[str, Any]]
+
+
+def backend_of_groups(groups: Groups) -> Backend:
+    """Return ``"torch"`` where a parameter is on a device without kernels, and ``"native"`` otherwise."""
+    devices = {p.device for group in groups for p in group["params"]}
+    return "torch" if "torch" in map(backend_of, devices) else "native"
 
 
 class GroupOptions:
@@ -116,6 +123,15 @@ class OuterOptimizer(Optimizer):
     @_opt_called.setter
     def _opt_called(self, called: bool) -> None:
         self.base_optimizer._opt_called = called  # type: ignore[attr-defined]
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the steps: ``"native"`` kernels, or ``"torch"`` operations where a device has none.
+
+        With parameters on several devices ``"torch"`` as soon as one of them has no kernels. See
+        :func:`fastsam.build_info` for the reason and ``FASTSAM_KERNELS`` for the choice.
+        """
+        return backend_of_groups(self.param_groups)
 
     @property
     def skips_nonfinite_steps(self) -> bool:

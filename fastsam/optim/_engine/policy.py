@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
-from fastsam.optim._engine.outer import GroupOptions, Groups
+from fastsam.optim._engine.outer import GroupOptions, Groups, backend_of_groups
 from fastsam.optim._engine.settings import check_number
 
 COUNTER = "attempted_steps"
@@ -171,7 +171,7 @@ class AscentPolicy:
         return self._steps
 
     def agree(self, process_group: ProcessGroup | None) -> None:
-        """Raise ValueError on every rank where the ranks' policies differ.
+        """Raise ValueError on every rank where the ranks' policies or kernels differ.
 
         Asks the other ranks before the first step and before the first one after a change of the options,
         never otherwise. Ranks that differ would wait for each other in the second pass forever.
@@ -190,8 +190,15 @@ class AscentPolicy:
             COUNTER: self.attempted_steps,
             "ascent_due": self.due,  # a rank may have looked at it before the change and another after
         }
+        backend = backend_of_groups(groups)
         parameters = [p for group in groups for p in group["params"]]
-        for rank, there in sharding.gathered(here, parameters, process_group):
+        for rank, (there, other) in sharding.gathered((here, backend), parameters, process_group):
+            if other != backend:
+                raise ValueError(
+                    f"ranks must run the same kernels, got {backend!r} here and {other!r} on rank {rank}: "
+                    "their weights would drift apart by rounding. Set FASTSAM_KERNELS=torch on all ranks, or "
+                    "get the kernels for all; `fastsam doctor` tells why they are missing"
+                )
             for name, value in here.items():
                 if there[name] != value:
                     raise ValueError(

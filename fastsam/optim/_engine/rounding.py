@@ -15,7 +15,8 @@ class LostAscent:
     """Count, on one device, the elements of 16-bit weights that the last ascent could not change.
 
     A weight of 1 in bfloat16 has no neighbour nearer than 2^-8: a perturbation of less than half of that
-    vanishes. The kernels count such elements; the warning about them never waits for a device.
+    vanishes. The kernels count such elements; the warning about them never waits for a device, so devices
+    other than CPU and CUDA give none.
 
     Args:
         device: where the weights are.
@@ -49,7 +50,7 @@ class LostAscent:
         if self.unchanged.device.type == "cpu":
             if due:
                 self._judge(self.unchanged)
-        elif not torch.cuda.is_current_stream_capturing():
+        elif self.unchanged.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             self._poll(due)
 
     def _poll(self, due: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from fastsam.kernels.backends import sum_dtype, widened
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.policy import COUNTER as ATTEMPTED
@@ -205,7 +206,7 @@ def _flat_directions(
     """
     both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
     product = sum(
-        (torch.sum(old.double() * new.double()) for _, old, new in both), norm.new_zeros(())
+        (torch.sum(widened(old) * widened(new)) for _, old, new in both), norm.new_zeros(())
     )
     share = product / (norm.square() + 1e-12)
     parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
@@ -218,9 +219,12 @@ def _flat_directions(
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """Return the norm of all tensors together, float64; 0 without any."""
+    """Return the norm of all tensors together, in the dtype of :func:`widened`; 0 without any."""
     if not tensors:
-        return torch.zeros((), dtype=torch.float64)
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+        return torch.zeros(())
+    norms = [
+        torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor.device, tensor.dtype))
+        for tensor in tensors
+    ]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.kernels.backends import widened
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
@@ -87,7 +88,7 @@ class LPFSGD(WrappedOptimizer):
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:
-    """Return the norm of every filter, float64 ``[shape[0]]``; of a vector its own, ``[1]``."""
+    """Return the norm of every filter, ``[shape[0]]``; of a vector its own, ``[1]``. See :func:`widened`."""
     filters = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
-    norms: Tensor = torch.linalg.vector_norm(filters.double(), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(widened(filters), dim=1)
     return norms

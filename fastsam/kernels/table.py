@@ -1,0 +1,301 @@
+"""The operands of a multi-tensor launch: one row per parameter of one dtype and device."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from fastsam.kernels import extension
+from fastsam.kernels.alike import Alike
+from fastsam.kernels.backends import Backend, backend_of, sum_dtype
+
+_EMPTY = 16
+"""Address of the gradient of an empty tensor, which has no memory but is there; never read."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements of ``tensor`` fill one run of memory without gaps or overlap, in any order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(
+        (stride, size)
+        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+        if size != 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class TensorTable:
+    """The operands of a multi-tensor launch: one row per parameter of one dtype and device.
+
+    Native launches read addresses, in ``cells``. PyTorch operations read the tensors themselves.
+
+    Args:
+        weights: the tensors to work on, all of one device and one of float32, float64, bfloat16, float16;
+            dense in memory (any order of strides).
+        groups: row of the block of hyper-parameters that belongs to each weight.
+        adaptive: whether ASAM's normalization applies to each weight.
+        stochastic: whether the ascent rounds each weight stochastically; None for none. It makes a
+            difference to 16-bit weights only.
+
+    Attributes:
+        backend: what runs the launches over this table.
+        cells: int64 ``[columns, count]``, the addresses.
+        gradients: those of this pass, in the layout of the weights; empty with native kernels, which have
+            their addresses.
+        backups: memory for each weight before the ascent.
+        backed_up: whether each weight is in its backup; otherwise it is its own backup.
+        states: the base optimizer's state tensors by slot.
+        steps: the counters of updates, or None.
+        scales: standard deviations of noise.
+
+    Raises:
+        ValueError: the weights do not share a device and a supported dtype, or one has gaps.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        *,
+        groups: Sequence[int],
+        adaptive: Sequence[bool],
+        stochastic: Sequence[bool] | None = None,
+    ) -> None:
+        if not weights:
+            raise ValueError("a table needs at least one tensor")
+        self.device = weights[0].device
+        self.dtype = weights[0].dtype
+        if self.dtype not in extension.DTYPE_CODES:
+            raise ValueError(
+                f"fastsam has kernels for float32, float64, bfloat16 and float16, not for {self.dtype}"
+            )
+        for weight in weights:
+            if weight.device != self.device or weight.dtype != self.dtype:
+                raise ValueError("all weights of a table must share one device and one dtype")
+            if not is_dense(weight):
+                raise ValueError(
+                    f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps "
+                    "or overlaps; pass a contiguous copy"
+                )
+        self.backend: Backend = backend_of(self.device)
+        self.weights = list(weights)
+        self.count = len(weights)
+        self.groups = list(groups)
+        self.adaptive = list(adaptive)
+        self.stochastic = [False] * self.count if stochastic is None else list(stochastic)
+        self.gradients: list[Tensor | None] = []
+        self.backups: Sequence[Tensor] = self.weights
+        self.backed_up = [False] * self.count
+        self.states: list[Sequence[Tensor | None]] = [[None] * self.count for _ in range(3)]
+        self.steps: Sequence[Tensor] | None = None
+        self.scales: list[Tensor] = []
+        self.cells = array("q", bytes(8 * len(extension.TABLE_COLUMNS) * self.count))
+        self._gradients: list[
+            Tensor
+        ] = []  # keeps re-laid-out copies alive until the launch is queued
+        self._contiguous = [weight.is_contiguous() for weight in weights]
+        self._shapes = [weight.shape for weight in weights]
+        self._like_weights = Alike(weights)
+        self._set("size", [weight.numel() for weight in weights])
+        self._set("group", groups)
+        self._set(
+            "flags",
+            [
+                extension.ADAPTIVE * a + extension.STOCHASTIC * s
+                for a, s in zip(self.adaptive, self.stochastic, strict=True)
+            ],
+        )
+        self._set("weight", [weight.data_ptr() for weight in weights])
+        self._backup_addresses = self.column("weight")
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Dtype of sums over the weights, and of the scalars beside them."""
+        return torch.float64 if self.backend == "native" else sum_dtype(self.device, self.dtype)
+
+    def _set(self, column: str, values: Sequence[int]) -> None:
+        start = extension.TABLE_COLUMNS.index(column) * self.count
+        if len(values) != self.count:
+            raise ValueError(f"{column} needs {self.count} entries, got {len(values)}")
+        self.cells[start : start + self.count] = array("q", values)
+
+    def column(self, name: str) -> array[int]:
+        """A copy of one column, by the names of ``csrc/include/fastsam/table.h``."""
+        start = extension.TABLE_COLUMNS.index(name) * self.count
+        return self.cells[start : start + self.count]
+
+    def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Takes the gradients of this pass; None where there is none.
+
+        A gradient whose strides differ from its weight's is copied into the weight's layout.
+
+        Raises:
+            ValueError: a gradient is sparse, or of another device, dtype or shape than its weight. The
+                table then still holds the gradients it had.
+        """
+        if self._like_weights.fits(gradients):
+            present = cast("Sequence[Tensor]", gradients)
+            addresses = list(map(Tensor.data_ptr, present))
+            if 0 in addresses:
+                addresses = [address or _EMPTY for address in addresses]
+            self._gradients = []
+            self._set("gradient", addresses)
+            if self.backend == "torch":
+                self.gradients = list(present)
+            return
+        addresses = []
+        kept: list[Tensor] = []
+        laid_out: list[Tensor | None] = []
+        append = addresses.append
+        dtype, device = self.dtype, self.device
+        for weight, gradient, contiguous, shape in zip(
+            self.weights, gradients, self._contiguous, self._shapes, strict=True
+        ):
+            if gradient is None:
+                append(0)
+                laid_out.append(None)
+                continue
+            if (
+                weight.shape != shape
+            ):  # a gradient has its parameter's shape, the kernels go by this one
+                raise ValueError(
+                    f"a parameter of shape {tuple(shape)} became {tuple(weight.shape)} in the same memory "
+                    "(p.data = p.data[...]); assign a copy, p.data = p.data[...].clone(), which is followed"
+                )
+            if (
+                gradient.layout is not torch.strided
+                or gradient.dtype is not dtype
+                or gradient.device != device
+                or gradient.shape != weight.shape
+            ):
+                raise ValueError(_describe_misfit(weight, gradient))
+            if not (
+                gradient.is_contiguous() if contiguous else gradient.stride() == weight.stride()
+            ):
+                gradient = torch.empty_like(
+                    weight, memory_format=torch.preserve_format, requires_grad=False
+                ).copy_(gradient.detach())
+                kept.append(gradient)
+            append(gradient.data_ptr() or _EMPTY)
+            laid_out.append(gradient)
+        self._gradients = kept
+        self._set("gradient", addresses)
+        if self.backend == "torch":
+            self.gradients = laid_out
+
+    def release_gradients(self) -> None:
+        """Let go of the gradients, so that clearing them frees their memory."""
+        self.gradients = []
+
+    def set_backups(self, backups: Sequence[Tensor], where: Sequence[bool] | None = None) -> None:
+        """Takes memory for each weight before the ascent, in the weight's layout.
+
+        Args:
+            backups: the same list in every call costs the least.
+            where: which weights are in their backups; the others are their own. Default None: all.
+        """
+        if backups is not self.backups:
+            self.backups = backups
+            self._backup_addresses = array("q", map(Tensor.data_ptr, backups))
+        self.backed_up = [True] * self.count if where is None else list(where)
+        if all(self.backed_up):
+            self._set("backup", self._backup_addresses)
+            return
+        own = self.column("weight")
+        self._set(
+            "backup",
+            [
+                backup if backed_up else weight
+                for backup, weight, backed_up in zip(
+                    self._backup_addresses, own, self.backed_up, strict=True
+                )
+            ],
+        )
+
+    def set_state(self, slot: Literal[0, 1, 2], tensors: Sequence[Tensor | None]) -> None:
+        """Takes one of the base optimizer's state tensors per weight, in the weight's layout; or None."""
+        for weight, tensor in zip(self.weights, tensors, strict=True):
+            if tensor is not None and (
+                tensor.dtype != self.dtype
+                or tensor.device != self.device
+                or tensor.shape != weight.shape
+                or (tensor.stride() != weight.stride() and tensor.numel())
+            ):
+                raise ValueError(
+                    f"optimizer state of shape {tuple(tensor.shape)}, strides {tensor.stride()}, "
+                    f"{tensor.dtype} on {tensor.device} does not match its weight: "
+                    f"{tuple(weight.shape)}, {weight.stride()}, {weight.dtype} on {weight.device}"
+                )
+        self.states[slot] = list(tensors)
+        self._set(
+            f"state{slot}", [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        )
+
+    def set_steps(self, counters: Sequence[Tensor] | None) -> None:
+        """Takes the float32 scalars on the table's device that count the updates of each weight."""
+        self.steps = counters
+        if counters is None:
+            self._set("step", [0] * self.count)
+            return
+        for counter in counters:
+            if counter.dtype != torch.float32 or counter.device != self.device:
+                raise ValueError(
+                    f"step counters must be float32 on {self.device}, "
+                    f"got {counter.dtype} on {counter.device}"
+                )
+        self._set("step", [counter.data_ptr() for counter in counters])
+
+    def set_noise(self, scales: Sequence[Tensor], streams: Sequence[int]) -> None:
+        """Takes the standard deviations of noise and the stream that each weight draws from.
+
+        Args:
+            scales: ``[rows]`` per weight, on its device, float64, or float32 where PyTorch operations run;
+                the weight's memory is cut into that many equal runs. One row is one deviation for all,
+                ``weight.shape[0]`` rows one a filter.
+            streams: number in [0, 2^32) of each weight's stream of random numbers.
+        """
+        allowed = {torch.float64, self.sum_dtype}
+        for weight, scale in zip(self.weights, scales, strict=True):
+            if scale.dtype not in allowed or scale.device != self.device or scale.dim() != 1:
+                raise ValueError(
+                    f"scales must be float64 [rows] on {self.device}, got {scale.dtype} "
+                    f"{tuple(scale.shape)} on {scale.device}"
+                )
+            if scale.numel() == 0 or weight.numel() % scale.numel() != 0:
+                raise ValueError(
+                    f"{scale.numel()} standard deviations do not divide a weight of "
+                    f"{weight.numel()} elements"
+                )
+        rows = [max(w.numel() // s.numel(), 1) for w, s in zip(self.weights, scales, strict=True)]
+        self._set("scale", [scale.data_ptr() for scale in scales])
+        self._set("row_size", rows)
+        self._set("stream", streams)
+        self.scales = list(scales)
+
+    def scratch(self) -> Tensor:
+        """Scratch memory for the launches over this table, zero-filled, to be kept and reused."""
+        if self.backend == "torch":
+            return torch.zeros(0, dtype=torch.uint8, device=self.device)
+        size = extension.backend(self.device).sam_scratch_bytes(self.cells)
+        return torch.zeros(max(size, 16), dtype=torch.uint8, device=self.device)
+
+
+def _describe_misfit(weight: Tensor, gradient: Tensor) -> str:
+    if gradient.layout is not torch.strided:
+        return (
+            f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); SAM needs dense "
+            "gradients: build the embedding with sparse=False, or call p.grad = p.grad.to_dense()"
+        )
+    return (
+        f"a gradient is {tuple(gradient.shape)} {gradient.dtype} on {gradient.device}, but its parameter "
+        f"is {tuple(weight.shape)} {weight.dtype} on {weight.device}; they must agree: cast or move the "
+        "gradient before the step"
+    )

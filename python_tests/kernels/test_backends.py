@@ -1,0 +1,148 @@
+"""Which device gets native kernels, what is said where there are none, and what never falls back."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import fastsam
+from fastsam.kernels import backends, extension
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends._warn_of_fallback.cache_clear()
+    yield
+    backends._warn_of_fallback.cache_clear()
+
+
+def built(monkeypatch: pytest.MonkeyPatch, **info: Any) -> None:
+    """Make the native module one with this build info, with CUDA kernels where it says so."""
+    module = SimpleNamespace(cpu=object(), build_info=lambda: info)
+    if info.get("cuda"):
+        module.cuda = object()
+    monkeypatch.setattr(extension, "_native", module)
+
+
+def test_the_device_s_type_and_the_mode_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends.backend_of(CPU) == "native"
+    with pytest.warns(backends.FallbackWarning):
+        assert backends.backend_of(META) == "torch"
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    assert backends.backend_of(CPU) == backends.backend_of(META) == "torch"
+    monkeypatch.setenv(backends.VARIABLE, "native")
+    assert backends.backend_of(CPU) == "native"
+    with pytest.raises(RuntimeError, match="no kernels for 'meta' devices"):
+        backends.backend_of(META)
+
+
+def test_another_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.VARIABLE, "Torch")
+    for call in (lambda: backends.backend_of(CPU), fastsam.build_info, fastsam.require_native):
+        with pytest.raises(ValueError, match=r"FASTSAM_KERNELS is 'Torch'; expected 'auto', "):
+            call()
+
+
+def test_the_warning_comes_once_for_each_type_of_device() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            backends.backend_of(META)
+            backends.backend_of(torch.device("mps"))
+    texts = [str(each.message) for each in caught]
+    assert len(texts) == 2
+    assert "'meta'" in texts[0]
+    assert "'mps'" in texts[1]
+    for text in texts:
+        assert "several launches for every tensor" in text
+        assert "To get the kernels: " in text
+
+
+def test_rank_0_alone_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert backends.backend_of(META) == "torch"  # a warning is an error here
+
+
+@pytest.mark.parametrize(
+    ("info", "reason", "advice"),
+    [
+        ({"cuda": False}, "built without CUDA kernels", "toolkitpath=$HOME/cuda"),
+        (
+            {"cuda": True, "cuda_runtime": 13000, "cuda_driver": 12080},
+            "built with CUDA 13.0, but the NVIDIA driver supports only CUDA 12.8",
+            "update the driver, or build with a toolkit that it supports",
+        ),
+        ({"cuda": True, "cuda_runtime": 12090, "cuda_driver": 12020}, None, None),
+        ({"cuda": True, "cuda_runtime": 12090, "cuda_driver": 13000}, None, None),
+    ],
+)
+def test_reasons_why_a_gpu_has_no_kernels(
+    info: dict[str, Any], reason: str | None, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(monkeypatch, **info)
+    device = torch.device("cuda", 0)
+    if reason is None or advice is None:
+        assert backends.backend_of(device) == "native"
+        fastsam.require_native(device)
+        return
+    with pytest.warns(backends.FallbackWarning) as caught:
+        assert backends.backend_of(device) == "torch"
+    with pytest.raises(RuntimeError) as refused:
+        fastsam.require_native("cuda")
+    for text in (str(caught[0].message), str(refused.value)):
+        assert reason in text
+        assert advice in text
+
+
+def test_an_amd_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(RuntimeError, match="AMD GPUs"):
+        fastsam.require_native("cuda:0")
+
+
+def test_require_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    fastsam.require_native("cpu")
+    monkeypatch.setattr(backends, "present_device", lambda: "xpu")
+    with pytest.raises(RuntimeError, match="'xpu' devices"):
+        fastsam.require_native()
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    with pytest.raises(RuntimeError, match="FASTSAM_KERNELS=torch turns the native kernels off"):
+        fastsam.require_native("cpu")
+
+
+def test_build_info_tells_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "present_device", lambda: "mps")
+    info = fastsam.build_info()
+    assert info["kernels"] == "auto"
+    assert info["backends"]["cpu"] == "native"
+    assert info["backends"]["mps"].startswith("torch (fastsam has no kernels for 'mps'")
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    assert fastsam.build_info()["backends"]["cpu"] == "torch"
+
+
+def test_the_explanation_names_the_folder_and_the_fix(tmp_path: Path) -> None:
+    package, other = tmp_path / "checkout" / "fastsam", tmp_path / "site" / "fastsam"
+    for folder in (package, other):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    path = ["", str(package.parent)]
+    (package.parent / "pyproject.toml").touch()
+    missing = ImportError("no module", path=str(package / "__init__.py"))
+    alone = extension._explanation(package, path, missing)
+    assert alone.startswith(f"{package.parent} is a checkout whose native module is not built: run")
+    shadowing = extension._explanation(package, [*path, str(other.parent)], missing)
+    assert "it hides the installed fastsam: start Python in another folder" in shadowing
+    broken = ImportError("undefined symbol: omp_get_thread_num", path="/x/_native.so")
+    for place in (package, other):
+        text = extension._explanation(place, path, broken)
+        assert re.search("undefined symbol.*force-reinstall", text)
