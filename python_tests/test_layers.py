@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "kernels": {"_native"},
     "optim": {"kernels", *FOUNDATION},
     "curvature": {"kernels", *FOUNDATION},
+    "integrations": {"optim", *FOUNDATION},
     "longtail": {"optim", "curvature", *FOUNDATION},
     "report": {"longtail", "optim", "curvature", *FOUNDATION},
     "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
@@ -47,7 +48,7 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", *FOUNDATION)
+CORE = ("kernels", "optim", "curvature", "integrations", *FOUNDATION)
 BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
 """What `pip install fastsam` installs."""
 
