@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Extra = Literal["longtail", "export", "tensorboard", "wandb"]
+Extra = Literal["longtail", "export", "tensorboard", "wandb", "mlflow"]
 
 
 @contextmanager

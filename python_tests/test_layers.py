@@ -106,7 +106,7 @@ LONGTAIL_LAYERS = (
     ("methods",),
     ("samplers", "config"),
     ("recipes", "build", "finite"),
-    ("checkpoint", "tracking"),
+    ("checkpoint", "tracking", "run_file"),
     ("training", "landscape", "trained"),
     ("published",),
     ("reproduce",),

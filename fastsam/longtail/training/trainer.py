@@ -28,6 +28,7 @@ from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
@@ -210,8 +211,13 @@ class Trainer:
             self._begin_at(branch)
         if self._writes is not None:
             with self._writes.held(self._stamp):
-                self._writes.prepare(overwrite=overwrite)
-                check_room(self._writes.path, *self._sizes())
+                options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
+                text = run_file_text(
+                    config, self.sources, options=options, processes=world.world_size
+                )
+                self._writes.prepare(text, overwrite=overwrite)
+                coming = self._writes.coming_checkpoints(self.keep)
+                check_room(self._writes.path, *[checkpoint_bytes(config, self.model)] * coming)
                 self._stamp = self._writes.stamp()
 
     def fit(self) -> Result:
@@ -368,13 +374,6 @@ class Trainer:
         if self._writes is not None:
             self._checkpoint().save(self._writes.checkpoint)
             self._writes.write_history(self.history)
-
-    def _sizes(self) -> list[int]:
-        """About the bytes of each checkpoint that will lie in the folder beside what is there."""
-        folder = self.folder
-        coming = 0 if folder is None else 1 + (not folder.checkpoint.is_file())
-        coming += sum(1 for epoch in self.keep if folder and not folder.kept(epoch).is_file())
-        return [checkpoint_bytes(self.config, self.model)] * coming
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
