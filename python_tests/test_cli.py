@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -355,18 +356,30 @@ def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> No
     command = ["reproduce", "table4", "--seeds", "2", *map(str, options)]
     assert main(command) == 0
     first = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in first[2:]] == [
-        "ce-drw-sgd",
-        "ce-drw-pgd",
-        "ce-drw-lpf-sgd",
-        "ce-drw-sam",
-        "note",
+    assert first[1] == "test accuracy in %, last epoch, mean +- standard deviation over 2 seeds"
+    assert first[2].split() == ["all", "head", "mid", "tail"]
+    rows = {line.split()[0]: line for line in first[3:]}
+    assert list(rows) == ["ce-drw-sgd", "ce-drw-pgd", "ce-drw-lpf-sgd", "ce-drw-sam", "note:"]
+    results = [
+        json.loads((tmp_path / "ce-drw-sam" / f"seed-{seed}" / "result.json").read_text())["test"]
+        for seed in range(2)
     ]
+    scores = [[result["accuracy"], *result["groups"].values()] for result in results]
+    expected = [
+        f"{statistics.mean(pair):.1f} +- {statistics.stdev(pair):.1f}"
+        for pair in zip(*scores, strict=True)
+    ]
+    assert re.split(r"  +", rows["ce-drw-sam"]) == ["ce-drw-sam", *expected]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in first[2:7]}) == 1
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(written) == 8
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == written
+    assert main(["reproduce", "table4", "--seeds", "1", *map(str, options)]) == 0
+    single = capsys.readouterr().out
+    assert "one seed" in single
+    assert "+-" not in single
     options[3] = "2"
     assert "other settings" in fails(1, "reproduce", "table4", *options)
 

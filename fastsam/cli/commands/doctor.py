@@ -18,6 +18,7 @@ _OPTIONAL_PACKAGES = {
     "jinja2": "reports",
     "scipy": "distances between spectra",
     "tqdm": "progress bars",
+    "pyyaml": "settings from a file",
     "timm": "its networks",
     "onnx": "export to ONNX",
     "onnxscript": "export to ONNX",

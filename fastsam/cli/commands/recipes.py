@@ -91,7 +91,7 @@ def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -
         )
         for one, tables in listed
     )
-    print(table(("method, optimizer", *_COLUMNS.values(), "in table"), rows))
+    print(table(("recipe", *_COLUMNS.values(), "in table"), rows))
     unknown: dict[str, list[str]] = {}
     for one, _ in listed:
         names = [

@@ -144,6 +144,8 @@ class TrainCommand:
 
     def run(self) -> None:
         """Train, print the accuracies, write the folder."""
+        if self.config is not None and self.file is None:
+            read_run_file(self.config)  # says what is wrong with it
         if self.out is None and (self.resume or self.overwrite or self.keep):
             raise UsageError("--resume, --overwrite and --keep need --out DIR")
         if (self.from_run is None) != (self.at is None):
@@ -244,7 +246,7 @@ def command(arguments: Sequence[str]) -> Any:
 
 
 def _file(arguments: Sequence[str]) -> RunFile | None:
-    """The file that ``--config`` names, if any."""
+    """The file that ``--config`` names; None where there is none, as the command itself says."""
     for place, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option != "--config" or not (equals or place + 1 < len(arguments)):
@@ -254,7 +256,8 @@ def _file(arguments: Sequence[str]) -> RunFile | None:
                 "choose one of --config and --resume; a run resumes with its own settings"
             )
         names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
-        return read_run_file(Path(value if equals else arguments[place + 1]), options=names)
+        path = Path(value if equals else arguments[place + 1])
+        return read_run_file(path, options=names) if path.is_file() else None
     return None
 
 

@@ -92,11 +92,10 @@ class RunFolder:
             with locked(self.path):
                 pass
 
-    def prepare(self, settings: str, *, overwrite: bool = False) -> None:
-        """Create the folder, and the file of settings unless the run has one.
+    def prepare(self, *, overwrite: bool = False) -> None:
+        """Create the folder.
 
         Args:
-            settings: text of the file.
             overwrite: remove what a previous run wrote, its calibrations, and the spectra of its weights in
                 the folder or in ``spectra`` below it.
         """
@@ -113,8 +112,6 @@ class RunFolder:
             tables = (self.history, self.per_class, self.settings)
             for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
-        if not self.settings.is_file():
-            write_text(self.settings, settings)
 
     def coming_checkpoints(self, keep: Collection[int]) -> int:
         """Return how many checkpoints a run will write beside those that are there.
@@ -125,6 +122,11 @@ class RunFolder:
         missing = sum(not self.kept(epoch).is_file() for epoch in keep)
         # A checkpoint is written beside the one that it replaces.
         return 1 + (not self.checkpoint.is_file()) + missing
+
+    def write_settings(self, text: str) -> None:
+        """Write the file of settings, unless the run has one already."""
+        if not self.settings.is_file():
+            write_text(self.settings, text)
 
     def write(self, result: Result) -> None:
         """Write the result as JSON and as two CSV tables, each atomically."""
