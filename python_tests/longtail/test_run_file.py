@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,11 @@ def test_a_file_that_cannot_be_used(
     assert "No such file or directory; name a file such as the run.yaml" in capsys.readouterr().err
     assert train("--config", run / "run.yaml", "--resume", "--out", run) == 2
     assert "choose one of --config and --resume" in capsys.readouterr().err
-    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
+    assert train("--config", run / "run.yaml", "--optimizer", "sgd") == 2
+    line = capsys.readouterr().err
+    assert "rho_schedule needs optimizer asam, looksam, sam, but the run has optimizer sgd" in line
+    assert f"(with the settings of --config {run / 'run.yaml'})" in line
+    monkeypatch.setitem(sys.modules, "yaml", None)
     assert train("--config", run / "run.yaml") == 1
     assert 'needs yaml: pip install "fastsam[longtail]"' in capsys.readouterr().err
 

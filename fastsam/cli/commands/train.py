@@ -224,7 +224,12 @@ def command(arguments: Sequence[str]) -> Any:
     if not arguments or (not named and {"--help", "-h"} & set(arguments)):
         settings, values = every_setting(plugins=bool(arguments)), {}
     else:
-        values = _values(arguments, named)
+        try:
+            values = _values(arguments, named)
+        except UsageError as error:
+            if file is None:
+                raise
+            raise UsageError(f"{error} (with the settings of --config {file.path})") from error
         settings = settings_of_run(values)
         own = {*(item.name for item in (*fields(TrainCommand), *fields(Tracking))), *NAMES}
         refuse_settings_of_others(arguments, own | settings.keys(), values)
