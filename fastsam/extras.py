@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Literal
 
-Extra = Literal["plots", "longtail", "export", "tensorboard", "wandb"]
+Extra = Literal["plots", "longtail", "export", "tensorboard", "wandb", "mlflow"]
 
 TIED_TO_TORCH = ("timm", "torchvision")
 """Packages of no extra: each release belongs to one of torch, and pip would replace an installed torch."""

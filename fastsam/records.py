@@ -45,25 +45,29 @@ def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
         if name not in values and name not in ready and not optional:
             raise ValueError(f"{name} is missing")
     hints = get_type_hints(cls)
-    converted = {name: _converted(value, hints[name], name) for name, value in values.items()}
-    return cls(**converted, **ready)
+    own = {name: converted(value, hints[name], name) for name, value in values.items()}
+    return cls(**own, **ready)
 
 
-def _converted(value: object, hint: Any, name: str) -> Any:
-    """``value`` as ``hint`` wants it: mappings as dataclasses, lists as tuples."""
+def converted(value: object, hint: Any, name: str) -> Any:
+    """``value`` as ``hint`` wants it: mappings as dataclasses, lists as tuples.
+
+    Raises:
+        ValueError: a value of a wrong type; the message begins with ``name``.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
         (hint,) = (choice for choice in arguments if choice is not NoneType)
-        return _converted(value, hint, name)
+        return converted(value, hint, name)
     if is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value)
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        return origin(_converted(item, arguments[0], name) for item in value)
+        return origin(converted(item, arguments[0], name) for item in value)
     if origin is dict and isinstance(value, dict) and arguments[1] is not Any:
         return {
-            _converted(key, arguments[0], name): _converted(item, arguments[1], f"{name}.{key}")
+            converted(key, arguments[0], name): converted(item, arguments[1], f"{name}.{key}")
             for key, item in value.items()
         }
     if not _fits(value, hint, origin, arguments):

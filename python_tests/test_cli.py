@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +48,11 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "digit"], "valid: cifar10-lt"),
+        (["--data", "digit"], "did you mean 'digits-lt'? valid: cifar10-lt"),
+        (["--precision", "float33"], "unknown precision 'float33', did you mean 'float32'?"),
+        (["--select", "best"], "unknown select 'best'; valid: last, best-validation"),
+        (["--head", "cosin"], "unknown head 'cosin', did you mean 'cosine'?"),
+        (["--track", "tensorbord"], "did you mean 'tensorboard'?"),
         (["--method", "cedrw"], "ce, eql, focal"),
         (["--optimizer", "adam"], "sam, sgd"),
         (["--model", "vgg"], "resnet8"),
@@ -79,12 +85,16 @@ def test_wrong_settings_of_train(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--rho", "much"], ["train", "--rhoo", "1"], ["trian"], []]
+    "arguments", [["train", "--rho", "much"], ["train", "--rhoo", "1"], ["--rho"], []]
 )
 def test_arguments_that_cannot_be_parsed(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_an_unknown_command_names_the_closest(fails: Callable[..., str]) -> None:
+    assert "unknown command 'trian', did you mean 'train'?" in fails(2, "trian", "--epochs", 3)
 
 
 @pytest.mark.parametrize("command", [["train"], ["reproduce", "table1"]])
@@ -140,12 +150,36 @@ def test_training_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -
         assert name in text
 
 
+def test_training_help_groups_options_with_defaults_and_choices(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "ldam-drw", "--epochs", "60", "--help"])
+    lines = re.sub(r"[│╭╮╰╯─]|--(?=-)", " ", capsys.readouterr().out)
+    boxes = re.split(r"^ +(\S.*?) options +-?$", lines, flags=re.MULTILINE)
+    text = {title: " ".join(box.split()) for title, box in grouped(boxes)}
+    order = ["data set", "loss", "rule", "optimizer", "network", "learning rate", "training"]
+    assert [title for title in text if title in order] == order
+    assert "--max-margin FLOAT margin of the smallest class (recipe: 0.5)" in text["loss"]
+    assert "one of algorithm1, effective, inverse (recipe: effective)" in text["rule"]
+    assert "one of cosine, linear (recipe: cosine)" in text["network"]
+    assert "--select last|best-validation" in text["training"]
+    assert "--project" in text["tracking"]
+    assert "--device NAME" in text["machine"]
+    assert not [box for box in text.values() if "(default: None)" in box]
+
+
+def grouped(boxes: list[str]) -> list[tuple[str, str]]:
+    return list(zip(boxes[1::2], boxes[2::2], strict=True))
+
+
 def test_train_writes_its_folder(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "checkpoint.pt",
         "result.json",
         "history.csv",
         "per_class.csv",
+        "run.yaml",
     }
 
 
@@ -263,39 +297,52 @@ def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str
     assert "no result.json" in fails(1, "report", tmp_path)
 
 
+def recipe_rows(text: str) -> dict[str, list[list[str]]]:
+    """The rows of each data set by its heading; lines fit a terminal of 80 columns."""
+    assert max(map(len, text.splitlines())) <= 80
+    sections = {}
+    for section in text.split("\n\n")[:-1]:
+        heading, _, *rows = section.split("also unknown")[0].splitlines()
+        sections[heading] = [row.split() for row in rows]
+    return sections
+
+
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--names"]) == 0
     output = capsys.readouterr().out
     for name in ("imagenet-lt", "ldam", "drw", "lpf-sgd"):
         assert name in output
+    assert max(map(len, output.splitlines())) <= 80
     assert main(["recipes"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 38 + 2
-    known = [
-        "cifar10-lt",
+    sections = recipe_rows(capsys.readouterr().out)
+    assert sum(map(len, sections.values())) == 38
+    assert [
         "ldam-drw",
         "sam",
-        "resnet32",
         "200",
-        "128",
         "0.1",
         "0.0002",
         "160",
         "0.8",
-    ]
-    assert known in [line[: len(known)] for line in lines]
-    unknown = next(line for line in lines if line[:3] == ["cifar10-lt", "vs", "sam"])
-    assert "0.05?" in unknown
-    assert unknown[-2:] == ["gamma", "tau"]
+        "1",
+        "2",
+        "5",
+        "imbalance",
+    ] in (sections["cifar10-lt: model resnet32, batch size 128"])
+    cifar100 = sections["cifar100-lt: model resnet32, batch size 128"]
+    unknown = next(row for row in cifar100 if row[:2] == ["vs", "sam"])
+    assert unknown[6] == "0.05?"
+    assert main(["recipes", "--data", "cifar100-lt", "--method", "vs"]) == 0
+    assert "also unknown: gamma tau of vs sgd, vs sam\n" in capsys.readouterr().out
     assert main(["recipes", "--data", "imagenet-lt", "--optimizer", "sam"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[:3] for line in lines[1:-1]] == [
-        ["imagenet-lt", method, "sam"] for method in ("ce-drw", "ldam-drw")
-    ]
+    (rows,) = recipe_rows(capsys.readouterr().out).values()
+    assert [row[:2] for row in rows] == [["ce-drw", "sam"], ["ldam-drw", "sam"]]
     one = ["recipes", "--data", "cifar10-lt", "--optimizer", "sam", "--method"]
     assert main([*one, "ldam-drw"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["rho", "0.8", "[code]", "run.sh"] in lines
+    assert main([*one, "paco"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     assert main([*one, "vs"]) == 0
     assert "not a published value" in capsys.readouterr().out
     assert main([*one[:-1], "--method", "vs-drs"]) == 0
@@ -310,18 +357,30 @@ def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> No
     command = ["reproduce", "table4", "--seeds", "2", *map(str, options)]
     assert main(command) == 0
     first = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in first[2:]] == [
-        "ce-drw-sgd",
-        "ce-drw-pgd",
-        "ce-drw-lpf-sgd",
-        "ce-drw-sam",
-        "note",
+    assert first[1] == "test accuracy in %, last epoch, mean +- standard deviation over 2 seeds"
+    assert first[2].split() == ["all", "head", "mid", "tail"]
+    rows = {line.split()[0]: line for line in first[3:]}
+    assert list(rows) == ["ce-drw-sgd", "ce-drw-pgd", "ce-drw-lpf-sgd", "ce-drw-sam", "note:"]
+    results = [
+        json.loads((tmp_path / "ce-drw-sam" / f"seed-{seed}" / "result.json").read_text())["test"]
+        for seed in range(2)
     ]
+    scores = [[result["accuracy"], *result["groups"].values()] for result in results]
+    expected = [
+        f"{statistics.mean(pair):.1f} +- {statistics.stdev(pair):.1f}"
+        for pair in zip(*scores, strict=True)
+    ]
+    assert re.split(r"  +", rows["ce-drw-sam"]) == ["ce-drw-sam", *expected]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in first[2:7]}) == 1
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(written) == 8
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == written
+    assert main(["reproduce", "table4", "--seeds", "1", *map(str, options)]) == 0
+    single = capsys.readouterr().out
+    assert "one seed" in single
+    assert "+-" not in single
     options[3] = "2"
     assert "other settings" in fails(1, "reproduce", "table4", *options)
 

@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "kernels": {"_native"},
     "optim": {"kernels", *FOUNDATION},
     "curvature": {"kernels", *FOUNDATION},
+    "integrations": {"optim", *FOUNDATION},
     "longtail": {"optim", "curvature", "kernels", *FOUNDATION},
     "report": {"longtail", "optim", "curvature", *FOUNDATION},
     "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
@@ -47,7 +48,7 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself."""
 
-CORE = ("kernels", "optim", "curvature", *FOUNDATION)
+CORE = ("kernels", "optim", "curvature", "integrations", *FOUNDATION)
 BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
 """What an installation without extras installs."""
 
@@ -105,7 +106,7 @@ LONGTAIL_LAYERS = (
     ("methods",),
     ("samplers", "config"),
     ("recipes", "build", "finite"),
-    ("checkpoint", "tracking"),
+    ("checkpoint", "tracking", "run_file"),
     ("training", "landscape", "trained"),
     ("published",),
     ("reproduce",),

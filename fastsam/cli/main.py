@@ -17,8 +17,9 @@ from tyro.conf import subcommand
 
 import fastsam
 from fastsam.cli import commands
+from fastsam.cli.options import flattened
 from fastsam.distributed import LaunchError
-from fastsam.longtail.errors import LongTailError, UsageError
+from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.text import one_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -47,12 +48,17 @@ def parse(argv: Sequence[str] | None = None) -> Any:
         raise SystemExit(0)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in command_names():
-        return tyro.cli(_command(name, rest), prog=f"fastsam {name}", args=rest, config=_CONFIG)
+        made = _command(name, rest)
+        return flattened(tyro.cli(made, prog=f"fastsam {name}", args=rest, config=_CONFIG))
     every: Any = reduce(
         lambda union, one: union | one,
         (Annotated[_command(name, ()), subcommand(name)] for name in command_names()),
     )
-    return tyro.cli(every, prog="fastsam", description=_DESCRIPTION, args=arguments, config=_CONFIG)
+    if name and not name.startswith("-"):
+        raise unknown("command", name, command_names())
+    return flattened(
+        tyro.cli(every, prog="fastsam", description=_DESCRIPTION, args=arguments, config=_CONFIG)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,16 +6,31 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, make_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts
+from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, place_settings
 from fastsam.longtail.data import DATASETS
-from fastsam.longtail.registry import registered_settings
-from fastsam.longtail.settings import choices, settings_of
+from fastsam.longtail.registry import registered_settings, registries
+from fastsam.longtail.settings import Entry, choices, settings_of
 
 NAMES = ("data", "method", "optimizer")
 """The settings that name a recipe; commands declare them on their own."""
+
+_TITLES = {
+    "data": "data set",
+    "loss": "loss",
+    "rule": "rule",
+    "weighting": "rule",
+    "optimizer": "optimizer",
+    "rho_schedule": "optimizer",
+    "model": "network",
+    "head": "network",
+    "lr": "learning rate",
+    "lr_schedule": "learning rate",
+}
+"""Titles of groups of the help, by kind of part or by name of a setting that no part owns."""
+_ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
 
 
 def with_settings(
@@ -24,26 +39,55 @@ def with_settings(
     *,
     shown_as: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Any:
     """``base`` with an option for each of ``settings``; those that are not given are None.
+
+    The help shows them in a group for each kind of part; :func:`flattened` removes the groups from what was
+    parsed.
 
     Args:
         base: a frozen dataclass with the other options.
         settings: field and type of each setting by name.
         shown_as: other names of options, by the names of their settings.
         recipe: values that the help shows as those of the recipe.
+        given: values of settings that are given already, as in a file; options override them.
     """
-    options = []
+    groups: dict[str, list[tuple[str, Any, Any]]] = {}
     for name, (item, hint) in settings.items():
         kind = hint | None
         if kind == bool | None:
             kind = Annotated[kind, _SWITCH]
-        behavior = f"(recipe: {_text(recipe[name])})" if recipe and name in recipe else ""
-        shown = _shown(item, hint, (shown_as or {}).get(name), behavior)
-        options.append((name, Annotated[kind, shown], None))
-    command = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
-    command.__doc__ = base.__doc__
-    return command
+        elif any(isinstance(choice, str) for choice in choices(hint)):
+            kind = str | None  # the setting itself names its choices, and the closest one
+        value = (given or {}).get(name)
+        shown = _shown(item, hint, (shown_as or {}).get(name), _default(item, value, recipe))
+        groups.setdefault(_group(name), []).append((name, Annotated[kind, shown], value))
+    options = [option for group in groups.values() for option in group]
+    flat = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
+    boxes = []
+    for title in sorted(groups, key=_ORDER.index):
+        box = make_dataclass(title.title().replace(" ", ""), groups[title], frozen=True)
+        box.__doc__ = ""
+        shown_box = Annotated[box, arg(name=title), OmitArgPrefixes]  # type: ignore[valid-type]
+        boxes.append((f"{title.replace(' ', '_')}_group", shown_box, box()))
+    grouped = make_dataclass(
+        base.__name__, boxes, bases=(base,), frozen=True, namespace={"flat": flat}
+    )
+    grouped.__doc__ = base.__doc__
+    return grouped
+
+
+def flattened(parsed: Any) -> Any:
+    """The command of what was parsed, with its settings as fields in place of the groups of the help."""
+    flat = getattr(type(parsed), "flat", None)
+    if flat is None:
+        return parsed
+    values = {item.name: getattr(parsed, item.name) for item in fields(parsed)}
+    for name in [name for name in values if name.endswith("_group")]:
+        box = values.pop(name)
+        values |= {item.name: getattr(box, item.name) for item in fields(box)}
+    return flat(**values)
 
 
 def every_setting(*, plugins: bool = False) -> dict[str, tuple[Field[Any], Any]]:
@@ -103,6 +147,11 @@ def named_parts(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def parts_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that name a part of a run."""
+    return {k: v for k, v in values.items() if k in NAMES or _names_a_part(k)}
+
+
 def refuse_settings_of_others(
     arguments: Sequence[str], have: Collection[str], values: Mapping[str, Any]
 ) -> None:
@@ -142,16 +191,44 @@ def _names_a_part(name: str) -> bool:
     return name in every and every[name][0].metadata["names"] is not None
 
 
+def _group(name: str) -> str:
+    """The title under which the help shows a setting."""
+    if name in TrainConfig.__dataclass_fields__:
+        machine = name in {*place_settings(), "threads"}
+        return "machine" if machine else _TITLES.get(name, "training")
+    kinds = (
+        registry.kind
+        for registry in registries()
+        if any(name in part.settings.__dataclass_fields__ for part in registry.examples().values())
+    )
+    return next((_TITLES[kind] for kind in kinds if kind in _TITLES), "training")
+
+
+def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> str:
+    """What the help says of a setting that the command line leaves out."""
+    if given is not None:
+        return f"(file: {_text(given)})"
+    if recipe and item.name in recipe:
+        return f"(recipe: {_text(recipe[item.name])})"
+    default = item.metadata["default"]
+    if isinstance(default, Entry):
+        return f"(default: {_text(default.value)})"
+    return "" if item.metadata["optional"] else "(default: from the recipe)"
+
+
 def _shown(item: Field[Any], hint: Any, name: str | None, behavior: str) -> Any:
     """How the option of a setting is shown in the help."""
     kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "NAME"}
     used = [kind for kind in (hint, *get_args(hint)) for kind in (kind, *get_args(kind))]
     metavar = next((text for kind, text in kinds.items() if kind in used), None)
     metavar = "|".join(map(str, choices(hint))) or metavar
+    help_text = item.metadata["help"]
+    if item.metadata["names"] is not None:
+        help_text += f"; one of {', '.join(item.metadata['names'].names())}"
     many = any(get_origin(kind) is tuple for kind in used)
     return arg(
         name=name,
-        help=item.metadata["help"],
+        help=help_text,
         metavar=f"{metavar} ..." if many else metavar,
         help_behavior_hint=behavior,
     )

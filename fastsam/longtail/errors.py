@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class LongTailError(Exception):
@@ -30,10 +31,15 @@ class TrainingError(LongTailError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[object]) -> UsageError:
-    """The error for a name that is not in a list, naming the whole list.
+    """The error for a name that is not in a list, naming the closest one and the whole list.
 
     Example:
         >>> str(unknown("colour", "gren", ["red", "green"]))
-        "unknown colour 'gren'; valid: red, green"
+        "unknown colour 'gren', did you mean 'green'? valid: red, green"
+        >>> str(unknown("colour", "x", ["red", "green"]))
+        "unknown colour 'x'; valid: red, green"
     """
-    return UsageError(f"unknown {kind} {name!r}; valid: {', '.join(str(item) for item in valid)}")
+    names = [str(item) for item in valid]
+    close = get_close_matches(str(name), names, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    return UsageError(f"unknown {kind} {name!r:.80}{hint} valid: {', '.join(names)}")

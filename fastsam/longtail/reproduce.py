@@ -42,7 +42,7 @@ class Row:
 
     Attributes:
         variant: method, optimizer and what differs from the recipe.
-        measured: mean and standard deviation over the seeds (0 for one) of overall, head, mid, tail.
+        measured: mean and standard deviation over the seeds (None for one seed) of overall, head, mid, tail.
         published: what the paper reports for the same settings, as far as it is known.
     """
 
@@ -168,13 +168,13 @@ def reproduce_figure(
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Measured]:
-    """Mean and standard deviation over runs that differ in nothing but the seed."""
+    """Mean and standard deviation over runs that differ in nothing but the seed; None of one run."""
     numbers = [
         (r.test.accuracy, *(r.test.groups.get(name, float("nan")) for name in MEASURES[1:]))
         for r in results
     ]
     return {
-        name: (statistics.mean(column), statistics.stdev(column) if len(column) > 1 else 0.0)
+        name: (statistics.mean(column), statistics.stdev(column) if len(column) > 1 else None)
         for name, column in zip(MEASURES, zip(*numbers, strict=True), strict=True)
     }
 

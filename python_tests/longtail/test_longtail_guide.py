@@ -40,6 +40,7 @@ def test_options_that_are_named_exist() -> None:
         )
         for item in fields(command)
     }
+    options |= {f"--{item.name}" for item in fields(cli.parse(["train"]).tracking)}
     others = {
         "--root",
         "--decode",

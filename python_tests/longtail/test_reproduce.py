@@ -91,6 +91,23 @@ def test_only_an_unchanged_recipe_is_compared(
     assert [row.published for row in rows] == [number, {}]
 
 
+def test_published_numbers_stand_below_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"all": (75.5, 0.2), "tail": (60.0, None)}
+    monkeypatch.setitem(ACCURACIES, ("digits-lt", "ce-drw-sgd"), known)
+    shortest = {"epochs": 1, "lr_milestones": (1, 1), "warmup_epochs": 0, "defer_epoch": 0}
+    for name, value in shortest.items():
+        monkeypatch.setitem(DATASETS["digits-lt"].recipe, name, Entry(value, "test"))
+    options = ["--data", "digits-lt", "--seeds", "1", "--quiet", "--out", str(tmp_path)]
+    assert main(["reproduce", "table4", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(n for n, line in enumerate(lines) if line.startswith("ce-drw-sgd"))
+    assert lines[row + 1].split() == ["published", "75.5", "+-", "0.2", "-", "-", "60.0"]
+    assert len(lines[row]) == len(lines[row + 1])
+    assert not lines[row + 2].strip().startswith("published")
+
+
 def test_a_figure_along_the_training_reads_what_is_there(tmp_path: Path) -> None:
     def run() -> list[ClassSpectrum]:
         panels = reproduce_figure("figure3", "digits-lt", tmp_path, steps=2, progress=False, **TINY)

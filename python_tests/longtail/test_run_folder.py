@@ -20,6 +20,7 @@ from fastsam.cli import main
 from fastsam.curvature import Spectrum
 from fastsam.files import FolderBusyError
 from fastsam.longtail import Checkpoint, Result, Trainer
+from fastsam.longtail.checkpoint import checkpoint_bytes
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.predictions import predict
@@ -242,11 +243,14 @@ def test_the_probed_room_is_that_of_the_checkpoint(tmp_path: Path) -> None:
         run = Trainer(
             short("ce", optimizer, epochs=1), data=FEW, out=tmp_path / optimizer, keep={1}
         )
-        sizes = run._sizes()
-        assert len(sizes) == 3  # two side by side while one is replaced, and the kept one
+        assert run.folder is not None
+        # Two side by side while one is replaced, and the kept one.
+        assert run.folder.coming_checkpoints(run.keep) == 3
+        size = checkpoint_bytes(run.config, run.model)
         run.fit()
         real = (tmp_path / optimizer / "checkpoint.pt").stat().st_size
-        assert real <= sizes[0] <= 1.3 * real
+        assert real <= size <= 1.3 * real
+        assert run.folder.coming_checkpoints(run.keep) == 1
 
 
 # --- two runs in one folder ---------------------------------------------------------------------------
@@ -315,7 +319,7 @@ def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     run = Trainer(config, data=FEW, out=cut, keep={1}, on_step=stop_in(2), progress=False)
     with pytest.raises(StoppedError):
         run.fit()
-    assert [path.name for path in cut.iterdir()] == ["epoch-1.pt"]
+    assert sorted(path.name for path in cut.iterdir()) == ["epoch-1.pt", "run.yaml"]
     again = Trainer(config, data=FEW, out=cut, keep={1}, resume=True, progress=False)
     assert len(again.history) == 1
     assert again.fit().test == whole.test

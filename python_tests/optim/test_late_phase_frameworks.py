@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from trajectories import assert_same_bits
 
 from fastsam import SAM
+from fastsam.integrations.hugging_face import SAMTrainer
 
 with warnings.catch_warnings():  # what importing them deprecates is their own business
     warnings.simplefilter("ignore")
@@ -348,18 +349,10 @@ class _LossOfStep(nn.Module):
 def test_hugging_face_trainer(
     resumed_at: int | None, expected: History, seed: int, tmp_path: Path
 ) -> None:
-    """The ascent is in ``training_step``; the Trainer calls ``step()`` after it."""
+    """A SAM that the caller makes, with its schedule."""
     transformers = pytest.importorskip("transformers")
 
-    class SAMTrainer(transformers.Trainer):  # type: ignore[misc, name-defined]
-        def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> Tensor:
-            loss: Tensor = super().training_step(model, inputs, *args)
-            optimizer = self.optimizer.optimizer
-            if optimizer.ascent_due:
-                optimizer.first_step(zero_grad=True)
-                super().training_step(model, inputs, *args)
-            return loss
-
+    class InOrder(SAMTrainer, transformers.Trainer):  # type: ignore[misc, name-defined]
         def _get_train_sampler(self, *args: Any) -> SequentialSampler:
             return SequentialSampler(range(STEPS))
 
@@ -388,7 +381,7 @@ def test_hugging_face_trainer(
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        SAMTrainer(
+        InOrder(
             model=model,
             args=arguments,
             train_dataset=[{"n": n} for n in range(STEPS)],

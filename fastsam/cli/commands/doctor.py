@@ -20,12 +20,14 @@ _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
     "scipy": ("longtail", "distances between spectra"),
     "tqdm": ("longtail", "progress bars"),
     "torchvision": ("longtail", "CIFAR, image folders, ImageNet networks"),
+    "pyyaml": ("longtail", "settings from a file"),
     "timm": ("longtail", "its networks"),
     "onnx": ("export", "export to ONNX"),
     "onnxscript": ("export", "export to ONNX"),
     "safetensors": ("export", "export to safetensors"),
     "tensorboard": ("tensorboard", "--track tensorboard"),
     "wandb": ("wandb", "--track wandb"),
+    "mlflow-skinny": ("mlflow", "--track mlflow"),
 }
 """The extra that installs each optional package, and what needs it."""
 

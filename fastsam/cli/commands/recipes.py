@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,7 @@ class Recipes:
             self._list()
         else:
             chosen = recipe(self.data, self.method, self.optimizer)
-            rows = tuple(
-                (name, _value(entry.value), chosen.sources[name])
-                for name, entry in chosen.entries.items()
-            )
-            print(table(("setting", "value", "source"), rows))
+            _print_settings(chosen)
 
     def _list(self) -> None:
         asked = (self.data, self.method, self.optimizer)
@@ -59,37 +56,77 @@ class Recipes:
                 f"the paper has no recipe for {' '.join(name for name in asked if name)}; name data, "
                 "method and optimizer to see what fastsam takes instead"
             )
-        rows = tuple(_summary(recipe(*key), listed[key]) for key in sorted(listed, key=_by_data))
-        header = ("data", "method", "optimizer", *_SUMMARY, "in", "other values not known")
-        print(table(header, rows))
-        print("? not a published value; show one with --data NAME --method NAME --optimizer NAME")
+        found = {key: recipe(*key) for key in listed}
+        for data in sorted({data for data, _, _ in listed}, key=tuple(DATASETS).index):
+            _print_data_set(data, [(found[key], listed[key]) for key in listed if key[0] == data])
+        print("? not a published value. Show one recipe, with the source of every value:")
+        print("fastsam recipes --data NAME --method NAME --optimizer NAME")
 
 
-_SUMMARY = ("model", "epochs", "batch_size", "lr", "weight_decay", "defer_epoch", "rho")
+_WIDTH = 80
+_SHARED = ("model", "batch_size")
+"""Settings that the heading of a data set shows, because its recipes agree."""
+_COLUMNS = {
+    "epochs": "epochs",
+    "lr": "lr",
+    "weight_decay": "decay",
+    "defer_epoch": "defer",
+    "rho": "rho",
+}
+"""Settings that have a column of their own, with its title."""
 
 
-def _by_data(key: tuple[str, str, str]) -> int:
-    """Sorts recipes by data set alone."""
-    return tuple(DATASETS).index(key[0])
-
-
-def _summary(chosen: Recipe, tables: Sequence[str]) -> tuple[str, ...]:
-    """The main settings of a recipe, marked where no source states them, and the tables it is of."""
-    shown = {name: chosen.entries[name] for name in _SUMMARY if name in chosen.entries}
-    guessed = (
-        name for name, entry in chosen.entries.items() if not entry.known and name not in shown
+def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -> None:
+    """Print the recipes of a data set and the tables of the paper that they are of."""
+    shared = (
+        f"{name.replace('_', ' ')} {' or '.join(dict.fromkeys(_shown(one, name) for one, _ in listed))}"
+        for name in _SHARED
     )
-    return (
-        chosen.data,
-        chosen.method,
-        chosen.optimizer,
-        *(
-            _value(shown[name].value) + ("" if shown[name].known else "?") if name in shown else "-"
-            for name in _SUMMARY
-        ),
-        " ".join(tables),
-        " ".join(guessed) or "-",
+    print(f"{data}: {', '.join(shared)}")
+    rows = tuple(
+        (
+            f"{one.method} {one.optimizer}",
+            *(_shown(one, name) for name in _COLUMNS),
+            " ".join(name.removeprefix("table") for name in tables),
+        )
+        for one, tables in listed
     )
+    print(table(("recipe", *_COLUMNS.values(), "in table"), rows))
+    unknown: dict[str, list[str]] = {}
+    for one, _ in listed:
+        names = [
+            n for n, e in one.entries.items() if not e.known and n not in (*_SHARED, *_COLUMNS)
+        ]
+        if names:
+            unknown.setdefault(" ".join(names), []).append(f"{one.method} {one.optimizer}")
+    if unknown:
+        notes = (f"{names} of {', '.join(of)}" for names, of in unknown.items())
+        print(textwrap.fill(f"also unknown: {'; '.join(notes)}", _WIDTH))
+    print()
+
+
+def _print_settings(chosen: Recipe) -> None:
+    """Print every value of a recipe with its source."""
+    rows = [("setting", "value", "source")]
+    rows += [(n, _value(e.value), chosen.sources[n]) for n, e in chosen.entries.items()]
+    name, value = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    for row in rows:
+        start = row[0].ljust(name) + row[1].ljust(value)
+        print(
+            textwrap.fill(
+                row[2],
+                _WIDTH,
+                initial_indent=start,
+                subsequent_indent=" " * (name + value),
+                break_long_words=False,
+            )
+        )
+
+
+def _shown(chosen: Recipe, name: str) -> str:
+    """A value, marked where no source states it."""
+    entry = chosen.entries.get(name)
+    return "-" if entry is None else _value(entry.value) + ("" if entry.known else "?")
 
 
 def _value(value: object) -> str:
@@ -97,17 +134,25 @@ def _value(value: object) -> str:
 
 
 def _print_names() -> None:
-    print(f"data: {', '.join(DATASETS.names(plugins=True))}")
-    print("methods: loss or loss-rule, with")
+    _print_wrapped(f"data: {', '.join(DATASETS.names(plugins=True))}")
+    _print_wrapped("methods: loss or loss-rule, with")
     for part in (*LOSSES.values(), *RULES.values()):
-        print(f"  {part.name}: {part.summary}")
-    print("optimizers:")
+        _print_wrapped(f"  {part.name}: {part.summary}")
+    _print_wrapped("optimizers:")
     for part in OPTIMIZERS.values():
-        print(f"  {part.name}: {part.summary}")
-    print(f"models: {', '.join(MODELS.names())}")
-    print("calibrators:")
+        _print_wrapped(f"  {part.name}: {part.summary}")
+    _print_wrapped(f"models: {', '.join(MODELS.names())}")
+    _print_wrapped("calibrators:")
     for calibrator in CALIBRATORS.values():
-        print(f"  {calibrator.name}: {calibrator.summary}")
+        _print_wrapped(f"  {calibrator.name}: {calibrator.summary}")
+
+
+def _print_wrapped(line: str) -> None:
+    print(
+        textwrap.fill(
+            line, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+    )
 
 
 def command(arguments: Sequence[str]) -> type[Recipes]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from fastsam.distributed import torchrun_world
 from fastsam.files import write_text
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.landscape import ClassSpectrum
-from fastsam.longtail.published import FIGURES, MEASURES, TABLES
+from fastsam.longtail.published import FIGURES, MEASURES, TABLES, Measured, PublishedTable
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 
 
@@ -67,10 +68,8 @@ class ReproduceCommand:
                 rows.append(row)
                 if world.rank == 0:
                     if len(rows) == 1:
-                        print(f"{self.name}: {table.title}, {self.data}")
-                        seeds = f"{self.seeds} seed(s), +- std [published]"
-                        print(f"test accuracy, %, last epoch, {seeds}")
-                    print(_measured(row), flush=True)
+                        print(_heading(self.name, self.data, self.seeds))
+                    print(_lines(row, _width(table)), flush=True)
         if world.rank:
             return
         if table.note:
@@ -143,17 +142,40 @@ def _series(
     return series
 
 
-def _measured(row: Row) -> str:
-    """A row of a table as text."""
-    cells = []
-    for name in MEASURES:
-        mean, std = row.measured[name]
-        known = row.published.get(name)
-        cell = f"{name} {mean:.1f} +- {std:.1f}"
-        if known is not None:
-            cell += f" [{known[0]:.1f}" + ("]" if known[1] is None else f" +- {known[1]:.1f}]")
-        cells.append(cell)
-    return f"{row.variant.name}: {', '.join(cells)}"
+def _heading(name: str, data: str, seeds: int) -> str:
+    """The title of a table and of its columns."""
+    over = "one seed" if seeds == 1 else f"mean +- standard deviation over {seeds} seeds"
+    table = TABLES[name]
+    columns = "".join(f"  {measure:>13}" for measure in MEASURES)
+    return (
+        f"{name}: {table.title}, {data}\n"
+        f"test accuracy in %, last epoch, {over}\n"
+        f"{'':{_width(table)}}{columns}"
+    )
+
+
+def _width(table: PublishedTable) -> int:
+    """Width of the first column."""
+    return max(len(variant.name) for variant in table.rows)
+
+
+def _lines(row: Row, width: int) -> str:
+    """A row of a table, and below it the published numbers if there are any."""
+    lines = [f"{row.variant.name:{width}}{_cells(row.measured)}"]
+    if row.published:
+        lines.append(f"{'  published':{width}}{_cells(row.published)}")
+    return "\n".join(lines)
+
+
+def _cells(numbers: Mapping[str, Measured]) -> str:
+    return "".join(f"  {_cell(numbers.get(measure)):>13}" for measure in MEASURES)
+
+
+def _cell(number: Measured | None) -> str:
+    if number is None or math.isnan(number[0]):
+        return "-"
+    mean, deviation = number
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
 
 
 def command(arguments: Sequence[str]) -> Any:

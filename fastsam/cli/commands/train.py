@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import torch
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from fastsam.cli.options import (
     NAMES,
     every_setting,
     given,
     named_parts,
+    parts_in,
     refuse_settings_of_others,
     settings_of_run,
     with_settings,
@@ -23,16 +24,18 @@ from fastsam.cli.options import (
 from fastsam.cli.output import show
 from fastsam.distributed import torchrun_world
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, find_setting
+from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, find_setting
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
 from fastsam.longtail.optimizers import OPTIMIZERS
-from fastsam.longtail.recipes import recipe
+from fastsam.longtail.recipes import GIVEN, recipe
 from fastsam.longtail.results import Result
-from fastsam.longtail.tracking import TRACKERS, check_tracker, tracker
+from fastsam.longtail.run_file import RunFile, read_run_file
+from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
 from fastsam.longtail.training import Branch, RunFolder, Trainer
+from fastsam.records import build
 
 FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 """What `fastsam train` trains if nothing is named."""
@@ -46,31 +49,103 @@ def _named(name: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Tracking:
+    """Where a run is sent while it trains."""
+
+    track: Annotated[
+        str,
+        arg(help="where epochs, test figures and settings are sent", metavar="|".join(TRACKERS)),
+    ] = "none"
+    project: Annotated[
+        str, arg(help="project (wandb) or experiment (mlflow) of the run", metavar="TEXT")
+    ] = "fastsam"
+    name: Annotated[
+        str | None,
+        arg(
+            help="name of the run",
+            metavar="TEXT",
+            help_behavior_hint="(default: name of the folder --out)",
+        ),
+    ] = None
+    tags: Annotated[
+        tuple[str, ...],
+        arg(
+            help="tags of the run, TEXT or KEY=VALUE",
+            metavar="TEXT ...",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True)
+class FileOptions(Tracking):
+    """What a file of settings may hold besides settings."""
+
+    from_run: str | None = None
+    at: int | None = None
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrainCommand:
     """Train one network and judge it on the test set after the last epoch."""
 
     data: Annotated[str | None, _named("data")] = None
     method: Annotated[str | None, _named("method")] = None
     optimizer: Annotated[str | None, _named("optimizer")] = None
-    out: Annotated[Path | None, arg(help="folder for checkpoint and results")] = None
+    config: Annotated[
+        Path | None,
+        arg(
+            help="file of settings, such as the run.yaml of a run; options of the command line override it",
+            metavar="FILE",
+            help_behavior_hint="",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        arg(
+            help="folder for checkpoint, results and run.yaml; without it nothing is saved",
+            metavar="DIR",
+            help_behavior_hint="",
+        ),
+    ] = None
     from_run: Annotated[
         Path | None,
-        arg(name="from", help="run to continue under other settings, from its epoch --at"),
+        arg(
+            name="from",
+            help="run to continue under other settings, from its epoch --at",
+            metavar="RUN",
+            help_behavior_hint="",
+        ),
     ] = None
-    at: Annotated[int | None, arg(help="last epoch shared with the run --from", metavar="INT")] = (
-        None
-    )
+    at: Annotated[
+        int | None,
+        arg(
+            help="last epoch shared with the run --from",
+            metavar="INT",
+            help_behavior_hint="",
+        ),
+    ] = None
     resume: Annotated[bool, arg(help="resume the run in --out, with its settings")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
-        arg(help="epochs whose checkpoint is kept as epoch-K.pt", metavar="INT ..."),
+        arg(
+            help="epochs whose checkpoint is kept as epoch-K.pt",
+            metavar="INT ...",
+            help_behavior_hint="(default: none)",
+        ),
     ] = ()
     quiet: Annotated[bool, arg(help="no progress bar")] = False
-    track: Annotated[str, arg(help=f"send epochs to: {', '.join(TRACKERS)}")] = "none"
+    tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()
+
+    file: ClassVar[RunFile | None] = None
+    """What ``config`` says."""
 
     def run(self) -> None:
         """Train, print the accuracies, write the folder."""
+        if self.config is not None and self.file is None:
+            read_run_file(self.config)  # says what is wrong with it
         if self.out is None and (self.resume or self.overwrite or self.keep):
             raise UsageError("--resume, --overwrite and --keep need --out DIR")
         if (self.from_run is None) != (self.at is None):
@@ -79,7 +154,8 @@ class TrainCommand:
             raise UsageError(
                 "choose one of --from and --resume; a branch resumes by --resume alone"
             )
-        check_tracker(self.track, out=self.out)
+        tracked = Tracked(out=self.out, **asdict(self.tracking))
+        check_tracker(tracked)
         branch = None
         if self.from_run is not None and self.at is not None:
             branch = Branch.load(self.from_run, self.at)
@@ -105,9 +181,15 @@ class TrainCommand:
                 for note in trainer.data.notes:
                     print(note)
                 print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
-                trainer.on_result = _show
-            track = self.track if writes else "none"
-            with tracker(track, config=trainer.config, out=self.out) as trainer.on_epoch:
+            with tracker(tracked if writes else Tracked(), trainer.config) as sink:
+                trainer.on_epoch = sink.epoch
+
+                def finished(result: Result) -> None:
+                    if writes:
+                        _show(result)
+                    sink.result(result)
+
+                trainer.on_result = finished
                 trainer.fit()
         if writes and self.out is not None:
             print(f"results: {self.out}")
@@ -121,7 +203,11 @@ class TrainCommand:
         if branch is not None:
             return branch.settings(**named, **given(self))
         chosen = recipe(**{**FIRST_RUN, **named}, **given(self))
-        return chosen.config(), chosen.sources
+        config = chosen.config()
+        return config, {
+            **chosen.sources,
+            **({} if self.file is None else _sources(config, self.file)),
+        }
 
 
 def command(arguments: Sequence[str]) -> Any:
@@ -132,15 +218,28 @@ def command(arguments: Sequence[str]) -> Any:
     Raises:
         UsageError: an unknown name, or an option that is a setting of other parts.
     """
-    named = named_parts(arguments)
+    file = _file(arguments)
+    stated = {} if file is None else file.settings
+    named = {**parts_in(stated), **named_parts(arguments)}
     if not arguments or (not named and {"--help", "-h"} & set(arguments)):
         settings, values = every_setting(plugins=bool(arguments)), {}
     else:
-        values = _values(arguments, named)
+        try:
+            values = _values(arguments, named)
+        except UsageError as error:
+            if file is None:
+                raise
+            raise UsageError(f"{error} (with the settings of --config {file.path})") from error
         settings = settings_of_run(values)
-        own = {item.name for item in fields(TrainCommand)}
+        own = {*(item.name for item in (*fields(TrainCommand), *fields(Tracking))), *NAMES}
         refuse_settings_of_others(arguments, own | settings.keys(), values)
-    made = with_settings(TrainCommand, settings, recipe=values)
+        for name in stated.keys() - own - settings.keys():
+            try:
+                check_applies(name, chosen_parts(values))
+            except UsageError as error:
+                raise UsageError(f"--config {file and file.path}: {error}") from error
+    base = TrainCommand if file is None else _with_defaults(file)
+    made = with_settings(base, settings, recipe=values, given=stated)
     made.__doc__ = (
         f"Train one network. Data: {', '.join(DATASETS.names())}. Methods are loss or loss-rule, with "
         f"loss one of {', '.join(LOSSES.names())} and rule one of {', '.join(RULES.names())}. "
@@ -149,6 +248,66 @@ def command(arguments: Sequence[str]) -> Any:
         "only the settings of these."
     )
     return made
+
+
+def _file(arguments: Sequence[str]) -> RunFile | None:
+    """The file that ``--config`` names; None where there is none, as the command itself says."""
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option != "--config" or not (equals or place + 1 < len(arguments)):
+            continue
+        if "--resume" in arguments:
+            raise UsageError(
+                "choose one of --config and --resume; a run resumes with its own settings"
+            )
+        names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
+        path = Path(value if equals else arguments[place + 1])
+        return read_run_file(path, options=names) if path.is_file() else None
+    return None
+
+
+def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
+    """Where the settings of a file come from: the recipe as well if it has the same value, else the file."""
+    own = recipe(config.data, config.method, config.optimizer)
+    if own.entries["epochs"].value != config.epochs:
+        own = own.override(epochs=config.epochs)
+    sources = {}
+    for name, value in file.settings.items():
+        if name in NAMES or getattr(config, name) != value:
+            continue  # an option overrides it
+        entry = own.entries.get(name)
+        same = entry is not None and entry.value == value and entry.source != GIVEN
+        sources[name] = own.sources[name] if same else str(file.path)
+    return sources
+
+
+def _with_defaults(file: RunFile) -> type[TrainCommand]:
+    """The command whose defaults are what a file says.
+
+    Raises:
+        UsageError: a value is of a wrong type.
+    """
+    stated = {"from_run" if key == "from" else key: value for key, value in file.options.items()}
+    try:
+        options = build(FileOptions, stated)
+    except ValueError as error:
+        raise UsageError(f"--config {file.path}: {error}") from error
+    tracking = Tracking(**{item.name: getattr(options, item.name) for item in fields(Tracking)})
+    defaults: dict[str, Any] = {
+        **{name: file.settings[name] for name in NAMES if name in file.settings},
+        "from_run": None if options.from_run is None else Path(options.from_run),
+        "at": options.at,
+        "keep": options.keep,
+        "tracking": tracking,
+    }
+    hints = get_type_hints(TrainCommand, include_extras=True)
+    return make_dataclass(
+        TrainCommand.__name__,
+        [(name, hints[name], value) for name, value in defaults.items()],
+        bases=(TrainCommand,),
+        frozen=True,
+        namespace={"file": file},
+    )
 
 
 def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:

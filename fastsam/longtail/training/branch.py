@@ -34,10 +34,12 @@ class Branch:
     Attributes:
         name: name of the other run's folder.
         checkpoint: its state after the last epoch that both runs share.
+        folder: the other run's folder; None where it is not known.
     """
 
     name: str
     checkpoint: Checkpoint
+    folder: Path | None = None
 
     @classmethod
     def load(cls, run: str | Path, epoch: int) -> Branch:
@@ -67,7 +69,12 @@ class Branch:
                 f"{run} kept no checkpoint of epoch {epoch}; kept: {have}. Train with --keep {epoch} to "
                 "keep it"
             )
-        return cls(run.resolve().name, Checkpoint.load(kept[epoch]))
+        return cls(run.resolve().name, Checkpoint.load(kept[epoch]), run.resolve())
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The options of ``fastsam train`` that begin this branch."""
+        return {"from": str(self.folder) if self.folder else None, "at": self.checkpoint.epoch}
 
     @property
     def parent(self) -> dict[str, Any]:

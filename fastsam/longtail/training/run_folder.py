@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
 
 RUN_FILES = (
-    *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv"),
+    *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv", "run.yaml"),
     *("calibration.json", "*.calibration.json"),
 )
 """Names of the files that a run's folder holds."""
@@ -26,6 +26,7 @@ class RunFolder:
         result: the :class:`Result` as JSON.
         history: one line per epoch, CSV.
         per_class: one line per class, CSV.
+        settings: the settings, which train the run again; see :mod:`fastsam.longtail.run_file`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,6 +35,7 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.history = self.path / "history.csv"
         self.per_class = self.path / "per_class.csv"
+        self.settings = self.path / "run.yaml"
 
     def kept(self, epoch: int) -> Path:
         """Where the checkpoint of an epoch lies that was asked to be kept."""
@@ -107,8 +109,24 @@ class RunFolder:
             )
             spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
             old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
-            for file in (self.checkpoint, self.result, self.history, self.per_class, *old):
+            tables = (self.history, self.per_class, self.settings)
+            for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
+
+    def coming_checkpoints(self, keep: Collection[int]) -> int:
+        """Return how many checkpoints a run will write beside those that are there.
+
+        Args:
+            keep: epochs whose checkpoints are kept.
+        """
+        missing = sum(not self.kept(epoch).is_file() for epoch in keep)
+        # A checkpoint is written beside the one that it replaces.
+        return 1 + (not self.checkpoint.is_file()) + missing
+
+    def write_settings(self, text: str) -> None:
+        """Write the file of settings, unless the run has one already."""
+        if not self.settings.is_file():
+            write_text(self.settings, text)
 
     def write(self, result: Result) -> None:
         """Write the result as JSON and as two CSV tables, each atomically."""

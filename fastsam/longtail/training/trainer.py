@@ -28,6 +28,7 @@ from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
@@ -208,10 +209,15 @@ class Trainer:
             self.parent = resumed.parent
         elif branch is not None:
             self._begin_at(branch)
+        options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
+        self._run_file = run_file_text(
+            config, self.sources, options=options, processes=world.world_size
+        )
         if self._writes is not None:
             with self._writes.held(self._stamp):
                 self._writes.prepare(overwrite=overwrite)
-                check_room(self._writes.path, *self._sizes())
+                coming = self._writes.coming_checkpoints(self.keep)
+                check_room(self._writes.path, *[checkpoint_bytes(config, self.model)] * coming)
                 self._stamp = self._writes.stamp()
 
     def fit(self) -> Result:
@@ -222,7 +228,7 @@ class Trainer:
                 of an epoch's updates were skipped; the folder keeps its last checkpoint.
             OSError: if a file cannot be written; the one before it is whole.
         """
-        saved = time.perf_counter()
+        saved, folder = time.perf_counter(), self._writes
         bar = ProgressBar(
             total=self.config.epochs,
             description=f"{self.config.method} {self.config.optimizer}",
@@ -231,8 +237,8 @@ class Trainer:
         )
         unwritten: OSError | None = None
         with ExitStack() as stack:
-            if self._writes is not None:
-                stack.enter_context(self._writes.held(self._stamp))
+            if folder is not None:
+                stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
@@ -246,10 +252,11 @@ class Trainer:
                 now = time.perf_counter()
                 last = record.epoch == self.config.epochs
                 try:
-                    if record.epoch in self.keep and self._writes is not None:
-                        self._checkpoint().save(self._writes.kept(record.epoch))
-                    if now - saved > CHECKPOINT_SECONDS or last:
-                        self._save()
+                    if folder is not None and record.epoch in self.keep:
+                        self._save(folder, folder.kept(record.epoch))
+                    if folder is not None and (now - saved > CHECKPOINT_SECONDS or last):
+                        self._save(folder, folder.checkpoint)
+                        folder.write_history(self.history)
                         saved = now
                 except OSError as error:
                     if not last:
@@ -261,9 +268,9 @@ class Trainer:
                 self.on_result(result)
             if unwritten is not None:
                 raise unwritten
-            if self._writes is not None:
-                self._writes.write(result)
-                self._stamp = self._writes.stamp()
+            if folder is not None:
+                folder.write(result)
+                self._stamp = folder.stamp()
         return result
 
     def _begin_at(self, branch: Branch) -> None:
@@ -364,17 +371,9 @@ class Trainer:
             met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
 
-    def _save(self) -> None:
-        if self._writes is not None:
-            self._checkpoint().save(self._writes.checkpoint)
-            self._writes.write_history(self.history)
-
-    def _sizes(self) -> list[int]:
-        """About the bytes of each checkpoint that will lie in the folder beside what is there."""
-        folder = self.folder
-        coming = 0 if folder is None else 1 + (not folder.checkpoint.is_file())
-        coming += sum(1 for epoch in self.keep if folder and not folder.kept(epoch).is_file())
-        return [checkpoint_bytes(self.config, self.model)] * coming
+    def _save(self, folder: RunFolder, path: Path) -> None:
+        folder.write_settings(self._run_file)
+        self._checkpoint().save(path)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(

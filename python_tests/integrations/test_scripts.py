@@ -1,0 +1,249 @@
+"""The scripts under examples/ that use another library have the bits of a plain loop."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from fastsam import SAM
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+Weights = dict[str, Tensor]
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _folder_and_state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Libraries write logs into the working directory, and Accelerate keeps a state for the process."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    try:
+        from accelerate.state import AcceleratorState, GradientState
+    except ImportError:
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def run(script: str, package: str | None = None) -> Weights:
+    """The weights that a script trains; skip where its package is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if package is not None:
+            reason = f"{package} is not installed: pip install {package}"
+            pytest.importorskip(package, reason=reason, exc_type=ImportError)
+        weights: Weights = runpy.run_path(str(EXAMPLES / script))["main"]()
+    return weights
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    return torch.randn(256, 8), torch.randint(2, (256,))
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    epochs: int = 1,
+    parts: int = 1,
+    loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+    start: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """The plain loop: SAM, and ``parts`` micro-batches of each batch in both passes."""
+    loss_of = loss_of or (lambda net, x, y: nn.functional.cross_entropy(net(x), y))
+    optimizer = SAM(
+        model.parameters(),
+        torch.optim.SGD,
+        rho=0.05,
+        start=start,
+        **(options or {"lr": 0.1, "momentum": 0.9}),
+    )
+    for _ in range(epochs):
+        for x, y in batches:
+            ascends = optimizer.ascent_due
+            for half in (optimizer.first_step, optimizer.second_step)[not ascends :]:
+                for inputs, targets in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                    (loss_of(model, inputs, targets) / parts).backward()
+                half(zero_grad=True)
+    return model
+
+
+def assert_same_bits(found: Weights, wanted: Weights) -> None:
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
+
+
+@pytest.mark.parametrize(
+    ("script", "package", "parts"),
+    [
+        ("lightning_manual.py", "lightning", 1),
+        ("lightning_automatic.py", "lightning", 1),
+        ("lightning_accumulation.py", "lightning", 4),
+        ("fabric_sam.py", "lightning", 1),
+        ("accelerate_sam.py", "accelerate", 1),
+    ],
+)
+def test_loops_of_other_libraries(script: str, package: str, parts: int) -> None:
+    found = run(script, package)
+    torch.manual_seed(0)
+    model = network()
+    x, y = samples()
+    train(model, list(zip(x.split(32), y.split(32), strict=True)), epochs=2, parts=parts)
+    assert_same_bits(found, model.state_dict())
+
+
+def test_a_callback_chooses_the_first_ascent() -> None:
+    found = run("lightning_late_start.py", "lightning")
+    torch.manual_seed(0)
+    model = network()
+    x, y = samples()
+    batches = list(zip(x.split(32), y.split(32), strict=True))
+    train(model, batches, epochs=2, start=12, lr=0.1)
+    assert_same_bits(found, model.state_dict())
+
+
+def test_hugging_face_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain loop reads the micro-batches that the trainer loaded."""
+    pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install transformers"
+    )
+    from transformers import LlamaForCausalLM, Trainer
+
+    seen: list[Any] = []
+    begun: list[Weights] = []
+    original = Trainer.training_step
+
+    def training_step(self: Any, model: nn.Module, inputs: Any, *args: Any) -> Tensor:
+        if not seen:
+            begun.append({name: value.clone() for name, value in model.state_dict().items()})
+        seen.append(inputs)
+        return original(self, model, inputs, *args)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    found = run("hugging_face_sam.py")
+    config = runpy.run_path(str(EXAMPLES / "hugging_face_sam.py"))["CONFIG"]
+    assert len(seen) == 2 * 2 * 16  # epochs, passes, micro-batches
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(begun[0])
+    optimizer = SAM(model.parameters(), torch.optim.AdamW, weight_decay=0.0, lr=5e-5)
+    for step in range(8):
+        optimizer.param_groups[0]["lr"] = 5e-5 * (8 - step) / 8
+        parts = seen[8 * step : 8 * step + 4]
+        for half in (optimizer.first_step, optimizer.second_step):
+            for part in parts:
+                text = part["input_ids"]
+                words = model(input_ids=text).logits[:, :-1].flatten(0, 1)
+                loss = nn.functional.cross_entropy(words, text[:, 1:].flatten(), reduction="sum")
+                (loss / (16 * 5)).backward()  # texts of a step, targets of a text
+            if half == optimizer.second_step:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            half(zero_grad=True)
+    assert_same_bits(found, model.state_dict())
+
+
+def test_timm() -> None:
+    """The loop undoes no scaling: powers of two scale without rounding."""
+    found = run("timm_sam.py", "timm")
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    batches = [(torch.randn(8, 3, 32, 32), torch.randint(3, (8,))) for _ in range(4)]
+    base = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    optimizer = SAM(optimizer=base, rho=0.05)
+    for lr in (1e-4, 7.5e-4, 2.5e-4):  # warm-up; then half a cosine over 3 epochs
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for x, y in batches:
+            for half in (optimizer.first_step, optimizer.second_step):
+                nn.functional.cross_entropy(model(x), y).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                half(zero_grad=True)
+    assert_same_bits(found, model.state_dict())
+
+
+class LoRA(nn.Module):
+    """``W x + b + 2 B A x``, the formula of Hu et al. (ICLR 2022)."""
+
+    def __init__(self, adapters: Weights, layer: str) -> None:
+        super().__init__()
+        prefix = f"base_model.model.{layer}"
+        frozen = [adapters[f"{prefix}.base_layer.{name}"] for name in ("weight", "bias")]
+        self.weight, self.bias = (nn.Parameter(value, requires_grad=False) for value in frozen)
+        self.a, self.b = (
+            nn.Parameter(adapters[f"{prefix}.lora_{name}.default.weight"]) for name in "AB"
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        linear = nn.functional.linear
+        return linear(inputs, self.weight, self.bias) + linear(linear(inputs, self.a), self.b) * 2
+
+
+def test_lora_adapters() -> None:
+    found = run("peft_lora.py", "peft")
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"])
+    start = get_peft_model(network(), settings).state_dict()
+    start = {name: value.clone() for name, value in start.items()}
+    batches = [(torch.randn(32, 8), torch.randint(2, (32,))) for _ in range(8)]
+    model = train(nn.Sequential(LoRA(start, "0"), nn.Tanh(), LoRA(start, "2")), batches)
+    for layer in "02":
+        prefix = f"base_model.model.{layer}"
+        for name in "AB":
+            weight = found[f"{prefix}.lora_{name}.default.weight"]
+            assert torch.equal(weight, model.get_parameter(f"{layer}.{name.lower()}"))
+        assert torch.equal(
+            found[f"{prefix}.base_layer.weight"], model.get_parameter(f"{layer}.weight")
+        )
+
+
+def _rank(rank: int, port: int, script: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
+    )
+    torch.save(run(script), Path(folder) / str(rank))
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize("script", ["ddp.py", "fsdp2.py", "zero.py"])
+def test_two_processes(script: str, tmp_path: Path) -> None:
+    """The plain loop adds the halves of the batch: halving a gradient rounds nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (port, script, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    model = network()
+    batches = [(torch.randn(32, 8), torch.randint(2, (32,))) for _ in range(8)]
+    wanted = train(model, batches, parts=2).state_dict()
+    for rank in range(2):
+        assert_same_bits(torch.load(tmp_path / str(rank)), wanted)
+
+
+def test_scripts_are_short() -> None:
+    for script in EXAMPLES.glob("*.py"):
+        assert len(script.read_text().splitlines()) < 40, script.name
