@@ -1,4 +1,4 @@
-"""The suites of SAM and of spectra on PyTorch operations: a part always, the rest among slow tests."""
+"""The suites of SAM and of spectra on PyTorch operations: a part in every run, the rest among slow tests."""
 
 from __future__ import annotations
 

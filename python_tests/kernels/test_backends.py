@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import fastsam
+from benchmarks.machine import refuse_fallback
+from fastsam.curvature import MatrixOperator, operator_spectrum
 from fastsam.kernels import backends, extension
+from fastsam.optim.capture import obstacle
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -146,3 +149,32 @@ def test_the_explanation_names_the_folder_and_the_fix(tmp_path: Path) -> None:
     for place in (package, other):
         text = extension._explanation(place, path, broken)
         assert re.search("undefined symbol.*force-reinstall", text)
+
+
+def test_benchmarks_time_the_fallback_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_fallback("cpu")
+    with pytest.raises(SystemExit, match=r"'meta' devices.*FASTSAM_KERNELS=torch times"):
+        refuse_fallback("meta")
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    refuse_fallback("meta")
+
+
+def test_a_step_on_pytorch_operations_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = fastsam.SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    assert obstacle(model, optimizer) is None
+    monkeypatch.setenv(backends.VARIABLE, "torch")
+    assert "PyTorch operations, which are not captured" in (obstacle(model, optimizer) or "")
+
+
+@pytest.mark.parametrize(("before", "after"), [("native", "torch"), ("torch", "native")])
+def test_a_spectrum_is_not_resumed_on_the_other_backend(
+    before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = MatrixOperator(torch.diag(torch.arange(1.0, 21.0)))
+    monkeypatch.setenv(backends.VARIABLE, before)
+    first = operator_spectrum(operator, steps=5, checkpoint=tmp_path / "run", progress=False)
+    assert first.settings["backend"] == before
+    monkeypatch.setenv(backends.VARIABLE, after)
+    with pytest.raises(ValueError, match=r"other settings \(backend\)"):
+        operator_spectrum(operator, steps=5, checkpoint=tmp_path / "run", progress=False)
