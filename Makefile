@@ -14,11 +14,14 @@ DEMO_OUT ?= demo
 demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
 
+# A process for each core, up to 8: each takes about 1 GB.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(READY)  ## everything but the slow tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## the slow tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(READY)  ## formatting, style, types; Python and C++
 	$(BIN)/ruff format --check .

@@ -140,6 +140,8 @@ def _layout_of(batch: TensorBatch) -> list[tuple[tuple[int, ...], torch.dtype]]:
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
     """Return why a step of ``optimizer`` cannot be captured as a CUDA graph; None if it can be."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if len({p.device for p in parameters}) > 1:
+        return "the parameters are on several devices"
     reason = (
         _obstacle_of_sam(optimizer) if isinstance(optimizer, SAM) else _obstacle_of_base(optimizer)
     )
@@ -151,8 +153,6 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
         return "communication between ranks is not captured; train with the plain calls"
     if any(sharding.is_sharded(p) for p in parameters):
         return "DTensor parameters need communication between ranks; train with the plain calls"
-    if len({p.device for p in parameters}) > 1:
-        return "the parameters are on several devices"
     if any(p.grad is not None for p in parameters):
         return "there are gradients already: call optimizer.zero_grad() first"
     return None

@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_used(
     assert f"(with the settings of --config {run / 'run.yaml'})" in line
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert train("--config", run / "run.yaml") == 1
-    assert 'needs yaml: pip install "fastsam[longtail]"' in capsys.readouterr().err
+    assert 'needs yaml: pip install ".[longtail]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

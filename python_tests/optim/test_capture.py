@@ -234,8 +234,9 @@ def test_a_setting_that_is_another_tensor_never_looks_like_the_old_one(seed):
         assert capture._frozen(optimizer) != before
 
 
+@pytest.mark.filterwarnings("ignore::fastsam.kernels.backends.FallbackWarning")
 def test_what_cannot_be_captured_says_why(monkeypatch):
-    monkeypatch.setenv("FASTSAM_KERNELS", "native")  # PyTorch operations are never captured
+    monkeypatch.setenv("FASTSAM_KERNELS", "auto")  # PyTorch operations are never captured
 
     def reason(model, base=torch.optim.SGD, prepare=lambda o: None, **options) -> str:
         optimizer = SAM(model.parameters(), base, lr=0.1, **options)

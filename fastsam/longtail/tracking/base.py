@@ -29,12 +29,12 @@ class Tracked:
     project: str = "fastsam"
     name: str | None = None
     tags: tuple[str, ...] = ()
-    out: Path | None = None
+    out: str | Path | None = None
 
     @property
     def shown_name(self) -> str | None:
         """The name, or that of the folder; None without both, where the tracker chooses one."""
-        return self.name or (None if self.out is None else self.out.resolve().name)
+        return self.name or (None if self.out is None else Path(self.out).resolve().name)
 
 
 class Tracker(Protocol):

@@ -62,14 +62,18 @@ def _writer() -> Any:
 
 
 def _check(run: Tracked) -> None:
-    if run.out is None:
-        raise UsageError("--track tensorboard writes into the run's folder: give --out DIR")
+    _folder(run)
     _writer()
 
 
+def _folder(run: Tracked) -> Path:
+    if run.out is None:
+        raise UsageError("--track tensorboard writes into the run's folder: give --out DIR")
+    return Path(run.out) / "tensorboard"
+
+
 def _begin(run: Tracked, config: TrainConfig) -> TensorBoardEvents:
-    _check(run)
-    return TensorBoardEvents(Path(str(run.out)) / "tensorboard", run, config)
+    return TensorBoardEvents(_folder(run), run, config)
 
 
 KIND = TrackerKind("tensorboard", _check, _begin)

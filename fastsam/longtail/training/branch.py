@@ -39,7 +39,7 @@ class Branch:
 
     name: str
     checkpoint: Checkpoint
-    folder: Path | None = None
+    folder: str | Path | None = None
 
     @classmethod
     def load(cls, run: str | Path, epoch: int) -> Branch:
