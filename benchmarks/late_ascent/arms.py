@@ -50,6 +50,7 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         return _throughout_arms(setup, method)
     controls = [
         *choice.chosen_late(method, "by tau, few").values(),
+        *choice.chosen_late(method, "raw").values(),
         choice.recipe_sam(method),
         Arm(f"{sgd.name}, twice as long", factor=sgd.factor, decay=sgd.decay, late=2),
         Arm(f"{sgd.name}, other order", factor=sgd.factor, decay=sgd.decay, seed=1000),

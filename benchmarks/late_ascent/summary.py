@@ -90,22 +90,25 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
             for kind in KINDS
         },
         "curvature": curvature_summary(setup, method),
-        "few": _few(setup, method, runs),
+        "few": _other_choice(setup, method, runs, "by tau, few", "tau, few"),
+        "raw": _other_choice(setup, method, runs, "raw", "raw"),
     }
 
 
-def _few(setup: Setup, method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The primary comparison with every choice made by 20 images of a class, where there is one."""
+def _other_choice(
+    setup: Setup, method: str, runs: Sequence[Mapping[str, Any]], by: str, kind: str
+) -> dict[str, Any] | None:
+    """The primary comparison with every choice made in another way, where its arms are trained."""
     if setup.name in OWN_TRIALS:
         return None
-    few = choice.chosen_late(method, "by tau, few")
-    sgd, sam = few["sgd"].name, few["sam"].name
+    chosen = choice.chosen_late(method, by)
+    sgd, sam = chosen["sgd"].name, chosen["sam"].name
     if any({sgd, sam} - records.keys() for records in runs):
         return None
     return {
         "sgd": sgd,
         "sam": sam,
-        **asdict(_difference(runs, sam, sgd, "tau, few", "balanced")),
+        **asdict(_difference(runs, sam, sgd, kind, "balanced")),
     }
 
 

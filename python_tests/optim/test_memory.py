@@ -23,7 +23,6 @@ def _no_float64_and_no_reads() -> None:
     """Leave out the mode of conftest.py: it keeps a little memory for every launch that it watches."""
 
 
-
 def live_bytes() -> int:
     gc.collect()
     with warnings.catch_warnings():
