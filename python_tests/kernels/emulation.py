@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 import subprocess
@@ -24,9 +25,12 @@ def cmake(build: Path, *options: str, target: str, optimise: str = "-O1") -> Pat
         f"-DCMAKE_CXX_FLAGS_RELWITHDEBINFO={optimise} -g",
         *options,
     ]
-    for command in (configure, ["cmake", "--build", str(build), "--target", target]):
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    build.parent.mkdir(exist_ok=True)
+    with build.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share the folder
+        for command in (configure, ["cmake", "--build", str(build), "--target", target]):
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return build
 
 
