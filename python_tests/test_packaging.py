@@ -25,7 +25,7 @@ def pyproject() -> dict[str, Any]:
 def test_git_ignores_no_source() -> None:
     """A pattern such as ``demo/`` would keep a package of that name out of commits and of the sdist."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("this is no git checkout")
+        pytest.skip("not a git checkout")
     folders = ("benchmarks", "csrc", "docs", "examples", "fastsam", "python_tests")
     sources = [path for name in folders for path in (ROOT / name).rglob("*.*") if path.is_file()]
     kept = [path for path in sources if path.suffix in (".py", ".cpp", ".cu", ".h", ".md")]
@@ -100,7 +100,7 @@ def configure(build: Path, *options: str, path: str | None = None) -> tuple[int,
         for name in ("cmake", "ninja")
     }
     if None in tools.values():
-        pytest.skip("there is no cmake or ninja")
+        pytest.skip("cmake or ninja is not installed")
     pybind11 = pytest.importorskip("pybind11")
     done = subprocess.run(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from benchmarks.late_ascent import choice
@@ -52,8 +53,8 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         *choice.chosen_late(method, "by tau, few").values(),
         *choice.chosen_late(method, "raw").values(),
         choice.recipe_sam(method),
-        Arm(f"{sgd.name}, twice as long", factor=sgd.factor, decay=sgd.decay, late=2),
-        Arm(f"{sgd.name}, other order", factor=sgd.factor, decay=sgd.decay, seed=1000),
+        replace(sgd, name=f"{sgd.name}, twice as long", late=2),
+        replace(sgd, name=f"{sgd.name}, other order", seed=1000),
         *(_with(sam, name, values) for name, values in _CHEAPER.items()),
     ]
     return _without_repeats([BASE, *(arm for arm in controls if arm not in (sgd, sam))])
@@ -87,10 +88,5 @@ def _without_repeats(arms: Iterable[Arm]) -> list[Arm]:
 
 
 def _with(arm: Arm, name: str, values: Values) -> Arm:
-    return Arm(
-        f"{arm.name}, {name}",
-        arm.optimizer,
-        arm.factor,
-        arm.decay,
-        (*arm.settings, *values.items()),
-    )
+    settings = (*arm.settings, *values.items())
+    return replace(arm, name=f"{arm.name}, {name}", settings=settings)

@@ -89,7 +89,8 @@ WRONG_LABELS = PanelPlan(
         Way("SAM throughout", "sam", {"weight_decay": 0.005, "rho": (0.6,)}),
     ),
 )
-"""Six trials of weight decay for SGD and six of rho and weight decay for SAM chose these on validation images
-(``digits-noise-40`` in ``python -m benchmarks late-ascent``)."""
+"""Six trials of weight decay for SGD and six of rho and weight decay for SAM chose these on validation
+images of three other seeds. Their records were not kept; ``digits-noise-40`` in
+``python -m benchmarks late-ascent`` repeats them."""
 
 PANELS = (LONG_TAIL, WRONG_LABELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +76,7 @@ def run_demo(
         shutil.rmtree(out / plan.folder, ignore_errors=True)
     every = range(seed, seed + seeds)
     ways = sum(len(plan.ways) for plan in PANELS)
-    say(f"training {ways} ways with {seeds} seed(s) on {_workers()} process(es)")
+    say(f"training {ways} ways with {seeds} seed(s), one process for each core")
     tasks: list[_Task[dict[str, Outcome]]] = [
         (train_seed, (plan, each, epochs, out)) for plan in PANELS for each in every
     ]
@@ -170,11 +169,6 @@ def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
         say(f"\n{runs.timing.sentence()}")
 
 
-def _workers() -> int:
-    """Return how many processes train at the same time: one for each core."""
-    return os.cpu_count() or 1
-
-
 def _in_processes(
     tasks: Sequence[_Task[_Found]], description: str, *, progress: bool
 ) -> list[_Found]:
@@ -183,9 +177,8 @@ def _in_processes(
     joblib stops its workers when one of them fails or the user interrupts; it comes with scikit-learn.
     """
     with requires_extra("longtail", "the demo"):
-        from joblib import Parallel, delayed
-    workers = min(_workers(), len(tasks))
-    found: Iterator[_Found] = Parallel(n_jobs=workers, return_as="generator")(
+        from joblib import Parallel, cpu_count, delayed
+    found: Iterator[_Found] = Parallel(n_jobs=min(cpu_count(), len(tasks)), return_as="generator")(
         delayed(task)(*arguments) for task, arguments in tasks
     )
     results = []

@@ -12,7 +12,7 @@ class Demo:
     """What helps rare classes? Compare SGD and SAM on long-tailed handwritten digits over paired seeds.
 
     Every way to train is judged as trained and after calibration, with 95 % intervals. Then come Hessian
-    spectra of a head and a tail class, and report.html. Takes about three minutes on two CPU cores and
+    spectra of a head and a tail class, and report.html. Takes three to four minutes on two CPU cores and
     downloads nothing.
     """
 

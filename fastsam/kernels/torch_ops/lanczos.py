@@ -52,7 +52,7 @@ def _advance(
     active = recurrence.active.bool()
     zero = torch.zeros_like(beta)
     previous = recurrence.beta[:, step - 1] if step > 0 else zero
-    # The largest absolute row sum of T; a NaN is kept, and seen by whoever reads the recurrence.
+    # The largest absolute row sum of T. A NaN propagates, so that the reader of the recurrence reports it.
     bound = torch.maximum(recurrence.bound, alpha.abs() + previous + beta)
     recurrence.bound.copy_(torch.where(active, bound, recurrence.bound))
     continues = active & ~(beta <= _BREAKDOWN_FACTOR * eps * recurrence.bound)
