@@ -59,9 +59,12 @@ wheel-test: wheel  ## test that wheel in a fresh environment without a compiler
 bare-check: wheel  ## test that wheel in a Debian without libgomp1 and a compiler; needs root and debootstrap
 	.ci/bare_debian $(BIN)/python dist/*.whl
 
-# PYTHONS="3.10 3.13" TORCHES="2.9 newest" choose some of its rows.
-release-check: $(READY)  ## install wheel and sdist under every Python and torch, with and without a compiler
-	PATH=$(CURDIR)/$(BIN):$$PATH python .ci/release_check.py
+# PYTHONS="3.10 3.13" TORCHES="2.9 newest" choose some of its rows. It needs pyenv's Pythons 3.10 to 3.13, and
+# root and debootstrap for 3.14 and the bare Debian.
+TESTS ?= python_tests/kernels python_tests/optim python_tests/curvature python_tests/integrations
+release-check: $(READY) bare-check  ## install wheel and sdist under every Python and torch, with and without a compiler
+	PATH=$(CURDIR)/$(BIN):$$PATH TESTS="$(TESTS)" python .ci/release_check.py
+	.ci/debian_release_check
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,8 +6,8 @@ Environment variables choose the rows and the place:
 - ``TORCHES``: "2.9 newest" by default; "2.9" stands for its newest patch release.
 - ``ENVIRONMENTS``: a folder that keeps the environments with torch for the next run. Each takes 5 to 7 GB;
   by default each is deleted after its rows.
-- ``TESTS``: tests that the first torch must pass with the installed wheel, ``python_tests/optim`` for
-  instance; none by default.
+- ``TESTS``: tests that the installed wheel must pass under the first Python and each torch,
+  ``python_tests/optim`` for instance; none by default. They find the libraries of the integrations.
 
 In every row pip installs the package and its dependencies into a fresh environment. "None" in the
 column "tools" means that the PATH has the ``bin`` of that environment only: no compiler, so the sdist must be
@@ -33,15 +33,14 @@ from typing import Literal
 CHECKOUT = Path(__file__).resolve().parents[1]
 SMOKE = str(CHECKOUT / ".ci" / "smoke.py")
 NEEDED_BY_TESTS = (
-    "accelerate",
-    "lightning",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "cmake",
     "ninja",
     "pybind11",
-    "scipy",
-    "matplotlib",
+    "timm",
+    "torchvision",
 )
 READ_BY_TESTS = ("benchmarks", "csrc", "docs", "examples", "python_tests")
 
@@ -176,14 +175,20 @@ def checked(row: Row, base: Path, package: Path, unbuilt: Path, tests: list[str]
             install="ok",
             outside=outcome(outside),
             inside=outcome(command and advised and not hidden),
-            tests=outcome(pass_tests(environment, tests, log)) if tests else "-",
+            tests=outcome(pass_tests(environment, package, tests, log)) if tests else "-",
         )
 
 
-def pass_tests(environment: Path, tests: list[str], log: Log) -> bool:
+def pass_tests(environment: Path, package: Path, tests: list[str], log: Log) -> bool:
     """Whether the installed package passes tests, away from its sources."""
     python = environment / "bin" / "python"
-    log.must(python, "-m", "pip", "install", "--quiet", *NEEDED_BY_TESTS, cwd=environment)
+    _, version = log.run(python, "-c", "import torch; print(torch.__version__)", cwd=environment)
+    # timm and torchvision would replace torch by the one that their newest release wants.
+    constraint = environment / "constraint.txt"
+    constraint.write_text(f"torch=={version.strip().partition('+')[0]}\n")
+    extras = f"{package}[longtail,integrations]"
+    pip = (python, "-m", "pip", "install", "--quiet", "--constraint", constraint)
+    log.must(*pip, extras, *NEEDED_BY_TESTS, cwd=environment)
     place = environment / "tests"
     for name in READ_BY_TESTS:
         shutil.copytree(CHECKOUT / name, place / name)
@@ -191,7 +196,8 @@ def pass_tests(environment: Path, tests: list[str], log: Log) -> bool:
         if file.is_file():
             shutil.copy(file, place)
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return log.run(python, "-m", "pytest", "-q", "-m", "not slow", *tests, path=path, cwd=place)[0]
+    pytest = (python, "-m", "pytest", "-q", "--numprocesses", "2", "-m", "not slow")
+    return log.run(*pytest, *tests, path=path, cwd=place)[0]
 
 
 def check_sources(names: list[str]) -> None:
@@ -241,8 +247,8 @@ def main() -> int:
                     for artifact, package in packages.items():
                         for compiler in (False, True):
                             row = Row(python, torch, artifact, compiler)
-                            suite = tests if torch == torches[0] and package == wheel else []
-                            suite = suite if not compiler else []
+                            tested = python == pythons[0] and artifact == "wheel" and not compiler
+                            suite = tests if tested else []
                             rows.append(checked(row, base, package, unbuilt, suite, log))
                             print(rows[-1].line(), flush=True)
     return 1 if any("FAILED" in row.results for row in rows) else 0

@@ -98,7 +98,10 @@ class PureLoss:
                     f"the gradient of {name} is sparse and cannot be differentiated again: make its "
                     "nn.Embedding with sparse=False"
                 )
-        return list(gradients)
+        if differentiable:
+            return list(gradients)
+        # The gradient of a linear loss is a tensor of the graph itself, which it would keep alive.
+        return [gradient.detach() for gradient in gradients]
 
     def place(self, batch: Any) -> Any:
         """``batch`` on the run's device, floating-point tensors in the run's dtype.

@@ -26,13 +26,17 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def _batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(16, 4, generator=generator), torch.randn(16, 1, generator=generator)
 
 
+BATCH = _batch()
+"""Made once: torch 2.9's Dynamo warns of a generator inside the compiled step."""
+
+
 def backward(model: nn.Module) -> Tensor:
-    inputs, targets = batch()
+    inputs, targets = BATCH
     loss = nn.functional.mse_loss(model(inputs), targets)
     loss.backward()
     return loss
@@ -85,8 +89,8 @@ def all_passes(model: nn.Module, optimizer: Any) -> Step:
 
 
 def captured(model: nn.Module, optimizer: Any) -> Step:
-    step = capture_step(model, nn.functional.mse_loss, optimizer, batch())
-    return lambda: step(batch())
+    step = capture_step(model, nn.functional.mse_loss, optimizer, BATCH)
+    return lambda: step(BATCH)
 
 
 def sam(base: type[Optimizer], **options: Any) -> Callable[[nn.Module], Optimizer]:
