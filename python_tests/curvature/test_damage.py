@@ -167,10 +167,10 @@ def test_flipped_bits_of_a_saved_spectrum_are_noticed(tmp_path, suffix):
             check_message(error, str(path), "is not a spectrum written by fastsam")
             refused += 1
             continue
-        # A flip in what nobody reads, such as the date of an entry of an archive.
+        # A flip that changes no content: of the date of an entry in an archive, or of e to E in 1e-10.
         assert found.summary() == spectrum.summary()
         assert found.settings == spectrum.settings
-    assert refused > (199 if suffix == "json" else 100)
+    assert refused > (190 if suffix == "json" else 100)
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
