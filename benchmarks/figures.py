@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +51,7 @@ class Figures:
         _write("density", _density(whole["sgd"]))
         _write("classes", plot_spectra(classes, columns=2))
         _write("redrawn", plot_spectra(drawn, columns=2))
-        _write("steps", _steps({steps: sgd.spectrum("all", steps=steps) for steps in STEPS}))
+        _write("steps", _steps({steps: _prefix(whole["sgd"], steps) for steps in STEPS}))
         everything = {**{f"all, {name}": s for name, s in whole.items()}, **classes, **drawn}
         save("figures", {"data": DATA, "method": METHOD, "rows": _rows(everything)})
 
@@ -72,9 +72,7 @@ class Run:
             trainer.fit()
             return cls(Checkpoint.load(Path(folder) / "checkpoint.pt"), trainer.data)
 
-    def spectrum(
-        self, label: int | Literal["all"], *, augment: str = "none", steps: int = 80
-    ) -> Spectrum:
+    def spectrum(self, label: int | Literal["all"], *, augment: str = "none") -> Spectrum:
         """Return the spectrum of the training images of one class, or of all."""
         (found,) = landscape(
             self.checkpoint.build_model(),
@@ -82,11 +80,21 @@ class Run:
             self.checkpoint,
             [label],
             augment=augment,
-            steps=steps,
+            steps=STEPS[-1],
             probes=4,
             progress=False,
         )
         return found.spectrum
+
+
+def _prefix(spectrum: Spectrum, steps: int) -> Spectrum:
+    """Return what the first steps of a run gave: those of a longer run are the same."""
+    return replace(
+        spectrum,
+        alpha=spectrum.alpha[:, :steps],
+        beta=spectrum.beta[:, :steps],
+        order=np.minimum(spectrum.order, steps),
+    )
 
 
 def _density(spectrum: Spectrum) -> Any:
