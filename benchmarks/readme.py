@@ -142,8 +142,9 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
         f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
         f"{results['seeds']} seeds, each with its own subset. Test accuracy in percent of the last "
         "epoch, +- standard deviation; differences paired by seed, +- half of their 95 % confidence "
-        f"interval. We tuned on the validation set: {len(results['trials']['sgd'])} (lr, weight decay) pairs for "
-        f"SGD, {len(results['trials']['sam'])} values of rho for SAM, which keeps the recipe's lr and weight decay "
+        f"interval. We tuned on the validation set: {len(results['trials']['sgd'])} (lr, weight decay) pairs "
+        f"for SGD, {len(results['trials']['sam'])} values of rho for SAM, which keeps the recipe's lr and "
+        f"weight decay "
         f"(`{results['environment']['command']}`):"
     )
     lines = [

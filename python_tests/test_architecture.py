@@ -53,7 +53,7 @@ WALKS = walks()
 
 
 def definition(name: str, file: str) -> ast.AST:
-    """The function of a qualified name, which may have base classes' methods, in a file."""
+    """The function of a qualified name in a file."""
     node: ast.AST = ast.parse((ROOT / file).read_text("utf-8"))
     for part in name.split("."):
         inner = [
@@ -67,7 +67,7 @@ def definition(name: str, file: str) -> ast.AST:
 
 
 def called(name: str, file: str) -> set[str]:
-    """The names that a function calls, or hands on as methods (``self.step``), without what is before the dot."""
+    """The names that a function calls, without what is before the dot."""
     tree = definition(name, file)
     functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     names = {node.attr for node in functions if isinstance(node, ast.Attribute)}
@@ -75,7 +75,7 @@ def called(name: str, file: str) -> set[str]:
 
 
 def last(stop: Stop) -> str:
-    """The name by which a stop is called; an object with ``__call__`` is only named where it is made."""
+    """The name by which a stop is called."""
     return stop.name.rpartition(".")[2]
 
 

@@ -17,7 +17,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(
-    r"(?P<mark><!-- not run: [^>]+ -->\s*)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
+    r"(?P<mark><!-- not run: [^>]+ -->\s*)?"
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -82,7 +83,10 @@ def test_there_is_something_to_run_and_to_parse() -> None:
         *(f"docs/sam/{name}" for name in ("index", "when-to-ascend", "precision", "variants")),
         *(f"docs/spectra/{name}" for name in ("index", "data", "error-bars", "memory", "escape")),
         *(f"docs/longtail/{name}" for name in ("own-data", "methods", "plugins", "trained")),
-        *(f"docs/migrate/{name}" for name in ("sam", "pytorch-optimizer", "pyhessian", "curvlinops")),
+        *(
+            f"docs/migrate/{name}"
+            for name in ("sam", "pytorch-optimizer", "pyhessian", "curvlinops")
+        ),
     } <= runnable
     commands = {
         page(path) for path in GUIDES if "\nfastsam " in "\n" + "\n".join(blocks(path, "sh"))

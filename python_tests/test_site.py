@@ -1,4 +1,4 @@
-"""The built documentation: every link, anchor and picture leads somewhere, and nothing comes from the network."""
+"""The built documentation: links, anchors and pictures exist, and nothing comes from the network."""
 
 from __future__ import annotations
 
