@@ -49,8 +49,8 @@ class Figures:
             "class 9, re-drawn": sgd.spectrum(TAIL, augment="redrawn"),
         }
         _write("density", _density(whole["sgd"]))
-        _write("classes", plot_spectra(classes, columns=2))
-        _write("redrawn", plot_spectra(drawn, columns=2))
+        _write("classes", _panels(classes))
+        _write("redrawn", _panels(drawn))
         _write("steps", _steps({steps: _prefix(whole["sgd"], steps) for steps in STEPS}))
         everything = {**{f"all, {name}": s for name, s in whole.items()}, **classes, **drawn}
         save("figures", {"data": DATA, "method": METHOD, "rows": _rows(everything)})
@@ -103,17 +103,21 @@ def _density(spectrum: Spectrum) -> Any:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.6))
     plot_density([spectrum], axes=axes)
-    high = axes.get_ylim()[1]
     for place, text, aligned in (
-        (spectrum.lambda_min, "lambda_min", "left"),
+        (spectrum.lambda_min, "lambda_min", "right"),
         (0.0, "bulk", "left"),
-        (spectrum.lambda_max, "lambda_max", "right"),
+        (spectrum.lambda_max, "lambda_max", "left"),
     ):
         axes.axvline(place, color="gray", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            text, (place, high), (4 if aligned == "left" else -4, -12), ha=aligned,
-            textcoords="offset points", fontsize=9,
-        )  # fmt: skip
+        axes.text(place, 1e-5, f" {text} ", ha=aligned, fontsize=9, color="dimgray", clip_on=False)
+    figure.tight_layout()
+    return figure
+
+
+def _panels(spectra: Mapping[str, Spectrum]) -> Any:
+    """Draw two spectra side by side, wide enough for the labels of their axes."""
+    figure = plot_spectra(spectra, columns=2)
+    figure.set_size_inches(9, 3.2)
     figure.tight_layout()
     return figure
 
@@ -123,12 +127,12 @@ def _steps(spectra: Mapping[int, Spectrum]) -> Any:
     from matplotlib import pyplot
 
     last = spectra[STEPS[-1]]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4))
     for name, marker in (("lambda_max", "o"), ("lambda_min", "s")):
         final = getattr(last, name)
         error = [abs(getattr(spectra[steps], name) - final) / abs(final) for steps in STEPS[:-1]]
         left.plot(STEPS[:-1], np.maximum(error, 1e-8), marker=marker, label=name)
-    left.set(yscale="log", xlabel="Lanczos steps", ylabel="relative distance to 80 steps")
+    left.set(yscale="log", xlabel="Lanczos steps", title="relative distance to 80 steps")
     left.legend()
     threshold = 0.05 * last.lambda_min
     bounds = [spectra[steps].mass_below(threshold) for steps in STEPS]
@@ -137,7 +141,7 @@ def _steps(spectra: Mapping[int, Spectrum]) -> Any:
     )
     right.plot(STEPS, [b.value for b in bounds], marker="o", label="mass_below")
     right.set(
-        xlabel="Lanczos steps", ylabel=f"share of eigenvalues below {threshold:.3g}", ylim=(0, None)
+        xlabel="Lanczos steps", title=f"share of eigenvalues below {threshold:.3g}", ylim=(0, None)
     )
     right.legend()
     figure.tight_layout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -97,6 +98,13 @@ def test_every_page_is_in_the_navigation() -> None:
     listed = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
     docs = ROOT / "docs"
     assert sorted(listed) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+
+
+def test_files_are_included(pages: dict[Path, Page]) -> None:
+    """A line that includes a file is no text of a page: formatters of code blocks may break it."""
+    for path in pages:
+        text = re.sub(r"<[^>]+>", "", path.read_text("utf-8"))
+        assert not re.search(r"--8\s*&lt;\s*--", text), path.relative_to(SITE)
 
 
 def test_the_search_index_knows_the_pages(pages: dict[Path, Page]) -> None:
