@@ -47,9 +47,10 @@ bench: $(READY)  ## time the SAM step against its peers on this machine
 
 # Zensical needs Python 3.11. Its own check covers links between pages; the test checks the built site.
 docs: $(READY)  ## the documentation site in build/site; fails on broken links
+	$(BIN)/python -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	COLUMNS=100 $(BIN)/python .ci/command_help.py build/help
-	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m pytest -q python_tests/test_site.py
 
 wheel: $(READY)  ## a wheel in dist/ for the Python of .venv, with CUDA kernels where nvcc is found
