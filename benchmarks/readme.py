@@ -142,9 +142,9 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
         f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
         f"{results['seeds']} seeds, each with its own subset. Test accuracy in percent of the last "
         "epoch, +- standard deviation; differences paired by seed, +- half of their 95 % confidence "
-        f"interval. We tuned on the validation set: {len(results['trials']['sgd'])} (lr, weight decay) pairs "
-        f"for SGD, {len(results['trials']['sam'])} values of rho for SAM, which keeps the recipe's lr and "
-        f"weight decay "
+        f"interval. Settings were chosen on validation, among {len(results['trials']['sgd'])} of lr "
+        f"and weight decay for SGD and {len(results['trials']['sam'])} of rho for SAM, which keeps the "
+        "recipe's lr and weight decay "
         f"(`{results['environment']['command']}`):"
     )
     lines = [
@@ -241,14 +241,12 @@ def _slowest_sentence(rows: list[dict[str, Any]], summary: dict[str, Any]) -> st
     closest = min(summary, key=lambda peer: summary[peer]["smallest"])
     faster = sorted({where for row in summary.values() for where in row["faster_beyond_interval"]})
     verdict = (
-        f"A baseline is faster at {'; '.join(faster)}"
-        if faster
-        else "No baseline is faster in any row"
+        f"a peer is faster at {'; '.join(faster)}" if faster else "no peer is faster in any row"
     )
     return (
-        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads), the closest baseline is "
-        f"{closest}: {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}. "
-        f"{verdict} beyond the 95 % interval of a paired median."
+        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads) the closest peer is "
+        f"{closest}, {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}; "
+        f"beyond the 95 % interval of a paired median, {verdict}."
     )
 
 
@@ -263,7 +261,7 @@ def _sweep_sentence(results: dict[str, Any]) -> str:
     medians = [row["median"] for row in summary]
     return (
         f"Over {len(cases)} more shapes, {min(counts)} to {max(counts)} tensors of {min(sizes):,} to "
-        f"{max(sizes):,} elements, every baseline is at least {least:.2f}x slower; median slowdowns are "
+        f"{max(sizes):,} elements, every peer is at least {least:.2f}x slower; median slowdowns are "
         f"{min(medians):.1f}x to {max(medians):.1f}x."
     )
 
