@@ -103,13 +103,13 @@ def _density(spectrum: Spectrum) -> Any:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.6))
     plot_density([spectrum], axes=axes)
-    for place, text, aligned in (
-        (spectrum.lambda_min, "lambda_min", "right"),
-        (0.0, "bulk", "left"),
-        (spectrum.lambda_max, "lambda_max", "left"),
+    for place, text, aligned, height in (
+        (spectrum.lambda_min, "lambda_min", "left", 1e-6),
+        (0.0, "bulk", "left", 1e-6),
+        (spectrum.lambda_max, "lambda_max", "right", 1.0),
     ):
         axes.axvline(place, color="gray", linewidth=0.8, linestyle=":")
-        axes.text(place, 1e-5, f" {text} ", ha=aligned, fontsize=9, color="dimgray", clip_on=False)
+        axes.text(place, height, f" {text} ", ha=aligned, fontsize=9, color="dimgray")
     figure.tight_layout()
     return figure
 
