@@ -49,7 +49,7 @@ bench: $(READY)  ## time the SAM step against its peers on this machine
 docs: $(READY)  ## the documentation site in build/site; fails on broken links
 	$(BIN)/python -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	COLUMNS=100 $(BIN)/python .ci/command_help.py build/help
+	COLUMNS=84 $(BIN)/python .ci/command_help.py build/help
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m pytest -q python_tests/test_site.py
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import textwrap
 from pathlib import Path
 
 from fastsam.cli.main import command_names, parse
+
+WIDTH = 84
+"""Characters that fit into a page; the environment variable COLUMNS is the same for the options."""
 
 
 def main(folder: Path) -> None:
@@ -17,7 +21,13 @@ def main(folder: Path) -> None:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             parse([name, "--help"])
-        (folder / f"{name}.txt").write_text(text.getvalue(), encoding="utf-8")
+        lines = [_wrapped(line) for line in text.getvalue().splitlines()]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _wrapped(line: str) -> str:
+    """Wrap a paragraph; options begin with a space and are wrapped already."""
+    return line if line.startswith(" ") else textwrap.fill(line, WIDTH)
 
 
 if __name__ == "__main__":

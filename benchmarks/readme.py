@@ -87,7 +87,7 @@ def figures() -> str:
     ]
     lines += [
         f"| {row['name']} | {row['lambda_min']:.3g} | {row['lambda_max']:.3g} | {row['ratio']:.2g} | "
-        f"{row['trace']:.3g} +- {row['trace_stderr']:.1g} | {row['loss']:.2g} | {row['gradient_norm']:.2g} | "
+        f"{row['trace']:.3g} +- {row['trace_stderr']:.2g} | {row['loss']:.2g} | {row['gradient_norm']:.2g} | "
         f"{row['weight_norm']:.3g} |"
         for row in stored["rows"]
     ]
