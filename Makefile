@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 DEMO_OUT ?= demo
 
-.PHONY: demo test test-all lint lint-workflows format bench wheel wheel-test bare-check release-check clean
+.PHONY: demo test test-all lint lint-workflows format bench docs wheel wheel-test bare-check release-check clean
 
 demo: $(READY)  ## what helps rare classes: train, measure and report on real data
 	$(BIN)/fastsam demo --out $(DEMO_OUT) --overwrite
@@ -45,6 +45,14 @@ format: $(READY)  ## rewrite the sources in the project's style
 bench: $(READY)  ## time the SAM step against its peers on this machine
 	$(BIN)/python -m benchmarks sam-step
 
+# Zensical needs Python 3.11. Its own check covers links between pages; the test checks the built site.
+docs: $(READY)  ## the documentation site in build/site; fails on broken links
+	$(BIN)/python -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	COLUMNS=84 $(BIN)/python .ci/command_help.py build/help
+	$(BIN)/python -m zensical build --clean --strict
+	$(BIN)/python -m pytest -q python_tests/test_site.py
+
 wheel: $(READY)  ## a wheel in dist/ for the Python of .venv, with CUDA kernels where nvcc is found
 	rm -rf dist
 	PATH=$(CURDIR)/$(BIN):$$PATH .ci/wheel python dist
@@ -67,7 +75,7 @@ release-check: $(READY) bare-check  ## install wheel and sdist under every Pytho
 	.ci/debian_release_check
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(DEMO_OUT) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ import tyro
 from benchmarks.demo import DemoRuns
 from benchmarks.device_code import DeviceCode
 from benchmarks.epoch import EpochTime
+from benchmarks.figures import Figures
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
@@ -30,6 +31,7 @@ def main() -> None:
             "longtail-digits": LongtailDigits,
             "late-ascent": LateAscent,
             "demo": DemoRuns,
+            "figures": Figures,
             "device-code": DeviceCode,
             "torch-operations": TorchOperations,
             "readme": Readme,

@@ -17,7 +17,11 @@ from fastsam.report import PairedComparison
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results.md")
+DOCUMENTS = tuple(
+    path
+    for path in (README, *sorted((ROOT / "docs").rglob("*.md")))
+    if "<!-- results:" in path.read_text("utf-8")
+)
 """Documents with tables of results."""
 
 
@@ -39,6 +43,7 @@ def rendered(text: str) -> str:
         "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
+        "figures": figures(),
         **late_ascent_tables(),
     }
     for name, table in tables.items():
@@ -67,6 +72,25 @@ def demo(*, short: bool) -> str:
         lines += [f"- **{verdict}** {numbers}" for verdict, numbers in shown] + [""]
     if not short:
         lines += [f"On {environment['processor']}, `{environment['command']}`."]
+    return "\n".join(lines) + "\n"
+
+
+def figures() -> str:
+    """The numbers behind the pictures of spectra."""
+    path = RESULTS / "figures-cpu.json"
+    if not path.exists():
+        return ""
+    stored = json.loads(path.read_text())
+    lines = [
+        "| spectrum | lambda_min | lambda_max | ratio | trace | loss | gradient norm | weight norm |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['name']} | {row['lambda_min']:.3g} | {row['lambda_max']:.3g} | {row['ratio']:.2g} | "
+        f"{row['trace']:.3g} +- {row['trace_stderr']:.2g} | {row['loss']:.2g} | {row['gradient_norm']:.2g} | "
+        f"{row['weight_norm']:.3g} |"
+        for row in stored["rows"]
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +15,26 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = sorted((ROOT / "docs").rglob("*.md"))
+FENCE = re.compile(
+    r"(?P<mark><!-- not run: [^>]+ -->\s*)?"
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """The fenced blocks of a language; "python no-run" is another one."""
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    """The fenced blocks of a language, without those marked as not run and those that include a file."""
+    return [
+        textwrap.dedent(match["body"])
+        for match in FENCE.finditer(path.read_text("utf-8"))
+        if match["language"] == language and not match["mark"] and "--8<--" not in match["body"]
+    ]
+
+
+def page(path: Path) -> str:
+    """The name of a test's page."""
+    return str(path.relative_to(ROOT).with_suffix(""))
 
 
 def modules_with_examples() -> list[str]:
@@ -39,7 +54,7 @@ def headless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("guide", [path for path in GUIDES if blocks(path, "python")], ids=page)
 @pytest.mark.usefixtures("headless")
 def test_python_blocks_run_in_order(guide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(blocks(guide, "python"))
@@ -48,7 +63,7 @@ def test_python_blocks_run_in_order(guide: Path, monkeypatch: pytest.MonkeyPatch
     exec(compile(code, str(guide), "exec"), vars(module))
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=page)
 def test_commands_parse(document: Path) -> None:
     """Every `fastsam` command is understood, with all of its flags."""
     pytest.importorskip("tyro")
@@ -61,11 +76,29 @@ def test_commands_parse(document: Path) -> None:
 
 
 def test_there_is_something_to_run_and_to_parse() -> None:
-    assert {"sam", "spectra", "longtail"} <= {
-        path.stem for path in GUIDES if blocks(path, "python")
+    """Pages that teach code run it, and the pattern of a fence has not stopped matching."""
+    runnable = {page(path) for path in GUIDES if blocks(path, "python")}
+    assert {
+        "docs/get-started",
+        *(f"docs/sam/{name}" for name in ("index", "when-to-ascend", "precision", "variants")),
+        *(f"docs/spectra/{name}" for name in ("index", "data", "error-bars", "memory", "escape")),
+        *(f"docs/longtail/{name}" for name in ("own-data", "methods", "plugins", "trained")),
+        *(
+            f"docs/migrate/{name}"
+            for name in ("sam", "pytorch-optimizer", "pyhessian", "curvlinops")
+        ),
+    } <= runnable
+    commands = {
+        page(path) for path in GUIDES if "\nfastsam " in "\n" + "\n".join(blocks(path, "sh"))
     }
-    for document in (ROOT / "README.md", ROOT / "docs" / "longtail.md"):
-        assert "\nfastsam " in "\n".join(blocks(document, "sh"))
+    assert {"docs/get-started", "docs/longtail/train", "docs/longtail/own-data"} <= commands
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=page)
+def test_every_fence_is_read(document: Path) -> None:
+    """A block that the pattern of a fence misses would never run."""
+    text = document.read_text("utf-8")
+    assert len(re.findall(r"^ *```\w", text, re.MULTILINE)) == len(FENCE.findall(text))
 
 
 @pytest.mark.parametrize("name", modules_with_examples())

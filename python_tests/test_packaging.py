@@ -50,7 +50,7 @@ def test_the_readme_of_an_index_has_no_relative_links() -> None:
     assert re.search(relative, (ROOT / "README.md").read_text())
     assert not re.search(relative, readme)
     assert "[arXiv 2010.01412](https://arxiv.org/abs/2010.01412)" in readme
-    assert "docs/sam.md" in readme
+    assert "Drop-in SAM" in readme
     assert readme.startswith("# Sharpness-Aware Minimization for PyTorch (not Segment Anything)\n")
 
 

@@ -12,7 +12,7 @@ from benchmarks.readme import DOCUMENTS, README, rendered
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_numbers_are_those_of_the_results(document: Path) -> None:
     assert document.read_text() == rendered(document.read_text())
 
