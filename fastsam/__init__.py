@@ -1,7 +1,7 @@
 """Fused Sharpness-Aware Minimization, batched Lanczos Hessian spectra, and long-tailed training.
 
-The names below are imported when they are first used, so that a command can answer to Ctrl-C while
-torch is being imported.
+Public names are imported when they are first used, so that commands respond to Ctrl-C while torch is
+imported.
 """
 
 from __future__ import annotations

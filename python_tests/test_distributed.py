@@ -117,10 +117,10 @@ def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="need --device cpu or cuda, not cuda:0"):
+    with pytest.raises(ValueError, match="require --device cpu or --device cuda, got cuda:0"):
         torchrun_world("cuda:0").__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="process 1 has no GPU: there are 1"):
+    with pytest.raises(ValueError, match="process 1 has no GPU: this machine has 1"):
         torchrun_world("cuda").__enter__()
 
 

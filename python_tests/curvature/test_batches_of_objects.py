@@ -241,7 +241,7 @@ def test_names_of_samples_move_with_them():
         ),
         (
             {"sampler": WeightedRandomSampler([1.0] * 20, 20)},
-            "Its WeightedRandomSampler picks 20 samples anew",
+            "Its WeightedRandomSampler draws 20 new samples",
         ),
     ],
 )

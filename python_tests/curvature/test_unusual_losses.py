@@ -219,7 +219,7 @@ def test_criteria_over_outputs_with_structure(structure, targets_are):
 @pytest.mark.parametrize("curvature", ["hessian", "gauss-newton", "fisher", "fisher-mc"])
 def test_torchs_criteria_over_structure_name_what_helps(criterion, curvature):
     model, batch = Heads(Output), classification(11, 3, 3)
-    with pytest.raises(TypeError, match=r"returned Output; pick the tensor.*BatchLoss"):
+    with pytest.raises(TypeError, match=r"returned Output; select the tensor.*BatchLoss"):
         spectral_density(model, criterion, batch, curvature=curvature)
 
 
@@ -428,10 +428,10 @@ def test_an_embedding_bag_is_left_alone_and_named():
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"memory_limit": 0}, "memory_limit must be at least 1"),
-        ({"memory_limit": 1}, r"needs about 0\.14 KiB, 0 bytes may be used"),
-        ({"checkpoint_interval": float("nan")}, "checkpoint_interval must lie in"),
-        ({"checkpoint_interval": -1}, "checkpoint_interval must lie in"),
-        ({"tolerance": float("nan")}, "tolerance must lie in"),
+        ({"memory_limit": 1}, r"needs about 0\.14 KiB, but 0 bytes may be used"),
+        ({"checkpoint_interval": float("nan")}, "checkpoint_interval must be in"),
+        ({"checkpoint_interval": -1}, "checkpoint_interval must be in"),
+        ({"tolerance": float("nan")}, "tolerance must be in"),
         ({"tolerance": "small"}, "tolerance must be a number"),
         ({"micro_batch": 2.5}, "micro_batch must be an integer"),
         ({"freeze": 1.5}, "freeze must be an integer"),

@@ -74,7 +74,7 @@ def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path)
         (
             "kOtherParameters = 256",
             "kOtherParameters = -300",
-            "parameters exceed what every driver",
+            "parameters exceed the limit of their table",
         ),
         (
             "int32_t group_and_flags[kCapacity];",

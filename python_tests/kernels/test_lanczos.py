@@ -200,8 +200,8 @@ def rejected() -> list[tuple[dict[str, object], str]]:
         (good | {"vector": torch.zeros(2, 5, dtype=torch.float64)}, "vector must be"),
         (good | {"vector": torch.zeros(2, 2, 5)[:, 0]}, "vector must be contiguous"),
         (good | {"successor": torch.zeros(5)}, "successor must be"),
-        (good | {"step": 3}, "does not fit"),
-        (good | {"recurrence": Recurrence.start(1, 3)}, "does not fit"),
+        (good | {"step": 3}, "does not match"),
+        (good | {"recurrence": Recurrence.start(1, 3)}, "does not match"),
     ]
 
 

@@ -365,7 +365,7 @@ def test_unaligned_views(dtype: torch.dtype, offset: int, draw: Draw, device: to
 def test_a_launch_beyond_the_cache_stores_the_bits_of_small_ones(
     dtype: torch.dtype, offset: int, rule: Literal["sgd", "adam"], generator: torch.Generator
 ) -> None:
-    """From 8 MiB on the CPU's stores bypass the cache: pieces of the same tensors, below it, must agree."""
+    """From 8 MiB on the CPU's stores bypass the cache: pieces of the same tensors, below it, must match."""
     size = (8 << 20) // dtype.itemsize + 12_345
 
     def draw(count: int, dtype: torch.dtype) -> Tensor:
@@ -596,10 +596,10 @@ def test_a_buffer_that_is_no_table_is_refused(buffer: object, message: str) -> N
 @pytest.mark.parametrize(
     ("gradient", "message"),
     [
-        (torch.zeros(3), "must agree"),
-        (torch.zeros(4, dtype=torch.float64), "must agree"),
+        (torch.zeros(3), "must match"),
+        (torch.zeros(4, dtype=torch.float64), "must match"),
         (torch.zeros(4).to_sparse(), "sparse"),
-        (torch.zeros(4, device="meta"), "must agree"),
+        (torch.zeros(4, device="meta"), "must match"),
     ],
 )
 def test_a_gradient_that_does_not_fit_is_refused(gradient: Tensor, message: str) -> None:
@@ -615,7 +615,7 @@ def test_a_gradient_that_does_not_fit_is_refused(gradient: Tensor, message: str)
     [
         ([], "at least one"),
         ([torch.zeros(2, dtype=torch.int32)], "float32, float64"),
-        ([torch.zeros(2), torch.zeros(2, dtype=torch.float64)], "share one device"),
+        ([torch.zeros(2), torch.zeros(2, dtype=torch.float64)], "like the first"),
         ([torch.zeros(4, 4)[:, :2]], "gaps"),
         ([torch.zeros(1).expand(4)], "gaps"),
     ],

@@ -521,7 +521,7 @@ class Opaque(torch.optim.Optimizer):
 )
 def test_a_base_with_an_option_of_the_same_name_is_refused(name, build):
     groups = [{"params": [nn.Parameter(torch.ones(2))]}]
-    with pytest.raises(ValueError, match=f"option of its own named '{name}'"):
+    with pytest.raises(ValueError, match=f"both have an option named '{name}'"):
         build(groups)
     assert "adaptive" not in groups[0]  # nothing of SAM's
 
@@ -530,7 +530,7 @@ def test_a_base_with_an_option_of_the_same_name_is_refused(name, build):
 def test_a_ready_base_with_an_option_of_the_same_name_is_refused(base):
     ready = base([nn.Parameter(torch.ones(2))])
     before = dict(ready.param_groups[0])
-    with pytest.raises(ValueError, match="option of its own named"):
+    with pytest.raises(ValueError, match="both have an option named"):
         SAM(optimizer=ready)
     assert ready.param_groups[0] == before
 
@@ -562,7 +562,7 @@ def test_a_callable_makes_the_base(seed):
         optimizer = SAM(iter(parameters), base, **options)
         assert type(optimizer.base_optimizer) is torch.optim.SGD
         assert_same_bits(problem.run(optimizer, parameters, 3), expected)
-    with pytest.raises(TypeError, match=r"must make a torch.optim.Optimizer.*got 3"):
+    with pytest.raises(TypeError, match=r"must return a torch.optim.Optimizer.*got 3"):
         SAM(problem.parameters(), lambda params: 3)
 
 
@@ -606,7 +606,7 @@ def test_a_bad_rho_is_refused(rho, seed):
         (TypeError, "optimizer class", lambda p: SAM(p, "SGD", lr=0.1)),
         (TypeError, "optimizer class", lambda p: SAM(p, nn.Linear, lr=0.1)),
         (TypeError, "params and base_optimizer", lambda p: SAM(p)),
-        (TypeError, "takes a ready optimizer", lambda p: SAM(optimizer=torch.optim.SGD)),
+        (TypeError, "must be an optimizer instance", lambda p: SAM(optimizer=torch.optim.SGD)),
         (TypeError, "LBFGS", lambda p: SAM(p, torch.optim.LBFGS)),
         (TypeError, "not both", lambda p: SAM(p, optimizer=torch.optim.SGD(p, lr=0.1))),
         (TypeError, "not both", lambda p: SAM(optimizer=torch.optim.SGD(p, lr=0.1), lr=0.2)),

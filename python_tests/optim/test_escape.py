@@ -544,9 +544,9 @@ class OwnSigma(SGD):
 def test_a_base_with_an_option_of_the_same_name_is_refused_by_all() -> None:
     base = OwnSigma([nn.Parameter(torch.zeros(1))])
     before = dict(base.param_groups[0])
-    with pytest.raises(ValueError, match="OwnSigma has an option of its own named 'sigma'"):
+    with pytest.raises(ValueError, match="OwnSigma and PGD both have an option named 'sigma'"):
         PGD(base, sigma=0.1)
-    with pytest.raises(ValueError, match="option of its own named 'rho'"):
+    with pytest.raises(ValueError, match="both have an option named 'rho'"):
         LookSAM(torch.optim.Adadelta([nn.Parameter(torch.zeros(1))]))
     assert base.param_groups[0] == before
     # RMSprop's alpha is the decay of its squares, and none of Entropy-SGD's.

@@ -103,7 +103,7 @@ def test_a_mapping_is_that_of_its_ascent(seed):
     problem.set_gradients(parameters, 1, 1)
     optimizer.second_step()
     for _ in range(2):  # over, and in another ascent
-        with pytest.raises(RuntimeError, match="an ascent that is over"):
+        with pytest.raises(RuntimeError, match="an earlier ascent"):
             old[parameters[0]]
         if not optimizer.native_step.climbed:
             optimizer.first_step()
@@ -274,7 +274,7 @@ def test_replaced_storage_is_refused(seed):
     with pytest.raises(RuntimeError, match="inside unperturbed"), optimizer.unperturbed():
         parameters[0].data = parameters[0].detach().clone()
     assert_same_bits(parameters, before)
-    optimizer.first_step()  # the step was given up
+    optimizer.first_step()  # the step was abandoned
     optimizer.restore()
     assert_same_bits(parameters, before)
 
@@ -579,7 +579,7 @@ def test_without_an_ascent_there_is_nothing_to_return_from(seed):
     assert_same_bits(parameters, before)
     with pytest.raises(RuntimeError, match="called twice"):  # the step is still open
         optimizer.first_step()
-    with pytest.raises(RuntimeError, match="finish the open step"):
+    with pytest.raises(RuntimeError, match="finish that step"):
         m_sam_step(optimizer, [_micro_batch(problem, parameters, 1)])
     problem.set_gradients(parameters, 1, 1)
     optimizer.second_step()
@@ -597,7 +597,7 @@ def test_what_is_no_such_step_is_refused(seed):
     before = bits(parameters)
     optimizer.first_step()
     after = bits(parameters)
-    with pytest.raises(RuntimeError, match="finish the open step"):
+    with pytest.raises(RuntimeError, match="finish that step"):
         m_sam_step(optimizer, [closure])
     assert_same_bits(parameters, after)
     optimizer.restore()

@@ -117,9 +117,9 @@ def test_schedules_are_frozen_values(name: str) -> None:
 
 
 def test_bad_schedules() -> None:
-    with pytest.raises(ValueError, match="2 phases, but there are 3 values"):
+    with pytest.raises(ValueError, match="2 phases, but got 3 values"):
         StepSchedule((1,), (0.1, 0.2, 0.3))
-    with pytest.raises(ValueError, match=r"must not fall, got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"must be in ascending order, got \(3, 2\)"):
         StepSchedule((3, 2), (0.1, 0.2, 0.3))
     for kind in (LinearSchedule, CosineSchedule):
         with pytest.raises(ValueError, match="at least 1"):
@@ -226,7 +226,9 @@ def test_a_plain_function_is_refused(many: bool) -> None:
         return 0.3
 
     optimizer = build()
-    with pytest.raises(TypeError, match=r"FunctionSchedule\(function\).*count from 1, not from 0"):
+    with pytest.raises(
+        TypeError, match=r"FunctionSchedule\(function\).*counted from 1, not from 0"
+    ):
         RhoScheduler(optimizer, [function] if many else function)  # type: ignore[arg-type, list-item]
     assert optimizer.param_groups[0]["rho"] == 0.05
 
@@ -236,7 +238,7 @@ def test_a_plain_function_is_refused(many: bool) -> None:
     [
         ({"last_epoch": 4}, "last_epoch=4.*counted from 0.*epochs now count from 1"),
         ({"last_epoch": 4, "epoch": 5}, "counted from 0"),
-        ({"step": 4}, r"has an 'epoch', got the keys \['step'\]"),
+        ({"step": 4}, r"must have the key 'epoch', got \['step'\]"),
         ({"epoch": 0}, "counted from 1"),
     ],
 )
@@ -259,7 +261,7 @@ def test_other_states_are_refused(state: dict[str, Any], message: str) -> None:
     ],
 )
 def test_names_of_before_say_what_replaced_them(name: str, replacement: str) -> None:
-    message = f"{name} does not exist any more.*{replacement}.*from 1, not from 0"
+    message = f"{name} was removed.*{replacement}.*from 1, not from 0"
     with pytest.raises(ImportError, match=message):
         exec(f"from fastsam.optim import {name}")
     with pytest.raises(ImportError, match=message):
