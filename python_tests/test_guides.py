@@ -1,4 +1,4 @@
-"""What README, guides and docstrings show works: Python runs, commands parse."""
+"""Examples in README, guides and docstrings work: Python runs, commands parse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """The fenced blocks of a language; "python no-run" is another one."""
+    """Return the fenced blocks of a language; "python no-run" is a different language."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
@@ -33,7 +33,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.fixture
 def headless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn nowhere and files land in a folder of the test."""
+    """Draw no figures, and write files to a temporary folder."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def test_python_blocks_run_in_order(guide: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=lambda path: path.stem)
 def test_commands_parse(document: Path) -> None:
-    """Every `fastsam` command is understood, with all of its flags."""
+    """Every `fastsam` command parses with all of its flags."""
     pytest.importorskip("tyro")
     from fastsam import cli
 

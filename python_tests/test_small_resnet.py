@@ -1,4 +1,4 @@
-"""SAM on the network and the data of the demo: the same weights as plain PyTorch, and the same bits twice."""
+"""SAM on the network and data of the demo: equal weights to plain PyTorch, equal bits in two runs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_twenty_steps_equal_plain_pytorch_and_themselves(seed: int) -> None:
         PlainSAM(plain.parameters(), torch.optim.SGD, rho=0.05, foreach=False, **SETTINGS),
         data,
     )
-    assert relative_error(plain, start) > 0.01  # the run went somewhere
+    assert relative_error(plain, start) > 0.01  # the weights changed
     assert relative_error(ours, plain) <= 1e-12, f"seed {seed}"
     for a, b in zip(ours.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)

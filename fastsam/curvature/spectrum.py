@@ -520,7 +520,13 @@ def _check_confidence(confidence: float) -> None:
 
 
 def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval around an estimate that covers the true value with about ``confidence``."""
+    """Return the interval around an estimate that covers the true value with about ``confidence``.
+
+    Example:
+        >>> low, high = normal_interval(Estimate(value=1.0, stderr=0.5))
+        >>> round(low, 2), round(high, 2)
+        (0.02, 1.98)
+    """
     _check_confidence(confidence)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
     return estimate.value - half, estimate.value + half

@@ -93,6 +93,10 @@ class LinearSchedule(_Ramp):
     """A line from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` afterwards.
 
     If ``epochs`` is 1, the value in epoch 1 is ``start``.
+
+    Example:
+        >>> [LinearSchedule(0.0, 1.0, epochs=3)(epoch) for epoch in (1, 2, 3, 4)]
+        [0.0, 0.5, 1.0, 1.0]
     """
 
     def value_at(self, epoch: int) -> float:
@@ -105,6 +109,10 @@ class CosineSchedule(_Ramp):
     """Half a cosine from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` afterwards.
 
     If ``epochs`` is 1, the value in epoch 1 is ``start``.
+
+    Example:
+        >>> [round(CosineSchedule(0.0, 1.0, epochs=5)(epoch), 3) for epoch in (1, 2, 3, 5)]
+        [0.0, 0.146, 0.5, 1.0]
     """
 
     def value_at(self, epoch: int) -> float:
@@ -130,6 +138,10 @@ class CosineAnnealing(Schedule):
 
     Raises:
         ValueError: ``epochs`` is less than 1, or ``warmup`` is not an integer from 0 to ``epochs``.
+
+    Example:
+        >>> [round(CosineAnnealing(0.1, epochs=4)(epoch), 4) for epoch in (1, 3, 5)]
+        [0.1, 0.05, 0.0]
     """
 
     value: float
@@ -164,6 +176,11 @@ class WarmUp(Schedule):
     Raises:
         TypeError: ``schedule`` is not a :class:`Schedule`.
         ValueError: ``epochs`` is not an integer >= 0.
+
+    Example:
+        >>> schedule = WarmUp(StepSchedule((160,), (0.1, 0.01)), value=0.1, epochs=5)
+        >>> [schedule(epoch) for epoch in (1, 5, 161)]
+        [0.02, 0.1, 0.01]
     """
 
     schedule: Schedule
@@ -187,6 +204,10 @@ class FunctionSchedule(Schedule):
 
     Args:
         function: called with the epoch, counted from 1; returns the value.
+
+    Example:
+        >>> FunctionSchedule(lambda epoch: 0.1 / epoch)(2)
+        0.05
     """
 
     function: Callable[[int], float]

@@ -1,4 +1,4 @@
-"""SAMTrainer against the same steps written by hand: accumulation, late ascents, resumed runs, refusals."""
+"""SAMTrainer equals the same steps written by hand: accumulation, late ascents, resumed runs, errors."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_training_that_stopped_within_a_step_leaves_nothing(seed: int, tmp_pat
     assert_same(run.model, by_hand(seed))
 
 
-def test_a_sam_of_the_caller_is_used_as_it_is(seed: int, tmp_path: Path) -> None:
+def test_a_sam_of_the_caller_is_not_wrapped(seed: int, tmp_path: Path) -> None:
     model = Network(seed)
     ready = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)
     run = trainer(seed, tmp_path, optimizers=(ready, None))

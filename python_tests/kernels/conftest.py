@@ -16,7 +16,7 @@ from python_tests.kernels.emulation import ROOT, cmake
 
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
-    """The native module whose ``cuda`` backend runs on the host."""
+    """Return the native module whose ``cuda`` backend runs on the host."""
     build = cmake(ROOT / "build" / "simt", target="_native_simt")
     path = next(build.glob("_native_simt*.so"))
     spec = importlib.util.spec_from_file_location("_native_simt", path)
@@ -58,7 +58,7 @@ Draw = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def draw(generator: torch.Generator, device: torch.device) -> Draw:
-    """``draw(*shape, dtype=...)``: standard normal numbers on the device under test."""
+    """Return ``draw(*shape, dtype=...)``, which draws standard normal numbers on the device under test."""
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         values = torch.randn(*shape, generator=generator, dtype=torch.float64)

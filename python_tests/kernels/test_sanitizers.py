@@ -75,12 +75,12 @@ def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path
 def plant(
     build_folder: Path, folder: Path, original: str, fault: str, *, source: str = KERNEL
 ) -> Path:
-    """A kernel_check whose Lanczos kernels see ``source`` with ``original`` replaced by ``fault``."""
+    """Build a kernel_check with ``original`` in ``source`` replaced by ``fault``, for the Lanczos kernels."""
     text = (ROOT / source).read_text()
     assert text.count(original) == 1, f"{original!r} must name one place in {source}"
     mutant = folder / "lanczos.cu"
     mutant.write_text((ROOT / KERNEL).read_text())
-    # Where it is a header it is found here first.
+    # If it is a header, this folder is searched first.
     (folder / Path(source).name).write_text(text.replace(original, fault))
     command = compile_command(build_folder, KERNEL)
     include = ["-I", str((ROOT / KERNEL).parent)]
@@ -114,7 +114,7 @@ def test_a_missing_barrier_is_caught(thread_build: Path, tmp_path: Path) -> None
 
 
 def test_a_missing_wait_for_the_last_block_is_caught(thread_build: Path, tmp_path: Path) -> None:
-    """Every block adds up the partial sums, whether or not the others are done: a race between blocks."""
+    """Every block adds up the partial sums without waiting for the others: a race between blocks."""
     wait = "if (!is_last_block(counters + probe, gridDim.x, flag)) return;\n  add_blocks"
     program = plant(
         thread_build,

@@ -1,4 +1,4 @@
-"""A step that is skipped leaves buffers as they were; every other step leaves them as they are."""
+"""A skipped step restores buffers; other steps keep their changes."""
 
 from __future__ import annotations
 
