@@ -14,7 +14,7 @@ from fastsam.distributed import World, launched_world_size, torchrun_world
 
 def test_a_single_process_communicates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise AssertionError("a world of one process has nobody to talk to")
+        raise AssertionError("a world of one process must not communicate")
 
     for name in ("all_reduce", "all_gather_object", "barrier"):
         monkeypatch.setattr(dist, name, refuse)

@@ -28,7 +28,7 @@ COMMAND = [
 def outcome(folder: Path) -> dict[str, Any]:
     """Return the results of a run without times; of other files only that they exist.
 
-    Spectra have their extremes to rounding: by which way products are computed is measured anew.
+    Extremes of spectra agree up to rounding, because each run measures which strategy is fastest.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):

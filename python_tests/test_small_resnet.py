@@ -53,10 +53,10 @@ def relative_error(model: nn.Module, expected: nn.Module) -> float:
 
 
 def test_twenty_steps_equal_plain_pytorch_and_themselves(seed: int) -> None:
-    """In float64, where a free run is well conditioned.
+    """In float64, in which a whole run is well conditioned.
 
-    In float32 it is not: the kinks of ReLU make plain PyTorch itself differ by 1e-3 after 20 steps when
-    rho changes by 1e-7. The next test takes the optimizer's part alone.
+    In float32 it is not: because of the kinks of ReLU, plain PyTorch differs by 1e-3 after 20 steps if rho
+    changes by 1e-7. The next test therefore isolates the optimizer in float32.
     """
     data = [(inputs.double(), targets) for inputs, targets in batches(seed)]
     start = small_resnet(seed).double()

@@ -295,6 +295,9 @@ __global__ void __launch_bounds__(kThreads) divide_kernel(LanczosStep s, Recurre
   }
 }
 
+// Three sweeps read Q once each: c1 = Q w; then w -= Q^T c1 with c2 = Q w; then w -= Q^T c2 with ||w||^2. A
+// sweep needs the sums of the one before over all blocks, so each is a launch. beta exists only after the
+// third, so the division is a fourth, light pass over w.
 template <class T>
 void launch(const Execution& execution, const LanczosStep& s, const Recurrence& recurrence, void* memory) {
   const int64_t blocks = blocks_per_probe(s.probes, s.size);

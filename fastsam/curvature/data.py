@@ -44,7 +44,7 @@ class Batches:
             they were not counted.
         fingerprint: hexadecimal checksum of all samples in any order; None if they were not checked.
         reads: indices of the coming reads, which seed the random numbers of a loader.
-        draws: whether reading may use the global random generators.
+        may_draw: whether reading may use the global random generators.
     """
 
     source: Iterable[Any] | _Loader | _Mapped
@@ -52,7 +52,7 @@ class Batches:
     samples: int
     fingerprint: str | None
     reads: Iterator[int] = field(default_factory=lambda: itertools.repeat(0), compare=False)
-    draws: bool = True
+    may_draw: bool = True
 
     def ordered_fingerprint(self) -> str:
         """Return a hexadecimal checksum of the batches that depends on their order."""
@@ -70,7 +70,7 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.source, (_Loader, _Mapped)):
             number = next(self.reads)
-            streams = self.source.streams(number) if self.draws else None
+            streams = self.source.streams(number) if self.may_draw else None
             yield from self.source.read(number, streams)
         else:
             yield from self.source
@@ -256,7 +256,7 @@ def read_batches(
         return _read_once(data, memory_limit=memory_limit)
     loader = _Loader.of(data)
     if freeze is not None:
-        return _freeze(loader, draws=freeze, memory_limit=memory_limit)
+        return _freeze(loader, reads=freeze, memory_limit=memory_limit)
     if not verify:
         return Batches(loader, held=False, samples=0, fingerprint=None, reads=itertools.count())
     return _verified(loader, memory_limit=memory_limit)
@@ -293,15 +293,15 @@ def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
     return _held(batches)
 
 
-def _freeze(loader: _Loader, *, draws: int, memory_limit: int) -> Batches:
+def _freeze(loader: _Loader, *, reads: int, memory_limit: int) -> Batches:
     batches: list[Any] = []
     size = 0
-    for number in range(draws):
+    for number in range(reads):
         for batch in loader.read(number, loader.streams(number)):
             size += _bytes_of(batch)
             if size > memory_limit:
                 raise ValueError(
-                    f"freeze={draws} needs more than {readable(memory_limit)}; lower freeze, use "
+                    f"freeze={reads} needs more than {readable(memory_limit)}; lower freeze, use "
                     "fewer samples, or raise data_memory"
                 )
             batches.append(batch)
@@ -339,7 +339,7 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
         held=held is not None,
         samples=samples,
         fingerprint=_fingerprint(first),
-        draws=streams.drawn,
+        may_draw=streams.drawn,
     )
 
 

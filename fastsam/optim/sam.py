@@ -301,7 +301,7 @@ class SAM(BetweenHalves):
 
     @property
     def skips_nonfinite_steps(self) -> bool:
-        """Whether a step with an infinite or NaN gradient leaves the weights as they were.
+        """Whether a step with an infinite or NaN gradient leaves the weights unchanged.
 
         False with ``check_finite=False``, which leaves the gradients of the second pass unchecked.
         """

@@ -499,7 +499,7 @@ class UnitNorm(torch.autograd.Function):
 
 
 def test_wrong_second_derivatives_are_refused():
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
@@ -508,7 +508,7 @@ def test_wrong_second_derivatives_are_refused():
             return x @ UnitNorm.apply(self.weight)
 
     with pytest.raises(ValueError, match="not symmetric"):
-        spectral_density(Normalised(), F.cross_entropy, GOOD, steps=9)
+        spectral_density(Normalized(), F.cross_entropy, GOOD, steps=9)
 
 
 def test_batch_norm_without_running_statistics_is_refused():

@@ -67,7 +67,7 @@ def trainer(seed: int, folder: Path, **options: Any) -> InOrder:
 
 
 def by_hand(seed: int, *, start: int = 0) -> nn.Module:
-    """Six steps of 8, 8 and 4 rows; the loss of a step is the mean over its micro-batches."""
+    """Make six steps of 8, 8 and 4 rows, with the mean loss over the micro-batches of a step."""
     model, data = Network(seed), rows(seed)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)
     pairs = [

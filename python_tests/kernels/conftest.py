@@ -31,9 +31,9 @@ def emulated() -> ModuleType:
     params=["cpu", "torch", "cuda-on-host", pytest.param("cuda", marks=pytest.mark.gpu)],
 )
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device to put tensors on; under ``cuda-on-host`` the CPU, served by the CUDA kernels.
+    """Return the device for tensors: for ``cuda-on-host`` the CPU, with the emulated CUDA kernels.
 
-    Under ``torch`` the CPU, served by the twins in PyTorch operations.
+    For ``torch`` it is the CPU, with PyTorch operations.
     """
     monkeypatch.setenv(VARIABLE, "torch" if request.param == "torch" else "native")
     if request.param == "cuda":

@@ -119,8 +119,8 @@ def test_the_small_form_fits_4096_bytes_of_parameters(source: str, tmp_path: Pat
 @needs_nvdisasm
 @pytest.mark.slow
 def test_no_thread_computes_settings_in_float64_and_no_register_spills() -> None:
-    """On sm_86, with two float64 units a multiprocessor. Before, a thread of Adam ran 75 to 213 such
-    instructions before its first element, and the norm two for each element.
+    """On sm_86, with two float64 units per multiprocessor. An earlier version ran 75 to 213 such instructions
+    in every thread of Adam before its first element, and two for each element of the norm.
     """
     kernels = inspect_tree(ROOT, "sm_86")
     assert len(kernels) == 4 * 7 + 2 * 3

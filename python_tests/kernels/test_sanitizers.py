@@ -149,10 +149,10 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
 def test_a_missing_fence_is_caught(
     fence: str, without: str, thread_build: Path, tmp_path: Path
 ) -> None:
-    """The block that arrives last reads partial sums that nothing made visible to it.
+    """Without a fence, partial sums of other blocks need not be visible to the last block.
 
-    Both sides need a fence: the writers before they count themselves, the reader after it has counted them
-    all. Without the second one the reader may take stale values from its own multiprocessor's cache.
+    Both sides need a fence: the writers before they increment the counter, the reader after it has read the
+    final count. Without the second, the reader may get stale values from the cache of its multiprocessor.
     """
     program = plant(thread_build, tmp_path, fence, without, source="csrc/cuda/launch.cuh")
     outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="3")

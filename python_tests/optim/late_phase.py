@@ -115,14 +115,14 @@ def reference(
     decay: float = 1.0,
     **options: Any,
 ) -> list[list[Tensor]]:
-    """The weights after every step of torch's optimizer, with the ascents of ``due`` by :func:`climbed`.
+    """Return the weights after every step of torch's optimizer, with ascents by :func:`climbed`.
 
     Args:
         task: the network and its batches.
         due: steps with an ascent.
         base: the optimizer's class.
-        backward: puts the gradients of step n into ``.grad``; that of the whole batch by default.
-        skip: steps that are left out.
+        backward: puts the gradients of step n into ``.grad``. Default: the gradient of the whole batch.
+        skip: steps to skip.
         decay: factor of the learning rate after every step.
         **options: arguments of ``base``.
     """
@@ -167,8 +167,8 @@ class Form:
     """A way to write a training step.
 
     Attributes:
-        make: makes the function that makes step n.
-        options: what the optimizer is constructed with.
+        make: returns the function that makes step n.
+        options: constructor arguments of the optimizer.
         plain_passes: forward passes in a step without an ascent.
         ascent_passes: forward passes in a step with one.
         in_parts: whether the gradient is accumulated over micro-batches.

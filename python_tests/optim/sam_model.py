@@ -1,9 +1,9 @@
 """A model of SAM's contract, one tensor at a time, for the random runs of the state machine.
 
-The model has weights, gradients and a base optimizer of its own. Where fastsam fuses the update, torch's
-for-loop optimizer runs on float64 copies of weights and state, and results may differ by rounding. Elsewhere
-it runs on copies of the same dtype and layout, and the bits must agree. After every comparison the model
-takes over the bits that it found, so that the bounds are those of one step.
+The model has its own weights, gradients and base optimizer. If fastsam fuses the update, torch's for-loop
+optimizer runs on float64 copies of weights and state, and results may differ by rounding. Otherwise it runs
+on copies of the same dtype and layout, and the bits must be equal. After every comparison the model adopts
+the compared bits, so that errors do not accumulate over steps.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Prediction:
 
 
 def predict(value: Tensor, dtype: torch.dtype, terms: float, *, units: float = 0.55) -> Prediction:
-    """One rounding to ``dtype``, and arithmetic in float32 (float64 for float64) on terms of a size.
+    """Predict a value with one rounding to ``dtype``, and arithmetic in float32 (or float64).
 
     Args:
         terms: largest magnitude among the terms of the sums behind ``value``.
@@ -89,11 +89,11 @@ class Slot:
     """A parameter of the model.
 
     Attributes:
-        weight: the bits that the parameter has now.
+        weight: current bits of the parameter.
         work: the copy that the model's base optimizer updates.
-        backup: the bits from before the ascent, where there is one.
+        backup: bits before the ascent, or None.
         left_out: frozen and without a gradient when the ascent began.
-        prediction: what the next look at the parameter must find instead of ``weight``.
+        prediction: expected value in the next comparison, instead of ``weight``.
     """
 
     weight: Tensor
@@ -110,13 +110,13 @@ Snapshot = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]
 
 
 class Model:
-    """SAM over copies of ``parameters``.
+    """SAM over copies of parameters.
 
     Args:
-        groups: parameters of each group, and the options of that group in full.
+        groups: parameters and all options of each group.
         base: torch's class of the base optimizer.
         fused: whether fastsam fuses its update.
-        options: options that make the base optimizer.
+        options: constructor arguments of the base optimizer.
         check_finite: as in SAM.
     """
 
@@ -213,11 +213,11 @@ class Model:
         self.begun = True
         if not self.decide():
             return
-        normalised = []
+        normalized = []
         squares = 0.0
         for slot, settings, group in self.members():
-            t = self._normalisation(slot.weight, settings)
-            normalised.append(t)
+            t = self._normalization(slot.weight, settings)
+            normalized.append(t)
             if self.is_perturbed(slot, settings, group):
                 squares += float((t * slot.gradient.double() / (scale or 1.0)).square().sum())
         self.norm = squares**0.5
@@ -227,7 +227,7 @@ class Model:
         self.flagged = found_inf or not is_finite
         self.climbed = True
         for (slot, settings, group), t, trains in zip(
-            self.members(), normalised, requires_grad, strict=True
+            self.members(), normalized, requires_grad, strict=True
         ):
             slot.left_out = slot.gradient is None and not trains
             slot.moved = False
@@ -249,7 +249,7 @@ class Model:
                 slot.prediction.allowed += 1e-6 * step.abs()
 
     @staticmethod
-    def _normalisation(weight: Tensor, settings: dict[str, Any]) -> Tensor:
+    def _normalization(weight: Tensor, settings: dict[str, Any]) -> Tensor:
         adaptive = settings["adaptive"]
         if not adaptive or (adaptive == "weights" and weight.dim() < 2):
             return torch.ones_like(weight, dtype=torch.float64)

@@ -609,7 +609,7 @@ def test_fsdp_with_a_local_ascent_is_refused(outcomes):
 
 
 def _fsdp_gathered(rank: int, ranks: int, base: Any, options: Any) -> list[Tensor]:
-    """FSDP2 keeps gathered weights where it is asked to, and after a forward pass without a backward.
+    """FSDP2 keeps gathered weights if configured to, and after a forward pass without a backward pass.
 
     Each phase makes them stale. SAM must not touch those of another model.
     """

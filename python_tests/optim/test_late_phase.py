@@ -401,9 +401,9 @@ def test_a_scheduler_sees_every_step(form: Form, on_the_base: bool, seed: int) -
 
 @pytest.mark.parametrize("k", [2, 3, 10])
 def test_the_interval_of_composer(k: int, seed: int) -> None:
-    """Composer climbs where ``(step + 1) % interval == 0``, which is our interval from k - 1 on.
+    """Composer ascends if ``(step + 1) % interval == 0``, which is ``start=interval - 1`` here.
 
-    Its radius is rho in such a step, whatever the interval.
+    Its radius in such a step is rho for any interval.
     """
     task = Task(seed)
     model = task.network()
@@ -492,9 +492,9 @@ def test_200_steps_equal_temperon_s(
 
 
 def test_a_plain_step_does_not_read_a_learning_rate_on_a_device(seed: int) -> None:
-    """To see whether it is the blank step of torch.distributed.checkpoint: that waits, and breaks a capture.
+    """Reading it, to detect the blank step of torch.distributed.checkpoint, would wait and break a capture.
 
-    SGD without momentum has no state that would tell. A tensor on the meta device raises where it is read.
+    SGD without momentum has no state that rules out a blank step. Reading a meta tensor raises.
     """
     task = Task(seed)
     model = task.network()

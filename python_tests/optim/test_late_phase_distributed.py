@@ -64,7 +64,7 @@ def _rank_main(rank: int, port: int, folder: str) -> None:
                 except (
                     Exception,
                     pytest.fail.Exception,
-                ):  # the other scenarios have tests of their own
+                ):  # the other scenarios have their own tests
                     results[f"{name} {dtype}"] = traceback.format_exc()
         torch.save(results, Path(folder) / str(rank))
     finally:
@@ -359,7 +359,7 @@ def test_refused_steps_move_nothing(outcomes: list[dict[str, Any]], kind: str, d
 
 
 def test_a_local_ascent_that_begins_late(outcomes: list[dict[str, Any]], dtype: str) -> None:
-    """Every rank climbs on its own share; gradients found at the tops are averaged.
+    """Every rank ascends on its own gradient; gradients at the perturbed weights are averaged.
 
     A step without an ascent needs the mean gradient of all ranks from its only pass.
     """

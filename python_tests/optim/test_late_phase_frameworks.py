@@ -196,7 +196,7 @@ MakeStep = Callable[[Any, Any, Backward, Callable[[], Tensor]], None]
 
 
 def _asks(optimizer: Any, inner: Any, backward: Backward, loss: Callable[[], Tensor]) -> None:
-    """``inner`` is what the wrapper around the optimizer documents for calls that only SAM has."""
+    """Make a step that checks ``ascent_due``; ``inner`` is the SAM inside the wrapper ``optimizer``."""
     backward(loss())
     if inner.ascent_due:
         inner.first_step(zero_grad=True)

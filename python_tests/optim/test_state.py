@@ -91,7 +91,7 @@ def test_a_base_checkpoint_of_torch(base, seed):
     problem = Problem(SHAPES, seed=seed)
     plain, parameters = halfway(problem, base, PlainSAM)
     state = through_a_file(plain.base_optimizer.state_dict())
-    for group in state["param_groups"]:  # as torch.optim alone would have written it
+    for group in state["param_groups"]:  # as torch.optim would have written it
         del group["rho"], group["adaptive"]
     found = continued(problem, base, plain, parameters, state)
     assert_close(found, problem.run(plain, parameters, range(4, 8)), 1e-5)

@@ -97,11 +97,11 @@ def test_every_dtype_equals_the_oracle(base, options, dtype, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_rmsprop_at_a_small_eps(dtype, seed):
-    """In 16 bits against plain PyTorch, which rounds the base's intermediate results at the same places.
+    """In 16 bits compared with plain PyTorch, which rounds intermediate results at the same places.
 
-    The float64 oracle does not round them. Where a gradient is next to nothing rounding then decides a whole
-    step: 4 of 400 runs in 16 bits leave the oracle by up to 3 tolerances, and plain PyTorch with them, by the
-    same distance. Ours and plain PyTorch differ by a third of the tolerance at most.
+    The float64 oracle does not round them. Where a gradient is nearly 0, rounding then determines a whole
+    step: 4 of 400 runs in 16 bits differ from the oracle by up to 3 tolerances, and so does plain PyTorch.
+    fastsam and plain PyTorch differ by at most a third of the tolerance.
     """
     problem = Problem(SHAPES, dtype=dtype, seed=seed)
     other = OracleSAM if dtype == torch.float64 else PlainSAM

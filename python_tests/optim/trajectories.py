@@ -1,7 +1,7 @@
 """Random problems, and the trajectories of several SAM implementations on them.
 
-A gradient is a smooth function of the weights that changes with the step and the pass, written into
-``p.grad`` by hand: what autograd would add is not what these tests are about, and every pattern of missing or
+A gradient is a smooth function of the weights that changes with the step and the pass. It is written to
+``p.grad`` directly, because these tests do not concern autograd, and so that every pattern of missing or
 broken gradients is one line.
 """
 
