@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-// Sum of term(i)^2 over [0, size). Four squares are added in the type of the terms, which halves the number
-// of conversions to float64 and costs no accuracy; the sums of four are added in float64.
+// Sum of term(i)^2 over [0, size). Four squares are added in the type of the terms, so that four terms take
+// one conversion to float64. These sums are added in float64: the rounding error does not grow with the size.
 template <class Term>
 FASTSAM_INLINE double sum_of_squares(int64_t size, const Term& term) {
   double lanes[kLanes] = {};

@@ -39,8 +39,8 @@ def _standard_normals(seed: Tensor, step: Tensor, stream: int, count: int) -> Te
 def _box_muller(bits0: Tensor, bits1: Tensor) -> tuple[Tensor, Tensor]:
     uniform = (bits0.to(torch.float32) + 1.0) * 2.0**-32  # (0, 1]
     radius = (-2.0 * uniform.log()).clamp_min(0.0).sqrt()
-    # The two top bits choose a quarter turn, the other bits an angle in [-1/8, 1/8) of a turn around it, as in
-    # the native kernels. Sine and cosine of the whole angle follow by swaps and signs.
+    # The two top bits choose a quarter turn, the other bits an angle in [-1/8, 1/8) of a turn around it, as
+    # in the native kernels. Sine and cosine of the whole angle follow by swaps and signs.
     quarter = bits1 >> 30
     angle = ((bits1 & 0x3FFFFFFF).to(torch.float32) * 2.0**-32 - 0.125) * (2.0 * math.pi)
     sine, cosine = angle.sin(), angle.cos()
