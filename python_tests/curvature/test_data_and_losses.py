@@ -647,7 +647,7 @@ def test_fisher_matrices_of_subclasses():
     assert spectrum.lambda_max == pytest.approx(extremes(expected)[1], rel=1e-8)
     with pytest.raises(ValueError, match=r"Focal.*must use self\.reduction"):
         spectral_density(model, Focal(), GOOD, **options)
-    with pytest.raises(ValueError, match="torch's own forward"):
+    with pytest.raises(ValueError, match="overridden forward"):
         spectral_density(model, Focal(), GOOD, curvature="fisher-mc")
 
 

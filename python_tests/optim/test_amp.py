@@ -138,7 +138,7 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("outer", ["one context", "given up", "disabled inside"])
+@pytest.mark.parametrize("outer", ["one context", "abandoned", "disabled inside"])
 def test_one_autocast_context_around_everything(outer, base, seed):
     """Its cache of 16-bit weights must not be reused in pass two, whose weights differ."""
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
@@ -159,7 +159,7 @@ def test_one_autocast_context_around_everything(outer, base, seed):
                         finish(zero_grad=True)
                 else:
                     finish(zero_grad=True)
-            if outer == "given up":
+            if outer == "abandoned":
                 with autocast("cpu", dtype=torch.bfloat16):
                     backward()
                     optimizer.first_step()

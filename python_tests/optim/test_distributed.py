@@ -415,7 +415,7 @@ def _policy_fsdp_local(rank: int, ranks: int) -> list[Tensor]:
         model.parameters(), torch.optim.SGD, start=9, process_group=dist.group.WORLD, **OPTIONS
     )
     loss_of(model, share(0, rank, ranks)).backward()
-    with pytest.raises(ValueError, match="needs whole parameters"):
+    with pytest.raises(ValueError, match="requires whole parameters"):
         optimizer.step()
     return whole(model)
 
