@@ -262,7 +262,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(path)
+        handle = _acquire(path)
     except FolderBusyError:
         raise
     except OSError as error:
@@ -275,7 +275,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(path: Path) -> int:
+def _acquire(path: Path) -> int:
     """Acquire the lock and return the handle of its open file."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)

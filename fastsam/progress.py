@@ -43,7 +43,7 @@ class ProgressBar:
         self._name, self._unit, self._total = printable(description), unit, total
         self._done = 0
         self._lines = enabled and not sys.stderr.isatty()
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         if not enabled or self._lines:
             return
         try:
@@ -57,19 +57,19 @@ class ProgressBar:
     def update(self, count: int = 1, *, note: str | None = None) -> None:
         """Record ``count`` finished units; ``note`` is a short text after the bar."""
         self._done += count
-        if self._lines and time.monotonic() - self._said >= LINE_SECONDS:
-            self._say(note)
+        if self._lines and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._print_line(note)
         if self._bar is None:
             return
         if note is not None:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
 
-    def _say(self, note: str | None) -> None:
+    def _print_line(self, note: str | None) -> None:
         of = "" if self._total is None else f" of {self._total}"
         text = f"{self._name}: {self._unit} {self._done}{of}"
         print(text if note is None else f"{text}, {note}", file=sys.stderr, flush=True)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def write(self, message: str) -> None:
         """Print one line above the bar; do nothing without a bar."""

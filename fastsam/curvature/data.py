@@ -114,11 +114,11 @@ class _Loader:
             streams: replacements of the global generators; None if the loader does not use them.
         """
         twin = self._twin(number)
-        with nullcontext() if streams is None else streams.standing_in():
+        with nullcontext() if streams is None else streams.active():
             iterator = iter(twin)
         end = object()
         while True:
-            with nullcontext() if streams is None else streams.standing_in():
+            with nullcontext() if streams is None else streams.active():
                 batch = next(iterator, end)
             if batch is end:
                 return
@@ -332,7 +332,7 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
         raise ValueError(
             f"{changed} of {first.total()} samples differ between two reads of data, so every "
             "product would use another operator and the spectrum would be wrong. "
-            f"{_what_changes(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
+            f"{_cause_of_change(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
         )
     return Batches(
         source=loader if held is None else held,
@@ -343,7 +343,7 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
     )
 
 
-def _what_changes(data: Any, changed: int) -> str:
+def _cause_of_change(data: Any, changed: int) -> str:
     """Return the likely reason why samples change between reads, and the fix."""
     if isinstance(data, DataLoader):
         sampler: Any = data.sampler

@@ -234,7 +234,7 @@ class ModelOperator:
             loss = total.detach()
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
-                    f"the loss of batch {index} is {float(loss)}: {_blame(self._loss, placed)}"
+                    f"the loss of batch {index} is {float(loss)}: {_nonfinite_cause(self._loss, placed)}"
                 )
             pieces_of_gradient = self._loss.derivative(total, leaves, differentiable=False)
             del total
@@ -376,7 +376,7 @@ def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> 
     return widest
 
 
-def _blame(loss: PureLoss, batch: Any) -> str:
+def _nonfinite_cause(loss: PureLoss, batch: Any) -> str:
     if any(
         bool(tensor.isnan().any()) for tensor in tensors_of(batch) if tensor.is_floating_point()
     ):

@@ -173,7 +173,7 @@ class PureLoss:
         if streams is None:
             yield
             return
-        with streams.standing_in():
+        with streams.active():
             yield
         self._evaluations += 1
         if self._evaluations >= _WATCHED and not streams.drawn:

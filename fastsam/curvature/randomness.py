@@ -76,7 +76,7 @@ class Randomness:
         self.drawn = False
 
     @contextmanager
-    def standing_in(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Replace the global generators by these streams inside the context."""
         with USER_CODE:
             numpy_outside, numpy_before = _NUMPY.get_bit_generator(), repr(self._numpy.state)
@@ -102,18 +102,20 @@ class Randomness:
             generators += [self._generator(torch.device("cuda", index)) for index in range(count)]
         before = [generator.get_state() for generator in generators]
         try:
-            return self._called(function, arguments, keywords)
+            return self._call_with_streams(function, arguments, keywords)
         finally:
             states = zip(generators, before, strict=True)
             self.drawn |= not all(torch.equal(own.get_state(), state) for own, state in states)
 
-    def _called(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        taking = _taking_a_generator(function)
-        if taking is not None:
+    def _call_with_streams(
+        self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        overload = _overload_with_generator(function)
+        if overload is not None:
             device = next((x.device for x in arguments if isinstance(x, torch.Tensor)), None)
             own = self._generator(torch.device(keywords.get("device") or device or "cpu"))
-            return taking(*arguments, **{**keywords, "generator": own})
-        with USER_CODE, self._torch_standing_in():
+            return overload(*arguments, **{**keywords, "generator": own})
+        with USER_CODE, self._replacing_torch():
             return function(*arguments, **keywords)
 
     def _generator(self, device: torch.device) -> torch.Generator:
@@ -126,7 +128,7 @@ class Randomness:
         return self._torch[place]
 
     @contextmanager
-    def _torch_standing_in(self) -> Iterator[None]:
+    def _replacing_torch(self) -> Iterator[None]:
         pairs = [(torch.default_generator, self._generator(torch.device("cpu")))]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             for index, generator in enumerate(torch.cuda.default_generators):
@@ -143,7 +145,7 @@ class Randomness:
 
 
 @functools.cache
-def _taking_a_generator(function: Any) -> Any:
+def _overload_with_generator(function: Any) -> Any:
     """Return the overload of an operation that also takes a generator, or None."""
     names = [argument.name for argument in function._schema.arguments]
     if "generator" in names:

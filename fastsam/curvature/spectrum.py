@@ -57,7 +57,7 @@ class Histogram:
     Attributes:
         edges: eigenvalues between the bins, ``[bins - 1]``.
         shares: estimated fractions, the middle of the quadrature's bounds, ``[bins]``. They sum to 1
-            and may exceed their limits by less than one eigenvalue.
+            and may be outside their limits by less than one eigenvalue.
         lower: lower confidence limit of each fraction, ``[bins]``, which includes the errors of
             quadrature and probes.
         upper: upper confidence limit of each fraction, ``[bins]``.

@@ -19,7 +19,7 @@ def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
     be nested, and an exception ends them like any other exit.
 
     Args:
-        model: the model, with any BatchNorm and SyncBatchNorm layers.
+        model: the model; all its BatchNorm and SyncBatchNorm layers are affected.
 
     Example:
         >>> import torch

@@ -80,7 +80,7 @@ def _chosen_parameters(
             if _is_normalization(module)
             for parameter in module.parameters(recurse=False)
         ]
-    # Duplicates stay, so that a tied parameter is found under each of its names.
+    # Keep duplicates, so that a tied parameter is found under each of its names.
     named = list(model.named_parameters(remove_duplicate=False))
     if callable(chosen):
         return [parameter for name, parameter in named if chosen(name)]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.ascent import AscentStep
-from fastsam.optim._engine.base_optimizer import made_or_ready
+from fastsam.optim._engine.base_optimizer import resolve_base
 from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
 from fastsam.optim._engine.policy import COUNTER, agreed_steps
@@ -143,7 +143,7 @@ class SAM(BetweenHalves):
         check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
-        optimizer = made_or_ready("SAM", params, base_optimizer, optimizer, kwargs)
+        optimizer = resolve_base("SAM", params, base_optimizer, optimizer, kwargs)
         refuse_clashes("SAM", own, optimizer)
         for group in optimizer.param_groups:
             check_group(group)
@@ -376,7 +376,7 @@ class SAM(BetweenHalves):
                 "manual_backward(loss), then second_step()"
             )
         if not self.native_step.climbed:
-            self.native_step.stay()
+            self.native_step.begin_without_ascent()
         self.native_step.descend(
             check_finite=self.check_finite,
             process_group=self.process_group,

@@ -78,9 +78,9 @@ def perturb(table: TensorTable, scalars: TorchScalars) -> None:
     scalars.found_inf.copy_(skip)
     for part in parts_of(table):
         torch._foreach_copy_(part.backups, part.weights)
-        top = _climbed(part, factors, scalars.setting("eta"))
+        moved = _perturbed(part, factors, scalars.setting("eta"))
         for row, weight, backup, gradient, value in zip(
-            part.rows, part.weights, part.backups, part.gradients, top, strict=True
+            part.rows, part.weights, part.backups, part.gradients, moved, strict=True
         ):
             if part.stochastic and weight.dtype.itemsize == 2:
                 rounded = round_at_random(value, weight, squared_norm, row)
@@ -92,7 +92,7 @@ def perturb(table: TensorTable, scalars: TorchScalars) -> None:
                 scalars.unchanged.add_(torch.where(skip, torch.zeros_like(stayed), stayed))
 
 
-def _climbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
+def _perturbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
     """Return ``w + T_w^2 g * factor`` in the arithmetic dtype."""
     weights, gradients = arithmetic(part.backups), arithmetic(part.gradients)
     factor = factors[part.group].to(weights[0].dtype)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 
 
-def made_or_ready(
+def resolve_base(
     owner: str,
     params: Iterable[Any] | None,
     base_optimizer: Callable[..., Optimizer] | None,
@@ -18,12 +18,12 @@ def made_or_ready(
     """Return ``optimizer`` if it is given, else construct the base optimizer from a class and parameters.
 
     Raises:
-        TypeError: both ways were used, or neither; or :func:`made` raises.
+        TypeError: both ways were used, or neither; or :func:`construct_base` raises.
     """
     if optimizer is None:
         if params is None or base_optimizer is None:
             raise TypeError(f"{owner} requires params and base_optimizer, or optimizer=")
-        return made(base_optimizer, params, kwargs)
+        return construct_base(base_optimizer, params, kwargs)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer= must be an optimizer instance, got {optimizer!r}; pass a class as "
@@ -38,7 +38,7 @@ def made_or_ready(
     return optimizer
 
 
-def made(
+def construct_base(
     base_optimizer: Callable[..., Any],
     params: Iterable[Any],
     kwargs: dict[str, Any],
@@ -68,8 +68,8 @@ def made(
     return optimizer
 
 
-def refuse_lbfgs(made_by: Callable[..., Any]) -> None:
-    if isinstance(made_by, type) and issubclass(made_by, LBFGS):
+def refuse_lbfgs(base_optimizer: Callable[..., Any]) -> None:
+    if isinstance(base_optimizer, type) and issubclass(base_optimizer, LBFGS):
         raise TypeError(
             "LBFGS needs a closure, because it evaluates the loss several times in one step(); SAM cannot "
             "wrap it. Choose an optimizer whose step() needs no closure"

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsam.optim._engine import sharding
 from fastsam.optim.passes import Need, Passes, run_passes
 
-WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
+CLOSURE_CONTRACT = "clears the gradients, runs forward and backward, and returns the loss"
 
 
 class ClosurePasses:
@@ -67,7 +67,7 @@ class ClosurePasses:
             if self._needs_loss and not isinstance(result, Tensor):
                 raise TypeError(
                     f"the closure of {self._owner}.step returned {result!r}; expected a closure that "
-                    f"{WHAT_A_CLOSURE_DOES}"
+                    f"{CLOSURE_CONTRACT}"
                 )
             return result
 

@@ -117,7 +117,7 @@ class NativeStep:
             raise
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(found_inf, device))
-        _forget_casts()
+        _clear_autocast_cache()
         if self._lost:
             self._warn_of_lost_ascents()
 
@@ -126,7 +126,7 @@ class NativeStep:
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(flag, device))
 
-    def stay(self) -> None:
+    def begin_without_ascent(self) -> None:
         """Begin a step without an ascent, in which the weights are their own backup."""
         self._make_buckets()
         for scalars in self._scalars.values():
@@ -145,7 +145,7 @@ class NativeStep:
             bucket.restore()
         self.exchanged = False
         self.ascent = None
-        _forget_casts()
+        _clear_autocast_cache()
 
     def exchange(self) -> None:
         """Swap the perturbed weights and their backups.
@@ -158,7 +158,7 @@ class NativeStep:
         for bucket in self._buckets:
             bucket.exchange()
         self.exchanged = not self.exchanged
-        _forget_casts()
+        _clear_autocast_cache()
 
     def backups(self) -> list[tuple[Tensor, Tensor]]:
         """Return each perturbed parameter with its backup; for a DTensor, that of the local part."""
@@ -209,7 +209,7 @@ class NativeStep:
             bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         self.climbed = False
         self.ascent = None
-        _forget_casts()
+        _clear_autocast_cache()
 
     def _agree_to_skip(
         self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
@@ -384,6 +384,6 @@ def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
         torch.maximum(flag, other.reshape(1), out=flag)
 
 
-def _forget_casts() -> None:
+def _clear_autocast_cache() -> None:
     """Clear autocast's cache of 16-bit weights, which is stale after the kernels write the weights."""
     torch.clear_autocast_cache()

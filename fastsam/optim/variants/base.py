@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim._engine.closures import WHAT_A_CLOSURE_DOES, ClosurePasses
+from fastsam.optim._engine.closures import CLOSURE_CONTRACT, ClosurePasses
 from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
     check_base_group,
@@ -128,9 +128,7 @@ class WrappedOptimizer(OuterOptimizer, ABC):
                 the closure raises, the weights are unchanged.
         """
         if closure is None:
-            raise TypeError(
-                f"{type(self).__name__}.step needs a closure that {WHAT_A_CLOSURE_DOES}"
-            )
+            raise TypeError(f"{type(self).__name__}.step needs a closure that {CLOSURE_CONTRACT}")
         return self._loss_of(self._answer(self._passes(self._update), closure))
 
     def passes(self) -> Passes:
