@@ -62,6 +62,7 @@ def test_original_and_perturbed_weights_can_be_read(dtype, seed):
     for mapping in (optimizer.unperturbed_weights, optimizer.perturbation):
         assert [id(p) for p in mapping] == [id(parameters[i]) for i in perturbed]
         assert parameters[KEPT[0]] not in mapping
+    moved = []
     for i in perturbed:
         p = parameters[i]
         assert_same_bits([optimizer.unperturbed_weights[p]], [before[i]])
@@ -71,7 +72,9 @@ def test_original_and_perturbed_weights_can_be_read(dtype, seed):
         exact = after[i].double() - before[i].double()
         assert_close([difference.double()], [exact], 1e-6 if dtype.itemsize < 8 else 1e-15)
         if p.numel():
-            assert bool(difference.any())
+            moved.append(bool(difference.any()))
+    # Rounding may remove the whole ascent of a tensor with few 16-bit elements.
+    assert any(moved) if dtype.itemsize == 2 else all(moved)
     optimizer.restore()
     assert len(optimizer.unperturbed_weights) == len(optimizer.perturbation) == 0
 
