@@ -1,19 +1,19 @@
-"""Install the wheel and the sdist under every Python and torch, and print a table of what works.
+"""Install the wheel and the sdist under every Python and torch, and print a table of the results.
 
-Environment variables choose the rows and the place:
+Environment variables choose the rows:
 
-- ``PYTHONS``: versions, "3.10 3.11 3.12 3.13" by default, from pyenv or from the PATH.
-- ``TORCHES``: "2.9 newest" by default; "2.9" stands for its newest patch release.
-- ``ENVIRONMENTS``: a folder that keeps the environments with torch for the next run. Each takes 5 to 7 GB;
-  by default each is deleted after its rows.
-- ``TESTS``: tests that the installed wheel must pass under the first Python and each torch,
-  ``python_tests/optim`` for instance; none by default. They find the libraries of the integrations.
+- ``PYTHONS``: Python versions from pyenv or the PATH. Default "3.10 3.11 3.12 3.13".
+- ``TORCHES``: torch versions; "2.9" is its newest patch release. Default "2.9 newest".
+- ``ENVIRONMENTS``: a folder that keeps the environments with torch for the next run, 5 to 7 GB each. By
+  default each is deleted after its rows.
+- ``TESTS``: tests to run with the installed wheel under the first Python and each torch, such as
+  ``python_tests/optim``. The libraries of the integrations are installed for them. By default none.
 
-In every row pip installs the package and its dependencies into a fresh environment. "None" in the
-column "tools" means that the PATH has the ``bin`` of that environment only: no compiler, so the sdist must be
-refused for that reason. Then ``smoke.py`` runs outside the checkout. Inside an unbuilt checkout the command
-``fastsam`` must work, and Python, which finds the sources there, must say what to do. The sdist is built
-without nvcc, so that its rows cover a build for CPUs alone.
+In every row pip installs the package and its dependencies into a new environment. "none" in the column
+"tools" means that the PATH contains only the ``bin`` of that environment. Without a compiler, the sdist must
+then fail to install with a clear message. Next, ``smoke.py`` runs outside the checkout. Inside an unbuilt
+checkout the command ``fastsam`` must work, and importing fastsam, which finds the sources there, must fail
+with advice. The sdist is built without nvcc, so its rows cover a build without CUDA.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Outcome = Literal["ok", "refused", "FAILED", "-"]
 
 @dataclass(frozen=True)
 class Row:
-    """One installation and what came of it."""
+    """One installation and its results."""
 
     python: str
     torch: str
@@ -63,24 +63,24 @@ class Row:
 
     @property
     def results(self) -> tuple[Outcome, ...]:
-        """What came of each check."""
+        """Results of the checks."""
         return (self.install, self.outside, self.inside, self.tests)
 
     def line(self) -> str:
-        """The row of a Markdown table."""
+        """Return the row as a line of a Markdown table."""
         tools = "compiler" if self.compiler else "none"
         return f"| {' | '.join([self.python, self.torch, self.artifact, tools, *self.results])} |"
 
 
 class Log:
-    """Runs commands and appends them, with what they print, to a file."""
+    """Runs commands and appends them and their output to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.unlink(missing_ok=True)
 
     def run(self, *command: object, path: str = os.environ["PATH"], cwd: Path) -> tuple[bool, str]:
-        """Run a command with ``path`` as its PATH; return whether it worked, and its output."""
+        """Run a command with ``path`` as its PATH; return whether it succeeded, and its output."""
         environment = {**os.environ, "PATH": path}
         for name in ("PYTHONPATH", "CC", "CXX", "CUDACXX", "VIRTUAL_ENV"):
             environment.pop(name, None)
@@ -99,27 +99,29 @@ class Log:
         return done.returncode == 0, done.stdout
 
     def must(self, *command: object, cwd: Path) -> None:
-        """Run a preparation; stop where it fails."""
+        """Run a command, and exit if it fails."""
         worked, output = self.run(*command, cwd=cwd)
         if not worked:
             sys.exit(f"{' '.join(map(str, command))} failed:\n{output[-2000:]}")
 
 
 def interpreter(version: str) -> str:
-    """Find a Python: the newest of pyenv with this version, or else that of the PATH."""
+    """Return the path of a Python: the newest of this version in pyenv, or else that of the PATH."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     patches = {int(path.name.split(".")[2]): path for path in root.glob(f"versions/{version}.*")}
     if patches:
         return str(patches[max(patches)] / "bin" / "python3")
     found = shutil.which(f"python{version}")
     if found is None:
-        sys.exit(f"there is no Python {version}: install it with pyenv, or leave it out of PYTHONS")
+        sys.exit(
+            f"Python {version} was not found: install it with pyenv, or remove it from PYTHONS"
+        )
     return found
 
 
 @contextmanager
 def environment_with_torch(python: str, torch: str, log: Log) -> Iterator[Path]:
-    """An environment that has torch and nothing of this project."""
+    """Create an environment with torch, and without this project and its other dependencies."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(os.environ.get("ENVIRONMENTS", temporary)).resolve()
         folder = place / f"python{python}-torch{torch}"
@@ -135,7 +137,7 @@ def environment_with_torch(python: str, torch: str, log: Log) -> Iterator[Path]:
 
 @contextmanager
 def fresh_environment(base: Path, log: Log) -> Iterator[Path]:
-    """An empty environment that sees the packages of ``base``."""
+    """Create an empty environment that can import the packages of ``base``."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "environment"
         log.must(base / "bin" / "python", "-m", "venv", folder, cwd=base)
@@ -146,7 +148,7 @@ def fresh_environment(base: Path, log: Log) -> Iterator[Path]:
 
 
 def search_path(environment: Path, *, compiler: bool) -> str:
-    """The PATH of a row."""
+    """Return the PATH of a row, without nvcc."""
     folders = [str(environment / "bin")]
     if compiler:
         given = os.environ["PATH"].split(os.pathsep)
@@ -155,7 +157,7 @@ def search_path(environment: Path, *, compiler: bool) -> str:
 
 
 def checked(row: Row, base: Path, package: Path, unbuilt: Path, tests: list[str], log: Log) -> Row:
-    """Install ``package`` as the row says, and return the row with what came of it."""
+    """Install ``package`` as described by a row, and return the row with its results."""
     with fresh_environment(base, log) as environment:
         path = search_path(environment, compiler=row.compiler)
         python = environment / "bin" / "python"
@@ -180,7 +182,7 @@ def checked(row: Row, base: Path, package: Path, unbuilt: Path, tests: list[str]
 
 
 def pass_tests(environment: Path, package: Path, tests: list[str], log: Log) -> bool:
-    """Whether the installed package passes tests, away from its sources."""
+    """Return whether the installed package passes tests outside the checkout."""
     python = environment / "bin" / "python"
     _, version = log.run(python, "-c", "import torch; print(torch.__version__)", cwd=environment)
     # timm and torchvision would replace torch by the one that their newest release wants.
@@ -201,21 +203,23 @@ def pass_tests(environment: Path, package: Path, tests: list[str], log: Log) -> 
 
 
 def check_sources(names: list[str]) -> None:
-    """Stop where the sdist has build products or test data, or lacks a module."""
+    """Exit if the sdist contains build products or test data, or lacks a module."""
     inside = {name.partition("/")[2] for name in names}
     wrong = [name for name in inside if Path(name).suffix in (".a", ".o", ".pyc", ".so", ".xz")]
     modules = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("fastsam/**/*.py")}
     if wrong or modules - inside:
-        sys.exit(f"the sdist has {sorted(wrong)} and lacks {sorted(modules - inside)}")
+        sys.exit(
+            f"the sdist must not contain {sorted(wrong)}, and must contain {sorted(modules - inside)}"
+        )
 
 
 def outcome(worked: bool) -> Outcome:
-    """The text of a cell."""
+    """Return the text of a cell."""
     return "ok" if worked else "FAILED"
 
 
 def main() -> int:
-    """Check every row, print the table, and return 0 where nothing failed."""
+    """Check every row, print the table, and return 0 if nothing failed, else 1."""
     pythons = os.environ.get("PYTHONS", "3.10 3.11 3.12 3.13").split()
     torches = os.environ.get("TORCHES", "2.9 newest").split()
     tests = os.environ.get("TESTS", "").split()
@@ -239,7 +243,7 @@ def main() -> int:
             for torch in torches:
                 with environment_with_torch(python, torch, log) as base:
                     if not wheels.exists():
-                        # From the sdist: a file that it lacks must not be in the wheel by accident.
+                        # Build from the sdist, so that the wheel reveals files that the sdist lacks.
                         build_wheel = CHECKOUT / ".ci" / "wheel"
                         log.must(build_wheel, base / "bin" / "python", wheels, sdist, cwd=folder)
                     (wheel,) = wheels.glob("*.whl")

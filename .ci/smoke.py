@@ -1,8 +1,8 @@
-"""Check an installed fastsam with the base install alone: a SAM step, a spectrum, a str path, the commands.
+"""Check an installed fastsam without extras: a SAM step, a spectrum, a path as str, the commands.
 
     python .ci/smoke.py
 
-Exits with 0 where everything is right. It refuses to test the checkout that holds this file.
+Exits with 0 if all checks pass. It does not run with the fastsam of the checkout that contains this file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_spectrum() -> None:
 
 
 def check_commands() -> None:
-    """Run the commands that need no extra."""
+    """Run the commands that require no extra."""
     for arguments in (["--version"], ["--help"], ["train", "--help"], ["doctor"]):
         with tempfile.TemporaryDirectory() as outside:
             command = [sys.executable, "-m", "fastsam", *arguments]

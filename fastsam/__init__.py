@@ -1,7 +1,7 @@
 """Fused Sharpness-Aware Minimization, batched Lanczos Hessian spectra, and long-tailed training.
 
-The names below are imported when they are first used, so that a command can answer to Ctrl-C while
-torch is being imported.
+Public names are imported when they are first used, so that commands respond to Ctrl-C while torch is
+imported.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_LOCATIONS = {
     **dict.fromkeys(("BatchLoss", "Spectrum", "class_spectra", "spectral_density"), "curvature"),
     **dict.fromkeys(("FallbackWarning", "build_info", "require_native"), "kernels.backends"),
     **dict.fromkeys(("SAM", "capture_step"), "optim"),
 }
-_PARTS = ("curvature", "kernels", "optim")
+_SUBPACKAGES = ("curvature", "kernels", "optim")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PARTS:
+    if name in _SUBPACKAGES:
         return import_module(f"fastsam.{name}")
-    if name not in _HOMES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'fastsam' has no attribute {name!r}")
-    return getattr(import_module(f"fastsam.{_HOMES[name]}"), name)
+    return getattr(import_module(f"fastsam.{_LOCATIONS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_PARTS})
+    return sorted({*globals(), *_LOCATIONS, *_SUBPACKAGES})

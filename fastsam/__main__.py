@@ -1,4 +1,4 @@
-"""The command ``fastsam``, from its first moment on: ``python -m fastsam`` is the same."""
+"""Entry point of the command ``fastsam``, which is the same as ``python -m fastsam``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import sys
 
 
 def main() -> int:
-    """Import the command line, which takes seconds because of torch, and run it."""
+    """Import and run the command line, and report interrupts and import errors without a traceback.
+
+    Importing takes seconds because of torch, so it happens inside the ``try``.
+    """
     try:
-        # First: torch swallows an interrupt while it imports NumPy, of which half would be left.
+        # NumPy first: torch ignores an interrupt while it imports NumPy, which is then half imported.
         import numpy  # noqa: F401
 
         from fastsam.cli import main as run
@@ -17,7 +20,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("fastsam: error: interrupted", file=sys.stderr)
         return 130
-    except ImportError as error:  # an unbuilt checkout, or a package of the base install is missing
+    except ImportError as error:  # a checkout without the native module, or a missing dependency
         if "--debug" in sys.argv:
             raise
         print(f"fastsam: error: {error}", file=sys.stderr)

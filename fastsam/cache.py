@@ -1,4 +1,4 @@
-"""The folder in which fastsam keeps what it can compute again."""
+"""The folder for files that fastsam can compute again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 CACHE_VARIABLE = "FASTSAM_CACHE"
-"""Environment variable that names another folder than the user's cache folder."""
+"""Environment variable that sets the cache folder."""
 
 
 def cache_folder() -> Path:
-    """Return ``$FASTSAM_CACHE``, or ``fastsam`` in the user's cache folder; it may not exist yet."""
+    """Return ``$FASTSAM_CACHE``, or by default ``fastsam`` in the user's cache folder.
+
+    The folder is not created.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)

@@ -1,4 +1,4 @@
-"""CSV text whose cells no spreadsheet runs and no terminal obeys."""
+"""CSV text that is safe to open in spreadsheets and to print on terminals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from fastsam.text import printable
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What text begins with that spreadsheets run as a formula."""
+"""First characters of text that spreadsheets interpret as a formula."""
 
 
 def csv_line(values: Iterable[object]) -> str:
-    r"""Return one line of CSV, its end included.
+    r"""Return one line of CSV, including the line break at its end.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front. Control characters
-    become escapes; line breaks stay, inside quotes.
+    Text that a spreadsheet would interpret as a formula is prefixed with an apostrophe. Control
+    characters become escapes, except line breaks, which are quoted.
 
     Example:
         >>> csv_line(["=1+1", "a,b", 0.5])

@@ -1,4 +1,4 @@
-"""The processes of one run: who this process is, all-reduce, gather and barrier over torch.distributed."""
+"""The ranks of a run: rank and world size, all-reduce, gather and barrier over torch.distributed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor
 _Value = TypeVar("_Value")
 
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What ``torchrun`` sets besides ``WORLD_SIZE``; other launchers leave some of it out."""
+"""Variables that ``torchrun`` sets besides ``WORLD_SIZE``; other launchers may not set all of them."""
 
 
 class LaunchError(ValueError):
-    """Processes were started in a way in which they cannot train together."""
+    """Raised if processes were started such that they cannot train together."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the processes of a run; the default is a run of one process.
+    """The rank of this process and collectives over all ranks. The default is a run of one process.
 
-    Every method is a no-op, or returns this process's own value, where ``world_size`` is 1. Otherwise
-    all ranks must call it, in the same order.
+    If ``world_size`` is 1, every method does nothing or returns the value of this process. Otherwise
+    all ranks must call the methods in the same order.
 
     Attributes:
-        rank: number of this process; rank 0 writes and prints.
+        rank: rank of this process; rank 0 writes and prints.
         world_size: number of processes.
-        local_rank: number of this process on its machine, which is the index of the GPU it uses.
+        local_rank: rank of this process on its machine, which is the index of its GPU.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class World:
 
     @classmethod
     def from_process_group(cls) -> World:
-        """Return this process's place in the default process group.
+        """Return the ranks of this process in the default process group.
 
         Raises:
             ValueError: there is no process group.
@@ -61,13 +61,13 @@ class World:
         return dist.group.WORLD if self.world_size > 1 else None
 
     def device(self, name: str) -> str:
-        """Return ``name``; plain ``cuda`` becomes the GPU of this process where there are several."""
+        """Return ``name``, with plain ``cuda`` replaced by this rank's GPU if there are several ranks."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.world_size > 1 else name
 
     def all_reduce(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all ranks, with the same bits on each of them.
+        """Replace each tensor by its sum over all ranks, which is bitwise equal on all of them.
 
-        Tensors of one device and dtype are reduced together, in one exchange.
+        Tensors of one device and dtype share one all-reduce.
         """
         if self.world_size == 1:
             return
@@ -76,7 +76,7 @@ class World:
             alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
         for members in alike.values():
             if len(members) == 1 and members[0].is_contiguous():
-                dist.all_reduce(members[0])  # in place: a block of vectors may be large
+                dist.all_reduce(members[0])  # without a copy: a block of vectors may be large
                 continue
             flat = torch.cat([member.reshape(-1) for member in members])
             dist.all_reduce(flat)
@@ -85,7 +85,7 @@ class World:
                 member.copy_(part.view_as(member))
 
     def all_gather(self, value: _Value) -> list[_Value]:
-        """Return the values of all ranks, in the order of the ranks; they must be picklable."""
+        """Return the values of all ranks in rank order; they must be picklable."""
         values: list[Any] = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
@@ -96,28 +96,28 @@ class World:
         return len(set(self.all_gather(value))) == 1
 
     def barrier(self) -> None:
-        """Wait until every rank has come this far."""
+        """Wait until all ranks have reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def launched_world_size() -> int:
-    """Return the number of processes that ``torchrun`` started, 1 without it."""
+    """Return the number of processes that ``torchrun`` started, or 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def torchrun_world(device: str) -> Iterator[World]:
-    """Connect the processes that ``torchrun`` started, as long as the context lasts.
+    """Initialize the process group of the processes that ``torchrun`` started, inside the context.
 
-    Without ``torchrun`` the world is this process alone, and no process group is made.
+    Without ``torchrun`` the world is this process alone, and no process group is created.
 
     Args:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
 
     Raises:
-        LaunchError: another launcher started several processes without what torchrun tells them, they
-            share one named GPU, or there are fewer GPUs than processes.
+        LaunchError: another launcher started several processes without setting torchrun's variables,
+            ``device`` is neither ``cpu`` nor ``cuda``, or there are fewer GPUs than processes.
     """
     world_size = launched_world_size()
     if world_size == 1:
@@ -127,15 +127,18 @@ def torchrun_world(device: str) -> Iterator[World]:
     if missing:
         raise LaunchError(
             f"WORLD_SIZE is {world_size}, but {', '.join(missing)} of torchrun is not set: start the "
-            "processes with torchrun, or set it for each of them"
+            "processes with torchrun, or set these variables for each process"
         )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device not in ("cpu", "cuda"):
-        raise LaunchError(f"{world_size} processes need --device cpu or cuda, not {device}")
+        raise LaunchError(
+            f"{world_size} processes require --device cpu or --device cuda, got {device}"
+        )
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise LaunchError(
-                f"process {local_rank} has no GPU: there are {torch.cuda.device_count()}; start fewer"
+                f"process {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; start at "
+                "most one process per GPU"
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")

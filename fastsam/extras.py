@@ -1,4 +1,4 @@
-"""Optional packages: a missing one is reported together with the command that installs it."""
+"""Optional packages, and errors with the command that installs a missing one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 Extra = Literal["plots", "longtail", "export", "tensorboard", "wandb", "mlflow"]
 
 TIED_TO_TORCH = ("timm", "torchvision")
-"""Packages of no extra: each release belongs to one of torch, and pip would replace an installed torch."""
+"""Packages in no extra: each release requires one torch release, so pip would replace the installed torch."""
 
 
 def install_command(package: str, extra: Extra) -> str:
@@ -19,7 +19,7 @@ def install_command(package: str, extra: Extra) -> str:
 
     Args:
         package: name of the package on the index.
-        extra: the extra of this package that lists it; ignored for :data:`TIED_TO_TORCH`.
+        extra: extra of fastsam that includes it; ignored for :data:`TIED_TO_TORCH`.
 
     Example:
         >>> from fastsam.extras import install_command
@@ -32,10 +32,10 @@ def install_command(package: str, extra: Extra) -> str:
 
 
 def matching_command(package: str, *, torch: str) -> str:
-    """Return the command that installs a package tied to torch and keeps the installed torch.
+    """Return the command that installs a package tied to torch without replacing torch.
 
-    Pip chooses the release of the package that this torch allows. A local version such as ``cu126`` names
-    the index of pytorch.org that torch came from; a torch from PyPI has none.
+    pip chooses the release of the package that matches this torch. A local version such as ``cu126`` is
+    the name of the index on pytorch.org from which torch was installed; a torch from PyPI has none.
 
     Args:
         package: one of :data:`TIED_TO_TORCH`.
@@ -56,14 +56,14 @@ def matching_command(package: str, *, torch: str) -> str:
 
 @contextmanager
 def requires_extra(extra: Extra, purpose: str) -> Iterator[None]:
-    """Import optional packages inside the context.
+    """Import optional packages inside the context, with a helpful error if one is missing.
 
     Args:
-        extra: the extra of this package that installs them.
-        purpose: what needs them, for the message.
+        extra: extra of fastsam that installs them.
+        purpose: the feature that needs them, for the message.
 
     Raises:
-        ImportError: a package is not installed; the message names it and the command that installs it.
+        ImportError: a package is not installed; the message has its name and the install command.
 
     Example:
         >>> with requires_extra("longtail", "this example"):

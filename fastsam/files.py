@@ -1,4 +1,4 @@
-"""Write files whole or not at all, keep two processes out of one folder, and notice damaged JSON."""
+"""Atomic writes, locks of folders, and JSON with checksums."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 OWN_FILES = ".fastsam-"
-"""Prefix of the lock and of temporary files, which do not count as content of a folder."""
+"""Prefix of lock and temporary files, which are not part of a folder's content."""
 _TEMPORARY = OWN_FILES + "{}.partial"
 _LOCK = OWN_FILES + "lock"
 _ABANDONED_SECONDS = 24 * 3600
-"""Age at which a temporary file is an orphan on a file system that has no locks."""
+"""Age at which a temporary file counts as an orphan on a file system without locks."""
 _CHECKSUM = "sha256"
 
 
 class FolderBusyError(OSError):
-    """Another process writes to the folder."""
+    """Raised if another process uses the folder."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Create or replace ``path`` with what ``write`` puts into the file that it is given.
+    """Create or replace ``path`` atomically with the content that ``write`` writes.
 
-    The content goes to a temporary file in the same folder, reaches the disk, and is renamed; then
-    the folder reaches the disk. If anything fails, ``path`` is as it was. The mode is 0o666 without
-    the bits of the umask. A symbolic link at ``path`` is replaced, not followed.
+    The content is written to a temporary file in the same folder, synced to disk and renamed; then
+    the folder is synced. If anything fails, ``path`` is unchanged. The mode is 0o666 without the bits
+    of the umask. A symbolic link at ``path`` is replaced, not followed.
 
     Args:
-        path: the final name; its folder is created if need be.
-        write: receives a binary file open for writing, which cannot seek.
+        path: the file; its folder is created if it does not exist.
+        write: called with a binary file open for writing, which cannot seek.
 
     Raises:
-        OSError: the file cannot be written; the message says how much room it needs and how much
-            there is.
+        OSError: the file cannot be written. If space is lacking, the message has the required and
+            the free space.
 
     Example:
         >>> import tempfile
@@ -74,24 +74,24 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """:func:`write_atomically` for bytes."""
+    """Write bytes with :func:`write_atomically`."""
     write_atomically(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_atomically` for UTF-8 text."""
+    """Write UTF-8 text with :func:`write_atomically`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 class _Sink(io.RawIOBase):
-    """A file whose writes never fail; the first error is kept for the end.
+    """A file whose writes never raise; the first error is stored.
 
-    ``torch.save`` turns an exception in the middle of writing into a C++ report. And only at the end
-    is it known how much room the file needs.
+    ``torch.save`` converts an exception raised during a write to an unclear C++ error. Moreover, the
+    required space is known only after all writes.
 
     Attributes:
-        size: bytes written so far, those included that found no room.
-        error: the first failure.
+        size: number of bytes passed to ``write``, including those that could not be written.
+        error: the first error, or None.
     """
 
     def __init__(self, handle: int) -> None:
@@ -100,11 +100,11 @@ class _Sink(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
-        """Always True."""
+        """Return True."""
         return True
 
     def write(self, data: Any) -> int:
-        """Take all of ``data``."""
+        """Write ``data``, unless an earlier write failed; return its number of bytes in any case."""
         rest = memoryview(data).cast("B")
         count = len(rest)
         self.size += count
@@ -117,22 +117,22 @@ class _Sink(io.RawIOBase):
 
 
 def _create_temporary(folder: Path) -> tuple[int, Path]:
-    """An open new file of ours, locked as long as it is open."""
+    """Create a temporary file, and return its handle, which holds a lock, and its path."""
     while True:
         path = folder / _TEMPORARY.format(secrets.token_hex(8))
         try:
-            # The kernel applies the umask, which no thread can read without setting it.
+            # The kernel applies the umask. Reading it here is not thread-safe: os.umask must set it.
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             continue
         _try_lock(handle, "flock")
         if os.fstat(handle).st_nlink:
             return handle, path
-        os.close(handle)  # a process that starts took it for an orphan before it was locked
+        os.close(handle)  # another process removed it as an orphan before it was locked
 
 
 def remove_orphans(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in ``folder``."""
+    """Remove temporary files of killed processes from ``folder``."""
     for path in folder.glob(_TEMPORARY.format("*")):
         with suppress(OSError):
             handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -147,10 +147,10 @@ def remove_orphans(folder: Path) -> None:
 
 
 def _try_lock(handle: int, kind: Literal["flock", "lockf"]) -> bool | None:
-    """Lock an open file: False if somebody else has it, None where there are no such locks.
+    """Lock an open file; return False if another process holds the lock, None without lock support.
 
-    A lock of ``flock`` belongs to the open file, and so to the children that this process forks as
-    well; one of ``lockf`` belongs to this process alone.
+    A lock of ``flock`` belongs to the open file, which forked children share. A lock of ``lockf``
+    belongs only to this process.
     """
     if sys.platform == "win32":
         return None
@@ -167,7 +167,7 @@ def _try_lock(handle: int, kind: Literal["flock", "lockf"]) -> bool | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk; file systems that cannot do that are left alone."""
+    """Sync a folder to disk after a rename, if the file system supports it."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -181,7 +181,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _explained(error: OSError, path: Path, size: int) -> OSError:
-    """The same kind of error, with a message that names ``path`` and the room that it needs."""
+    """Return an error of the same type whose message has ``path`` and the required space."""
     if error.errno is None:
         return error
     text = f"{os.strerror(error.errno)}: {path}"
@@ -193,7 +193,7 @@ def _explained(error: OSError, path: Path, size: int) -> OSError:
 
 
 def _room(code: int, folder: Path) -> str:
-    """What limits a file in ``folder``."""
+    """Describe the limit on files in ``folder``: free space or ulimit."""
     if code == errno.EFBIG and sys.platform != "win32":
         import resource
 
@@ -208,16 +208,16 @@ def _megabytes(size: int) -> str:
 
 
 def check_room(folder: Path, *sizes: int) -> None:
-    """Make sure that files of these many bytes can be written to ``folder`` side by side.
+    """Check that files of these sizes can be written to ``folder`` at the same time.
 
-    Where the system can, their room is really taken for a moment, so that quotas and limits count.
+    If the system supports it, the space is allocated temporarily, so that quotas and limits apply.
 
     Args:
         folder: an existing folder.
-        *sizes: bytes of each file.
+        *sizes: size of each file in bytes.
 
     Raises:
-        OSError: the folder cannot be written to, or there is too little room.
+        OSError: the folder cannot be written to, or has too little space.
     """
     made: list[tuple[int, Path]] = []
     try:
@@ -226,7 +226,7 @@ def check_room(folder: Path, *sizes: int) -> None:
             if hasattr(os, "posix_fallocate") and size:
                 os.posix_fallocate(made[-1][0], 0, size)
     except OSError as error:
-        # Some network file systems cannot reserve room: the first write will tell.
+        # Some network file systems cannot reserve space; then only the writes will show a lack of it.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             needed = max(sizes) if error.errno == errno.EFBIG else sum(sizes)
             raise _explained(error, folder, needed) from error
@@ -238,18 +238,18 @@ def check_room(folder: Path, *sizes: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder`` inside the context, and clean up after killed ones.
+    """Lock ``folder`` against other processes inside the context, and clean up after killed ones.
 
-    The lock is a file in the folder that names host and process. The system releases it when the
-    process dies, however that happens, so a stale one is no obstacle. On a file system without locks
-    the file's content decides: a process of this host that is gone is no obstacle either. Threads of
-    one process do not exclude each other.
+    The lock is a file in the folder that contains host and process. The system releases it when the
+    process ends in any way, so a stale file does not block others. On a file system without locks the
+    content of the file is used: it does not block if its process ran on this host and has ended.
+    Threads of one process do not exclude each other.
 
     Args:
-        folder: created if need be.
+        folder: the folder, created if it does not exist.
 
     Raises:
-        FolderBusyError: another process has it.
+        FolderBusyError: another process holds the lock.
         OSError: the folder cannot be written to.
 
     Example:
@@ -262,7 +262,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(path)
+        handle = _acquire(path)
     except FolderBusyError:
         raise
     except OSError as error:
@@ -275,8 +275,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(path: Path) -> int:
-    """The open lock file, which this process has now."""
+def _acquire(path: Path) -> int:
+    """Acquire the lock and return the handle of its open file."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
@@ -289,7 +289,7 @@ def _take(path: Path) -> int:
                     f"{path.parent} is in use by {who}; wait for it, or choose another folder"
                     + advice
                 )
-            if _is_file_of(handle, path):  # else its last owner removed it a moment ago
+            if _is_file_of(handle, path):  # else its last owner has just removed it: try again
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
                 return handle
@@ -304,7 +304,7 @@ def _take(path: Path) -> int:
 
 
 def _is_gone(owner: list[str]) -> bool:
-    """Return whether the process that a lock names is one of this host and no longer lives."""
+    """Return whether the process in a lock file ran on this host and has ended."""
     if len(owner) != 2 or owner[0] != socket.gethostname() or not owner[1].isdecimal():
         return False
     import psutil
@@ -312,7 +312,7 @@ def _is_gone(owner: list[str]) -> bool:
     process = int(owner[1])
     try:
         return process == os.getpid() or not psutil.pid_exists(process)
-    except OverflowError:  # a number that no process can have: the lock was not written by us
+    except OverflowError:  # not a valid process number: fastsam did not write this file
         return False
 
 
@@ -324,7 +324,7 @@ def _is_file_of(handle: int, path: Path) -> bool:
 
 
 def to_json(document: Mapping[str, Any]) -> str:
-    """JSON text of ``document`` with a checksum, which :func:`from_json` verifies.
+    """Serialize ``document`` to JSON with a checksum, which :func:`from_json` verifies.
 
     Numbers that are not finite are written as ``NaN`` and ``Infinity``.
 
@@ -332,23 +332,23 @@ def to_json(document: Mapping[str, Any]) -> str:
         >>> from_json(to_json({"a": [1, 2.5]}))
         {'a': [1, 2.5]}
     """
-    # As it will be read: tuples are lists there, and all keys are strings.
+    # The checksum is that of the document as it will be read: with lists for tuples, and string keys.
     plain = json.loads(json.dumps(document))
     return json.dumps({**plain, _CHECKSUM: _checksum(plain)}, indent=2) + "\n"
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The document of :func:`to_json`; text without a checksum, as older versions wrote, is accepted.
+    """Parse the result of :func:`to_json`. Text of older versions, without a checksum, is accepted.
 
     Raises:
-        ValueError: the text is no JSON object, or not what was written.
+        ValueError: the text is not a JSON object, or its checksum is wrong.
     """
     try:
         document = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(document, dict):
-        raise ValueError(f"a JSON object was expected, not {type(document).__name__}")
+        raise ValueError(f"expected a JSON object, got {type(document).__name__}")
     written = document.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(document):
         raise ValueError("its checksum is wrong: the file was damaged or edited")

@@ -1,7 +1,4 @@
-"""A progress bar for anything longer than a second or two; never in the way, never required.
-
-In a log file it is a line a minute.
-"""
+"""Progress on standard error: a bar on a terminal, one line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ from typing import Any
 from fastsam.text import printable
 
 LINE_SECONDS = 60.0
-"""Time between two lines where standard error is not a terminal."""
+"""Seconds between two lines if standard error is not a terminal."""
 
 
 class ProgressBar:
-    """A tqdm bar on standard error; a line a minute where that is not a terminal.
+    """A tqdm bar on standard error, or one line per minute if that is not a terminal.
 
-    Nothing is shown when ``enabled`` is False, when the work is over within a second (a minute
-    without a terminal), or on a terminal without tqdm.
+    Nothing is shown if ``enabled`` is False, if the work takes less than a second (a minute without a
+    terminal), or on a terminal without tqdm.
 
     Args:
-        total: how many :meth:`update` calls complete the work; None where that is not known.
-        description: what is being done, in front of the bar.
-        unit: name of one unit of work.
-        enabled: False keeps silent (``--quiet``).
+        total: number of units of work; None if unknown.
+        description: label in front of the bar.
+        unit: name of one unit of work. Default ``"step"``.
+        enabled: set to False to show nothing (``--quiet``).
 
     Example:
         >>> with ProgressBar(total=3, description="Lanczos", unit="step") as bar:
@@ -46,7 +43,7 @@ class ProgressBar:
         self._name, self._unit, self._total = printable(description), unit, total
         self._done = 0
         self._lines = enabled and not sys.stderr.isatty()
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         if not enabled or self._lines:
             return
         try:
@@ -58,29 +55,29 @@ class ProgressBar:
         )
 
     def update(self, count: int = 1, *, note: str | None = None) -> None:
-        """Record ``count`` finished units; ``note`` is a short text behind the bar."""
+        """Record ``count`` finished units; ``note`` is a short text after the bar."""
         self._done += count
-        if self._lines and time.monotonic() - self._said >= LINE_SECONDS:
-            self._say(note)
+        if self._lines and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._print_line(note)
         if self._bar is None:
             return
         if note is not None:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
 
-    def _say(self, note: str | None) -> None:
+    def _print_line(self, note: str | None) -> None:
         of = "" if self._total is None else f" of {self._total}"
         text = f"{self._name}: {self._unit} {self._done}{of}"
         print(text if note is None else f"{text}, {note}", file=sys.stderr, flush=True)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def write(self, message: str) -> None:
-        """Print one line above the bar; silent where there is no bar."""
+        """Print one line above the bar; do nothing without a bar."""
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Remove the bar; safe to call twice."""
+        """Remove the bar. May be called repeatedly."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

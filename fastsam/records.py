@@ -1,4 +1,4 @@
-"""Build dataclasses of what was read from a file, and refuse values of wrong types."""
+"""Construction of dataclasses from parsed files, with checks of types."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _Record = TypeVar("_Record")
 
 
 def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
-    """A dataclass of its fields by name; fields that are dataclasses are built of dicts in turn.
+    """Construct a dataclass from a mapping of its fields; nested dataclasses are built from mappings.
 
     Args:
         cls: the dataclass.
-        values: a mapping; what an older version did not write has its default.
-        **ready: fields that are passed as they are.
+        values: values by field name. Missing fields get their defaults, as in files of older versions.
+        **ready: values that are passed to the dataclass unchecked.
 
     Raises:
-        ValueError: a name that is unknown or missing, or a value of a wrong type.
+        ValueError: a name is unknown or missing, or a value has a wrong type.
 
     Example:
         >>> from dataclasses import dataclass
@@ -50,10 +50,10 @@ def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
 
 
 def converted(value: object, hint: Any, name: str) -> Any:
-    """``value`` as ``hint`` wants it: mappings as dataclasses, lists as tuples.
+    """Convert ``value`` to the type ``hint``: mappings to dataclasses, lists to tuples.
 
     Raises:
-        ValueError: a value of a wrong type; the message begins with ``name``.
+        ValueError: the value has a wrong type; the message begins with ``name``.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -79,7 +79,7 @@ def converted(value: object, hint: Any, name: str) -> Any:
 def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
     if hint is Any:
         return True
-    if origin is Literal:  # the class that owns the field checks its values
+    if origin is Literal:  # check only the type: the dataclass checks its values
         return type(value) in map(type, arguments)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -89,5 +89,5 @@ def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> 
 
 
 def _short(value: object) -> str:
-    """The start of a value's text, in one line."""
+    """Return the first 60 characters of a value's ``repr``."""
     return f"{value!r:.60}"

@@ -1,4 +1,4 @@
-"""Text from files, made harmless for a terminal, and notices on standard error."""
+"""Text that is safe to print on a terminal, and notices on standard error."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 
 
 def printable(text: str) -> str:
-    r"""``text`` with its control and other invisible characters as escapes; line breaks stay.
+    r"""Escape control and other invisible characters in ``text``, except line breaks.
 
-    Class names and paths may hold sequences that a terminal obeys.
+    Class names and paths may contain escape sequences that a terminal would execute.
 
     Example:
         >>> printable("caf\u00e9 \x1b[2J")
@@ -21,10 +21,10 @@ def printable(text: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message without line breaks and control characters."""
+    """Return a message without line breaks and control characters."""
     return printable(" ".join(str(message).split()))
 
 
 def notice(message: object) -> None:
-    """Print one line on standard error: something was left out or done in another way."""
+    """Print a notice to the user on standard error, in one line."""
     print(f"fastsam: {one_line(message)}", file=sys.stderr, flush=True)

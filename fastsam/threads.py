@@ -1,4 +1,4 @@
-"""The number of CPU threads that torch uses, for the time of a context."""
+"""Temporary changes of the number of CPU threads that torch uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(eq=False)
 class _Change:
-    """An open context: the Python thread it is in, and the count it will put back."""
+    """An open context: its Python thread, and the number of threads that it will restore."""
 
     thread: int
     before: int
@@ -25,14 +25,14 @@ _OPEN: list[_Change] = []
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Use ``count`` CPU threads inside the context and the number of before afterwards.
+    """Use ``count`` CPU threads inside the context, and restore the number afterwards.
 
-    Contexts may be nested, and may overlap in several Python threads: torch keeps a count for each
-    Python thread, and one that new threads inherit. A context that closes before a later one hands over
-    the count that it found, so that the last one to close leaves the count of before the first.
+    Contexts may be nested, and may overlap in several Python threads: torch has a number for each
+    Python thread, and one that new threads inherit. A context that closes before a later one passes the
+    number that it found to that one, so that the last to close restores the number before the first.
 
     Args:
-        count: number of threads; None or 0 leaves the number alone.
+        count: number of threads; None or 0 to change nothing.
 
     Example:
         >>> with cpu_threads(1):

@@ -1,4 +1,4 @@
-"""Copies to the device that the CPU does not wait for."""
+"""Asynchronous copies to a device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; one that is there already as it is.
+    """Copy a tensor to ``device``; return it unchanged if it is already there.
 
-    A GPU is sent a pinned copy: from pageable memory the CPU would wait for all work before it.
+    Copies to a GPU use pinned memory. From pageable memory, the host would wait for all earlier work.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

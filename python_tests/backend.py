@@ -1,4 +1,4 @@
-"""What a test may expect of the backend that runs: bits of native kernels, rounding of PyTorch operations."""
+"""Expectations of tests by backend: equal bits for native kernels, rounding errors for PyTorch operations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fastsam.kernels.backends import backend_of
 
 
 def is_native(device: torch.device | str = "cpu") -> bool:
-    """Whether native kernels run on ``device``."""
+    """Return whether native kernels run on ``device``."""
     return backend_of(torch.device(device)) == "native"
 
 
 class Refusing(TorchDispatchMode):
-    """Refuse float64 results and reads by the host, as devices without float64 and CUDA graphs do."""
+    """Raises for float64 results and host reads, like devices without float64 and CUDA graphs."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

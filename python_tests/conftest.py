@@ -1,4 +1,4 @@
-"""Settings of all tests: where random numbers come from, and which tests need a GPU."""
+"""Settings of all tests: seeds, and skipping of tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from fastsam.threads import cpu_threads
 
 BASE_SEED = int(os.environ.get("FASTSAM_TEST_SEED", "0"))
-"""Changes the random numbers of all tests. A test sees the same ones in every run with the same value."""
+"""Seed of all tests. A test gets the same random numbers in every run with the same value."""
 
 
 def seed_of(nodeid: str) -> int:
@@ -27,7 +27,7 @@ def seed_of(nodeid: str) -> int:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Return the seed of this test, for generators of its own."""
+    """Return the seed of this test, for generators that it creates."""
     return seed_of(request.node.nodeid)
 
 
@@ -41,7 +41,7 @@ def _seed_global_generators(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Give torch one CPU thread for the time of the test."""
+    """Use one CPU thread in torch during the test."""
     with cpu_threads(1):
         yield
 
@@ -60,7 +60,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none, and say so."""
+    """Skip tests marked ``gpu`` on machines without a GPU."""
     if torch.cuda.is_available():
         return
     without = pytest.mark.skip(reason="no NVIDIA GPU")

@@ -1,4 +1,4 @@
-"""Where the cache is: the folder that the variable names, else one below the user's cache folder."""
+"""Location of the cache: the folder in the variable, else one in the user's cache folder."""
 
 from __future__ import annotations
 

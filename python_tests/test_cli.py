@@ -1,4 +1,4 @@
-"""Every command and everything a user may get wrong: exit codes, one line, nothing damaged."""
+"""All commands and user errors: exit codes, one-line messages, no damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail and returns its one line."""
+    """Run a command that must fail, and return its one-line message."""
 
     def check(code: int, *arguments: object) -> str:
         capsys.readouterr()
@@ -98,8 +98,8 @@ def test_an_unknown_command_names_the_closest(fails: Callable[..., str]) -> None
 
 
 @pytest.mark.parametrize("command", [["train"], ["reproduce", "table1"]])
-def test_settings_that_are_on_or_off(command: list[str], capsys: Any) -> None:
-    """None says that the recipe decides."""
+def test_boolean_settings(command: list[str], capsys: Any) -> None:
+    """None leaves the setting to the recipe."""
 
     def parsed(*arguments: str) -> Any:
         return parse([*command, *arguments])
@@ -142,7 +142,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fastsam {fastsam.__version__}\n"
 
 
-def test_training_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_help_lists_the_registered_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -198,7 +198,9 @@ def test_a_run_is_resumed_with_its_own_settings(
         assert new[name] == old[name], name
 
 
-def test_train_leaves_a_full_folder_alone(run: Path, fails: Callable[..., str]) -> None:
+def test_train_does_not_write_to_a_folder_with_content(
+    run: Path, fails: Callable[..., str]
+) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert "--resume or --overwrite" in fails(2, "train", *TINY, "--out", run)
     assert "another run" in fails(1, "train", *TINY, "--resume", "--seed", 3, "--out", run)
@@ -254,7 +256,7 @@ def test_wrong_settings_of_spectrum(
     assert message in fails(code, "spectrum", run, "--quiet", *arguments)
 
 
-def test_unforeseen_errors_are_one_line_and_a_traceback_when_asked(
+def test_unexpected_errors_are_one_line_or_a_traceback_with_debug(
     run: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     raised: list[Exception] = []
@@ -298,7 +300,7 @@ def test_damaged_checkpoints(run: Path, tmp_path: Path, fails: Callable[..., str
 
 
 def recipe_rows(text: str) -> dict[str, list[list[str]]]:
-    """The rows of each data set by its heading; lines fit a terminal of 80 columns."""
+    """Return the rows of each data set by its heading, and check that lines fit 80 columns."""
     assert max(map(len, text.splitlines())) <= 80
     sections = {}
     for section in text.split("\n\n")[:-1]:
@@ -393,7 +395,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{package}: " in output
 
 
-def test_doctor_says_how_to_install_what_is_missing(
+def test_doctor_prints_install_commands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(package: str) -> str:
@@ -427,7 +429,7 @@ def test_module_can_be_run() -> None:
 
 @pytest.mark.slow
 def test_an_early_interrupt_is_one_line() -> None:
-    """While Python itself starts, nobody can answer."""
+    """Except while Python itself starts."""
     answers = set()
     for moment in (0.15, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0):
         program = (

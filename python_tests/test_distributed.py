@@ -1,4 +1,4 @@
-"""The processes of a run: one exchange for each device and dtype, the same sums on every rank."""
+"""The ranks of a run: one all-reduce per device and dtype, equal sums on every rank."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.multiprocessing
 from fastsam.distributed import World, launched_world_size, torchrun_world
 
 
-def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_communicates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise AssertionError("a world of one process has nobody to talk to")
+        raise AssertionError("a world of one process must not communicate")
 
     for name in ("all_reduce", "all_gather_object", "barrier"):
         monkeypatch.setattr(dist, name, refuse)
@@ -27,8 +27,8 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.agree("one")
 
 
-def test_tensors_of_one_dtype_share_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks with the same values, as far as torch.distributed is concerned."""
+def test_tensors_of_one_dtype_share_an_all_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch.distributed patched to two ranks with equal values."""
     exchanged: list[tuple[torch.dtype, int]] = []
 
     def double(tensor: torch.Tensor) -> None:
@@ -98,7 +98,7 @@ def test_without_torchrun_the_world_is_this_process(monkeypatch: pytest.MonkeyPa
         assert not dist.is_initialized()
 
 
-def test_processes_of_another_launcher_are_told_what_they_lack(
+def test_missing_variables_of_another_launcher_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -117,10 +117,10 @@ def test_processes_without_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     for name, value in {**launched, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="need --device cpu or cuda, not cuda:0"):
+    with pytest.raises(ValueError, match="require --device cpu or --device cuda, got cuda:0"):
         torchrun_world("cuda:0").__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="process 1 has no GPU: there are 1"):
+    with pytest.raises(ValueError, match="process 1 has no GPU: this machine has 1"):
         torchrun_world("cuda").__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Packages that the base install lacks: the error names the package and the extra."""
+"""Errors for packages that the base install lacks name the package and the extra."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_missing_package_names_the_command(
         ("2.9.1+cu126", "https://download.pytorch.org/whl/cu126"),
         ("2.9.1+rocm6.4", "https://download.pytorch.org/whl/rocm6.4"),
         ("2.15.0.dev20261001+cu130", "https://download.pytorch.org/whl/nightly/cu130"),
-        ("2.9.0a0+git1234567", ""),  # built from source: no index has its torchvision
+        ("2.9.0a0+git1234567", ""),  # built from source, so no index has a matching torchvision
     ],
 )
 def test_the_installed_torch_is_kept(torch_version: str, index: str) -> None:
@@ -116,8 +116,8 @@ def test_every_extra_exists(extra: Extra) -> None:
     )
 
 
-def test_nothing_advises_the_name_of_another_project() -> None:
-    """The distribution ``fastsam`` on PyPI has nothing to do with this one."""
+def test_no_message_advises_to_install_another_project() -> None:
+    """The distribution ``fastsam`` on PyPI is another project."""
     folders = [ROOT / name for name in ("docs", "fastsam", "benchmarks", "examples")]
     texts = [ROOT / "README.md"]
     texts += [
@@ -137,7 +137,7 @@ def test_the_rest_of_a_comparison_needs_no_extra(monkeypatch: pytest.MonkeyPatch
         _ = difference.wasserstein
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_propagate() -> None:
     with pytest.raises(ImportError, match="cannot import name"), requires_extra("longtail", "x"):
         from fastsam.extras import no_such_name  # noqa: F401
     with requires_extra("longtail", "x"):

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, with the right mode, and folders are kept by one process."""
+"""Files are written atomically with the correct mode, and one process locks a folder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_the_mode_is_that_of_the_umask(umask: int, tmp_path: Path) -> None:
+def test_the_mode_follows_the_umask(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         write_text(tmp_path / "a.txt", "new")
@@ -91,7 +91,7 @@ def test_file_and_folder_reach_the_disk_in_order(
 
 
 def test_too_large_a_file_is_one_line_with_sizes(tmp_path: Path) -> None:
-    """Whoever writes: a library in C++ (torch), one that seeks (NumPy), or plain Python."""
+    """For all writers: a library in C++ (torch), one that seeks (NumPy), and plain Python."""
     path = tmp_path / "a.pt"
     write_text(path, "old")
     values = torch.zeros(500_000)
@@ -111,7 +111,7 @@ def test_too_large_a_file_is_one_line_with_sizes(tmp_path: Path) -> None:
         assert names(tmp_path) == ["a.pt"]
 
 
-def test_room_is_looked_for_before_it_is_needed(tmp_path: Path) -> None:
+def test_check_room_finds_a_lack_of_space(tmp_path: Path) -> None:
     check_room(tmp_path, 1000, 1000)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     with pytest.raises(OSError, match=r"(No space left on device|File too large).* MB free"):
@@ -161,7 +161,7 @@ else:
 
 @contextmanager
 def holder(folder: Path, what: str, program: str = HOLDS) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the lock of a folder, or is writing a file in it; killed at the end."""
+    """Start a process that locks a folder or writes a file in it, and kill it at the end."""
     command = [sys.executable, "-c", program, str(folder), what]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -173,7 +173,7 @@ def holder(folder: Path, what: str, program: str = HOLDS) -> Iterator[subprocess
             process.kill()
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_INSIDE_A_WRITE, str(tmp_path / "a.txt")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     (orphan,) = names(tmp_path)
@@ -190,7 +190,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     assert set(names(tmp_path)) == {"a.txt", *foreign}
 
 
-def test_one_process_has_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     with holder(tmp_path, "lock") as process:
         with pytest.raises(FolderBusyError) as caught, locked(tmp_path):
             pass
@@ -204,7 +204,7 @@ def test_one_process_has_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_child_of_a_killed_process_does_not_keep_the_folder(tmp_path: Path) -> None:
-    """As processes that read images do, which outlive their parent by some seconds."""
+    """Like DataLoader workers, which outlive their parent by some seconds."""
     program = "import os, time\n" + HOLDS.replace(
         "    with locked(Path(sys.argv[1])):\n",
         "    with locked(Path(sys.argv[1])):\n"

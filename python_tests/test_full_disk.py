@@ -1,4 +1,4 @@
-"""Every command that writes, on a disk that is full and under a limit on files: one line, old files whole."""
+"""Commands that write, on a full disk and under a file size limit: one-line errors, old files intact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_allowed_to_mount(folder: Path) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """Mount a file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not is_allowed_to_mount(folder):
@@ -55,7 +55,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail with one line; returns what it printed and that line."""
+    """Run a command that must fail with one line; return its output and that line."""
 
     def check(*arguments: object, code: int = 1) -> str:
         capsys.readouterr()
@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def fill(disk: Path, *, leave: int) -> None:
-    """Take the room of a disk but for some bytes."""
+    """Fill a disk except for some bytes."""
     status = os.statvfs(disk)
     size = status.f_bavail * status.f_frsize - leave
     with (disk / "filler").open("wb") as file:
@@ -84,7 +84,7 @@ def fill(disk: Path, *, leave: int) -> None:
 @pytest.mark.slow
 def test_commands_on_a_disk_of_one_megabyte(small_disk: Path, run: Path, fails: Fails) -> None:
     out = small_disk / "run"
-    # Two checkpoints do not fit: noticed before the first epoch.
+    # Two checkpoints do not fit, which is detected before the first epoch.
     message = fails("train", *SETTINGS, *TINY, "--out", out)
     assert "No space left on device" in message
     assert pytest.approx(1.3, abs=0.3) == float(message.split(" needs ")[1].split()[0])
@@ -93,7 +93,7 @@ def test_commands_on_a_disk_of_one_megabyte(small_disk: Path, run: Path, fails: 
     reproduced = small_disk / "reproduced"
     table = ("reproduce", "table4", "--data", "digits-lt", "--seeds", "1", *TINY)
     assert "No space left on device" in fails(*table, "--out", reproduced)
-    # What is there fits; what comes does not.
+    # Existing files fit, new ones do not.
     shutil.rmtree(reproduced)
     shutil.rmtree(out)
     shutil.copytree(run, out)
@@ -113,7 +113,7 @@ def test_commands_on_a_disk_of_one_megabyte(small_disk: Path, run: Path, fails: 
     assert {name: after[name] for name in before} == before
     assert Checkpoint.load(out).epoch == 2
     assert Result.load(out / "result.json").test.accuracy > 0
-    # With room, everything goes on.
+    # With free space, the command succeeds.
     (small_disk / "filler").unlink()
     assert main([str(argument) for argument in ("report", small_disk)]) == 0
 

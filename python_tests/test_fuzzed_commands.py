@@ -1,4 +1,4 @@
-"""Command lines made at random: whatever they say, the answer is an exit code, never a traceback."""
+"""Random command lines end with an exit code, never with a traceback."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ ALWAYS = {
     "demo": ("--quiet", "--epochs", "0"),
 }
 OF_RUNS = ("spectrum", "evaluate", "calibrate", "predict", "export")
-"""Commands that most lines give a run, so that the options are looked at."""
+"""Commands that most lines call with a valid run, so that options are checked."""
 SHARES = {
     "train": 0.35,
     "spectrum": 0.15,
@@ -261,6 +261,6 @@ def test_a_thousand_command_lines(
         if code == 1 and not debug:
             last = error.splitlines()[-1]
             assert last.startswith("fastsam: error: "), (line, error)
-            # Errors that nobody foresaw are named by their type.
+            # Unexpected errors are reported with their type.
             assert "--debug shows where" not in last, (line, error)
     assert min(codes.get(code, 0) for code in (0, 1, 2)) > 10, codes

@@ -1,4 +1,4 @@
-"""What README, guides and docstrings show works: Python runs, commands parse."""
+"""Examples in README, guides and docstrings work: Python runs, commands parse."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FENCE = re.compile(
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """The fenced blocks of a language, without those marked as not run and those that include a file."""
+    """Return the fenced blocks of a language, without those marked as not run and those that include a file."""
     return [
         textwrap.dedent(match["body"])
         for match in FENCE.finditer(path.read_text("utf-8"))
@@ -33,7 +33,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def page(path: Path) -> str:
-    """The name of a test's page."""
+    """Return the name of a test's page."""
     return str(path.relative_to(ROOT).with_suffix(""))
 
 
@@ -48,7 +48,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.fixture
 def headless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn nowhere and files land in a folder of the test."""
+    """Draw no figures, and write files to a temporary folder."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_python_blocks_run_in_order(guide: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *GUIDES], ids=page)
 def test_commands_parse(document: Path) -> None:
-    """Every `fastsam` command is understood, with all of its flags."""
+    """Every `fastsam` command parses with all of its flags."""
     pytest.importorskip("tyro")
     from fastsam import cli
 

@@ -1,4 +1,4 @@
-"""Importing fastsam costs little beside torch, in CPU time, which other processes do not change."""
+"""Importing fastsam takes little time compared with torch. CPU time does not depend on other processes."""
 
 from __future__ import annotations
 

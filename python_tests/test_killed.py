@@ -1,4 +1,4 @@
-"""Commands that are killed end, when given again, in the uninterrupted result; a lost process is one line."""
+"""Killed commands give the uninterrupted result when repeated; a lost process is a one-line error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 KILLS, CHAINS = 30, 5
-"""How often the command is killed, in so many folders; each is then left to end."""
+"""Number of kills of the command, and of folders; each command then runs to the end."""
 LATEST_SECONDS = 12.0
 
 COMMAND = [
@@ -26,9 +26,9 @@ COMMAND = [
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run says, but for the time it took; of other files that they are there.
+    """Return the results of a run without times; of other files only that they exist.
 
-    Spectra have their extremes to rounding: by which way products are computed is measured anew.
+    Extremes of spectra agree up to rounding, because each run measures which strategy is fastest.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -51,7 +51,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def numbers(found: dict[str, Any]) -> dict[str, Any]:
-    """The same with plain numbers, to be compared with tolerances on the other side."""
+    """Return the same with plain numbers, for comparison with tolerances on the other side."""
     return {
         name: [item.expected for item in value] if isinstance(value, list) else value
         for name, value in found.items()
@@ -116,7 +116,7 @@ def write_images(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_reader_ends_training_in_one_line(tmp_path: Path) -> None:
-    """A worker of the DataLoader, at several moments: while the network trains, while it waits."""
+    """A DataLoader worker, killed while the network trains and while it waits."""
     write_images(tmp_path / "data")
     moments = np.random.default_rng(11).uniform(0, 1.0, 4)
     for turn, moment in enumerate(moments):
@@ -147,7 +147,7 @@ def test_a_killed_reader_ends_training_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_lost_rank_ends_the_others_in_one_line(tmp_path: Path) -> None:
-    """torchrun stops the others as soon as it sees the loss; here they have time to see it themselves."""
+    """torchrun stops the other ranks when it notices; here they have time to notice it themselves."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     logs = ["--monitor-interval", "10", "--redirects", "3", "--log-dir", str(tmp_path / "logs")]
     out = tmp_path / "run"

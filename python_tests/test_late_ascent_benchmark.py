@@ -83,7 +83,7 @@ def test_holm_by_hand() -> None:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
-    """Three epochs on digits, whose records lie in a folder of the test."""
+    """Return a plan of three epochs on digits, with records in a temporary folder."""
     setup = Setup("tiny", "digits-lt", (("threads", 1),), epochs=3, defer=2, seeds=1, ordered=False)
     monkeypatch.setitem(SETUPS, "tiny", setup)
     for module in (records, curvature):
@@ -91,7 +91,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
     return setup
 
 
-def test_runs_are_recorded_one_by_one_and_not_made_again(tiny: Setup, tmp_path: Path) -> None:
+def test_runs_are_recorded_one_by_one_and_not_repeated(tiny: Setup, tmp_path: Path) -> None:
     unit, values = Unit("tiny", "ce-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
     base = Arm("base", branched=False)
     trials = [base, late_sgd(0.1, 10), late_sam(0.1, 0.05)]
@@ -152,7 +152,7 @@ def test_branches_of_other_weights_are_dropped(
 
 
 def fake(level: float, generator: np.random.Generator, parent: str | None) -> dict[str, object]:
-    """A record whose balanced accuracies lie around ``level``."""
+    """Return a record with balanced accuracies around ``level``."""
     scores = {name: float(level + generator.normal(0, 0.1)) for name in summary.SCORES}
     return {
         "parent": parent,
@@ -164,7 +164,7 @@ def fake(level: float, generator: np.random.Generator, parent: str | None) -> di
 
 
 def measured(generator: np.random.Generator, change: float, label: str) -> dict[str, object]:
-    """Spectra of one tail class whose lambda_max SAM multiplies by ``exp(-change)`` at the same loss."""
+    """Return spectra of one tail class whose lambda_max SAM multiplies by ``exp(-change)`` at equal loss."""
 
     def entry(
         largest: float, lowest: float, gradient: float, loss: float = 0.1
@@ -189,7 +189,7 @@ def measured(generator: np.random.Generator, change: float, label: str) -> dict[
     }
 
 
-def test_curvature_answers_are_what_was_put_in(
+def test_curvature_results_recover_the_planted_values(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -225,7 +225,7 @@ def test_curvature_answers_are_what_was_put_in(
     assert found["correlation with the change of tail accuracy"]["raw"]["r"] == pytest.approx(-1)
 
 
-def test_the_summary_finds_the_difference_that_was_put_in(
+def test_the_summary_finds_the_planted_difference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path)

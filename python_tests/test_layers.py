@@ -1,4 +1,4 @@
-"""The architecture holds: imports go down the layers only, and the native core knows no torch."""
+"""The architecture: imports only go down the layers, and the native core does not use torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOUNDATION = {
     "threads",
     "upload",
 }
-"""Modules of one subject each, below everything but the native module and its face."""
+"""Foundation modules, below everything except the native module and its Python functions."""
 
 LAYERS: dict[str, set[str]] = {
     "_native": set(),
@@ -46,14 +46,14 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", *FOUNDATION},
 }
-"""What each part of the package may import besides itself."""
+"""Allowed imports of each part of the package, besides itself."""
 
 CORE = ("kernels", "optim", "curvature", "integrations", *FOUNDATION)
 BASE_DEPENDENCIES = {"torch", "numpy", "tyro", "psutil", "platformdirs"}
-"""What an installation without extras installs."""
+"""Packages of an installation without extras."""
 
 CORE_IMPORTS = {"torch", "numpy", "fastsam"}
-"""What modules of the core may import at once; everything else waits until a function needs it."""
+"""Allowed top-level imports of core modules; all others must be inside functions."""
 
 
 def modules() -> list[Path]:
@@ -65,7 +65,7 @@ def part(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names that a module imports anywhere, functions included."""
+    """Return the dotted names that a module imports anywhere, including inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -85,7 +85,7 @@ def test_imports_go_down(path: Path) -> None:
         if words[0] != "fastsam":
             continue
         there = words[1] if len(words) > 1 else ""
-        if there not in LAYERS:  # a name of the public face: only the command line may use it
+        if there not in LAYERS:  # a public name of the package, which only the command line may use
             assert here in ("cli", "demo", "report", "longtail"), f"{path} imports {name}"
             continue
         assert there == here or there in LAYERS[here], f"{path} imports {name}"
@@ -111,7 +111,7 @@ LONGTAIL_LAYERS = (
     ("published",),
     ("reproduce",),
 )
-"""The parts of ``fastsam.longtail`` from the bottom up; each may import those before it."""
+"""Parts of ``fastsam.longtail`` from the bottom up; each may import those before it."""
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_imports_go_down_in_longtail_too(path: Path) -> None:
             assert height[words[2]] <= height[here], f"{path} imports {name}"
 
 
-def test_training_tells_no_parts_apart_by_their_class() -> None:
+def test_training_does_not_distinguish_parts_by_class() -> None:
     for path in (PACKAGE / "longtail" / "training").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
@@ -155,7 +155,7 @@ OPTIM_LAYERS: dict[str, set[str]] = {
     "capture": {"_engine", "sam", "batch_norm", "skipped", "rehearsal"},
     "variants": {"_engine", "sam", "passes"},
 }
-"""What each part of ``fastsam.optim`` may import besides itself."""
+"""Allowed imports of each part of ``fastsam.optim``, besides itself."""
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_imports_go_down_in_optim_too(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_packages_are_imported_by_their_own_package_alone(path: Path) -> None:
+def test_private_packages_are_imported_only_by_their_own_package(path: Path) -> None:
     for name in imported(path):
         words = name.split(".")
         for index, word in enumerate(words[1:], start=1):
@@ -180,7 +180,7 @@ def test_private_packages_are_imported_by_their_own_package_alone(path: Path) ->
 
 
 def top_level_imports(path: Path) -> set[str]:
-    """Packages that importing a module imports."""
+    """Return the packages that importing a module imports."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -200,7 +200,7 @@ def test_the_core_imports_torch_and_numpy_only(path: Path) -> None:
     assert not foreign
 
 
-def test_the_base_install_is_what_the_project_says() -> None:
+def test_the_base_install_matches_pyproject() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     line = re.search(r"^dependencies = \[(.*)\]$", text, re.MULTILINE)
     assert line is not None
@@ -208,7 +208,7 @@ def test_the_base_install_is_what_the_project_says() -> None:
 
 
 def is_guarded(node: ast.AST) -> bool:
-    """Whether imports inside say what to do where a package is missing, or never run."""
+    """Return whether imports in this block are guarded by ``requires_extra``, or never run."""
     if isinstance(node, ast.With):
         return "requires_extra(" in ast.unparse(node.items[0])
     if isinstance(node, ast.Try):
@@ -218,7 +218,7 @@ def is_guarded(node: ast.AST) -> bool:
 
 
 def unguarded_imports(tree: ast.AST) -> set[str]:
-    """Packages that a module imports anywhere but inside a guard."""
+    """Return the packages that a module imports outside of guards."""
     names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
@@ -241,12 +241,12 @@ def test_a_missing_package_is_reported_with_its_extra(path: Path) -> None:
 
 
 def dotted(path: Path) -> str:
-    """Name of a module, such as ``fastsam.curvature.api``; that of a package has no ``__init__``."""
+    """Return the name of a module, such as ``fastsam.curvature.api``, without ``__init__``."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported_at_once(path: Path) -> set[str]:
-    """Modules of this package that importing a module imports, without the packages they are in."""
+    """Return the modules of this package that importing a module imports, without their parent packages."""
     known = {dotted(other) for other in PACKAGE.rglob("*.py")}
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
@@ -268,7 +268,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 SHARED_CLASS_NAMES: dict[str, str] = {}
-"""Names that two public classes may have, with the reason."""
+"""Names that two public classes may share, with the reason."""
 
 
 def test_no_two_public_classes_have_one_name() -> None:

@@ -1,4 +1,4 @@
-"""What is packaged, how it is built, and what an unbuilt checkout says."""
+"""Contents of packages, builds, and errors of unbuilt checkouts."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def test_the_version_is_stated_once() -> None:
 
 @pytest.fixture
 def unbuilt(tmp_path: Path) -> Path:
-    """A checkout that was never built."""
+    """Return a checkout that was never built."""
     native = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(ROOT / "fastsam", tmp_path / "fastsam", ignore=native)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
-def test_an_unbuilt_checkout_says_what_to_do(unbuilt: Path) -> None:
-    """It hides an installed package from Python that starts inside it."""
+def test_the_error_of_an_unbuilt_checkout_names_the_fix(unbuilt: Path) -> None:
+    """An unbuilt checkout hides an installed package if Python starts inside it."""
     for arguments in (["-c", "from fastsam import SAM"], ["-m", "fastsam", "doctor"]):
         # Without site and its .pth files, no hook of an editable install finds the module.
         paths = [path for path in sys.path if path.endswith("site-packages")]
@@ -94,7 +94,7 @@ def test_an_unbuilt_checkout_says_what_to_do(unbuilt: Path) -> None:
 
 
 def configure(build: Path, *options: str, path: str | None = None) -> tuple[int, str]:
-    """Exit status and output of a run of CMake."""
+    """Return exit status and output of a run of CMake."""
     tools = {
         name: shutil.which(name, path=f"{Path(sys.executable).parent}") or shutil.which(name)
         for name in ("cmake", "ninja")
@@ -119,13 +119,13 @@ def configure(build: Path, *options: str, path: str | None = None) -> tuple[int,
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-def test_a_build_without_a_compiler_says_what_to_install(tmp_path: Path) -> None:
+def test_the_error_of_a_build_without_a_compiler_names_the_fix(tmp_path: Path) -> None:
     status, output = configure(tmp_path / "build", path=str(tmp_path))
     assert status != 0
     assert "there is no C++ compiler: install g++ or clang++" in output
 
 
-def test_the_build_says_that_it_has_no_cuda(tmp_path: Path) -> None:
+def test_the_build_reports_that_it_has_no_cuda(tmp_path: Path) -> None:
     status, output = configure(tmp_path / "build", "-DFASTSAM_CUDA=OFF")
     assert status == 0, output
     assert "fastsam: without CUDA kernels, because" in output

@@ -23,7 +23,7 @@ MADE_BY_FASTSAM = {"FilePrediction", "TrainedRun"}
 
 
 def public_callables() -> Iterator[tuple[str, Any]]:
-    """Public functions, and constructors and methods of public classes, of every public package."""
+    """Yield the public functions, constructors and methods of every public package."""
     for package in pkgutil.walk_packages(fastsam.__path__, "fastsam."):
         if not package.ispkg or "._" in package.name or package.name.startswith("fastsam.cli"):
             continue

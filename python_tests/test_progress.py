@@ -1,4 +1,4 @@
-"""The progress bar: a bar on a terminal, now and then a line elsewhere, silent if asked."""
+"""Progress: a bar on a terminal, one line per minute elsewhere, nothing if disabled."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def use(bar: ProgressBar) -> None:
 @pytest.mark.parametrize(
     ("stream", "enabled"), [(Terminal(), False), (io.StringIO(), True), (io.StringIO(), False)]
 )
-def test_silent(monkeypatch, stream, enabled):
+def test_a_disabled_bar_prints_nothing(monkeypatch, stream, enabled):
     monkeypatch.setattr(sys, "stderr", stream)
     use(ProgressBar(total=3, description="work", enabled=enabled))
     assert stream.getvalue() == ""
 
 
-def test_silent_without_tqdm(monkeypatch):
+def test_without_tqdm_nothing_is_printed(monkeypatch):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setitem(sys.modules, "tqdm", None)
@@ -54,7 +54,7 @@ def test_a_log_gets_a_line_a_minute(monkeypatch):
     ]
 
 
-def test_visible_on_a_terminal(monkeypatch):
+def test_the_bar_is_visible_on_a_terminal(monkeypatch):
     pytest.importorskip("tqdm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -62,4 +62,4 @@ def test_visible_on_a_terminal(monkeypatch):
     bar._bar.delay = 0  # do not wait for a second in a test
     use(bar)
     assert "a line" in stream.getvalue()
-    bar.close()  # twice is fine
+    bar.close()  # may be called twice

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the committed results, and its links and make targets exist."""
+"""The README's numbers match the committed results, and its links and make targets exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SAM step's benchmark where memory is short, and that it lets go of what it measured."""
+"""The SAM step's benchmark: short memory, and freeing of measured contestants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ plain = peers.plain
 
 
 def in_a_cycle(parameters: Sequence[Tensor], base: peers.Base) -> Callable[[], object]:
-    """A peer that only the garbage collector can free."""
+    """Return a peer that only the garbage collector can free."""
 
     run = plain(parameters, base)
     cycle: list[object] = [run]
@@ -45,7 +45,7 @@ def in_a_cycle(parameters: Sequence[Tensor], base: peers.Base) -> Callable[[], o
 
 @pytest.fixture
 def contests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The contestants that are timed together; every one before them must be gone by then."""
+    """Record which contestants are timed together, and check that earlier ones were freed."""
     timed: list[list[str]] = []
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     make_parameters = sam_step.parameters_of
@@ -78,12 +78,12 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, contestants: int) -> None:
-    """Room for just so many."""
+    """Limit memory to a number of contestants."""
     bytes_per_parameter = contestants * HELD_BYTES + sam_step.WORKING_BYTES
     monkeypatch.setattr(sam_step, "_room", lambda device: ELEMENTS * bytes_per_parameter)
 
 
-def test_where_all_fit_they_are_timed_in_turn(
+def test_peers_that_all_fit_are_timed_in_turn(
     contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit(monkeypatch, len(PEERS))
@@ -93,7 +93,7 @@ def test_where_all_fit_they_are_timed_in_turn(
 
 
 @pytest.mark.parametrize("room", [2, 4])
-def test_where_not_all_fit_each_peer_is_timed_with_fastsam(
+def test_peers_that_do_not_all_fit_are_timed_in_pairs_with_fastsam(
     room: int, contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit(monkeypatch, room)
@@ -113,7 +113,7 @@ def test_where_not_all_fit_each_peer_is_timed_with_fastsam(
 def test_a_ratio_is_to_fastsam_in_the_same_pair(
     contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every pair finds the machine slower than the one before; a step takes as long as its name."""
+    """The machine slows down from pair to pair; the time of a step is given by its name."""
     slower = iter(range(1, 100))
 
     def timing(steps: dict[str, Callable[[], object]], **settings: Any) -> dict[str, Timing]:
@@ -129,7 +129,7 @@ def test_a_ratio_is_to_fastsam_in_the_same_pair(
             assert ratio == {"median": expected, "lower": expected, "upper": expected}
 
 
-def test_where_no_two_fit_the_case_is_left_out(
+def test_a_case_where_no_two_fit_is_skipped(
     contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit(monkeypatch, 1)

@@ -1,4 +1,4 @@
-"""Random numbers of the tests: the same in every run, others with another FASTSAM_TEST_SEED."""
+"""Random numbers of the tests are equal in every run, and differ by FASTSAM_TEST_SEED."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_hypothesis(number):
 
 
 def drawn(folder: Path, *tests: str, seed: str | None = None) -> list[str]:
-    """Return what the tests drew, one line a draw."""
+    """Return the numbers that the tests drew, one line per draw."""
     environment = {k: v for k, v in os.environ.items() if k != "FASTSAM_TEST_SEED"}
     if seed is not None:
         environment["FASTSAM_TEST_SEED"] = seed

@@ -1,4 +1,4 @@
-"""SAM on the network and the data of the demo: the same weights as plain PyTorch, and the same bits twice."""
+"""SAM on the network and data of the demo: equal weights to plain PyTorch, equal bits in two runs."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def relative_error(model: nn.Module, expected: nn.Module) -> float:
 
 
 def test_twenty_steps_equal_plain_pytorch_and_themselves(seed: int) -> None:
-    """In float64, where a free run is well conditioned.
+    """In float64, in which a whole run is well conditioned.
 
-    In float32 it is not: the kinks of ReLU make plain PyTorch itself differ by 1e-3 after 20 steps when
-    rho changes by 1e-7. The next test takes the optimizer's part alone.
+    In float32 it is not: because of the kinks of ReLU, plain PyTorch differs by 1e-3 after 20 steps if rho
+    changes by 1e-7. The next test therefore isolates the optimizer in float32.
     """
     data = [(inputs.double(), targets) for inputs, targets in batches(seed)]
     start = small_resnet(seed).double()
@@ -68,7 +68,7 @@ def test_twenty_steps_equal_plain_pytorch_and_themselves(seed: int) -> None:
         PlainSAM(plain.parameters(), torch.optim.SGD, rho=0.05, foreach=False, **SETTINGS),
         data,
     )
-    assert relative_error(plain, start) > 0.01  # the run went somewhere
+    assert relative_error(plain, start) > 0.01  # the weights changed
     assert relative_error(ours, plain) <= 1e-12, f"seed {seed}"
     for a, b in zip(ours.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)

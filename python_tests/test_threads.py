@@ -20,7 +20,7 @@ def _seven_threads() -> Iterator[None]:
 
 
 def in_a_thread(function: Callable[[], object]) -> None:
-    """Run ``function`` in a new thread; an error there is an error here."""
+    """Run ``function`` in a new thread, and raise its error."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -37,7 +37,7 @@ def in_a_thread(function: Callable[[], object]) -> None:
 
 
 def inherited() -> int:
-    """Return the count of a thread that starts now."""
+    """Return the number of threads that a new thread inherits."""
     counts: list[int] = []
     in_a_thread(lambda: counts.append(torch.get_num_threads()))
     return counts[0]
@@ -51,13 +51,13 @@ def test_inside_and_afterwards() -> None:
 
 
 @pytest.mark.parametrize("count", [None, 0])
-def test_none_leaves_the_number_alone(count: int | None) -> None:
+def test_none_does_not_change_the_number(count: int | None) -> None:
     with cpu_threads(count):
         assert torch.get_num_threads() == 7
     assert torch.get_num_threads() == inherited() == 7
 
 
-def test_nested_contexts_put_back_what_each_found() -> None:
+def test_nested_contexts_restore_the_number_that_each_found() -> None:
     with cpu_threads(3):
         with cpu_threads(2):
             assert torch.get_num_threads() == 2
@@ -65,17 +65,17 @@ def test_nested_contexts_put_back_what_each_found() -> None:
     assert torch.get_num_threads() == inherited() == 7
 
 
-def test_an_error_puts_the_number_back() -> None:
+def test_the_number_is_restored_after_an_error() -> None:
     with pytest.raises(KeyError), cpu_threads(3):
         raise KeyError
-    with pytest.raises(RuntimeError), cpu_threads(-1):  # torch refuses it
+    with pytest.raises(RuntimeError), cpu_threads(-1):  # torch rejects it
         pass
     assert torch.get_num_threads() == inherited() == 7
 
 
 @pytest.mark.parametrize("first_leaves_first", [True, False])
 def test_contexts_that_overlap_in_two_threads(first_leaves_first: bool) -> None:
-    """Each thread has its own count inside, and nobody inherits a context's count afterwards."""
+    """Each thread has its own number inside, and no thread inherits a context's number afterwards."""
     outer = cpu_threads(3)
     outer.__enter__()
     entered, may_leave = threading.Event(), threading.Event()
@@ -105,7 +105,7 @@ def test_contexts_that_overlap_in_two_threads(first_leaves_first: bool) -> None:
 
 @pytest.mark.parametrize("first_leaves_first", [True, False])
 def test_contexts_of_one_thread_that_are_not_nested(first_leaves_first: bool) -> None:
-    """As generators make them."""
+    """As with generators."""
     with cpu_threads(6):
         contexts = [cpu_threads(3), cpu_threads(2)]
         for context in contexts:
@@ -119,7 +119,7 @@ def test_contexts_of_one_thread_that_are_not_nested(first_leaves_first: bool) ->
 
 
 def test_overlapping_threads_inside_an_open_context() -> None:
-    """The first of the two workers closes first; the second one inherited the first one's count."""
+    """The first of the two workers closes first; the second inherited its number."""
     with cpu_threads(6):
         first, second = cpu_threads(3), cpu_threads(2)
         events = [threading.Event() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The suites of SAM and of spectra on PyTorch operations: a part in every run, the rest among slow tests."""
+"""The suites of SAM and of spectra on PyTorch operations: a part in every run, the rest as slow tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 
 
 def run(*paths: str) -> None:
-    """Run tests of other files in a process of its own, with ``FASTSAM_KERNELS=torch``."""
+    """Run tests of other files in a separate process, with ``FASTSAM_KERNELS=torch``."""
     command = [
         sys.executable,
         "-m",

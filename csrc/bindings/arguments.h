@@ -1,4 +1,4 @@
-// How Python's arguments become the plain structs of the launch API.
+// Conversion of Python's arguments to the plain structs of the launch API.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -26,7 +26,7 @@ inline DType dtype_of(int64_t code) {
   return static_cast<DType>(code);
 }
 
-// An enumerator by its Python name: kRowSize is "row_size".
+// Python name of an enumerator: kRowSize becomes "row_size".
 inline std::string python_name(const char* enumerator) {
   std::string name;
   for (const char* letter = enumerator + 1; *letter != 0; ++letter) {
@@ -37,7 +37,7 @@ inline std::string python_name(const char* enumerator) {
   return name;
 }
 
-// Keeps the exporter of a buffer alive while a launch reads its table.
+// A table in a Python buffer, which this object keeps alive while a launch reads it.
 class TableArgument {
  public:
   explicit TableArgument(const pybind11::buffer& buffer) : info_(buffer.request()) {

@@ -1,5 +1,5 @@
-// The launches of one backend as Python functions. Included once per backend by module.cpp with
-// FASTSAM_BACKEND set to cpu or cuda, so that both have the same functions with the same arguments.
+// The launches of one backend as Python functions. module.cpp includes this file once per backend, with
+// FASTSAM_BACKEND set to cpu or cuda, so that both define the same functions with the same arguments.
 
 namespace fastsam::bindings::FASTSAM_BACKEND {
 

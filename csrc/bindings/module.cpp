@@ -1,4 +1,4 @@
-// The Python module _native: the only place that knows pybind11.
+// The Python module _native. Only csrc/bindings uses pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -106,7 +106,8 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(FASTSAM_MODULE, module) {
-  module.doc() = "Fused SAM and Lanczos kernels on raw addresses; fastsam.kernels is their validating face.";
+  module.doc() =
+      "Fused SAM and Lanczos kernels on raw addresses. Call them through fastsam.kernels, which checks.";
 #define FASTSAM_NAME(enumerator) fastsam::bindings::python_name(#enumerator),
   module.attr("TABLE_COLUMNS") =
       py::tuple(py::cast(std::vector<std::string>{FASTSAM_TABLE_COLUMNS(FASTSAM_NAME)}));

@@ -8,10 +8,10 @@
 namespace fastsam::cpu {
 namespace {
 
-// Columns that one task sweeps: 100 rows of 2048 float32 columns fit in a second-level cache, so the second
-// sweep's two uses of a tile of Q cost one read of memory.
+// Columns of one task. 100 rows of 2048 float32 columns fit in a second-level cache, so the second sweep,
+// which uses a tile of Q twice, reads it from memory once.
 constexpr int64_t kTileColumns = 2048;
-// Columns of w - Q^T c that are summed at a time, in float64 registers.
+// Columns of w - Q^T c that are summed together, in float64 registers.
 constexpr int64_t kStripColumns = 32;
 
 int64_t tiles_of(int64_t size) { return (size + kTileColumns - 1) / kTileColumns; }
@@ -22,7 +22,7 @@ FASTSAM_CLONES double dot(const T* row, const T* vector, int64_t size) {
       size, [=](int64_t i) { return static_cast<double>(row[i]) * static_cast<double>(vector[i]); });
 }
 
-// vector[i] -= sum over k of coefficients[k] * rows[k, i]; rows [count, size] with row_stride between rows.
+// vector[i] -= sum over k of coefficients[k] * rows[k, i], with rows [count, size] at stride row_stride.
 template <class T>
 FASTSAM_CLONES void subtract_projection(const T* rows, int64_t row_stride, const double* coefficients,
                                         int64_t count, T* vector, int64_t size) {
@@ -64,7 +64,7 @@ struct Scratch {
         second(first + s.probes * s.count) {}
 };
 
-// out[p, k] = sum over tiles of partials[p, tile, k], tile after tile.
+// out[p, k] = sum over tiles of partials[p, tile, k], in the order of the tiles.
 void add_tiles(const double* partials, int64_t probes, int64_t tiles, int64_t count, double* out) {
   for (int64_t probe = 0; probe < probes; ++probe) {
     for (int64_t k = 0; k < count; ++k) out[probe * count + k] = 0.0;
@@ -79,7 +79,8 @@ template <class T>
 void orthogonalize_typed(const Execution& execution, const LanczosStep& s, const Recurrence& recurrence,
                          const Scratch& scratch) {
   const int64_t tiles = tiles_of(s.size);
-  // Calls body(rows of the probe at the tile, w at the tile, columns, index of the tile's partial sums).
+  // Calls body(probe, its rows from the tile's first column, w from there, columns, index of the partial
+  // sums) for all tiles of all probes.
   const auto sweep = [&](const auto& body) {
     parallel_for(execution.threads, s.probes * tiles, s.probes * s.size * s.count, [&](int64_t index) {
       const int64_t probe = index / tiles;
@@ -93,17 +94,21 @@ void orthogonalize_typed(const Execution& execution, const LanczosStep& s, const
     for (int64_t k = 0; k < s.count; ++k) partial[k] = dot(rows + k * s.row_stride, vector, columns);
   };
 
+  // First read of Q: c1 = Q w.
   sweep([&](int64_t, const T* rows, T* vector, int64_t columns, int64_t index) {
     project(rows, vector, columns, index);
   });
   add_tiles(scratch.partials, s.probes, tiles, s.count, scratch.first);
 
+  // Second read: w -= Q^T c1 and c2 = Q w. A tile of the new w needs only the same tile of Q, so both fit in
+  // one sweep; one Gram-Schmidt pass alone would lose orthogonality by cancellation.
   sweep([&](int64_t probe, const T* rows, T* vector, int64_t columns, int64_t index) {
     subtract_projection(rows, s.row_stride, scratch.first + probe * s.count, s.count, vector, columns);
     project(rows, vector, columns, index);
   });
   add_tiles(scratch.partials, s.probes, tiles, s.count, scratch.second);
 
+  // Third read: w -= Q^T c2 and ||w||^2, which exists only after this sweep; the division is a separate pass.
   sweep([&](int64_t probe, const T* rows, T* vector, int64_t columns, int64_t index) {
     subtract_projection(rows, s.row_stride, scratch.second + probe * s.count, s.count, vector, columns);
     scratch.partials[index] = dot(vector, vector, columns);

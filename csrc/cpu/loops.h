@@ -1,14 +1,14 @@
-// What a loop over elements needs so that every compiler vectorizes it.
+// Attributes that let every compiler vectorize the loops over elements.
 #pragma once
 
-// Inlined into its caller, so that it is compiled for the caller's instruction set.
+// Inlines a function, so that it is compiled for the caller's instruction set.
 #if defined(__GNUC__)
 #define FASTSAM_INLINE inline __attribute__((always_inline))
 #else
 #define FASTSAM_INLINE inline
 #endif
 
-// The operands of one launch never overlap except element on element, so the loop may be vectorized.
+// Declares the iterations of a loop independent: operands of a launch either do not overlap or are identical.
 #if defined(__GNUC__) && !defined(__clang__)
 #define FASTSAM_INDEPENDENT _Pragma("GCC ivdep")
 #elif defined(__clang__)

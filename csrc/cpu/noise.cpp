@@ -8,10 +8,9 @@
 namespace fastsam::cpu {
 namespace {
 
-constexpr int64_t kChunkElements = 4096;  // a multiple of kPerCounter: chunks share no counter
+constexpr int64_t kChunkElements = 4096;  // a multiple of kPerCounter, so that chunks share no counter
 
-// z [4 * counters] of the counters from `first` on; one array per place in a counter keeps the loop
-// vectorisable.
+// Fills z [kPerCounter * counters] with the numbers of the counters from `first` on.
 FASTSAM_CLONES void fill_normals(const NoiseKey& key_reference, int64_t first, int64_t counters, float* z) {
   const NoiseKey key = key_reference;
   FASTSAM_INDEPENDENT
@@ -34,7 +33,7 @@ void add_noise_chunk(const TensorTable& table, const Chunk& chunk, const int64_t
   const double* const scale = reinterpret_cast<const double*>(table.at(kScale, chunk.tensor));
   const int64_t row_size = table.at(kRowSize, chunk.tensor);
   const int64_t end = chunk.begin + chunk.size;
-  for (int64_t begin = chunk.begin; begin < end;) {  // one stretch of a row after the other
+  for (int64_t begin = chunk.begin; begin < end;) {  // the part of each row within the chunk
     const int64_t row = begin / row_size;
     const int64_t stop = std::min(end, (row + 1) * row_size);
     add_scaled(weight + begin, z + (begin - chunk.begin), static_cast<Arithmetic<T>>(scale[row]),

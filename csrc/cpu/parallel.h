@@ -1,4 +1,4 @@
-// Threads and instruction sets of the CPU kernels.
+// Threads, instruction sets and sums of the CPU kernels.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,9 @@
 #include <emmintrin.h>
 #endif
 
-// One binary serves every x86-64: each marked function is compiled for several instruction sets and the
-// dynamic loader picks one. Sanitizers run before the loader can, so they get the plain version.
+// Compiles a function for several instruction sets, of which the dynamic loader picks one, so that one binary
+// runs on every x86-64. Under sanitizers the function is compiled once: their instrumentation would run in
+// the loader's selection, before the sanitizer is initialized.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define FASTSAM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -21,18 +22,18 @@
 
 namespace fastsam::cpu {
 
-// Below this many elements a second thread costs more than it brings: waking one takes some 5 to 50 us.
+// Smaller launches run on one thread: waking another takes 5 to 50 us, more than it saves.
 constexpr int64_t kSerialElements = 1 << 16;
 
-// Orders this thread's streaming stores (stream.h) before whatever follows; ordinary stores need no fence.
+// Orders this thread's streaming stores (stream.h) before all later stores; ordinary stores need no fence.
 inline void store_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// Runs body(i) for i in [0, count) on at most `threads` threads. Bodies write to places of their own, so
-// which thread runs which index never shows in the result.
+// Runs body(i) for i in [0, count) on at most `threads` threads. Each body writes only its own output, so the
+// assignment of indices to threads does not affect the result.
 template <class Body>
 void parallel_for(int threads, int64_t count, int64_t elements, const Body& body) {
   const int64_t wanted = elements < kSerialElements ? 1 : std::min<int64_t>(threads, count);
@@ -52,9 +53,8 @@ void parallel_for(int threads, int64_t count, int64_t elements, const Body& body
   store_fence();
 }
 
-// Sum of term(i) over [0, count) in float64, as 16 interleaved sums that are added in a fixed order: wide
-// enough to vectorise, and the same bits for every instruction set without fused multiply-add differences
-// in order.
+// Sum of term(i) over [0, count) in float64, as 16 interleaved sums that are added in a fixed order. They are
+// enough to vectorize, and because they are explicit, the order does not depend on the vector width.
 template <class Term>
 FASTSAM_INLINE double interleaved_sum(int64_t count, const Term& term) {
   constexpr int64_t kLanes = 16;

@@ -10,7 +10,7 @@
 
 namespace fastsam::cpu {
 
-// --- the instruction set --------------------------------------------------------------------------------
+// --- choice of the instruction set ----------------------------------------------------------------------
 
 #define FASTSAM_DECLARE_CHUNKS(isa)               \
   namespace isa {                                 \
@@ -42,7 +42,7 @@ const SamChunks<T>& sam_chunks() {
 
 namespace {
 
-// Address of the chunk's first element in one operand, or null where the table has no such operand.
+// Address of the chunk's first element in an operand, or null if the table has no such operand.
 template <class T>
 T* operand(const TensorTable& table, Column column, const Chunk& chunk) {
   const int64_t address = table.at(column, chunk.tensor);
@@ -57,7 +57,7 @@ bool has_flag(const TensorTable& table, const Chunk& chunk, Flag flag) {
   return (table.at(kFlags, chunk.tensor) & flag) != 0;
 }
 
-// Whether one operand of all tensors is too large to be found in the cache by its next reader.
+// Whether one operand of all tensors together is too large to stay in the cache until its next reader.
 template <class T>
 bool exceeds_cache(const TensorTable& table) {
   int64_t elements = 0;
@@ -71,7 +71,7 @@ void for_each_chunk(const Execution& execution, const TensorTable& table, const 
   parallel_for(execution.threads, chunks.count(), chunks.elements(), [&](int64_t i) { body(chunks[i], i); });
 }
 
-// --- what the two updates share -----------------------------------------------------------------------
+// --- common parts of the updates ------------------------------------------------------------------------
 
 double loss_scale(const SamScalars& scalars) {
   return scalars.grad_scale == nullptr ? 1.0 : static_cast<double>(*scalars.grad_scale);
@@ -84,8 +84,9 @@ void restore_chunk(const TensorTable& table, const Chunk& chunk, bool streams) {
   if (backup != nullptr && backup != weight) sam_chunks<T>().copy(backup, weight, streams, chunk.size);
 }
 
-// Restores everything and counts one skipped step, or calls update(chunk, streams) where there is a gradient
-// and afterwards advances the update counters of the tensors that had one.
+// If the step is skipped, restores everything and counts one skipped step. Otherwise calls update(chunk,
+// streams) for tensors with a gradient, restores the others, and afterwards increments the update counters:
+// they are shared by the chunks of a tensor, which must all read the old value.
 template <class T, class Update>
 void restore_and_update(const Execution& execution, const TensorTable& table, const SamScalars& scalars,
                         const Update& update) {
@@ -95,7 +96,8 @@ void restore_and_update(const Execution& execution, const TensorTable& table, co
     if (skip || table.at(kGradient, chunk.tensor) == 0) {
       restore_chunk<T>(table, chunk, streams);
     } else {
-      // A weight that was not perturbed is its own backup: it is read, so there is nothing to gain.
+      // A weight that was not perturbed is its own backup: it is read before it is written, so its cache
+      // lines are loaded anyway and streaming stores would gain nothing.
       update(chunk, streams && table.at(kBackup, chunk.tensor) != table.at(kWeight, chunk.tensor));
     }
   });

@@ -1,6 +1,7 @@
-// Compiled once for every instruction set, with FASTSAM_ISA its name. It must not emit a function that
-// another translation unit emits too, or the linker may take this one on a processor that cannot run it:
-// nothing from the standard library, everything else in an unnamed namespace.
+// Compiled once per instruction set, with its name in FASTSAM_ISA. This file must not emit a function that
+// another translation unit emits too: the linker keeps one of them, perhaps this one, which older processors
+// cannot run. Therefore nothing of the standard library is used, and everything else is in an unnamed
+// namespace.
 #include "sam_chunks.h"
 
 #include "loops.h"
@@ -11,7 +12,8 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-// Sum of term(i)^2 over [0, size): in the terms' type over four of them, in float64 across these sums.
+// Sum of term(i)^2 over [0, size). Four squares are added in the type of the terms, so that four terms take
+// one conversion to float64. These sums are added in float64: the rounding error does not grow with the size.
 template <class Term>
 FASTSAM_INLINE double sum_of_squares(int64_t size, const Term& term) {
   double lanes[kLanes] = {};
@@ -40,12 +42,12 @@ double squared_norm_in(const T* gradient, int64_t size) {
 template <class A, class T>
 double adaptive_squared_norm_in(const T* gradient, const T* weight, A eta, int64_t size) {
   return sum_of_squares(size, [=](int64_t i) {
-    return normalisation<A>(load(weight[i]), eta) * static_cast<A>(load(gradient[i]));
+    return normalization<A>(load(weight[i]), eta) * static_cast<A>(load(gradient[i]));
   });
 }
 
-// Whether float32 could hold the squares of a chunk, 2^14 of them: none was infinite, and those below 2^-126,
-// which lose digits, do not matter.
+// Whether a chunk's sum of squares (at most 2^14 of them) is accurate in float32: no square was infinite, and
+// squares below 2^-126, which lose digits as subnormals, are negligible.
 bool is_in_range(double sum) { return sum > 0x1p-80 && sum < 0x1p126; }
 
 template <class T>
@@ -78,7 +80,7 @@ template <class T>
 int64_t perturb_at_random(T* weight, const T* gradient, T* backup, const Ascent<T>& ascent_reference,
                           bool streams, int64_t size) {
   const Ascent<T> ascent = ascent_reference;  // a copy cannot alias the operands
-  uint32_t words[kChunkElements / 2] = {};    // the random bits of all counters, four words each
+  uint32_t words[kChunkElements / 2] = {};    // random bits of all counters of the chunk, four words each
   const int64_t first = ascent.begin / kRoundedPerCounter;
   const int64_t counters = (size + kRoundedPerCounter - 1) / kRoundedPerCounter;
   FASTSAM_INDEPENDENT
@@ -107,7 +109,7 @@ int64_t perturb(T* weight, const T* gradient, T* backup, const Ascent<T>& ascent
 
 template <class T>
 bool all_finite(const T* gradient, int64_t size) {
-  // A sum of zeros is NaN as soon as one term came from inf or NaN: x * 0 has no branch to predict.
+  // x * 0 is NaN if x is inf or NaN, else 0, so the sum is 0 only if all are finite. The loop has no branch.
   using A = Arithmetic<T>;
   A lanes[kLanes] = {};
   int64_t i = 0;
@@ -129,7 +131,7 @@ template <bool kHasMomentum, bool kIsNesterov, bool kDecays, class T>
 void sgd_with(T* weight, const T* backup, const T* gradient, T* momentum, bool first,
               const SgdSettings<Arithmetic<T>>& settings_reference, bool streams, int64_t size) {
   SgdSettings<Arithmetic<T>> settings = settings_reference;  // a copy cannot alias the operands
-  settings.nesterov = kIsNesterov;                           // constants leave no branch in the loop
+  settings.nesterov = kIsNesterov;                           // constants, so that the loop has no branch
   settings.decays = kDecays;
   write_each(streams, weight, size, [=](int64_t i, T& updated) {
     Arithmetic<T> buffer = kHasMomentum && !first ? load(momentum[i]) : Arithmetic<T>(0);

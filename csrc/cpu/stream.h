@@ -1,6 +1,6 @@
-// Stores that bypass the cache. An ordinary store reads a cache line before it overwrites it, and evicts
-// another; where the written memory is too large to be found in the cache by its next reader, both are
-// wasted.
+// Stores that bypass the cache. An ordinary store first reads the cache line that it overwrites, and evicts
+// another line. Both are wasted if the written memory is too large to stay in the cache until its next
+// reader.
 #pragma once
 
 #include <cstdint>
@@ -13,20 +13,20 @@
 
 namespace fastsam::cpu {
 
-// Bytes that one launch writes to one operand from which on these stores bypass the cache. Measured on Zen 4
-// with 1 MiB of L2 a core and 32 MiB of L3: back-to-back steps, whose next reader finds in the cache whatever
-// can be there, lose up to 30 % below 4 MiB, break even near 8 and gain 10 to 50 % above. After a forward and
-// backward pass that flush the cache, as in training, they gain at every size.
+// Stores bypass the cache if a launch writes at least this many bytes to one operand. Measured on Zen 4 with
+// 1 MiB of L2 per core and 32 MiB of L3: for back-to-back steps, the best case for the cache, streaming loses
+// up to 30 % below 4 MiB, breaks even near 8 MiB and gains 10 to 50 % above. After a forward and backward
+// pass that replace the contents of the cache, as in training, it gains at every size.
 constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kTileBytes = 256;  // a loop of constant length that fills a few registers
+constexpr int64_t kTileBytes = 256;  // a few vector registers, written by a loop of constant length
 
 #if defined(__SSE2__)
 
 constexpr bool kCanStream = true;
 
-// Writes a tile to a destination that is aligned to a cache line.
+// Writes a tile to a destination aligned to a cache line.
 template <class T>
 FASTSAM_INLINE void stream_tile(const T* tile, T* destination) {
 #if defined(__AVX512F__)
@@ -57,8 +57,9 @@ FASTSAM_INLINE void stream_tile(const T*, T*) {}
 
 #endif
 
-// Calls write(i, element) for i in [0, size), which assigns to element `i` of `destination`, and lets these
-// stores bypass the cache where `streams`. Inside parallel_for, which fences them.
+// Calls write(i, element), which assigns element `i` of `destination`, for i in [0, size). With `streams` the
+// stores bypass the cache: elements are written to a tile on the stack, which is then streamed. Call it
+// inside parallel_for, which fences the streaming stores.
 template <class T, class Write>
 FASTSAM_INLINE void write_each(bool streams, T* destination, int64_t size, const Write& write) {
   int64_t i = 0;

@@ -1,5 +1,5 @@
-// The table of tensors that a multi-tensor launch carries by value in its kernel arguments, how a block finds
-// its chunk in it, and the loop that cuts a table into as few launches as the arguments allow.
+// The table of tensors that is passed by value in the arguments of a kernel, the search for a block's chunk
+// in it, and the loop that splits a table into as few launches as the size limit of kernel arguments allows.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@
 
 namespace fastsam::cuda {
 
-// Elements of one chunk, the work of one block: 16 per thread, four 16-byte accesses in float32.
+// Elements of a chunk, the work of one block: 16 per thread, which are four 16-byte accesses in float32.
 constexpr int64_t kChunkElements = 16 * kThreads;
 
-// 1 where the compiler takes kernels with 32 KB of parameters. Older ones refuse to compile the large form.
+// 1 if the compiler accepts kernels with 32 KB of parameters. Older compilers reject the large form.
 #if !defined(FASTSAM_LARGE_ARGUMENTS)
 #if CUDART_VERSION >= 12010
 #define FASTSAM_LARGE_ARGUMENTS 1
@@ -24,14 +24,15 @@ constexpr int64_t kChunkElements = 16 * kThreads;
 #endif
 #endif
 
-// All parameters of a kernel together may take 4 KB everywhere, and 32,764 bytes from CUDA 12.1 and sm_70 on.
+// Limits on the parameters of a kernel together: 4 KB everywhere, and 32,764 bytes from CUDA 12.1 and sm_70
+// on.
 constexpr int64_t kSmallParameters = 4096;
 constexpr int64_t kLargeParameters = 32764;
-// Left to a launch's other parameters.
+// Bytes reserved for a kernel's other parameters.
 constexpr int64_t kOtherParameters = 256;
 
-// Rows of a TensorTable with only the operands that a phase needs: the first parameter of a kernel whose
-// parameters may take kLimit bytes.
+// Rows of a TensorTable with only the operands of one phase: the first parameter of a kernel whose parameters
+// may take kLimit bytes.
 template <int64_t kLimit, Column... kOperands>
 struct Arguments {
   static constexpr int64_t kParameterLimit = kLimit;
@@ -39,13 +40,13 @@ struct Arguments {
       (kLimit - kOtherParameters - 32) /
       static_cast<int64_t>((sizeof...(kOperands) + 1) * sizeof(int64_t) + 2 * sizeof(int32_t));
 
-  int64_t first_chunk;  // number of this launch's first chunk within the phase
+  int64_t first_chunk;  // index of this launch's first chunk within the phase
   bool first_run, last_run;
-  int32_t first_row;  // number of this launch's first row within the table
+  int32_t first_row;  // index of this launch's first row within the table
   int32_t rows;
   int64_t size[kCapacity];
   int64_t address[sizeof...(kOperands)][kCapacity];
-  int32_t chunk_end[kCapacity];        // chunks of rows [0, i]
+  int32_t chunk_end[kCapacity];        // number of chunks of rows [0, i]
   int32_t group_and_flags[kCapacity];  // group << kFlagBits | flags
 
   FASTSAM_HD static constexpr int index_of(Column column) {
@@ -62,7 +63,7 @@ struct Arguments {
   }
 };
 
-// Bytes of parameters that lie one after the other, each at its own alignment.
+// Bytes of consecutive parameters, each at its alignment.
 template <class... Parameters>
 constexpr int64_t parameter_bytes() {
   int64_t end = 0;
@@ -81,14 +82,14 @@ constexpr bool parameters_fit(void (*)(Table, Others...)) {
   return parameter_bytes<Table, Others...>() <= std::remove_cv_t<Table>::kParameterLimit;
 }
 
-// Launches `kernel`, in parentheses, over one run of rows: its first argument, before the others.
-#define FASTSAM_LAUNCH_RUN(kernel, grid, execution, ...)                                             \
-  do {                                                                                               \
-    static_assert(parameters_fit(kernel), "the kernel's parameters exceed what every driver takes"); \
-    FASTSAM_LAUNCH(kernel, grid, kThreads, stream_of(execution), __VA_ARGS__);                       \
+// Launches `kernel` (in parentheses) over one run of rows, which is the first of the variadic arguments.
+#define FASTSAM_LAUNCH_RUN(kernel, grid, execution, ...)                                              \
+  do {                                                                                                \
+    static_assert(parameters_fit(kernel), "the kernel's parameters exceed the limit of their table"); \
+    FASTSAM_LAUNCH(kernel, grid, kThreads, stream_of(execution), __VA_ARGS__);                        \
   } while (false)
 
-// A block's part of a launch: elements [begin, begin + size) of one row, or no elements at all.
+// A block's part of a launch: elements [begin, begin + size) of one row; size 0 for a block without work.
 struct BlockChunk {
   int row;
   int64_t begin;
@@ -116,7 +117,7 @@ __device__ inline BlockChunk block_chunk(const Table& table) {
 }
 
 #if FASTSAM_LARGE_ARGUMENTS
-// True where the driver takes 32 KB of kernel arguments on the current device.
+// Whether the driver accepts 32 KB of kernel arguments on the current device.
 inline bool takes_large_arguments() {
   int driver = 0;
   int device = 0;
@@ -128,7 +129,8 @@ inline bool takes_large_arguments() {
 }
 #endif
 
-// Calls launch(arguments, blocks) for one run of rows after the other, at least once.
+// Calls launch(arguments, blocks) for each run of rows in order. An empty table gives one launch, because a
+// launch may also write scalars.
 template <int64_t kLimit, Column... kOperands, class Launch>
 void launch_in_runs(const TensorTable& table, const Launch& launch) {
   using Table = Arguments<kLimit, kOperands...>;
@@ -156,7 +158,7 @@ void launch_in_runs(const TensorTable& table, const Launch& launch) {
   } while (row < table.count);
 }
 
-// Launches a phase with the operands it needs, in the large argument form where it helps and may be used.
+// Launches a phase with its operands, in the large argument form if that saves launches and is accepted.
 template <Column... kOperands, class Launch>
 void launch_phase(const TensorTable& table, const Launch& launch) {
 #if FASTSAM_LARGE_ARGUMENTS

@@ -8,22 +8,23 @@
 namespace fastsam::cuda {
 namespace {
 
-// A tile is what one warp reads of a row of Q at once: four neighbouring columns a lane, 512 bytes of
-// float32. The second sweep goes over a tile of Q twice, and a narrow tile is still in the first-level cache
-// the second time: 100 rows are 51 KB a block, and four blocks share a cache of 256 KB.
+// A tile is the part of a row of Q that one warp reads at once: four neighboring columns per lane, 512 bytes
+// of float32. The second sweep reads a tile of Q twice, and a narrow tile is still in the first-level cache
+// the second time: 100 rows take 51 KB per block, and four blocks share a cache of 256 KB.
 constexpr int kLaneColumns = 4;
 constexpr int kTileColumns = kWarp * kLaneColumns;
-// Blocks over all probes; a block takes several tiles, so that partial sums stay few. A constant, not the
-// size of the device: the order of the sums, and so their bits, are the same on every device.
+// Number of blocks over all probes. Each block processes several tiles, so that there are few partial sums.
+// It is a constant and not the size of the device, so that sums have the same order, and bits, on every
+// device.
 constexpr int64_t kBlocks = 528;
-// Blocks that share a multiprocessor: 32 warps with four rows in flight each, some 64 KB, hide the memory's
-// latency.
+// Blocks per multiprocessor: 32 warps with four rows in flight each, about 64 KB, hide the memory latency.
 constexpr int kBlocksPerProcessor = 4;
-// Rows whose sums over the tiles of a block are kept in shared memory; those of longer bases are in global.
+// Number of rows whose sums over the tiles of a block are in shared memory; those of further rows are in
+// global memory.
 constexpr int64_t kResidentRows = 512;
-// Rows that a warp takes at a time: enough loads in flight, and their sums share one tree of shuffles.
+// Rows that a warp processes together: enough loads are in flight, and their sums share one tree of shuffles.
 constexpr int kRowsAtOnce = 4;
-// Divisors that float32 holds to rounding, neither subnormal nor infinite.
+// Range of divisors that round to normal float32 numbers.
 constexpr double kSmallestDivisor = 0x1p-126;
 constexpr double kLargestDivisor = 0x1p127;
 
@@ -32,11 +33,11 @@ int64_t blocks_per_probe(int64_t probes, int64_t size) {
   return std::max<int64_t>(1, std::min(tiles, kBlocks / std::max<int64_t>(probes, 1)));
 }
 
-// Coefficients of all rows, of one pass.
+// Coefficients Q w of one Gram-Schmidt pass.
 template <class T>
 struct Coefficients {
   double* value;  // [probes, count]
-  T* rounded;     // [probes, count]; what the basis vectors are multiplied by
+  T* rounded;     // [probes, count]; rounded to T for the product with the basis vectors
 };
 
 // Views of the scratch memory.
@@ -70,7 +71,7 @@ __device__ void for_each_tile(int64_t size, const Body& body) {
   }
 }
 
-// This lane's columns of a tile, 0 beyond its end: in loads of 16 bytes where the address allows.
+// This lane's columns of a tile, 0 beyond its end. Uses 16-byte loads if the address is aligned.
 template <class T>
 struct LaneColumns {
   T value[kLaneColumns];
@@ -91,8 +92,9 @@ struct LaneColumns {
   }
 };
 
-// Adds up each of kRowsAtOnce values over the lanes of a warp; lane 8 r holds the sum of value r. Lanes
-// exchange halves of their values first, so that four sums take six shuffles in place of twenty.
+// Adds up each of kRowsAtOnce values over the lanes of a warp; lane 8 r returns the sum of value r. Lanes
+// first exchange half of their values, so that each continues with fewer: four sums take six shuffles instead
+// of twenty.
 __device__ double warp_sums_of_rows(const double (&value)[kRowsAtOnce]) {
   const bool upper = (threadIdx.x & 16u) != 0u;
   double pair[2];
@@ -108,8 +110,8 @@ __device__ double warp_sums_of_rows(const double (&value)[kRowsAtOnce]) {
   return sum;
 }
 
-// sum_of(k) += rows[k, begin:begin + columns] . tile for the rows k of this warp: in the arithmetic of T over
-// a lane's columns, in float64 across lanes.
+// sum_of(k) += rows[k, :columns] . tile[:columns] for the rows k of this warp. Adds in T over the columns of
+// a lane, and in float64 across lanes.
 template <class T, class SumOf>
 __device__ void project_tile(const T* rows, int64_t row_stride, int64_t count, const T* tile, int columns,
                              const SumOf& sum_of) {
@@ -135,9 +137,9 @@ __device__ void project_tile(const T* rows, int64_t row_stride, int64_t count, c
   }
 }
 
-// vector -= coefficients . rows over a tile; each warp adds up its rows into `warp_sums` [kWarps,
-// kTileColumns], in the arithmetic of T over kRowsAtOnce rows and in float64 across them, and store(i, value)
-// gets every column's result from one thread. Ends without a barrier.
+// vector -= coefficients . rows over a tile. Each warp adds up its rows into `warp_sums` [kWarps,
+// kTileColumns], in T over kRowsAtOnce rows and in float64 across these sums. One thread per column then
+// writes the result and calls store(i, value). Ends without a barrier.
 template <class T, class Store>
 __device__ void subtract_tile(const T* rows, int64_t row_stride, const T* coefficients, int64_t count,
                               T* vector, int columns, double* warp_sums, const Store& store) {
@@ -174,7 +176,8 @@ __device__ void subtract_tile(const T* rows, int64_t row_stride, const T* coeffi
   }
 }
 
-// The last block of a probe adds partials[count, blocks] over the blocks: a row a warp at a time.
+// Adds partials [count, blocks] over the blocks, one row per warp at a time. Runs in the last block of a
+// probe.
 template <class T>
 __device__ void add_blocks(const double* partials, int64_t count, double* out, T* rounded) {
   const unsigned int lane = threadIdx.x % kWarp;
@@ -190,8 +193,8 @@ __device__ void add_blocks(const double* partials, int64_t count, double* out, T
   }
 }
 
-// One of the first two sweeps: out = Q w, after w -= Q^T coefficients when there are coefficients.
-// Grid: (blocks, probes).
+// One of the first two sweeps: w -= Q^T coefficients if they are given, then out = Q w. Grid: (blocks,
+// probes).
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     project_kernel(LanczosStep s, const T* coefficients, double* partials, unsigned int* counters,
@@ -228,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
              out.rounded + probe * s.count);
 }
 
-// The third sweep: w -= Q^T second, then the norm, and with it the recurrence. Grid: (blocks, probes).
+// The third sweep: w -= Q^T second, then ||w||^2 and the step of the recurrence. Grid: (blocks, probes).
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     finish_kernel(LanczosStep s, Recurrence recurrence, Coefficients<T> first, Coefficients<T> second,
@@ -260,13 +263,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   }
 }
 
-// The quotient by a divisor that T does not hold. A function of its own, because hardly any beta needs it.
+// The quotient by a divisor that is not a normal number of T. Not inlined, because it is rarely needed and
+// its float64 division would take registers in every thread.
 template <class T>
 FASTSAM_NOINLINE __device__ T quotient_in_float64(T value, double divisor) {
   return static_cast<T>(static_cast<double>(value) / divisor);
 }
 
-// successor = w / beta by selection: a probe that broke down may hold inf or NaN. Grid: (blocks, probes).
+// successor = w / beta, or 0 for an inactive probe. Selects instead of multiplying by 0, because a probe
+// after a breakdown may have inf or NaN. Grid: (blocks, probes).
 template <class T>
 __global__ void __launch_bounds__(kThreads) divide_kernel(LanczosStep s, Recurrence recurrence) {
   const int64_t probe = blockIdx.y;
@@ -280,7 +285,7 @@ __global__ void __launch_bounds__(kThreads) divide_kernel(LanczosStep s, Recurre
       successor[i] = active ? quotient(vector[i]) : T(0);
     }
   };
-  // A divisor that T holds to rounding: float64 divides some thirty times slower on most GPUs.
+  // Divide in T if beta is in its range: float64 division is about thirty times slower on most GPUs.
   const bool in_range = beta >= kSmallestDivisor && beta <= kLargestDivisor;
   if (std::is_same_v<T, double> || in_range) {
     const T divisor = static_cast<T>(beta);
@@ -290,6 +295,9 @@ __global__ void __launch_bounds__(kThreads) divide_kernel(LanczosStep s, Recurre
   }
 }
 
+// Three sweeps read Q once each: c1 = Q w; then w -= Q^T c1 with c2 = Q w; then w -= Q^T c2 with ||w||^2. A
+// sweep needs the sums of the one before over all blocks, so each is a launch. beta exists only after the
+// third, so the division is a fourth, light pass over w.
 template <class T>
 void launch(const Execution& execution, const LanczosStep& s, const Recurrence& recurrence, void* memory) {
   const int64_t blocks = blocks_per_probe(s.probes, s.size);
@@ -310,7 +318,7 @@ void launch(const Execution& execution, const LanczosStep& s, const Recurrence& 
 }  // namespace
 
 int64_t orthogonalize_scratch_bytes(int64_t probes, int64_t count, int64_t size) {
-  // The widest type's layout; all of its members are 8 bytes a coefficient.
+  // The layout of float64, the widest type, in which every member takes 8 bytes per coefficient.
   return Scratch<double>::bytes(probes, blocks_per_probe(probes, size), count);
 }
 

@@ -1,4 +1,4 @@
-// What every CUDA translation unit needs: the launch macro, the device guard and error checks. With
+// Common parts of the CUDA translation units: launch macro, device guard, error checks, block-wide sums. With
 // FASTSAM_SIMT the same sources compile as host C++20 against the emulation in testing/simt.h.
 #pragma once
 
@@ -14,9 +14,9 @@
 #include <cuda_runtime.h>
 // kernel<<<grid, block, 0, stream>>>(arguments...)
 #define FASTSAM_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
-// An array in the memory that the threads of a block share.
+// An array in shared memory.
 #define FASTSAM_SHARED(type, name, count) __shared__ type name[count]
-// Keeps a function that few threads run, and its registers, out of the code that all threads run.
+// Keeps a function that few threads call out of line, so that its registers do not count for all threads.
 #define FASTSAM_NOINLINE __noinline__
 #endif
 
@@ -36,7 +36,7 @@ inline void check(cudaError_t status, const char* what) {
   }
 }
 
-// True where this process has a context on `device`, or where the driver does not say.
+// Whether this process has a context on `device`; true if the driver cannot be asked.
 inline bool has_context(int device) {
   using PrimaryContextState = int (*)(int, unsigned int*, int*);
   static const PrimaryContextState state = [] {
@@ -55,9 +55,8 @@ inline bool has_context(int device) {
   return state == nullptr || state(device, &flags, &active) != 0 || active != 0;
 }
 
-// Makes a device current and puts the former one back. Since CUDA 12 cudaSetDevice creates a context, some
-// hundreds of megabytes, so a former device on which the process has none stays as it is; torch does the
-// same.
+// Makes a device current and restores the former one. Since CUDA 12, cudaSetDevice creates a context of some
+// hundreds of megabytes, so a former device without a context is not restored; torch does the same.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -80,8 +79,8 @@ inline cudaStream_t stream_of(const Execution& execution) {
   return static_cast<cudaStream_t>(execution.stream);
 }
 
-// Sum over the threads of a block, in a fixed order; the result is valid in thread 0. `partials` is shared
-// memory of kWarps entries. Ends with a barrier, so that `partials` may be used again.
+// Sum over the threads of a block in a fixed order; valid in thread 0. `partials` is shared memory with
+// kWarps entries. Ends with a barrier, so that `partials` can be reused.
 template <class V>
 __device__ V block_sum(V value, V* partials) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
@@ -95,8 +94,10 @@ __device__ V block_sum(V value, V* partials) {
   return sum;
 }
 
-// True in every thread of the block that arrives last of `blocks`, after which all their global writes made
-// before the call are visible to it. Leaves the counter at 0 for the next launch. `flag` is one shared int.
+// Returns true in all threads of the last of `blocks` blocks to arrive, to which all global writes that the
+// other blocks made before the call are then visible. The first barrier collects the writes of the block, the
+// first fence publishes them before the counter, and the second fence keeps later reads behind it. Resets the
+// counter to 0 for the next launch. `flag` is one int in shared memory.
 __device__ inline bool is_last_block(unsigned int* counter, unsigned int blocks, int* flag) {
   __syncthreads();
   if (threadIdx.x == 0) {

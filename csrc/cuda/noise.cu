@@ -7,7 +7,7 @@
 namespace fastsam::cuda {
 namespace {
 
-// A thread draws the numbers of one counter and adds them to the kPerCounter elements that belong to it.
+// Each thread computes the numbers of one counter at a time and adds them to its kPerCounter elements.
 template <class T, class Table>
 __global__ void __launch_bounds__(kThreads)
     noise_kernel(const __grid_constant__ Table table, const int64_t* seed_and_step) {

@@ -11,9 +11,10 @@ namespace {
 
 // --- element loops --------------------------------------------------------------------------------------
 
-// Blocks of 256 threads that share a multiprocessor: the most whose registers (40 a thread for six, 48 for
-// five, 64 for four, 80 for three) hold everything without a spill, by dtype: of 4 or 8 bytes, bfloat16,
-// float16. 0 leaves it to the compiler, which then reaches more than with any bound.
+// Blocks of 256 threads per multiprocessor, for dtypes of 4 or 8 bytes, bfloat16 and float16: the largest
+// number whose registers (40 per thread for six blocks, 48 for five, 64 for four, 80 for three) suffice
+// without spills. 0 sets no bound; for these kernels the compiler then reaches more blocks than with any
+// bound.
 template <class T>
 constexpr int blocks_of(int wide, int bfloat16, int float16) {
   return std::is_same_v<T, BFloat16> ? bfloat16 : std::is_same_v<T, Float16> ? float16 : wide;
@@ -26,9 +27,10 @@ struct alignas(sizeof(T) * kSize) Pack {
   T value[kSize];
 };
 
-// Calls element.load(i, registers) and then element.apply(i, registers) for all elements of a chunk: packs of
-// 16 bytes, kUnroll of them loaded before the first is used, so that enough bytes are in flight, where all
-// operands are aligned (`addresses` is the bitwise or of their addresses), and single elements for the rest.
+// Calls element.load(i, registers) and then element.apply(i, registers) for all elements of a chunk. If all
+// operands are aligned (`addresses` is the bitwise or of their addresses), elements are processed in packs of
+// 16 bytes, of which kUnroll are loaded before the first is used, so that enough bytes are in flight. Other
+// elements are processed one at a time.
 template <class T, int kUnroll = 2, class Element>
 __device__ void sweep(Element& element, int64_t size, int64_t addresses) {
   constexpr int kPack = 16 / sizeof(T);
@@ -82,19 +84,19 @@ __device__ double loss_scale(const SamScalars& scalars) {
 
 // --- norm -----------------------------------------------------------------------------------------------
 
-// A float32 sum of squares inside these bounds is right to rounding. Beyond them squares overflow or lose
-// bits as subnormals; NaN lies outside too.
+// Bounds within which a float32 sum of squares is accurate. Outside, squares overflow or lose bits as
+// subnormals. NaN is outside.
 constexpr float kSmallestSquares = 0x1p-100f;
 constexpr float kLargestSquares = 0x1p127f;
 
-// Adds up (T_w g)^2, in the arithmetic type A within a pack and in float64 across packs.
+// Adds up (T_w g)^2, in type A within a pack and in float64 across packs.
 template <class T, class A>
 struct NormElement {
   const T* gradient;  // [size]
-  const T* weight;    // [size]; null where the norm is not adaptive
+  const T* weight;    // [size]; null if the norm is not adaptive
   A eta;
   double sum;
-  bool in_range;  // no pack left the range of A
+  bool in_range;  // whether the sums of all packs were within the bounds
 
   template <int kPack>
   struct Registers {
@@ -114,7 +116,7 @@ struct NormElement {
     for (int k = 0; k < kPack; ++k) {
       A value = fastsam::load(r.g.value[k]);
       zero = zero && value == 0;
-      if (weight != nullptr) value *= normalisation<A>(fastsam::load(r.w.value[k]), eta);
+      if (weight != nullptr) value *= normalization<A>(fastsam::load(r.w.value[k]), eta);
       squares += value * value;
     }
     sum += static_cast<double>(squares);
@@ -124,8 +126,8 @@ struct NormElement {
   }
 };
 
-// This thread's part of a chunk's sum in float64. A function of its own because hardly any gradient needs it:
-// its registers and its arithmetic stay out of the kernel.
+// This thread's part of a chunk's sum in float64. Not inlined, because few gradients need it and its
+// registers and arithmetic should not burden the kernel.
 template <class T>
 FASTSAM_NOINLINE __device__ double squares_in_float64(const T* gradient, const T* weight, double eta,
                                                       int64_t size, int64_t addresses) {
@@ -134,7 +136,8 @@ FASTSAM_NOINLINE __device__ double squares_in_float64(const T* gradient, const T
   return element.sum;
 }
 
-// partials [phase_chunks], counter [1]; the last block of the last launch adds all partial sums.
+// Writes the sum of each chunk to partials [phase_chunks]. The last block of the last launch, found by
+// counter [1], adds them in a fixed order; floating-point atomics would add in the order of arrival.
 template <class T, class Table>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ Table table, const double* hyper, double* partials,
@@ -167,7 +170,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- perturb --------------------------------------------------------------------------------------------
 
-// What an ascent of a block needs of the device scalars.
+// Settings of the ascent for one block, computed from the device scalars.
 template <class A>
 struct AscentSettings {
   A scale, eta;
@@ -175,8 +178,9 @@ struct AscentSettings {
   double squared_norm;
 };
 
-// The settings for the hyper-parameters `row` (null: of no tensor), valid in the first thread. One warp calls
-// it for its block and shares the groups out: float64 is slow on most GPUs, so no other thread may run it.
+// The settings for the hyperparameters `row` (null for a block without a tensor), valid in the first thread.
+// One warp calls it for its block and distributes the groups over its lanes. No other thread may run it,
+// because float64 is slow on most GPUs.
 template <class A>
 FASTSAM_NOINLINE __device__ AscentSettings<A> ascent_settings(const SamScalars& scalars, const double* row) {
   double squared_norm = 0.0;
@@ -200,8 +204,8 @@ struct PerturbElement {
   T* backup;          // [size]
   Arithmetic<T> scale, eta;
   bool skip, adaptive, stochastic;
-  NoiseKey key;   // of the stochastic rounding
-  int64_t begin;  // place of the chunk in its tensor
+  NoiseKey key;   // key of the stochastic rounding
+  int64_t begin;  // index of the chunk's first element in its tensor
   int32_t unchanged;
 
   template <int kPack>
@@ -219,7 +223,8 @@ struct PerturbElement {
   __device__ void apply(int64_t i, const Registers<kPack>& r) {
     write<kPack>(backup + i, r.w);
     if (skip) return;
-    // A pack's elements share one counter: packs of 16-bit elements are as long, and begin where it begins.
+    // All elements of a pack share one counter: a pack of 16-bit elements has kRoundedPerCounter elements and
+    // begins at a multiple of that.
     uint32_t words[4];
     if (stochastic) random_words(key, (begin + i) / kRoundedPerCounter, words);
     Pack<T, kPack> result;
@@ -272,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, kPerturbBlocks<T>)
                             0};
   sweep<T>(element, chunk.size, weight | gradient | backup);
   if (scalars.unchanged == nullptr) return;
-  // One atomic a block: one a thread, all on the same address, would cost more than the perturbation.
+  // One atomic per block: one per thread, all on the same address, would cost more than the perturbation.
   const int32_t unchanged = block_sum(element.unchanged, warp_sums);
   if (threadIdx.x == 0 && unchanged != 0) {
     atomicAdd(reinterpret_cast<unsigned long long*>(scalars.unchanged),
@@ -437,7 +442,7 @@ struct Sgd {
   template <class A>
   using Settings = SgdSettings<A>;
 
-  // One thread calls it for its block: float64 is slow on most GPUs, so no other thread may run it.
+  // One thread calls it for its block. No other thread may run it, because float64 is slow on most GPUs.
   template <class A, class Table>
   static FASTSAM_NOINLINE __device__ SgdSettings<A> settings(const Table&, const BlockChunk&,
                                                              const double* row, double grad_scale) {
@@ -466,7 +471,7 @@ struct Adam {
   template <class A>
   using Settings = AdamSettings<A>;
 
-  // One thread calls it for its block, as above: each power is some hundred float64 operations.
+  // One thread calls it for its block, as above: each power takes about a hundred float64 operations.
   template <class A, class Table>
   static FASTSAM_NOINLINE __device__ AdamSettings<A> settings(const Table& table, const BlockChunk& chunk,
                                                               const double* row, double grad_scale) {
@@ -490,7 +495,8 @@ struct Adam {
                            at<T>(second, chunk.begin),
                            at<T>(maximum, chunk.begin),
                            settings};
-    // Four or five operands a pack are enough in flight; two packs of them would not fit the registers.
+    // kUnroll is 1: the four or five operands of a pack are enough bytes in flight, and two packs would
+    // spill.
     sweep<T, 1>(element, chunk.size, weight | backup | gradient | first | second | maximum);
   }
 };
@@ -519,7 +525,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<Optimizer, T>)
       Optimizer::template update<T>(table, chunk, *settings);
     }
   }
-  // The counters may change only when every block has read them.
+  // The update counters may change only after every block has read them, so the last block increments them.
   if (!is_last_block(counter, gridDim.x, flag)) return;
   if (skip) {
     if (threadIdx.x == 0 && table.first_run && scalars.skipped_steps != nullptr) *scalars.skipped_steps += 1;
@@ -531,7 +537,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<Optimizer, T>)
   }
 }
 
-// --- scratch: the block counter in the first 16 bytes, then the partial sums -----------------------------
+// --- scratch memory: the block counter in the first 16 bytes, then the partial sums -----------------------
 
 constexpr int64_t kCounterBytes = 16;
 

@@ -1,5 +1,6 @@
-// Cuts the tensors of a table into chunks: the unit of work of a thread block or a CPU thread, and the
-// unit of partial sums. The cut depends on the sizes alone, so reductions have one order everywhere.
+// Splits the tensors of a table into chunks: the unit of work of a thread block or a CPU thread, and the
+// unit of partial sums. The split depends only on the sizes, not on the number of threads or blocks, so
+// reductions always add in the same order.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +32,7 @@ class Chunks {
 
   int64_t count() const { return ends_.empty() ? 0 : ends_.back(); }
   int64_t elements() const { return elements_; }
-  // Chunks of tensors [0, tensor].
+  // Number of chunks of tensors [0, tensor].
   int64_t end(int64_t tensor) const { return ends_[static_cast<size_t>(tensor)]; }
 
   Chunk operator[](int64_t index) const {

@@ -1,4 +1,4 @@
-// Turns a run-time dtype into a template argument.
+// Conversion of a run-time dtype to a template argument.
 #pragma once
 
 #include <stdexcept>

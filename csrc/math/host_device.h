@@ -1,11 +1,11 @@
-// Marks a per-element formula that the CPU and the CUDA kernels share.
+// FASTSAM_HD marks the per-element formulas that the CPU and CUDA kernels share.
 #pragma once
 
 #if defined(__CUDACC__)
 #define FASTSAM_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
-// Never a function of its own: the linker keeps one of those, and which instruction set it was compiled for
-// is a matter of luck.
+// Always inlined: of an out-of-line function the linker would keep one copy for all translation units, which
+// may be the copy for an instruction set that the processor does not have.
 #define FASTSAM_HD inline __attribute__((always_inline))
 #else
 #define FASTSAM_HD inline

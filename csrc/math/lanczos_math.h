@@ -8,10 +8,10 @@
 
 namespace fastsam {
 
-// A Krylov space is exhausted where beta <= 64 eps ||T||: what remains is rounding noise.
+// A Krylov space is exhausted at beta <= 64 eps ||T||: the residual is then rounding noise.
 constexpr double kBreakdownFactor = 64.0;
 
-// Writes column `step` of probe `probe` from alpha and ||w||^2, and updates bound, activity and order.
+// Writes column `step` of T of one probe from alpha and ||w||^2, and updates bound, active and steps_taken.
 FASTSAM_HD void advance_recurrence(const Recurrence& recurrence, int64_t probe, int64_t step, double alpha,
                                    double squared_norm, double eps) {
   double* const alphas = recurrence.alpha + probe * recurrence.steps;
@@ -24,7 +24,7 @@ FASTSAM_HD void advance_recurrence(const Recurrence& recurrence, int64_t probe, 
   const double beta = sqrt(squared_norm);
   const double previous = step > 0 ? betas[step - 1] : 0.0;
   const double row_sum = fabs(alpha) + previous + beta;
-  // Written so that a NaN is kept, and seen by whoever reads the recurrence.
+  // This order of the comparison keeps a NaN, so that the run can report it; fmax would drop it.
   const double bound = row_sum <= recurrence.bound[probe] ? recurrence.bound[probe] : row_sum;
   const bool continues = !(beta <= kBreakdownFactor * eps * bound);
   recurrence.bound[probe] = bound;

@@ -1,6 +1,6 @@
 // Counter-based standard normal numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy
-// as 1, 2, 3") and the Box-Muller transform, on elementary functions of our own so that every backend and
-// instruction set follows the same arithmetic.
+// as 1, 2, 3") and the Box-Muller transform. The elementary functions are written out here, because those of
+// the libraries differ between backends and instruction sets.
 #pragma once
 
 #include <math.h>
@@ -12,10 +12,10 @@
 
 namespace fastsam {
 
-// Numbers that one counter gives.
+// Number of normal numbers from one counter.
 constexpr int kPerCounter = 4;
 
-// The seed and what tells apart the numbers drawn from it.
+// Seed of a sequence of random numbers, with the step and the stream that select the sequence.
 struct NoiseKey {
   uint64_t seed;
   uint32_t step;
@@ -45,8 +45,8 @@ FASTSAM_HD void philox(uint32_t c[4], uint64_t key) {
   }
 }
 
-// Natural logarithm of a positive normal float, to a few units in the last place: with m in [1/sqrt2, sqrt2),
-// ln m = 2 artanh((m - 1) / (m + 1)), five terms of the series.
+// Natural logarithm of a positive normal float, accurate to a few units in the last place: value = 2^k m with
+// m in [1/sqrt2, sqrt2), and ln m = 2 artanh((m - 1) / (m + 1)) by five terms of its series.
 FASTSAM_HD float natural_log(float value) {
   const uint32_t bits = float_bits(value);
   const int32_t shifted = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
@@ -57,7 +57,8 @@ FASTSAM_HD float natural_log(float value) {
   return static_cast<float>(shifted) * 0.693147181f + 2.0f * s * series;
 }
 
-// sin and cos of 2 pi times a quarter of a turn `quarter` plus `x` in [-1/8, 1/8], by their Taylor series.
+// sin and cos of 2 pi (quarter / 4 + x) with x in [-1/8, 1/8]: Taylor series for x, then swaps and signs for
+// the quarter turns. The small range keeps the series short and accurate.
 FASTSAM_HD void turn(uint32_t quarter, float x, float& sine, float& cosine) {
   const float a = 6.28318531f * x;
   const float a2 = a * a;
@@ -75,7 +76,7 @@ FASTSAM_HD void box_muller(uint32_t bits0, uint32_t bits1, float& first, float& 
   const float uniform = (static_cast<float>(bits0) + 1.0f) * 0x1p-32f;  // (0, 1]
   const float squared = -2.0f * natural_log(uniform);
   const float radius = sqrtf(squared > 0.0f ? squared : 0.0f);
-  // The two top bits choose the quarter; the rest, less one half, the angle within it.
+  // The two top bits choose the quarter turn; the others, minus one half of their range, the angle within it.
   const float within = static_cast<float>(bits1 & 0x3fffffffu) * 0x1p-32f - 0.125f;
   float sine, cosine;
   turn(bits1 >> 30, within, sine, cosine);
@@ -92,7 +93,7 @@ FASTSAM_HD void random_words(const NoiseKey& key, int64_t counter, uint32_t c[4]
   philox(c, key.seed);
 }
 
-// Standard normal numbers of the elements [4 counter, 4 counter + 4) of a stream.
+// Standard normal numbers for the elements [4 counter, 4 counter + 4) of a stream.
 FASTSAM_HD void standard_normals(const NoiseKey& key, int64_t counter, float z[kPerCounter]) {
   uint32_t c[4];
   random_words(key, counter, c);

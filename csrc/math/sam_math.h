@@ -9,14 +9,15 @@
 
 namespace fastsam {
 
-// ASAM's normalisation operator T_w (Kwon et al. 2021, section 3): |w| + eta where it applies, 1 elsewhere.
+// ASAM's normalization operator T_w (Kwon et al. 2021, section 3): |w| + eta for adaptive tensors, else 1.
 template <class A>
-FASTSAM_HD A normalisation(A weight, A eta) {
+FASTSAM_HD A normalization(A weight, A eta) {
   return (weight < A(0) ? -weight : weight) + eta;
 }
 
-// rho / (||T_w g|| + 1e-12), or a non-finite number when the step must be skipped. The epsilon is that of
-// the reference implementation; `grad_scale` is the loss scale that the gradients still carry.
+// rho / (||T_w g|| + 1e-12), not finite if the step must be skipped. The 1e-12 is the epsilon of the
+// reference implementation. Gradients and norm still contain the loss scale `grad_scale`: one division
+// removes it from the norm, the other from the gradient that this factor is multiplied by.
 FASTSAM_HD double ascent_scale(double squared_norm, double rho, double grad_scale) {
   return rho / (sqrt(squared_norm) / grad_scale + 1e-12) / grad_scale;
 }
@@ -24,27 +25,28 @@ FASTSAM_HD double ascent_scale(double squared_norm, double rho, double grad_scal
 // w + T_w^2 g * scale.
 template <class A>
 FASTSAM_HD A perturbed(A weight, A gradient, A scale, A eta, bool adaptive) {
-  const A t = adaptive ? normalisation(weight, eta) : A(1);
+  const A t = adaptive ? normalization(weight, eta) : A(1);
   return multiply_add(t * t * gradient, scale, weight);
 }
 
-// Elements whose stochastic rounding draws from one counter: 16 of its 128 bits each.
+// Number of elements that are rounded stochastically with one counter: 16 of its 128 bits each.
 constexpr int kRoundedPerCounter = 8;
 
-// What the stochastic rounding of an ascent draws from. The step's own norm is the seed: it differs from step
-// to step, replicas of a parameter agree on it, and there is no counter to keep, save or advance.
+// Key of the stochastic rounding of an ascent. The seed is the squared norm of the step's gradient: it
+// differs from step to step, replicas of a parameter agree on it, and no counter has to be stored, saved or
+// advanced.
 FASTSAM_HD NoiseKey rounding_key(double squared_norm, int64_t row) {
   uint64_t seed;
   memcpy(&seed, &squared_norm, sizeof seed);
   return {seed, 0u, static_cast<uint32_t>(row)};
 }
 
-// The 16 bits of element `k` in the words of one counter, or of several in a row.
+// The 16 random bits of element `k` in the words of one or more consecutive counters.
 FASTSAM_HD uint32_t rounding_bits(const uint32_t* words, int64_t k) {
   return (words[k / 2] >> (16 * (k % 2))) & 0xffffu;
 }
 
-// One row of the block of hyper-parameters, converted once per chunk to the arithmetic type.
+// One row of the block of hyperparameters, converted to the arithmetic type once per chunk.
 template <class A>
 struct SgdSettings {
   A lr, weight_decay, momentum, undamped, gradient_factor;
@@ -64,8 +66,8 @@ FASTSAM_HD SgdSettings<A> sgd_settings(const double* row, double grad_scale) {
   return s;
 }
 
-// torch.optim.SGD, rounded where torch rounds. `first` says that no update has reached the buffer yet: it
-// becomes the gradient, undamped.
+// torch.optim.SGD, rounded where torch rounds. In the `first` update the buffer becomes the gradient, without
+// dampening.
 template <class A>
 FASTSAM_HD A sgd_step(A weight, A gradient, A& buffer, bool has_momentum, bool first,
                       const SgdSettings<A>& s) {
@@ -85,7 +87,7 @@ struct AdamSettings {
   A step_size, root_bias_2;  // lr / (1 - beta1^t) and sqrt(1 - beta2^t)
 };
 
-// `step` is the number of this update, from 1.
+// `step` is the index of this update, from 1. The powers are float64: in float32, 1 - 0.999^t loses digits.
 template <class A>
 FASTSAM_HD AdamSettings<A> adam_settings(const double* row, double step, double grad_scale) {
   AdamSettings<A> s;
@@ -107,8 +109,8 @@ FASTSAM_HD AdamSettings<A> adam_settings(const double* row, double step, double 
 FASTSAM_HD float square_root(float value) { return sqrtf(value); }
 FASTSAM_HD double square_root(double value) { return sqrt(value); }
 
-// torch.optim.Adam and AdamW, rounded where torch rounds, with `maximum` the running maximum of `second`
-// under amsgrad.
+// torch.optim.Adam and AdamW, rounded where torch rounds. With amsgrad, `maximum` is the running maximum of
+// `second`.
 template <class A>
 FASTSAM_HD A adam_step(A weight, A gradient, A& first, A& second, A& maximum, bool amsgrad,
                        const AdamSettings<A>& s) {

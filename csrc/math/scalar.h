@@ -1,4 +1,5 @@
-// Storage types of the 16-bit formats, and for every storage type the type its arithmetic is done in.
+// Storage types of the 16-bit formats, the arithmetic type of every storage type, and conversions between
+// them.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Arithmetic on 16-bit and float32 storage is float32, on float64 it is float64; sums are always float64.
+// Arithmetic is float32 for 16-bit and float32 storage, and float64 for float64 storage. Long sums are
+// float64.
 template <class T>
 struct ArithmeticOf {
   using type = float;
@@ -50,7 +52,7 @@ FASTSAM_HD float load(Float16 stored) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored.bits));
   return value;
 #else
-  // Multiplying by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals on the way.
+  // Multiplying by 2^112 changes the exponent bias from 15 to 127 and also normalizes subnormals.
   const float magnitude = bits_float(static_cast<uint32_t>(stored.bits & 0x7fffu) << 13) * 0x1p112f;
   const uint32_t special = magnitude >= 65536.0f ? 0x7f800000u : 0u;  // inf and NaN keep a full exponent
   return bits_float(float_bits(magnitude) | special | static_cast<uint32_t>(stored.bits & 0x8000u) << 16);
@@ -72,7 +74,8 @@ FASTSAM_HD void store(float value, Float16& stored) {
 #else
   const uint32_t bits = float_bits(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  // Adding 0.5 lines a subnormal's last bit up with float's last bit, so the hardware does the rounding.
+  // Adding 0.5 aligns the last bit of a float16 subnormal with the last bit of a float, so the hardware
+  // rounds.
   const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
   const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
@@ -82,13 +85,13 @@ FASTSAM_HD void store(float value, Float16& stored) {
 #endif
 }
 
-// Stochastic rounding: one of the two neighbours of `value`, the nearer the likelier, so that the mean is
-// `value` itself. `random` is uniform in [0, 2^16). Wider types keep the value as it is.
+// Stochastic rounding to one of the two neighbors of `value`, with probabilities that make the mean `value`.
+// `random` is uniform in [0, 2^16). Wider types store the value unchanged.
 FASTSAM_HD void store_at_random(float value, uint32_t, float& stored) { stored = value; }
 FASTSAM_HD void store_at_random(double value, uint32_t, double& stored) { stored = value; }
 
 FASTSAM_HD void store_at_random(float value, uint32_t random, BFloat16& stored) {
-  const uint32_t rounded = (float_bits(value) + random) >> 16;  // a carry moves away from zero
+  const uint32_t rounded = (float_bits(value) + random) >> 16;  // a carry rounds away from zero
   stored.bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
@@ -96,7 +99,8 @@ FASTSAM_HD void store_at_random(float value, uint32_t random, Float16& stored) {
   const uint32_t bits = float_bits(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const bool is_subnormal = magnitude < 0x38800000u;
-  // A subnormal counts in units of 2^-24; 16 more bits of fixed point hold what is between two of them.
+  // Subnormals of float16 are multiples of 2^-24. Fixed point with 16 more bits has the fraction between two
+  // of them, to which the random bits are added.
   const float scaled = is_subnormal ? bits_float(magnitude) * 0x1p40f : 0.0f;
   const uint32_t subnormal = (static_cast<uint32_t>(static_cast<int32_t>(scaled)) + random) >> 16;
   const uint32_t normal = (magnitude - (112u << 23) + (random >> 3)) >> 13;
@@ -114,10 +118,11 @@ FASTSAM_HD bool is_finite(double value) {
   return (bits & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
 }
 
-// The two ways to round a product. Compilers fuse products with additions where they like, and differently in
-// the body and the tail of a loop; the CPU kernels are compiled without that, and say here what is fused.
+// The two ways to round a product. Left alone, compilers fuse products with additions in some places and not
+// in others, even between the vectorized body and the tail of one loop, so an element's bits would depend on
+// its index. The CPU kernels are compiled without this contraction and fuse only through multiply_add.
 
-// a * b + c, rounded once where the processor has a fused multiply-add, twice elsewhere.
+// a * b + c, rounded once if the processor has a fused multiply-add, else twice.
 FASTSAM_HD float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);

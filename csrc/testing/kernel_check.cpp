@@ -1,6 +1,6 @@
-// Runs the CUDA kernels, compiled for the host, against plain float64 loops on random data. Built with
-// sanitizers by the tests; exits with the number of failed checks. Arguments: a seed, and "few" for the short
-// list of cases that ThreadSanitizer gets.
+// Compares the CUDA kernels, compiled for the host, with plain float64 loops on random data. The tests build
+// it with sanitizers. Exits with 1 if a check failed, else 0. Arguments: a seed, and "few" for the short list
+// of cases that ThreadSanitizer can run in reasonable time.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -76,8 +76,8 @@ DType dtype_code<Float16>() {
   return DType::kFloat16;
 }
 
-// Exactly `size` elements on the heap behind `offset` unused ones, so that overruns are seen and addresses
-// can be unaligned.
+// `size` elements at the end of a heap allocation, after `offset` unused ones: AddressSanitizer detects
+// overruns, and an offset makes the address unaligned.
 template <class T>
 class Vector {
  public:
@@ -85,7 +85,7 @@ class Vector {
       : size_(size), offset_(offset), memory_(static_cast<size_t>(size + offset)) {
     for (T& element : memory_) store(static_cast<Arithmetic<T>>(value()), element);
   }
-  // An empty tensor has no memory, but it has a gradient: any address that is not 0 says so.
+  // An empty tensor has no memory, but an address other than 0 must mark its gradient as present.
   int64_t address() {
     if (size_ == 0) return 16;
     return reinterpret_cast<int64_t>(memory_.data() + offset_);
@@ -108,14 +108,14 @@ struct Options {
   bool unaligned = false;
   bool nonfinite_gradient = false;
   bool amsgrad = false;
-  bool count_unchanged = false;  // and weights of the first tensor that no perturbation can change
-  float grad_scale = 1.0f;       // loss scale that the gradients carry
+  bool count_unchanged = false;  // also makes the first tensor too large for a perturbation to change it
+  float grad_scale = 1.0f;       // loss scale that multiplies the gradients
   int64_t without_gradient = -1;
 };
 
 constexpr double kPoison = std::numeric_limits<double>::quiet_NaN();
 
-// A whole SAM step over `sizes`, each phase against float64 loops.
+// Compares each phase of a SAM step over tensors of `sizes` with float64 loops.
 template <class T>
 void check_sam(const std::vector<int64_t>& sizes, const Options& options, const std::string& name) {
   const int64_t count = static_cast<int64_t>(sizes.size());
@@ -181,7 +181,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
                            &found_inf,    loss_scale == 1.0 ? nullptr : &options.grad_scale,
                            &skipped,      options.count_unchanged ? &unchanged : nullptr};
 
-  // norm, twice: the second run finds the counters that the first left
+  // norm, twice: the second run starts with the counter that the first run must have reset
   const double norm_tolerance = std::is_same_v<T, double> ? 1e-12 : 2e-7;  // of the square: 1e-7 of the norm
   double expected = 0.0;
   for (int64_t row = 0; row < count; ++row) {
@@ -224,16 +224,16 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
     expect(unchanged > 0, name + ": no element was unchanged");
   }
 
-  // check finds what is not finite
+  // check finds the gradient that is not finite
   found_inf = 0.0f;
   cuda::sam_check(execution, dtype_code<T>(), table, &found_inf);
   expect((found_inf != 0.0f) == options.nonfinite_gradient, name + ": check");
 
-  if (options.without_gradient >= 0) {  // it was not perturbed: its backup is itself
+  if (options.without_gradient >= 0) {  // it was not perturbed, so it is its own backup
     cell(kBackup, options.without_gradient) = weight[static_cast<size_t>(options.without_gradient)].address();
   }
 
-  // update, SGD: the first one undamped, the second one damped
+  // update with SGD: the first without dampening, the second with it
   for (int turn = 0; turn < 2; ++turn) {
     const std::vector<Vector<T>> momentum = first;
     cuda::sam_update_sgd(execution, dtype_code<T>(), table, scalars, scratch.data());
@@ -254,7 +254,7 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
   }
   expect(skipped == (options.nonfinite_gradient ? 2 : 0), name + ": skipped steps");
 
-  // update, Adam with L2
+  // update with Adam and coupled weight decay
   {
     const std::vector<Vector<T>> m = first, v = second, v_max = maximum;
     const std::vector<float> taken = steps;
@@ -288,10 +288,10 @@ void check_sam(const std::vector<int64_t>& sizes, const Options& options, const 
   }
 }
 
-// One Lanczos step on a random orthonormal-ish basis against float64 loops.
+// Compares one Lanczos step on a random, nearly orthonormal basis with float64 loops.
 template <class T>
 void check_lanczos(int64_t probes, int64_t count, int64_t size, bool breakdown, const std::string& name) {
-  const int64_t capacity = count + 2;  // the basis is wider than what is used: strides matter
+  const int64_t capacity = count + 2;  // unused rows in the basis, so that wrong strides show
   Vector<T> basis(probes * capacity * size, 0,
                   [&] { return normal() / std::sqrt(static_cast<double>(size)); });
   Vector<T> vector(probes * size, 0, normal);
@@ -361,19 +361,19 @@ void check_lanczos(int64_t probes, int64_t count, int64_t size, bool breakdown, 
     for (int64_t i = 0; i < size; ++i) {
       const double residual = w[static_cast<size_t>(p * size + i)];
       expect(close(vector[p * size + i], residual, tol), name + ": residual");
-      // A residual of rounding size has no direction to compare.
+      // The direction of a residual of the size of rounding errors is arbitrary, so it is not compared.
       if (breakdown || b > 1e-3)
         expect(close(q(p, count, i), breakdown ? 0.0 : residual / b, 10.0 * tol), name + ": successor");
     }
   }
 }
 
-// The norm of gradients whose squares float32 does not hold, or not to rounding.
+// Checks the norm of gradients whose squares overflow, underflow or lose digits in float32.
 template <class T>
 void check_norm_range(double largest, bool adaptive, const std::string& name) {
   Vector<T> weight(1025, 0, normal);
   int64_t i = 0;
-  // Zeros, packs of one size, and packs of very different ones.
+  // Zeros, elements near `largest`, and elements that are smaller by 1e-20.
   Vector<T> gradient(1025, 0,
                      [&] { return ++i % 3 == 0 ? 0.0 : (i % 5 == 0 ? 1e-20 : 1.0) * largest * normal(); });
   std::vector<int64_t> cells(static_cast<size_t>(kColumns), 0);
@@ -395,20 +395,22 @@ void check_norm_range(double largest, bool adaptive, const std::string& name) {
   expect(close(squared_norm, expected, 2e-7, 0.0), name);
 }
 
-// A launch on the second device creates no context on the first, and puts a first one that is in use back.
+// Checks that a launch on the second device creates no context on the first, and restores the first device as
+// the current one if it has a context.
 void check_device_guard() {
   const TensorTable table{0, nullptr};
   float found_inf = 0.0f;
   cuda::sam_check({0, nullptr, 1}, DType::kFloat32, table, &found_inf);
-  expect(!simt::has_context[0], "device guard: set the device that was current");
+  expect(!simt::has_context[0], "device guard: set the device that was already current");
   cuda::sam_check({1, nullptr, 1}, DType::kFloat32, table, &found_inf);
-  expect(simt::has_context[1] && !simt::has_context[0], "device guard: created a context to go back to");
+  expect(simt::has_context[1] && !simt::has_context[0],
+         "device guard: created a context on the former device");
   cudaSetDevice(0);
   cuda::sam_check({1, nullptr, 1}, DType::kFloat32, table, &found_inf);
-  expect(simt::current_device == 0, "device guard: did not put the former device back");
+  expect(simt::current_device == 0, "device guard: did not restore the former device");
 }
 
-// Noise on rows of a weight against the same numbers drawn one counter at a time.
+// Compares noise on the rows of a weight with the same numbers computed one counter at a time.
 void check_noise(int64_t rows, int64_t row_size, const std::string& name) {
   const int64_t size = rows * row_size;
   Vector<float> weight(size, 1, normal);
@@ -468,7 +470,7 @@ int main(int argc, char** argv) {
       }
     }
     check_lanczos<double>(2, 3, 300, true, "lanczos breakdown");
-    check_lanczos<double>(1, 520, 130, false, "lanczos, more rows than shared memory keeps");
+    check_lanczos<double>(1, 520, 130, false, "lanczos, more rows than fit in shared memory");
   }
   std::printf("seed %llu: %d failed\n", static_cast<unsigned long long>(seed), failures);
   return failures == 0 ? 0 : 1;

@@ -1,9 +1,10 @@
-// A small host emulation of the part of CUDA that the kernels use, so that the same .cu files compile as
-// C++20 and run where there is no GPU, under AddressSanitizer, UBSan and ThreadSanitizer. One std::thread per
-// CUDA thread of a block, a barrier for __syncthreads, an exchange per warp for shuffles, std::atomic_ref
-// for atomics. FASTSAM_SIMT_LIVE_BLOCKS of the blocks have threads of their own (default 1): ThreadSanitizer
-// sees races between blocks only when at least two are alive at once. Kernels must keep to plain loads and
-// stores, shuffles, barriers and atomics, and launch with full warps whose threads all reach every barrier.
+// A small host emulation of the part of CUDA that the kernels use. The same .cu files compile as C++20 and
+// run without a GPU, under AddressSanitizer, UBSan and ThreadSanitizer. Each CUDA thread of a block is a
+// std::thread;
+// __syncthreads is a barrier, a shuffle is an exchange within a warp, and atomics are std::atomic_ref.
+// FASTSAM_SIMT_LIVE_BLOCKS (default 1) is the number of blocks that run concurrently: ThreadSanitizer detects
+// races between blocks only if at least two do. Kernels may use only plain loads and stores, shuffles,
+// barriers and atomics, and must launch full warps whose threads all reach every barrier.
 #pragma once
 
 #include <pthread.h>
@@ -37,9 +38,9 @@ namespace fastsam::simt {
 
 constexpr unsigned int kLanes = 32;
 
-// libstdc++'s std::barrier keeps its waiters in tables that all barriers of a process share, and so orders
-// blocks that nothing orders on a device: ThreadSanitizer would miss what they lack. This one orders its own
-// threads only.
+// Replaces std::barrier, because libstdc++ keeps the waiters of all barriers in shared tables. Those tables
+// would order the memory accesses of different blocks, which a device does not, and so hide races from
+// ThreadSanitizer.
 class Barrier {
  public:
   explicit Barrier(unsigned int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
@@ -62,13 +63,13 @@ class Block {
  public:
   explicit Block(unsigned int threads) : barrier(threads), warps(threads / kLanes) {}
 
-  // The `index`-th shared array that the kernel declares; an allocation of its own, so that overruns show.
+  // The `index`-th shared array that the kernel declares, in a separate allocation to detect overruns.
   void* shared(size_t index, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     while (arrays_.size() <= index) arrays_.push_back(nullptr);
     if (!arrays_[index]) {
       arrays_[index] = std::make_unique<unsigned char[]>(bytes);
-      memset(arrays_[index].get(), 0xff, bytes);  // NaN: shared memory starts with no promise
+      memset(arrays_[index].get(), 0xff, bytes);  // NaN, because shared memory is uninitialized
     }
     return arrays_[index].get();
   }
@@ -85,7 +86,7 @@ struct ThreadState {
   dim3 thread_index, block_index, block_size, grid_size;
   Block* block = nullptr;
   size_t shared_arrays = 0;
-  bool made_atomic = false;  // an atomic operation, in this block
+  bool made_atomic = false;  // whether the thread has made an atomic operation in this block
 };
 
 inline thread_local ThreadState current;
@@ -95,8 +96,8 @@ inline unsigned int live_blocks() {
   return value == nullptr ? 1u : std::max(1u, static_cast<unsigned int>(std::atoi(value)));
 }
 
-// Arguments are copied at the launch, as CUDA does. Each host thread plays one CUDA thread index of every
-// live_blocks()-th block; nothing holds it back from entering its next block before others left the last one.
+// Arguments are copied at the launch, as in CUDA. Each host thread runs one CUDA thread index of every
+// live_blocks()-th block. It may enter its next block before other threads have left the last one.
 template <class... Parameters, class... Arguments>
 void launch(dim3 grid, dim3 threads, void (*kernel)(Parameters...), Arguments... arguments) {
   std::vector<std::unique_ptr<Block>> blocks(static_cast<size_t>(grid.x) * grid.y * grid.z);
@@ -137,16 +138,16 @@ T* shared_array(size_t count) {
 
 inline void __syncthreads() { ::fastsam::simt::current.block->barrier.arrive_and_wait(); }
 
-// Atomics order nothing by themselves, as on the device. A fence is a read-modify-write of one location that
-// all threads share: it releases what its thread wrote before. It acquires what other fences released only
-// after an atomic operation, because a fence orders through the atomics before and after it: one that
-// precedes them all makes nothing of other threads visible. ThreadSanitizer follows that, where it would not
-// follow std::atomic_thread_fence, and so reports a missing fence on either side.
+// As on the device, atomics are relaxed and order no other accesses. A fence is a read-modify-write of one
+// location that all threads share: it releases the thread's earlier writes. It acquires the writes that other
+// fences released only after the thread has made an atomic operation, because on the device a fence orders
+// through atomics, and a fence before all of them makes no writes of other threads visible. ThreadSanitizer
+// models this, but not std::atomic_thread_fence, and so reports a missing fence on either side.
 namespace fastsam::simt {
 inline std::atomic<unsigned int> fences{0};
 }
 inline void __threadfence() {
-  // Two calls, since ThreadSanitizer needs orders that are constants.
+  // Two calls, because ThreadSanitizer requires constant memory orders.
   if (fastsam::simt::current.made_atomic) {
     fastsam::simt::fences.fetch_add(1, std::memory_order_acq_rel);
   } else {
@@ -194,7 +195,7 @@ T atomicExch(T* address, T value) {
   return std::atomic_ref<T>(*address).exchange(value, std::memory_order_relaxed);
 }
 
-// --- the runtime calls that the launch code makes ---------------------------------------------------------
+// --- runtime calls of the launch code ---------------------------------------------------------------------
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
@@ -213,7 +214,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
-// Two devices of which the process uses none at first. As since CUDA 12, cudaSetDevice creates a context.
+// Two devices, without contexts at first. As in CUDA 12 and later, cudaSetDevice creates a context.
 namespace fastsam::simt {
 inline int current_device = 0;
 inline bool has_context[2] = {false, false};

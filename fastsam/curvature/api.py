@@ -1,4 +1,4 @@
-"""The calls most people need: the spectrum of a model's loss, of each class, or of any operator."""
+"""Spectra of a model's loss, of each class, group or layer, and of any operator."""
 
 from __future__ import annotations
 
@@ -61,68 +61,73 @@ def spectral_density(
     progress: bool = True,
     description: str = "Lanczos",
 ) -> Spectrum:
-    """Spectrum of the Hessian of a model's mean loss, from one batched Lanczos run.
+    """Compute the spectrum of the Hessian of a model's mean loss, with one batched Lanczos run.
 
     The operator is the Hessian of (sum of losses) / (sum of weights) over all of ``data``, with the
-    model in evaluation mode. Model, gradients and random state are afterwards as they were before,
-    whatever happens, also where runs overlap in threads. Scaled-dot-product attention runs on its
-    math backend, the one that can be differentiated twice.
+    model in evaluation mode. Model, gradients and random state are restored afterwards, also after
+    an error and if runs overlap in threads. Scaled-dot-product attention runs on its math backend,
+    the only one that can be differentiated twice.
 
     Args:
-        model: any module; its parameters must be on one device.
-        loss_fn: a criterion ``loss_fn(outputs, targets)`` with mean reduction over samples that do
-            not depend on each other; ``outputs`` is whatever the model returns.
-            ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` are recognized with their class weights,
-            ``ignore_index`` and any reduction. Anything else is a :class:`BatchLoss`.
+        model: any module with all parameters on one device.
+        loss_fn: a criterion ``loss_fn(outputs, targets)`` with mean reduction over independent
+            samples; ``outputs`` is the result of the model. ``nn.CrossEntropyLoss`` and
+            ``nn.NLLLoss`` are recognized with their class weights, ``ignore_index`` and any
+            reduction. Pass any other loss as a :class:`BatchLoss`.
         data: one batch (a tuple, a mapping, a list that begins with a tensor, or an object that
-            holds tensors, such as a dataclass) or an iterable of batches, such as a ``DataLoader``.
-            An iterable is read twice first: a new order of the samples is accepted, samples that
-            change are refused. A one-shot iterator is held in memory.
-        steps: Lanczos steps, at least 1; at most n are taken. The extremes converge first.
-        probes: independent random start vectors, advanced together.
-        params: names of parameters or layers; None for all that require a gradient.
-        dtype: torch.float32 or torch.float64, of weights, data and vectors; None for that of the
-            parameters, at least float32.
-        seed: of the probes. Same seed, same probes, on every device.
-        reorthogonalize: ``"full"`` or ``"none"``; see
+            has tensors, such as a dataclass) or an iterable of batches, such as a ``DataLoader``.
+            An iterable is first read twice: the samples may be reordered but must not change. A
+            one-shot iterator is held in memory.
+        steps: number of Lanczos steps, at least 1; never more than the number of parameters n. The
+            extreme eigenvalues converge first. Default 80.
+        probes: number of independent random start vectors, advanced together. Default 1.
+        params: names of parameters or layers. Default None: all that require a gradient.
+        dtype: dtype of weights, data and vectors: torch.float32 or torch.float64. Default None: that
+            of the parameters, at least float32.
+        seed: seed of the probes, which it determines on every device.
+        reorthogonalize: ``"full"`` (default) or ``"none"``; see
             :class:`fastsam.curvature.lanczos.LanczosSettings`.
-        strategy: how products are computed, one of :data:`fastsam.curvature.products.STRATEGIES`;
-            ``"auto"`` chooses by memory and predicted time among those that agree with the kept
-            graph, and ``Spectrum.settings`` records the choice. It is the one source of rounding
-            differences between equal calls.
-        curvature: ``"hessian"``, ``"gauss-newton"``, ``"fisher"`` or ``"fisher-mc"``; see
+        strategy: method for the products, one of :data:`fastsam.curvature.products.STRATEGIES`.
+            Default ``"auto"``: the fastest by predicted time among those that fit in memory and agree
+            with the kept graph. ``Spectrum.settings`` records the choice, which is the only source
+            of rounding differences between equal calls.
+        curvature: ``"hessian"`` (default), ``"gauss-newton"``, ``"fisher"`` or ``"fisher-mc"``; see
             :data:`fastsam.curvature.factored.CURVATURES`.
-        tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
-            ||T||``.
-        basis: where the basis lives: ``"device"``, ``"host"``, or a ``pathlib.Path`` of a folder
-            for a memory-mapped file.
-        checkpoint: a folder in which the run is kept; a run found there is continued to the same
-            bits.
-        checkpoint_interval: seconds between two writes; 0 writes after every step.
-        memory_limit: bytes the run may use on its device; None for 80 % of what is free.
-        micro_batch: cut batches into passes of at most this many samples; None only where memory
-            demands it.
-        freeze: hold this many draws of every sample of a loader whose samples change.
-        verify_data: False skips the comparison, and that of the operator with its transpose, and
-            reads the data anew at every product. With re-drawn augmentation the result is then
-            *wrong*: noise makes the Ritz values symmetric about 0.
-        data_memory: bytes of batches that may be held in main memory; a larger loader is read at
-            every product.
-        probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
-            indices can be merged.
-        shard: under torchrun, ``"samples"`` computes a share of every batch on each rank,
-            ``"probes"`` runs a share of the probes; every rank passes the whole data and gets the
-            whole spectrum.
-        measurements: share one object between calls on the same model and loss, and what decides
-            the strategy is measured once; runs over classes and groups do so.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
-        description: its label.
+        tolerance: stop early when the Ritz residuals of both extremes are at most ``tolerance *
+            ||T||``. Default None: make all steps.
+        basis: location of the basis: ``"device"`` (default), ``"host"``, or a ``pathlib.Path`` of a
+            folder for a memory-mapped file.
+        checkpoint: folder for checkpoints. A run found there is resumed, with bitwise equal results.
+        checkpoint_interval: seconds between two checkpoints; 0 writes one after every step. Default
+            60.
+        memory_limit: bytes that the run may use on its device. Default None: 80 % of free memory.
+        micro_batch: maximum number of samples in one pass; larger batches are split. Default None:
+            split only if memory requires it.
+        freeze: number of copies of every sample to hold in memory, for a loader whose samples change
+            at every read.
+        verify_data: whether to compare two reads of the data, and the operator with its transpose.
+            With False, the data is read again at every product. With random augmentation the result
+            is then *wrong*: noise makes the Ritz values symmetric about 0.
+        data_memory: bytes of batches that may be held in main memory; the batches of a larger loader
+            are read at every product. Default 2 GiB.
+        probe_indices: indices of the seed's probes to run. Default None: the first ``probes``. Runs
+            with different indices can be merged.
+        shard: under torchrun, ``"samples"`` splits every batch over the ranks and ``"probes"`` splits
+            the probes. Every rank passes the whole data and gets the whole spectrum.
+        measurements: object to share between calls with the same model and loss, so that the
+            measurements for the choice of the strategy are made once. Runs over classes and groups
+            share one.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
+        description: label of the progress bar.
+
+    Returns:
+        The spectrum, with loss, gradient norm and weight norm at the weights.
 
     Raises:
-        TypeError, ValueError: arguments, data or a loss that cannot be used, or second derivatives
-            that are no symmetric matrix; the message says what to do.
+        TypeError, ValueError: the arguments, the data or the loss cannot be used, or the second
+            derivatives are not symmetric; the message explains the fix.
         OSError: the disk has no room for the basis or the checkpoint.
-        FloatingPointError: a product held NaN or infinity.
+        FloatingPointError: a product contains NaN or infinity.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -197,23 +202,29 @@ def class_spectra(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     **options: Unpack[SpectrumOptions],
 ) -> dict[int, Spectrum]:
-    """Spectrum of each class's own mean loss: class Hessians add up, ``sum(W_c H_c) / W = H``.
+    """Compute the spectrum of the mean loss of each class.
+
+    The Hessians H_c of the classes add up to that of the whole loss: ``sum(W_c H_c) / W = H``, with
+    W_c the sum of the weights of a class's samples.
 
     Args:
         model: as in :func:`spectral_density`.
-        loss_fn: likewise; with class weights, the weights of a single class cancel in its mean.
+        loss_fn: as in :func:`spectral_density`. A class weight cancels in the mean of its class.
         dataset: a map-style dataset of ``(input, target)`` samples, a ``DataLoader`` over one, or a
             pair of tensors ``(inputs, targets)``.
-        classes: which classes; None for all that occur, in ascending order.
-        targets: the class of every sample; None to take it from the dataset (``TensorDataset``,
+        classes: classes to compute. Default None: all that occur, in ascending order.
+        targets: the class of every sample. Default None: taken from the dataset (``TensorDataset``,
             ``Subset``, an attribute ``targets`` of the right length, else by reading every sample
             once).
-        batch_size: samples in one pass.
-        collate_fn: as for ``DataLoader``.
-        **options: as in :func:`spectral_density`; a checkpoint gets one folder per class.
+        batch_size: number of samples in a batch. Default 256.
+        collate_fn: as in ``DataLoader``.
+        **options: as in :func:`spectral_density`; ``checkpoint`` gets a subfolder per class.
+
+    Returns:
+        The spectra by class.
 
     Raises:
-        ValueError: a class with no sample; otherwise as :func:`spectral_density`.
+        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
 
     Example:
         >>> inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
@@ -247,20 +258,23 @@ def group_spectra(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     **options: Unpack[SpectrumOptions],
 ) -> dict[GroupName, Spectrum]:
-    """Spectrum of the mean loss over each group of classes, such as head, mid and tail.
+    """Compute the spectrum of the mean loss of each group of classes, such as head, mid and tail.
 
     Args:
         model: as in :func:`spectral_density`.
-        loss_fn: likewise.
-        dataset: as in :func:`class_spectra`, also ``targets``, ``batch_size`` and ``collate_fn``.
+        loss_fn: as in :func:`spectral_density`.
+        dataset: as in :func:`class_spectra`.
         groups: the classes of each group, by the group's name.
-        targets: see ``dataset``.
-        batch_size: see ``dataset``.
-        collate_fn: see ``dataset``.
-        **options: as in :func:`spectral_density`; a checkpoint gets one folder per group.
+        targets: as in :func:`class_spectra`.
+        batch_size: as in :func:`class_spectra`.
+        collate_fn: as in :func:`class_spectra`.
+        **options: as in :func:`spectral_density`; ``checkpoint`` gets a subfolder per group.
+
+    Returns:
+        The spectra by name of the group.
 
     Raises:
-        ValueError: a class with no sample; otherwise as :func:`spectral_density`.
+        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
 
     Example:
         >>> data = torch.randn(8, 3), torch.arange(8) % 4
@@ -278,7 +292,7 @@ def group_spectra(
     for label in (label for classes in members.values() for label in classes):
         if label not in present:
             raise ValueError(
-                f"class {label} has no sample in the dataset; classes present: {present}"
+                f"class {label} has no sample in the dataset; choose among the classes {present}"
             )
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
@@ -306,18 +320,22 @@ def layer_spectra(
     layers: Iterable[str] | None = None,
     **options: Unpack[SpectrumOptions],
 ) -> dict[str, Spectrum]:
-    """Spectrum of each layer's diagonal block of the Hessian.
+    """Compute the spectrum of each layer's diagonal block of the Hessian.
 
     Args:
         model: as in :func:`spectral_density`.
-        loss_fn: likewise.
-        data: likewise.
-        layers: names of modules or parameters; None for every module that owns a parameter which
-            requires a gradient.
-        **options: as in :func:`spectral_density`, without ``params``.
+        loss_fn: as in :func:`spectral_density`.
+        data: as in :func:`spectral_density`.
+        layers: names of modules or parameters. Default None: every module that directly has a
+            parameter that requires a gradient.
+        **options: as in :func:`spectral_density`, without ``params``; ``checkpoint`` gets a
+            subfolder per layer.
+
+    Returns:
+        The spectra by name of the layer.
 
     Raises:
-        ValueError: ``params`` is given, or as :func:`spectral_density`.
+        ValueError: ``params`` is passed; otherwise as in :func:`spectral_density`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -326,7 +344,7 @@ def layer_spectra(
         ['0', '2']
     """
     if "params" in options:
-        raise ValueError("layer_spectra takes layers=, not params=")
+        raise ValueError("layer_spectra does not accept params=; pass the names as layers=")
     selections: dict[str, list[str]] = {}
     if layers is None:
         for name, value in model.named_parameters():
@@ -337,7 +355,7 @@ def layer_spectra(
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
-    with undisturbed(model):  # one read for all layers: an iterator has no second
+    with undisturbed(model):  # read once for all layers: an iterator cannot be read again
         batches = read_batches(
             data,
             freeze=options.get("freeze"),
@@ -359,15 +377,16 @@ def layer_spectra(
 
 
 def operator_spectrum(operator: Operator, **options: Unpack[LanczosOptions]) -> Spectrum:
-    """Spectrum of any symmetric operator.
+    """Compute the spectrum of any symmetric operator.
 
     Args:
-        operator: anything with ``shape``, ``dtype``, ``device`` and ``matmat``.
+        operator: an object with ``shape``, ``dtype``, ``device`` and ``matmat``; see
+            :class:`Operator`.
         **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`.
 
     Raises:
-        ValueError: a bad option, or a basis that does not fit.
-        FloatingPointError: a product held NaN or infinity.
+        ValueError: an option is invalid, or the basis does not fit in memory.
+        FloatingPointError: a product contains NaN or infinity.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator
@@ -412,8 +431,8 @@ def _as_dataset(dataset: Any) -> Any:
     if not no_samples and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return dataset
     raise TypeError(
-        "spectra of classes need samples that can be picked one by one: a map-style dataset of (input, "
-        f"target), a DataLoader over one, or a pair of tensors; got {type(dataset).__name__}"
+        "spectra of classes require samples that can be indexed: expected a map-style dataset of (input, "
+        f"target), a DataLoader over one, or a pair of tensors, got {type(dataset).__name__}"
     )
 
 
@@ -423,7 +442,7 @@ def _class_of_samples(dataset: Any, targets: Any) -> NDArray[Any]:
     labels = targets.cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
     if labels.ndim != 1 or len(labels) != len(dataset):
         raise ValueError(
-            f"targets must hold one class per sample: expected shape ({len(dataset)},), "
+            f"targets must have one class per sample: expected shape ({len(dataset)},), "
             f"got {labels.shape}"
         )
     return labels

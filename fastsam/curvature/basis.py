@@ -18,11 +18,11 @@ from torch import Tensor
 from fastsam.curvature.memory import plan_bytes, readable
 
 _ZEROS = 1 << 24
-"""Bytes written at once where a file system cannot reserve room."""
+"""Bytes written at once if the file system cannot reserve space."""
 
 
 def basis_bytes(probes: int, rows: int, dimension: int, *, dtype: torch.dtype) -> int:
-    """Size of a basis of ``rows`` vectors for each probe."""
+    """Return the size in bytes of a basis of ``rows`` vectors per probe."""
     return probes * rows * _padded(dimension) * dtype.itemsize
 
 
@@ -37,25 +37,25 @@ def allocated_basis(
     place: str | Path,
     memory_limit: int | None,
 ) -> Iterator[Tensor]:
-    """Allocate a basis ``[probes, rows, dimension]``, uninitialized, as long as the context lives.
+    """Allocate an uninitialized basis ``[probes, rows, dimension]`` for the duration of the context.
 
-    In a folder it is a memory-mapped file. Its room on the disk is reserved first, so a full disk is
-    an error here and never one of a later write to memory, which would kill the process. The file
-    has no name, so the system frees it even if the process is killed.
+    In a folder it is a memory-mapped file. Its disk space is reserved first: a full disk then raises
+    an error here, whereas a later write to mapped memory would kill the process with SIGBUS. The
+    file has no name, so the system frees it even if the process is killed.
 
     Args:
         probes: number of probes.
-        rows: vectors kept for each probe.
+        rows: number of vectors per probe.
         dimension: length of a vector.
-        dtype: of the vectors.
-        device: of the operator.
-        place: ``"device"``, ``"host"``, or a folder, which is created if need be.
-        memory_limit: bytes that may be used; None for 80 % of what is free. Does not apply to a
+        dtype: dtype of the vectors.
+        device: device of the operator.
+        place: ``"device"``, ``"host"``, or a folder, which is created if it does not exist.
+        memory_limit: bytes that may be used; None for 80 % of free memory. It does not apply to a
             file.
 
     Raises:
-        ValueError: the basis does not fit into memory, or the folder is a file.
-        OSError: the disk cannot hold the file.
+        ValueError: the basis does not fit in memory, or the folder is a file.
+        OSError: the disk has no room for the file.
     """
     padded = (probes, rows, _padded(dimension))
     size = basis_bytes(probes, rows, dimension, dtype=dtype)
@@ -67,8 +67,8 @@ def allocated_basis(
         limit = plan_bytes(device, memory_limit)
         if limit is not None and size > limit:
             raise ValueError(
-                f"the Lanczos basis needs {readable(size)} on {device}, {readable(limit)} "
-                "may be used: take fewer steps or probes, basis='host', "
+                f"the Lanczos basis needs {readable(size)} on {device}, but {readable(limit)} "
+                "may be used: use fewer steps or probes, basis='host', "
                 "basis=pathlib.Path(folder), or reorthogonalize='none'"
             )
         memory = torch.empty(math.prod(padded), dtype=dtype, device=device)
@@ -76,20 +76,20 @@ def allocated_basis(
 
 
 def _padded(dimension: int) -> int:
-    """Elements between two basis rows: every row begins at a multiple of 64 bytes or more."""
+    """Return the stride of basis rows in elements, with which every row is aligned to 64 bytes."""
     return -(-dimension // 16) * 16
 
 
 def _mapped_file(folder: Path, size: int) -> mmap.mmap:
-    """Memory in a file without a name, with its room reserved."""
+    """Map an unnamed file into memory, after reserving its disk space."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
-            f"basis={str(folder)!r} is not a folder; pass a folder on a disk with room"
+            f"basis={str(folder)!r} is not a folder; pass a folder on a disk with free space"
         ) from error
     free = shutil.disk_usage(folder).free
-    # Nameless from the start: a kill at any moment leaves nothing behind.
+    # Unnamed from the start, so that a kill at any moment leaves no file.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             _reserve(file.fileno(), size)
@@ -99,15 +99,15 @@ def _mapped_file(folder: Path, size: int) -> mmap.mmap:
             raise OSError(
                 error.errno,
                 f"{os.strerror(error.errno)}: the Lanczos basis needs {size / 1e6:.1f} MB in "
-                f"{folder}, where {free / 1e6:.1f} MB are free; free some room, raise the limit on "
-                "file sizes (ulimit -f) if there is one, choose another folder, take fewer steps or "
-                "probes, or use reorthogonalize='none'",
+                f"{folder}, where {free / 1e6:.1f} MB are free; free disk space, raise any limit on "
+                "file sizes (ulimit -f), choose another folder, use fewer steps or probes, or use "
+                "reorthogonalize='none'",
             ) from error
         return mmap.mmap(file.fileno(), size)
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Give a new file ``size`` bytes of its disk, all zeros."""
+    """Reserve ``size`` bytes of disk space for a new file, filled with zeros."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(handle, 0, size)

@@ -1,4 +1,4 @@
-"""Products on a GPU replayed as one CUDA graph: one launch in place of thousands."""
+"""Products on a GPU, replayed as one CUDA graph: one launch instead of thousands."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fastsam.curvature.pure import PureLoss
 
 Result = TypeVar("Result")
 Replay = Callable[[], None]
-"""Computes a recorded result anew, into the same tensor."""
+"""Computes the recorded result again, into the same tensor."""
 
 
 class Recorder(Protocol):
-    """What records and runs a product."""
+    """Records and runs products."""
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """Run a function as it is, where it can be recorded later."""
+        """Run a function without recording, such that later functions can be recorded."""
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        """Record what a function launches; its result is filled by every replay."""
+        """Record the launches of a function; return the replay and the result that it fills."""
 
 
 class CudaRecorder:
-    """CUDA graphs, on a stream of their own.
+    """Records CUDA graphs on a separate stream.
 
-    Autograd runs a backward on the stream of its forward, and the default stream cannot be
-    recorded: so whatever is to be recorded later must be built here too.
+    Autograd runs a backward pass on the stream of its forward pass, and the default stream cannot
+    be captured. The graphs of the loss must therefore be built on this stream, too.
 
     Args:
         device: a CUDA device.
@@ -44,7 +44,7 @@ class CudaRecorder:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` on the recorder's stream, between what came before and comes after."""
+        """Run ``function`` on the recorder's stream, ordered with the current stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -56,10 +56,10 @@ class CudaRecorder:
         """Record ``function`` as a CUDA graph.
 
         Raises:
-            RuntimeError: it does something that cannot be recorded, or memory ran out.
+            RuntimeError: the function does something that cannot be captured, or memory ran out.
         """
-        # Whatever waits for the device says so in this run: a recording that fails half-way leaves
-        # torch's allocator in disorder.
+        # A capture that fails midway leaves torch's allocator in a bad state, so detect operations
+        # that wait for the device in a run before it.
         with _waiting_is_an_error():
             self.run(function)
         graph = torch.cuda.CUDAGraph()
@@ -72,7 +72,7 @@ class CudaRecorder:
 def _waiting_is_an_error() -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        # Torch's first word on this mode, which may be an error by the user's own filters.
+        # torch warns at the first use of this mode; the user's filters may turn that into an error.
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         try:
             torch.cuda.set_sync_debug_mode("error")
@@ -89,18 +89,18 @@ class _Recording:
 
 
 class Captured:
-    """A product that is recorded at its first call and replayed at every later one of that shape.
+    """A product that is recorded in its first call and replayed in later calls of the same shape.
 
-    The first call runs the product as it is and compares a replay with it. A product that cannot
-    be recorded (it waits for the device or reads the host, say) or whose replay differs runs as it
-    is from then on. The result of a replay is overwritten by the next.
+    The first call runs the product eagerly and compares a replay with it. If the product cannot be
+    recorded, for example because it waits for the device, or if the replay differs, all calls run
+    eagerly. Each replay overwrites the result of the one before.
 
     Args:
-        build: makes the product.
-        recorder: how it is recorded.
+        build: constructs the product.
+        recorder: records it.
 
     Attributes:
-        refusal: why the product is not replayed; None where it is, or before the first call.
+        refusal: reason why the product is not replayed; None if it is, or before the first call.
     """
 
     def __init__(self, build: Callable[[], Product], recorder: Recorder) -> None:
@@ -110,7 +110,7 @@ class Captured:
         self.refusal: str | None = None
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """``[probes, n]`` to ``[probes, n]``."""
+        """Return the products with the rows of ``vectors``, ``[probes, n]`` to ``[probes, n]``."""
         recorded = self._recording
         if recorded is not None and recorded.vectors.shape == vectors.shape:
             recorded.vectors.copy_(vectors)
@@ -130,9 +130,9 @@ class Captured:
         except RuntimeError as error:
             self.refusal = str(error).partition("\n")[0]
             return
-        # Kernels that add up in any order differ by rounding; a wrong replay differs by far more.
+        # Kernels that add in no fixed order differ by rounding; a wrong replay differs by far more.
         if not difference <= torch.finfo(expected.dtype).eps ** 0.5 * float(expected.norm()):
-            self.refusal = "a replay gave another product"
+            self.refusal = "the replayed product differs from the eager one"
             return
         self._recording = _Recording(given, replay, result)
 
@@ -146,15 +146,15 @@ def device_product(
     held: bool,
     kept: int = 0,
 ) -> Product:
-    """The product of a strategy as it is best run on the loss's device.
+    """Return the product of a strategy, recorded as a CUDA graph if possible.
 
     Args:
         strategy: one of :data:`fastsam.curvature.products.STRATEGIES`.
         loss: the loss.
         batches: the data.
         build: builds the graph of a batch.
-        held: whether the batches stay in memory; on a GPU the product is then recorded, and the
-            batches are held there.
+        held: whether the batches stay in memory. On a GPU, the product is then recorded and the
+            batches are held on the device.
         kept: number of batches whose graphs ``"mixed"`` keeps.
     """
     if loss.device.type != "cuda" or not held:

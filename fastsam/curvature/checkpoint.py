@@ -1,4 +1,4 @@
-"""A Lanczos run on disk, written so that it can be continued after a kill at any moment."""
+"""Checkpoints of a Lanczos run, from which it can be resumed after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from fastsam.kernels.lanczos import Recurrence
 
 _STATE = "state.json"
 _EARLIER_STATE = "state.npz"
-"""State of the earlier formats 1 and 2, in which damage could go unnoticed."""
+"""State file of the earlier formats 1 and 2, in which damage could go unnoticed."""
 _FORMAT = 3
-"""Of the state; a run in another format is refused. 3 has a checksum of everything."""
+"""Format of the state; runs in other formats are refused. Format 3 has a checksum of everything."""
 
 STATE_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
-"""The arrays of a :class:`Recurrence` that make up its state."""
+"""The arrays of a :class:`Recurrence` that are its state."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        done: steps of T.
-        ended: nothing is left to do: all steps are taken, the tolerance is met, or every Krylov
-            space is exhausted.
+        done: number of completed steps.
+        ended: whether the run is complete: all steps were made, the tolerance was reached, or every
+            Krylov space is exhausted.
     """
 
     done: int = 0
@@ -50,17 +50,16 @@ class Progress:
 
 @dataclass
 class LanczosCheckpoint:
-    """A folder that holds one run: a file per basis row, written once, and the state.
+    """A folder with the checkpoint of one run: a file per basis row, written once, and the state.
 
-    The state is JSON with a checksum of its own and the SHA-256 of every row, so a run whose files
-    were damaged is refused.
+    The state is JSON with its checksum and the SHA-256 of every row, so damaged files are detected.
 
     Args:
-        folder: created where it does not exist.
-        identity: everything that decides the bits of the run (JSON values); a run is continued only
-            with an equal identity.
+        folder: folder of the run, created if it does not exist.
+        identity: everything that determines the bits of the run, as JSON values. A run is resumed
+            only with an equal identity.
         interval: seconds between two writes; 0 writes after every step.
-        writes: False where another process has the same run and writes it.
+        writes: set to False on ranks that must not write.
     """
 
     folder: Path
@@ -75,25 +74,30 @@ class LanczosCheckpoint:
 
     @staticmethod
     def identity_of(folder: Path) -> dict[str, Any] | None:
-        """Identity of the run in a folder, None where there is none.
+        """Return the identity of the run in a folder, or None without a run.
 
         Raises:
-            ValueError: the folder holds something else, or a damaged state.
+            ValueError: the folder contains something else, or a damaged state.
         """
         state = _read_state(folder)
         return None if state is None else dict(state["identity"])
 
     @staticmethod
     def fingerprint(folder: Path) -> str | None:
-        """Hash of where the run in a folder stands, None where there is none."""
+        """Return a hash of the state of the run in a folder, or None without a run."""
         path = folder / _STATE
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
     def restore(self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool) -> Progress:
-        """Fill ``basis`` and ``recurrence``, and say where the run stands.
+        """Fill ``basis`` and ``recurrence`` from the checkpoint, and return the progress of the run.
+
+        Args:
+            basis: basis to fill: all rows, or the last two.
+            recurrence: recurrence to fill.
+            all_rows: whether the basis keeps all rows.
 
         Raises:
-            ValueError: the folder holds a run with another identity, or a damaged one.
+            ValueError: the folder contains a run with another identity, or a damaged one.
         """
         state = _read_state(self.folder)
         if state is None:
@@ -104,8 +108,8 @@ class LanczosCheckpoint:
                 k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)
             )
             raise ValueError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}); "
-                "repeat the call with the same ones or choose another folder"
+                f"{self.folder} contains a run with other settings ({', '.join(changed)}); "
+                "repeat the call with the settings of that run or choose another folder"
             )
         for name in STATE_ARRAYS:
             tensor: Tensor = getattr(recurrence, name)
@@ -120,16 +124,16 @@ class LanczosCheckpoint:
         return progress
 
     def due(self) -> bool:
-        """Whether the interval has passed."""
+        """Return whether the interval since the last write has passed."""
         return time.monotonic() - self._last >= self.interval
 
     def write(self, rows: Mapping[int, Tensor], recurrence: Recurrence, progress: Progress) -> None:
         """Write the run.
 
         Args:
-            rows: the basis rows that the next steps need, by their number, ``[probes, n]`` each.
-            recurrence: T so far.
-            progress: where the run stands.
+            rows: the basis rows that the next steps need, ``[probes, n]`` each, by their index.
+            recurrence: T of the completed steps.
+            progress: progress of the run.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -159,14 +163,14 @@ class LanczosCheckpoint:
         return self.folder / f"row-{number:06d}.bin"
 
     def _read_row(self, number: int, row: Tensor) -> None:
-        """Fill ``row`` ``[probes, n]`` once its bytes are known to be those that were written."""
+        """Fill ``row``, ``[probes, n]``, after its checksum was verified."""
         path = self._row(number)
         try:
             content = np.fromfile(path, dtype=np.uint8)
         except OSError as error:
             raise ValueError(_damaged(path, str(error.strerror or error))) from error
         if hashlib.sha256(content.data).hexdigest() != self._hashes.get(number):
-            raise ValueError(_damaged(path, "its SHA-256 is not the one that was written"))
+            raise ValueError(_damaged(path, "its SHA-256 differs from the one in the state"))
         row.copy_(torch.from_numpy(content).view(row.dtype).view(row.shape))
 
 
@@ -175,20 +179,20 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """The state in a folder, None where there is no run."""
+    """Return the state in a folder, or None without a run."""
     path = folder / _STATE
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         if (folder / _EARLIER_STATE).exists():
             raise ValueError(
-                f"{folder} holds a run in the checkpoint format of an earlier version; remove the "
+                f"{folder} contains a run in the checkpoint format of an earlier version; remove the "
                 "folder or choose another"
             ) from None
         names = [file.name for file in folder.iterdir()] if folder.exists() else []
         if names and not any(name.startswith(("row-", OWN_FILES)) for name in names):
             raise ValueError(
-                f"{folder} is not empty and holds no Lanczos run; choose another"
+                f"{folder} is not empty and contains no Lanczos run; choose another folder"
             ) from None
         return None
     except NotADirectoryError as error:
@@ -208,7 +212,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_row(path: Path, row: Tensor) -> str:
-    """Write ``row`` ``[probes, n]``; returns the SHA-256 of its bytes."""
+    """Write ``row``, ``[probes, n]``, to a file and return the SHA-256 of its bytes."""
     digest = hashlib.sha256()
 
     def write(file: IO[bytes]) -> None:

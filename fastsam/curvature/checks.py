@@ -1,4 +1,4 @@
-"""Numbers among the options of a run, checked before anything happens."""
+"""Checks of numeric options before a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def check_count(name: str, value: Any, *, least: int = 1, unit: str = "") -> None:
-    """Refuse an option that is not an integer of at least ``least``.
+    """Raise an error unless an option is an integer of at least ``least``.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: too small.
+        TypeError: the value is not an integer.
+        ValueError: the value is too small.
     """
     of = f" ({unit})" if unit else ""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -21,14 +21,14 @@ def check_count(name: str, value: Any, *, least: int = 1, unit: str = "") -> Non
 
 
 def check_number(name: str, value: Any, *, below: float, unit: str = "") -> None:
-    """Refuse an option that is not a real number in ``[0, below)``.
+    """Raise an error unless an option is a real number in ``[0, below)``.
 
     Raises:
-        TypeError: not a number.
-        ValueError: negative, NaN or too large.
+        TypeError: the value is not a number.
+        ValueError: the value is negative, NaN or too large.
     """
     of = f" ({unit})" if unit else ""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number{of}, got {value!r}")
     if not 0 <= float(value) < below:
-        raise ValueError(f"{name} must lie in [0, {below}){of}, got {value}")
+        raise ValueError(f"{name} must be in [0, {below}){of}, got {value}")

@@ -1,4 +1,4 @@
-"""Spectra side by side: tables, merged runs, differences."""
+"""Tables, merges and differences of spectra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsam.extras import requires_extra
 
 
 def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
-    """One row per spectrum, its name under ``name`` and its :meth:`Spectrum.summary`.
+    """Return a row per spectrum: its key as ``name`` and the entries of :meth:`Spectrum.summary`.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator, operator_spectrum
@@ -29,17 +29,26 @@ def table(spectra: Mapping[Any, Spectrum]) -> list[dict[str, Any]]:
 
 
 def merge(spectra: Sequence[Spectrum]) -> Spectrum:
-    """Join runs of one operator that used different probes.
+    """Merge runs of one operator with different probes into one spectrum.
 
     Raises:
-        ValueError: nothing to merge, different dimensions, or a probe that occurs twice.
+        ValueError: ``spectra`` is empty, dimensions differ, or a probe occurs twice.
+
+    Example:
+        >>> from fastsam.curvature import MatrixOperator, operator_spectrum
+        >>> import torch
+        >>> operator = MatrixOperator(torch.diag(torch.arange(1.0, 5.0)))
+        >>> runs = [operator_spectrum(operator, steps=4, seed=seed) for seed in (0, 1)]
+        >>> merge(runs).alpha.shape
+        (2, 4)
     """
     if not spectra:
-        raise ValueError("merge needs at least one spectrum")
+        raise ValueError("merge requires at least one spectrum, got none")
     first = spectra[0]
     if len({spectrum.dimension for spectrum in spectra}) > 1:
         raise ValueError(
-            f"the spectra have different dimensions: {[spectrum.dimension for spectrum in spectra]}"
+            "merge requires spectra of one operator, got the dimensions "
+            f"{[spectrum.dimension for spectrum in spectra]}"
         )
     used = [
         (run.get("seed"), index)
@@ -48,7 +57,10 @@ def merge(spectra: Sequence[Spectrum]) -> Spectrum:
         for index in run.get("probe_indices", [])
     ]
     if len(set(used)) < len(used):
-        raise ValueError("a probe occurs twice; run with another seed or other probe indices")
+        raise ValueError(
+            "a probe occurs twice in the spectra to merge; run them with different seeds or "
+            "probe_indices"
+        )
     steps = max(spectrum.alpha.shape[1] for spectrum in spectra)
 
     def padded(array: Floats) -> Floats:
@@ -76,15 +88,15 @@ def merge(spectra: Sequence[Spectrum]) -> Spectrum:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second spectrum minus the first.
+    """Differences of two spectra, the second minus the first.
 
     Attributes:
         lambda_min: difference of the smallest Ritz values.
         lambda_max: difference of the largest Ritz values.
-        trace: difference of the traces with its standard error, for independent probes.
-        frobenius_norm_squared: likewise.
-        mass_below: difference of the shares below the lower one of the default thresholds; its
-            limits hold with 95 % confidence.
+        trace: difference of the traces, with its standard error for independent probes.
+        frobenius_norm_squared: difference of the squared Frobenius norms, with its standard error.
+        mass_below: difference of the fractions of eigenvalues below the lower of the two default
+            thresholds, with limits of 95 % confidence.
         first: the first spectrum.
         second: the second spectrum.
     """
@@ -99,7 +111,7 @@ class Comparison:
 
     @cached_property
     def wasserstein(self) -> float:
-        """Wasserstein-1 distance of the two distributions of Ritz values, in units of eigenvalues.
+        """Wasserstein-1 distance of the weighted Ritz values, in units of the eigenvalues.
 
         Raises:
             ImportError: SciPy is not installed.
@@ -114,15 +126,15 @@ class Comparison:
 
     @property
     def trace_z(self) -> float:
-        """The trace's difference in standard errors."""
+        """Difference of the traces divided by its standard error."""
         return self.trace.value / self.trace.stderr if self.trace.stderr else math.inf
 
 
 def compare(first: Spectrum, second: Spectrum) -> Comparison:
-    """How the second spectrum differs from the first.
+    """Return the differences of two spectra, the second minus the first.
 
-    The standard errors hold for independent probes; with a common seed they are upper bounds where
-    the operators are similar.
+    The standard errors assume independent probes. With a common seed and similar operators, they are
+    upper bounds.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator, operator_spectrum
@@ -150,7 +162,7 @@ def compare(first: Spectrum, second: Spectrum) -> Comparison:
 
 def _mass_difference(first: Spectrum, second: Spectrum) -> MassBelow:
     threshold = min(first.default_threshold, second.default_threshold)
-    # Both pairs of limits hold together with 95 % confidence.
+    # 97.5 % confidence for each, so that both hold together with 95 % (Bonferroni).
     one, two = (spectrum.mass_below(threshold, confidence=0.975) for spectrum in (first, second))
     return MassBelow(
         threshold=threshold,

@@ -1,4 +1,4 @@
-"""The data of one operator: read twice, compared by sample, held still for the whole run."""
+"""The data of an operator: verified by two reads and constant for the whole run."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ from fastsam.curvature.randomness import Randomness, global_seed
 from fastsam.curvature.structure import refuse_unreadable, sample_count, sample_digests, tensors_of
 
 DATA_MEMORY = 2**31
-"""Bytes of batches that are held in main memory unless a call says otherwise."""
+"""Default limit on the bytes of batches that are held in main memory."""
 
 
 @dataclass(frozen=True)
 class Batches:
     """Batches that can be read any number of times.
 
-    A verified loader that does not fit into memory starts every read from the same random state, so
-    that it yields the same order each time.
+    Every read of a verified loader that does not fit in memory starts from the same random state, so
+    that the order is the same.
 
     Attributes:
         source: the batches, or the loader that yields them.
-        held: True where ``source`` is a sequence in memory, so that every read gives the same
-            objects.
-        samples: number of samples in all (of batches where a batch has no common first dimension),
-            0 where nothing was counted.
-        fingerprint: hexadecimal checksum of all samples whatever their order; None where unchecked.
-        reads: numbers of the reads to come, which decide the order and the draws of a loader.
-        draws: whether reading may draw from the global generators.
+        held: whether ``source`` is a sequence in memory, so that every read yields the same objects.
+        samples: total number of samples, with 1 for a batch without a common first dimension; 0 if
+            they were not counted.
+        fingerprint: hexadecimal checksum of all samples in any order; None if they were not checked.
+        reads: indices of the coming reads, which seed the random numbers of a loader.
+        may_draw: whether reading may use the global random generators.
     """
 
     source: Iterable[Any] | _Loader | _Mapped
@@ -53,17 +52,17 @@ class Batches:
     samples: int
     fingerprint: str | None
     reads: Iterator[int] = field(default_factory=lambda: itertools.repeat(0), compare=False)
-    draws: bool = True
+    may_draw: bool = True
 
     def ordered_fingerprint(self) -> str:
-        """Hexadecimal checksum of the batches in their order."""
+        """Return a hexadecimal checksum of the batches that depends on their order."""
         checksum = hashlib.blake2b(digest_size=16)
         for batch in self:
             checksum.update(_fingerprint(Counter(sample_digests(batch))).encode())
         return checksum.hexdigest()
 
     def mapped(self, function: Callable[[Any], Iterable[Any]]) -> Batches:
-        """Every batch replaced by the batches that ``function`` makes of it."""
+        """Return the batches with each replaced by the batches that ``function`` returns for it."""
         if isinstance(self.source, (_Loader, _Mapped)):
             return replace(self, source=_Mapped(self.source, function))
         return replace(self, source=[item for batch in self for item in function(batch)])
@@ -71,25 +70,27 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.source, (_Loader, _Mapped)):
             number = next(self.reads)
-            streams = self.source.streams(number) if self.draws else None
+            streams = self.source.streams(number) if self.may_draw else None
             yield from self.source.read(number, streams)
         else:
             yield from self.source
 
 
 def one_batch(batch: Any) -> Batches:
-    """A single batch as it is, unchecked."""
+    """Wrap a single batch, without checks."""
     return Batches([batch], held=True, samples=sample_count(batch), fingerprint=None)
 
 
 @dataclass(frozen=True)
 class _Loader:
-    """A loader that is read with generators of the run's own, in place of its own and global ones.
+    """A loader whose random generators, and the global ones, are replaced while it is read.
+
+    Every read of one index thus yields the same batches, and the user's generators do not change.
 
     Attributes:
-        data: what yields the batches.
-        seed: of all generators.
-        states: of the loader's own generators, by their identity.
+        data: iterable that yields the batches.
+        seed: seed of all replacements.
+        states: states of the loader's generators, by their ``id``.
     """
 
     data: Iterable[Any]
@@ -98,7 +99,7 @@ class _Loader:
 
     @classmethod
     def of(cls, data: Iterable[Any]) -> _Loader:
-        """The loader as it is now; nothing is drawn from its generators."""
+        """Wrap a loader in its current state, without drawing from its generators."""
         owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
         found = [getattr(owner, "generator", None) for owner in owners]
         own = [generator for generator in found if isinstance(generator, torch.Generator)]
@@ -106,29 +107,29 @@ class _Loader:
         return cls(data, global_seed(*own), states)
 
     def read(self, number: int, streams: Randomness | None) -> Iterator[Any]:
-        """The batches; reads of one number yield the same order and the same draws.
+        """Yield the batches; two reads of one index yield the same order and random numbers.
 
         Args:
-            number: of the read.
-            streams: stand in for the global generators; None where nothing draws from these.
+            number: index of the read.
+            streams: replacements of the global generators; None if the loader does not use them.
         """
         twin = self._twin(number)
-        with nullcontext() if streams is None else streams.standing_in():
+        with nullcontext() if streams is None else streams.active():
             iterator = iter(twin)
         end = object()
         while True:
-            with nullcontext() if streams is None else streams.standing_in():
+            with nullcontext() if streams is None else streams.active():
                 batch = next(iterator, end)
             if batch is end:
                 return
             yield batch
 
     def streams(self, number: int) -> Randomness:
-        """Streams for one read."""
+        """Return the replacements of the global generators for one read."""
         return Randomness(self._seed_of(number))
 
     def _twin(self, number: int) -> Iterable[Any]:
-        """The loader, or where it has generators a copy of it with other ones."""
+        """Return a copy of the loader with other generators, or the loader if it has none."""
         data = self.data
         if not isinstance(data, DataLoader):
             own = isinstance(getattr(data, "generator", None), torch.Generator)
@@ -141,7 +142,7 @@ class _Loader:
         else:
             batch_sampler = self._with_generator(batch_sampler, number)
         twin = copy.copy(data)
-        # Not by assignment: a DataLoader refuses another sampler.
+        # Through vars(), because a DataLoader rejects the assignment of another sampler.
         vars(twin).update(
             sampler=sampler,
             batch_sampler=batch_sampler,
@@ -158,7 +159,7 @@ class _Loader:
         return twin
 
     def _generator(self, original: Any, number: int) -> torch.Generator:
-        """In the original's state for read 0, so that a loader of a given seed has its order."""
+        """Return a replacement generator; for read 0 in the original's state, to keep its order."""
         twin = torch.Generator()
         if number == 0 and id(original) in self.states:
             return twin.set_state(self.states[id(original)])
@@ -183,10 +184,10 @@ class _Mapped:
 
 
 def is_single_batch(data: Any) -> bool:
-    """Whether data is one batch rather than something that yields batches.
+    """Return whether ``data`` is a single batch and not an iterable of batches.
 
-    One batch are a tuple, a mapping, a list that begins with a tensor, and an object that holds
-    tensors, unless it is iterable and yields something else than these.
+    A batch is a tuple, a mapping, a list that begins with a tensor, or an object with tensors. An
+    object that is iterable is a batch only if it yields its tensors.
     """
     if isinstance(data, (tuple, Mapping)):
         return True
@@ -209,20 +210,20 @@ def read_batches(
     verify: bool = True,
     memory_limit: int = DATA_MEMORY,
 ) -> Batches:
-    """Read ``data`` as :func:`fastsam.spectral_density` describes.
+    """Read and verify ``data`` as described in :func:`fastsam.spectral_density`.
 
     Args:
-        data: one batch, or an iterable of batches; what was read already stays as it is.
-        freeze: cache this many reads of the iterable, so that random augmentation becomes a fixed
-            set of draws per sample.
-        verify: read an iterable twice and refuse samples that change. With False it is read anew,
-            unchecked, at every product.
+        data: one batch, or an iterable of batches. A :class:`Batches` object is returned unchanged.
+        freeze: number of reads of the iterable to hold, so that random augmentation becomes a fixed
+            set of copies of each sample.
+        verify: whether to read an iterable twice and reject samples that change. With False it is
+            read again, without checks, at every product.
         memory_limit: bytes of batches that may be held in memory.
 
     Raises:
-        TypeError: ``data`` is neither a batch nor an iterable of batches, or a batch holds no tensor.
-        ValueError: no batch, samples that differ between two reads, or a one-shot iterator that
-            does not fit into ``memory_limit`` or of which several draws are wanted.
+        TypeError: ``data`` is neither a batch nor an iterable of batches, or a batch has no tensor.
+        ValueError: there is no batch, samples differ between two reads, or a one-shot iterator
+            exceeds ``memory_limit`` or cannot be read ``freeze`` times.
     """
     if freeze is not None:
         check_count("freeze", freeze, unit="reads of the data")
@@ -235,8 +236,8 @@ def read_batches(
         not hasattr(data, "__iter__") and not isinstance(data, Dataset)
     ):
         raise TypeError(
-            "data must be one batch (a tuple, a dict, an object that holds tensors, or a list that "
-            f"begins with a tensor) or an iterable of batches, got {type(data).__name__}"
+            "data must be one batch (a tuple, a dict, an object with tensors, or a list that begins "
+            f"with a tensor) or an iterable of batches, got {type(data).__name__}"
         )
     map_style = isinstance(data, Dataset) and not hasattr(data, "__iter__")
     if map_style:
@@ -245,17 +246,17 @@ def read_batches(
             "pass torch.utils.data.DataLoader(dataset, batch_size=...)"
         )
     if isinstance(data, (list, tuple)):
-        return _held(list(data))  # a list does not change, so there is nothing to freeze
+        return _held(list(data))  # the batches of a list do not change, so freeze has no effect
     if isinstance(data, Iterator):
         if freeze is not None and freeze > 1:
             raise ValueError(
-                f"freeze={freeze} needs data that can be read {freeze} times, and data is a "
-                "one-shot iterator; pass what it iterates over (a DataLoader), or freeze=1"
+                f"freeze={freeze} requires data that can be read {freeze} times, but data is a "
+                "one-shot iterator; pass the object it iterates over (a DataLoader), or freeze=1"
             )
         return _read_once(data, memory_limit=memory_limit)
     loader = _Loader.of(data)
     if freeze is not None:
-        return _freeze(loader, draws=freeze, memory_limit=memory_limit)
+        return _freeze(loader, reads=freeze, memory_limit=memory_limit)
     if not verify:
         return Batches(loader, held=False, samples=0, fingerprint=None, reads=itertools.count())
     return _verified(loader, memory_limit=memory_limit)
@@ -263,7 +264,7 @@ def read_batches(
 
 def _held(batches: Sequence[Any]) -> Batches:
     if not batches:
-        raise ValueError("data holds no batch")
+        raise ValueError("data has no batch; pass at least one")
     digests: Counter[bytes] = Counter()
     for batch in batches:
         refuse_unreadable(batch)
@@ -284,24 +285,24 @@ def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
         size += _bytes_of(batch)
         if size > memory_limit:
             raise ValueError(
-                f"data is a one-shot iterator of more than {readable(memory_limit)}: too "
-                "large to hold. Pass something that can be read again (a DataLoader) or fewer "
-                "batches"
+                f"data is a one-shot iterator of more than {readable(memory_limit)} and cannot be "
+                "held in memory. Pass an iterable that can be read again (a DataLoader), pass fewer "
+                "batches, or raise data_memory"
             )
         batches.append(batch)
     return _held(batches)
 
 
-def _freeze(loader: _Loader, *, draws: int, memory_limit: int) -> Batches:
+def _freeze(loader: _Loader, *, reads: int, memory_limit: int) -> Batches:
     batches: list[Any] = []
     size = 0
-    for number in range(draws):
+    for number in range(reads):
         for batch in loader.read(number, loader.streams(number)):
             size += _bytes_of(batch)
             if size > memory_limit:
                 raise ValueError(
-                    f"freeze={draws} needs more than {readable(memory_limit)}; use fewer "
-                    "draws or fewer samples"
+                    f"freeze={reads} needs more than {readable(memory_limit)}; lower freeze, use "
+                    "fewer samples, or raise data_memory"
                 )
             batches.append(batch)
     return _held(batches)
@@ -322,28 +323,28 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
         if held is not None:
             held.append(batch)
     if not first:
-        raise ValueError("data holds no batch")
+        raise ValueError("data has no batch; pass at least one")
     second: Counter[bytes] = Counter()
     for batch in loader.read(1, loader.streams(1)):
         second.update(sample_digests(batch))
     if first != second:
         changed = (first - second).total()
         raise ValueError(
-            f"{changed} of {first.total()} samples differ between two reads of data, so that "
-            "every product would use another operator and the spectrum would be wrong. "
-            f"{_what_changes(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
+            f"{changed} of {first.total()} samples differ between two reads of data, so every "
+            "product would use another operator and the spectrum would be wrong. "
+            f"{_cause_of_change(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
         )
     return Batches(
         source=loader if held is None else held,
         held=held is not None,
         samples=samples,
         fingerprint=_fingerprint(first),
-        draws=streams.drawn,
+        may_draw=streams.drawn,
     )
 
 
-def _what_changes(data: Any, changed: int) -> str:
-    """Why samples change from read to read, as far as it can be known, and what to do."""
+def _cause_of_change(data: Any, changed: int) -> str:
+    """Return the likely reason why samples change between reads, and the fix."""
     if isinstance(data, DataLoader):
         sampler: Any = data.sampler
         kind = type(sampler).__name__
@@ -353,7 +354,7 @@ def _what_changes(data: Any, changed: int) -> str:
             sampler.replacement or picks != dataset_size
         ):
             return (
-                f"Its {kind} picks {picks} samples anew at every read: use one that reads every "
+                f"Its {kind} draws {picks} new samples at every read: use a sampler that reads every "
                 "sample once"
             )
         drop_last = getattr(data.batch_sampler, "drop_last", data.drop_last)

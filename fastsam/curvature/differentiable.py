@@ -1,4 +1,4 @@
-"""Which operations of a loss lack a second derivative."""
+"""Detection of operations without a second derivative."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.autograd.graph import Node
 
 
 def refuse_undifferentiable(forward: Sequence[Tensor], backward: Sequence[Tensor]) -> None:
-    """Refuse graphs with a function that can be differentiated once only, by its name.
+    """Raise ValueError, with its name, for an operation that can be differentiated only once.
 
-    Autograd reports such a function when it meets it on the way to the parameters; but the function
-    also cuts the way to them, and the product would silently lack its part.
+    Autograd reports such an operation only if it reaches it on the way to the parameters. But the
+    operation may itself cut that way, and the product would then silently lack its part.
 
     Args:
-        forward: roots of the loss's graph, where functions of the user's have their names.
-        backward: roots of its gradient's graph, where torch's say what they lack.
+        forward: roots of the loss's graph, where custom autograd functions have their names.
+        backward: roots of the gradient's graph, where torch's own operations report themselves.
     """
     complaint = None
     for node in _nodes(forward):
@@ -31,13 +31,13 @@ def refuse_undifferentiable(forward: Sequence[Tensor], backward: Sequence[Tensor
         if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
             missing: Any = node
             try:
-                missing(torch.zeros(()))  # says which operation, and nothing else
+                missing(torch.zeros(()))  # raises an error that names the operation
             except RuntimeError as error:
                 complaint = complaint or str(error).replace("aten::", "")
     if complaint is not None:
         raise ValueError(
             f"the loss cannot be differentiated twice: {complaint}. Replace this operation by one "
-            "that has a second derivative, or leave the parameters before it out with params="
+            "that has a second derivative, or exclude the parameters before it with params="
         )
 
 
@@ -45,7 +45,7 @@ _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
 
 
 def _nodes(roots: Sequence[Tensor]) -> Iterator[Node]:
-    """All nodes of the graphs of ``roots``."""
+    """Yield all nodes of the graphs of ``roots``."""
     waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
     seen = set(waiting)
     while waiting:

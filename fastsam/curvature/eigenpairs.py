@@ -1,4 +1,4 @@
-"""Extreme eigenpairs of an operator, with residuals that were measured."""
+"""Extreme eigenpairs of an operator, with measured residuals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Eigenpairs:
     """Approximate eigenpairs of both ends of a spectrum.
 
     Attributes:
-        values: Rayleigh quotients, float64 ``[count]``: the largest first, then the smallest, the
-            most extreme of each end in front.
+        values: Rayleigh quotients, float64 ``[count]``: first the ``top`` largest in descending
+            order, then the smallest in ascending order.
         vectors: unit vectors ``[count, n]`` on the operator's device.
-        residuals: ``||H v - value v||``, float64 ``[count]``: an eigenvalue lies within this
-            distance.
-        top: how many belong to the upper end.
+        residuals: ``||H v - value v||``, float64 ``[count]``: an eigenvalue is within this distance
+            of the value.
+        top: number of pairs from the upper end.
     """
 
     values: Tensor
@@ -45,20 +45,21 @@ def eigenpairs(
     bottom: int = 1,
     **options: Unpack[LanczosOptions],
 ) -> Eigenpairs:
-    """The ``top`` largest and ``bottom`` smallest eigenvalues with their eigenvectors.
+    """Return the ``top`` largest and ``bottom`` smallest eigenvalues with their eigenvectors.
 
-    From one Lanczos run with a kept basis, then one product per pair for the residuals. A multiple
-    eigenvalue appears once: a single start vector sees one direction of its eigenspace.
+    It makes one Lanczos run that keeps the basis, and one product per pair for the residuals. A
+    multiple eigenvalue occurs once, because the Krylov space of one start vector contains only one
+    direction of its eigenspace.
 
     Args:
         operator: any symmetric operator.
-        top: pairs from the upper end.
-        bottom: pairs from the lower end.
-        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; ``probes`` stays 1 and
-            ``reorthogonalize`` may not be ``"none"``.
+        top: number of pairs from the upper end. Default 1.
+        bottom: number of pairs from the lower end. Default 1.
+        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; ``probes`` must be 1 and
+            ``reorthogonalize`` must be ``"full"``.
 
     Raises:
-        ValueError: a bad option, or fewer Ritz values than pairs asked for.
+        ValueError: an option is invalid, or the run found fewer Ritz values than requested pairs.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator
@@ -72,13 +73,15 @@ def eigenpairs(
 def extreme_pairs(
     operator: Operator, settings: LanczosSettings, *, top: int, bottom: int
 ) -> Eigenpairs:
-    """As :func:`eigenpairs`, with settings that are made already."""
+    """Return :func:`eigenpairs` for an existing settings object."""
     if min(top, bottom) < 0 or top + bottom < 1:
-        raise ValueError(f"top and bottom must be at least 0, one of them 1; got {top}, {bottom}")
+        raise ValueError(
+            f"top and bottom must be at least 0 and one of them at least 1, got {top} and {bottom}"
+        )
     if settings.reorthogonalize == "none":
-        raise ValueError("eigenvectors need the basis: use reorthogonalize='full'")
+        raise ValueError("eigenvectors require the basis: use reorthogonalize='full'")
     if len(settings.indices) != 1:
-        raise ValueError("eigenpairs come from one probe; leave probes at 1")
+        raise ValueError(f"eigenpairs requires probes=1, got {len(settings.indices)} probes")
     with lanczos(operator, settings, identity=getattr(operator, "identity", {})) as run:
         vectors = _ritz_vectors(run, top=top, bottom=bottom).to(operator.device)
     images = operator.matmat(vectors)
@@ -94,11 +97,13 @@ def extreme_pairs(
 
 def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
     order = int(run.order[0])
-    both_ends = order == top == bottom == 1  # of a multiple of the identity: its one value is both
+    both_ends = (
+        order == top == bottom == 1
+    )  # a multiple of the identity: its value is both extremes
     if top + bottom > order and not both_ends:
         raise ValueError(
-            f"{top} + {bottom} eigenpairs were asked for, the run found {order} Ritz values (a "
-            "multiple eigenvalue counts once); take more steps or fewer pairs"
+            f"{top} + {bottom} eigenpairs were requested, but the run found {order} Ritz values (a "
+            "multiple eigenvalue counts once); use more steps or request fewer pairs"
         )
     _, coordinates = ritz_pairs(run.alpha[0, :order], run.beta[0, :order])
     chosen = [order - 1 - index for index in range(top)] + list(range(bottom))

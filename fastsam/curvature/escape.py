@@ -1,16 +1,16 @@
-"""Directions of negative curvature, and how SGD and SAM act along them.
+"""Directions of negative curvature, and the gradients of SGD and SAM along them.
 
-The theorem under test (Rangwani et al., NeurIPS 2022; Daneshmand et al., ICML 2018, for the
-condition that it rests on): with v the eigenvector of lambda_min and g_z the gradient of a
-minibatch z, the second moment of the component of the SAM gradient along v is ``(1 + rho
-lambda_min)^2 E<v, g_z>^2``. It uses the full Hessian for that of z, and a first-order Taylor
-expansion of the unnormalized SAM gradient ``g_z(w + rho g_z(w))``.
+The report tests a theorem of Rangwani et al. (NeurIPS 2022), which rests on a condition of
+Daneshmand et al. (ICML 2018). Let v be the eigenvector of lambda_min and g_z the gradient of a
+minibatch z. Then the second moment of the SAM gradient's component along v is ``(1 + rho
+lambda_min)^2 E<v, g_z>^2``. The theorem replaces the Hessian of z by the full Hessian, and the
+unnormalized SAM gradient ``g_z(w + rho g_z(w))`` by its first-order Taylor expansion.
 
 **Amplification of the second moment is not escape.** The factor before squaring is negative for
-``lambda_min < -1 / rho``: on a quadratic the expected step then points back to the saddle, which
-becomes an attractor exactly where the squared factor grows above 1 (``lambda_min < -2 / rho``). The
-report therefore gives the mean factor and the growth of the mean component under gradient descent
-beside the second moments.
+``lambda_min < -1 / rho``. On a quadratic the expected step then points back to the saddle, which is
+an attractor wherever the squared factor exceeds 1 (``lambda_min < -2 / rho``). Besides the second
+moments, the report therefore has the mean factor and the growth of the mean component under
+gradient descent.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class NegativeCurvature:
 
     Attributes:
         value: Rayleigh quotient of ``direction``.
-        residual: ``||H v - value v||``: an eigenvalue lies within this distance of ``value``.
-        direction: unit vector by parameter name; one tensor of each parameter's shape.
-        gradient_component: component of the mean loss's gradient along it.
-        gradient_norm: 2-norm of that gradient; where it is not small, negative curvature is not a
-            saddle.
+        residual: ``||H v - value v||``: an eigenvalue is within this distance of ``value``.
+        direction: unit vector as a tensor of each parameter's shape, by parameter name.
+        gradient_component: component along ``direction`` of the gradient of the mean loss.
+        gradient_norm: 2-norm of that gradient. If it is not small, the weights are not at a saddle
+            despite the negative curvature.
         loss: mean loss.
     """
 
@@ -66,17 +66,17 @@ def negative_curvature(
     data: Any,
     **options: Unpack[SpectrumOptions],
 ) -> NegativeCurvature:
-    """lambda_min of the Hessian of the mean loss, with its eigenvector.
+    """Compute lambda_min of the Hessian of the mean loss, with its eigenvector.
 
     Args:
         model: as in :func:`fastsam.spectral_density`.
-        loss_fn: likewise.
-        data: likewise.
-        **options: likewise; ``probes`` stays 1, ``reorthogonalize`` may not be ``"none"``, and
-            ``shard`` not ``"probes"``.
+        loss_fn: as in :func:`fastsam.spectral_density`.
+        data: as in :func:`fastsam.spectral_density`.
+        **options: as in :func:`fastsam.spectral_density`, but ``probes`` must be 1,
+            ``reorthogonalize`` must be ``"full"``, and ``shard`` must not be ``"probes"``.
 
     Raises:
-        ValueError: as :func:`fastsam.spectral_density`.
+        ValueError: as in :func:`fastsam.spectral_density`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -86,7 +86,7 @@ def negative_curvature(
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     if options.get("shard") == "probes":
-        raise ValueError("negative_curvature has one probe: share out the samples, shard='samples'")
+        raise ValueError("negative_curvature has one probe; split the samples with shard='samples'")
     with prepared_run(model, loss_fn, data, **options) as run:
         operator = run.operator
         found = extreme_pairs(operator, run.settings, top=0, bottom=1)
@@ -109,28 +109,27 @@ class EscapeReport:
     gradient ``g(w + rho g(w))`` (unnormalized) or ``g(w + rho g(w) / ||g(w)||)`` (normalized).
 
     Attributes:
-        curvature: lambda of the whole data.
-        rho: the ascent step's size.
+        curvature: lambda, over the whole data.
+        rho: size of the ascent step.
         batches: number of minibatches.
         sgd: E<v, g>^2.
         sam: E<v, s>^2 of the unnormalized form.
         sam_normalized: E<v, s>^2 of the normalized form.
-        predicted_factor: ``(1 + rho lambda)^2``, the theorem's.
+        predicted_factor: ``(1 + rho lambda)^2``, the prediction of the theorem.
         factor: ``sam / sgd``, measured.
-        predicted_factor_normalized: ``E (1 + rho lambda / ||g||)^2 <v, g>^2 / sgd``: the same
-            argument, with every minibatch's own effective step.
+        predicted_factor_normalized: ``E (1 + rho lambda / ||g||)^2 <v, g>^2 / sgd``, the same
+            prediction with the effective step of each minibatch.
         factor_normalized: ``sam_normalized / sgd``, measured.
-        taylor_error: ``E |<v, s - (g + rho H_z g)>|^2 / sam``: what the first-order expansion
-            leaves out, H_z the Hessian of the minibatch itself.
-        hessian_error: ``E |rho <v, (H_z - H) g>|^2 / sam``: what the full Hessian in place of the
-            minibatch's leaves out.
-        mean_factor: ``E<v, s> / E<v, g>``, signed; negative where SAM's mean step points the other
-            way.
+        taylor_error: ``E |<v, s - (g + rho H_z g)>|^2 / sam``, the error of the first-order
+            expansion; H_z is the Hessian of the minibatch.
+        hessian_error: ``E |rho <v, (H_z - H) g>|^2 / sam``, the error of replacing the minibatch's
+            Hessian by the full one.
+        mean_factor: ``E<v, s> / E<v, g>``, signed; negative if SAM's mean step has the opposite
+            direction.
         predicted_mean_factor: ``1 + rho lambda``.
-        growth: what a step of gradient descent with SAM's mean gradient and learning rate eta
-            multiplies a displacement along v by is ``1 - eta * growth``: ``lambda (1 + rho
-            lambda)``. Positive for a negative lambda means that the saddle attracts, whatever the
-            second moment does.
+        growth: ``lambda (1 + rho lambda)``. A step of gradient descent with SAM's mean gradient and
+            learning rate eta multiplies a displacement along v by ``1 - eta * growth``. If lambda is
+            negative and the growth positive, the saddle attracts, whatever the second moment.
     """
 
     curvature: float
@@ -156,11 +155,11 @@ class EscapeReport:
 
     @property
     def attracts(self) -> bool:
-        """Whether SAM's mean step contracts towards a saddle along v: then nothing escapes."""
+        """Whether SAM's mean step contracts toward a saddle along v, so that it does not escape."""
         return self.curvature < 0 and self.growth > 0
 
     def as_dict(self) -> dict[str, float | int | bool]:
-        """Every number by its name, for tables and JSON."""
+        """Return all values by name, for tables and JSON."""
         return {**asdict(self), "amplifies": self.amplifies, "attracts": self.attracts}
 
 
@@ -175,21 +174,21 @@ def escape_report(
     freeze: int | None = None,
     progress: bool = True,
 ) -> EscapeReport:
-    """Measure what SGD and SAM do along a direction over many minibatches.
+    """Measure the gradients of SGD and SAM along a direction over many minibatches.
 
     Args:
-        model: as in :func:`fastsam.spectral_density`; evaluation mode.
-        loss_fn: likewise.
-        minibatches: an iterable of batches, each of which counts as one draw of z.
-        direction: a vector by parameter name, as :func:`negative_curvature` returns it; normalized
-            here.
+        model: as in :func:`fastsam.spectral_density`; it runs in evaluation mode.
+        loss_fn: as in :func:`fastsam.spectral_density`.
+        minibatches: an iterable of batches; each is one sample of z.
+        direction: a vector by parameter name, as in :attr:`NegativeCurvature.direction`. It is
+            normalized here.
         rho: size of the ascent step.
-        dtype: of weights and data; None for that of the parameters, at least float32.
-        freeze: draws to hold where the samples change, as in :func:`fastsam.spectral_density`.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        dtype: dtype of weights and data. Default None: that of the parameters, at least float32.
+        freeze: as in :func:`fastsam.spectral_density`.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        ValueError: rho is not finite or negative, the direction does not fit the model or is zero,
+        ValueError: rho is negative or not finite, the direction does not match the model or is zero,
             or no minibatch has a gradient along it.
 
     Example:
@@ -223,7 +222,9 @@ def _unit(loss: PureLoss, direction: dict[str, Tensor]) -> Tensor:
     pieces = []
     for name, value in zip(loss.names, loss.values, strict=True):
         if name not in direction:
-            raise ValueError(f"direction has no entry {name!r}; name parameters, not layers")
+            raise ValueError(
+                f"direction has no entry {name!r}; expected a tensor for each parameter, by its name"
+            )
         if direction[name].shape != value.shape:
             raise ValueError(
                 f"direction[{name!r}] has shape {tuple(direction[name].shape)}, "
@@ -240,7 +241,7 @@ def _unit(loss: PureLoss, direction: dict[str, Tensor]) -> Tensor:
 def _one(
     loss: PureLoss, batch: Any, number: int, vector: Tensor, pulled: Tensor, rho: float
 ) -> dict[str, float]:
-    """All components along v of one minibatch's mean loss."""
+    """Return the components along v of the gradients of one minibatch's mean loss."""
 
     def mean_gradient(at: tuple[Tensor, ...]) -> Tensor:
         leaves = tuple(value.detach().requires_grad_() for value in at)
@@ -259,7 +260,7 @@ def _one(
         )
         return float(widened(vector) @ widened(mean_gradient(moved)))
 
-    # <v, H_z g> = <H_z v, g>: one product with v, and H v serves all minibatches.
+    # <v, H_z g> = <H_z v, g>: products with v instead of g, so that H v is computed once for all batches.
     own = widened(HessianGraph(loss, batch, number).product(vector[None])[0]) / weight
     along = float(widened(vector) @ widened(gradient))
     return {
@@ -273,7 +274,7 @@ def _one(
 
 
 class _Moments:
-    """Components along v of all minibatches."""
+    """Collects the components along v of all minibatches, and computes their moments."""
 
     def __init__(self) -> None:
         self._found: list[dict[str, float]] = []
@@ -289,7 +290,10 @@ class _Moments:
         sgd, sam, normalized = columns["sgd"], columns["sam"], columns["sam_normalized"]
         second = {name: float(column.square().mean()) for name, column in columns.items()}
         if second["sgd"] == 0:
-            raise ValueError("no minibatch has a gradient along the direction")
+            raise ValueError(
+                "no minibatch has a gradient along the direction, so its second moments are 0; pass "
+                "another direction"
+            )
         effective = torch.where(columns["norm"] > 0, rho / columns["norm"], 0)
         predicted = ((1 + effective * curvature).square() * sgd.square()).mean()
         scale = second["sam"] or float("nan")

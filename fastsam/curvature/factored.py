@@ -1,7 +1,7 @@
 """Curvature matrices of the form J' M J: Gauss-Newton and Fisher.
 
-J is the Jacobian of some outputs of the model (its own outputs, or the losses of the samples) with
-respect to the parameters, M a symmetric map in the space of those outputs.
+J is the Jacobian with respect to the parameters of the model's outputs or of the losses of the
+samples. M is a symmetric map on the space of these outputs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fastsam.curvature.products import Graph, GraphBuilder, HessianGraph
 from fastsam.curvature.pure import PureLoss
 
 CURVATURES = ("hessian", "gauss-newton", "fisher", "fisher-mc")
-"""Matrices that a spectrum can be asked of.
+"""Names of the available curvature matrices.
 
-``gauss-newton``: the generalised Gauss-Newton matrix, the Hessian of the loss with the model
-linearised in its outputs. ``fisher``: the empirical Fisher matrix, ``sum(w_i g_i g_i') / sum(w_i)``
-over the gradients of the samples' own losses. ``fisher-mc``: the same with one target drawn from
-the model's predictive distribution for each sample, an unbiased estimate of the Fisher matrix.
+``gauss-newton``: the generalized Gauss-Newton matrix, the Hessian of the loss with the model
+linearized in the parameters. ``fisher``: the empirical Fisher matrix, ``sum(w_i g_i g_i') /
+sum(w_i)`` over the gradients g_i of the samples' losses. ``fisher-mc``: the same with one target per
+sample drawn from the model's predictive distribution, an unbiased estimate of the Fisher matrix.
 """
 
 
@@ -33,8 +33,8 @@ class FactoredGraph:
     Args:
         loss: the loss.
         leaves: the parameters from which ``outputs`` were computed.
-        outputs: what J is the Jacobian of.
-        middle: M, applied to a tensor of the shape of ``outputs``.
+        outputs: the outputs whose Jacobian is J.
+        middle: applies M to a tensor of the shape of ``outputs``.
     """
 
     def __init__(
@@ -45,12 +45,16 @@ class FactoredGraph:
         middle: Callable[[Tensor], Tensor],
     ) -> None:
         if not outputs.requires_grad:
-            raise ValueError("the outputs do not depend on the chosen parameters (detached?)")
+            raise ValueError(
+                "the outputs do not depend on the chosen parameters; check for detach() in the "
+                "model, or choose others with params="
+            )
         self._loss = loss
         self._leaves = leaves
         self._outputs = outputs
         self._middle = middle
-        # J'u is linear in u, so its derivative by u is J': J v comes out of two backwards.
+        # J'u is linear in u, so differentiating <J'u, v> by u gives J v: a forward-mode product from
+        # two backward passes, which needs no forward-mode formulas.
         self._dummy = torch.zeros_like(outputs).requires_grad_()
         self._pullback = torch.autograd.grad(
             outputs,
@@ -64,14 +68,15 @@ class FactoredGraph:
 
     @property
     def roots(self) -> Sequence[Tensor]:
-        """J'u, where it depends on u."""
+        """The parts of J'u that depend on u."""
         return [self._pullback[index] for index in self._used]
 
     def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """Products with the rows of ``vectors``."""
+        """Return the products with the rows of ``vectors``."""
         if batched:
             raise ValueError(
-                "this curvature has no strategy 'kept-graph-batched'; use 'kept-graph'"
+                "strategy 'kept-graph-batched' is available only for curvature='hessian'; use "
+                "'kept-graph'"
             )
         return torch.stack([self._one(vector) for vector in vectors])
 
@@ -95,21 +100,21 @@ class FactoredGraph:
 
 
 def gauss_newton_graph(loss: PureLoss, batch: Any, number: int) -> Graph:
-    """J is the Jacobian of the model's outputs, M the Hessian of the summed loss in the outputs."""
+    """Build the graph with J the Jacobian of the outputs and M the Hessian of the loss in them."""
     _criterion(loss)
     inputs, targets = pair(batch)
     leaves = loss.leaves()
     outputs = loss.call("outputs", leaves, inputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"gauss-newton needs a model with one output tensor, got {type(outputs).__name__}"
+            f"gauss-newton requires a model with one output tensor, got {type(outputs).__name__}"
         )
     point = outputs.detach().requires_grad_()
     value, _ = loss.call("loss", leaves, point, targets, samples=len(inputs))
     (slope,) = torch.autograd.grad(value, point, create_graph=True)
 
     def middle(vector: Tensor) -> Tensor:
-        if not slope.requires_grad:  # a loss linear in the outputs
+        if not slope.requires_grad:  # the loss is linear in the outputs, so its Hessian is 0
             return torch.zeros_like(vector)
         (image,) = torch.autograd.grad(slope, point, grad_outputs=vector, retain_graph=True)
         return image
@@ -118,14 +123,14 @@ def gauss_newton_graph(loss: PureLoss, batch: Any, number: int) -> Graph:
 
 
 def fisher_graph(loss: PureLoss, batch: Any, number: int) -> Graph:
-    """J is the Jacobian of the samples' losses, M divides by their weights."""
+    """Build the graph with J the Jacobian of the samples' losses and M the inverse of their weights."""
     _criterion(loss)
     inputs, targets = pair(batch)
     return _fisher(loss, inputs, targets)
 
 
 def sampled_fisher(seed: int) -> GraphBuilder:
-    """As :func:`fisher_graph`, with targets drawn from the model's predictive distribution."""
+    """Return :func:`fisher_graph` with targets drawn from the model's predictive distribution."""
 
     def build(loss: PureLoss, batch: Any, number: int) -> Graph:
         criterion = _criterion(loss).criterion
@@ -135,16 +140,16 @@ def sampled_fisher(seed: int) -> GraphBuilder:
             or criterion.label_smoothing
         ):
             raise ValueError(
-                "fisher-mc draws classes from a softmax, so it needs nn.CrossEntropyLoss with "
-                "torch's own forward and without label smoothing"
+                "fisher-mc samples classes from a softmax, so it requires nn.CrossEntropyLoss without "
+                f"label smoothing and without an overridden forward, got {criterion}"
             )
         inputs, targets = pair(batch)
         if targets.is_floating_point():
-            raise ValueError("fisher-mc needs class indices as targets, got class probabilities")
+            raise ValueError("fisher-mc requires class indices as targets, got class probabilities")
         outputs = loss.call("outputs", loss.leaves(), inputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(
-                f"fisher-mc needs a model with one output tensor, got {type(outputs).__name__}"
+                f"fisher-mc requires a model with one output tensor, got {type(outputs).__name__}"
             )
         outputs = outputs.detach()
         probabilities = outputs.movedim(1, -1).softmax(dim=-1).reshape(-1, outputs.shape[1]).cpu()
@@ -167,18 +172,17 @@ def _fisher(loss: PureLoss, inputs: Tensor, targets: Tensor) -> Graph:
 def _criterion(loss: PureLoss) -> CriterionLoss:
     if not isinstance(loss.model_loss, CriterionLoss):
         raise ValueError(
-            "Gauss-Newton and Fisher matrices need a criterion(outputs, targets); a BatchLoss "
-            "does not say "
-            "what the model's outputs are"
+            "Gauss-Newton and Fisher matrices require a criterion(outputs, targets), got a BatchLoss, "
+            "which does not expose the model's outputs"
         )
     return loss.model_loss
 
 
 def graph_builder(curvature: str, *, seed: int) -> GraphBuilder:
-    """The builder of one of :data:`CURVATURES`.
+    """Return the graph builder of one of :data:`CURVATURES`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}")

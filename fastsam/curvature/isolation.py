@@ -1,4 +1,4 @@
-"""Leave no trace: model modes and arithmetic switches are restored, also when runs overlap."""
+"""Temporary changes of model modes and arithmetic switches, restored even if runs overlap."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kern
 
 _LOCK = threading.RLock()
 _HELD: dict[Hashable, list[Callable[[], None]]] = {}
-"""What puts back each thing that runs have changed, once for every run that is inside."""
+"""For each thing that runs have changed, the functions that restore it, one per active run."""
 
 
 @contextmanager
 def _held(thing: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """Change something of the whole process; the last of overlapping runs puts it back.
+    """Change global state for the duration of the context; the last of overlapping runs restores it.
+
+    If every run restored the state that it found, a run that began inside another would restore the
+    other's change. Therefore only the state before the first run is ever restored.
 
     Args:
-        thing: what is changed.
-        change: changes it and returns what puts back what was found. A later run applies its own
-            change, but only what the first one found is ever put back.
+        thing: key of the state.
+        change: changes the state and returns a function that restores it.
     """
     with _LOCK:
         undo = change()
@@ -42,7 +44,7 @@ def _held(thing: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode; restore each module's mode and attributes on exit."""
+    """Set every module to evaluation mode, and restore its mode and attributes on exit."""
 
     def remember(module: nn.Module) -> Callable[[], None]:
         attributes = dict(module.__dict__)
@@ -63,10 +65,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic(*, repeatable: bool = False) -> Iterator[None]:
-    """IEEE float32 products (no TF32, no bfloat16), no autocast, differentiable attention.
+    """Use IEEE float32 products (no TF32, no bfloat16), no autocast, and differentiable attention.
 
-    On a GPU ``repeatable`` keeps cuDNN to kernels that give the same bits every time; which kernel
-    is never left to a race against the clock.
+    With ``repeatable``, cuDNN uses only deterministic kernels. It never chooses kernels by
+    benchmarks.
 
     Scaled-dot-product attention runs on its math backend, the only one that can be differentiated
     twice; its memory is quadratic in the sequence length.
@@ -89,7 +91,7 @@ def exact_arithmetic(*, repeatable: bool = False) -> Iterator[None]:
 
 
 def _precisions() -> list[Any]:
-    backends: Any = torch.backends  # the type checker does not know all of its attributes
+    backends: Any = torch.backends  # Any, because torch's types lack some of its attributes
     return [
         backends.cuda.matmul,
         backends.cudnn.conv,
@@ -125,6 +127,6 @@ def _set_switches(
 
 @contextmanager
 def undisturbed(model: nn.Module, *, repeatable: bool = False) -> Iterator[None]:
-    """All of the above together, for the time of one run."""
+    """Combine :func:`evaluation_mode` and :func:`exact_arithmetic` for the duration of one run."""
     with evaluation_mode(model), exact_arithmetic(repeatable=repeatable):
         yield

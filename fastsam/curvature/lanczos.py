@@ -28,33 +28,32 @@ Reorthogonalize = Literal["full", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class LanczosSettings:
-    """How a run is made; every option of :func:`fastsam.curvature.operator_spectrum`.
+    """Settings of a run: all options of :func:`fastsam.curvature.operator_spectrum`.
 
     Attributes:
-        steps: Lanczos steps; at most n are taken.
-        probes: independent start vectors, advanced together.
-        seed: of the probes.
-        probe_indices: which probes of the seed; None for the first ``probes``. Runs with other
-            indices can be merged.
+        steps: number of Lanczos steps; never more than n.
+        probes: number of independent start vectors, advanced together.
+        seed: seed of the probes.
+        probe_indices: indices of the seed's probes to run. Default None: the first ``probes``. Runs
+            with different indices can be merged.
         reorthogonalize: ``"full"`` orthogonalizes every vector against all earlier ones, twice.
-            ``"none"`` orthogonalizes against the last two only. It keeps three vectors in memory
-            instead of all; the extremes stay right, and converged eigenvalues appear several times.
-        tolerance: stop early once the Ritz residuals of both extremes are at most ``tolerance *
-            ||T||``, judged at every fifth step; None takes all steps.
-        basis: where the basis lives: ``"device"``, ``"host"`` (main memory), or a folder for a
+            ``"none"`` orthogonalizes only against the last two. It keeps three vectors in memory
+            instead of all; the extremes remain accurate, but converged eigenvalues occur repeatedly.
+        tolerance: stop early when the Ritz residuals of both extremes are at most ``tolerance *
+            ||T||``, checked at every fifth step. Default None: make all steps.
+        basis: location of the basis: ``"device"``, ``"host"`` (main memory), or a folder for a
             memory-mapped file; see :func:`fastsam.curvature.basis.allocated_basis`. It has the
-            operator's dtype: with a basis in bfloat16 the extremes of two spectra of dimension 1000
-            were off by up to 5e-5 of the norm where the Ritz residuals claimed 1e-20, and a bound
-            that always holds, 2^-8, would be of no use.
-        checkpoint: a folder in which the run is kept; a run found there is continued to the same
-            bits.
-        checkpoint_interval: seconds between two writes; 0 writes after every step.
-        writes_checkpoint: False where another process has the same run and writes it.
-        memory_limit: bytes the run may use on the device of the basis; None for 80 % of what is
-            free.
-        verify_symmetry: refuse an operator that is not symmetric, as far as T shows it.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
-        description: its label.
+            operator's dtype. A basis in bfloat16 was rejected: the extremes of two spectra of
+            dimension 1000 had errors of up to 5e-5 of the norm at Ritz residuals of 1e-20, and the
+            bound that always holds, 2^-8, is too large to be useful.
+        checkpoint: folder for checkpoints. A run found there is resumed, with bitwise equal results.
+        checkpoint_interval: seconds between two checkpoints; 0 writes one after every step.
+        writes_checkpoint: set to False on ranks that must not write.
+        memory_limit: bytes that the run may use on the device of the basis. Default None: 80 % of
+            free memory.
+        verify_symmetry: raise an error if T shows that the operator is not symmetric.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
+        description: label of the progress bar.
     """
 
     steps: int = 80
@@ -73,7 +72,7 @@ class LanczosSettings:
     description: str = "Lanczos"
 
     def __post_init__(self) -> None:
-        """Refuse bad options before anything happens."""
+        """Raise TypeError or ValueError for invalid options, before the run begins."""
         check_count("steps", self.steps)
         if self.probe_indices is None:
             check_count("probes", self.probes)
@@ -83,7 +82,7 @@ class LanczosSettings:
             )
         elif len(self.probe_indices) < 1 or min(self.probe_indices) < 0:
             raise ValueError(
-                "probe_indices must hold at least one number, and none below 0, got "
+                "probe_indices must have at least one index and none below 0, got "
                 f"{self.probe_indices}"
             )
         check_count("seed", self.seed, least=0)
@@ -104,11 +103,11 @@ class LanczosSettings:
 
     @property
     def indices(self) -> range:
-        """The probes to run."""
+        """Indices of the probes to run."""
         return range(self.probes) if self.probe_indices is None else self.probe_indices
 
     def basis_bytes(self, operator: Operator) -> int:
-        """Size of the basis."""
+        """Return the size of the basis in bytes."""
         steps = min(self.steps, operator.shape[0])
         rows = min(steps, 3) if self.reorthogonalize == "none" else steps
         return basis_bytes(len(self.indices), rows, operator.shape[0], dtype=operator.dtype)
@@ -116,14 +115,15 @@ class LanczosSettings:
 
 @dataclass(frozen=True, eq=False)
 class LanczosRun:
-    """The tridiagonal matrices T of a finished run, on the host, and the basis while it is alive.
+    """The tridiagonal matrices T of a finished run, on the host, and the basis.
 
     Attributes:
         alpha: diagonals, float64 ``[probes, steps]``.
-        beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` joins j and j + 1, and the
-            last one in use measures the residual; 0 where the Krylov space was exhausted.
-        order: int64 ``[probes]``; the order of each probe's T.
-        basis: ``[probes, steps, n]``, or None where it was not kept.
+        beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` couples j and j + 1, and
+            ``beta[:, order - 1]`` is the norm of the residual, 0 if the Krylov space is exhausted.
+        order: order of each probe's T, int64 ``[probes]``.
+        basis: ``[probes, steps, n]``, valid inside the context of :func:`lanczos`; None if it was
+            not kept.
     """
 
     alpha: NDArray[np.float64]
@@ -140,10 +140,10 @@ def sphere_probes(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Start vectors, independent and uniform on the unit sphere: ``[len(indices), dimension]``.
+    """Draw start vectors, independent and uniform on the unit sphere: ``[len(indices), dimension]``.
 
-    Probe i depends on ``(seed, i)`` alone, so runs may be split, extended and merged; the numbers
-    are drawn on the CPU, so they are the same for every device.
+    Probe i depends only on ``(seed, i)``, so runs can be split, extended and merged. The numbers are
+    drawn on the CPU, so they are equal on every device.
     """
     probes = torch.empty(len(indices), dimension, dtype=dtype, device=device)
     for row, index in zip(probes, indices, strict=True):
@@ -158,18 +158,18 @@ def sphere_probes(
 def lanczos(
     operator: Operator, settings: LanczosSettings, *, identity: Mapping[str, Any]
 ) -> Iterator[LanczosRun]:
-    """Run Lanczos from random unit vectors; the basis lives as long as the context.
+    """Run Lanczos from random unit vectors. The basis is freed when the context ends.
 
     Args:
         operator: symmetric operator of dimension n.
-        settings: how.
-        identity: what a checkpoint must agree on, besides the settings.
+        settings: settings of the run.
+        identity: values that must equal those of a checkpoint to resume it, besides the settings.
 
     Raises:
-        ValueError: the basis does not fit, the checkpoint is of another run, or the operator is not
-            symmetric.
-        OSError: the file of the basis finds no room.
-        FloatingPointError: a product held NaN or infinity.
+        ValueError: the basis does not fit in memory, the checkpoint belongs to another run, or the
+            operator is not symmetric.
+        OSError: the disk has no room for the file of the basis.
+        FloatingPointError: a product contains NaN or infinity.
     """
     dimension = operator.shape[0]
     steps = min(settings.steps, dimension)
@@ -198,7 +198,8 @@ def lanczos(
         basis[:, 0] = sphere_probes(
             dimension, settings.indices, seed=settings.seed, dtype=basis.dtype, device=basis.device
         )
-        if backend_of(basis.device) == "torch":  # rounds unlike the kernels: no run is of both
+        # PyTorch operations round unlike the kernels, so a run must not be resumed with the other.
+        if backend_of(basis.device) == "torch":
             identity = {**identity, "backend": "torch"}
         checkpoint = _open_checkpoint(settings, identity, dimension)
         earlier = Progress()
@@ -209,10 +210,11 @@ def lanczos(
         symmetry = Symmetry(recurrence, eps=eps) if settings.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=settings.tolerance, start=earlier)
         for step in range(earlier.done, earlier.done if earlier.ended else steps):
-            # Rows are numbered by step, or, without re-orthogonalization, the last two are kept.
+            # Row j of the basis is vector j; without re-orthogonalization only the last two are kept.
             current = min(step, 1) if short else step
             product = operator.matmat(basis[:, current].to(operator.device))
-            # A copy: the product may be the argument, a view, or memory of the operator's own.
+            # Copy: the product may be its argument, a view, or memory that the operator reuses, and
+            # orthogonalize overwrites it.
             image.copy_(checked_product(product, image))
             if symmetry is not None and step and step & (step - 1) == 0:
                 symmetry.look(step, basis[:, current - 1], image)
@@ -231,7 +233,7 @@ def lanczos(
             monitor.record(step)
             leaving = last or monitor.leaves(step)
             if checkpoint is not None and checkpoint.writes and (leaving or checkpoint.due()):
-                # What is on disk has been judged: a resumed run ends where this one would.
+                # Check every step before it is written, so that a resumed run ends at the same step.
                 state = monitor.settle()
                 ended = last or monitor.ended
                 offset = step if short else 0

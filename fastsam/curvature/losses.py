@@ -1,4 +1,4 @@
-"""How a loss function is read: the summed loss of a batch and the weight of that sum."""
+"""Loss functions, converted to the summed loss of a batch and the weight of that sum."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ LossFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """A loss of any form, told exactly: the *sum* of a batch's losses and the weight of that sum.
+    """A loss of any form, given as the *sum* of a batch's losses and the weight of that sum.
 
-    Use it wherever ``criterion(model(inputs), targets)`` with mean reduction does not describe the
-    loss. The operator is the Hessian of (sum of all loss sums) / (sum of all weights).
+    Use it if the loss is not ``criterion(model(inputs), targets)`` with mean reduction. The operator
+    is the Hessian of (sum of all loss sums) / (sum of all weights).
 
     Args:
-        function: ``function(model, batch) -> (loss_sum, weight)``; ``loss_sum`` is a scalar tensor,
-            ``weight`` a number or scalar tensor that does not depend on the model's parameters.
+        function: called as ``function(model, batch)``; returns ``(loss_sum, weight)``. ``loss_sum``
+            is a scalar tensor, ``weight`` a number or scalar tensor that does not depend on the
+            model's parameters.
 
     Example:
         >>> def summed(model, batch):
@@ -38,13 +39,13 @@ class BatchLoss:
 
 
 class ModelLoss(nn.Module):
-    """A model together with its loss: maps a batch to (sum of its losses, weight of that sum).
+    """A model and its loss as a module that maps a batch to (sum of losses, weight of that sum).
 
-    The model is the submodule ``model``, so that the names of its parameters are ``model.<name>``.
+    The model is the submodule ``model``, so the names of its parameters begin with ``model.``.
     """
 
     separable = False
-    """Whether a batch may be cut along its first dimension without changing the sums."""
+    """Whether a batch may be split along its first dimension without changing the sums."""
 
     def __init__(self, model: nn.Module, loss: BatchLoss) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class ModelLoss(nn.Module):
         self._loss = loss
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """(sum of losses, weight) of a batch."""
+        """Return (sum of losses, weight) of a batch, two scalar tensors."""
         result = self._loss.function(self.model, batch)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
@@ -62,7 +63,8 @@ class ModelLoss(nn.Module):
         loss, weight = result
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
-                "the loss_sum returned by a BatchLoss must be a tensor with one element"
+                "the loss_sum returned by a BatchLoss must be a tensor with one element, got "
+                f"{_description(loss)}"
             )
         if not isinstance(weight, Tensor):
             weight = _scalar(weight, loss.device)
@@ -70,43 +72,42 @@ class ModelLoss(nn.Module):
 
 
 class CriterionLoss(ModelLoss):
-    """``criterion(model(inputs), targets)`` over batches ``(inputs, targets)``, un-averaged."""
+    """The loss ``criterion(model(inputs), targets)`` of batches ``(inputs, targets)``, as a sum."""
 
     separable = True
 
     def __init__(self, model: nn.Module, criterion: LossFunction) -> None:
         nn.Module.__init__(self)
         self.model = model
-        self.criterion = (
-            criterion  # a module's buffers (class weights) follow the run's dtype and device
-        )
+        # As an attribute, so that the buffers of a module (class weights) get the run's dtype.
+        self.criterion = criterion
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """(sum of losses, weight) of a batch."""
+        """Return (sum of losses, weight) of a batch, two scalar tensors."""
         inputs, targets = pair(batch)
         return self.loss(self.outputs(inputs), targets, samples=len(inputs))
 
     def outputs(self, inputs: Any) -> Any:
-        """The model's outputs."""
+        """Return the model's outputs."""
         return self.model(inputs)
 
     def loss(self, outputs: Any, targets: Any, *, samples: int) -> tuple[Tensor, Tensor]:
-        """Sum of the losses of ``outputs`` and its weight.
+        """Return the sum of the losses of ``outputs`` and its weight.
 
         Args:
-            outputs: whatever the model returns and the criterion takes, such as an object with a
-                tensor ``logits``.
-            targets: a tensor or any other form; its length counts where it has one.
-            samples: length of the inputs.
+            outputs: result of the model, in any form that the criterion accepts, such as an object
+                with a tensor ``logits``.
+            targets: a tensor, whose length is the number of samples, or any other object.
+            samples: number of samples if ``targets`` has no length.
         """
         criterion = self.criterion
         if of_torch(criterion) and not isinstance(outputs, Tensor):
             name = getattr(criterion, "__name__", type(criterion).__name__)
             raise TypeError(
-                f"{name} needs a tensor of outputs, and the model returned "
-                f"{_shape_of(outputs)}; pick the tensor, such as loss_fn=lambda outputs, targets: "
-                "F.cross_entropy(outputs.logits, targets), or use fastsam.curvature.BatchLoss("
-                "lambda model, batch: (loss_sum, weight))"
+                f"{name} requires a tensor of outputs, but the model returned "
+                f"{_description(outputs)}; select the tensor, for example with loss_fn=lambda "
+                "outputs, targets: F.cross_entropy(outputs.logits, targets), or use "
+                "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
             )
         if is_likelihood(criterion):
             return _summed_likelihood(criterion, outputs, targets)
@@ -125,22 +126,22 @@ class CriterionLoss(ModelLoss):
         if value.numel() != 1:
             raise TypeError(
                 f"the loss function returned shape {tuple(value.shape)}, expected a scalar (mean "
-                "reduction); "
-                "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
+                "reduction); wrap it in fastsam.curvature.BatchLoss, which returns (loss_sum, weight)"
             )
         return value.reshape(()) * samples, weight
 
     def sample_losses(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of the samples (or positions), weights included, and their weights, of one shape.
+        """Return the weighted losses of the samples (or positions), and their weights, of one shape.
 
         Raises:
-            ValueError: the criterion has no reduction to switch off, or does not obey it.
+            ValueError: the criterion has no attribute ``reduction``, or its forward ignores it.
         """
         criterion = self.criterion
         outputs = self.outputs(inputs)
         if not isinstance(criterion, nn.Module) or not hasattr(criterion, "reduction"):
             raise ValueError(
-                "the losses of single samples need a torch.nn criterion with a reduction"
+                "the losses of single samples require a torch.nn criterion with a reduction, got "
+                f"{type(criterion).__name__}"
             )
         separate: Any = copy.copy(criterion)
         separate.reduction = "none"
@@ -152,17 +153,17 @@ class CriterionLoss(ModelLoss):
         if losses.ndim == 0 or len(losses) != len(inputs):
             raise ValueError(
                 f"{type(criterion).__name__} with reduction='none' returned shape "
-                f"{tuple(losses.shape)} for {len(inputs)} samples, expected one row for each: its "
-                "forward must obey self.reduction"
+                f"{tuple(losses.shape)} for {len(inputs)} samples, expected one row per sample: its "
+                "forward must use self.reduction"
             )
         losses = losses.flatten(start_dim=1) if losses.ndim > 1 else losses[:, None]
-        # As in loss(): only a mean is divided by the number of a sample's outputs.
+        # As in loss(): only mean reduction divides by the number of outputs of a sample.
         each = losses.mean(dim=1) if criterion.reduction == "mean" else losses.sum(dim=1)
         return each, torch.ones_like(each).detach()
 
 
 def of_torch(criterion: Any) -> bool:
-    """Whether a criterion is a class or function of torch's own, or computes its likelihoods."""
+    """Return whether a criterion is a class or function of torch, or uses its likelihoods."""
     return (
         type(criterion).__module__ == "torch.nn.modules.loss"
         or getattr(criterion, "__module__", None) == "torch.nn.functional"
@@ -171,19 +172,19 @@ def of_torch(criterion: Any) -> bool:
 
 
 def is_likelihood(criterion: Any) -> TypeGuard[nn.CrossEntropyLoss | nn.NLLLoss]:
-    """Whether a criterion computes torch's own cross-entropy or negative log-likelihood.
+    """Return whether a criterion computes torch's cross-entropy or negative log-likelihood.
 
-    A subclass with a forward of its own, such as a focal loss, computes something else.
+    A subclass that overrides forward, such as a focal loss, computes something else.
     """
     forward = getattr(getattr(criterion, "forward", None), "__func__", None)
     return forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside data-parallel and compiled wrappers.
+    """Return the module inside data-parallel and compiled wrappers.
 
     Raises:
-        ValueError: a BatchNorm layer without running statistics, whose outputs depend on the whole
+        ValueError: a BatchNorm layer has no running statistics, so its outputs depend on the whole
             batch.
     """
     inner: Any = model
@@ -195,21 +196,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{name} is a BatchNorm layer without running statistics: the loss of a sample "
-                "depends on its "
-                "batch, so the loss over the data is not defined; use track_running_stats=True"
+                "depends on its batch, so the loss over the data is undefined; use "
+                "track_running_stats=True"
             )
     bare: nn.Module = inner
     return bare
 
 
 def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> ModelLoss:
-    """Join a model and a loss function, as :func:`fastsam.spectral_density` describes.
+    """Combine a model and a loss function as described in :func:`fastsam.spectral_density`.
 
     Raises:
-        TypeError: ``loss_fn`` is neither callable nor a :class:`BatchLoss`.
-        ValueError: a criterion whose normalization cannot be known, for example a class-weighted
-            one that is not ``nn.CrossEntropyLoss`` or ``nn.NLLLoss``, or a subclass of these with a
-            forward of its own that may ignore targets or is not a mean.
+        TypeError: ``model`` is not a module, or ``loss_fn`` is neither callable nor a
+            :class:`BatchLoss`.
+        ValueError: the normalization of the criterion is unknown. Examples are class weights in
+            another criterion than ``nn.CrossEntropyLoss`` and ``nn.NLLLoss``, or a subclass of these
+            that overrides forward and may ignore targets or is not a mean.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -226,8 +228,8 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Mode
         of_torch(loss_fn) and reduction == "batchmean"
     ):
         raise ValueError(
-            f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; "
-            "wrap it in fastsam.curvature.BatchLoss to say how losses are summed"
+            f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; wrap it in "
+            "fastsam.curvature.BatchLoss, which returns (loss_sum, weight)"
         )
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and not is_likelihood(loss_fn):
         _refuse_unknown_mean(loss_fn)
@@ -237,40 +239,37 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Mode
         and isinstance(getattr(loss_fn, "weight", None), Tensor)
     ):
         raise ValueError(
-            f"{type(loss_fn).__name__} carries class weights, and whether its mean divides by "
-            "them is not known; "
-            "use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
+            f"{type(loss_fn).__name__} has class weights, and it is unknown whether its mean divides "
+            "by them; use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
         )
     return CriterionLoss(model, loss_fn)
 
 
 def _refuse_unknown_mean(criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
-    """Refuse a subclass with its own forward, unless its options leave a mean over the samples."""
+    """Raise ValueError for a subclass that overrides forward, unless its options imply a mean."""
     plain = nn.CrossEntropyLoss()
     for option in ("reduction", "ignore_index"):
         value, default = getattr(criterion, option), getattr(plain, option)
         if value != default:
             raise ValueError(
-                f"{type(criterion).__name__} has a forward of its own and {option}={value!r}, so "
-                "what its losses are divided by is not known; leave "
-                f"{option} at {default!r}, or use "
+                f"{type(criterion).__name__} overrides forward and has {option}={value!r}, so the "
+                f"denominator of its mean is unknown; leave {option} at {default!r}, or use "
                 "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
             )
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
-    """``(inputs, targets)`` of a batch, as every plain criterion needs it."""
+    """Return ``(inputs, targets)`` of a batch; raise TypeError for batches of another form."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
         raise TypeError(
             "a batch for a plain criterion must be (inputs, targets) with a tensor of inputs, "
-            f"got {_shape_of(batch)}; "
-            "for any other form use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, "
-            "weight))"
+            f"got {_description(batch)}; for other forms use fastsam.curvature.BatchLoss(lambda model, "
+            "batch: (loss_sum, weight))"
         )
     return batch[0], batch[1]
 
 
-def _shape_of(batch: Any) -> str:
+def _description(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"{type(batch).__name__}({', '.join(type(item).__name__ for item in batch)})"
     return type(batch).__name__
@@ -279,7 +278,7 @@ def _shape_of(batch: Any) -> str:
 def _summed_likelihood(
     criterion: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss and the denominator that the criterion's own mean reduction would have used."""
+    """Return the summed loss, and the denominator of the criterion's mean reduction as its weight."""
     class_weights = criterion.weight
     if isinstance(criterion, nn.NLLLoss):
         value = F.nll_loss(
@@ -298,23 +297,22 @@ def _summed_likelihood(
             reduction="sum",
             label_smoothing=criterion.label_smoothing,
         )
-        if (
-            targets.is_floating_point()
-        ):  # class probabilities: the mean is over positions, weighted or not
+        # For class probabilities, the mean divides by the number of positions even with weights.
+        if targets.is_floating_point():
             positions = targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
             return value, _scalar(positions, value.device)
     return value, _target_weights(criterion, targets, value).sum()
 
 
 def _scalar(value: float, device: torch.device) -> Tensor:
-    """A number made on the device: a copy to it would make the host wait."""
+    """Create a scalar on the device, without a copy from the host, which would make it wait."""
     return torch.full((), float(value), dtype=sum_dtype(device, torch.float32), device=device)
 
 
 def _target_weights(
     criterion: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor, like: Tensor
 ) -> Tensor:
-    """The class weight of every target, 0 where it is ignored."""
+    """Return the class weight of every target, 0 for ignored ones."""
     counted = targets != criterion.ignore_index
     if criterion.weight is None:
         return counted.to(like.dtype)

@@ -1,4 +1,4 @@
-"""How much memory there is, and early errors where it would not do."""
+"""Free memory of devices, and the part of it that a run may use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 MARGIN = 0.8
-"""Share of the free memory that a run may plan with."""
+"""Fraction of the free memory that a run may use."""
 
 
 def readable(size: float) -> str:
-    """Return a number of bytes in the largest unit that leaves at least 0.1, such as ``"1.50 GiB"``."""
+    """Format a number of bytes in the largest unit with a value of at least 0.1: ``"1.50 GiB"``."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= 0.1 * scale:
             return f"{size / scale:.2f} {unit}"
@@ -19,9 +19,9 @@ def readable(size: float) -> str:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None for a device other than CPU and CUDA.
+    """Return the free memory of a device in bytes; None if it is neither a CPU nor a CUDA device.
 
-    On the CPU it is at most what the control group of the process still allows.
+    On the CPU, the limit of the process's control group is taken into account.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -37,7 +37,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def plan_bytes(device: torch.device, limit: int | None) -> int | None:
-    """Return the bytes that a run may use: ``limit`` where given, else a share of what is free."""
+    """Return the bytes that a run may use: ``limit``, or by default 80 % of the free memory."""
     if limit is not None:
         return limit
     free = available_bytes(device)
@@ -45,10 +45,10 @@ def plan_bytes(device: torch.device, limit: int | None) -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """Return what a Linux control group (version 2) leaves, None where there is no limit.
+    """Return the bytes left in the Linux control group (version 2), or None without a limit.
 
-    psutil reports the memory of the machine, also in a container that may use a part of it. The inactive
-    file cache counts as free.
+    psutil reports the memory of the machine, even in a container that may use only a part of it. The
+    inactive file cache counts as free.
     """
     group = Path("/sys/fs/cgroup")
     try:

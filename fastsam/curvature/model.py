@@ -39,7 +39,7 @@ from fastsam.distributed import World
 from fastsam.kernels.backends import sum_dtype, widened
 
 _COMPARED = 4
-"""Batches on which a criterion's samples are checked to be independent."""
+"""Number of batches on which to check that the samples of a criterion are independent."""
 
 
 class ModelOperator:
@@ -49,32 +49,32 @@ class ModelOperator:
     :func:`fastsam.curvature.isolation.undisturbed`.
 
     Args:
-        model: any module whose parameters are on one device.
+        model: any module with all parameters on one device.
         loss_fn: criterion or :class:`BatchLoss`.
         batches: the data.
         curvature: one of :data:`fastsam.curvature.factored.CURVATURES`.
         params: names of parameters or layers; None for all that require a gradient.
-        dtype: float32 or float64 for weights, data and vectors; None for the parameters' own dtype,
-            at least float32.
+        dtype: dtype of weights, data and vectors, float32 or float64; None for that of the
+            parameters, at least float32.
         strategy: one of :data:`fastsam.curvature.products.STRATEGIES`, or ``"auto"``.
-        micro_batch: samples per pass; None for the batches as they are, cut where memory demands
-            it.
-        kept: number of passes whose graphs ``"mixed"`` keeps; None for what fits.
-        seed: of the targets drawn for ``"fisher-mc"``.
-        world: processes that share the samples; one process by default.
+        micro_batch: maximum number of samples per pass; None to split batches only if memory
+            requires it.
+        kept: number of passes whose graphs ``"mixed"`` keeps; None for as many as fit.
+        seed: seed of the targets drawn for ``"fisher-mc"``.
+        world: ranks that share the samples. Default: one process.
 
     Attributes:
         loss: the mean loss.
-        weight: sum of the weights (the number of samples when unweighted).
+        weight: sum of the weights (the number of samples if unweighted).
         gradient: gradient of the mean loss, ``[n]``.
         weight_norm: 2-norm of the chosen parameters.
-        params: the chosen layers and parameters by the fewest names that select them.
-        strategy: the strategy in use; ``"auto"`` until :meth:`prepare`.
-        micro_batch: samples per pass in use, or None.
+        params: the chosen layers and parameters, by the fewest names that select them.
+        strategy: the strategy in use; may be ``"auto"`` before :meth:`prepare`.
+        micro_batch: samples per pass, or None.
 
     Raises:
-        ValueError: unknown names, no parameter, a loss that is random, not finite, or does not
-            depend on the parameters, a total weight that is not positive.
+        ValueError: a name is unknown, no parameter is chosen, the loss is random, not finite, or
+            does not depend on the parameters, or the total weight is not positive.
     """
 
     def __init__(
@@ -102,7 +102,10 @@ class ModelOperator:
         self.params = shortest_selection(model, names)
         self._loss = PureLoss(model_loss, names, dtype=run_dtype(model, names, dtype))
         if micro_batch is not None and not model_loss.separable:
-            raise ValueError("a BatchLoss may not be cut into micro-batches; pass smaller batches")
+            raise ValueError(
+                "micro_batch requires a criterion, because the batches of a BatchLoss cannot be "
+                "split; pass smaller batches"
+            )
         if world.world_size > 1:
             batches = shard_of_samples(batches, world, separable=model_loss.separable)
         self._world = world
@@ -141,7 +144,7 @@ class ModelOperator:
         reserved: int = 0,
         measurements: Measurements | None = None,
     ) -> None:
-        """Settle how products are computed; see :func:`fastsam.curvature.planning.make_plan`."""
+        """Choose the strategy and the passes; see :func:`fastsam.curvature.planning.make_plan`."""
         with _explained(self.strategy):
             plan = make_plan(
                 self._loss,
@@ -158,7 +161,7 @@ class ModelOperator:
         if plan.micro_batch is not None:
             self.micro_batch = plan.micro_batch
             self._batches = pieces(self._batches, plan.micro_batch)
-        # Targets for fisher-mc are drawn batch by batch: they stay as they are.
+        # The targets of fisher-mc are drawn per batch, so joining batches would change them.
         held = self.strategy in HOLDING and self.micro_batch is None
         if held and self._loss.model_loss.separable and self.curvature != "fisher-mc":
             self._batches = joined(self._batches, JOINED_SAMPLES)
@@ -172,7 +175,7 @@ class ModelOperator:
         self.predicted_seconds = steps * each
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Products with the rows of ``vectors`` ``[probes, n]``."""
+        """Return the products with the rows of ``vectors``, ``[probes, n]``."""
         with _explained(self.strategy):
             if self._product is None:
                 if self.strategy == "auto":
@@ -191,14 +194,14 @@ class ModelOperator:
 
     @property
     def replayed(self) -> bool | str:
-        """Whether products are replays of a CUDA graph; a refusal's reason where it was tried."""
+        """Whether products replay a CUDA graph; the reason if recording one failed."""
         if not isinstance(self._product, Captured):
             return False
         return self._product.refusal or True
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the products' bits, for checkpoints."""
+        """Everything that determines the bits of the products, for checkpoints."""
         return {
             "curvature": self.curvature,
             "strategy": self.strategy,
@@ -212,11 +215,11 @@ class ModelOperator:
         }
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector ``[n]`` as tensors of the parameters' shapes, by their names."""
+        """Split a vector ``[n]`` into tensors of the parameters' shapes, by their names."""
         return dict(zip(self._loss.names, self._loss.split(vector), strict=True))
 
     def _survey(self) -> None:
-        """One gradient over all data: the numbers beside the spectrum, and the early errors."""
+        """Compute loss, weight and gradient over all data, and raise errors before the run."""
         total_loss = torch.zeros((), dtype=torch.float64)
         total_weight = torch.zeros((), dtype=torch.float64)
         total_gradient = torch.zeros(self._loss.dimension, dtype=self.dtype, device=self.device)
@@ -226,12 +229,12 @@ class ModelOperator:
             placed = self._loss.place(batch)
             leaves = self._loss.leaves()
             began = time.perf_counter()
-            # With gradients: a loss may hold derivatives of its own (force fields, penalties).
+            # With gradients enabled, because the loss may contain derivatives (force fields, penalties).
             total, weight = self._loss(leaves, placed)
             loss = total.detach()
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
-                    f"the loss of batch {index} is {float(loss)}: {_blame(self._loss, placed)}"
+                    f"the loss of batch {index} is {float(loss)}: {_nonfinite_cause(self._loss, placed)}"
                 )
             pieces_of_gradient = self._loss.derivative(total, leaves, differentiable=False)
             del total
@@ -254,8 +257,8 @@ class ModelOperator:
         self.weight = float(total_weight)
         if not self.weight > 0:
             raise ValueError(
-                f"the losses have total weight {self.weight}; "
-                "it must be positive (is every target ignored?)"
+                f"the losses have the total weight {self.weight}; it must be positive: check whether "
+                "every target is ignored"
             )
         self.loss = float(total_loss) / self.weight
         self.gradient = total_gradient / self.weight
@@ -263,16 +266,17 @@ class ModelOperator:
         self.weight_norm = squares**0.5
 
     def _refuse_coupled(self, first: list[Any], *, alone: bool) -> None:
-        """Refuse a criterion whose samples depend on each other, unless its one batch stays whole.
+        """Raise ValueError if samples depend on each other, unless the data are one whole batch.
 
-        Batches are cut, joined and shared out, which leaves the sum of a separable criterion alone.
-        The loss of a contrastive one, or of one that divides by weights of its own, is another for
-        every cut; it has a meaning on a single batch, which is then never cut.
+        Batches are split, joined and distributed over ranks, which does not change the sum of a
+        separable criterion. The loss of a contrastive criterion, or of one that divides by its own
+        weights, changes with every split. It is defined only on a single batch, which is then never
+        split.
 
         Args:
-            first: the first batches, which are compared with their halves and, joined, with each
-                other.
-            alone: whether the data are one batch that nothing has cut.
+            first: the first batches. The first is compared with its halves, and all of them with
+                the joined batch.
+            alone: whether the data are one batch that was not split.
         """
         if not first or not self._loss.model_loss.separable:
             return
@@ -289,7 +293,7 @@ class ModelOperator:
             try:
                 losses, weights = zip(*map(self._evaluate, whole), strict=True)
                 separate = [self._evaluate(part)[0] for part in parts]
-            except Exception:  # a model or loss for batches of one size: they stay as they are
+            except Exception:  # the model or loss accepts only batches of one size: never split
                 self._loss.model_loss.separable = False
                 return
             loss = sum(losses)
@@ -300,16 +304,17 @@ class ModelOperator:
             return
         if not alone:
             raise ValueError(
-                f"the samples of a batch depend on each other: the loss of whole batches is {loss:.6g}, "
-                f"the sum over its parts {sum(separate):.6g}, so the loss over all data depends on "
-                "how they are cut. Does the criterion compare samples, or divide by weights of its "
-                "own? Pass a single batch, or use fastsam.curvature.BatchLoss(lambda model, batch: "
-                "(loss_sum, weight)), whose batches stay as they are"
+                "the samples of a batch depend on each other: the loss of whole batches is "
+                f"{loss:.6g}, the sum over their parts {sum(separate):.6g}, so the loss over all data "
+                "depends on how it is split into batches. Check whether the criterion compares "
+                "samples or divides by its own weights. Pass a single batch, or use "
+                "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight)), whose batches "
+                "are never split"
             )
         self._loss.model_loss.separable = False
 
     def _evaluate(self, batch: Any) -> tuple[float, float]:
-        """(sum of losses, weight) of a batch."""
+        """Return (sum of losses, weight) of a batch."""
         loss, weight = self._loss(self._loss.leaves(), self._loss.place(batch))
         return float(loss.detach()), float(weight)
 
@@ -318,13 +323,13 @@ class ModelOperator:
         if abs(first - second) > 1e-5 * max(abs(first), abs(second)):
             raise ValueError(
                 "the loss is random: two evaluations of the same batch in evaluation mode gave "
-                f"{first} and {second}. Is dropout left on (F.dropout without "
-                "training=self.training)?"
+                f"{first} and {second}. Check for dropout that is always on (F.dropout without "
+                "training=self.training)"
             )
 
 
 def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
-    """Refuse an unknown strategy, or one that does not fit the curvature or the data."""
+    """Raise ValueError for a strategy that is unknown or unsuited to the curvature or the data."""
     if strategy == "auto":
         return
     if strategy not in STRATEGIES:
@@ -333,18 +338,19 @@ def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
         )
     if curvature != "hessian" and strategy in HESSIAN_ONLY:
         raise ValueError(
-            f"strategy {strategy!r} is for the Hessian only; use 'kept-graph' or 'rebuild'"
+            f"strategy {strategy!r} requires curvature='hessian', got {curvature!r}; use 'kept-graph' "
+            "or 'rebuild'"
         )
     if not held and strategy in (*HOLDING, "mixed"):
         raise ValueError(
-            f"strategy {strategy!r} holds every batch, but data is read anew at each product; use "
-            "'rebuild'"
+            f"strategy {strategy!r} requires all batches in memory, but data is read again at every "
+            "product; use 'rebuild', or raise data_memory"
         )
 
 
 @contextmanager
 def _explained(strategy: str) -> Iterator[None]:
-    """Turns autograd's complaints about missing second derivatives into an error that helps."""
+    """Convert autograd's errors about missing second derivatives to ValueErrors with a fix."""
     try:
         yield
     except RuntimeError as error:
@@ -357,12 +363,12 @@ def _explained(strategy: str) -> Iterator[None]:
 
 
 def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> torch.dtype:
-    """``dtype`` where it can be used, else the widest of the parameters', at least float32."""
+    """Return ``dtype``, or by default the widest dtype of the parameters, at least float32."""
     if dtype is not None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         return dtype
-    with USER_CODE:  # no other run's parameters lie in the model
+    with USER_CODE:  # another run may have swapped its parameters into the model
         parameters = dict(model.named_parameters())
     widest = torch.float32
     for name in names:
@@ -370,11 +376,11 @@ def run_dtype(model: nn.Module, names: list[str], dtype: torch.dtype | None) -> 
     return widest
 
 
-def _blame(loss: PureLoss, batch: Any) -> str:
+def _nonfinite_cause(loss: PureLoss, batch: Any) -> str:
     if any(
         bool(tensor.isnan().any()) for tensor in tensors_of(batch) if tensor.is_floating_point()
     ):
-        return "the data hold NaN"
+        return "the data contain NaN"
     if not all(bool(torch.isfinite(value).all()) for value in loss.values):
         return "the parameters are not finite"
     return "the data and the parameters are finite, so the model or the loss overflows"

@@ -1,4 +1,4 @@
-"""What the host sees of a run: T step by step, and whether the run is over or has gone wrong."""
+"""Monitoring of a run from the host: copies of T, convergence, and errors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from fastsam.kernels.backends import widened
 from fastsam.kernels.lanczos import Recurrence
 
 HOST_LAG = 2
-"""Steps by which the host's look at T is behind a GPU, so that the GPU never waits for the host."""
+"""Number of steps that the host is behind a GPU, so that the GPU never waits for the host."""
 
 JUDGED_EVERY = 5
-"""Steps between two looks at whether a run with a tolerance may end."""
+"""Number of steps between two convergence checks of a run with a tolerance."""
 
 
 class Symmetry:
-    """Whether ``q_{j-1} . A q_j`` is beta_{j-1}, as it is for a symmetric A; no synchronization.
+    """Checks that ``q_{j-1} . A q_j`` equals beta_{j-1}, as for a symmetric A, without host waits.
 
     Attributes:
-        asymmetry: the largest difference seen, a share of the operator's norm, float64 ``[probes]``.
-        tolerated: what rounding explains: products are far from as exact as single operations.
+        asymmetry: the largest difference so far relative to the operator's norm, float64
+            ``[probes]``.
+        tolerated: the largest difference that rounding may explain. It is far above eps, because a
+            product accumulates the errors of many operations.
     """
 
     def __init__(self, recurrence: Recurrence, *, eps: float) -> None:
@@ -36,7 +38,7 @@ class Symmetry:
         self.asymmetry = torch.zeros_like(recurrence.bound)
 
     def look(self, step: int, previous: Tensor, image: Tensor) -> None:
-        """Compare at one step: q_{j-1} and A q_j, ``[probes, n]`` each."""
+        """Check one step, given q_{j-1} and A q_j, ``[probes, n]`` each."""
         overlap = widened(torch.linalg.vecdot(previous, image))
         gap = (overlap - self._recurrence.beta[:, step - 1]).abs()
         norm = widened(torch.linalg.vector_norm(image, dim=1))
@@ -46,7 +48,7 @@ class Symmetry:
 
 
 class _Snapshot:
-    """T after a step, on the host; still on its way there where the run is on a GPU."""
+    """A copy of T after a step in host memory; from a GPU the copy is asynchronous."""
 
     def __init__(self, recurrence: Recurrence, asymmetry: Tensor | None, *, step: int) -> None:
         self.step = step
@@ -58,17 +60,17 @@ class _Snapshot:
         device = recurrence.alpha.device
         if device.type == "cuda":
             self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            # The stream of the copies, not of the current device: the model may be on another.
+            # The stream of the copies, which need not be on the current device.
             self._arrival.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Until everything has arrived."""
+        """Wait until the copy is complete."""
         if self._arrival is not None:
             self._arrival.synchronize()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """A copy in main memory; from a GPU it is only begun."""
+    """Copy a tensor to main memory; from a GPU asynchronously."""
     if tensor.device.type != "cuda":
         return tensor.clone()
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -76,11 +78,11 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 class Monitor:
-    """The recurrence as the host sees it: judged step by step, a fixed lag behind a GPU.
+    """Checks the recurrence step by step on the host, a fixed number of steps behind a GPU.
 
-    A run ends at the first step whose judgement says so, whatever was computed meanwhile: neither T
-    nor the number of products depends on how fast anything is, and ranks that share out the samples
-    leave the loop together.
+    A run ends at the first step that satisfies a criterion, even if later steps were computed
+    meanwhile. Neither T nor the number of products therefore depends on timing, and all ranks that
+    share the samples leave the loop at the same step; otherwise their all-reduces would not match.
     """
 
     def __init__(
@@ -107,19 +109,20 @@ class Monitor:
         return f"|T| {float(self._latest.recurrence.bound.max()):.4g}"
 
     def record(self, step: int) -> None:
-        """Take T after ``step`` in, and judge what is a lag behind."""
+        """Start a copy of T after ``step``, and check the step that is one lag behind."""
         self._waiting.append(self._snapshot(step))
         self._judge_until(step - self._lag)
 
     def leaves(self, step: int) -> bool:
-        """Whether the loop ends after ``step``: a lag behind the end, also if that is known already.
+        """Return whether the loop ends after ``step``: one lag after the last step of the run.
 
-        Only some of the ranks may have had to settle early, to write.
+        The lag applies even if the end is known earlier, because only the ranks that write
+        checkpoints know it, and all ranks must leave together.
         """
         return self.ended and step >= self._latest.step + self._lag
 
     def settle(self) -> _Snapshot:
-        """Judge every step that was recorded; T where the run ends, or is."""
+        """Check every recorded step; return T at the end of the run, or else after the last step."""
         if self._waiting:
             self._judge_until(self._waiting[-1].step)
         return self._latest
@@ -153,13 +156,13 @@ class Monitor:
             broken = ~torch.isfinite(seen.recurrence.alpha[:, : seen.step + 1])
             first = int(broken.any(dim=0).nonzero()[0]) if bool(broken.any()) else seen.step
             raise FloatingPointError(
-                f"the operator's product held NaN or infinity at step {first + 1}; "
-                "a larger dtype (dtype=torch.float64) may help if the model overflows"
+                f"the operator's product contains NaN or infinity at step {first + 1}; if the model "
+                "overflows, try dtype=torch.float64"
             )
 
 
 def _converged(recurrence: Recurrence, tolerance: float) -> bool:
-    """Whether the best probe's residuals of both extremes are small enough."""
+    """Return whether the residuals of both extremes, each of the best probe, are within tolerance."""
     ends: list[tuple[float, float]] = []
     starts: list[tuple[float, float]] = []
     for probe, order in enumerate(recurrence.steps_taken.tolist()):

@@ -1,4 +1,4 @@
-"""Symmetric linear operators: the protocol, and operators made of matrices and callables."""
+"""Symmetric linear operators: the protocol, and operators from matrices and callables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fastsam.extras import requires_extra
 
 @runtime_checkable
 class Operator(Protocol):
-    """A symmetric linear map of R^n, known by its products.
+    """A symmetric linear map of R^n, defined by its products.
 
-    ``matmat`` takes vectors as the rows of a block ``[probes, n]`` and returns their images as the
-    rows of a new block of the same shape, dtype and device; it may not change its argument.
+    ``matmat`` maps the rows of a block ``[probes, n]`` to the rows of a new block of the same shape,
+    dtype and device. It must not change its argument.
     """
 
     @property
@@ -34,17 +34,20 @@ class Operator(Protocol):
         """Device of the vectors."""
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Images of the rows of ``vectors`` ``[probes, n]``, as rows of the same shape."""
+        """Return the products with the rows of ``vectors``, ``[probes, n]``, as rows."""
 
 
 class CallableOperator:
-    """An operator given by a function of a block of row vectors.
+    """An operator defined by a function of a block of row vectors.
 
     Args:
         function: maps ``[probes, n]`` to ``[probes, n]``.
-        dimension: n.
-        dtype: float32 or float64.
-        device: where the vectors live.
+        dimension: n, at least 1.
+        dtype: dtype of the vectors: float32 or float64 (default).
+        device: device of the vectors. Default: CPU.
+
+    Raises:
+        ValueError: ``dimension`` or ``dtype`` is invalid.
 
     Example:
         >>> double = CallableOperator(lambda rows: 2 * rows, dimension=3)
@@ -85,35 +88,36 @@ class CallableOperator:
         return self._device
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """The function's result, its shape and dtype checked."""
+        """Return the function's result after checking its shape and dtype."""
         return checked_product(self._function(vectors), vectors)
 
 
 class AsymmetryError(ValueError):
-    """The products of an operator are not those of a symmetric one.
+    """Raised if the products of an operator show that it is not symmetric.
 
     Attributes:
-        asymmetry: the largest difference of ``u'(Av)`` and ``v'(Au)`` seen, a share of the norm.
+        asymmetry: the largest difference of ``u'(Av)`` and ``v'(Au)`` relative to the norm.
     """
 
     def __init__(self, asymmetry: float) -> None:
         super().__init__(
             f"the operator is not symmetric: u'(Av) and v'(Au) differ by {asymmetry:.1e} of its "
-            "norm, so its Ritz values would mean nothing. Do its products change from call to "
-            "call? Of a model: is a second derivative wrong, as that of torch's weight_norm is?"
+            "norm, so its Ritz values would be meaningless. Check whether its products change from "
+            "call to call; for a model, check for an operation whose second derivative is wrong, "
+            "such as torch's weight_norm"
         )
         self.asymmetry = asymmetry
 
 
 class ResolutionError(ValueError):
-    """The curvature is so small that rounding decides the products in the run's dtype."""
+    """Raised if the curvature is so small that rounding dominates the products."""
 
 
 def checked_product(images: Tensor, vectors: Tensor) -> Tensor:
-    """``images``, without a graph, if they have the shape and dtype of ``vectors``.
+    """Return ``images``, detached, after checking their shape and dtype.
 
     Raises:
-        ValueError: they have not.
+        ValueError: the shape or dtype differs from that of ``vectors``.
     """
     if images.shape != vectors.shape or images.dtype != vectors.dtype:
         raise ValueError(
@@ -149,8 +153,8 @@ class MatrixOperator(CallableOperator):
             matrix = torch.from_numpy(np.ascontiguousarray(matrix))
         if not isinstance(matrix, Tensor):
             raise TypeError(
-                f"expected a torch tensor or a NumPy array, got {type(matrix).__name__}; give a "
-                "SciPy matrix to from_scipy(aslinearoperator(matrix), symmetric=True)"
+                f"expected a torch tensor or a NumPy array, got {type(matrix).__name__}; pass a "
+                "SciPy matrix as from_scipy(aslinearoperator(matrix), symmetric=True)"
             )
         if matrix.layout is not torch.strided:
             raise ValueError(
@@ -167,10 +171,13 @@ class MatrixOperator(CallableOperator):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
         if not bool(torch.isfinite(matrix).all()):
-            raise ValueError("the matrix holds NaN or infinity")
+            raise ValueError("the matrix contains NaN or infinity; expected finite elements")
         largest = matrix.abs().max()
         if float((matrix - matrix.T).abs().max()) > 1e3 * torch.finfo(matrix.dtype).eps * largest:
-            raise ValueError("the matrix is not symmetric; Lanczos needs a symmetric operator")
+            raise ValueError(
+                "the matrix is not symmetric; Lanczos requires a symmetric operator, for example "
+                "(matrix + matrix.T) / 2"
+            )
         super().__init__(
             lambda vectors: vectors @ matrix.T,
             dimension=matrix.shape[0],
@@ -180,15 +187,15 @@ class MatrixOperator(CallableOperator):
 
 
 def from_scipy(linear_operator: Any, *, symmetric: bool) -> CallableOperator:
-    """A SciPy ``LinearOperator``, or anything with its ``shape``, ``dtype`` and ``matmat``.
+    """Convert a SciPy ``LinearOperator``, or an object with its ``shape``, ``dtype`` and ``matmat``.
 
     Args:
-        linear_operator: real, square; its products run on the CPU.
-        symmetric: say ``True`` to confirm that it is symmetric: SciPy does not know, Lanczos needs
-            it.
+        linear_operator: real and square; its products run on the CPU.
+        symmetric: pass ``True`` to confirm that the operator is symmetric, which Lanczos requires
+            and SciPy does not record.
 
     Raises:
-        ValueError: not square, not real, or not confirmed to be symmetric.
+        ValueError: the operator is not square, not real, or not confirmed to be symmetric.
 
     Example:
         >>> from scipy.sparse.linalg import aslinearoperator
@@ -197,7 +204,7 @@ def from_scipy(linear_operator: Any, *, symmetric: bool) -> CallableOperator:
     """
     if not symmetric:
         raise ValueError(
-            "Lanczos needs a symmetric operator; pass symmetric=True to confirm that it is"
+            "Lanczos requires a symmetric operator; pass symmetric=True to confirm that it is"
         )
     rows, columns = linear_operator.shape
     if rows != columns:
@@ -215,7 +222,7 @@ def from_scipy(linear_operator: Any, *, symmetric: bool) -> CallableOperator:
 
 
 def to_scipy(operator: Operator) -> Any:
-    """An operator as a SciPy ``LinearOperator``, for example for ``scipy.sparse.linalg.eigsh``.
+    """Convert an operator to a SciPy ``LinearOperator``, for example for ``scipy.sparse.linalg.eigsh``.
 
     Vectors are copied to the operator's device and back.
 

@@ -1,4 +1,4 @@
-"""The options of a run as keyword arguments, for calls that pass them on."""
+"""Types of the keyword arguments of functions that pass the options of a run on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastsam.curvature.planning import Measurements
 
 
 class RunOptions(TypedDict, total=False):
-    """Options of every run; :class:`fastsam.curvature.lanczos.LanczosSettings` describes each."""
+    """Options of every run, documented in :class:`fastsam.curvature.lanczos.LanczosSettings`."""
 
     steps: int
     probes: int
@@ -30,9 +30,9 @@ class RunOptions(TypedDict, total=False):
 
 
 class LanczosOptions(RunOptions, total=False):
-    """All options of :class:`fastsam.curvature.lanczos.LanczosSettings`, of runs on any operator.
+    """All options of :class:`fastsam.curvature.lanczos.LanczosSettings`, for runs on any operator.
 
-    For a model ``verify_data`` says whether symmetry is verified, too.
+    For a model, ``verify_data`` replaces ``verify_symmetry``.
     """
 
     verify_symmetry: bool
@@ -40,7 +40,7 @@ class LanczosOptions(RunOptions, total=False):
 
 
 class ModelOptions(TypedDict, total=False):
-    """What an operator of a model is made of; :func:`fastsam.spectral_density` describes each."""
+    """Options of the operator of a model, documented in :func:`fastsam.spectral_density`."""
 
     curvature: str
     params: Iterable[str] | None

@@ -1,4 +1,4 @@
-"""Choosing how products are computed: what fits into memory, then what will be faster."""
+"""Choice of the strategy for products: what fits in memory, then what is faster."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from fastsam.curvature.pure import PureLoss
 from fastsam.curvature.structure import map_tensors, sample_count, tensors_of
 
 AGREEMENT = 1e3
-"""How far two strategies may be apart: this many times the dtype's eps times the operator's norm.
+"""Largest difference of the products of two strategies, in units of eps times the operator's norm.
 
-Both round, so they differ by some eps of the norm: 66 eps at most in 489 products of 150 random
-networks, float32 and float64. A wrong derivative differs by percents, which is 1e5 eps in float32.
+Rounding makes them differ by a few eps of the norm: at most 66 eps in 489 products of 150 random
+networks, in float32 and float64. A wrong derivative differs by percents, which is 1e5 eps in float32.
 """
 
 _LOG = logging.getLogger(__name__)
@@ -39,15 +39,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How the products of a run are computed.
+    """The strategy for the products of a run, with its predicted costs.
 
     Attributes:
         strategy: one of :data:`fastsam.curvature.products.STRATEGIES`.
-        micro_batch: samples per pass, or None for the batches as they come.
-        graph_bytes: predicted bytes that the strategy holds or, where it holds nothing, needs for a
-            moment.
-        product_seconds: predicted seconds of a block of products; None where nothing was measured.
-        kept_samples: samples whose graphs ``"mixed"`` may keep.
+        micro_batch: samples per pass, or None to keep the batches unchanged.
+        graph_bytes: predicted bytes of the graphs that the strategy holds, or of its largest
+            temporary graph if it holds none.
+        product_seconds: predicted seconds of a block of products; None if nothing was measured.
+        kept_samples: number of samples whose graphs ``"mixed"`` may keep.
     """
 
     strategy: str
@@ -58,26 +58,26 @@ class Plan:
 
 
 JOINED_SAMPLES = 64
-"""Batches are joined to passes of this many samples where the graphs of all are held anyway."""
+"""Maximum number of samples of joined batches, if the graphs of all batches are held."""
 
 _SMALLER, _LARGER = 2, 4
-"""Samples of the two graphs whose memory is measured."""
+"""Numbers of samples of the two graphs whose memory is measured."""
 
 Cost = Callable[[int], int]
-"""Bytes of a graph by its number of samples."""
+"""Maps a number of samples to the bytes of their graph."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured for one model and loss, so that further runs need not measure it again.
+    """Measurements of one model and loss, which several runs can share.
 
-    Runs over classes share one: memory and the choice of a strategy depend on the shape of a
-    sample and on the parameters, and time is proportional to the number of samples.
+    Runs over classes share one object: memory and the best strategy depend on the shape of a sample
+    and on the parameters, and time is proportional to the number of samples.
 
     Attributes:
-        costs: memory of graphs, by parameters and shape of a sample.
-        times: seconds of set-up and of a block of products for one sample, by the same, the
-            number of probes and the strategy.
+        costs: memory of graphs, keyed by parameters and shape of a sample.
+        times: seconds per sample of set-up and of a block of products, keyed also by the number of
+            probes and the strategy.
     """
 
     costs: dict[Any, Cost] = field(default_factory=dict)
@@ -98,33 +98,33 @@ def make_plan(
 ) -> Plan:
     """Choose a strategy and, under a memory limit, the size of the passes.
 
-    Memory is measured on the graphs of a few samples, which are dropped again. Time is measured on
-    the first batch, and only where there is a choice that can pay back.
+    Memory is measured on temporary graphs of a few samples. Time is measured on the first batch, and
+    only if there is a choice whose measurement can pay off.
 
     Args:
         loss: the loss.
         batches: the data.
         build: builds the graph of a batch.
         strategy: a name, or ``"auto"``.
-        probes: vectors in a block.
-        steps: blocks of products to come.
-        memory_limit: bytes the run may use on its device; None for most of what is free.
-        reserved: bytes of it that the Lanczos basis takes.
-        measurements: what earlier plans measured; new ones are added.
+        probes: number of vectors in a block.
+        steps: number of blocks of products in the run.
+        memory_limit: bytes that the run may use on its device; None for 80 % of free memory.
+        reserved: bytes of that for the Lanczos basis.
+        measurements: earlier measurements, to which new ones are added.
 
     Raises:
-        ValueError: the strategy asked for does not fit, fails or is wrong for this loss, or not even
-            a pass over one sample fits.
+        ValueError: the requested strategy does not fit in memory, or fails or is wrong for this
+            loss; or even a pass over one sample does not fit.
     """
     first = next(iter(batches), None)
-    if first is None:  # a rank without samples
+    if first is None:  # this rank has no samples
         return Plan("rebuild" if strategy == "auto" else strategy, None, 0)
     limit = plan_bytes(loss.device, memory_limit)
     kind = (loss.names, loss.dtype, getattr(build, "__name__", None), _sample_shape(first))
     cost = measurements.costs.get(kind)
     if cost is None:
         cost = _graph_cost(loss, first, build)
-        if sample_count(first) >= _LARGER:  # a line through two points; fewer samples give no line
+        if sample_count(first) >= _LARGER:  # with fewer samples the cost is only a rough estimate
             measurements.costs[kind] = cost
     moved = _data_bytes(loss, batches)
     room = None if limit is None else max(0, limit - reserved - moved)
@@ -137,17 +137,15 @@ def make_plan(
     fits = total is not None and (room is None or total <= room)
     if strategy in HOLDING and room is not None and total is not None and not fits:
         raise ValueError(
-            f"strategy {strategy!r} would hold about {readable(total)} of graphs, "
-            f"{readable(room)} may be used beside the Lanczos basis; use 'auto' or "
-            "'rebuild', "
-            "or raise memory_limit"
+            f"strategy {strategy!r} needs about {readable(total)} for graphs, but {readable(room)} "
+            "may be used besides the Lanczos basis; use 'auto' or 'rebuild', or raise memory_limit"
         )
     micro_batch = None
     if room is not None and cost(largest) > room:
         micro_batch = _samples_that_fit(cost, room, largest, cuttable=_cuttable(loss, first))
     one_pass = micro_batch or largest
     kept = batches.samples if fits else 0
-    if room is not None and batches.held and not fits:  # beside the pass that is being rebuilt
+    if room is not None and batches.held and not fits:  # the pass being rebuilt needs room, too
         kept = _most_samples(cost, room - cost(one_pass), batches.samples)
     if strategy == "auto" and not fits and kept >= one_pass:
         candidates = ["mixed"]
@@ -175,7 +173,7 @@ def make_plan(
 
 
 def _data_bytes(loss: PureLoss, batches: Batches) -> int:
-    """Bytes of the data on a GPU, where recorded products need them to stay."""
+    """Return the bytes of the data on a GPU, where recorded products need them; else 0."""
     if loss.device.type != "cuda" or not batches.held:
         return 0
     return sum(tensor.nbytes for batch in batches for tensor in tensors_of(batch))
@@ -186,10 +184,10 @@ def _sample_shape(batch: Any) -> tuple[Any, ...]:
 
 
 def _candidates(loss: PureLoss, build: GraphBuilder, *, fits: bool, probes: int) -> list[str]:
-    """Strategies between which a measurement decides; the first one goes through plain graphs.
+    """Return the strategies to measure, beginning with the one that uses plain graphs.
 
-    On the CPU vectorizing over the probes gains nothing (a ResNet-32: 2.5 gradients per probe
-    against 2.1), so there is nothing to measure; a GPU may gain by larger kernels.
+    On the CPU vectorizing over the probes gains nothing (a ResNet-32 takes 2.5 gradients per probe
+    instead of 2.1), so there is no choice. On a GPU larger kernels may be faster.
     """
     plain, vectorized = (
         ("kept-graph", "kept-graph-batched") if fits else ("rebuild", "forward-over-reverse")
@@ -202,7 +200,7 @@ def _candidates(loss: PureLoss, build: GraphBuilder, *, fits: bool, probes: int)
 def _trial(
     strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder, probes: int
 ) -> tuple[float, float]:
-    """Seconds of set-up and of a block of products; infinite where the strategy is unfit."""
+    """Measure the seconds of set-up and of a block of products; infinite for an unfit strategy."""
     if strategy not in HESSIAN_ONLY:
         return _time(strategy, loss, batch, build, probes)
     reason = _unfit(strategy, loss, batch, build)
@@ -228,10 +226,10 @@ def _time(
 
 
 def _unfit(strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder) -> str | None:
-    """Why a strategy may not be used for this loss, or None.
+    """Return the reason why a strategy may not be used for this loss, or None.
 
-    Two random products must agree with the kept graph. The norm is estimated by the products of
-    the kept graph's own images, which lie along the largest eigenvalues.
+    Two random products must agree with those of the kept graph. The operator's norm is estimated by
+    a power iteration: products with these products, which favor the largest eigenvalues.
     """
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(2, loss.dimension, generator=generator, dtype=loss.dtype)
@@ -253,7 +251,7 @@ def _unfit(strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder) -> st
 
 
 def _refuse_unfit(strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder) -> None:
-    """Refuse a strategy that was asked for and fails or is wrong."""
+    """Raise ValueError for a requested strategy that fails or computes wrong products."""
     if strategy not in HESSIAN_ONLY:
         return
     reason = _unfit(strategy, loss, batch, build)
@@ -276,7 +274,7 @@ def _now(device: torch.device) -> float:
 
 
 def _graph_cost(loss: PureLoss, batch: Any, build: GraphBuilder) -> Cost:
-    """Bytes of a graph by its number of samples: a straight line through two small graphs."""
+    """Estimate the bytes of a graph by its number of samples: a line through two small graphs."""
     samples = sample_count(batch)
     if not _cuttable(loss, batch) or samples < _LARGER:
         each = _graph_bytes(loss, batch, build)
@@ -304,16 +302,15 @@ def _samples_that_fit(
     if cost(count) > room or not cuttable:
         needed = cost(count if cuttable else largest)
         raise ValueError(
-            f"a pass over {count if cuttable else largest} samples needs about "
-            f"{readable(needed)}, "
-            f"{readable(room)} may be used beside the Lanczos basis: use smaller batches, "
-            "fewer steps or probes, or basis='host'"
+            f"a pass over {count if cuttable else largest} samples needs about {readable(needed)}, "
+            f"but {readable(room)} may be used besides the Lanczos basis: use smaller batches, fewer "
+            "steps or probes, or basis='host'"
         )
     return count
 
 
 def _most_samples(cost: Cost, room: int, samples: int) -> int:
-    """Most of ``samples`` whose graphs fit into ``room``, found by bisection."""
+    """Return the largest number of samples whose graphs fit in ``room``, by bisection."""
     fitting, too_many = 0, samples + 1
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
@@ -335,18 +332,18 @@ def _head(batch: Any, count: int) -> Any:
 
 
 class _LiveStorage(DispatchMode):
-    """Bytes of the tensors that were made inside the context and are still alive."""
+    """Counts the bytes of tensors that were created inside the context and are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
         self._made: list[tuple[StorageWeakRef, int]] = []
 
     def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
-        """Call ``function`` and remember the storage of what it made."""
+        """Call ``function`` and record the storage of new tensors in its result."""
         result = function(*arguments, **keywords)
         given = {tensor.untyped_storage()._cdata for tensor in tensors_of((arguments, keywords))}
         for tensor in tensors_of(result):
-            if tensor.untyped_storage()._cdata in given:  # a view of what was there
+            if tensor.untyped_storage()._cdata in given:  # a view of an argument
                 continue
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
@@ -354,7 +351,7 @@ class _LiveStorage(DispatchMode):
         return result
 
     def count(self) -> int:
-        """Return the bytes that are still alive."""
+        """Return the number of bytes that are still alive."""
         alive: dict[int, int] = {}
         for reference, size in self._made:
             if not reference.expired():  # type: ignore[no-untyped-call]
@@ -363,7 +360,7 @@ class _LiveStorage(DispatchMode):
 
 
 def pieces(batches: Batches, micro_batch: int | None) -> Batches:
-    """The same data in passes of at most ``micro_batch`` samples."""
+    """Split the batches into passes of at most ``micro_batch`` samples."""
     if micro_batch is None:
         return batches
 
@@ -380,9 +377,9 @@ def pieces(batches: Batches, micro_batch: int | None) -> Batches:
 
 
 def joined(batches: Batches, samples: int) -> Batches:
-    """The same data with neighbouring ``(inputs, targets)`` joined to passes of at most ``samples``.
+    """Join neighboring batches ``(inputs, targets)`` to passes of at most ``samples`` samples.
 
-    The operator is a sum over samples, and larger passes spend less time between kernels.
+    The operator is a sum over samples, so this does not change it; larger passes have less overhead.
     """
     if not batches.held:
         return batches
@@ -401,7 +398,7 @@ def joined(batches: Batches, samples: int) -> Batches:
 
 
 def _joinable(batch: Any) -> tuple[Any, ...]:
-    """What must agree between two batches that are joined; () for one that cannot be."""
+    """Return the properties that must be equal to join two batches; () if a batch cannot be joined."""
     pair = isinstance(batch, (tuple, list)) and all(isinstance(item, Tensor) for item in batch)
     if not pair or any(item.ndim == 0 or len(item) != len(batch[0]) for item in batch):
         return ()

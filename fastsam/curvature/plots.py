@@ -1,4 +1,4 @@
-"""Figures of spectra; matplotlib is needed only here."""
+"""Figures of spectra, with matplotlib."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from fastsam.curvature.spectrum import Spectrum
 
 FLOOR = 1e-7
-"""Densities below this are drawn at it, as in the paper's figures."""
+"""Lower limit of the drawn density, as in the paper's figures."""
 
 
 def plain(text: str) -> str:
-    """Return ``text`` so that matplotlib shows it as it is: dollar signs do not begin mathematics."""
+    """Escape the dollar signs in ``text``, so that matplotlib does not parse it as mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -28,13 +28,13 @@ def plot_density(
     sigma: float | str = "scale-free",
     labels: Sequence[str | None] | None = None,
 ) -> Any:
-    """Draw densities into one axes: symlog eigenvalues, log density. Returns the axes.
+    """Draw densities into one axes, with symlog eigenvalues and log density, and return the axes.
 
     Args:
-        spectra: what to draw.
-        axes: matplotlib axes; None makes a new figure.
+        spectra: the spectra to draw.
+        axes: matplotlib axes. Default None: a new figure.
         sigma: see :meth:`Spectrum.density`.
-        labels: one per spectrum, for the legend, shown as they are (see :func:`plain`).
+        labels: a legend label per spectrum, or None; escaped by :func:`plain`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -57,22 +57,23 @@ def plot_density(
 def plot_spectra(
     spectra: Mapping[Any, Spectrum], *, sigma: float | str = "scale-free", columns: int = 4
 ) -> Any:
-    """Small multiples on common axes, as in the paper's Figures 2 and 5 to 7.
+    """Draw one panel per spectrum with shared axes, as in the paper's Figures 2 and 5 to 7.
 
     Args:
-        spectra: by name, as :func:`fastsam.class_spectra` returns them. Names are shown as they are.
+        spectra: the spectra by name, such as the result of :func:`fastsam.class_spectra`. Names are
+            escaped by :func:`plain`.
         sigma: see :meth:`Spectrum.density`.
-        columns: panels in a row.
+        columns: number of panels per row. Default 4.
 
     Returns:
         The matplotlib figure.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: nothing to draw.
+        ValueError: ``spectra`` is empty.
     """
     if not spectra:
-        raise ValueError("plot_spectra needs at least one spectrum")
+        raise ValueError("plot_spectra requires at least one spectrum, got none")
     pyplot = _pyplot()
     columns = min(columns, len(spectra))
     rows = -(-len(spectra) // columns)
@@ -103,7 +104,7 @@ def _pyplot() -> Any:
 
 
 def _symlog(axes: Any, widest: float) -> None:
-    """Linear up to a power of ten, about a hundredth of ``widest``, so that 0 has room between two ticks."""
+    """Set a symlog scale whose linear range, about ``widest / 100``, leaves room between ticks at 0."""
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
 
 
@@ -112,7 +113,7 @@ def _widest(spectra: Sequence[Spectrum]) -> float:
 
 
 def _symlog_grid(spectrum: Spectrum, sigma: float | str) -> Any:
-    """An even grid with every node's neighbourhood added: no peak falls between points."""
+    """Return an even grid with extra points around every node, so that no peak is missed."""
     even = spectrum.grid(2001, sigma=sigma)
     width = spectrum.width(sigma) if isinstance(sigma, str) else sigma
     nodes = np.concatenate(spectrum.nodes)

@@ -1,4 +1,4 @@
-"""From the options of a call to an operator of a model that is ready for its run."""
+"""Preparation of a run on a model: its operator and settings from the options of a call."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run on a model, about to begin.
+    """A run on a model that is ready to start.
 
     Attributes:
-        operator: the curvature, with its strategy settled.
-        settings: of the Lanczos run, this rank's own where ranks share it.
-        batches: the data as they were read.
-        world: the processes of the run.
+        operator: the curvature, with a chosen strategy.
+        settings: settings of the Lanczos run of this rank.
+        batches: the data.
+        world: the ranks of the run.
     """
 
     operator: ModelOperator
@@ -50,7 +50,7 @@ class PreparedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What an operator of a model is made of; :func:`fastsam.spectral_density` describes each."""
+    """Options of the operator of a model, documented in :func:`fastsam.spectral_density`."""
 
     curvature: str = "hessian"
     params: Iterable[str] | None = None
@@ -65,7 +65,7 @@ class ModelSettings:
 
     @classmethod
     def split(cls, options: SpectrumOptions) -> tuple[ModelSettings, LanczosSettings]:
-        """Part the options of a call into those of the operator and those of the Lanczos run."""
+        """Split the options of a call into those of the operator and those of the Lanczos run."""
         rest: dict[str, Any] = {**options}
         own = {item.name: rest.pop(item.name) for item in fields(cls) if item.name in rest}
         chosen = cls(**own)
@@ -79,12 +79,13 @@ def prepared_run(
     data: Any,
     **options: Unpack[SpectrumOptions],
 ) -> Iterator[PreparedRun]:
-    """Prepare a run as :func:`fastsam.spectral_density` describes it; inside, nothing disturbs it.
+    """Prepare a run with the options of :func:`fastsam.spectral_density`, and isolate the context.
 
-    Strategy, passes and threads of a run that is found in the checkpoint are used again.
+    If the checkpoint folder contains a run, its strategy, passes and number of threads are reused,
+    because they determine the bits.
 
     Raises:
-        TypeError, ValueError: as :func:`fastsam.spectral_density`.
+        TypeError, ValueError: as in :func:`fastsam.spectral_density`.
     """
     chosen, settings = ModelSettings.split(options)
     if not isinstance(model, nn.Module):
@@ -143,40 +144,40 @@ def prepared_run(
             if operator.dtype is torch.float64:
                 raise
             exact = make_operator(
-                params=operator.params,  # chosen.params may be an iterator, which is used up
+                params=operator.params,  # chosen.params may be an iterator, which is exhausted
                 dtype=torch.float64,
                 strategy="rebuild",
                 micro_batch=operator.micro_batch,
             )
             if _is_symmetric(exact, settings):
                 raise ResolutionError(
-                    f"the curvature is below the resolution of float32: the loss is "
+                    "the curvature is below the resolution of float32: the loss is "
                     f"{operator.loss:.1e}, and rounding makes its products asymmetric by "
-                    f"{error.asymmetry:.1e} of the norm; in float64 they are symmetric. Use "
+                    f"{error.asymmetry:.1e} of the norm, whereas they are symmetric in float64. Use "
                     "dtype=torch.float64, or --dtype float64 on the command line"
                 ) from None
             raise
 
 
 def _own_folder(folder: Path, shard: str | None, world: World) -> Path:
-    """Return the folder of this rank's run: one for each rank, or the one that all of them share.
+    """Return the checkpoint folder of this rank: a subfolder per rank, or one that all ranks share.
 
     Raises:
-        ValueError: the ranks share a run and find different ones.
+        ValueError: the ranks share a run but find different ones.
     """
-    world.barrier()  # the rank that writes may still be writing the end of the run before
+    world.barrier()  # the writing rank may still be writing the end of an earlier run
     if shard == "probes":
         return folder / f"rank-{world.rank}"
     if not world.agree(LanczosCheckpoint.fingerprint(folder)):
         raise ValueError(
-            f"the ranks find different runs in {folder}: it must be a folder that all of them can "
-            "read, for all of them have one run, which the first one writes"
+            f"the ranks find different runs in {folder}; expected a folder on a file system that all "
+            "ranks share, because rank 0 writes the checkpoint of all"
         )
     return folder
 
 
 def _is_symmetric(operator: ModelOperator, settings: LanczosSettings) -> bool:
-    """Whether the products of an operator in float64 are symmetric, as Lanczos sees it."""
+    """Return whether a short Lanczos run finds the products of an operator symmetric."""
     plain = replace(
         settings,
         steps=min(settings.steps, _STEPS_THAT_SHOW_ASYMMETRY),
@@ -192,4 +193,4 @@ def _is_symmetric(operator: ModelOperator, settings: LanczosSettings) -> bool:
 
 
 _STEPS_THAT_SHOW_ASYMMETRY = 17
-"""Lanczos compares at powers of two; a wrong derivative shows at the first of them."""
+"""Lanczos checks symmetry at steps that are powers of two; a wrong derivative shows at the first."""

@@ -1,13 +1,13 @@
-"""Matrix-vector products of a model's curvature: several strategies, one result, different costs.
+"""Matrix-vector products of a model's curvature, by strategies that differ only in their costs.
 
 ========================  ===========================================  ====================
 strategy                  cost of a product, in gradients              held between products
 ========================  ===========================================  ====================
-``kept-graph``            about 2: backward through a kept backward    graph of every batch
+``kept-graph``            about 2: backward through a kept gradient    graph of every batch
 ``kept-graph-batched``    the same, all probes in one vectorized pass  graph of every batch
 ``forward-over-reverse``  about 3 per probe in one vectorized pass     nothing
-``rebuild``               1 and about 2 for each probe                 nothing
-``mixed``                 kept-graph for some batches, then rebuild    graph of what fits
+``rebuild``               1, plus about 2 per probe                    nothing
+``mixed``                 kept-graph for some batches, else rebuild    graphs that fit
 ========================  ===========================================  ====================
 """
 
@@ -26,10 +26,10 @@ from fastsam.curvature.second_order import FastSecondOrder
 
 
 class Product(Protocol):
-    """Products of the curvature of a *sum* of losses with a block of vectors."""
+    """Computes products of the curvature of a *sum* of losses with a block of vectors."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """``[probes, n]`` to ``[probes, n]``."""
+        """Return the products with the rows of ``vectors``, ``[probes, n]`` to ``[probes, n]``."""
 
 
 class Graph(Protocol):
@@ -37,14 +37,14 @@ class Graph(Protocol):
 
     @property
     def roots(self) -> Sequence[Tensor]:
-        """The tensors from which products go backward."""
+        """The tensors at which the backward passes of products start."""
 
     def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """``[probes, n]`` to ``[probes, n]``; ``batched`` vectorizes over the probes."""
+        """Return the products with the rows of ``vectors``; ``batched`` vectorizes over them."""
 
 
 GraphBuilder = Callable[[PureLoss, Any, int], Graph]
-"""Builds the graph of a batch that lies on the run's device; the integer is the batch's number."""
+"""Builds the graph of a batch on the run's device; the integer is the index of the batch."""
 
 
 class HessianGraph:
@@ -55,17 +55,17 @@ class HessianGraph:
         self._leaves = loss.leaves()
         with FastSecondOrder():
             gradients = loss.gradient(batch, self._leaves, differentiable=True)
-        # A gradient that does not depend on the parameters (a loss linear in them) has no graph.
+        # The gradient by a parameter in which the loss is linear has no graph; its products are 0.
         self._curved = [index for index, piece in enumerate(gradients) if piece.requires_grad]
         self._gradients = [gradients[index] for index in self._curved]
 
     @property
     def roots(self) -> Sequence[Tensor]:
-        """The gradient, where it depends on the parameters."""
+        """The parts of the gradient that depend on the parameters."""
         return self._gradients
 
     def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """Products with the rows of ``vectors``, backward through the gradient's graph."""
+        """Return the products with the rows of ``vectors``, by backward passes through the gradient."""
         if not self._curved:
             return torch.zeros_like(vectors)
         if batched:
@@ -82,7 +82,8 @@ class HessianGraph:
             is_grads_batched=batched,
             allow_unused=True,
         )
-        lead = vector.shape[:-1]  # torch's own zeros for unused leaves lack it
+        # With materialize_grads, torch's zeros for unused leaves would lack the batch dimension.
+        lead = vector.shape[:-1]
         return self._loss.join(
             (
                 leaf.new_zeros((*lead, *leaf.shape)) if product is None else product
@@ -93,7 +94,7 @@ class HessianGraph:
 
 
 class Rebuild:
-    """Build and drop every batch's graph at every product; ``first`` is the first one's number."""
+    """Builds and frees the graph of every batch at every product; ``first`` is the first index."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class Rebuild:
         self._first = first
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Products, batch by batch."""
+        """Return the products, summed over the batches."""
         total = torch.zeros_like(vectors)
         for number, batch in enumerate(self._batches, self._first):
             total += self._build(self._loss, self._loss.place(batch), number).product(vectors)
@@ -117,7 +118,7 @@ class Rebuild:
 
 
 class KeptGraph:
-    """Build every batch's graph once and go through it at every product."""
+    """Builds the graph of every batch once and reuses it at every product."""
 
     batched = False
 
@@ -129,7 +130,7 @@ class KeptGraph:
         ]
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Products through the kept graphs."""
+        """Return the products, summed over the kept graphs."""
         total = torch.zeros_like(vectors)
         for graph in self._graphs:
             total += graph.product(vectors, batched=self.batched)
@@ -137,7 +138,7 @@ class KeptGraph:
 
 
 class Mixed:
-    """Keep the graphs of the first ``kept`` batches and rebuild those of the others."""
+    """Keeps the graphs of the first ``kept`` batches and rebuilds those of the others."""
 
     def __init__(
         self, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder, *, kept: int
@@ -147,18 +148,18 @@ class Mixed:
         self._rebuilt = Rebuild(loss, batches[kept:], build, first=kept)
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Products through the kept graphs, then batch by batch."""
+        """Return the products, summed over the kept and the rebuilt graphs."""
         return self._kept(vectors) + self._rebuilt(vectors)
 
 
 class KeptGraphBatched(KeptGraph):
-    """:class:`KeptGraph` with all probes in one vectorized pass."""
+    """A :class:`KeptGraph` with all probes in one vectorized pass."""
 
     batched = True
 
 
 class ForwardOverReverse:
-    """Forward-mode derivative of the gradient, all probes in one vectorized pass; holds nothing."""
+    """Forward-mode derivative of the gradient, with all probes in one vectorized pass."""
 
     def __init__(self, loss: PureLoss, batches: Iterable[Any]) -> None:
         _load_forward_mode()
@@ -166,7 +167,7 @@ class ForwardOverReverse:
         self._batches = batches
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Products, batch by batch."""
+        """Return the products, summed over the batches."""
         total = torch.zeros_like(vectors)
         for batch in self._batches:
             total += self._product(vectors, self._loss.place(batch))
@@ -184,7 +185,7 @@ class ForwardOverReverse:
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """Load torch's forward-mode rules without the deprecation warning from inside torch."""
+    """Load torch's forward-mode rules, without the deprecation warning that torch causes itself."""
     with warnings.catch_warnings(), torch.autograd.forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         torch.autograd.forward_ad.make_dual(  # type: ignore[no-untyped-call]
@@ -206,7 +207,7 @@ GRAPH_STRATEGIES: dict[str, type[KeptGraph] | type[Rebuild]] = {
     "kept-graph-batched": KeptGraphBatched,
     "rebuild": Rebuild,
 }
-"""Strategies that go through a graph, of whatever curvature."""
+"""Strategies that work with the graph of any curvature."""
 
 STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", "forward-over-reverse")
 """Names of all strategies."""
@@ -214,26 +215,26 @@ STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", "forward-over-reverse")
 HESSIAN_ONLY = ("kept-graph-batched", "forward-over-reverse")
 """Strategies that vectorize over the probes, which only the Hessian supports.
 
-They rely on rules of torch's (vmap, forward mode) that the kept graph does without, so a plan compares
-them with it before a run uses them.
+They use torch's rules for vmap or forward mode, which are wrong for some operations and which the kept
+graph does not need. A plan therefore compares them with the kept graph before a run uses them.
 """
 
 
 def gradients_per_block(strategy: str, probes: int) -> float:
-    """Predicted cost of a block of products in gradients, from trials on a ResNet-32 (CPU)."""
+    """Predict the cost of a block of products in gradients, from trials on a ResNet-32 (CPU)."""
     if strategy in ("rebuild", "mixed"):
         return 1.3 + 1.9 * probes
     return (3.0 if strategy == "forward-over-reverse" else 2.0) * probes
 
 
 HOLDING = ("kept-graph", "kept-graph-batched")
-"""Strategies that hold something of every batch."""
+"""Strategies that hold the graphs of all batches."""
 
 
 def make_product(
     strategy: str, loss: PureLoss, batches: Iterable[Any], build: GraphBuilder, *, kept: int
 ) -> Product:
-    """The product of a strategy by its name; ``kept`` is for :class:`Mixed` alone."""
+    """Return the product of a strategy by its name; only :class:`Mixed` uses ``kept``."""
     if strategy == "mixed":
         return Mixed(loss, batches, build, kept=kept)
     if strategy == "forward-over-reverse":

@@ -17,20 +17,20 @@ from fastsam.curvature.second_order import TwiceDifferentiable
 from fastsam.curvature.structure import map_tensors
 
 _WATCHED = 2
-"""Evaluations after which a loss that has drawn no random number is taken to draw none."""
+"""Evaluations without a random number after which a loss is assumed to draw none."""
 
 
 class PureLoss:
-    """The summed loss as a pure function of chosen parameters; the model itself is never touched.
+    """The summed loss as a pure function of chosen parameters; it never modifies the model's tensors.
 
     Args:
-        model_loss: the model together with its loss.
+        model_loss: the model and its loss.
         names: names of the chosen parameters, as in ``model.named_parameters()``.
-        dtype: every floating-point parameter, buffer and input is converted to it.
+        dtype: dtype to which all floating-point parameters, buffers and inputs are converted.
 
     Attributes:
-        values: the chosen parameters' values.
-        sizes: their numbers of elements.
+        values: values of the chosen parameters.
+        sizes: number of elements of each.
         dimension: n, the sum of the sizes.
     """
 
@@ -38,11 +38,11 @@ class PureLoss:
         self.model_loss = model_loss
         self.names = tuple(names)
         self.dtype = dtype
-        with USER_CODE:  # no other run's parameters lie in the model
+        with USER_CODE:  # another run may have swapped its parameters into the model
             state = dict((*model_loss.named_parameters(), *model_loss.named_buffers()))
         self._originals = [state.pop(f"model.{name}") for name in names]
-        # Copies, so that a module that writes into a buffer or, as nn.Embedding(max_norm=) does, into
-        # a parameter writes into ours.
+        # Copies, because a module may write to its buffers or, as nn.Embedding(max_norm=) does, to a
+        # parameter.
         self.values = tuple(value.detach().to(dtype, copy=True) for value in self._originals)
         self._constants = {
             name: (value, self._convert(value.detach().clone())) for name, value in state.items()
@@ -54,7 +54,7 @@ class PureLoss:
         self._evaluations = 0
 
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
-        """(sum of losses, weight) of a batch on the run's device, at ``parameters``."""
+        """Return (sum of losses, weight) of a batch on the run's device, at ``parameters``."""
         with self._installed(parameters):
             loss, weight = self.model_loss(batch)
         return loss, weight
@@ -62,28 +62,28 @@ class PureLoss:
     def call(
         self, method: str, parameters: Sequence[Tensor], *arguments: Any, **keywords: Any
     ) -> Any:
-        """Call another method of the model together with its loss at ``parameters``."""
+        """Call another method of the :class:`ModelLoss` at ``parameters``."""
         with self._installed(parameters):
             return getattr(self.model_loss, method)(*arguments, **keywords)
 
     def gradient(
         self, batch: Any, leaves: Sequence[Tensor], *, differentiable: bool
     ) -> list[Tensor]:
-        """Gradient of a batch's summed loss, as :meth:`derivative`."""
+        """Return the gradient of a batch's summed loss; see :meth:`derivative`."""
         return self.derivative(self(leaves, batch)[0], leaves, differentiable=differentiable)
 
     def derivative(
         self, total: Tensor, leaves: Sequence[Tensor], *, differentiable: bool
     ) -> list[Tensor]:
-        """Gradient of a summed loss that was computed at ``leaves``, zeros for unused parameters.
+        """Return the gradient of a summed loss computed at ``leaves``, zeros for unused parameters.
 
         Raises:
             ValueError: the loss does not depend on any of the parameters, or a gradient is sparse.
         """
         if not total.requires_grad:
             raise ValueError(
-                "the loss does not depend on the chosen parameters "
-                "(detached outputs, or no_grad inside the model?)"
+                "the loss does not depend on the chosen parameters; check for detach() or no_grad in "
+                "the model"
             )
         gradients = torch.autograd.grad(
             total,
@@ -95,8 +95,8 @@ class PureLoss:
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient.is_sparse:
                 raise ValueError(
-                    f"the gradient of {name} is sparse and cannot be differentiated again: make its "
-                    "nn.Embedding with sparse=False"
+                    f"the gradient of {name} is sparse and cannot be differentiated again: construct "
+                    "its nn.Embedding with sparse=False"
                 )
         if differentiable:
             return list(gradients)
@@ -104,10 +104,11 @@ class PureLoss:
         return [gradient.detach() for gradient in gradients]
 
     def place(self, batch: Any) -> Any:
-        """``batch`` on the run's device, floating-point tensors in the run's dtype.
+        """Move ``batch`` to the run's device, and floating-point tensors to the run's dtype.
 
-        Tensors are aliases where nothing is converted: a loss that calls ``requires_grad_()`` on
-        its inputs, as those of physics-informed networks do, leaves the caller's alone.
+        Tensors that need no conversion become aliases, so that a loss that calls
+        ``requires_grad_()`` on its inputs, as in physics-informed networks, does not change the
+        caller's tensors.
         """
 
         def placed(tensor: Tensor) -> Tensor:
@@ -117,11 +118,11 @@ class PureLoss:
         return map_tensors(placed, batch)
 
     def leaves(self) -> tuple[Tensor, ...]:
-        """Differentiable aliases of the parameters' values."""
+        """Return differentiable aliases of the parameters' values."""
         return tuple(value.detach().requires_grad_() for value in self.values)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """A vector ``[..., n]`` as views of the parameters' shapes, leading dimensions kept."""
+        """Split a vector ``[..., n]`` into views of the parameters' shapes, with its leading dimensions."""
         pieces = torch.split(vector, self.sizes, dim=-1)
         lead = vector.shape[:-1]
         return tuple(
@@ -130,11 +131,11 @@ class PureLoss:
         )
 
     def join(self, pieces: Iterable[Tensor], *, lead: int = 0) -> Tensor:
-        """Inverse of :meth:`split`; ``lead`` is the number of leading dimensions."""
+        """Invert :meth:`split`; ``lead`` is the number of leading dimensions."""
         return torch.cat([piece.reshape(*piece.shape[:lead], -1) for piece in pieces], dim=-1)
 
     def checksum(self) -> str:
-        """Hexadecimal checksum of names and values of all parameters and buffers."""
+        """Return a hexadecimal checksum of the names and values of all parameters and buffers."""
         checksum = hashlib.blake2b(digest_size=16)
         chosen = zip(self.names, self.values, strict=True)
         others = ((name, value) for name, (_, value) in sorted(self._constants.items()))
@@ -145,10 +146,10 @@ class PureLoss:
 
     @contextmanager
     def _installed(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Put ``parameters`` and our copies of everything else into the modules, for a moment.
+        """Swap ``parameters``, and copies of all other tensors, into the modules inside the context.
 
-        Tensors are found by identity, wherever they occur: torch.func.functional_call unties
-        parameters that are shared by a module with two names.
+        Tensors are replaced by identity wherever they occur. ``torch.func.functional_call`` is not
+        used, because it unties parameters of a module that is registered under two names.
         """
         new = {id(old): value for old, value in self._constants.values()}
         new |= {id(old): value for old, value in zip(self._originals, parameters, strict=True)}
@@ -170,12 +171,12 @@ class PureLoss:
 
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
-        """Random numbers come from the run's own streams, as long as any are drawn."""
+        """Draw random numbers from the run's streams, until the loss is known to draw none."""
         streams = self._streams
         if streams is None:
             yield
             return
-        with streams.standing_in():
+        with streams.active():
             yield
         self._evaluations += 1
         if self._evaluations >= _WATCHED and not streams.drawn:
@@ -186,17 +187,18 @@ class PureLoss:
 
 
 def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[str]:
-    """Names of the parameters to differentiate by: all that require a gradient, or those selected.
+    """Return the names of the parameters to differentiate by.
 
     Args:
         model: any module.
-        selection: names of parameters, or of modules (then all parameters in them); None for every
-            parameter that requires a gradient.
+        selection: names of parameters, or of modules for all parameters in them. None: all
+            parameters that require a gradient.
 
     Raises:
-        ValueError: an unknown name, no parameter at all, or parameters on several devices.
+        ValueError: a name is unknown, no parameter is selected, or the parameters are on several
+            devices.
     """
-    with USER_CODE:  # no other run's parameters lie in the model
+    with USER_CODE:  # another run may have swapped its parameters into the model
         available = dict(model.named_parameters())
     if selection is None:
         names = [name for name, value in available.items() if value.requires_grad]
@@ -210,18 +212,20 @@ def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[s
     for name in names:
         if not available[name].is_floating_point():
             raise ValueError(
-                f"parameter {name!r} has dtype {available[name].dtype}, expected floating point"
+                f"parameter {name!r} has dtype {available[name].dtype}, expected a floating-point "
+                "dtype; exclude it with params="
             )
     devices = {str(available[name].device) for name in names}
     if len(devices) > 1:
         raise ValueError(
-            f"the parameters live on several devices, {', '.join(sorted(devices))}; expected one"
+            f"the parameters are on several devices, {', '.join(sorted(devices))}; expected one: move "
+            "the model, or select parameters of one device with params="
         )
     return names
 
 
 def shortest_selection(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The fewest names of layers and parameters that select exactly the parameters ``names``.
+    """Return the fewest names of layers and parameters that select exactly ``names``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -243,7 +247,7 @@ def shortest_selection(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def _within(available: Iterable[str], entry: str) -> list[str]:
-    """The parameters that a name selects: itself, or all of a layer."""
+    """Return the parameters that a name selects: itself, or all parameters of a layer."""
     return [name for name in available if name == entry or name.startswith(f"{entry}.")]
 
 
@@ -254,9 +258,9 @@ def _selected(available: dict[str, nn.Parameter], wanted: Iterable[str]) -> list
         if not found:
             known = ", ".join(available)
             raise ValueError(
-                f"params: no parameter or layer is called {entry!r}; there are: {known}"
+                f"params: the model has no parameter or layer named {entry!r}; it has {known}"
             )
         names += [name for name in found if name not in names]
     if not names:
-        raise ValueError("params selects no parameter")
+        raise ValueError("params selects no parameter; pass at least one name, or None for all")
     return names

@@ -1,10 +1,10 @@
-"""Gauss quadrature from one probe's T, with bounds on what the quadrature does not see.
+"""Gauss quadrature from T of one probe, with bounds on its error.
 
-A probe v has a spectral measure: mass ``(q_i . v)^2`` at eigenvalue i. The nodes and weights of T
-integrate polynomials of degree ``2 * order - 1`` against it exactly. Other measures have the same
+The spectral measure of a probe v has the mass ``(q_i . v)^2`` at eigenvalue i. The nodes and weights of
+T integrate polynomials of degree ``2 * order - 1`` against it exactly. Other measures have the same
 moments, so the mass left of a point is known only up to the bounds of Chebyshev, Markov and
 Stieltjes: for a rule with nodes t_1 < t_2 < ... that is exact up to degree ``2 * nodes - 2``, the mass
-left of t_k lies between the sum of the weights left of t_k and that sum plus the weight of t_k
+left of t_k is between the sum of the weights left of t_k and that sum plus the weight of t_k
 (Szego, Orthogonal Polynomials, section 3.41).
 """
 
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _SAMPLES = 16
-"""Points per node at which a function is sampled to bound its quadrature error."""
+"""Number of points per node at which a function is sampled to bound its quadrature error."""
 
 _CELLS = 512
-"""Resolution of the distribution of a probe's mass."""
+"""Number of cells of the discretized distribution of a probe's mass."""
 
 _SUM_ROUNDING = 1e-12
-"""What rounding may change a sum of weights by."""
+"""Largest rounding error of a sum of weights."""
 
 
 def ritz_pairs(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
@@ -37,13 +37,14 @@ def ritz_pairs(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
 
     Args:
         alpha: diagonal of T, ``[order]``.
-        beta: off-diagonal, at least ``[order - 1]``; what is beyond is not part of T.
+        beta: off-diagonal, at least ``[order - 1]``; further elements are ignored.
 
     Returns:
-        The eigenvalues, ascending, ``[order]``, and the eigenvectors as columns, ``[order, order]``.
+        The eigenvalues in ascending order, ``[order]``, and the eigenvectors as columns,
+        ``[order, order]``.
     """
     diagonal, off = torch.from_numpy(alpha), torch.from_numpy(beta[: len(alpha) - 1])
-    # eigh reads the lower triangle alone.
+    # eigh reads only the lower triangle.
     nodes, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off, -1))
     return nodes.numpy(), vectors.numpy()
 
@@ -54,9 +55,9 @@ class Quadrature:
 
     Attributes:
         alpha: diagonal of T, ``[order]``.
-        beta: off-diagonal, ``[order]``; the last one measures the residual and is 0 where the Krylov
-            space was exhausted, so that the measure has no mass besides the nodes.
-        resolution: distance by which rounding may have moved an eigenvalue.
+        beta: off-diagonal, ``[order]``. The last element is the norm of the residual; it is 0 if the
+            Krylov space is exhausted, and the measure then has mass only at the nodes.
+        resolution: largest error of an eigenvalue by rounding.
     """
 
     alpha: Floats
@@ -69,7 +70,7 @@ class Quadrature:
 
     @property
     def nodes(self) -> Floats:
-        """Ritz values, ascending, ``[order]``."""
+        """Ritz values in ascending order, ``[order]``."""
         return self._eigen[0]
 
     @cached_property
@@ -79,21 +80,21 @@ class Quadrature:
 
     @cached_property
     def residuals(self) -> Floats:
-        """An eigenvalue lies within each distance of its node, ``[order]``."""
+        """Distance from each node within which there is an eigenvalue, ``[order]``."""
         return np.asarray(np.abs(self.beta[-1] * self._eigen[1][-1]) + self.resolution)
 
     @property
     def exhausted(self) -> bool:
-        """Whether the nodes are all the eigenvalues that the probe has a component of."""
+        """Whether the nodes are all eigenvalues in whose eigenspaces the probe has a component."""
         return bool(self.beta[-1] == 0)
 
     def mass_below(self, point: float) -> tuple[float, float]:
-        """Lower and upper bound on the mass left of ``point``.
+        """Return a lower and an upper bound on the mass left of ``point``.
 
-        Sharp: of all rules that match the moments, the one with a node at the point decides. The
-        point is moved by the resolution in both directions, for rounding.
+        The bounds are sharp: among all rules with the same moments, the one with a node at the point
+        attains them. For rounding, the point is moved by the resolution in both directions.
         """
-        # All nodes lie within the scale, and beyond four times that nothing changes.
+        # All nodes are within the scale; farther than four times that, the bounds do not change.
         point = min(max(point, -4 * self._scale), 4 * self._scale)
         left, right = point - self.resolution, point + self.resolution
         if self.exhausted:
@@ -111,14 +112,15 @@ class Quadrature:
         return float(np.abs(self.nodes).max() + self.beta[-1])
 
     def _rule_with_node(self, point: float) -> tuple[Floats, Floats]:
-        """Nodes and weights of a rule with a node at ``point``, up to rounding.
+        """Return nodes and weights of a rule with a node at ``point``, up to rounding.
 
-        T gets another row, whose diagonal entry decides where the node is (Golub, SIAM Review 15,
-        1973). Close to a node of T that entry is large and would spoil the accuracy of the others. A
-        change of T's last entry has the same effect there, and hardly less degree.
+        T gets another row, whose diagonal entry determines the position of the node (Golub, SIAM
+        Review 15, 1973). Close to a node of T that entry is so large that rounding would spoil the
+        other nodes. There, the last diagonal entry of T is changed instead, which also places the
+        node and lowers the degree of exactness only slightly.
         """
         coupling = (self.beta[-1] * self._eigen[1][-1]) ** 2
-        joined = coupling > 0  # where it is not, a node at the point is there already
+        joined = coupling > 0  # uncoupled nodes are unaffected by the new row
         with np.errstate(divide="ignore"):
             pull = float(np.sum(coupling[joined] / (self.nodes[joined] - point)))
         if abs(pull) <= 4 * self._scale:
@@ -132,20 +134,20 @@ class Quadrature:
     def integral(
         self, function: Callable[[Floats], Floats], interval: tuple[float, float]
     ) -> tuple[float, float]:
-        """Integral of f by the quadrature, and a bound on its error.
+        """Return the integral of f by the quadrature, and a bound on its error.
 
-        The smaller one of two bounds. For f of bounded variation: the integral of ``|df|`` times
-        what the mass left of a point may differ from the quadrature's. For smooth f: the distance to
-        a polynomial that the quadrature integrates exactly. f is sampled; what it does between two
-        samples, besides going straight from one value to the other, is not seen.
+        The bound is the smaller of two. For f of bounded variation: the integral of ``|df|`` times
+        the largest error of the mass left of each point. For smooth f: the distance of f to a
+        polynomial that the quadrature integrates exactly. f is sampled and assumed to be linear
+        between two samples.
 
         Args:
             function: f, applied to an array.
-            interval: holds all eigenvalues.
+            interval: an interval that contains all eigenvalues.
 
         Returns:
-            The integral and the bound, which is infinite where the interval is or f is not finite on
-            it.
+            The integral and the bound, which is infinite if the interval is infinite or f is not
+            finite on it.
 
         Raises:
             ValueError: f is not finite at a node.
@@ -158,7 +160,10 @@ class Quadrature:
             at_nodes = sample(self.nodes)
             if not np.all(np.isfinite(at_nodes)):
                 worst = float(self.nodes[~np.isfinite(at_nodes)][0])
-                raise ValueError(f"the function is not finite at the Ritz value {worst}")
+                raise ValueError(
+                    f"the function is not finite at the Ritz value {worst}; pass a function that is "
+                    "finite at all eigenvalues"
+                )
             return float(self.weights @ at_nodes), self._error(sample, interval)
 
     def _error(self, function: Callable[[Floats], Floats], interval: tuple[float, float]) -> float:
@@ -187,7 +192,7 @@ class Quadrature:
         total = np.concatenate([[0.0], np.cumsum(self.weights)])
         last = len(total) - 1
         left, right = points[:-1], points[1:]
-        # Bounds on the mass up to anywhere in a cell, from the nodes beside it.
+        # Bounds on the mass left of any point in a cell, from the nodes next to the cell.
         before = np.searchsorted(self.nodes, left - self.resolution, side="right")
         after = np.searchsorted(self.nodes, right + self.resolution, side="left")
         reach = 0 if self.exhausted else 1
@@ -202,21 +207,22 @@ class Quadrature:
 def share_limits(
     lower: float, upper: float, *, dimension: int, probes: int, confidence: float
 ) -> tuple[float, float]:
-    """Confidence limits of a share of n eigenvalues from the mean mass that the probes give it.
+    """Return confidence limits of a fraction of n eigenvalues, given their mean mass over the probes.
 
-    A probe, uniform on the sphere, gives k of n eigenvalues a mass that is Beta(k/2, (n-k)/2). A k
-    is within the limits unless the mean over the probes would be as large as this, or as small, with
-    a probability below ``(1 - confidence) / 2``, as in the interval of Clopper and Pearson.
+    For a probe that is uniform on the sphere, the mass of k of n eigenvalues has the distribution
+    Beta(k/2, (n-k)/2). The limits contain every k for which the mean over the probes is as large, or
+    as small, as the observed one with a probability of at least ``(1 - confidence) / 2``, as in the
+    interval of Clopper and Pearson.
 
     Args:
-        lower: bound from below on the mean mass.
-        upper: bound from above.
+        lower: lower bound on the mean mass.
+        upper: upper bound on the mean mass.
         dimension: n.
         probes: number of probes.
-        confidence: probability with which the limits hold the true share, over the random probes.
+        confidence: probability, over the random probes, that the limits contain the true fraction.
 
     Returns:
-        Two multiples of 1/n.
+        The lower and the upper limit, multiples of 1/n.
     """
     tail = (1 - confidence) / 2
     fewest = _fewest(lower - _SUM_ROUNDING, dimension, probes, tail)
@@ -225,7 +231,7 @@ def share_limits(
 
 
 def _fewest(mass: float, dimension: int, probes: int, tail: float) -> int:
-    """Least number k of eigenvalues that explains a mean mass of at least ``mass``."""
+    """Return the smallest number of eigenvalues for which a mean mass of ``mass`` is not unlikely."""
     few, many = 0, dimension
     if mass <= 0:
         return 0
@@ -239,12 +245,12 @@ def _fewest(mass: float, dimension: int, probes: int, tail: float) -> int:
 
 
 def _probability_above(mass: float, rank: int, dimension: int, probes: int) -> float:
-    """Probability that the mean of ``probes`` Beta(rank / 2, (dimension - rank) / 2) exceeds ``mass``.
+    """Bound P(mean of ``probes`` Beta(rank / 2, (dimension - rank) / 2) variables > ``mass``) from above.
 
-    A Beta variable is sin^2 of an angle whose density, ``sin^(rank - 1) cos^(dimension - rank - 1)``,
-    is smooth and at least as concentrated as a normal one of variance ``1 / (dimension - 2)``. The
-    sum is the convolution of their distributions, rounded up to the ends of cells: the probability
-    is never too small.
+    A Beta variable is sin^2 of an angle with the density ``sin^(rank - 1) cos^(dimension - rank - 1)``,
+    which is smooth and at least as concentrated as a normal density of variance ``1 / (dimension -
+    2)``. The distribution of the sum is a convolution on cells. Values are rounded up to the ends of
+    cells, so the probability is never too small.
     """
     mode = np.arctan2(np.sqrt(rank - 1), np.sqrt(dimension - rank - 1))
     reach = 6.5 / np.sqrt(dimension)

@@ -1,7 +1,8 @@
-"""Random numbers that a model or a data set draws during a run, out of streams of the run's own.
+"""Random streams of a run, for models and data sets that use the global generators.
 
-The global generators belong to the whole process: to save and restore them would rewind whatever
-other threads drew meanwhile. So the run's own streams stand in for them while code of the user's draws.
+The global generators belong to the whole process. Saving and restoring their states would also rewind
+the numbers that other threads draw meanwhile. Instead, the run's streams replace the global generators
+while user code runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from fastsam.curvature.modes import Arguments, DispatchMode, Keywords
 
 USER_CODE = threading.RLock()
-"""Held while code of the user's runs on things of ours: parameters in a module, random streams."""
+"""Lock held while user code runs with swapped parameters or random streams."""
 
 
 _NUMPY: Any = np.random
@@ -30,9 +31,10 @@ _GLOBAL: Any = random._inst
 
 
 def _swap_python(state: Any) -> Any:
-    """Give Python's global generator a state; returns the one it had.
+    """Set the state of Python's global generator and return the previous state.
 
-    Both happen within one call of a C function, so that no other thread can draw in between.
+    Both happen within one bytecode instruction, the unpacking of a ``map`` over C functions, so that
+    no other thread can draw in between.
     """
     take = functools.partial(_random.Random.getstate, _GLOBAL)
     give = functools.partial(_random.Random.setstate, _GLOBAL, state)
@@ -42,7 +44,7 @@ def _swap_python(state: Any) -> Any:
 
 
 def global_seed(*more: torch.Generator) -> int:
-    """A seed that follows from the state of the global generators, and of others."""
+    """Return a seed derived from the states of the global generators and of ``more``."""
     checksum = hashlib.blake2b(digest_size=8)
     for generator in (torch.default_generator, *more):
         checksum.update(generator.get_state().numpy().tobytes())
@@ -53,17 +55,17 @@ def global_seed(*more: torch.Generator) -> int:
 
 
 class Randomness:
-    """Streams of torch (all devices), NumPy and Python for code that draws from the global ones.
+    """Random streams of torch (all devices), NumPy and Python that replace the global generators.
 
-    Operations of this thread get torch generators of the run's own. NumPy and Python do not tell
-    who draws, so theirs stand in as long as the code runs; another thread that draws from these two
-    meanwhile gets numbers of the run's streams.
+    torch operations of the current thread get the run's generators. NumPy and Python do not reveal
+    which thread draws, so their global generators are replaced for all threads: another thread that
+    uses them meanwhile gets numbers from the run's streams.
 
     Args:
-        seed: of all streams.
+        seed: seed of all streams.
 
     Attributes:
-        drawn: whether anything was drawn.
+        drawn: whether any number was drawn.
     """
 
     def __init__(self, seed: int) -> None:
@@ -74,8 +76,8 @@ class Randomness:
         self.drawn = False
 
     @contextmanager
-    def standing_in(self) -> Iterator[None]:
-        """Numbers that are drawn inside come from these streams."""
+    def active(self) -> Iterator[None]:
+        """Replace the global generators by these streams inside the context."""
         with USER_CODE:
             numpy_outside, numpy_before = _NUMPY.get_bit_generator(), repr(self._numpy.state)
             gauss = vars(_GLOBAL).get("gauss_next")
@@ -93,25 +95,27 @@ class Randomness:
                 self._python = python_after
 
     def draw(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call an operation of torch's that would draw from the global generators."""
+        """Call a torch operation that would draw from the global generators, with these streams."""
         generators = [self._generator(torch.device("cpu"))]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             count = torch.cuda.device_count()
             generators += [self._generator(torch.device("cuda", index)) for index in range(count)]
         before = [generator.get_state() for generator in generators]
         try:
-            return self._called(function, arguments, keywords)
+            return self._call_with_streams(function, arguments, keywords)
         finally:
             states = zip(generators, before, strict=True)
             self.drawn |= not all(torch.equal(own.get_state(), state) for own, state in states)
 
-    def _called(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        taking = _taking_a_generator(function)
-        if taking is not None:
+    def _call_with_streams(
+        self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        overload = _overload_with_generator(function)
+        if overload is not None:
             device = next((x.device for x in arguments if isinstance(x, torch.Tensor)), None)
             own = self._generator(torch.device(keywords.get("device") or device or "cpu"))
-            return taking(*arguments, **{**keywords, "generator": own})
-        with USER_CODE, self._torch_standing_in():
+            return overload(*arguments, **{**keywords, "generator": own})
+        with USER_CODE, self._replacing_torch():
             return function(*arguments, **keywords)
 
     def _generator(self, device: torch.device) -> torch.Generator:
@@ -124,7 +128,7 @@ class Randomness:
         return self._torch[place]
 
     @contextmanager
-    def _torch_standing_in(self) -> Iterator[None]:
+    def _replacing_torch(self) -> Iterator[None]:
         pairs = [(torch.default_generator, self._generator(torch.device("cpu")))]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             for index, generator in enumerate(torch.cuda.default_generators):
@@ -141,8 +145,8 @@ class Randomness:
 
 
 @functools.cache
-def _taking_a_generator(function: Any) -> Any:
-    """The form of an operation that takes a generator as well; None where there is none."""
+def _overload_with_generator(function: Any) -> Any:
+    """Return the overload of an operation that also takes a generator, or None."""
     names = [argument.name for argument in function._schema.arguments]
     if "generator" in names:
         return function
@@ -156,7 +160,7 @@ def _taking_a_generator(function: Any) -> Any:
 
 
 class _Drawing(DispatchMode):  # type: ignore[no-untyped-call]
-    """Gives the run's generators to every operation of this thread that draws from a global one."""
+    """Passes the run's generators to all operations of this thread that draw random numbers."""
 
     def __init__(self, streams: Randomness) -> None:
         super().__init__()
@@ -164,10 +168,10 @@ class _Drawing(DispatchMode):  # type: ignore[no-untyped-call]
         self._process = os.getpid()
 
     def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
-        """Call ``function``, with a generator of the run's where it draws."""
+        """Call ``function``, with one of the run's generators if it draws."""
         draws = torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
         own = any(isinstance(value, torch.Generator) for value in (*arguments, *keywords.values()))
-        # A DataLoader's worker is a copy of this process and has generators of its own.
+        # A DataLoader worker is a fork of this process, with this mode active, but seeds its generators.
         if not draws or own or os.getpid() != self._process:
             return function(*arguments, **keywords)
         return self._streams.draw(function, arguments, keywords)

@@ -1,9 +1,9 @@
-"""Second derivatives: those that torch lacks, and cheap ones of convolutions and BatchNorm.
+"""Second derivatives that torch lacks, and faster ones of convolutions and BatchNorm.
 
-torch differentiates a convolution's backward by convolutions with image-sized kernels, and that of
-BatchNorm by a long chain of passes over the activations. :class:`FastSecondOrder` replaces both by
-equivalents: the same values up to rounding, the same first derivatives, and second derivatives from
-the kernels that torch uses for first ones. It leaves to torch what it cannot replace.
+torch differentiates the backward pass of a convolution by convolutions with image-sized kernels, and
+that of BatchNorm by a long chain of passes over the activations. :class:`FastSecondOrder` replaces
+both by equivalents with the same values and first derivatives up to rounding, and with second
+derivatives from the kernels that torch uses for first ones. Unsupported cases are left to torch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _Geometry = tuple[list[int], list[int], list[int], int]
 class TwiceDifferentiable(FunctionMode):
     """Runs a model's forward pass without autocast and with operations that have second derivatives.
 
-    A model that enters ``torch.autocast`` itself would compute in 16 bits, whatever the caller's own
-    state is, so every operation runs with autocast switched off. ``F.hardsigmoid`` is the one
-    activation of torch's without a second derivative; ``F.hardtanh`` has one.
+    A model that enters ``torch.autocast`` itself would compute in 16 bits even if the caller has
+    disabled autocast, so it is disabled for every operation. ``F.hardsigmoid`` is the only activation
+    of torch without a second derivative; it is replaced by ``F.hardtanh``, which has one.
 
     Args:
-        device: where the model runs.
+        device: device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class TwiceDifferentiable(FunctionMode):
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    # In place: hardtanh keeps its argument for the backward pass.
+    # Clone if in place, because hardtanh saves its argument for the backward pass.
     output = F.hardtanh(input.clone() if inplace else input, -3, 3) / 6 + 0.5
     return input.copy_(output) if inplace else output
 
@@ -58,7 +58,7 @@ class FastSecondOrder(FunctionMode):
     """Replaces convolutions and evaluation-mode ``batch_norm`` inside the context."""
 
     def call(self, function: Callable[..., Any], arguments: Arguments, keywords: Keywords) -> Any:
-        """Call the replacement of ``function``, if it has one, else ``function`` itself."""
+        """Call the replacement of ``function``, or ``function`` without one."""
         if function in _CONVOLUTIONS:
             result = _convolution(_CONVOLUTIONS[function], *arguments, **keywords)
         elif function is F.batch_norm:
@@ -111,7 +111,7 @@ class _Convolution(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if needs[0] and needs[1]:
             return (*_ConvolutionBackward.apply(gradient, input, weight, ctx.geometry), None)
-        # A first layer's input or a frozen weight: torch's own formula has no superfluous work here.
+        # The input of a first layer or a frozen weight: torch's formula does no unnecessary work here.
         found = _backward(gradient, input, weight, ctx.geometry, (needs[0], needs[1]))
         return found[0], found[1], None
 

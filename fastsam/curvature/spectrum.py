@@ -1,4 +1,4 @@
-"""What one Lanczos run says about an operator, and how far each number can be trusted."""
+"""Spectra from Lanczos runs: eigenvalues, traces and densities, with error bounds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the estimate.
-        stderr: its standard error, everything included.
-        quadrature_error: bound on the error of the quadrature, a part of ``stderr``.
+        stderr: its standard error, including ``quadrature_error``.
+        quadrature_error: bound on the error of the quadrature.
     """
 
     value: float
@@ -35,13 +35,13 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class MassBelow:
-    """Share of the eigenvalues below a threshold.
+    """Fraction of the eigenvalues below a threshold.
 
     Attributes:
-        threshold: eigenvalue at which the count ends.
-        value: middle of what the quadrature allows, within the limits.
-        lower: confidence limit from below, quadrature and probes included.
-        upper: confidence limit from above.
+        threshold: the threshold, an eigenvalue.
+        value: estimate: the middle of the quadrature's bounds, clipped to the limits.
+        lower: lower confidence limit, which includes the errors of quadrature and probes.
+        upper: upper confidence limit.
     """
 
     threshold: float
@@ -52,14 +52,15 @@ class MassBelow:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Shares of the eigenvalues in bins; the outer two bins are open-ended.
+    """Fractions of the eigenvalues in bins; the two outer bins are open-ended.
 
     Attributes:
         edges: eigenvalues between the bins, ``[bins - 1]``.
-        shares: middle of what the quadrature allows, ``[bins]``; they sum to 1, and may leave their
-            limits by less than one eigenvalue.
-        lower: confidence limit of each share from below, quadrature and probes included, ``[bins]``.
-        upper: confidence limit from above, ``[bins]``.
+        shares: estimated fractions, the middle of the quadrature's bounds, ``[bins]``. They sum to 1
+            and may be outside their limits by less than one eigenvalue.
+        lower: lower confidence limit of each fraction, ``[bins]``, which includes the errors of
+            quadrature and probes.
+        upper: upper confidence limit of each fraction, ``[bins]``.
     """
 
     edges: Floats
@@ -72,10 +73,10 @@ class Histogram:
 class Spectrum:
     """Stochastic Lanczos quadrature of a symmetric operator of dimension n.
 
-    Everything is derived from the tridiagonal matrices T, one per probe; a probe is a random unit
-    vector, uniform on the sphere. For a function f, ``n * sum(weights * f(nodes))`` of a probe
-    estimates trace f(H) without bias (up to the quadrature, exact for polynomials of degree 2 *
-    steps - 1).
+    Everything is derived from the tridiagonal matrices T, one per probe. A probe is a random unit
+    vector, uniform on the sphere. For a function f, ``n * sum(weights * f(nodes))`` of a probe is an
+    unbiased estimate of trace f(H), up to the error of the quadrature, which is exact for polynomials
+    of degree 2 * steps - 1.
 
     Attributes:
         alpha: diagonals of T, float64 ``[probes, steps]``.
@@ -83,13 +84,12 @@ class Spectrum:
         order: order of each T, int64 ``[probes]``.
         dimension: n.
         eps: machine epsilon of the products.
-        loss: mean loss, or None for an operator that is not a model's.
-        gradient_norm: 2-norm of the mean loss's gradient, or None.
+        loss: mean loss; None if the operator is not that of a model.
+        gradient_norm: 2-norm of the gradient of the mean loss, or None.
         weight_norm: 2-norm of the parameters, or None.
-        weight: sum of the loss weights W; with class spectra ``sum(W_c H_c) / W = H``. None as
-            above.
-        settings: what the run was asked for and what it chose (JSON values); ``"params"`` are the
-            layers and parameters it is of.
+        weight: sum W of the loss weights, or None; for class spectra ``sum(W_c H_c) / W = H``.
+        settings: options and choices of the run, as JSON values; ``"params"`` lists its layers and
+            parameters.
 
     Example:
         >>> import fastsam, torch
@@ -125,9 +125,9 @@ class Spectrum:
 
     @cached_property
     def resolution(self) -> float:
-        """Distance by which rounding may have moved an eigenvalue: ``64 eps ||T||``.
+        """Largest error of an eigenvalue by rounding, ``64 eps ||T||``.
 
-        A Krylov space counts as exhausted at this distance, too.
+        It is also the size of beta below which a Krylov space counts as exhausted.
         """
         previous = np.pad(self.beta, ((0, 0), (1, 0)))[:, :-1]
         rows = np.abs(self.alpha) + previous + self.beta
@@ -136,17 +136,17 @@ class Spectrum:
 
     @property
     def nodes(self) -> list[Floats]:
-        """Ritz values of each probe, ascending, ``[order]``."""
+        """Ritz values of each probe in ascending order, ``[order]``."""
         return [rule.nodes for rule in self._quadrature]
 
     @property
     def weights(self) -> list[Floats]:
-        """Quadrature weight of each Ritz value, ``[order]``; they sum to 1 per probe."""
+        """Quadrature weights of the Ritz values, ``[order]``; they sum to 1 for each probe."""
         return [rule.weights for rule in self._quadrature]
 
     @property
     def residuals(self) -> list[Floats]:
-        """Ritz residual bounds, ``[order]``: an eigenvalue lies within each distance."""
+        """Distance from each Ritz value within which there is an eigenvalue, ``[order]``."""
         return [rule.residuals for rule in self._quadrature]
 
     @cached_property
@@ -159,46 +159,46 @@ class Spectrum:
 
     @property
     def lambda_min(self) -> float:
-        """Smallest Ritz value of all probes: not below the smallest eigenvalue, up to rounding."""
+        """Smallest Ritz value of all probes; at or above the smallest eigenvalue, up to rounding."""
         return self._lowest[0]
 
     @property
     def lambda_max(self) -> float:
-        """Largest Ritz value of all probes: at or below the largest eigenvalue, up to rounding."""
+        """Largest Ritz value of all probes; at or below the largest eigenvalue, up to rounding."""
         return self._highest[0]
 
     @property
     def lambda_min_residual(self) -> float:
-        """*An* eigenvalue lies within this distance of ``lambda_min``."""
+        """Distance from ``lambda_min`` within which there is *an* eigenvalue."""
         return self._lowest[1]
 
     @property
     def lambda_max_residual(self) -> float:
-        """*An* eigenvalue lies within this distance of ``lambda_max``."""
+        """Distance from ``lambda_max`` within which there is *an* eigenvalue."""
         return self._highest[1]
 
     @property
     def ratio(self) -> float:
-        """``|lambda_min / lambda_max|``, the paper's saddle measure; NaN where lambda_max is 0."""
+        """The paper's saddle measure ``|lambda_min / lambda_max|``; NaN if lambda_max is 0."""
         return abs(self.lambda_min / self.lambda_max) if self.lambda_max != 0 else math.nan
 
     def outer_bounds(self, confidence: float = 0.95) -> tuple[float, float]:
-        """An interval that holds the whole spectrum with probability at least ``confidence``.
+        """Return an interval that contains the spectrum with probability at least ``confidence``.
 
-        From the probabilistic bound of Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl. 13,
-        1992, theorem 4.2) for a random start on the sphere, applied to both ends; infinite while
-        the run is too short to say anything.
+        It follows from the probabilistic bound of Kuczynski and Wozniakowski (SIAM J. Matrix Anal.
+        Appl. 13, 1992, theorem 4.2) for a random start on the sphere, applied to both ends. If the
+        run is too short for the bound, the interval is infinite.
         """
         _check_confidence(confidence)
         order = int(self.order.min())
         last = self.beta[np.arange(self.probes), self.order - 1]
-        # An exhausted Krylov space of a random start holds every eigenvalue.
+        # An exhausted Krylov space of a random start contains every eigenvalue.
         if order >= self.dimension or bool(np.any(last == 0)):
             return (
                 self.lambda_min - self.lambda_min_residual,
                 self.lambda_max + self.lambda_max_residual,
             )
-        # Both ends must hold, and a failure needs every probe to fail.
+        # Half of the failure probability for each end; an end fails only if every probe fails.
         failure = ((1 - confidence) / 2) ** (1 / self.probes)
         relative = (
             max(0.0, math.log(1.648 * math.sqrt(self.dimension) / failure)) / (2 * order - 1)
@@ -212,24 +212,24 @@ class Spectrum:
         )
 
     def function(self, function: Callable[[Floats], Floats]) -> Estimate:
-        """Trace of f(H), with an error bar for both the random probes and the quadrature.
+        """Estimate the trace of f(H), with the errors of the random probes and of the quadrature.
 
         The variance of ``n u'Au`` for u uniform on the sphere is ``2 n^2 / (n+2) (m2 - m1^2)``,
-        where m1 and m2 are the means of the eigenvalues of A and of their squares; both are taken
-        from the quadrature, pooled over the probes, with the bias of m1^2 removed.
+        where m1 and m2 are the means of the eigenvalues of A and of their squares. Both are computed
+        by the quadrature and pooled over the probes, with the bias of m1^2 removed.
 
         The quadrature error is bounded by the distance of f to a polynomial that the quadrature
-        integrates exactly, or by how much f changes times how much mass may be elsewhere than at the
-        nodes. So it is negligible for a smooth f, and large for a step next to many eigenvalues. For
-        these bounds f is evaluated between the nodes and on the interval that holds all eigenvalues
-        with 99 % confidence; they are infinite where f is not finite there, and while the run is too
-        short for such an interval (:meth:`outer_bounds`).
+        integrates exactly, or by the variation of f times the mass that may be elsewhere than at the
+        nodes. It is negligible for a smooth f, and large for a step close to many eigenvalues. For
+        these bounds, f is evaluated on the interval that contains all eigenvalues with 99 %
+        confidence. They are infinite if f is not finite there, or if the run is too short for such
+        an interval (:meth:`outer_bounds`).
 
         Args:
             function: f, applied to an array of eigenvalues.
 
         Returns:
-            ``stderr`` is the standard error over the probes plus ``quadrature_error``.
+            The estimate; ``stderr`` is the standard error over the probes plus ``quadrature_error``.
 
         Raises:
             ValueError: f is not finite at a node.
@@ -238,7 +238,7 @@ class Spectrum:
         rules = self._quadrature
         means, errors = np.transpose([rule.integral(function, interval) for rule in rules])
         mean = float(np.mean(means))
-        # The spread has a quadrature error, too.
+        # The error bound of the spread is added to it, so that it is not underestimated.
         spread = float(
             np.mean(
                 [
@@ -255,37 +255,37 @@ class Spectrum:
         )
 
     def _stderr(self, spread: float) -> float:
-        """Standard error of a trace from the mean square distance to its pooled mean eigenvalue."""
+        """Return the standard error of a trace, given the mean squared deviation of eigenvalues."""
         n = self.dimension
         unbiased = spread / (1 - 2 / ((n + 2) * self.probes))
         return math.sqrt(2 * n**2 / (n + 2) * unbiased / self.probes)
 
     @property
     def trace(self) -> float:
-        """Trace of H, estimated."""
+        """Estimated trace of H."""
         return self._trace.value
 
     @property
     def trace_stderr(self) -> float:
-        """Standard error of :attr:`trace` over the probes; the quadrature is exact."""
+        """Standard error of :attr:`trace` over the probes; its quadrature is exact."""
         return self._trace.stderr
 
     @property
     def frobenius_norm_squared(self) -> float:
-        """Squared Frobenius norm of H (trace of H^2), estimated."""
+        """Estimated squared Frobenius norm of H, the trace of H^2."""
         return self._frobenius.value
 
     @property
     def frobenius_norm_squared_stderr(self) -> float:
         """Standard error of :attr:`frobenius_norm_squared`; infinite after a single step.
 
-        It needs the fourth moment of the eigenvalues, which takes two steps.
+        It requires the fourth moment of the eigenvalues, which takes two steps.
         """
         return self._frobenius.stderr
 
     @cached_property
     def _trace(self) -> Estimate:
-        # Moments up to the second are known from the first step: ||T e_1||^2 = alpha_1^2 + beta_1^2.
+        # The first step gives the moments up to the second: ||T e_1||^2 = alpha_1^2 + beta_1^2.
         first, residual = self.alpha[:, 0], self.beta[:, 0]
         mean = float(np.mean(first))
         spread = float(np.mean((first - mean) ** 2 + residual**2))
@@ -293,7 +293,7 @@ class Spectrum:
 
     @cached_property
     def _frobenius(self) -> Estimate:
-        # The fourth moment is ||T^2 e_1||^2, which needs two steps unless one exhausts the space.
+        # The fourth moment is ||T^2 e_1||^2, which takes two steps unless the first exhausts the space.
         alpha, beta = (
             np.pad(array, ((0, 0), (0, 1)))[:, :2].T for array in (self.alpha, self.beta)
         )
@@ -306,9 +306,9 @@ class Spectrum:
         return Estimate(self.dimension * mean, self._stderr(spread))
 
     def log_determinant(self, shift: float = 0.0) -> Estimate:
-        """Log-determinant of ``H + shift I`` with its error bar; see :meth:`function`.
+        """Estimate the log-determinant of ``H + shift I``; see :meth:`function` for its error.
 
-        The bar is infinite unless all of :meth:`outer_bounds` lies above ``-shift``.
+        The error is infinite unless the interval of :meth:`outer_bounds` is above ``-shift``.
 
         Raises:
             ValueError: H + shift I is not positive definite.
@@ -316,36 +316,36 @@ class Spectrum:
         if not self.lambda_min + shift > 0:
             raise ValueError(
                 f"H + shift I is not positive definite: lambda_min is {self.lambda_min}, shift is "
-                f"{shift}"
+                f"{shift}; pass a larger shift"
             )
         return self.function(lambda nodes: np.log(nodes + shift))
 
     @property
     def default_threshold(self) -> float:
-        """Where :meth:`mass_below` counts from unless told: ``-2 resolution``.
+        """Default threshold of :meth:`mass_below`, ``-2 resolution``.
 
-        Zero eigenvalues stay above it, whatever rounding made of them.
+        Zero eigenvalues are above it in spite of rounding.
         """
         return -2 * self.resolution
 
     def mass_below(self, threshold: float | None = None, confidence: float = 0.95) -> MassBelow:
-        """Share of the eigenvalues below ``threshold``, with rigorous limits.
+        """Return the fraction of the eigenvalues below ``threshold``, with rigorous limits.
 
-        Many eigenvalues in a heap, such as those at zero of a trained network, are one node of the
-        quadrature, whose side of a threshold within the heap says nothing. The limits allow for all
-        distributions of eigenvalues that the run cannot tell apart, and for the random probes. They
-        are wide where the threshold is close to a heap; a threshold farther from it narrows them.
-        Away from heaps the quadrature adds about ``pi / steps`` times the density times half the
-        range of the eigenvalues, and the probes ``2.8 / sqrt(dimension * probes)`` at most.
+        A cluster of eigenvalues, such as that at zero of a trained network, is one node of the
+        quadrature. If the threshold is within the cluster, the side on which the node lies is
+        meaningless. The limits account for all distributions of eigenvalues that are consistent with
+        the run, and for the random probes. They are wide if the threshold is close to a cluster.
+        Away from clusters, the quadrature contributes about ``pi / steps`` times the density times
+        half the range of the eigenvalues, and the probes at most ``2.8 / sqrt(dimension * probes)``.
 
         Args:
-            threshold: an eigenvalue; None for :attr:`default_threshold`. It is taken to be known up
-                to :attr:`resolution`.
-            confidence: probability with which the limits hold the true share, over the random
-                probes.
+            threshold: an eigenvalue, known up to :attr:`resolution`. Default None:
+                :attr:`default_threshold`.
+            confidence: probability, over the random probes, that the limits contain the true
+                fraction. Default 0.95.
 
         Raises:
-            ValueError: a threshold that is not finite, or a confidence not between 0 and 1.
+            ValueError: ``threshold`` is not finite, or ``confidence`` is not between 0 and 1.
         """
         _check_confidence(confidence)
         point = self.default_threshold if threshold is None else float(threshold)
@@ -366,13 +366,16 @@ class Spectrum:
         )
 
     def width(self, rule: str = "scale-free") -> float:
-        """Standard deviation of the Gaussian that smooths the density, in units of the eigenvalues.
+        """Return the standard deviation of the Gaussian that smooths the density, an eigenvalue.
 
         Args:
-            rule: ``"scale-free"``: 1/200 of the range of the nodes, so that scaling H scales the
-                curve; ``"pyhessian"``: variance 1e-5 max(1, range) (PyHessian's default);
+            rule: ``"scale-free"`` (default): 1/200 of the range of the nodes, so that scaling H
+                scales the curve; ``"pyhessian"``: variance 1e-5 max(1, range) (PyHessian's default);
                 ``"papyan"``: ``range / (steps - 1) / sqrt(8 ln 1.25)`` (Papyan, arXiv 1811.07062;
                 Lin, Saad, Yang, SIAM Review 58, 2016).
+
+        Raises:
+            ValueError: ``rule`` is unknown.
         """
         extent = self.lambda_max - self.lambda_min
         if rule == "scale-free":
@@ -385,16 +388,16 @@ class Spectrum:
         raise ValueError(f"width rule must be one of {WIDTH_RULES}, got {rule!r}")
 
     def grid(self, points: int = 1001, *, sigma: float | str = "scale-free") -> Floats:
-        """``points`` equidistant eigenvalues that cover all nodes and 5 sigma on both sides."""
+        """Return ``points`` equidistant eigenvalues that cover all nodes and 5 sigma on both sides."""
         width = self._sigma(sigma)
         return np.linspace(self.lambda_min - 5 * width, self.lambda_max + 5 * width, points)
 
     def density(self, grid: ArrayLike, sigma: float | str = "scale-free") -> Floats:
-        """Density of the eigenvalues at ``grid``, smoothed by a Gaussian; integrates to 1.
+        """Return the density of the eigenvalues at ``grid``, smoothed by a Gaussian; it integrates to 1.
 
         Args:
-            grid: eigenvalues, any shape; :meth:`grid` gives a good one.
-            sigma: standard deviation, or the name of a rule (:meth:`width`).
+            grid: eigenvalues of any shape, for example :meth:`grid`.
+            sigma: standard deviation, or the name of a rule of :meth:`width`.
         """
         width = self._sigma(sigma)
         points = np.asarray(grid, dtype=np.float64)
@@ -405,17 +408,19 @@ class Spectrum:
         return total / (self.probes * width * math.sqrt(2 * math.pi))
 
     def histogram(self, edges: ArrayLike, confidence: float = 0.95) -> Histogram:
-        """Share of the eigenvalues in each bin, with rigorous limits; see :meth:`mass_below`.
+        """Return the fraction of the eigenvalues in each bin, with rigorous limits.
 
-        The outer two bins are open-ended, so that nothing is lost: the shares sum to 1.
+        The two outer bins are open-ended, so the fractions sum to 1. See :meth:`mass_below` for the
+        limits.
 
         Args:
-            edges: ascending, ``[bins - 1]``.
-            confidence: probability with which the limits of a bin hold its true share; of each bin
-                by itself.
+            edges: eigenvalues between the bins in ascending order, ``[bins - 1]``.
+            confidence: probability, for each bin separately, that its limits contain the true
+                fraction. Default 0.95.
 
         Raises:
-            ValueError: edges that are not finite and ascending, or a confidence not between 0 and 1.
+            ValueError: ``edges`` are not finite and ascending, or ``confidence`` is not between 0
+                and 1.
         """
         _check_confidence(confidence)
         cuts = np.asarray(edges, dtype=np.float64)
@@ -446,13 +451,13 @@ class Spectrum:
     def plot(
         self, axes: Any = None, *, sigma: float | str = "scale-free", label: str | None = None
     ) -> Any:
-        """Draw the density (symlog eigenvalues, log density) with matplotlib; returns the axes."""
+        """Draw the density with matplotlib (symlog eigenvalues, log density) and return the axes."""
         from fastsam.curvature.plots import plot_density
 
         return plot_density([self], axes=axes, sigma=sigma, labels=[label])
 
     def summary(self) -> dict[str, float | int | None]:
-        """The headline numbers by name, for tables and JSON."""
+        """Return the main results by name, for tables and JSON."""
         below = self.mass_below()
         return {
             "lambda_min": self.lambda_min,
@@ -477,23 +482,23 @@ class Spectrum:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write to ``path``, as JSON (with the summary beside the data) or ``.npz`` by its suffix.
+        """Save to a ``.json`` file, which includes the summary, or to an ``.npz`` file.
 
-        The file appears whole or not at all. A symbolic link at ``path`` is replaced, not followed.
+        The file is written atomically. A symbolic link at ``path`` is replaced, not followed.
 
         Raises:
-            ValueError: another suffix.
-            OSError: the file cannot be written; what was there before is still there.
+            ValueError: ``path`` has another suffix.
+            OSError: the file cannot be written; an existing file is unchanged.
         """
         content = {item.name: getattr(self, item.name) for item in fields(self)}
         write_spectrum(Path(path), content, self.summary())
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
-        """Read what :meth:`save` wrote.
+        """Load a file written by :meth:`save`.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: the file is not a spectrum, or it is damaged.
         """
         try:
@@ -511,11 +516,17 @@ class Spectrum:
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
 
 
 def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval around an estimate that covers the truth with about the given probability."""
+    """Return the interval around an estimate that covers the true value with about ``confidence``.
+
+    Example:
+        >>> low, high = normal_interval(Estimate(value=1.0, stderr=0.5))
+        >>> round(low, 2), round(high, 2)
+        (0.02, 1.98)
+    """
     _check_confidence(confidence)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
     return estimate.value - half, estimate.value + half

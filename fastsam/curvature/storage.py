@@ -1,4 +1,4 @@
-"""Files that hold a spectrum: JSON or NumPy archives, with checksums."""
+"""Files of spectra: JSON or NumPy archives, with checksums."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def write_spectrum(path: Path, content: Mapping[str, Any], summary: Mapping[str,
     """Write the fields of a spectrum, atomically; a symbolic link at ``path`` is replaced.
 
     Args:
-        path: a ``.json`` or ``.npz`` file; its folder is created if need be.
-        content: field values by name.
-        summary: headline numbers for readers of the JSON.
+        path: a ``.json`` or ``.npz`` file; its folder is created if it does not exist.
+        content: values of the fields by name.
+        summary: main results, for readers of the JSON.
 
     Raises:
-        ValueError: another suffix.
-        OSError: the file cannot be written; what was there before is still there.
+        ValueError: ``path`` has another suffix.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     arrays = {name: np.asarray(content[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
     scalars = {name: value for name, value in content.items() if name not in arrays}
@@ -45,10 +45,10 @@ def write_spectrum(path: Path, content: Mapping[str, Any], summary: Mapping[str,
 
 
 def read_spectrum(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_spectrum` wrote; files of earlier versions have no checksums.
+    """Read a file written by :func:`write_spectrum`; files of earlier versions have no checksums.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a spectrum, or it is damaged.
     """
     try:
@@ -58,7 +58,7 @@ def read_spectrum(path: Path) -> dict[str, Any]:
         _check(content)
     except FileNotFoundError:
         raise
-    except Exception as error:  # parsers of damaged archives raise whatever they come across
+    except Exception as error:  # parsers raise all kinds of errors for damaged archives
         reason = str(error) or type(error).__name__
         raise ValueError(
             f"{path} is not a spectrum written by fastsam, or it is damaged: {reason}"
@@ -69,7 +69,7 @@ def read_spectrum(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     content = from_json(path.read_text("utf-8"))
     if content.pop(_MARK, None) != 1:
-        raise ValueError("it holds no spectrum")
+        raise ValueError("it contains no spectrum")
     content.pop("summary", None)
     return content
 
@@ -80,7 +80,7 @@ def _read_archive(path: Path) -> dict[str, Any]:
         arrays = {name: archive[name] for name in _ARRAYS}
     hashes = content.pop(_HASHES, None)
     if hashes is not None and hashes != {name: _hash(value) for name, value in arrays.items()}:
-        raise ValueError("the SHA-256 of its arrays is not the one that was written")
+        raise ValueError("the SHA-256 of its arrays differs from the stored one")
     return {**content, **arrays}
 
 
@@ -89,9 +89,9 @@ def _check(content: Mapping[str, Any]) -> None:
     if alpha.ndim != 2 or alpha.shape != beta.shape or order.shape != alpha.shape[:1]:
         raise ValueError(f"its arrays have shapes {alpha.shape}, {beta.shape}, {order.shape}")
     if order.size < 1 or order.min() < 1 or order.max() > alpha.shape[1]:
-        raise ValueError("its orders do not fit its matrices")
+        raise ValueError("its orders do not match its matrices")
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
-        raise ValueError("its matrices hold NaN or infinity")
+        raise ValueError("its matrices contain NaN or infinity")
     if not (content["dimension"] >= 1 and content["eps"] > 0):
         raise ValueError("its dimension or machine epsilon is not positive")
 

@@ -1,4 +1,4 @@
-"""What a batch holds: tensors in tuples, mappings, dataclasses and other objects."""
+"""Structure of batches: tensors in tuples, mappings, dataclasses and other objects."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ _NO_DATA = (
     np.ndarray,
     weakref.ref,
 )
-"""What is not looked into for tensors, beside plain values."""
+"""Types, besides plain values, whose attributes are not searched for tensors."""
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """``batch`` with ``function`` applied to every tensor in it.
+    """Return a copy of ``batch`` with ``function`` applied to every tensor in it.
 
-    Tuples, lists, mappings, dataclasses and other objects keep their types; an object that holds
-    tensors is copied with the new ones in their place.
+    Tuples, lists, mappings, dataclasses and other objects keep their types.
 
     Raises:
-        TypeError: an object that holds tensors and cannot be copied.
+        TypeError: an object with tensors cannot be copied.
     """
     if isinstance(batch, Tensor):
         return function(batch)
@@ -52,7 +51,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         return twin
     if isinstance(batch, Mapping):
         return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, PackedSequence):  # torch keeps the sizes on the CPU
+    if isinstance(batch, PackedSequence):  # torch requires its sizes to be on the CPU
         sizes = function(batch.batch_sizes).cpu()
         return type(batch)(
             *(sizes if x is batch.batch_sizes else map_tensors(function, x) for x in batch)
@@ -69,18 +68,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         return copy.deepcopy(batch, replacements)
     except Exception as error:
         raise TypeError(
-            f"a batch holds a {type(batch).__name__} with tensors that cannot be copied "
+            f"a batch contains a {type(batch).__name__} with tensors that cannot be copied "
             f"({error}); pass its tensors in a tuple, a dict or a dataclass"
         ) from error
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """All tensors in a batch, in order: in containers, and in the attributes of objects."""
+    """Return all tensors in a batch, in order, from containers and from attributes of objects."""
     return [leaf for leaf in _leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def sample_count(batch: Any) -> int:
-    """The first dimension shared by all tensors of a batch, or 1 where there is none."""
+    """Return the first dimension if all tensors of a batch share it, else 1."""
     lengths = {tensor.shape[0] if tensor.ndim else None for tensor in tensors_of(batch)}
     if len(lengths) == 1:
         return lengths.pop() or 1
@@ -88,10 +87,10 @@ def sample_count(batch: Any) -> int:
 
 
 def refuse_unreadable(batch: Any) -> None:
-    """Refuse a batch without tensors, or with something that may hold data nobody can see.
+    """Raise TypeError for a batch without tensors, or with an object whose data is inaccessible.
 
     Raises:
-        TypeError: naming what it is.
+        TypeError: the message names the type.
     """
     found = list(_leaves(batch))
     if not any(isinstance(leaf, Tensor) for leaf in found):
@@ -104,17 +103,17 @@ def refuse_unreadable(batch: Any) -> None:
             callable(getattr(leaf, "to", None)) or _pickled(leaf) is None
         ):
             raise TypeError(
-                f"a batch holds a {type(leaf).__name__} in which no tensor was found, so its data "
+                f"a batch contains a {type(leaf).__name__} in which no tensor was found, so its data "
                 "can neither be compared between two reads nor moved to the run's dtype and device; "
                 "replace it by tensors"
             )
 
 
 def sample_digests(batch: Any) -> Iterator[bytes]:
-    """Digests of the samples of a batch, or one of the whole where it cannot be cut into samples.
+    """Yield a digest per sample of a batch, or one of the whole batch if it has no common length.
 
-    Everything counts: arrays, strings and numbers beside the tensors too. What has no length of
-    its own is part of every sample.
+    The digests include arrays, strings and numbers besides the tensors. Values without a length are
+    part of every sample.
     """
     leaves = [part for leaf in _leaves(batch) for part in _parts(leaf)]
     lengths = {len(part) if part.ndim else None for part in leaves if isinstance(part, np.ndarray)}
@@ -143,7 +142,7 @@ def _digest(parts: Iterable[Any]) -> bytes:
 
 
 def _parts(leaf: Any) -> Iterator[Any]:
-    """Arrays in place of a tensor: one, or those that make up a sparse one."""
+    """Yield the arrays of a tensor (several for a sparse one), or any other leaf unchanged."""
     if not isinstance(leaf, Tensor):
         whole_only = isinstance(leaf, np.ndarray) and leaf.dtype.hasobject
         yield _pickled(leaf) or b"" if whole_only else leaf
@@ -178,12 +177,12 @@ def _bytes(leaf: Any) -> bytes:
 def _pickled(value: Any) -> bytes | None:
     try:
         return pickle.dumps(value)
-    except Exception:  # whatever a class of the user's raises
+    except Exception:  # user classes may raise any error
         return None
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    """What a batch is made of: tensors, arrays, lists of plain values, values, opaque objects."""
+    """Yield the leaves of a batch: tensors, arrays, lists of plain values, values, opaque objects."""
     seen: set[int] = set()
 
     def walk(value: Any) -> Iterator[Any]:
@@ -232,7 +231,7 @@ def _holds_tensor(value: Any, above: set[int]) -> bool:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """Values of an object's attributes, in ``__dict__`` and in slots."""
+    """Return the values of an object's attributes, in ``__dict__`` and in slots."""
     found = list(getattr(value, "__dict__", {}).values())
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())

@@ -1,1 +1,1 @@
-"""Code for other libraries, one module each, where their own hooks are not enough to train with SAM."""
+"""Integrations of SAM with libraries whose hooks do not suffice, one module per library."""

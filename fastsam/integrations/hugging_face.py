@@ -11,7 +11,7 @@ from fastsam.optim import SAM
 
 
 class SAMOptions(TypedDict, total=False):
-    """Options of :class:`fastsam.SAM` for the whole training; their defaults are those of SAM."""
+    """Options of :class:`fastsam.SAM`, with the same defaults."""
 
     rho: float
     adaptive: bool | Literal["weights"]
@@ -24,23 +24,23 @@ class SAMOptions(TypedDict, total=False):
 
 
 class SAMTrainer:
-    """A mixin that trains with SAM around the optimizer that a ``transformers.Trainer`` makes.
+    """A mixin that wraps the optimizer of a ``transformers.Trainer`` in SAM.
 
-    A class names it before the trainer: ``class MyTrainer(SAMTrainer, Trainer)``. The arguments of the
-    trainer, such as ``optim``, learning rate, weight decay, schedule, precision and checkpoints, keep their
-    meaning. Both passes of a step go over the same micro-batches, ``gradient_accumulation_steps`` of them,
-    which stay in memory until the step is made. ``max_grad_norm`` clips the gradient of the update; the
-    length of the ascent is ``rho`` whatever the norm of its gradient. The reported loss is that of the first
-    pass. A SAM passed as ``optimizers=(SAM(...), None)`` is used as it is.
+    List it before the trainer: ``class MyTrainer(SAMTrainer, Trainer)``. The arguments of the trainer, such
+    as ``optim``, learning rate, weight decay, schedule, precision and checkpoints, work as usual. Both passes
+    of a step use the same ``gradient_accumulation_steps`` micro-batches, which stay in memory during the
+    step. ``max_grad_norm`` clips the gradient of the update; it does not affect the ascent, whose length is
+    always ``rho``. The reported loss is that of the first pass. A SAM passed as ``optimizers=(SAM(...),
+    None)`` is not wrapped again.
 
     Args:
         *args: arguments of the trainer.
-        sam: options of SAM. By default SAM ascends with ``rho=0.05`` in every step.
+        sam: options of SAM. Default None: an ascent with ``rho=0.05`` in every step.
         **kwargs: keyword arguments of the trainer.
 
     Raises:
-        ValueError: ``sam`` together with an optimizer that is a SAM, or DeepSpeed, whose engine makes the
-            steps; the latter when the optimizer is made, before the first step.
+        ValueError: ``sam`` is passed together with a SAM optimizer; or DeepSpeed, whose engine makes the
+            steps itself, is enabled, which raises when the optimizer is created.
 
     Example:
         >>> from fastsam.integrations.hugging_face import SAMTrainer
@@ -58,40 +58,40 @@ class SAMTrainer:
         super().__init__(*args, **kwargs)
         if sam and isinstance(self.optimizer, SAM):
             raise ValueError(
-                f"sam={sam!r} was given with an optimizer that is a SAM already; expected one of both: leave "
-                "out sam=, or pass the base optimizer in optimizers="
+                f"sam={sam!r} was passed together with a SAM optimizer, expected only one of them: omit "
+                "sam=, or pass the base optimizer in optimizers="
             )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the trainer's optimizer and wrap it in SAM."""
+        """Create the trainer's optimizer and wrap it in SAM."""
         super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if getattr(self, "is_deepspeed_enabled", False):
             raise ValueError(
-                "SAMTrainer got a DeepSpeed configuration; expected none, because DeepSpeed's engine makes "
-                "the steps by itself. Use FSDP2 (TrainingArguments(fsdp=...)) to shard the model"
+                "SAMTrainer does not support DeepSpeed, whose engine makes the steps itself. Remove the "
+                "DeepSpeed configuration; to shard the model use FSDP2 (TrainingArguments(fsdp=...))"
             )
-        # After an earlier training, the optimizer is inside Accelerate's wrapper.
+        # If train() was called before, Accelerate has wrapped the optimizer.
         if not isinstance(getattr(self.optimizer, "optimizer", self.optimizer), SAM):
             self.optimizer = SAM(optimizer=self.optimizer, **(self.sam or {}))
         return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, without micro-batches that an earlier training left in the middle of a step."""
+        """Train, after dropping micro-batches of a step that an earlier training did not finish."""
         self._micro_batches = []
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Make the first pass over a micro-batch, and after the last one the ascent and the second pass.
+        """Make the first pass over a micro-batch; after the last, also the ascent and the second pass.
 
-        The trainer makes the update after it.
+        The trainer then makes the update.
 
         Args:
-            model: the network, as the trainer has wrapped it.
+            model: the model, wrapped by the trainer.
             inputs: the micro-batch.
-            num_items_in_batch: items of all micro-batches of the step, by which the loss is divided; None
-                where the trainer divides by the number of micro-batches.
+            num_items_in_batch: number of items in all micro-batches of the step, by which the loss is
+                divided; None if the trainer divides by the number of micro-batches.
 
         Returns:
             The loss of the first pass over the micro-batch, a scalar.

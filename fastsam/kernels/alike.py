@@ -1,4 +1,4 @@
-"""Compare many tensors with what they should be, in one call."""
+"""Comparison of the metadata of many tensors in one call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ except ImportError:  # a build or version of torch without it
 
 
 class Alike:
-    """Whether tensors have the types, layouts, dtypes, devices, shapes and strides of given ones.
+    """Checks whether tensors have the types, layouts, dtypes, devices, shapes and strides of given ones.
 
-    In Python each of these properties is read tensor by tensor, which for the 95 gradients of a ResNet-32
-    takes a tenth of the time of an update. torch compares all of them in one C++ call, for the guards of
-    its compiler, and this class uses that. The call is not part of torch's public interface: where it is
-    missing or changed, nothing is alike, and callers look at each tensor themselves.
+    Reading these properties in Python, tensor by tensor, takes a tenth of the time of an update for the 95
+    gradients of a ResNet-32. The guards of torch's compiler compare all of them in one C++ call, which this
+    class uses. The call is private to torch: if it is missing or changed, :meth:`fits` returns False, and
+    callers compare tensor by tensor.
 
     Args:
-        tensors: what others are compared with; they are not kept.
+        tensors: tensors to compare others with; they are not kept alive.
 
     Example:
         >>> import torch
@@ -48,10 +48,10 @@ class Alike:
             pass
 
     def fits(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Return True only if there are as many tensors and each is like its counterpart.
+        """Return True only if the number of tensors is equal and each matches its counterpart.
 
-        False does not mean that one differs: the call knows no subclasses, and not the modes of autocast and
-        inference.
+        False does not imply a difference: the call also fails for tensor subclasses, and under autocast or
+        inference mode.
         """
         if self._guards is None or len(tensors) != self._count:
             return False

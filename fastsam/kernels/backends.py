@@ -1,4 +1,4 @@
-"""Choose, for a device, between native kernels and the same steps in PyTorch operations."""
+"""Choice of the backend of a device: native kernels, or the same steps in PyTorch operations."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TOOLKIT = (
 
 
 class FallbackWarning(UserWarning):
-    """A device has no native kernels, and PyTorch operations do their work."""
+    """Warns that a device has no native kernels, so that PyTorch operations run instead."""
 
 
 def kernels_mode() -> Mode:
-    """Return what the environment variable ``FASTSAM_KERNELS`` asks for.
+    """Return the mode set by the environment variable ``FASTSAM_KERNELS``.
 
-    ``auto`` (default) takes native kernels where a device has them and PyTorch operations elsewhere;
-    ``native`` raises where there are no kernels; ``torch`` takes PyTorch operations everywhere.
+    ``auto`` (default) uses native kernels on devices that have them and PyTorch operations on others.
+    ``native`` raises on devices without kernels. ``torch`` uses PyTorch operations on all devices.
 
     Raises:
         ValueError: the variable has another value.
@@ -42,18 +42,18 @@ def kernels_mode() -> Mode:
     if mode not in get_args(Mode):
         raise ValueError(
             f"the environment variable {VARIABLE} is {mode!r}; expected 'auto', 'native' or 'torch'. Unset "
-            "it to use native kernels where there are some"
+            "it to use native kernels on devices that have them"
         )
     return cast("Mode", mode)
 
 
 def backend_of(device: torch.device) -> Backend:
-    """Return what runs on tensors of ``device``. It depends on the device's type alone.
+    """Return the backend for tensors on ``device``. It depends only on the type of the device.
 
     Raises:
-        ImportError: the native module could not be loaded. No mode falls back then.
+        ImportError: the native module could not be loaded. There is no fallback in any mode.
         RuntimeError: ``FASTSAM_KERNELS=native`` and the device has no kernels.
-        ValueError: ``FASTSAM_KERNELS`` has no valid value.
+        ValueError: ``FASTSAM_KERNELS`` has an invalid value.
 
     Warns:
         FallbackWarning: the device has no kernels and ``FASTSAM_KERNELS`` is ``auto``; once per process and
@@ -79,15 +79,15 @@ def backend_of(device: torch.device) -> Backend:
 
 
 def require_native(device: torch.device | str | None = None) -> None:
-    """Raise unless the native kernels run on ``device``.
+    """Raise an error unless the native kernels run on ``device``.
 
     Args:
         device: a device or its name. Default None: the accelerator that torch finds, or the CPU.
 
     Raises:
         ImportError: the native module could not be loaded.
-        RuntimeError: the device has no kernels, or ``FASTSAM_KERNELS=torch`` turns them off. The message says
-            why and what to do.
+        RuntimeError: the device has no kernels, or ``FASTSAM_KERNELS=torch`` disables them. The message gives
+            the reason and the fix.
 
     Example:
         >>> import fastsam
@@ -100,7 +100,7 @@ def require_native(device: torch.device | str | None = None) -> None:
     kind = present_device() if device is None else torch.device(device).type
     if kernels_mode() == "torch":
         raise RuntimeError(
-            f"{VARIABLE}=torch turns the native kernels off: unset it, or set it to auto or native"
+            f"{VARIABLE}=torch disables the native kernels: unset it, or set it to auto or native"
         )
     reason = missing_kernels(kind)
     if reason is not None:
@@ -108,7 +108,7 @@ def require_native(device: torch.device | str | None = None) -> None:
 
 
 def missing_kernels(device_type: str) -> str | None:
-    """Return why devices of a type have no native kernels; None where they have."""
+    """Return the reason why devices of a type have no native kernels; None if they have."""
     if device_type == "cpu":
         return None
     if device_type != "cuda":
@@ -123,7 +123,7 @@ def missing_kernels(device_type: str) -> str | None:
 
 
 def _outdated_driver(build: dict[str, Any]) -> str | None:
-    """Return the complaint about a driver of an older major version than the CUDA runtime of the build."""
+    """Return a message if the driver has an older major version than the CUDA runtime of the build."""
     driver, runtime = build.get("cuda_driver", 0), build.get("cuda_runtime", 0)
     if driver // 1000 >= runtime // 1000:
         return None
@@ -139,7 +139,7 @@ def _version(number: int) -> str:
 
 def _advice(device_type: str) -> str:
     if device_type != "cuda" or torch.version.hip is not None:
-        return "train on one of those for the kernels"
+        return "use one of those to get the kernels"
     if not hasattr(extension.module(), "cuda"):
         return _TOOLKIT
     return f"update the driver, or build with a toolkit that it supports: {_TOOLKIT}"
@@ -147,15 +147,15 @@ def _advice(device_type: str) -> str:
 
 @functools.cache
 def _warn_of_fallback(device_type: str) -> None:
-    """Warn once, on rank 0: the cache is what remembers it."""
+    """Warn once per type of device, on rank 0; the cache makes later calls do nothing."""
     if _rank() != 0:
         return
     warnings.warn(
         f"{missing_kernels(device_type)}. SAM, its variants and the Lanczos steps of spectra run as PyTorch "
-        "operations there: the same results to rounding, with several launches for every tensor instead of "
-        "one for all. Forward and backward passes are as fast as ever. To get the kernels: "
-        f"{_advice(device_type)}. {VARIABLE}=torch silences this warning; fastsam.require_native() raises "
-        "instead",
+        "operations there. Results agree up to rounding, but every tensor takes several launches instead of "
+        "one launch for all tensors; forward and backward passes are not slower. To get the kernels: "
+        f"{_advice(device_type)}. {VARIABLE}=torch silences this warning; fastsam.require_native() raises an "
+        "error instead",
         FallbackWarning,
         stacklevel=2,
     )
@@ -168,16 +168,16 @@ def _rank() -> int:
 
 
 def present_device() -> str:
-    """Return the type of the accelerator that torch finds on this machine, or ``cpu``."""
+    """Return the type of the accelerator that torch finds, or ``cpu`` without one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if accelerator is None else accelerator.type
 
 
 def build_info() -> dict[str, Any]:
-    """Return how the native module was built, what it finds on this machine, and what runs where.
+    """Return how the native module was built, what it finds on this machine, and each device's backend.
 
-    The key ``kernels`` is the mode of ``FASTSAM_KERNELS``; ``backends`` gives ``native`` or ``torch`` for the
-    CPU and for the accelerator that torch finds, with the reason where its kernels are missing.
+    The key ``kernels`` is the mode of ``FASTSAM_KERNELS``. ``backends`` is ``native`` or ``torch`` for the
+    CPU and for the accelerator that torch finds, with the reason if the kernels are missing.
 
     Raises:
         ImportError: the native module could not be loaded.
@@ -203,10 +203,10 @@ def _described(device_type: str, mode: Mode) -> str:
 
 
 def sum_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums over tensors of ``dtype`` on ``device``, and of the scalars beside them.
+    """Return the dtype of sums over tensors of ``dtype`` on ``device``, and of their device scalars.
 
-    float64 with native kernels and for float64 tensors; float32 otherwise, because not every device has
-    float64.
+    It is float64 with native kernels and for float64 tensors, and float32 otherwise, because some devices
+    (MPS) have no float64.
     """
     if dtype == torch.float64 or backend_of(device) == "native":
         return torch.float64
@@ -214,5 +214,5 @@ def sum_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` in the dtype in which sums over it are kept; see :func:`sum_dtype`."""
+    """Convert ``tensor`` to the dtype of sums over it; see :func:`sum_dtype`."""
     return tensor.to(sum_dtype(tensor.device, tensor.dtype))

@@ -1,4 +1,4 @@
-"""Load the native module and find its launches for a device; errors say what is missing and what to do."""
+"""Loading of the native module, and its launches for a device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch  # loads the OpenMP runtime that _native then shares
+import torch  # first, because it loads the OpenMP runtime that _native shares
 
 
 def _explanation(package: Path, search_path: Sequence[str], error: ImportError) -> str:
-    """Return why the native module of a package cannot be loaded, and the fix."""
+    """Return a message with the reason why the native module cannot be loaded, and the fix."""
     checkout = package.parent
     built = not (error.path or "").endswith("__init__.py")
     if built or not (checkout / "pyproject.toml").is_file():
@@ -42,14 +42,14 @@ TABLE_COLUMNS: tuple[str, ...] = _native.TABLE_COLUMNS
 """Columns of a table of tensors, in the order of ``csrc/include/fastsam/table.h``."""
 
 HYPER_COLUMNS: tuple[str, ...] = _native.HYPER_COLUMNS
-"""Columns of a row of hyper-parameters, in the order of ``csrc/include/fastsam/sam.h``."""
+"""Columns of the block of hyperparameters, in the order of ``csrc/include/fastsam/sam.h``."""
 
 ADAPTIVE: int = _native.ADAPTIVE
 STOCHASTIC: int = _native.STOCHASTIC
 """Values of the column ``flags``: ``enum Flag`` of ``csrc/include/fastsam/table.h``."""
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-"""Storage types of the kernels, by the codes of ``csrc/include/fastsam/types.h``."""
+"""Codes of the kernels' storage types in ``csrc/include/fastsam/types.h``."""
 
 
 def module() -> ModuleType:
@@ -60,13 +60,13 @@ def module() -> ModuleType:
 def backend(device: torch.device) -> Any:
     """Return the native launches for tensors on ``device``: the submodule ``cpu`` or ``cuda``.
 
-    :func:`fastsam.kernels.backends.backend_of` tells which devices have them.
+    The device must have them; see :func:`fastsam.kernels.backends.backend_of`.
     """
     return getattr(module(), device.type)
 
 
 def execution(device: torch.device) -> Execution:
-    """Return where a launch runs: on torch's current stream on CUDA, with torch's threads on the CPU."""
+    """Return the context of a launch: torch's current CUDA stream, or torch's number of CPU threads."""
     loaded = module()
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)

@@ -15,12 +15,12 @@ from fastsam.kernels.torch_ops import lanczos as torch_lanczos
 
 @dataclass(eq=False)
 class Recurrence:
-    """The tridiagonal matrices T of all probes, kept on the device of the basis.
+    """The tridiagonal matrices T of all probes, on the device of the basis.
 
     Attributes:
         alpha: diagonal of T, float64 ``[probes, steps]``.
-        beta: off-diagonal of T, float64 ``[probes, steps]``; ``beta[:, j]`` joins steps j and j + 1 and is
-            the norm *after* re-orthogonalization, 0 where the run broke down.
+        beta: off-diagonal of T, float64 ``[probes, steps]``; ``beta[:, j]`` couples steps j and j + 1. It is
+            the norm *after* re-orthogonalization, and 0 at a breakdown.
         bound: running upper bound on the norm of T (largest absolute row sum), float64 ``[probes]``.
         active: uint8 ``[probes]``; 0 once a probe's Krylov space is exhausted.
         steps_taken: int64 ``[probes]``; the order of each probe's T.
@@ -40,7 +40,7 @@ class Recurrence:
 
     @property
     def steps(self) -> int:
-        """Most steps that the recurrence can hold."""
+        """Maximum number of steps."""
         return self.alpha.shape[1]
 
     @classmethod
@@ -52,9 +52,13 @@ class Recurrence:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
     ) -> Recurrence:
-        """An empty recurrence of at most ``steps`` steps for ``probes`` probes, all active.
+        """Return an empty recurrence with all probes active.
 
-        ``dtype`` is that of T: float64, or :func:`fastsam.kernels.backends.sum_dtype` of the basis.
+        Args:
+            probes: number of probes.
+            steps: maximum number of steps.
+            device: device of the basis.
+            dtype: dtype of T: float64 (default), or :func:`fastsam.kernels.backends.sum_dtype` of the basis.
         """
         return cls(
             alpha=torch.zeros(probes, steps, dtype=dtype, device=device),
@@ -77,22 +81,22 @@ def orthogonalize(
     """Orthogonalize the product of a Lanczos step and advance the recurrence, without host synchronization.
 
     With Q = ``rows`` and w = ``vector``: c1 = Q w; w -= Q^T c1 and c2 = Q w; w -= Q^T c2; alpha = c1 + c2 at
-    the last row; beta = ||w||; successor = w / beta. A probe whose beta falls to 64 eps ||T|| becomes
-    inactive: its beta is recorded as 0, its successor as 0, and later steps leave its T alone.
+    the last row; beta = ||w||; successor = w / beta. A probe with beta <= 64 eps ||T|| becomes inactive: its
+    beta and its successor are set to 0, and later steps do not change its T.
 
     Args:
-        rows: basis vectors to orthogonalize against, ``[probes, count, n]``, the last of them the current
-            one; float32 or float64; the last dimension contiguous, the others of any stride.
-        vector: the operator's product with the current basis vectors, ``[probes, n]``, dtype of ``rows``;
-            overwritten by the orthogonalized, unnormalized residual.
-        successor: where the next basis vectors go, ``[probes, n]`` (a view into the basis); None at the
+        rows: basis vectors to orthogonalize against, ``[probes, count, n]``, float32 or float64. The last row
+            is the current vector. The last dimension is contiguous; the others may have any stride.
+        vector: the operator's product with the current basis vectors, ``[probes, n]``, dtype of ``rows``.
+            Overwritten by the orthogonalized, unnormalized residual.
+        successor: output for the next basis vectors, ``[probes, n]`` (a view into the basis); None at the
             last step.
-        recurrence: T so far; column ``step`` is written.
+        recurrence: T; column ``step`` is written.
         step: index j of this step, from 0.
         eps: machine epsilon of the product's dtype, for the breakdown test.
 
     Raises:
-        ValueError: a shape, dtype, stride or device does not fit; nothing was changed.
+        ValueError: a shape, dtype, stride or device does not match; nothing was changed.
 
     Example:
         >>> import torch
@@ -143,9 +147,10 @@ def orthogonalize(
 
 
 def _scratch(recurrence: Recurrence, backend: Any, rows: Tensor, step: int) -> Tensor:
-    """The recurrence's scratch memory. Its counters must start as zeros.
+    """Return the recurrence's scratch memory, zero-filled when it is allocated, as its counters require.
 
-    Grows to twice the rows at hand, at most to those of the last step, since each step may add one row.
+    It grows to twice the current number of rows, because each step may add one row and reallocating in every
+    step would be slow, but not beyond the number of the last step.
     """
     probes, count, size = rows.shape
     needed = backend.orthogonalize_scratch_bytes(probes, count, size)
@@ -165,11 +170,11 @@ def _check(
         )
     probes, count, size = rows.shape
     if count < 1:
-        raise ValueError("rows must hold at least one basis vector, the current one")
+        raise ValueError("rows must have at least one basis vector, the current one; got none")
     if probes != recurrence.probes or not 0 <= step < recurrence.steps:
         raise ValueError(
-            f"recurrence holds {recurrence.probes} probes and {recurrence.steps} steps, "
-            f"which does not fit {probes} probes at step {step}"
+            f"recurrence has {recurrence.probes} probes and {recurrence.steps} steps, which does not match "
+            f"{probes} probes at step {step}"
         )
     for name, tensor in (("vector", vector), ("successor", successor)):
         if tensor is None:
@@ -180,11 +185,15 @@ def _check(
                 f"got {tuple(tensor.shape)} {tensor.dtype}"
             )
         if tensor.device != rows.device:
-            raise ValueError(f"{name} is on {tensor.device}, rows on {rows.device}")
+            raise ValueError(f"{name} must be on {rows.device} like rows, got {tensor.device}")
     for name, tensor in (("rows", rows), ("vector", vector), ("successor", successor)):
         if tensor is not None and size > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"the last dimension of {name} must be contiguous")
+            raise ValueError(
+                f"the last dimension of {name} must be contiguous, got strides {tensor.stride()}"
+            )
     if not vector.is_contiguous():
-        raise ValueError("vector must be contiguous")
+        raise ValueError(f"vector must be contiguous, got strides {vector.stride()}")
     if recurrence.alpha.device != rows.device:
-        raise ValueError(f"recurrence is on {recurrence.alpha.device}, rows on {rows.device}")
+        raise ValueError(
+            f"recurrence must be on {rows.device} like rows, got {recurrence.alpha.device}"
+        )

@@ -1,4 +1,4 @@
-"""Normal noise that depends on a seed, a step and a place, and on nothing else."""
+"""Counter-based normal noise: a function of seed, step, stream and element."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastsam.kernels.torch_ops import noise as torch_noise
 def add_noise(
     table: TensorTable, scales: Sequence[Tensor], seed_and_step: Tensor, *, streams: Sequence[int]
 ) -> None:
-    """``w += scale * z`` for all weights of a table, with z standard normal, in one launch.
+    """Add noise to all weights of a table in one launch: ``w += scale * z`` with z standard normal.
 
-    z of an element is a function of seed, step, stream and the element's place in memory alone: the
-    same bits on any number of threads, the same numbers to rounding on CPU and CUDA, and anew in every
-    replay of a captured graph that advances the step.
+    z depends only on seed, step, stream and the offset of the element in memory. It is bitwise equal for any
+    number of threads and equal up to rounding on CPU and CUDA. A captured graph that advances the step adds
+    new noise in every replay.
 
     Args:
         table: the weights.
         scales: standard deviations, float64 ``[rows]`` per weight on its device; see
             :meth:`fastsam.kernels.table.TensorTable.set_noise`.
         seed_and_step: int64 ``[2]`` on the table's device, read when the launch runs.
-        streams: number in [0, 2^32) of each weight's stream; weights of one stream draw the same numbers.
+        streams: index in [0, 2^32) of each weight's stream; weights with the same stream get the same z.
 
     Raises:
-        ValueError: scales or seed_and_step do not fit; nothing was changed.
+        ValueError: ``scales`` or ``seed_and_step`` has a wrong shape, dtype or device; nothing was changed.
 
     Example:
         >>> import torch
@@ -47,7 +47,9 @@ def add_noise(
             f"seed_and_step must be int64 [2], got {seed_and_step.dtype} {tuple(seed_and_step.shape)}"
         )
     if seed_and_step.device != table.device:
-        raise ValueError(f"seed_and_step is on {seed_and_step.device}, the table on {table.device}")
+        raise ValueError(
+            f"seed_and_step must be on {table.device} like the table, got {seed_and_step.device}"
+        )
     table.set_noise(scales, streams)
     if table.backend == "torch":
         torch_noise.add_noise(table, seed_and_step)

@@ -1,8 +1,8 @@
-"""What every native kernel computes, written in plain PyTorch and meant to be read.
+"""Reference implementations of the native kernels in plain PyTorch.
 
-Each function has the name and the meaning of the native call of the same name. They are the oracles of
-the kernel tests; nothing in the library calls them at run time. They favor clarity over speed, run on
-any device and dtype, and accumulate every sum in float64, as the native kernels do.
+Each function computes the same as the native call of its name. The kernel tests compare with them; the
+library never calls them. They favor clarity over speed, run on any device and dtype, and accumulate sums in
+float64, as the native kernels do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from fastsam.kernels.lanczos import Recurrence
 
 BREAKDOWN_FACTOR = 64.0
-"""A Lanczos run ends where ``beta <= BREAKDOWN_FACTOR * eps * ||T||``: the rest is rounding noise."""
+"""A probe ends at ``beta <= BREAKDOWN_FACTOR * eps * ||T||``: the residual is then rounding noise."""
 
 PER_COUNTER = 4
-"""Normal numbers that one Philox counter gives."""
+"""Number of normal samples from one Philox counter."""
 
 ROUNDED_PER_COUNTER = 8
-"""Elements whose stochastic rounding draws from one Philox counter, 16 bits each."""
+"""Number of elements that are rounded stochastically with one Philox counter, 16 bits each."""
 
 
 def orthogonalize(
@@ -35,7 +35,7 @@ def orthogonalize(
     step: int,
     eps: float,
 ) -> None:
-    """Two Gram-Schmidt passes of ``vector`` against ``rows``, then one step of the Lanczos recurrence.
+    """Run two Gram-Schmidt passes of ``vector`` against ``rows`` and one step of the Lanczos recurrence.
 
     See :func:`fastsam.kernels.lanczos.orthogonalize` for the arguments.
     """
@@ -59,13 +59,13 @@ def orthogonalize(
     recurrence.steps_taken += active.to(recurrence.steps_taken.dtype)
     recurrence.active.copy_(continues)
     if successor is not None:
-        # Selection, not a product with 0: a probe that broke down may hold inf or NaN.
+        # Select instead of multiplying by 0: a probe after a breakdown may have inf or NaN.
         quotient = vector.double() / torch.where(continues, beta, torch.ones_like(beta))[:, None]
         successor.copy_(torch.where(continues[:, None], quotient, torch.zeros_like(quotient)))
 
 
 def squared_norm(gradient: Tensor, weight: Tensor, *, adaptive: bool, eta: float) -> Tensor:
-    """``||T_w g||^2`` of one tensor, float64 scalar; T_w is ``|w| + eta`` or 1."""
+    """Return ``||T_w g||^2`` of one tensor, float64 scalar; T_w is ``|w| + eta`` or 1."""
     scaled = gradient.double()
     if adaptive:
         scaled = scaled * (weight.double().abs() + eta)
@@ -75,7 +75,7 @@ def squared_norm(gradient: Tensor, weight: Tensor, *, adaptive: bool, eta: float
 def perturb(
     weight: Tensor, gradient: Tensor, *, norm: float, rho: float, adaptive: bool, eta: float
 ) -> Tensor:
-    """``w + T_w^2 g rho / (norm + 1e-12)``, or w itself where that factor is not finite."""
+    """Return ``w + T_w^2 g rho / (norm + 1e-12)``, or w if the norm or the factor is not finite."""
     scale = rho / (norm + 1e-12)
     if not torch.isfinite(torch.tensor(scale)) or not torch.isfinite(torch.tensor(norm)):
         return weight.clone()
@@ -84,7 +84,7 @@ def perturb(
 
 
 def rounding_bits(squared_norm: float, row: int, count: int) -> Tensor:
-    """What stochastic rounding draws for the elements of a weight: int64 ``[count]`` in [0, 2^16)."""
+    """Return the random bits for stochastic rounding of a weight: int64 ``[count]`` in [0, 2^16)."""
     blocks = np.arange(-(-count // ROUNDED_PER_COUNTER), dtype=np.uint64)
     counters = np.zeros((blocks.size, 4), dtype=np.uint32)
     counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
@@ -95,9 +95,10 @@ def rounding_bits(squared_norm: float, row: int, count: int) -> Tensor:
 
 
 def round_at_random(value: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` (float64, finite) to one of its two neighbours of ``dtype``.
+    """Round ``value`` (float64, finite) to one of its two neighbors in ``dtype``.
 
-    The one away from zero where ``bits / 2^16`` plus the way to it already gone is at least 1.
+    The neighbor away from zero is chosen if ``bits / 2^16 + f >= 1``, where f in [0, 1] is the position of
+    ``value`` between the neighbor toward zero and the one away from it.
     """
     nearest = value.to(dtype)
     away = torch.where(nearest.double().abs() >= value.abs(), nearest, _next_away(nearest))
@@ -108,7 +109,7 @@ def round_at_random(value: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _next_away(value: Tensor) -> Tensor:
-    """The neighbour further from zero: 16-bit floats count up like their bits."""
+    """Return the neighbor farther from zero: the bits of a float, read as an integer, grow with its size."""
     return (value.view(torch.int16) + 1).view(value.dtype)
 
 
@@ -129,7 +130,7 @@ def update_sgd(
     nesterov: bool,
     maximize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.optim.SGD``: the new weight and the new momentum buffer."""
+    """Make an update of ``torch.optim.SGD``; return the new weight and the new momentum buffer."""
     w, buffer = weight.double(), momentum_buffer.double()
     direction = (-1.0 if maximize else 1.0) * gradient.double() + weight_decay * w
     if momentum != 0.0:
@@ -153,7 +154,7 @@ def update_adam(
     amsgrad: bool,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """``torch.optim.Adam`` and ``AdamW`` at update ``step`` (from 1): the new weight and moments."""
+    """Make update ``step`` (from 1) of ``torch.optim.Adam`` or ``AdamW``; return new weight and moments."""
     w = weight.double()
     first, second, maximum = (moment.double() for moment in state)
     direction = (-1.0 if maximize else 1.0) * gradient.double()
@@ -171,7 +172,7 @@ def update_adam(
 
 
 def philox(counters: np.ndarray, key: int) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al. 2011) of uint32 counters ``[n, 4]`` with a 64-bit key."""
+    """Apply Philox4x32-10 (Salmon et al. 2011) to uint32 counters ``[n, 4]`` with a 64-bit key."""
     c = [counters[:, i].astype(np.uint64) for i in range(4)]
     mask = np.uint64(0xFFFFFFFF)
     keys = [key & 0xFFFFFFFF, key >> 32]
@@ -189,14 +190,14 @@ def philox(counters: np.ndarray, key: int) -> np.ndarray:
 
 
 def standard_normal(seed: int, step: int, stream: int, count: int) -> Tensor:
-    """The numbers that the kernels draw, float64 ``[count]``: Philox and Box-Muller."""
+    """Return the standard normal samples of the kernels, float64 ``[count]``: Philox and Box-Muller."""
     blocks = np.arange(-(-count // PER_COUNTER), dtype=np.uint64)
     counters = np.empty((blocks.size, 4), dtype=np.uint32)
     counters[:, 0] = blocks & np.uint64(0xFFFFFFFF)
     counters[:, 1] = blocks >> np.uint64(32)
     counters[:, 2], counters[:, 3] = stream, step
     bits = philox(counters, seed).astype(np.float64)
-    # float32, as the kernels see them: the top bits of a large integer are rounded.
+    # The kernels convert the integers to float32, which rounds those above 2^24; do the same here.
     uniform = (bits[:, 0::2].astype(np.float32) + np.float32(1)).astype(np.float64) * 2.0**-32
     radius = np.sqrt(-2.0 * np.log(uniform))
     angle = 2.0 * np.pi * (bits[:, 1::2] * 2.0**-32 - 0.125)

@@ -1,7 +1,7 @@
 """The phases of a SAM step over many tensors at once: norm, perturb, check, restore, update.
 
-Each function is one native launch over a :class:`fastsam.kernels.table.TensorTable`, or its twin in PyTorch
-operations where the device has no kernels. Nothing here synchronizes with the device.
+Each function is one native launch over a :class:`fastsam.kernels.table.TensorTable`, or the same computation
+in PyTorch operations if the device has no kernels. None of them makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from fastsam.kernels.torch_ops.scalars import TorchScalars
 
 @dataclass(eq=False)
 class Scalars:
-    """What the phases share on one device.
+    """Device scalars that the phases of a step share.
 
-    Numbers with fractions are float64 with native kernels; with PyTorch operations they are float32 unless a
-    table has float64 weights, see :func:`fastsam.kernels.backends.sum_dtype`.
+    Floating-point scalars are float64 with native kernels. With PyTorch operations they are float32 unless a
+    table has float64 weights; see :func:`fastsam.kernels.backends.sum_dtype`.
 
     Attributes:
-        hyper: ``[groups, len(extension.HYPER_COLUMNS)]``.
+        hyper: hyperparameters, ``[groups, len(extension.HYPER_COLUMNS)]``.
         squared_norms: ``[tables]``, one squared norm per table of the optimizer.
-        found_inf: float32 ``[1]``, 1 when this step must be skipped.
-        skipped_steps: int64 ``[1]``, counts skipped updates.
-        unchanged: int64 ``[1]`` or None, counts elements that the perturbation could not change.
-        complements: ``1 - hyper``, computed in float64 before it was rounded: 1 - 0.999 has five digits in
-            float32. None where ``hyper`` is float64.
+        found_inf: float32 ``[1]``, 1 if this step must be skipped.
+        skipped_steps: int64 ``[1]``, number of skipped updates.
+        unchanged: int64 ``[1]`` or None, number of elements that the perturbation did not change.
+        complements: ``1 - hyper``, computed in float64 and then rounded to float32, in which the subtraction
+            1 - 0.999 would leave only five digits. None if ``hyper`` is float64.
     """
 
     hyper: Tensor
@@ -57,7 +57,7 @@ class Scalars:
         skipped_steps: Tensor,
         unchanged: Tensor | None = None,
     ) -> Scalars:
-        """Return scalars that are 0, for a number of groups and tables, around given counters."""
+        """Return scalars initialized to 0, with the given counters."""
         shape = (groups, len(extension.HYPER_COLUMNS))
         rounded = dtype != torch.float64
         return cls(
@@ -70,14 +70,14 @@ class Scalars:
         )
 
     def write_hyper(self, rows: Sequence[Sequence[float]]) -> None:
-        """Write the hyper-parameters of all groups, without waiting for a GPU."""
+        """Write the hyperparameters of all groups. The copy to a GPU is asynchronous."""
         values = np.array(rows, dtype=np.float64)
         _send(values, self.hyper)
         if self.complements is not None:
             _send(1.0 - values, self.complements)
 
     def write_setting(self, group: int, column: int, value: Tensor) -> None:
-        """Write one hyper-parameter that is a scalar tensor on a device."""
+        """Write one hyperparameter from a scalar tensor on a device."""
         wait_not = value.device.type == "cuda"
         self.hyper[group, column].copy_(value, non_blocking=wait_not)
         if self.complements is not None:
@@ -90,12 +90,12 @@ class Scalars:
         count_unchanged: bool = False,
         grad_scale: Tensor | None = None,
     ) -> Any:
-        """Return what a launch takes: a struct of addresses, or the tensors for PyTorch operations.
+        """Return the scalars as the argument of a launch: a struct of addresses, or tensors for PyTorch.
 
         Args:
-            count_skip: count a skipped update; True for one table per device only.
-            count_unchanged: count the elements of this table that the perturbation could not change.
-            grad_scale: float32 scalar, the loss scale that the gradients still carry.
+            count_skip: count a skipped update. Set it for exactly one table per device.
+            count_unchanged: count the elements of this table that the perturbation does not change.
+            grad_scale: float32 scalar, the loss scale by which the gradients are still multiplied.
         """
         skipped_steps = self.skipped_steps if count_skip else None
         unchanged = self.unchanged if count_unchanged else None
@@ -122,7 +122,7 @@ class Scalars:
 
 
 def _send(values: np.ndarray, block: Tensor) -> None:
-    """Copy float64 numbers of the host into ``block``, rounded to its dtype there."""
+    """Copy float64 values from the host to ``block``, rounded to its dtype."""
     new = torch.from_numpy(values if block.dtype == torch.float64 else values.astype(np.float32))
     if block.device.type == "cuda":
         block.copy_(new.pin_memory(), non_blocking=True)
@@ -135,9 +135,9 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def norm(table: TensorTable, hyper: Tensor, squared_norm: Tensor, scratch: Tensor) -> None:
-    """``squared_norm[0]`` = sum of ``||T_w g||^2`` over the table.
+    """Write the sum of ``||T_w g||^2`` over the table to ``squared_norm[0]``.
 
-    Native kernels add in float64 and a fixed order, PyTorch operations in ``table.sum_dtype``.
+    Native kernels add in float64 and in a fixed order, PyTorch operations in ``table.sum_dtype``.
     """
     if table.backend == "torch":
         torch_sam.norm(table, hyper, squared_norm)
@@ -153,10 +153,11 @@ def norm(table: TensorTable, hyper: Tensor, squared_norm: Tensor, scratch: Tenso
 
 
 def perturb(table: TensorTable, scalars: Any) -> None:
-    """Backs the weights up and climbs: ``w += T_w^2 g rho / (norm + 1e-12)``; sets ``found_inf``.
+    """Back up the weights, perturb them, ``w += T_w^2 g rho / (norm + 1e-12)``, and set ``found_inf``.
 
-    Stochastic rounding draws from the bits of the squared norm, the row in the table and the place in
-    memory: the same bits on every device and for any number of threads, where the norm has the same bits.
+    The random bits of stochastic rounding are a function of the bits of the squared norm, the row in the
+    table and the offset in memory. Given an equal norm, they are equal on every device and for any number of
+    threads.
     """
     if table.backend == "torch":
         torch_sam.perturb(table, scalars)
@@ -167,7 +168,7 @@ def perturb(table: TensorTable, scalars: Any) -> None:
 
 
 def check(table: TensorTable, found_inf: Tensor) -> None:
-    """Sets ``found_inf[0]`` to 1 where a gradient is inf or NaN, and leaves it alone otherwise."""
+    """Set ``found_inf[0]`` to 1 if a gradient is inf or NaN; otherwise leave it unchanged."""
     if table.backend == "torch":
         torch_sam.check(table, found_inf)
         return
@@ -180,7 +181,7 @@ def check(table: TensorTable, found_inf: Tensor) -> None:
 
 
 def restore(table: TensorTable) -> None:
-    """Copies the backups into the weights, bit for bit."""
+    """Copy the backups into the weights, bit for bit."""
     if table.backend == "torch":
         torch_sam.restore(table)
         return
@@ -192,7 +193,14 @@ def restore(table: TensorTable) -> None:
 def update(
     table: TensorTable, scalars: Any, scratch: Tensor, *, rule: Literal["sgd", "adam"]
 ) -> None:
-    """Restores and updates in one pass; restores only where there is no gradient or a flag says skip."""
+    """Restore and update the weights in one pass; only restore without a gradient or if ``found_inf`` is set.
+
+    Args:
+        table: the weights, with gradients, backups and the base optimizer's state.
+        scalars: result of :meth:`Scalars.arguments`.
+        scratch: result of :meth:`fastsam.kernels.table.TensorTable.scratch`.
+        rule: base optimizer, ``"sgd"`` or ``"adam"`` (Adam and AdamW).
+    """
     if table.backend == "torch":
         torch_updates.update(table, scalars, rule=rule)
         return

@@ -14,11 +14,11 @@ from fastsam.kernels.alike import Alike
 from fastsam.kernels.backends import Backend, backend_of, sum_dtype
 
 _EMPTY = 16
-"""Address of the gradient of an empty tensor, which has no memory but is there; never read."""
+"""Placeholder address for an empty gradient: a null address would mean no gradient. Never read."""
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements of ``tensor`` fill one run of memory without gaps or overlap, in any order."""
+    """Return whether ``tensor`` fills a contiguous range of memory without overlap, in any stride order."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -36,29 +36,30 @@ def is_dense(tensor: Tensor) -> bool:
 class TensorTable:
     """The operands of a multi-tensor launch: one row per parameter of one dtype and device.
 
-    Native launches read addresses, in ``cells``. PyTorch operations read the tensors themselves.
+    Native launches read the addresses in ``cells``. PyTorch operations read the tensors.
 
     Args:
-        weights: the tensors to work on, all of one device and one of float32, float64, bfloat16, float16;
-            dense in memory (any order of strides).
-        groups: row of the block of hyper-parameters that belongs to each weight.
-        adaptive: whether ASAM's normalization applies to each weight.
-        stochastic: whether the ascent rounds each weight stochastically; None for none. It makes a
-            difference to 16-bit weights only.
+        weights: tensors of one device and one dtype (float32, float64, bfloat16 or float16), dense in memory
+            (any order of strides).
+        groups: for each weight, its row in the block of hyperparameters.
+        adaptive: for each weight, whether ASAM's normalization applies.
+        stochastic: for each weight, whether the ascent is rounded stochastically; only used for 16-bit
+            weights. Default None: for no weight.
 
     Attributes:
-        backend: what runs the launches over this table.
-        cells: int64 ``[columns, count]``, the addresses.
-        gradients: those of this pass, in the layout of the weights; empty with native kernels, which have
-            their addresses.
+        backend: backend of the launches over this table.
+        cells: int64 ``[columns, count]``: addresses, sizes and flags.
+        gradients: gradients of this pass in the layout of the weights; empty with native kernels, which use
+            the addresses.
         backups: memory for each weight before the ascent.
-        backed_up: whether each weight is in its backup; otherwise it is its own backup.
+        backed_up: for each weight, whether its backup is in ``backups``; otherwise it is its own backup.
         states: the base optimizer's state tensors by slot.
-        steps: the counters of updates, or None.
+        steps: counters of updates, or None.
         scales: standard deviations of noise.
 
     Raises:
-        ValueError: the weights do not share a device and a supported dtype, or one has gaps.
+        ValueError: ``weights`` is empty, the weights do not share a device and a supported dtype, or one has
+            gaps.
     """
 
     def __init__(
@@ -70,16 +71,19 @@ class TensorTable:
         stochastic: Sequence[bool] | None = None,
     ) -> None:
         if not weights:
-            raise ValueError("a table needs at least one tensor")
+            raise ValueError("a table requires at least one tensor, got none")
         self.device = weights[0].device
         self.dtype = weights[0].dtype
         if self.dtype not in extension.DTYPE_CODES:
             raise ValueError(
-                f"fastsam has kernels for float32, float64, bfloat16 and float16, not for {self.dtype}"
+                f"fastsam has kernels for float32, float64, bfloat16 and float16, got {self.dtype}"
             )
         for weight in weights:
             if weight.device != self.device or weight.dtype != self.dtype:
-                raise ValueError("all weights of a table must share one device and one dtype")
+                raise ValueError(
+                    f"all weights of a table must be {self.dtype} on {self.device} like the first, got "
+                    f"{weight.dtype} on {weight.device}"
+                )
             if not is_dense(weight):
                 raise ValueError(
                     f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps "
@@ -98,9 +102,8 @@ class TensorTable:
         self.steps: Sequence[Tensor] | None = None
         self.scales: list[Tensor] = []
         self.cells = array("q", bytes(8 * len(extension.TABLE_COLUMNS) * self.count))
-        self._gradients: list[
-            Tensor
-        ] = []  # keeps re-laid-out copies alive until the launch is queued
+        # Copies of gradients in the layout of the weights must stay alive until the launch is queued.
+        self._gradients: list[Tensor] = []
         self._contiguous = [weight.is_contiguous() for weight in weights]
         self._shapes = [weight.shape for weight in weights]
         self._like_weights = Alike(weights)
@@ -118,28 +121,30 @@ class TensorTable:
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """Dtype of sums over the weights, and of the scalars beside them."""
+        """Dtype of sums over the weights and of the device scalars."""
         return torch.float64 if self.backend == "native" else sum_dtype(self.device, self.dtype)
 
     def _set(self, column: str, values: Sequence[int]) -> None:
         start = extension.TABLE_COLUMNS.index(column) * self.count
         if len(values) != self.count:
-            raise ValueError(f"{column} needs {self.count} entries, got {len(values)}")
+            raise ValueError(
+                f"{column} must have {self.count} entries, one per weight, got {len(values)}"
+            )
         self.cells[start : start + self.count] = array("q", values)
 
     def column(self, name: str) -> array[int]:
-        """A copy of one column, by the names of ``csrc/include/fastsam/table.h``."""
+        """Return a copy of one column; the names are those in ``csrc/include/fastsam/table.h``."""
         start = extension.TABLE_COLUMNS.index(name) * self.count
         return self.cells[start : start + self.count]
 
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the gradients of this pass; None where there is none.
+        """Set the gradients of this pass; None for a weight without a gradient.
 
         A gradient whose strides differ from its weight's is copied into the weight's layout.
 
         Raises:
-            ValueError: a gradient is sparse, or of another device, dtype or shape than its weight. The
-                table then still holds the gradients it had.
+            ValueError: a gradient is sparse, or has another device, dtype or shape than its weight. The
+                gradients in the table were not changed.
         """
         if self._like_weights.fits(gradients):
             present = cast("Sequence[Tensor]", gradients)
@@ -163,12 +168,12 @@ class TensorTable:
                 append(0)
                 laid_out.append(None)
                 continue
-            if (
-                weight.shape != shape
-            ):  # a gradient has its parameter's shape, the kernels go by this one
+            # The table's sizes are those of the constructor; a smaller gradient would be read past its end.
+            if weight.shape != shape:
                 raise ValueError(
-                    f"a parameter of shape {tuple(shape)} became {tuple(weight.shape)} in the same memory "
-                    "(p.data = p.data[...]); assign a copy, p.data = p.data[...].clone(), which is followed"
+                    f"the shape of a parameter changed from {tuple(shape)} to {tuple(weight.shape)} in the "
+                    "same memory (p.data = p.data[...]); assign a copy, p.data = p.data[...].clone(), whose "
+                    "new storage is detected"
                 )
             if (
                 gradient.layout is not torch.strided
@@ -192,15 +197,16 @@ class TensorTable:
             self.gradients = laid_out
 
     def release_gradients(self) -> None:
-        """Let go of the gradients, so that clearing them frees their memory."""
+        """Drop the references to the gradients, so that ``zero_grad`` frees their memory."""
         self.gradients = []
 
     def set_backups(self, backups: Sequence[Tensor], where: Sequence[bool] | None = None) -> None:
-        """Takes memory for each weight before the ascent, in the weight's layout.
+        """Set the memory for the weights before the ascent.
 
         Args:
-            backups: the same list in every call costs the least.
-            where: which weights are in their backups; the others are their own. Default None: all.
+            backups: a tensor in the layout of each weight. Passing the same list object again is fast.
+            where: for each weight, whether its backup is in ``backups``; otherwise the weight is its own
+                backup. Default None: for all weights.
         """
         if backups is not self.backups:
             self.backups = backups
@@ -221,7 +227,11 @@ class TensorTable:
         )
 
     def set_state(self, slot: Literal[0, 1, 2], tensors: Sequence[Tensor | None]) -> None:
-        """Takes one of the base optimizer's state tensors per weight, in the weight's layout; or None."""
+        """Set one of the base optimizer's state tensors for each weight, in the weight's layout, or None.
+
+        Raises:
+            ValueError: a state tensor differs from its weight in dtype, device, shape or strides.
+        """
         for weight, tensor in zip(self.weights, tensors, strict=True):
             if tensor is not None and (
                 tensor.dtype != self.dtype
@@ -240,7 +250,11 @@ class TensorTable:
         )
 
     def set_steps(self, counters: Sequence[Tensor] | None) -> None:
-        """Takes the float32 scalars on the table's device that count the updates of each weight."""
+        """Set the counters of each weight's updates: float32 scalars on the table's device, or None.
+
+        Raises:
+            ValueError: a counter has another dtype or device.
+        """
         self.steps = counters
         if counters is None:
             self._set("step", [0] * self.count)
@@ -254,13 +268,17 @@ class TensorTable:
         self._set("step", [counter.data_ptr() for counter in counters])
 
     def set_noise(self, scales: Sequence[Tensor], streams: Sequence[int]) -> None:
-        """Takes the standard deviations of noise and the stream that each weight draws from.
+        """Set the standard deviation and the random stream of each weight's noise.
 
         Args:
-            scales: ``[rows]`` per weight, on its device, float64, or float32 where PyTorch operations run;
-                the weight's memory is cut into that many equal runs. One row is one deviation for all,
-                ``weight.shape[0]`` rows one a filter.
-            streams: number in [0, 2^32) of each weight's stream of random numbers.
+            scales: ``[rows]`` per weight, on its device; float64, or float32 with PyTorch operations. The
+                weight's memory is divided into ``rows`` equal ranges: one row is one standard deviation for
+                the whole weight, ``weight.shape[0]`` rows are one per filter.
+            streams: index in [0, 2^32) of each weight's stream of random numbers.
+
+        Raises:
+            ValueError: a scale has another dtype, device or number of dimensions, or its number of rows does
+                not divide the weight.
         """
         allowed = {torch.float64, self.sum_dtype}
         for weight, scale in zip(self.weights, scales, strict=True):
@@ -281,7 +299,7 @@ class TensorTable:
         self.scales = list(scales)
 
     def scratch(self) -> Tensor:
-        """Scratch memory for the launches over this table, zero-filled, to be kept and reused."""
+        """Return zero-filled scratch memory for launches over this table. Keep it and reuse it."""
         if self.backend == "torch":
             return torch.zeros(0, dtype=torch.uint8, device=self.device)
         size = extension.backend(self.device).sam_scratch_bytes(self.cells)
@@ -291,11 +309,11 @@ class TensorTable:
 def _describe_misfit(weight: Tensor, gradient: Tensor) -> str:
     if gradient.layout is not torch.strided:
         return (
-            f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); SAM needs dense "
-            "gradients: build the embedding with sparse=False, or call p.grad = p.grad.to_dense()"
+            f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); SAM requires dense "
+            "gradients: construct the embedding with sparse=False, or set p.grad = p.grad.to_dense()"
         )
     return (
         f"a gradient is {tuple(gradient.shape)} {gradient.dtype} on {gradient.device}, but its parameter "
-        f"is {tuple(weight.shape)} {weight.dtype} on {weight.device}; they must agree: cast or move the "
+        f"is {tuple(weight.shape)} {weight.dtype} on {weight.device}; they must match: cast or move the "
         "gradient before the step"
     )

@@ -57,11 +57,11 @@ _REPLACED = {
 
 
 def __getattr__(name: str) -> NoReturn:
-    """Refuse names of earlier versions with their replacement."""
+    """Raise ImportError for names of earlier versions, with their replacement in the message."""
     if name in _REPLACED:
-        # No AttributeError: `from fastsam.optim import ...` would hide its message.
+        # ImportError, because `from fastsam.optim import ...` hides the message of an AttributeError.
         raise ImportError(
-            f"fastsam.optim.{name} does not exist any more: {_REPLACED[name]}. Schedules now count epochs "
-            "from 1, not from 0"
+            f"fastsam.optim.{name} was removed: {_REPLACED[name]}. Schedules now count epochs from 1, not "
+            "from 0"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Passes that leave the running statistics of BatchNorm alone."""
+"""Forward passes that do not update the running statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Keep ``running_mean``, ``running_var`` and ``num_batches_tracked`` unchanged inside the context.
 
-    A SAM step makes two forward passes over one batch, the second with perturbed weights, and without this
-    both enter the running statistics. Layers in training mode still normalize with the statistics of the
-    batch, so losses and gradients do not change; layers in evaluation mode are not touched. Contexts may be
-    nested, and an exception ends them too.
+    A SAM step makes two forward passes over one batch, the second with perturbed weights. Without this
+    context both update the running statistics. Layers in training mode still normalize with the statistics of
+    the batch, so losses and gradients do not change; layers in evaluation mode are not affected. Contexts may
+    be nested, and an exception ends them like any other exit.
 
     Args:
         model: the model; all its BatchNorm and SyncBatchNorm layers are affected.
@@ -30,8 +30,8 @@ def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
         >>> int(layer.num_batches_tracked)
         0
     """
-    # A layer in training mode that tracks nothing hands no running statistics to the kernel. In evaluation
-    # mode it would still use them, so the switch is safe even if the mode changes inside the context.
+    # In training mode, a layer with track_running_stats=False passes no running statistics to the kernel. In
+    # evaluation mode it still uses them, so the switch is safe even if the mode changes inside the context.
     layers = [
         module
         for module in model.modules()

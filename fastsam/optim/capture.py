@@ -1,4 +1,4 @@
-"""A whole training step, of SAM or of one of torch's optimizers, as one CUDA graph."""
+"""Capture of a whole training step, of SAM or one of torch's optimizers, as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -38,30 +38,31 @@ def capture_step(
     warmup: int = 3,
     freeze_batch_norm: bool = False,
 ) -> StepFunction:
-    """Turn a training step into a function ``step(batch) -> loss`` that replays one CUDA graph.
+    """Capture a training step and return a function ``step(batch) -> loss`` that replays its CUDA graph.
 
-    For SAM, both forward and backward passes, the norm, the perturbation, the restore and the update are one
-    graph, and the one pass and update of a step without ascent are another, which shares its memory; the host
-    chooses by ``ascent_due``. For torch's SGD, Adam and AdamW the graph is their one pass and their update. A
-    step costs one launch, whatever the number of layers. On the CPU the same call returns a function that
-    makes this step without a graph.
+    For SAM there are two graphs that share memory. One has both forward and backward passes, the norm, the
+    perturbation, the restore and the update; the other has the single pass and update of a step without an
+    ascent. The host chooses by ``ascent_due``. For torch's SGD, Adam and AdamW one graph has their pass and
+    their update. A step costs one launch, whatever the number of layers. On the CPU the returned function
+    makes the same step without a graph.
 
-    What a schedule changes takes effect in the next replay: with SAM every setting of the parameter groups,
-    learning rate, rho and the ascent policy included; with torch's optimizers those that are tensors on the
-    device.
+    Changes made by schedules take effect in the next replay: with SAM those of every setting of the parameter
+    groups, including the learning rate, rho and the ascent policy; with torch's optimizers those of settings
+    that are tensors on the device.
 
-    Warming up leaves weights, buffers, optimizer state, loss scale and random state as they were.
+    The warm-up restores weights, buffers, optimizer state, loss scale and random state.
 
     Args:
-        model: in the mode (training or evaluation) in which it is to be captured.
-        loss_fn: ``loss_fn(outputs, targets)``, a scalar.
-        optimizer: over the parameters of ``model``: a :class:`SAM` on SGD, Adam or AdamW; or one of these
-            itself, ``SGD(fused=True)``, ``Adam(capturable=True)``, ``AdamW(capturable=True)``, with
-            ``lr`` a tensor on the device.
-        example_batch: ``(*inputs, targets)``, tensors of the shapes, dtypes and device of every later batch.
-        autocast: dtype of ``torch.autocast``, a context of its own for each pass; None for none.
-        scaler: a ``GradScaler``; its ``update()`` is part of the step.
-        warmup: steps made before capturing, at least 1.
+        model: the model, in the mode (training or evaluation) to capture.
+        loss_fn: called as ``loss_fn(outputs, targets)``; returns a scalar.
+        optimizer: optimizer over the parameters of ``model``. Either a :class:`SAM` on SGD, Adam or AdamW, or
+            ``SGD(fused=True)``, ``Adam(capturable=True)`` or ``AdamW(capturable=True)`` with a tensor on the
+            device as ``lr``.
+        example_batch: ``(*inputs, targets)``, tensors with the shapes, dtypes and device of every later
+            batch.
+        autocast: dtype of ``torch.autocast``, entered separately for each pass. Default None: no autocast.
+        scaler: a ``GradScaler``; the step includes its ``update()``.
+        warmup: number of steps before the capture, at least 1. Default 3.
         freeze_batch_norm: keep the second pass of SAM out of the running statistics of BatchNorm, as
             :func:`frozen_batch_norm_statistics` does.
 
@@ -71,11 +72,11 @@ def capture_step(
 
     Raises:
         ValueError: ``warmup`` is less than 1, the batch is not a sequence of tensors, or
-            ``freeze_batch_norm`` was asked for without SAM; from ``step``, with and without a graph: a batch
-            does not match the example.
-        RuntimeError: something cannot be captured; the message says what. Nothing was changed. From
-            ``step``: the optimizer's parameters, groups or state were replaced since, or a number that the
-            graph has frozen was changed; capture again.
+            ``freeze_batch_norm`` is True without SAM. ``step`` raises it, with and without a graph, if a
+            batch does not match the example.
+        RuntimeError: the step cannot be captured; the message names the reason. Nothing was changed. ``step``
+            raises it if the optimizer's parameters, groups or state were replaced since the capture, or if a
+            number that the graph has frozen was changed; capture again.
 
     Example:
         >>> import torch
@@ -92,8 +93,8 @@ def capture_step(
         raise ValueError(f"warmup must be at least 1, got {warmup}")
     if freeze_batch_norm and not isinstance(optimizer, SAM):
         raise ValueError(
-            "freeze_batch_norm=True is for the second pass of SAM; the one pass of "
-            f"{type(optimizer).__name__} is what the running statistics are made from"
+            "freeze_batch_norm=True applies to the second pass of SAM; the running statistics need the only "
+            f"pass of {type(optimizer).__name__}. Leave it False"
         )
     expected = _layout_of(example_batch)
     device = next(model.parameters()).device
@@ -117,7 +118,8 @@ def capture_step(
         given = _layout_of(batch)
         if given != expected:
             raise ValueError(
-                f"the step was made for {expected}, got {given}; use the plain calls for an uneven batch"
+                f"the step was captured for (shape, dtype) {expected}, got {given}; train on a batch of "
+                "another shape with the plain calls"
             )
         return made(batch)
 
@@ -131,14 +133,14 @@ def _layout_of(batch: TensorBatch) -> list[tuple[tuple[int, ...], torch.dtype]]:
     ):
         parts = batch if isinstance(batch, (tuple, list)) else [batch]
         raise ValueError(
-            "a batch must be a tuple or list of one input or more and the targets last, all tensors, got "
+            "a batch must be a tuple or list of tensors, one or more inputs followed by the targets, got "
             f"{type(batch).__name__} of {[type(part).__name__ for part in parts]}"
         )
     return [(tuple(part.shape), part.dtype) for part in batch]
 
 
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
-    """Return why a step of ``optimizer`` cannot be captured as a CUDA graph; None if it can be."""
+    """Return the reason why a step cannot be captured as a CUDA graph, or None if it can."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if len({p.device for p in parameters}) > 1:
         return "the parameters are on several devices"
@@ -148,26 +150,26 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
     if reason is not None:
         return reason
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        return "step hooks of the optimizer would run once, while capturing, and never again"
+        return "the optimizer's step hooks would run once, during the capture, and never again; remove them"
     if isinstance(model, DistributedDataParallel):
         return "communication between ranks is not captured; train with the plain calls"
     if any(sharding.is_sharded(p) for p in parameters):
         return "DTensor parameters need communication between ranks; train with the plain calls"
     if any(p.grad is not None for p in parameters):
-        return "there are gradients already: call optimizer.zero_grad() first"
+        return "parameters already have gradients: call optimizer.zero_grad() first"
     return None
 
 
 def _obstacle_of_sam(optimizer: SAM) -> str | None:
     if fused_rule(optimizer.base_optimizer) is None:
         return (
-            f"{type(optimizer.base_optimizer).__name__} has no fused update here (SGD, Adam and AdamW have, "
-            "without step hooks of their own), and reads a flag on the host in every step"
+            f"{type(optimizer.base_optimizer).__name__} has no fused update here and reads a flag on the "
+            "host in every step; use SGD, Adam or AdamW without step hooks"
         )
     if optimizer.backend == "torch":
         return (
-            "its steps run on PyTorch operations, which are not captured; unset FASTSAM_KERNELS, or get the "
-            "CUDA kernels (fastsam.require_native() tells how)"
+            "its steps run on PyTorch operations, which are not captured; unset FASTSAM_KERNELS, or install "
+            "the CUDA kernels (fastsam.require_native() explains how)"
         )
     if optimizer.process_group is not None:
         return "communication between ranks is not captured; train with the plain calls"
@@ -175,14 +177,14 @@ def _obstacle_of_sam(optimizer: SAM) -> str | None:
 
 
 def _obstacle_of_base(optimizer: Optimizer) -> str | None:
-    """Return why torch's own optimizer would read the host in its step or freeze its schedule."""
+    """Return the reason why a step of torch's own optimizer cannot be captured, or None."""
     name = type(optimizer).__name__
     if type(optimizer) not in (SGD, Adam, AdamW):
         return f"{name} is neither SAM nor torch's SGD, Adam or AdamW"
     for group in optimizer.param_groups:
         option = "fused" if isinstance(optimizer, SGD) else "capturable"
         if not group[option]:
-            return f"{name} reads the host in its step: make it with {option}=True"
+            return f"{name} synchronizes with the host in its step: construct it with {option}=True"
         lr = group["lr"]
         if not (isinstance(lr, Tensor) and all(lr.device == p.device for p in group["params"])):
             return (
@@ -191,14 +193,14 @@ def _obstacle_of_base(optimizer: Optimizer) -> str | None:
             )
         if group.get("dampening") and any(_is_fresh(optimizer, p) for p in group["params"]):
             return (
-                "the first step of SGD with dampening differs from all others: make one step with the "
+                "the first step of SGD with dampening differs from all later ones: make one step with the "
                 "plain calls first"
             )
     return None
 
 
 def _is_fresh(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Return whether no update has reached ``parameter`` yet."""
+    """Return whether ``parameter`` has not been updated yet."""
     return not any(
         isinstance(value, Tensor) for value in optimizer.state.get(parameter, {}).values()
     )
@@ -229,7 +231,7 @@ def _eager_step(
                 cast: AbstractContextManager[object] = (
                     nullcontext() if autocast is None else torch.autocast(device.type, autocast)
                 )
-                # Around the backward pass too: checkpointed layers run forward in it again.
+                # The backward pass is included, because checkpointed layers repeat their forward pass in it.
                 statistics: AbstractContextManager[object] = (
                     frozen_batch_norm_statistics(model)
                     if freeze_batch_norm and losses
@@ -262,7 +264,7 @@ def _captured(
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     variants = (True, False) if isinstance(optimizer, SAM) else (True,)
     with rehearsal(model, optimizer, scaler):
-        _frozen(optimizer)  # so that SAM's native memory belongs to the current stream
+        _frozen(optimizer)  # allocates SAM's native memory on the current stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for due in variants:
@@ -277,7 +279,7 @@ def _captured(
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, pool=pool):
             loss = _with_ascent(step, optimizer, due)(static)
-        pool = graph.pool()  # one replay at a time: the graphs may use the same memory
+        pool = graph.pool()  # the graphs never replay at the same time, so they can share memory
         graphs[due] = _Graph(graph.replay, loss)
     if isinstance(optimizer, SAM):
         optimizer.policy.attempted_steps = attempted
@@ -292,14 +294,14 @@ def _captured(
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured step, and where each replay leaves its loss."""
+    """A captured step and the tensor that each replay writes its loss to."""
 
     replay: Callable[[], None]
     loss: Tensor
 
 
 def _with_ascent(step: StepFunction, optimizer: Optimizer, due: bool) -> StepFunction:
-    """Return ``step`` with a decision about the ascent that does not ask the policy."""
+    """Return ``step`` with an ascent where ``due`` is True, whatever the policy decides."""
 
     def decided(batch: TensorBatch) -> Tensor:
         if isinstance(optimizer, SAM):
@@ -315,21 +317,21 @@ def replaying(
     static: TensorBatch,
     is_fresh: Callable[[], bool],
 ) -> StepFunction:
-    """Return the step that replays one of ``graphs`` and does what the host does in an eager step.
+    """Return the step that replays one of ``graphs`` and does the host's part of an eager step.
 
     Args:
         optimizer: its policy chooses the graph and counts the step.
-        graphs: the captured steps, by whether they ascend; True alone without a policy.
+        graphs: the captured steps by ``ascent_due``; only True for an optimizer without a policy.
         static: the inputs of the graphs.
-        is_fresh: returns whether all that the graphs have frozen is still there, after it has written changed
-            settings to the device.
+        is_fresh: writes changed settings to the device and returns whether the memory and the numbers that
+            the graphs have frozen are unchanged.
     """
 
     def replay(batch: TensorBatch) -> Tensor:
         if not is_fresh():
             raise RuntimeError(
-                "parameters, groups, state or a frozen setting of the optimizer were replaced since the step "
-                "was captured; call capture_step again"
+                "the optimizer's parameters, groups, state or a frozen setting changed after the step was "
+                "captured; call capture_step again"
             )
         graph = graphs[optimizer.ascent_due if isinstance(optimizer, SAM) else True]
         for given, expected in zip(batch, static, strict=True):
@@ -344,7 +346,7 @@ def replaying(
 
 @dataclass(frozen=True)
 class _Memory:
-    """The address of a tensor; while it is held, nothing else can be allocated there."""
+    """The address of a tensor, with its storage kept alive so that the address cannot be reused."""
 
     address: int
     storage: torch.UntypedStorage = field(compare=False, repr=False)
@@ -355,10 +357,10 @@ class _Memory:
 
 
 def _frozen(optimizer: Optimizer) -> tuple[Any, ...]:
-    """Return all that a graph of this optimizer's step freezes: memory, and settings that are numbers.
+    """Return everything that a graph of this optimizer's step freezes: memory, and settings that are numbers.
 
-    SAM's kernels read settings from a block that this call refreshes. Only tensors on a device are copied to
-    that block by the graph itself, from where they lay.
+    SAM's kernels read numbers from a block on the device, which this call refreshes, so they are not frozen.
+    The graph itself copies settings that are device tensors into the block, so their addresses are.
     """
     settings = [
         value

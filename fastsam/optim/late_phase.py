@@ -1,4 +1,4 @@
-"""The step at which a late phase of SAM begins, from a schedule of the learning rate."""
+"""The step at which a late SAM phase begins, derived from a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _ROUNDING = 1e-9
 
 
 def late_start(scheduler: LRScheduler, steps_per_epoch: int = 1) -> int:
-    """Return the step of the first drop of the learning rate, for SAM in the phase after it alone.
+    """Return the step of the first learning-rate drop, as ``start`` for SAM in the phase after it.
 
     Zhou et al., ICLR 2025 (arXiv 2410.10373): SAM in the last epochs nearly matches SAM in all of them.
-    The drop is the first fall from the highest learning rate, so that a warm-up does not count.
+    The drop is the first decrease from the highest learning rate, so a warm-up does not count.
 
     Args:
-        scheduler: a ``MultiStepLR`` or a ``StepLR``. Also a ``SequentialLR`` or a ``ChainedScheduler`` of
-            these and of warm-ups, which are ``ConstantLR`` or a ``LinearLR`` that rises. It need not be at
-            its beginning.
-        steps_per_epoch: optimizer steps between two calls of ``scheduler.step()``. Default 1.
+        scheduler: a ``MultiStepLR`` or a ``StepLR``; or a ``SequentialLR`` or ``ChainedScheduler`` that
+            combines them with warm-ups, which are a ``ConstantLR`` or a rising ``LinearLR``. It may have been
+            stepped before.
+        steps_per_epoch: number of optimizer steps between two calls of ``scheduler.step()``. Default 1.
 
     Returns:
         The number of optimizer steps before the drop.
 
     Raises:
-        ValueError: the schedule is another, without a single step that begins its decay, or never drops.
+        ValueError: the scheduler is of another type, for example one that decays continuously, or its
+            learning rate never drops.
 
     Example:
         >>> import torch
@@ -59,7 +60,7 @@ def late_start(scheduler: LRScheduler, steps_per_epoch: int = 1) -> int:
 
 
 _EXPLICIT_SHARE = (
-    "state the share of the run before the late phase yourself, e.g. start=int(0.8 * total_steps)"
+    "set the start of the late phase explicitly, for example start=int(0.8 * total_steps)"
 )
 
 
@@ -80,14 +81,14 @@ def _factor(scheduler: LRScheduler, epoch: int) -> float:
         begin = scheduler._milestones[index - 1] if index else 0
         return _factor(scheduler._schedulers[index], epoch - begin)
     if isinstance(scheduler, ChainedScheduler) and kind is ChainedScheduler:
-        # A sequence would set the learning rate without regard to the others.
+        # A sequence inside a chain sets the learning rate and overwrites the factors of the others.
         _refuse_sequences(scheduler._schedulers)
         return math.prod(_factor(part, epoch) for part in scheduler._schedulers)
     raise _unknown(scheduler)
 
 
 def _constant_from(scheduler: LRScheduler) -> int:
-    """Return an epoch by which a drop has come, if there is one at all."""
+    """Return an epoch by which the first drop has happened, if there is one."""
     if isinstance(scheduler, MultiStepLR):
         return max(_milestones(scheduler), default=0)
     if isinstance(scheduler, StepLR):
@@ -118,7 +119,7 @@ def _refuse_sequences(schedulers: Sequence[LRScheduler]) -> None:
 
 def _unknown(scheduler: object) -> ValueError:
     return ValueError(
-        f"late_start cannot tell where {type(scheduler).__name__} begins to lower the learning rate; "
-        "expected MultiStepLR or StepLR, alone or in SequentialLR or ChainedScheduler with a warm-up by "
-        f"LinearLR or ConstantLR. Otherwise {_EXPLICIT_SHARE}"
+        f"late_start does not know where {type(scheduler).__name__} first lowers the learning rate; "
+        "expected MultiStepLR or StepLR, alone or in SequentialLR or ChainedScheduler with a LinearLR or "
+        f"ConstantLR warm-up. For other schedules {_EXPLICIT_SHARE}"
     )

@@ -14,27 +14,29 @@ def perturb_only(
     model: nn.Module,
     chosen: Literal["normalization"] | Sequence[str] | Callable[[str], bool],
 ) -> list[dict[str, Any]]:
-    """Return parameter groups of ``model`` for SAM, in which the ascent perturbs the chosen parameters alone.
+    """Return parameter groups of ``model`` with which SAM perturbs only the chosen parameters.
 
     SAM-ON (Mueller et al., NeurIPS 2023) perturbs only the normalization layers, below one percent of the
-    parameters of most networks, and generalizes better than SAM on many. The update is that of all
-    parameters with the gradients found at the top.
+    parameters of most networks, and generalizes better than SAM on many. The update still includes all
+    parameters.
 
     Args:
-        model: after it was sharded, if it is.
-        chosen: ``"normalization"``: the affine parameters of BatchNorm, LayerNorm, GroupNorm, InstanceNorm
-            and RMSNorm modules, in all their dimensions; a module counts where its class or a base class has
-            one of these words in its name, as ``LlamaRMSNorm`` has. A sequence of names: those of parameters,
-            or of modules for all parameters below them. A function: called with the name of a parameter.
+        model: the model. If it is sharded, shard it before this call.
+        chosen: which parameters to perturb. ``"normalization"`` chooses the affine parameters of BatchNorm,
+            LayerNorm, GroupNorm, InstanceNorm and RMSNorm modules of any dimension, recognized by the name of
+            their class or a base class, such as ``LlamaRMSNorm``. A sequence chooses by name: of a parameter,
+            or of a module for all parameters in it. A function is called with the name of each parameter and
+            returns whether to choose it.
 
     Returns:
-        One group with ``perturb=True`` and one with ``perturb=False``, which is left out where it would be
-        empty. ``params`` are pairs of name and parameter, which torch's optimizers take and which ASAM's
-        ``adaptive="weights"`` reads. A tied parameter is there once, and chosen if one of its names is.
+        A group with ``perturb=True`` and a group with ``perturb=False``, which is omitted if it is empty.
+        ``params`` are ``(name, parameter)`` pairs, which torch's optimizers accept and ASAM's
+        ``adaptive="weights"`` reads. A tied parameter occurs once and is chosen if any of its names is.
 
     Raises:
-        ValueError: no parameter is chosen, a name is none of the model's, or ``chosen`` is another string.
-        TypeError: ``chosen`` is something else.
+        ValueError: no parameter is chosen, the model has no parameter or module of a name, or ``chosen`` is
+            another string.
+        TypeError: ``chosen`` is neither a string, a sequence of names nor a function.
 
     Example:
         >>> import torch
@@ -49,8 +51,8 @@ def perturb_only(
     perturbed = {id(parameter) for parameter in _chosen_parameters(model, chosen)}
     if not perturbed:
         raise ValueError(
-            f"perturb_only chose no parameter of {type(model).__name__} with {chosen!r}, and SAM would have "
-            "nothing to perturb: choose by the names that model.named_parameters() lists"
+            f"perturb_only found no parameter of {type(model).__name__} for {chosen!r}, and SAM needs one to "
+            "perturb: choose among the names in model.named_parameters()"
         )
     named = list(model.named_parameters())
     groups = [
@@ -69,8 +71,8 @@ def _chosen_parameters(
     if isinstance(chosen, str):
         if chosen != "normalization":
             raise ValueError(
-                f"perturb_only knows 'normalization', a sequence of names and a function of the name, got "
-                f"{chosen!r}; for one name pass [{chosen!r}]"
+                "perturb_only expects 'normalization', a sequence of names or a function of the name, got "
+                f"{chosen!r}; for a single name pass [{chosen!r}]"
             )
         return [
             parameter
@@ -78,13 +80,13 @@ def _chosen_parameters(
             if _is_normalization(module)
             for parameter in module.parameters(recurse=False)
         ]
-    # Every name of a tied parameter counts.
+    # Keep duplicates, so that a tied parameter is found under each of its names.
     named = list(model.named_parameters(remove_duplicate=False))
     if callable(chosen):
         return [parameter for name, parameter in named if chosen(name)]
     if not isinstance(chosen, Sequence) or not all(isinstance(name, str) for name in chosen):
         raise TypeError(
-            "perturb_only takes 'normalization', a sequence of names or a function of the name, got "
+            "perturb_only expects 'normalization', a sequence of names or a function of the name, got "
             f"{chosen!r}"
         )
     found: list[Tensor] = []
@@ -92,8 +94,8 @@ def _chosen_parameters(
         members = [p for name, p in named if name == wanted or name.startswith(f"{wanted}.")]
         if not members:
             raise ValueError(
-                f"{wanted!r} is the name of no parameter of {type(model).__name__}, nor of a module that has "
-                "one: choose by the names that model.named_parameters() lists"
+                f"{type(model).__name__} has no parameter named {wanted!r} and no module of that name with "
+                "parameters: choose among the names in model.named_parameters()"
             )
         found += members
     return found

@@ -1,4 +1,4 @@
-"""SAM over several ranks, each with its own ascent."""
+"""m-sharpness over several ranks: each rank has its own ascent."""
 
 from __future__ import annotations
 
@@ -13,46 +13,49 @@ from fastsam.optim.sam import SAM
 
 
 def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], Tensor]) -> Tensor:
-    """Make one step in which every rank climbs on its own gradient: the m-sharpness of Foret et al. 2021.
+    """Make one SAM step in which every rank perturbs the weights along its own gradient.
 
-    The first pass, forward included, runs inside ``model.no_sync()`` and communicates nothing. The second
-    averages the gradients that the ranks found at their own perturbed weights. Where no ascent is due, the
-    step is one synchronized pass and the base optimizer's update. A gradient that is not finite
-    on one rank makes all ranks skip, so their weights stay equal bit for bit.
+    This is the m-sharpness of Foret et al. 2021, with one part of the batch per rank. The first forward and
+    backward pass runs inside ``model.no_sync()`` and communicates nothing. The second averages the gradients
+    that the ranks compute at their own perturbed weights. If no ascent is due, the step is one synchronized
+    pass and the base optimizer's update. If a gradient on one rank is not finite, all ranks skip the update,
+    so their weights stay equal bit for bit.
 
     Args:
         model: a ``DistributedDataParallel`` model.
-        optimizer: made with ``process_group=``, the ranks of the model.
-        compute_loss: forward pass over this rank's batch; called once for each pass.
+        optimizer: constructed with ``process_group=``, the ranks of the model.
+        compute_loss: runs the forward pass over this rank's batch and returns the loss; called once per pass.
 
     Returns:
         This rank's loss at the weights before the step, detached.
 
     Raises:
-        TypeError: ``model`` is something else. Sharded models (FSDP2, tensor parallel) climb globally.
-        ValueError: the optimizer has no ``process_group``; an ascent is due and the model is a
-            ``static_graph=True`` one that has made no synchronized backward pass yet; or the ranks differ in
-            their ascent policy. Nothing was changed in any case.
+        TypeError: ``model`` is not a ``DistributedDataParallel``. Sharded models (FSDP2, tensor parallel)
+            can only ascend on the gradient of all ranks.
+        ValueError: the optimizer has no ``process_group``; an ascent is due and the model, constructed with
+            ``static_graph=True``, has not made a synchronized backward pass; or the ranks differ in their
+            ascent policy. Nothing was changed.
 
     Example:
-        >>> # See examples/ddp_local.py, to be run with `torchrun --nproc-per-node 2`.
+        >>> # See examples/ddp_local.py; run it with `torchrun --nproc-per-node 2`.
     """
     if not isinstance(model, DistributedDataParallel):
         raise TypeError(
-            f"a local ascent needs a DistributedDataParallel model, got {type(model).__name__}"
+            f"local_sam_step requires a DistributedDataParallel model, got {type(model).__name__}; with a "
+            "sharded model use the optimizer's own steps"
         )
     if optimizer.process_group is None:
         raise ValueError(
-            "a local ascent needs SAM(..., process_group=torch.distributed.group.WORLD), or a gradient that "
-            "is not finite on one rank would make the ranks diverge"
+            "local_sam_step requires process_group=, without which a gradient that is not finite on one rank "
+            "would make the ranks diverge: construct SAM(..., process_group=torch.distributed.group.WORLD)"
         )
-    # DDP notes here that its first backward pass, in which it learns a static graph, was synchronized.
+    # DDP learns a static graph in its first synchronized backward pass, and then sets this attribute.
     has_learned = getattr(model, "_static_graph_delay_allreduce_enqueued", False)
     if optimizer.ascent_due and model.static_graph and not has_learned:
         raise ValueError(
             "DistributedDataParallel(static_graph=True) must synchronize its first backward pass, and "
-            "a local ascent does not: construct the model with static_graph=False, or run one forward "
-            "and backward pass with gradient synchronization before the first step"
+            "a local ascent does not synchronize: construct the model with static_graph=False, or run one "
+            "forward and backward pass with gradient synchronization before the first step"
         )
 
     def answer(need: Need) -> Tensor:

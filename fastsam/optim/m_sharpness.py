@@ -1,4 +1,4 @@
-"""Micro-batches of one step that climb on their own gradients."""
+"""m-sharpness in one process: each micro-batch of a step has its own ascent."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from fastsam.optim.sam import SAM
 
 
 def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tensor:
-    """Make one step in which every micro-batch climbs on its own gradient: m-sharpness in one process.
+    """Make one SAM step in which every micro-batch perturbs the weights along its own gradient.
 
-    Foret et al. 2021, section 4.1: the smaller the part of the batch that a perturbation is computed from,
-    the better the weights generalize. For each closure the weights climb on its gradient, the gradient at
-    the top is computed, and the weights return. The update uses the mean of the gradients at the tops. See
-    :func:`local_sam_step` for ranks that each climb on their own gradient. Where no ascent is due, each
-    closure makes one pass, and the update uses the mean of the gradients at the weights.
+    This is m-sharpness (Foret et al. 2021, section 4.1): the fewer samples a perturbation is computed from,
+    the better the weights generalize. For each closure, the weights are perturbed along its gradient, the
+    gradient at the perturbed weights is computed, and the weights are restored. The update uses the mean of
+    these gradients. If no ascent is due, each closure makes one pass, and the update uses the mean of the
+    gradients at w. See :func:`local_sam_step` for one ascent per rank.
 
-    A gradient that is not finite, of any micro-batch and in either pass, skips the whole update. Memory for
-    one more gradient is needed, in float32 where gradients have 16 bits.
+    A gradient that is not finite, of any micro-batch in either pass, skips the whole update. The step needs
+    memory for one more gradient, in float32 if gradients have 16 bits.
 
     Args:
-        optimizer: its gradients from before the call are dropped, and it has none afterwards.
-        closures: one for each micro-batch: runs forward and backward over it and returns its loss. Each is
-            called once for each pass, with gradients enabled and cleared. Give the micro-batches the same
-            size, or weight their losses: all closures count the same.
+        optimizer: the optimizer. Existing gradients are discarded, and none are left after the step.
+        closures: one per micro-batch. Each runs forward and backward and returns the loss; it is called once
+            per pass, with gradients enabled and cleared. All closures have equal weight: use micro-batches
+            of one size, or weight their losses.
 
     Returns:
-        The mean of the losses at the weights before the step, detached.
+        Mean of the losses at the weights before the step, detached.
 
     Raises:
-        TypeError: ``optimizer`` is no SAM, or a closure returned no tensor.
-        ValueError: there is no closure.
-        RuntimeError: a step is open already, or a closure left no gradient. Whatever a closure raises, the
-            weights are restored.
+        TypeError: ``optimizer`` is not a SAM optimizer, or a closure did not return a tensor.
+        ValueError: ``closures`` is empty.
+        RuntimeError: ``first_step`` was called before, or a closure left no gradient. After any error,
+            including one that a closure raises, the weights are restored.
 
     Example:
         >>> import torch
@@ -51,17 +51,16 @@ def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tens
         tensor(5.)
     """
     if not isinstance(optimizer, SAM):
-        raise TypeError(f"m_sam_step makes a step of fastsam.SAM, got {type(optimizer).__name__}")
+        raise TypeError(f"m_sam_step requires a fastsam.SAM, got {type(optimizer).__name__}")
     if not closures:
-        raise ValueError("m_sam_step needs one closure for each micro-batch, got none")
+        raise ValueError("m_sam_step requires one closure per micro-batch, got none")
     if optimizer.policy.begun:
         raise RuntimeError(
-            "m_sam_step() between first_step() and second_step(): finish the open step, or give it up with "
-            "restore(), first"
+            "m_sam_step() was called between first_step() and second_step(): finish that step, or abandon it "
+            "with restore(), first"
         )
-    optimizer.policy.agree(
-        optimizer.process_group
-    )  # before the ranks make passes that they must share
+    # Ranks that disagree would wait for each other in a later pass, so compare them before the first one.
+    optimizer.policy.agree(optimizer.process_group)
     due = optimizer.ascent_due
     sums: dict[Tensor, Tensor] = {}
     losses: list[Tensor] = []
@@ -78,7 +77,7 @@ def m_sam_step(optimizer: SAM, closures: Sequence[Callable[[], Tensor]]) -> Tens
                 _loss_of(closure, optimizer)
                 optimizer.return_to_weights()
             _add_gradients(optimizer, sums)
-        # The update belongs to the open step, that of the last micro-batch.
+        # The last micro-batch's step is still open; it makes the update, for all of them.
         for parameter, total in sums.items():
             parameter.grad = total.div_(len(closures)).to(parameter.dtype)
         if broken is not None:
@@ -96,14 +95,14 @@ def _loss_of(closure: Callable[[], Tensor], optimizer: SAM) -> Tensor:
         loss = closure()
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"a closure of m_sam_step returned {loss!r}; expected a closure that runs forward and backward, "
-            "and returns the loss"
+            f"a closure of m_sam_step returned {loss!r}; expected the loss, a tensor, after a forward and a "
+            "backward pass"
         )
     return loss.detach()
 
 
 def _flag(norm: Tensor, before: Tensor | None) -> Tensor:
-    """Return 1 where a norm so far was not finite: every ascent clears the optimizer's own flag."""
+    """Return 1 if any norm so far was not finite. Each ascent clears the optimizer's own flag."""
     flag = norm.isfinite().logical_not().float()
     return flag if before is None else torch.maximum(flag, before)
 
@@ -113,13 +112,13 @@ def _add_gradients(optimizer: SAM, sums: dict[Tensor, Tensor]) -> None:
     present = [(p, p.grad) for p in parameters if p.grad is not None]
     if not present:
         raise RuntimeError(
-            "a closure of m_sam_step left no gradient when it was called at the perturbed weights; expected "
-            "one that runs forward and backward in every call"
+            "a closure of m_sam_step left no gradient in its last pass; it must run forward and backward in "
+            "every call"
         )
     for parameter, gradient in present:
         if parameter in sums:
             sums[parameter].add_(gradient)
         else:
-            # A copy: DistributedDataParallel keeps writing to the memory of its gradients.
+            # Copy: DistributedDataParallel reuses the memory of its gradients in the next pass.
             dtype = torch.float32 if gradient.element_size() == 2 else gradient.dtype
             sums[parameter] = gradient.detach().to(dtype, copy=True)

@@ -1,4 +1,4 @@
-"""The gradients that an optimizer's step asks for, one after the other."""
+"""Optimizer steps as generators: each yields a request for every gradient that it needs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Need:
-    """Ask the caller of an optimizer's step to put a gradient into ``.grad``.
+    """A request of an optimizer's step: the caller must put this gradient into ``.grad``.
 
     Args:
-        weighting: name of the weighting of the loss, which the caller's objective resolves; ``"all"``
-            is the loss itself.
+        weighting: name of the weighting of the loss, which the caller's objective resolves. Default
+            ``"all"``: the loss itself.
         part: ``(i, n)``: use the i-th of n parts of the batch, counted from 0. Default: the whole batch.
-        fresh: use a new batch. The first pass of a step has a new batch in any case.
-        add: add to ``.grad``; the default clears it first.
-        local: use the gradient of this rank alone, not reduced over ranks.
-        ascent: the gradient only directs an ascent. The caller may answer with that of a sample of the batch.
+        fresh: use a new batch. The first pass of a step always has a new batch.
+        add: add to ``.grad``. Default False: clear it first.
+        local: use this rank's gradient, not reduced over ranks.
+        ascent: the gradient only sets the direction of an ascent. The caller may compute it from a sample of
+            the batch.
     """
 
     weighting: str = "all"
@@ -35,20 +36,20 @@ class Need:
 Passes: TypeAlias = Generator[Need, Tensor | None, None]
 """One step of an optimizer: yields a :class:`Need` for each pass and receives the pass's detached loss.
 
-None instead of a loss, with no gradient in any parameter, skips the step where the optimizer can skip one.
-Closing the generator gives the step up and restores the weights bit for bit.
+Send None instead of a loss and leave no gradient to skip the step, if the optimizer supports it. Closing the
+generator abandons the step and restores the weights bit for bit.
 """
 
 
 def passes_of(optimizer: Optimizer) -> Passes:
-    """Return one step of any optimizer as a generator of the gradients it needs.
+    """Return one step of any optimizer as a generator that yields a :class:`Need` for each gradient.
 
     Args:
-        optimizer: one of fastsam's, or any other whose ``step()`` needs no closure.
+        optimizer: an optimizer of fastsam, or any other whose ``step()`` needs no closure.
 
     Returns:
-        ``optimizer.passes()`` where the optimizer has it. Otherwise a generator that asks for one gradient
-        and then calls ``optimizer.step()``.
+        ``optimizer.passes()`` if the optimizer has this method. Otherwise a generator that yields one
+        :class:`Need` and then calls ``optimizer.step()``.
 
     Example:
         >>> import torch
@@ -69,11 +70,11 @@ def run_passes(passes: Passes, answer: Callable[[Need], Any]) -> list[Any]:
     """Run one step: answer every need, send back the detached loss, and close the step on an error.
 
     Args:
-        passes: the step. One that waits at a need already is told that the gradient is there.
+        passes: the step. If it already waits at a need, it continues as if that need was answered.
         answer: puts the gradient into ``.grad`` and returns the loss.
 
     Returns:
-        What ``answer`` returned for each need.
+        The results of ``answer``, one for each need.
     """
     losses: list[Any] = []
     sent: Tensor | None = None
@@ -83,7 +84,9 @@ def run_passes(passes: Passes, answer: Callable[[Need], Any]) -> list[Any]:
                 need = passes.send(sent)
             except StopIteration:
                 return losses
-            loss = answer(need)  # a StopIteration that it raises is the caller's
+            loss = answer(
+                need
+            )  # outside the try: a StopIteration raised here is not the end of the step
             losses.append(loss)
             sent = loss.detach() if isinstance(loss, Tensor) else loss
     finally:

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 
 class PlainSAM(Optimizer):
-    """Sharpness-Aware Minimization (Foret et al. 2021, algorithm 1) as it is usually written.
+    """Implements Sharpness-Aware Minimization (Foret et al. 2021, algorithm 1) as it is usually written.
 
-    The library is compared with it: it has the calls of :class:`fastsam.SAM` and none of its kernels or
-    checks. Each phase runs PyTorch operations tensor by tensor.
+    It has the interface of :class:`fastsam.SAM`, without its kernels and checks. Each phase runs PyTorch
+    operations tensor by tensor.
 
     Args:
         params: parameters or parameter groups.
@@ -50,7 +50,7 @@ class PlainSAM(Optimizer):
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Climb to ``w + rho g / ||g||``."""
+        """Perturb the weights to ``w + rho g / ||g||``."""
         norm = self._gradient_norm()
         for group in self.param_groups:
             scale = group["rho"] / (norm + 1e-12)
@@ -67,7 +67,7 @@ class PlainSAM(Optimizer):
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
-        """Return to w and let the base optimizer use the gradient found at the top."""
+        """Restore w and make the base optimizer's update with the gradient of the perturbed weights."""
         for p, before in self._before.items():
             p.copy_(before)
         self._before.clear()

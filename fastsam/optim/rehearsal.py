@@ -1,4 +1,4 @@
-"""Steps that leave no trace: the warm-up before a step is captured."""
+"""Training steps that are undone: the warm-up before a CUDA graph capture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from fastsam.optim.sam import SAM
 def rehearsal(
     model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
 ) -> Iterator[None]:
-    """Undo all steps made inside the context: weights, buffers, state, counters and random state."""
+    """Undo all steps made inside the context.
+
+    Restores weights, buffers, optimizer state, counters, the loss scale and random state, in place: a graph
+    captured afterwards uses the memory that the steps allocated.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [p for group in optimizer.param_groups for p in group["params"]]
     tensors = list({id(tensor): tensor for tensor in tensors}.values())
@@ -54,7 +58,7 @@ def rehearsal(
 
 
 def _reset_new_state(optimizer: Optimizer, *, except_for: Container[Tensor]) -> None:
-    """Set new state to zero, where torch's optimizers begin: a graph needs its memory."""
+    """Set new state to zero, the initial value of torch's optimizers; a graph needs its memory to stay."""
     for parameter, entry in optimizer.state.items():
         if parameter not in except_for:
             for value in entry.values():

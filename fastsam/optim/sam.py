@@ -1,4 +1,4 @@
-"""Sharpness-Aware Minimization whose norm, perturbation, restore and update are fused native kernels."""
+"""Sharpness-Aware Minimization with a fused native norm, perturbation, restore and update."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.ascent import AscentStep
-from fastsam.optim._engine.base_optimizer import made_or_ready
+from fastsam.optim._engine.base_optimizer import resolve_base
 from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
 from fastsam.optim._engine.policy import COUNTER, agreed_steps
@@ -27,69 +27,69 @@ _ACCUMULATE = (
 
 
 class SAM(BetweenHalves):
-    """Wrap any base optimizer in SAM or ASAM, with the calls of the reference ``sam.py``.
+    """Wraps any base optimizer in SAM or ASAM, with the interface of the reference ``sam.py``.
 
-    A step has two passes. ``first_step`` climbs from w to ``w + rho g / ||g||`` along the gradient of the
-    first pass; ``second_step`` goes back to w, bit for bit, and lets the base optimizer use the gradient
-    found at the top. ``torch.optim.SGD``, ``Adam`` and ``AdamW`` are updated in the same native pass that
-    restores the weights; any other base optimizer runs its own ``step()`` after a native restore, at the
-    price of one flag read by the host per step.
+    A step has two passes. ``first_step`` moves the weights from w to ``w + rho g / ||g||`` along the gradient
+    of the first pass. ``second_step`` restores w bit for bit and makes the base optimizer's update with the
+    gradient computed at the perturbed weights. For ``torch.optim.SGD``, ``Adam`` and ``AdamW`` one native
+    pass restores and updates. Any other base optimizer runs its own ``step()`` after a native restore, which
+    costs one host synchronization per step.
 
-    Not every step has to ascend: an ascent is due at attempted step n where ``start <= n < stop``,
-    ``(n - start) % interval == 0`` and a perturbed group has a rho other than 0; ``ascent_due`` tells. The
-    other steps are the base optimizer's update with one pass and no backup of the weights. Code that makes
-    two passes all the same stays correct: ``first_step`` moves nothing then.
+    Not every step needs an ascent. One is due at attempted step n where ``start <= n < stop``,
+    ``(n - start) % interval == 0`` and a perturbed group has a nonzero rho; read it from ``ascent_due``. The
+    other steps are the base optimizer's update, with one pass and no backup of the weights. Code that always
+    makes two passes stays correct: in those steps ``first_step`` changes nothing.
 
     Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
     may be frozen and unfrozen between steps.
 
-    A gradient that is not finite, in either pass, restores the weights and skips the update.
-    ``skipped_steps`` counts that on the device.
+    If a gradient of either pass is not finite, the weights are restored and the update is skipped.
+    ``skipped_steps`` counts these steps on the device.
 
     Args:
         params: parameters or parameter groups; a group may have its own ``rho``, ``adaptive``, ``eta`` and
-            ``stochastic_rounding``, and ``perturb=False``: the ascent leaves its parameters out, and the
-            update includes them. See :func:`fastsam.optim.perturb_only`.
-        base_optimizer: class of the optimizer that makes the descent step, such as ``torch.optim.SGD``, or
-            any callable that makes it of ``params`` and ``**kwargs``, such as ``partial(SGD, lr=0.1)``.
-        rho: radius of the perturbation, >= 0; a number or a scalar tensor, and free to change between
-            steps through ``param_groups``. Default 0.05 (Foret et al. 2021, section 3.1).
+            ``stochastic_rounding``. A group with ``perturb=False`` is excluded from the ascent but updated
+            like the others; see :func:`fastsam.optim.perturb_only`.
+        base_optimizer: optimizer class for the update, such as ``torch.optim.SGD``, or any callable that
+            returns an optimizer for ``(params, **kwargs)``, such as ``partial(SGD, lr=0.1)``.
+        rho: radius of the perturbation, >= 0; a number or a scalar tensor. It may be changed between steps
+            in ``param_groups``. Default 0.05 (Foret et al. 2021, section 3.1).
         adaptive: False for SAM; True for ASAM with every weight normalized by ``|w|``; ``"weights"`` for
             ASAM as in its paper (Kwon et al. 2021): ``|w| + eta`` for weights, 1 for everything else.
-            Weights are parameters with "weight" in their name where names are known (pass
-            ``model.named_parameters()``), tensors of two or more dimensions otherwise.
+            Weights are the parameters with "weight" in their name if names are known (pass
+            ``model.named_parameters()``), and tensors of two or more dimensions otherwise.
         eta: ASAM's eta, added to ``|w|``. Default None: 0.01 for ``"weights"`` (Kwon et al. 2021, section
             5) and 0 otherwise.
-        stochastic_rounding: round 16-bit weights in the ascent to one of their two neighbors, the nearer
-            with the higher probability, so that a perturbation below their resolution is right on average.
-            The rounding depends on the step's gradient norm and the position of an element alone: it is the
-            same on all replicas and in every repetition of a run. Wider weights and the update, which rounds
-            to nearest as torch's optimizers do, are not affected.
-        optimizer: a ready base optimizer, instead of ``params`` and ``base_optimizer``. Values already set
-            in its parameter groups win. Arguments fill in missing values.
-        start: first attempted step that ascends, counted from 0; the same in all groups. Default 0: SAM from
-            the beginning (Foret et al. 2021). The last part of a run may suffice (Zhou et al. 2025).
-        interval: steps from one ascent to the next. Default 1: every step.
-        stop: attempted step from which no step ascends; None for no end.
+        stochastic_rounding: in the ascent, round 16-bit weights to one of their two neighbors, the nearer
+            one with the higher probability, so that perturbations below their resolution are right on
+            average. The rounding depends only on the step's gradient norm and the position of the element:
+            all replicas and repeated runs round alike. Wider weights are not affected, and the update always
+            rounds to nearest, as torch's optimizers do.
+        optimizer: an existing base optimizer, instead of ``params`` and ``base_optimizer``. Values already
+            set in its parameter groups win. Arguments fill in missing values.
+        start: first attempted step with an ascent, counted from 0; the same in all groups. Default 0: SAM
+            from the beginning (Foret et al. 2021). The last part of a run may suffice (Zhou et al. 2025).
+        interval: number of steps from one ascent to the next. Default 1: every step.
+        stop: attempted step from which on no ascent is due; None for no limit.
         first_attempt: number of attempted steps before this optimizer's first, for a run that began without
             SAM.
-        check_finite: look for inf and NaN in the gradients of the second pass (4 of the 44 bytes per
-            parameter that a step moves). Those of the first pass show in the norm at no cost.
-        closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): only the second
-            forward and backward; the gradient of the first must exist. ``"both_passes"``, as in torch.optim:
-            SAM calls it for each pass and returns the loss of the first. SAM sets the gradients to None
-            between the passes, and those that the last step left before the first.
-        process_group: ranks that must skip together, for ranks that climb on their own gradients; the
-            flag (4 bytes) is max-reduced over them before the update.
+        check_finite: check the gradients of the second pass for inf and NaN (4 of the 44 bytes per parameter
+            that a step moves). The norm reveals those of the first pass at no cost.
+        closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): it makes the second
+            forward and backward pass; the gradients of the first must exist. ``"both_passes"``, as in
+            torch.optim: SAM calls it once per pass and returns the loss of the first. SAM sets the gradients
+            to None between the passes, and before the first pass those left by the previous step.
+        process_group: ranks that must skip updates together, for ranks that ascend on their own gradients.
+            The skip flag (4 bytes) is max-reduced over them before the update.
         **kwargs: arguments of the base optimizer.
 
     Raises:
-        ValueError: an option has a wrong value, or one of the base optimizer is NaN; groups differ in start,
-            interval or stop, or all have ``perturb=False``; the base optimizer has a default of its own under
-            the name of one of SAM's options (Adadelta's ``rho``); a parameter is sharded by FSDP1; or
+        ValueError: an option is invalid, or an option of the base optimizer is NaN; groups differ in start,
+            interval or stop, or all have ``perturb=False``; an option of the base optimizer has the same name
+            as one of SAM's (Adadelta's ``rho``); a parameter is sharded by FSDP1; or
             ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
-        TypeError: ``base_optimizer`` makes no optimizer, or one that needs a closure (LBFGS), or both ways
-            of giving one were used.
+        TypeError: ``base_optimizer`` does not return an optimizer, or returns one that needs a closure
+            (LBFGS); or both ``base_optimizer`` and ``optimizer`` were passed, or neither.
 
     Example:
         >>> import torch
@@ -143,14 +143,14 @@ class SAM(BetweenHalves):
         check_flag("check_finite", check_finite)
         if closure not in ("second_pass", "both_passes"):
             raise ValueError(f"closure must be 'second_pass' or 'both_passes', got {closure!r}")
-        optimizer = made_or_ready("SAM", params, base_optimizer, optimizer, kwargs)
+        optimizer = resolve_base("SAM", params, base_optimizer, optimizer, kwargs)
         refuse_clashes("SAM", own, optimizer)
         for group in optimizer.param_groups:
             check_group(group)
             for parameter in group["params"]:
                 sharding.refuse_flattened(parameter)
         agreed_steps({**own, **group} for group in optimizer.param_groups)
-        # Nothing was refused: from here on things change.
+        # All checks passed. Only from here on are the base optimizer and its groups modified.
         super().__init__(optimizer, own)
         self.check_finite = check_finite
         self.closure = closure
@@ -163,14 +163,15 @@ class SAM(BetweenHalves):
         self._closure_passes = ClosurePasses(type(self).__name__, _ACCUMULATE, needs_loss=False)
         self._ascent: AscentStep | None = None
 
-    # --- what a user calls ----------------------------------------------------------------------
+    # --- public calls ---------------------------------------------------------------------------
 
     @untraced
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Climb to ``w + T_w^2 rho g / ||T_w g||`` along the current gradients, if an ascent is due.
+        """Perturb the weights to ``w + T_w^2 rho g / ||T_w g||`` along their gradients, if an ascent is due.
 
-        Parameters without a gradient stay. All weights stay where no ascent is due.
+        ``T_w`` is 1 for SAM and ``|w| + eta`` for ASAM. Parameters without a gradient do not move, and no
+        parameter moves if no ascent is due.
 
         Args:
             zero_grad: clear the gradients afterwards.
@@ -188,20 +189,20 @@ class SAM(BetweenHalves):
 
     @untraced
     def second_step(self, zero_grad: bool = False) -> None:
-        """Return to w and make the base optimizer's update with the gradients found at the top.
+        """Restore w and make the base optimizer's update with the gradients of the perturbed weights.
 
-        Where no ascent is due, make the update with the gradients there are; ``first_step`` may be left out.
+        If no ascent is due, make the update with the current gradients; ``first_step`` is then optional.
 
         Args:
             zero_grad: clear the gradients afterwards.
 
         Raises:
-            RuntimeError: an ascent is due and there was no ``first_step``, or since then a parameter's
+            RuntimeError: an ascent is due and ``first_step`` was not called, or since then a parameter's
                 storage was replaced or a frozen parameter was given a gradient; or no parameter has a
                 gradient.
-            ValueError: a gradient does not fit its parameter. The weights are still perturbed then, as
-                where there is no gradient: correct it and call again, or give the step up with
-                ``restore()``.
+            ValueError: a gradient does not fit its parameter. After this error, and where no gradient was
+                found, the weights are still perturbed: correct the gradients and call again, or abandon the
+                step with ``restore()``.
         """
         self._require_no_ascent("second_step()")
         self._hooked_descend()
@@ -211,23 +212,23 @@ class SAM(BetweenHalves):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Finish a step that ``first_step`` began, or make a whole step.
 
-        Where no ascent is due, a whole step is the base optimizer's update. After ``first_step`` the closure
-        is the second pass. It may do nothing where that pass was made already: gradients that exist stay.
+        If no ascent is due, a whole step is the base optimizer's update. After ``first_step`` the closure
+        makes the second pass. It may do nothing if that pass has been made: existing gradients are used.
 
         Args:
-            closure: makes the second forward and backward pass and returns the loss; it is run with
-                gradients enabled. See the constructor's ``closure`` for one that makes both passes.
+            closure: makes the second forward and backward pass and returns the loss. It runs with gradients
+                enabled. See the constructor's ``closure`` for one that makes both passes.
 
         Returns:
-            None without a closure, and where a closure for the second pass was not called because no ascent
-            is due; else the loss that the closure returned (that of the first pass where it makes both). If
-            the closure raises, the weights are restored to w. A closure for both passes that returns None and
+            The loss that the closure returned, that of the first pass if it makes both. None without a
+            closure, or if a closure for the second pass was not called because no ascent is due. If the
+            closure raises, the weights are restored to w. A closure for both passes that returns None and
             leaves no gradient skips the batch: nothing changes.
 
         Raises:
-            RuntimeError: an ascent is due, no closure was given and there was no ``first_step``; a closure
-                for the second pass was given and there is no gradient of the first; a closure for both passes
-                did not clear the gradients; or the last pass left no gradient. The weights are at w.
+            RuntimeError: an ascent is due, but neither a closure nor ``first_step`` was called; a closure for
+                the second pass was passed without gradients of the first; a closure for both passes did not
+                clear the gradients; or the last pass left no gradient. The weights are at w.
         """
         if closure is None:
             return self._finish_or_initialise()
@@ -246,17 +247,17 @@ class SAM(BetweenHalves):
         if self.closure == "both_passes":
             return self._closure_passes.run(passes, closure, self._parameters())[0]
         self._require_a_first_pass()
-        next(passes)  # its gradient is there
+        next(passes)  # the caller has made the first pass
         losses = run_passes(passes, lambda _: _with_gradients(closure))
         return losses[0] if losses else None
 
     def passes(self) -> Passes:
-        """Return one step as a generator of the gradients it needs.
+        """Return one step as a generator that yields a :class:`Need` for each gradient.
 
-        The first is the gradient at w. Where an ascent is due, it only directs the ascent of ``first_step``
-        (``Need.ascent``), alone of each rank with ``process_group``, and the second is the one at the top.
-        ``step`` uses the last, with its hooks. A first pass that is answered with None and leaves no gradient
-        skips the step, which does not count.
+        The first is the gradient at w. If an ascent is due, it only sets the direction of the ascent
+        (``Need.ascent``), and each rank of ``process_group`` uses its own (``Need.local``); the second is the
+        gradient at the perturbed weights. The update and the hooks of ``step`` use the last one. If the first
+        pass is answered with None and leaves no gradient, the step is skipped and not counted.
 
         Example:
             >>> import torch
@@ -277,7 +278,7 @@ class SAM(BetweenHalves):
             due = self.ascent_due
             loss = yield Need(local=due and self.process_group is not None, ascent=due)
             if loss is None and self._has_no_gradient():
-                return  # a closure leaves this batch out, as Lightning's does without a loss
+                return  # Lightning's closure skips a batch this way when training_step returns None
             self.first_step(zero_grad=due)
             if due:
                 yield Need()
@@ -289,10 +290,10 @@ class SAM(BetweenHalves):
     def ascent(self) -> AscentStep:
         """An optimizer over the same parameters whose ``step()`` is this one's ``first_step()``.
 
-        For ``torch.amp.GradScaler``, which checks an optimizer once per update: call
+        For ``torch.amp.GradScaler``, which checks each optimizer once per update: call
         ``scaler.step(optimizer.ascent)`` after the first backward pass, ``scaler.step(optimizer)`` after
-        the second, and then one ``scaler.update()``. Where no ascent is due its ``step()`` moves nothing, and
-        ``scaler.step(optimizer)`` alone makes the step.
+        the second, and then ``scaler.update()`` once. If no ascent is due, its ``step()`` changes nothing and
+        ``scaler.step(optimizer)`` alone suffices.
         """
         if self._ascent is None:
             self._ascent = AscentStep(self, self._climb)
@@ -300,9 +301,9 @@ class SAM(BetweenHalves):
 
     @property
     def skips_nonfinite_steps(self) -> bool:
-        """Whether a step with an infinite or NaN gradient leaves the weights as they were.
+        """Whether a step with an infinite or NaN gradient leaves the weights unchanged.
 
-        False with ``check_finite=False``, where the gradients of the second pass are not looked at.
+        False with ``check_finite=False``, which leaves the gradients of the second pass unchecked.
         """
         return self.check_finite
 
@@ -312,8 +313,8 @@ class SAM(BetweenHalves):
         """Begin a step, with an ascent where one is due."""
         if self.policy.begun:
             raise RuntimeError(
-                "first_step() was called twice: finish the step with second_step(), or give it up "
-                "with restore()"
+                "first_step() was called twice: finish the step with second_step(), or abandon it with "
+                "restore()"
             )
         self._check_ranks()
         due = self.ascent_due
@@ -323,15 +324,15 @@ class SAM(BetweenHalves):
         self.policy.begun = True
 
     def _require_no_ascent(self, call: str) -> None:
-        """Refuse ``call`` without a first half where an ascent is due."""
+        """Raise RuntimeError if an ascent is due and ``first_step`` was not called before ``call``."""
         if self.policy.begun:
             return
         self._check_ranks()
         if self.ascent_due:
             raise RuntimeError(
                 f"{call} is the second half of a step and needs first_step() before it, because an ascent is "
-                "due (optimizer.ascent_due): call first_step(), run a second forward and backward pass, then "
-                f"{call}"
+                "due (optimizer.ascent_due is True): call first_step(), run a second forward and backward "
+                f"pass, then {call}"
             )
         self._require_a_gradient()
 
@@ -344,17 +345,17 @@ class SAM(BetweenHalves):
         if self._has_no_gradient():
             raise RuntimeError(
                 "no parameter has a gradient: run the first forward and backward pass before the step. "
-                "Inside FSDP2's set_requires_gradient_sync(False) gradients are held back: turn it on for "
-                "the last micro-batch of each pass"
+                "Under FSDP2's set_requires_gradient_sync(False) gradients are not available yet: turn "
+                "synchronization on for the last micro-batch of each pass"
             )
 
     @untraced
     def _require_a_first_pass(self) -> None:
-        """Refuse a two-pass closure passed in place of a second-pass one: it would silently disable SAM."""
+        """Raise RuntimeError without a first gradient: a two-pass closure here would silently disable SAM."""
         if self._has_no_gradient():
             raise RuntimeError(
                 "step(closure) makes the second pass and found no gradient of the first: run the first "
-                "forward and backward pass before it, or, for a closure that makes both passes as in "
+                "forward and backward pass before step(). If the closure makes both passes, as in "
                 'torch.optim, construct SAM(..., closure="both_passes")'
             )
 
@@ -363,7 +364,7 @@ class SAM(BetweenHalves):
     def _descend(self) -> None:
         self._update()
 
-    # Hooks are those of step(), which second_step() may not call: a wrapper has another.
+    # second_step() must fire the hooks of step() but cannot call it: a wrapper may have replaced step().
     _hooked_descend = Optimizer.profile_hook_step(_descend)
 
     def _update(self) -> None:
@@ -371,11 +372,11 @@ class SAM(BetweenHalves):
             raise RuntimeError(
                 "the second pass left no gradient: after first_step(zero_grad=True), run forward and "
                 "backward at the perturbed weights, then call second_step(). In Lightning's manual "
-                "optimization step() alone makes no pass: call first_step(zero_grad=True), "
+                "optimization, step() makes no pass by itself: call first_step(zero_grad=True), "
                 "manual_backward(loss), then second_step()"
             )
         if not self.native_step.climbed:
-            self.native_step.stay()
+            self.native_step.begin_without_ascent()
         self.native_step.descend(
             check_finite=self.check_finite,
             process_group=self.process_group,

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, rho or any other number by epoch, and the scheduler that sets rho."""
+"""Schedules of the learning rate, rho or other numbers by epoch, and a scheduler that sets rho."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fastsam.optim._engine.settings import check_number, check_rho
 
 
 class Schedule(ABC):
-    """A number that depends on the epoch alone, so that a resumed run needs no state.
+    """Base class of schedules: a number as a function of the epoch, so a resumed run needs no state.
 
-    Call it with an epoch, counted from 1. Subclasses define :meth:`value_at`.
+    Call a schedule with an epoch, counted from 1. Subclasses define :meth:`value_at`.
     """
 
     def __call__(self, epoch: int) -> float:
         """Return the value in an epoch.
 
         Args:
-            epoch: counted from 1.
+            epoch: epoch, counted from 1.
 
         Raises:
             ValueError: ``epoch`` is not an integer >= 1.
@@ -40,15 +40,18 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class StepSchedule(Schedule):
-    """One value for each phase of the training.
+    """A constant value in each phase of the training.
 
     Rangwani et al. 2022 use a rho of 0.05, 0.1, 0.5 and 0.5 from epochs 1, 6, 61 and 76 on:
     ``StepSchedule((5, 60, 75), (0.05, 0.1, 0.5, 0.5))``.
 
     Args:
-        milestones: last epoch of each phase but the final one, in order. Between two equal ones there is a
-            phase without an epoch.
-        values: one for each phase, one more than there are milestones.
+        milestones: last epoch of every phase except the final one, in ascending order. Two equal milestones
+            make an empty phase.
+        values: value of each phase; one more than there are milestones.
+
+    Raises:
+        ValueError: the number of values is wrong, or the milestones are not in order.
 
     Example:
         >>> schedule = StepSchedule((160, 180), (0.1, 0.001, 0.00001))
@@ -62,20 +65,20 @@ class StepSchedule(Schedule):
     def __post_init__(self) -> None:
         if len(self.values) != len(self.milestones) + 1:
             raise ValueError(
-                f"{len(self.milestones)} milestones make {len(self.milestones) + 1} phases, "
-                f"but there are {len(self.values)} values"
+                f"{len(self.milestones)} milestones make {len(self.milestones) + 1} phases, but got "
+                f"{len(self.values)} values; pass one value per phase"
             )
         if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones must not fall, got {tuple(self.milestones)}")
+            raise ValueError(f"milestones must be in ascending order, got {tuple(self.milestones)}")
 
     def value_at(self, epoch: int) -> float:
-        """Return the value of the phase that holds the epoch."""
+        """Return the value of the phase that contains the epoch."""
         return self.values[bisect_left(self.milestones, epoch)]
 
 
 @dataclass(frozen=True)
 class _Ramp(Schedule):
-    """From ``start`` in epoch 1 to ``end`` in epoch ``epochs``."""
+    """A schedule from ``start`` in epoch 1 to ``end`` in epoch ``epochs``."""
 
     start: float
     end: float
@@ -87,9 +90,13 @@ class _Ramp(Schedule):
 
 @dataclass(frozen=True)
 class LinearSchedule(_Ramp):
-    """A straight line from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` after that.
+    """A line from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` afterwards.
 
-    With one epoch it is ``start`` in that epoch.
+    If ``epochs`` is 1, the value in epoch 1 is ``start``.
+
+    Example:
+        >>> [LinearSchedule(0.0, 1.0, epochs=3)(epoch) for epoch in (1, 2, 3, 4)]
+        [0.0, 0.5, 1.0, 1.0]
     """
 
     def value_at(self, epoch: int) -> float:
@@ -99,9 +106,13 @@ class LinearSchedule(_Ramp):
 
 @dataclass(frozen=True)
 class CosineSchedule(_Ramp):
-    """Half a cosine from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` after that.
+    """Half a cosine from ``start`` in epoch 1 to ``end`` in epoch ``epochs``, and ``end`` afterwards.
 
-    With one epoch it is ``start`` in that epoch.
+    If ``epochs`` is 1, the value in epoch 1 is ``start``.
+
+    Example:
+        >>> [round(CosineSchedule(0.0, 1.0, epochs=5)(epoch), 3) for epoch in (1, 2, 3, 5)]
+        [0.0, 0.146, 0.5, 1.0]
     """
 
     def value_at(self, epoch: int) -> float:
@@ -112,17 +123,25 @@ class CosineSchedule(_Ramp):
 
 @dataclass(frozen=True)
 class CosineAnnealing(Schedule):
-    """Cosine annealing without restarts, which would reach 0 one epoch after the last.
+    """Cosine annealing without restarts to 0 in epoch ``epochs + 1``, one epoch after the last.
 
-    ``value * (1 + cos(pi * (epoch - 1) / epochs)) / 2``, as ``torch.optim.lr_scheduler.CosineAnnealingLR``
-    stepped once an epoch; or ``value * (1 + cos(pi * (epoch - warmup) / (epochs - warmup + 1))) / 2``, as the
-    code of Cui et al. 2021 (``paco_lt.py``). It is 0 after the last epoch.
+    Without a warm-up, ``value * (1 + cos(pi * (epoch - 1) / epochs)) / 2``, which is
+    ``torch.optim.lr_scheduler.CosineAnnealingLR`` stepped once per epoch. With a warm-up,
+    ``value * (1 + cos(pi * (epoch - warmup) / (epochs - warmup + 1))) / 2``, from the code of Cui et al. 2021
+    (``paco_lt.py``). After the last epoch it is 0.
 
     Args:
-        value: value in the epoch that the cosine starts at.
-        epochs: epochs of the training, warm-up included.
-        warmup: epochs of a warm-up that the cosine follows; it is ``value`` until then. None: the cosine
-            starts in epoch 1.
+        value: value in the first epoch of the cosine.
+        epochs: number of epochs of the training, including the warm-up.
+        warmup: number of warm-up epochs before the cosine; the value is ``value`` during the warm-up.
+            Default None: the cosine starts in epoch 1.
+
+    Raises:
+        ValueError: ``epochs`` is less than 1, or ``warmup`` is not an integer from 0 to ``epochs``.
+
+    Example:
+        >>> [round(CosineAnnealing(0.1, epochs=4)(epoch), 4) for epoch in (1, 3, 5)]
+        [0.1, 0.05, 0.0]
     """
 
     value: float
@@ -136,7 +155,7 @@ class CosineAnnealing(Schedule):
 
     def value_at(self, epoch: int) -> float:
         """Return the value on the cosine."""
-        # Each form rounds in the order of its source.
+        # Each formula multiplies in the order of its source, so that it rounds alike.
         if self.warmup is None:
             angle = math.pi * (epoch - 1) / self.epochs
         else:
@@ -146,13 +165,22 @@ class CosineAnnealing(Schedule):
 
 @dataclass(frozen=True)
 class WarmUp(Schedule):
-    """A linear warm-up, ``value * epoch / epochs``, and then another schedule.
+    """A linear warm-up, ``value * epoch / epochs``, followed by another schedule.
 
     Args:
-        schedule: what follows. It counts its epochs from 1 all the same, so that its first ``epochs`` values
-            are not used.
+        schedule: schedule after the warm-up. It is called with the epoch of the training, so its first
+            ``epochs`` values are not used.
         value: value in the last epoch of the warm-up.
-        epochs: epochs of the warm-up; 0 for none.
+        epochs: number of warm-up epochs; 0 for no warm-up.
+
+    Raises:
+        TypeError: ``schedule`` is not a :class:`Schedule`.
+        ValueError: ``epochs`` is not an integer >= 0.
+
+    Example:
+        >>> schedule = WarmUp(StepSchedule((160,), (0.1, 0.01)), value=0.1, epochs=5)
+        >>> [schedule(epoch) for epoch in (1, 5, 161)]
+        [0.02, 0.1, 0.01]
     """
 
     schedule: Schedule
@@ -172,34 +200,39 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """Any function of the epoch.
+    """A schedule that calls a function of the epoch.
 
     Args:
-        function: called with the epoch, counted from 1.
+        function: called with the epoch, counted from 1; returns the value.
+
+    Example:
+        >>> FunctionSchedule(lambda epoch: 0.1 / epoch)(2)
+        0.05
     """
 
     function: Callable[[int], float]
 
     def value_at(self, epoch: int) -> float:
-        """Return what the function returns."""
+        """Return the result of the function."""
         return self.function(epoch)
 
 
 class RhoScheduler:
-    """Sets rho in the parameter groups of an optimizer that has it, epoch after epoch.
+    """Sets rho in an optimizer's parameter groups, epoch by epoch.
 
     Args:
-        optimizer: SAM or LookSAM. Its rho is set to that of epoch 1 at once. A rho that is a tensor is
-            filled in place, so that a captured step sees it.
-        schedule: rho by epoch for all groups, or a sequence with one schedule for each group.
+        optimizer: SAM or LookSAM. The constructor sets its rho to the value of epoch 1. A rho that is a
+            tensor is filled in place, so that a captured step uses the new value.
+        schedule: rho by epoch for all groups, or a sequence with one schedule per group.
 
     Attributes:
         epoch: the current epoch, counted from 1.
 
     Raises:
-        TypeError: a schedule is a plain function, which may count epochs from 0 as earlier versions did.
-        ValueError: there are not as many schedules as groups, or one gives a rho that is negative or not
-            finite. The groups then keep the rho they had.
+        TypeError: a schedule is not a :class:`Schedule`. Plain functions are not accepted, because those
+            written for earlier versions count epochs from 0.
+        ValueError: the number of schedules differs from the number of groups, or a schedule returns a rho
+            that is negative or not finite. No rho was changed.
 
     Example:
         >>> import torch
@@ -222,35 +255,35 @@ class RhoScheduler:
         self._apply(1)
 
     def step(self) -> None:
-        """Go on to the next epoch."""
+        """Advance to the next epoch and set its rho."""
         self._apply(self.epoch + 1)
 
     def get_last_rho(self) -> list[float]:
-        """Return rho of every group in this epoch."""
+        """Return the rho of every group in the current epoch."""
         return self._rhos(self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current epoch; the schedule itself belongs to the program."""
+        """Return the current epoch. The schedule is not included."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the epoch of a state dict and set its rho.
+        """Load the epoch of a state dict and set its rho.
 
         Raises:
-            ValueError: the state dict has no epoch, or one that an earlier version counted from 0. Nothing
-                was changed.
+            ValueError: the state dict has no epoch, or comes from an earlier version, which counted epochs
+                from 0. Nothing was changed.
         """
         if "last_epoch" in state_dict:
             last = state_dict["last_epoch"]
             raise ValueError(
-                f"this state of RhoScheduler has last_epoch={last!r}, which an earlier version counted from "
-                "0; epochs now count from 1. Check that the schedule counts from 1 too, and load "
+                f"this state dict of RhoScheduler has last_epoch={last!r}, which an earlier version counted "
+                "from 0; epochs now count from 1. Check that the schedule counts from 1 too, and load "
                 '{"epoch": last_epoch + 1}'
             )
         if "epoch" not in state_dict:
             raise ValueError(
-                f"a state of RhoScheduler has an 'epoch', got the keys {sorted(state_dict)}; load what "
-                "state_dict() returned"
+                f"a state dict of RhoScheduler must have the key 'epoch', got {sorted(state_dict)}; load the "
+                "result of state_dict()"
             )
         self._apply(state_dict["epoch"])
 
@@ -261,8 +294,8 @@ class RhoScheduler:
         )
         if len(schedules) != groups:
             raise ValueError(
-                f"there are {len(schedules)} schedules of rho for {groups} parameter groups; pass one "
-                "schedule for all of them or one for each"
+                f"got {len(schedules)} schedules of rho for {groups} parameter groups; pass one schedule for "
+                "all groups or one per group"
             )
         rhos = [schedule(epoch) for schedule in schedules]
         for rho in rhos:
@@ -286,7 +319,7 @@ def _check_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(
             f"a schedule must be a fastsam.optim.Schedule, got {schedule!r}. Wrap a function in "
-            "FunctionSchedule(function); it is called with epochs that count from 1, not from 0"
+            "FunctionSchedule(function), which calls it with epochs counted from 1, not from 0"
         )
 
 

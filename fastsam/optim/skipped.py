@@ -1,4 +1,4 @@
-"""Undo what the forward passes of a skipped step changed, such as running statistics."""
+"""Undo the changes that the forward passes of a skipped step made, for example to running statistics."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 class Skipping(Protocol):
-    """An optimizer that counts the steps that it skips, on the device."""
+    """An optimizer that counts its skipped steps on the device."""
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Integer scalar."""
+        """Number of skipped steps: integer scalar tensor."""
 
 
 @contextmanager
 def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Restore ``tensors`` after a step made inside the context if the optimizer skipped it.
+    """Restore ``tensors`` if the optimizer skips the step made inside the context.
 
-    A batch that makes the loss NaN has entered the running statistics of batch normalization before
-    the optimizer sees the gradient and skips the update. The host does not wait: both contents are
-    kept and the device chooses. That costs two more copies of the tensors in memory and, for each
-    device and dtype, two concatenations, one selection and one copy.
+    A batch with a NaN loss updates the running statistics of batch normalization before the optimizer
+    sees the gradient and skips the update. The host does not wait: the device selects between the values
+    before and after the step. This takes two more copies of the tensors in memory and, for each device and
+    dtype, two concatenations, one selection and one copy.
 
     Args:
-        optimizer: :class:`fastsam.SAM` or another that has ``skipped_steps``.
-        tensors: the model's ``buffers()``, for instance.
+        optimizer: :class:`fastsam.SAM`, or any object with ``skipped_steps``.
+        tensors: tensors to restore, such as the model's ``buffers()``.
 
     Example:
         >>> from fastsam import SAM
@@ -62,5 +62,5 @@ def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """Return all elements in one new tensor."""
+    """Return the elements of all tensors as one new flat tensor."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

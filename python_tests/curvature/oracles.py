@@ -1,4 +1,4 @@
-"""Independent oracles, explicit Hessians of small models in float64, and losses that misbehave."""
+"""Independent oracles: explicit Hessians of small models in float64. Also losses that fail in some way."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fastsam.curvature import BatchLoss
 def explicit_hessian(
     model: nn.Module, mean_loss: Callable[[nn.Module], Tensor], names: Sequence[str] | None = None
 ) -> Tensor:
-    """Hessian of ``mean_loss(model)`` over the named parameters, ``[n, n]``."""
-    model = copy.deepcopy(model)  # functional_call may untie tied parameters for good
+    """Return the Hessian of ``mean_loss(model)`` over the named parameters, ``[n, n]``."""
+    model = copy.deepcopy(model)  # functional_call may untie tied parameters permanently
     parameters = {
         name: value.detach()
         for name, value in model.named_parameters()
@@ -66,7 +66,7 @@ def classification(
 
 
 def full_spectrum(spectrum: Any) -> Tensor:
-    """All nodes of the first probe."""
+    """Return all nodes of the first probe."""
     return torch.as_tensor(spectrum.nodes[0])
 
 

@@ -1,4 +1,4 @@
-"""Where the basis lives: a full disk is an error, a kill leaves nothing behind."""
+"""Memory of the basis: a full disk raises an error, and a kill leaves no file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ os.posix_fallocate = refuse
 
 
 def test_the_file_has_no_name_during_the_run(tmp_path):
-    """So a kill at any moment leaves nothing behind."""
+    """A kill at any moment therefore leaves no file."""
     folder = tmp_path / "basis"
     seen = []
 

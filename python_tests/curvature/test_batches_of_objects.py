@@ -1,4 +1,4 @@
-"""Batches that are objects, and loaders whose samples change for other reasons than augmentation."""
+"""Batches that are objects, and loaders whose samples change without augmentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Slotted:
 
 
 class Graph:
-    """As a library of graph networks makes them: iterable over its fields, with ``to``."""
+    """A batch like those of graph network libraries: iterable over its fields, with ``to``."""
 
     def __init__(self, x, y) -> None:
         self.store = {"x": x, "y": y}
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_other_objects_is_refused(form, tmp_path):
 
 
 class Opaque:
-    """Data nobody can see, and a way to move them."""
+    """An object without visible tensors, with a ``to`` method."""
 
     def __init__(self, x) -> None:
         self.get = lambda: x
@@ -172,7 +172,7 @@ class Opaque:
         {},
     ],
 )
-def test_what_holds_no_tensor_is_refused(data):
+def test_batches_without_tensors_are_refused(data):
     with pytest.raises(TypeError, match="no tensor was found"):
         spectral_density(mlp((3, 3)), BatchLoss(lambda m, b: (m(torch.ones(3)).sum(), 1)), data)
 
@@ -214,7 +214,7 @@ def test_packed_sequences():
 
 
 def test_names_of_samples_move_with_them():
-    """Strings beside the tensors, one for each sample, in a new order at every read."""
+    """One string per sample besides the tensors, in a new order at every read."""
     inputs, targets = classification(12, 3, 3)
 
     class Named(Dataset):
@@ -241,7 +241,7 @@ def test_names_of_samples_move_with_them():
         ),
         (
             {"sampler": WeightedRandomSampler([1.0] * 20, 20)},
-            "Its WeightedRandomSampler picks 20 samples anew",
+            "Its WeightedRandomSampler draws 20 new samples",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_datasets_of_dicts_say_that_they_need_targets():
     assert found[label].lambda_max == pytest.approx(alone.lambda_max, rel=1e-8)
 
 
-def test_a_read_of_an_unverified_loader_draws_anew():
+def test_each_read_of_an_unverified_loader_draws_new_numbers():
     counter = itertools.count()
 
     class Counting:

@@ -1,4 +1,4 @@
-"""Shares of eigenvalues and traces of functions, with bounds that hold for what a run cannot see."""
+"""Fractions of eigenvalues and traces of functions, with bounds on the errors of the quadrature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 def spectrum_of(values: Tensor, dtype: torch.dtype = torch.float64, **options) -> Spectrum:
-    """Probes are rotation invariant, so a diagonal matrix is as good as any."""
+    """Return a spectrum of a diagonal matrix, which is general because probes are rotation invariant."""
     diagonal = values.to(dtype)
     operator = CallableOperator(lambda rows: rows * diagonal, dimension=len(values), dtype=dtype)
     return operator_spectrum(operator, **{"progress": False, **options})
@@ -39,7 +39,7 @@ def normal(n: int, seed: int) -> Tensor:
 
 
 def heap(n: int, seed: int, width: float) -> Tensor:
-    """Nine in ten eigenvalues within ``width`` of zero, some negative ones, a few outliers."""
+    """Return eigenvalues: nine in ten within ``width`` of zero, some negative, a few outliers."""
     generator = generator_of(seed)
     values = width * torch.randn(n, generator=generator, dtype=torch.float64)
     values[: n // 20] = -torch.rand(n // 20, generator=generator, dtype=torch.float64)
@@ -55,7 +55,7 @@ def share(values: Tensor, threshold: float) -> float:
 
 
 def exact_masses(values: Tensor, spectrum: Spectrum, point: float) -> list[float]:
-    """Mass that each probe's own spectral measure has below ``point``."""
+    """Return the mass below ``point`` of the spectral measure of each probe."""
     starts = sphere_probes(
         len(values),
         range(spectrum.probes),
@@ -155,8 +155,8 @@ def test_limits_of_nothing_and_everything():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("reorthogonalize", ["full", "none"])
-def test_a_heap_at_zero_is_not_counted_on_a_whim(dtype, reorthogonalize):
-    """The sign of the node that carries the heap is arbitrary; the truth must be within bounds."""
+def test_limits_are_wide_at_a_cluster_at_zero(dtype, reorthogonalize):
+    """The sign of the cluster's node is arbitrary, so the bounds must contain both cases."""
     for seed in range(6):
         values = heap(1000, seed, 10.0 ** (-3 - seed)).to(dtype).double()
         spectrum = spectrum_of(
@@ -167,7 +167,7 @@ def test_a_heap_at_zero_is_not_counted_on_a_whim(dtype, reorthogonalize):
             assert found.lower <= share(values, found.threshold) <= found.upper
             assert 0 <= found.lower <= found.value <= found.upper <= 1
         assert spectrum.mass_below().threshold == spectrum.default_threshold < 0
-        clear = spectrum.mass_below(-0.5)  # far from the heap
+        clear = spectrum.mass_below(-0.5)  # far from the cluster
         assert clear.upper - clear.lower < 0.12
 
 
@@ -187,7 +187,7 @@ def no_heap(n: int, seed: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_bounds_are_narrow_where_there_is_no_heap(dtype):
+def test_bounds_are_narrow_away_from_clusters(dtype):
     for name, values in no_heap(1000, 0).items():
         spectrum = spectrum_of(values, dtype, steps=80, probes=4)
         for quantile in (0.3, 0.5):
@@ -268,7 +268,7 @@ def test_histograms_bound_every_bin(edges):
         assert np.all((found.lower <= truth + 1e-12) & (truth <= found.upper + 1e-12))
         one = 1 / len(values)
         assert np.all((found.lower < found.shares + one) & (found.shares < found.upper + one))
-    if edges == [-0.5, 0.0, 0.5]:  # the heap lies on an edge: its bin is not known
+    if edges == [-0.5, 0.0, 0.5]:  # the cluster is on an edge, so its bin is undetermined
         assert found.upper[1] - found.lower[1] > 0.5
         assert found.upper[0] - found.lower[0] < 0.12
 
@@ -313,7 +313,7 @@ def test_the_quadrature_error_of_a_function_is_bounded(kind, name):
             assert found.quadrature_error <= 1e-9 * scale
 
 
-def test_a_step_beside_a_heap_has_an_error_bar_as_wide_as_the_heap():
+def test_the_error_of_a_step_next_to_a_cluster_is_its_mass():
     values = heap(1000, 10, 1e-7)
     found = spectrum_of(values, steps=60, probes=4).function(lambda x: (x < 0).astype(float))
     assert found.stderr >= found.quadrature_error > 300
@@ -379,7 +379,7 @@ def trained_network(seed: int, dtype: torch.dtype) -> tuple[nn.Module, tuple[Ten
 
 
 @pytest.mark.slow
-def test_the_truth_is_within_bounds_on_200_spectra_with_a_heap():
+def test_the_truth_is_within_bounds_on_200_spectra_with_a_cluster():
     missed, count = [], 0
     for number in range(200):
         dtype = (torch.float32, torch.float64)[number % 2]
@@ -408,7 +408,7 @@ def test_the_truth_is_within_bounds_on_200_spectra_with_a_heap():
 
 
 @pytest.mark.slow
-def test_explicit_matrices_of_every_size_have_narrow_bounds_without_a_heap():
+def test_explicit_matrices_of_every_size_have_narrow_bounds_without_a_cluster():
     for n in (1000, 1500, 2500):
         for name, values in no_heap(n, n).items():
             basis, _ = torch.linalg.qr(

@@ -1,4 +1,4 @@
-"""Recorded products: replayed where that is right, run as they are where it is not."""
+"""Recorded products: replayed if the replay is correct, else run eagerly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsam.curvature.captured import Captured
 
 
 class Recorder:
-    """Stands for CUDA graphs: a replay computes the recorded function into the same tensor."""
+    """Emulates CUDA graphs: a replay writes the result of the recorded function to the same tensor."""
 
     def __init__(self, *, error: Exception | None = None, distortion: float = 0.0) -> None:
         self.error, self.distortion = error, distortion
@@ -45,11 +45,11 @@ def test_the_first_call_records_and_later_ones_replay():
         vectors = torch.randn(2, 5)
         assert torch.equal(product(vectors), 2 * vectors)
         assert recorder.replays == round_
-    assert recorder.runs == 2  # to build, and the first product
+    assert recorder.runs == 2  # the construction, and the first product
     assert product.refusal is None
 
 
-def test_another_shape_runs_as_it_is():
+def test_another_shape_runs_eagerly():
     recorder = Recorder()
     product = Captured(doubled, recorder)
     product(torch.randn(2, 5))
@@ -66,11 +66,11 @@ def test_another_shape_runs_as_it_is():
     [
         (Recorder(error=RuntimeError("operation not permitted\nwhen capturing")), "not permitted"),
         (Recorder(error=torch.OutOfMemoryError("out of memory")), "out of memory"),
-        (Recorder(distortion=0.1), "gave another product"),
-        (Recorder(distortion=float("nan")), "gave another product"),
+        (Recorder(distortion=0.1), "differs from the eager one"),
+        (Recorder(distortion=float("nan")), "differs from the eager one"),
     ],
 )
-def test_what_cannot_be_replayed_runs_as_it_is(recorder, message):
+def test_products_that_cannot_be_replayed_run_eagerly(recorder, message):
     product = Captured(doubled, recorder)
     for _ in range(3):
         vectors = torch.randn(2, 5)

@@ -77,7 +77,7 @@ def test_nothing_in_the_loop_blocks_the_host():
     assert spectrum.lambda_max == pytest.approx(5, rel=1e-2)
 
 
-def test_nan_is_reported_though_the_host_runs_ahead():
+def test_nan_is_reported_although_the_host_runs_ahead():
     operator = CallableOperator(
         lambda rows: rows * float("nan"), dimension=50, dtype=torch.float32, device="cuda"
     )
@@ -93,7 +93,7 @@ def test_products_are_replayed_as_one_graph(strategy):
     assert spectrum.settings["cuda_graph"] is True
 
 
-def test_a_product_that_waits_for_the_device_runs_as_it_is():
+def test_a_product_that_waits_for_the_device_runs_eagerly():
     model = network().cuda()
     inputs, targets = torch.randn(9, 1, 6, 6), torch.randint(3, (9,))
 

@@ -1,4 +1,4 @@
-"""Damaged, foreign and half-written files: one clear error, and never another result."""
+"""Damaged, foreign and truncated files raise one clear error and never change the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIMENSION = 60
 
 
 class KilledError(Exception):
-    """Stands for a kill."""
+    """Emulates a kill."""
 
 
 def matrix() -> Tensor:
@@ -50,7 +50,7 @@ def options(folder: Path, reorthogonalize: str) -> dict:
 
 
 def unfinished(folder: Path, reorthogonalize: str = "full") -> dict:
-    """Leave a run in ``folder`` that was killed at its ninth step; returns the options to resume."""
+    """Leave a run in ``folder`` that was killed at its ninth step; return the options to resume it."""
     settings = options(folder, reorthogonalize)
     with pytest.raises(KilledError):
         operator_spectrum(operator(killed_at=9), **settings)
@@ -167,14 +167,14 @@ def test_flipped_bits_of_a_saved_spectrum_are_noticed(tmp_path, suffix):
             check_message(error, str(path), "is not a spectrum written by fastsam")
             refused += 1
             continue
-        # A flip that changes no content: of the date of an entry in an archive, or of e to E in 1e-10.
+        # A flip that changes no content: in the date of an archive entry, or of e to E in 1e-10.
         assert found.summary() == spectrum.summary()
         assert found.settings == spectrum.settings
     assert refused > (190 if suffix == "json" else 100)
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
-def test_cut_spectra_are_refused(tmp_path, suffix):
+def test_truncated_spectra_are_refused(tmp_path, suffix):
     path = tmp_path / f"spectrum.{suffix}"
     spectrum_of().save(path)
     whole = path.read_bytes()
@@ -202,7 +202,7 @@ def test_cut_spectra_are_refused(tmp_path, suffix):
         {"alpha": None},
     ],
 )
-def test_spectra_that_make_no_sense_are_refused(tmp_path, change):
+def test_inconsistent_spectra_are_refused(tmp_path, change):
     path = tmp_path / "spectrum.json"
     spectrum_of().save(path)
     content = {**json.loads(path.read_text()), **change}
@@ -233,7 +233,7 @@ def test_spectra_of_earlier_versions_are_read(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
-def test_saving_replaces_a_link_and_leaves_its_target_alone(tmp_path, suffix):
+def test_saving_replaces_a_link_and_not_its_target(tmp_path, suffix):
     target, link = tmp_path / f"thesis.{suffix}", tmp_path / f"spectrum.{suffix}"
     target.write_text("precious")
     link.symlink_to(target)
@@ -244,7 +244,7 @@ def test_saving_replaces_a_link_and_leaves_its_target_alone(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, suffix):
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"spectrum.{suffix}"
     spectrum_of(seed=1).save(path)
     before = path.read_bytes()

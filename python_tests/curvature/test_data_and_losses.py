@@ -1,4 +1,4 @@
-"""Reading data and losses: what is accepted, what is refused, exactly weighted sums."""
+"""Data and losses: accepted and refused forms, and exactly weighted sums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-"""Of the largest absolute eigenvalue."""
+"""Tolerance relative to the largest absolute eigenvalue."""
 
 
 def eigenvalues_of(spectrum):
@@ -142,7 +142,7 @@ def test_named_parameters_and_layers():
     )
     assert spectrum.dimension == len(hessian)
     assert eigenvalues_of(spectrum) == pytest.approx(extremes(hessian), rel=1e-8)
-    with pytest.raises(ValueError, match=r"no parameter or layer is called 'conv'.*0\.weight"):
+    with pytest.raises(ValueError, match=r"no parameter or layer named 'conv'.*0\.weight"):
         spectral_density(model, F.cross_entropy, (inputs, targets), params=["conv"])
 
 
@@ -155,7 +155,7 @@ def test_named_parameters_and_layers():
         ("2", ["2"]),
     ],
 )
-def test_a_spectrum_says_of_which_layers_it_is(tmp_path, asked, said):
+def test_a_spectrum_records_its_layers(tmp_path, asked, said):
     model = mlp((3, 4, 4, 3))
     spectrum = spectral_density(model, F.cross_entropy, GOOD, steps=2, params=asked)
     spectrum.save(tmp_path / "spectrum.json")
@@ -227,7 +227,7 @@ def test_changing_samples_are_refused_and_frozen_ones_accepted(source):
 
 
 def test_why_changing_samples_are_refused():
-    """A positive semi-definite operator that is re-drawn at each product looks like a saddle."""
+    """A positive semidefinite operator that is drawn again at each product looks like a saddle."""
     model = nn.Linear(12, 1, bias=False)
     loader = DataLoader(Augmented("torch"), batch_size=6)
     wrong = spectral_density(model, nn.MSELoss(), loader, steps=12, verify_data=False)
@@ -277,7 +277,7 @@ def test_one_shot_iterators_are_held_or_refused():
     )
     with pytest.raises(ValueError, match="one-shot"):
         spectral_density(model, F.cross_entropy, iter(batches), steps=9, data_memory=64)
-    with pytest.raises(ValueError, match="freeze=4 needs data that can be read 4 times"):
+    with pytest.raises(ValueError, match="freeze=4 requires data that can be read 4 times"):
         spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=4)
     once = spectral_density(model, F.cross_entropy, iter(batches), steps=9, freeze=1)
     assert np.array_equal(once.alpha, spectrum.alpha)
@@ -327,7 +327,7 @@ GOOD = classification(5, 3, 3)
 @pytest.mark.parametrize(
     ("model", "data", "options", "error", "message"),
     [
-        (mlp((3, 3)), nan_batch(), {}, ValueError, "batch 0 is nan: the data hold NaN"),
+        (mlp((3, 3)), nan_batch(), {}, ValueError, "batch 0 is nan: the data contain NaN"),
         (Dropping(), GOOD, {}, ValueError, "loss is random"),
         (Detached(), GOOD, {}, ValueError, "does not depend"),
         (OnceDifferentiable(), GOOD, {}, ValueError, "differentiated twice"),
@@ -355,7 +355,7 @@ def test_bad_input(model, data, options, error, message):
         assert modes == [m.training for m in model.modules()]
 
 
-def test_losses_that_cannot_be_read():
+def test_invalid_losses_are_refused():
     class Weighted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -384,7 +384,7 @@ def test_a_loss_linear_in_the_parameters_has_hessian_zero():
 
 
 def test_a_class_without_samples():
-    with pytest.raises(ValueError, match=r"class 7 has no sample.*present"):
+    with pytest.raises(ValueError, match=r"class 7 has no sample.*choose among"):
         class_spectra(mlp((3, 3)), nn.CrossEntropyLoss(), GOOD, classes=[7])
 
 
@@ -484,7 +484,7 @@ def test_recurrent_network():
 
 
 class UnitNorm(torch.autograd.Function):
-    """``x / ||x||``; its backward takes the norm for a constant, as that of torch's weight_norm."""
+    """``x / ||x||``, whose backward treats the norm as a constant, like torch's weight_norm."""
 
     @staticmethod
     def forward(ctx, x):
@@ -499,7 +499,7 @@ class UnitNorm(torch.autograd.Function):
 
 
 def test_wrong_second_derivatives_are_refused():
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
@@ -508,7 +508,7 @@ def test_wrong_second_derivatives_are_refused():
             return x @ UnitNorm.apply(self.weight)
 
     with pytest.raises(ValueError, match="not symmetric"):
-        spectral_density(Normalised(), F.cross_entropy, GOOD, steps=9)
+        spectral_density(Normalized(), F.cross_entropy, GOOD, steps=9)
 
 
 def test_batch_norm_without_running_statistics_is_refused():
@@ -525,7 +525,7 @@ def test_wrapped_models_are_unwrapped():
         assert np.array_equal(wrapped.alpha, plain.alpha)
 
 
-def test_modules_that_keep_state_are_left_as_they_were():
+def test_modules_with_state_are_restored():
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -579,7 +579,7 @@ def test_classes_of_a_loader_are_those_of_its_dataset():
 
 
 class Focal(nn.CrossEntropyLoss):
-    """A loss of its own under the name of torch's."""
+    """A different loss in a subclass of torch's."""
 
     def forward(self, outputs, targets):
         each = F.cross_entropy(outputs, targets, reduction="none")
@@ -587,7 +587,7 @@ class Focal(nn.CrossEntropyLoss):
 
 
 class Adjusted(nn.NLLLoss):
-    """Adjusted logits; obeys its reduction."""
+    """Adjusted logits; its forward uses the reduction."""
 
     def forward(self, outputs, targets):
         shift = torch.arange(outputs.shape[1]).to(outputs)
@@ -595,14 +595,14 @@ class Adjusted(nn.NLLLoss):
 
 
 class Balanced(nn.CrossEntropyLoss):
-    """Torch's own loss with weights of its own."""
+    """Torch's loss with class weights that the subclass sets."""
 
     def __init__(self):
         super().__init__(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("criterion", [Focal(), Adjusted(), Balanced()])
-def test_subclasses_of_torch_losses_are_what_their_forward_says(criterion):
+def test_subclasses_of_torch_losses_use_their_forward(criterion):
     model = mlp((3, 4, 3))
     inputs, targets = classification(13, 3, 3)
     data = [(inputs[:8], targets[:8]), (inputs[8:], targets[8:])]
@@ -630,7 +630,7 @@ def test_a_method_put_on_a_criterion_is_its_forward():
         (Adjusted(reduction="none"), "reduction='none'.*BatchLoss"),
     ],
 )
-def test_subclasses_whose_mean_is_not_known_are_refused(criterion, message):
+def test_subclasses_whose_mean_is_unknown_are_refused(criterion, message):
     with pytest.raises(ValueError, match=message):
         spectral_density(mlp((3, 3)), criterion, GOOD)
 
@@ -645,9 +645,9 @@ def test_fisher_matrices_of_subclasses():
         gradient = flat_gradient(Adjusted()(model(x[None]), y[None]), model)
         expected = expected + torch.outer(gradient, gradient) / len(targets)
     assert spectrum.lambda_max == pytest.approx(extremes(expected)[1], rel=1e-8)
-    with pytest.raises(ValueError, match=r"Focal.*must obey self\.reduction"):
+    with pytest.raises(ValueError, match=r"Focal.*must use self\.reduction"):
         spectral_density(model, Focal(), GOOD, **options)
-    with pytest.raises(ValueError, match="torch's own forward"):
+    with pytest.raises(ValueError, match="overridden forward"):
         spectral_density(model, Focal(), GOOD, curvature="fisher-mc")
 
 

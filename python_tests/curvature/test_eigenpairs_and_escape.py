@@ -1,4 +1,4 @@
-"""Eigenvectors, SciPy, and what SGD and SAM do along a direction of negative curvature."""
+"""Eigenvectors, SciPy, and the gradients of SGD and SAM along a direction of negative curvature."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_eigenpairs_bad_options():
         eigenpairs(operator, top=0, bottom=0)
     with pytest.raises(ValueError, match="basis"):
         eigenpairs(operator, reorthogonalize="none")
-    with pytest.raises(ValueError, match="one probe"):
+    with pytest.raises(ValueError, match="probes=1"):
         eigenpairs(operator, probes=2)
     with pytest.raises(ValueError, match="found 3 Ritz values"):
         eigenpairs(operator, top=2, bottom=2, steps=3)
 
 
 @pytest.mark.parametrize(("top", "bottom"), [(3, 0), (0, 2), (2, 1)])
-def test_a_pair_is_given_once(top, bottom):
+def test_a_pair_is_returned_once(top, bottom):
     operator = MatrixOperator(torch.eye(50, dtype=torch.float64))
     with pytest.raises(ValueError, match="found 1 Ritz values"):
         eigenpairs(operator, top=top, bottom=bottom)
@@ -140,7 +140,7 @@ def test_negative_curvature_takes_every_option_of_a_spectrum():
         model, F.cross_entropy, loader, steps=60, curvature="gauss-newton", measurements=None
     )
     assert convex.value == pytest.approx(0, abs=1e-10)
-    with pytest.raises(ValueError, match="one probe"):
+    with pytest.raises(ValueError, match="probes=1"):
         negative_curvature(model, F.cross_entropy, loader, probes=2)
 
 
@@ -159,7 +159,7 @@ def test_negative_curvature_resumes_with_the_strategy_and_threads_of_its_run(tmp
 
 
 def test_options_are_those_of_the_functions_that_take_them():
-    """Type checkers believe the first, Python the second."""
+    """Type checkers read the TypedDicts, Python the signatures."""
     keywords = dict(inspect.signature(spectral_density).parameters)
     for name in ("model", "loss_fn", "data"):
         del keywords[name]
@@ -203,7 +203,7 @@ def test_the_theorem_is_exact_on_a_quadratic_and_says_nothing_about_escape(lowes
     assert report.hessian_error == pytest.approx(0, abs=1e-20)
     assert report.mean_factor == pytest.approx(1 + rho * lowest)
     assert report.amplifies == (lowest < -2 / rho)
-    # The warning: where the second moment grows, the mean step goes back to the saddle.
+    # The warning of the report: where the second moment grows, the mean step points back to the saddle.
     assert report.attracts == (lowest < -1 / rho)
     assert report.sgd == pytest.approx(
         float(np.mean([(lowest * model.w[3].item() + z[0][3].item()) ** 2 for z in batches]))
@@ -240,7 +240,7 @@ def test_errors_of_the_theorem_on_a_network():
     assert set(large.as_dict()) > {"factor", "amplifies", "attracts"}
 
 
-def test_negative_curvature_keeps_to_the_memory_limit():
+def test_negative_curvature_respects_the_memory_limit():
     model, batch = mlp((30, 40, 3)), classification(2000, 30, 3)
     n = sum(value.numel() for value in model.parameters())
     basis = 10 * (n + 15) * 8
@@ -283,7 +283,7 @@ def test_layers_give_the_diagonal_blocks():
 
 
 class Counted(Dataset):
-    """Samples that are counted as they are read."""
+    """Samples that count their reads."""
 
     def __init__(self, inputs, targets):
         self.inputs, self.targets, self.reads = inputs, targets, 0
@@ -302,12 +302,12 @@ def test_the_data_of_all_layers_are_read_once():
     found = layer_spectra(model, F.cross_entropy, iter([batch]), steps=9)
     dataset = Counted(*batch)
     loaded = layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=12), steps=9)
-    assert dataset.reads == 2 * 12  # the second read is the comparison
+    assert dataset.reads == 2 * 12  # the second read verifies the data
     for layer in ("0", "2", "4"):
         assert np.array_equal(found[layer].alpha, expected[layer].alpha)
         assert np.array_equal(loaded[layer].alpha, expected[layer].alpha)
         assert loaded[layer].settings["data_verified"]
-    with torch.inference_mode():  # what is read there can still be differentiated
+    with torch.inference_mode():  # data read under inference_mode can still be differentiated
         layer_spectra(model, F.cross_entropy, DataLoader(dataset, batch_size=5), steps=2)
 
 

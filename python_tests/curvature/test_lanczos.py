@@ -14,7 +14,7 @@ DTYPES = list(TOLERANCE)
 
 
 def rotated(eigenvalues: Tensor | list[float], dtype: torch.dtype = torch.float64) -> Tensor:
-    """A symmetric matrix with the given eigenvalues and random eigenvectors."""
+    """Return a symmetric matrix with the given eigenvalues and random eigenvectors."""
     values = torch.as_tensor(eigenvalues, dtype=torch.float64)
     basis, _ = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64))
     matrix = (basis * values) @ basis.T
@@ -71,7 +71,7 @@ def test_low_rank_positive_operator_has_no_negative_ritz_value(dtype, rank, step
     assert spectrum.lambda_max == pytest.approx(largest, rel=TOLERANCE[dtype])
     assert spectrum.lambda_min >= -TOLERANCE[dtype] * largest
     assert spectrum.mass_below().upper <= 0.02
-    # rank + the null space, and where a cluster of rounding noise is split a few values more
+    # the rank plus the null space, plus a few values if rounding splits a cluster
     assert spectrum.order.max() <= rank + 3
 
 
@@ -121,7 +121,7 @@ def test_gauss_quadrature_is_exact_up_to_degree_2m_minus_1(steps):
             if degree <= 2 * steps - 1:
                 assert quadrature == pytest.approx(moment, abs=1e-9 * max(1, abs(moment)))
             else:
-                assert abs(quadrature - moment) > 1e-9  # and no further
+                assert abs(quadrature - moment) > 1e-9  # and takes no more steps
             image = matrix @ image
 
 
@@ -178,13 +178,13 @@ def test_extremes_without_reorthogonalization():
     assert spectrum.lambda_max == pytest.approx(50, rel=1e-8)
     assert spectrum.lambda_min == pytest.approx(-9, rel=1e-8)
     copies = [int(np.sum(np.abs(nodes - 50) < 1e-6)) for nodes in spectrum.nodes]
-    assert max(copies) > 1  # the known price
+    assert max(copies) > 1  # the known drawback
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(20))
 def test_full_reorthogonalization_survives_outliers(dtype, seed):
-    """Ten outliers over a tiny bulk: converged Ritz vectors must not come back."""
+    """Ten outliers over a tiny bulk: converged Ritz values must not occur again."""
     generator = torch.Generator().manual_seed(seed)
     values = 1e-3 * torch.randn(2000, generator=generator, dtype=torch.float64)
     values[:10] = torch.linspace(5, 50, 10, dtype=torch.float64)
@@ -199,7 +199,7 @@ def test_full_reorthogonalization_survives_outliers(dtype, seed):
 
 @pytest.mark.parametrize("probes", [1, 3])
 def test_products_of_every_kind_of_memory(probes):
-    """The argument itself, a transposed view, memory that the operator uses again, a graph."""
+    """The argument itself, a transposed view, memory that the operator reuses, a graph."""
     matrix = rotated(torch.randn(11, dtype=torch.float64))
     again = torch.empty(probes, 11, dtype=torch.float64)
     leaf = matrix.clone().requires_grad_()
@@ -220,7 +220,7 @@ def test_products_of_every_kind_of_memory(probes):
 
 
 class Careless:
-    """An operator of a user's, which nothing checks."""
+    """A user's operator without checks."""
 
     shape, dtype, device = (5, 5), torch.float64, torch.device("cpu")
 

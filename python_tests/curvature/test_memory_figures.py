@@ -1,4 +1,4 @@
-"""Free memory: that of the machine, and at most what a control group leaves."""
+"""Free memory: that of the machine, limited by a control group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_other_devices_are_not_known():
     assert memory.available_bytes(torch.device("meta")) is None
 
 
-def test_a_plan_uses_a_share_of_what_is_free(monkeypatch):
+def test_a_plan_uses_a_fraction_of_the_free_memory(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     assert memory.plan_bytes(CPU, None) == 800
     assert memory.plan_bytes(CPU, 5) == 5

@@ -1,4 +1,4 @@
-"""Runs beside other threads: random numbers, arithmetic switches, modes and parameters."""
+"""Runs concurrent with other threads: random numbers, arithmetic switches, modes and parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsam.threads import cpu_threads
 
 
 class Thread(threading.Thread):
-    """A thread that hands its exception to whoever joins it."""
+    """A thread whose exception is raised again by ``join``."""
 
     def __init__(self, target) -> None:
         super().__init__()
@@ -44,18 +44,18 @@ class Thread(threading.Thread):
 
 
 def drawn_beside(work, draw):
-    """Numbers that ``draw`` gives while ``work`` runs in a thread, which waits for draws."""
+    """Return the numbers of ``draw`` while ``work`` runs in a thread that waits for draws."""
     numbers = []
     thread = Thread(work)
     while thread.is_alive():
         numbers.append(draw())
-        time.sleep(1e-5)  # gives way: this thread would keep the other from its work
+        time.sleep(1e-5)  # yield, because this thread would otherwise block the other
     thread.finish()
     return numbers
 
 
 def test_numbers_drawn_by_another_thread_are_those_it_would_have_drawn_alone():
-    """A run that draws nothing leaves the global generator to whoever does."""
+    """A run that draws nothing does not affect other threads that use the global generator."""
     model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
     torch.manual_seed(5)
     found = drawn_beside(
@@ -100,13 +100,13 @@ def test_no_number_is_drawn_twice_beside_a_run_that_draws(draw):
         draw,
     )
     found += [draw() for _ in range(50)]
-    # Of torch's 2^24 floats a few are equal by chance; a rewound stream repeats a run of them.
+    # A few of torch's 2^24 floats are equal by chance; a rewound stream would repeat a whole sequence.
     pairs = list(itertools.pairwise(found))
     assert len(pairs) > 50
     assert len(set(pairs)) == len(pairs)
 
 
-def test_random_state_after_overlapping_runs_is_that_of_before():
+def test_overlapping_runs_restore_the_random_state():
     model, batch = mlp((3, 4, 3)), classification(20, 3, 3)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     loader = DataLoader(TensorDataset(*batch), batch_size=6, shuffle=True)
@@ -126,7 +126,7 @@ def test_random_state_after_overlapping_runs_is_that_of_before():
 
 
 def test_runs_on_one_model_in_two_threads_do_not_see_each_other():
-    """Neither its mode nor the parameters that lie in its modules for a moment."""
+    """Neither the mode of the model nor the parameters swapped into its modules."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 30), nn.Tanh(), nn.Dropout(0.5), nn.Linear(30, 3)).double()
     batches = [classification(20, 3, 3) for _ in range(12)]
@@ -160,8 +160,8 @@ def switches():
 
 
 @pytest.mark.parametrize("first_leaves_first", [True, False])
-def test_switches_after_overlapping_runs_are_those_of_before(first_leaves_first):
-    """Whichever run leaves last."""
+def test_overlapping_runs_restore_the_switches(first_leaves_first):
+    """Regardless of which run ends last."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
@@ -179,7 +179,7 @@ def test_switches_after_overlapping_runs_are_those_of_before(first_leaves_first)
             for number, run in enumerate(runs if first_leaves_first else reversed(runs)):
                 for part in run:
                     part.__exit__(None, None, None)
-                if number == 0:  # still switched off for the other
+                if number == 0:  # still disabled for the other run
                     assert matmul.fp32_precision == "ieee"
             assert switches() == found
         finally:

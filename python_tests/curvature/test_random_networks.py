@@ -22,7 +22,7 @@ SAMPLES = 4
 
 
 class Last(nn.Module):
-    """The last step of a recurrent layer's outputs."""
+    """The last time step of a recurrent layer's outputs."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
 
 
 class Tied(nn.Module):
-    """One layer twice, and its weight, transposed, at the end."""
+    """A network that uses one layer twice, and the transpose of its weight at the end."""
 
     def __init__(self, width: int, activation: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Tied(nn.Module):
 
 @dataclass
 class Output:
-    """As models of libraries return it."""
+    """An output object like those of model libraries."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...]
@@ -82,7 +82,7 @@ PICK = {
 
 
 def random_network(seed: int):
-    """(model, criterion, batch, mean loss of the outputs, name of the loss) drawn by a seed."""
+    """Return (model, criterion, batch, mean loss of the outputs, name of the loss) for a seed."""
     generator = torch.Generator().manual_seed(1_000_003 * SEED + seed)
 
     def pick(choices):
@@ -180,7 +180,7 @@ def check(seed: int, strategies=("auto", *STRATEGIES)) -> None:
     if isinstance(model, nn.Module) and any(isinstance(m, nn.Hardsigmoid) for m in model.modules()):
         model_of_oracle = with_other_hardsigmoid(seed)
     hessian, gradient, start = explicit(model_of_oracle, batch[0], mean_loss)
-    # An oracle of the oracle: differences of gradients know nothing of second derivatives.
+    # A check of the oracle by differences of gradients, which use no second derivatives.
     along = torch.randn(
         len(start), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
@@ -214,7 +214,7 @@ class OtherHardsigmoid(nn.Module):
 
 
 def with_other_hardsigmoid(seed: int) -> nn.Module:
-    """The same network; torch's own Hardsigmoid has no second derivative."""
+    """Replace torch's Hardsigmoid, which has no second derivative, in a copy of the network."""
     model = random_network(seed)[0]
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -1,4 +1,4 @@
-"""Runs that are resumed, stopped early, kept elsewhere, cut into passes, or planned."""
+"""Runs that are resumed, stopped early, stored on disk, split into passes, or planned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 class KilledError(Exception):
-    """Stands for a kill."""
+    """Emulates a kill."""
 
 
 @pytest.mark.parametrize("reorthogonalize", ["full", "none"])
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["host", "folder"])
-def test_the_basis_may_live_elsewhere(tmp_path, where):
+def test_the_basis_may_be_on_the_host_or_in_a_file(tmp_path, where):
     matrix = symmetric(30)
     basis = "host" if where == "host" else tmp_path / "basis"
     options = {"steps": 20, "probes": 2}
@@ -136,7 +136,7 @@ def test_early_stop(tolerance):
 
 
 def late_monitor(monkeypatch, lag):
-    """Emulate the host's lag behind a GPU."""
+    """Make the host lag behind as with a GPU."""
 
     class Late(lanczos.Monitor):
         def __init__(self, *arguments, **options):
@@ -178,7 +178,7 @@ def test_where_a_run_ends_does_not_depend_on_how_late_the_host_sees_it(
     runs = [operator_spectrum(operator, **options)]
     assert len(calls) == 2 * order + lag
     runs += [operator_spectrum(operator, **options, **folder)]
-    # Writing judges at once, but ends nothing early: ranks that do not write would be left alone.
+    # Writing checks all steps at once but must not end the run early: ranks that do not write continue.
     assert len(calls) == 3 * order + 2 * lag
     runs += [operator_spectrum(operator, **options, **folder) for _ in range(2)]
     assert len(calls) == 3 * order + 2 * lag  # ended: nothing is computed again
@@ -206,7 +206,7 @@ def test_a_killed_run_ends_where_it_would_have(tmp_path, monkeypatch, killed_at,
     with pytest.raises(KilledError):
         operator_spectrum(operator, **kept)
     resumed = operator_spectrum(operator, **kept)
-    assert len(calls) == 14  # the one that was killed, and two behind the end
+    assert len(calls) == 14  # the killed step, and two steps after the end
     whole = operator_spectrum(operator, **options)
     assert whole.order.tolist() == [11]
     assert np.array_equal(resumed.alpha, whole.alpha)
@@ -225,7 +225,9 @@ def test_a_late_host_still_sees_the_last_steps(monkeypatch):
     with pytest.raises(FloatingPointError, match="step 12"):
         operator_spectrum(operator, steps=12)
     calls.clear()
-    spectrum = operator_spectrum(operator, steps=13, tolerance=1e-8)  # its end is seen after it
+    spectrum = operator_spectrum(
+        operator, steps=13, tolerance=1e-8
+    )  # the end is detected one lag later
     assert spectrum.order.tolist() == [11]
 
 
@@ -251,7 +253,7 @@ def test_micro_batches_change_nothing(strategy):
     assert cut.lambda_max == pytest.approx(whole.lambda_max, rel=1e-9)
 
 
-def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
+def test_a_memory_limit_splits_batches_and_drops_kept_graphs():
     model, batch = mlp((30, 40, 3)), classification(2000, 30, 3)
     free = spectral_density(model, F.cross_entropy, batch, steps=5)
     assert free.settings["strategy"] == "kept-graph"
@@ -261,7 +263,7 @@ def test_a_memory_limit_cuts_batches_and_drops_kept_graphs():
     assert tight.settings["strategy"] == "rebuild"
     assert 1 < tight.settings["micro_batch"] < 2000
     assert np.allclose(tight.alpha, free.alpha)
-    with pytest.raises(ValueError, match="would hold about"):
+    with pytest.raises(ValueError, match="needs about"):
         spectral_density(
             model, F.cross_entropy, batch, steps=5, memory_limit=limit, strategy="kept-graph"
         )
@@ -286,10 +288,10 @@ def test_predicted_memory_is_near_the_truth():
     del graph
 
 
-def test_a_batch_loss_is_not_cut():
+def test_a_batch_loss_is_not_split():
     batch = classification(9, 3, 3)
     loss = BatchLoss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), 9))
-    with pytest.raises(ValueError, match="BatchLoss may not be cut"):
+    with pytest.raises(ValueError, match="batches of a BatchLoss cannot be split"):
         spectral_density(mlp((3, 3)), loss, batch, micro_batch=2)
 
 
@@ -316,7 +318,9 @@ def test_other_curvatures(curvature, strategy):
     expected /= weight[targets].sum()
     eigenvalues = torch.linalg.eigvalsh(expected)
     assert spectrum.lambda_min >= -1e-10
-    if curvature == "fisher-mc":  # one draw per sample: right in expectation, so only roughly here
+    if (
+        curvature == "fisher-mc"
+    ):  # one draw per sample: correct in expectation, so the tolerance is wide
         assert 0 < spectrum.trace < 10 * float(expected.trace())
     else:
         assert spectrum.lambda_max == pytest.approx(float(eigenvalues[-1]), rel=1e-8)
@@ -367,15 +371,15 @@ def test_gauss_newton_equals_the_hessian_of_a_linear_model():
     assert spectrum.lambda_max == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]))
 
 
-def test_curvatures_say_what_they_cannot_do():
+def test_errors_of_other_curvatures_name_their_limits():
     batch = classification(9, 3, 3)
     model = mlp((3, 3))
     loss = BatchLoss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), 9))
-    with pytest.raises(ValueError, match="BatchLoss does not say"):
+    with pytest.raises(ValueError, match="got a BatchLoss"):
         spectral_density(model, loss, batch, curvature="gauss-newton")
     with pytest.raises(ValueError, match="curvature must be one of"):
         spectral_density(model, F.cross_entropy, batch, curvature="laplacian")
-    with pytest.raises(ValueError, match="Hessian only"):
+    with pytest.raises(ValueError, match="requires curvature='hessian'"):
         spectral_density(
             model, F.cross_entropy, batch, curvature="fisher", strategy="forward-over-reverse"
         )
@@ -383,8 +387,8 @@ def test_curvatures_say_what_they_cannot_do():
         spectral_density(model, nn.MSELoss(), (batch[0], batch[0]), curvature="fisher-mc")
 
 
-def test_classes_share_what_was_measured(monkeypatch):
-    """Memory and the choice between two strategies are measured for the first class alone."""
+def test_classes_share_measurements(monkeypatch):
+    """Memory and the choice between two strategies are measured only for the first class."""
     from fastsam.curvature import planning
 
     measured = []
@@ -474,7 +478,7 @@ def test_a_process_killed_by_the_system_resumes_to_the_same_bits(tmp_path, when,
     resumed = operator_spectrum(
         operator, checkpoint=tmp_path / "run", checkpoint_interval=0, **options
     )
-    assert len(calls) == 20 - (when - 1)  # the step that was killed is the first to be done again
+    assert len(calls) == 20 - (when - 1)  # the killed step is the first to be repeated
     whole = operator_spectrum(operator, **options)
     assert np.array_equal(resumed.alpha, whole.alpha)
     assert np.array_equal(resumed.beta, whole.beta)
@@ -514,7 +518,7 @@ def test_batches_that_differ_are_not_joined():
 
 
 @pytest.mark.parametrize("probes", [1, 2])
-def test_graphs_are_kept_of_what_fits_and_a_killed_run_keeps_as_many(tmp_path, probes):
+def test_graphs_that_fit_are_kept_also_after_a_resume(tmp_path, probes):
     model, (inputs, targets) = mlp((30, 40, 3)), classification(300, 30, 3)
     data = [(inputs[i : i + 50], targets[i : i + 50]) for i in range(0, 300, 50)]
     options = {"steps": 8, "probes": probes}
@@ -528,11 +532,11 @@ def test_graphs_are_kept_of_what_fits_and_a_killed_run_keeps_as_many(tmp_path, p
     tight = spectral_density(model, F.cross_entropy, data, memory_limit=limit, **kept)
     hook.remove()
     assert tight.settings["strategy"] == "mixed"
-    rebuilt = (len(forward_passes) - 20) / 8  # set-up and kept graphs: some 20 passes
+    rebuilt = (len(forward_passes) - 20) / 8  # set-up and kept graphs: about 20 passes
     assert 1 <= rebuilt <= 4
     scale = free.lambda_max
     assert np.allclose(tight.alpha[:, :5], free.alpha[:, :5], atol=1e-9 * scale)
-    # The same call with other limits reads the finished run, whose number of kept graphs it takes.
+    # The same call with other limits reads the finished run and reuses its number of kept graphs.
     again = spectral_density(model, F.cross_entropy, data, **kept)
     assert np.array_equal(again.alpha, tight.alpha)
     assert again.settings["strategy"] == "mixed"

@@ -1,4 +1,4 @@
-"""Several processes against one."""
+"""Runs on several ranks equal runs of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def summed(model, batch):
 
 
 def lag_behind() -> None:
-    """Let the host see every step two later, as that of a GPU does."""
+    """Make the host check every step two steps later, as with a GPU."""
     begin = runs.Monitor.__init__
 
     def late(self, *arguments, **options):

@@ -75,7 +75,7 @@ def test_class_hessians_add_up():
     assert total == pytest.approx(whole.alpha[0, 0], rel=1e-10)
 
 
-def test_the_model_is_left_alone():
+def test_the_model_is_unchanged():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
     model[1].eval()
     model[0].weight.requires_grad_(False)

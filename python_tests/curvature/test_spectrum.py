@@ -1,4 +1,4 @@
-"""What a Spectrum says: estimates and their errors, densities, storing, merging, comparing."""
+"""Results of a Spectrum: estimates with errors, densities, files, merges, comparisons."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fastsam.curvature.plots import plot_density, plot_spectra
 
 
 def diagonal(eigenvalues: Tensor) -> CallableOperator:
-    """Probes are rotation invariant, so a diagonal matrix is as good as any."""
+    """Return a diagonal operator, which is general because probes are rotation invariant."""
     return CallableOperator(lambda rows: rows * eigenvalues, dimension=len(eigenvalues))
 
 
 def random_eigenvalues(generator: torch.Generator) -> Tensor:
-    """Spectra with bulk and outliers, heavy tails, gaps, both signs."""
+    """Return random eigenvalues with a bulk and outliers, heavy tails, gaps, and both signs."""
     n = int(torch.randint(50, 400, (), generator=generator))
     bulk = torch.randn(n, generator=generator, dtype=torch.float64)
     kind = int(torch.randint(4, (), generator=generator))
@@ -46,7 +46,7 @@ def random_eigenvalues(generator: torch.Generator) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("probes", [1, 8])
-def test_error_bars_cover_what_they_say(probes):
+def test_error_bars_have_their_stated_coverage(probes):
     """200 random operators, 10 seeds each: nominal 95 % intervals."""
     generator = torch.Generator().manual_seed(0)
     covered = {"trace": 0, "frobenius": 0}
@@ -232,8 +232,8 @@ def test_plots():
 
 
 @pytest.mark.parametrize("name", [r"$\frac$", "$x$", "a$b", r"\$y$", "$"])
-def test_names_in_plots_are_no_mathematics(name: str) -> None:
-    """Matplotlib takes text between dollar signs for formulas, and fails on one that it cannot parse."""
+def test_names_in_plots_are_not_parsed_as_mathematics(name: str) -> None:
+    """Matplotlib parses text between dollar signs as formulas, and fails on invalid ones."""
     import matplotlib as mpl
 
     mpl.use("Agg")

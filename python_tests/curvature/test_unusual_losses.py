@@ -1,4 +1,4 @@
-"""Losses with derivatives inside, outputs with structure, samples that meet, fits without loss."""
+"""Losses with derivatives, structured outputs, dependent samples, and fits with almost no loss."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_many_steps_take_the_kept_graph():
 
 @pytest.mark.parametrize("fault", ["fails", "disagrees"])
 @pytest.mark.parametrize("strategy", HESSIAN_ONLY)
-def test_an_unfit_strategy_is_dropped_by_auto_and_refused_where_it_was_asked_for(
+def test_an_unfit_strategy_is_dropped_by_auto_and_refused_if_requested(
     fault, strategy, monkeypatch, caplog
 ):
     make = planning.make_product
@@ -103,7 +103,7 @@ class Forces(Field):
 
 
 def residual(model: nn.Module, x: Tensor) -> Tensor:
-    """Of u'' = u in the first coordinate, as physics-informed networks take it."""
+    """Residual of u'' = u in the first coordinate, as in physics-informed networks."""
     x = x.requires_grad_()
     u = model(x)
     (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
@@ -173,7 +173,7 @@ class Output:
 
 
 class Ordered(OrderedDict):
-    """As models of libraries return it: entries are attributes, its length counts them."""
+    """An output like those of model libraries: entries are attributes, and the length counts them."""
 
     logits = property(lambda self: self["logits"])
 
@@ -217,9 +217,9 @@ def test_criteria_over_outputs_with_structure(structure, targets_are):
     "criterion", [nn.CrossEntropyLoss(), F.cross_entropy, nn.MSELoss(), F.mse_loss]
 )
 @pytest.mark.parametrize("curvature", ["hessian", "gauss-newton", "fisher", "fisher-mc"])
-def test_torchs_criteria_over_structure_name_what_helps(criterion, curvature):
+def test_errors_of_torch_criteria_over_structured_outputs_name_the_fix(criterion, curvature):
     model, batch = Heads(Output), classification(11, 3, 3)
-    with pytest.raises(TypeError, match=r"returned Output; pick the tensor.*BatchLoss"):
+    with pytest.raises(TypeError, match=r"returned Output; select the tensor.*BatchLoss"):
         spectral_density(model, criterion, batch, curvature=curvature)
 
 
@@ -227,7 +227,7 @@ def test_torchs_criteria_over_structure_name_what_helps(criterion, curvature):
 
 
 def contrastive(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Every sample against all others of the batch."""
+    """A contrastive loss, which compares every sample with all others of the batch."""
     z = F.normalize(outputs)
     return F.cross_entropy(z @ z.T / 0.5, targets.remainder(len(z)))
 
@@ -266,7 +266,7 @@ def test_samples_that_depend_on_each_other_in_a_single_batch_stay_whole(strategy
 
 
 @pytest.mark.parametrize("strategy", ["auto", "rebuild"])
-def test_a_criterion_for_batches_of_one_size_gets_no_others(strategy):
+def test_a_criterion_for_batches_of_one_size_gets_only_those(strategy):
     model, inputs, targets = mlp((3, 4, 3)), torch.randn(20, 3).double(), torch.rand(20, 3).double()
     weight = torch.rand(10, 1).double()  # one for each sample of a batch
     hessian = explicit_hessian(
@@ -287,7 +287,7 @@ def test_a_criterion_for_batches_of_one_size_gets_no_others(strategy):
 
 
 def fitted(dtype: torch.dtype, margin: float):
-    """A class that is fitted with this margin."""
+    """Return a model and data of one class that is fitted with this margin."""
     torch.manual_seed(3)
     model = mlp((5, 8, 3), dtype=dtype)
     with torch.no_grad():
@@ -317,7 +317,7 @@ def test_the_resolution_is_judged_where_params_is_an_iterator():
 
 
 class Switched(nn.Module):
-    """Enters autocast by itself."""
+    """A model that enters autocast itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ def test_an_operation_without_a_second_derivative_is_named(function, name):
 
 
 @pytest.mark.parametrize("strategy", ["auto", "rebuild"])
-def test_an_embedding_with_a_largest_norm_is_left_alone(strategy):
+def test_an_embedding_with_max_norm_is_unchanged(strategy):
     table = nn.Embedding(7, 3, max_norm=0.5)
     model = nn.Sequential(table, nn.Flatten(), nn.Linear(6, 3))
     before = table.weight.detach().clone()
@@ -406,7 +406,7 @@ def test_an_embedding_with_a_largest_norm_is_left_alone(strategy):
     assert spectrum.lambda_max == pytest.approx(plain.lambda_max, rel=1e-4)
 
 
-def test_an_embedding_bag_is_left_alone_and_named():
+def test_an_embedding_bag_is_unchanged_and_named():
     table = nn.EmbeddingBag(7, 3, max_norm=0.5)
     before, batch = table.weight.detach().clone(), (torch.randint(7, (5, 2)), torch.arange(5) % 3)
     with pytest.raises(ValueError, match=r"differentiated twice.*_embedding_bag_backward"):
@@ -428,10 +428,10 @@ def test_an_embedding_bag_is_left_alone_and_named():
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"memory_limit": 0}, "memory_limit must be at least 1"),
-        ({"memory_limit": 1}, r"needs about 0\.14 KiB, 0 bytes may be used"),
-        ({"checkpoint_interval": float("nan")}, "checkpoint_interval must lie in"),
-        ({"checkpoint_interval": -1}, "checkpoint_interval must lie in"),
-        ({"tolerance": float("nan")}, "tolerance must lie in"),
+        ({"memory_limit": 1}, r"needs about 0\.14 KiB, but 0 bytes may be used"),
+        ({"checkpoint_interval": float("nan")}, "checkpoint_interval must be in"),
+        ({"checkpoint_interval": -1}, "checkpoint_interval must be in"),
+        ({"tolerance": float("nan")}, "tolerance must be in"),
         ({"tolerance": "small"}, "tolerance must be a number"),
         ({"micro_batch": 2.5}, "micro_batch must be an integer"),
         ({"freeze": 1.5}, "freeze must be an integer"),
@@ -464,6 +464,6 @@ def test_matrices_of_numpy():
         (None, "got NoneType"),
     ],
 )
-def test_matrices_that_are_none(matrix, message):
+def test_invalid_matrices(matrix, message):
     with pytest.raises((TypeError, ValueError), match=message):
         MatrixOperator(matrix)

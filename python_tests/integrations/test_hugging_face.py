@@ -1,4 +1,4 @@
-"""SAMTrainer against the same steps written by hand: accumulation, late ascents, resumed runs, refusals."""
+"""SAMTrainer equals the same steps written by hand: accumulation, late ascents, resumed runs, errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def trainer(seed: int, folder: Path, **options: Any) -> InOrder:
 
 
 def by_hand(seed: int, *, start: int = 0) -> nn.Module:
-    """Six steps of 8, 8 and 4 rows; the loss of a step is the mean over its micro-batches."""
+    """Make six steps of 8, 8 and 4 rows, with the mean loss over the micro-batches of a step."""
     model, data = Network(seed), rows(seed)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)
     pairs = [
@@ -122,18 +122,18 @@ def test_a_training_that_stopped_within_a_step_leaves_nothing(seed: int, tmp_pat
     assert_same(run.model, by_hand(seed))
 
 
-def test_a_sam_of_the_caller_is_used_as_it_is(seed: int, tmp_path: Path) -> None:
+def test_a_sam_of_the_caller_is_not_wrapped(seed: int, tmp_path: Path) -> None:
     model = Network(seed)
     ready = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)
     run = trainer(seed, tmp_path, optimizers=(ready, None))
     run.model = model
     assert run.create_optimizer() is ready
-    with pytest.raises(ValueError, match="leave out sam="):
+    with pytest.raises(ValueError, match="omit sam="):
         trainer(seed, tmp_path, optimizers=(ready, None), sam={"rho": 0.2})
 
 
 def test_deepspeed_is_refused(seed: int, tmp_path: Path) -> None:
     run = trainer(seed, tmp_path)
     run.is_deepspeed_enabled = True
-    with pytest.raises(ValueError, match="got a DeepSpeed configuration; expected none"):
+    with pytest.raises(ValueError, match="does not support DeepSpeed"):
         run.create_optimizer()

@@ -28,7 +28,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @pytest.fixture(autouse=True)
 def _folder_and_state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Libraries write logs into the working directory, and Accelerate keeps a state for the process."""
+    """Isolate each test: libraries write logs to the working directory, and Accelerate has global state."""
     monkeypatch.chdir(tmp_path)
     yield
     try:
@@ -40,7 +40,7 @@ def _folder_and_state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def run(script: str, package: str | None = None) -> Weights:
-    """The weights that a script trains; skip where its package is missing."""
+    """Return the weights that a script trains; skip if its package is missing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if package is not None:
@@ -68,7 +68,7 @@ def train(
     start: int = 0,
     **options: Any,
 ) -> nn.Module:
-    """The plain loop: SAM, and ``parts`` micro-batches of each batch in both passes."""
+    """Train with a plain loop of SAM steps, with ``parts`` micro-batches per batch in both passes."""
     loss_of = loss_of or (lambda net, x, y: nn.functional.cross_entropy(net(x), y))
     optimizer = SAM(
         model.parameters(),
@@ -162,7 +162,7 @@ def test_hugging_face_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_timm() -> None:
-    """The loop undoes no scaling: powers of two scale without rounding."""
+    """The plain loop does not scale the loss, because powers of two scale without rounding."""
     found = run("timm_sam.py", "timm")
     import timm
     from timm.optim import create_optimizer_v2
@@ -231,7 +231,7 @@ def _rank(rank: int, port: int, script: str, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.parametrize("script", ["ddp.py", "fsdp2.py", "zero.py"])
 def test_two_processes(script: str, tmp_path: Path) -> None:
-    """The plain loop adds the halves of the batch: halving a gradient rounds nothing."""
+    """The plain loop adds gradients of half batches, because halving does not round."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,7 +16,7 @@ from python_tests.kernels.emulation import ROOT, cmake
 
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
-    """The native module whose ``cuda`` backend runs on the host."""
+    """Return the native module whose ``cuda`` backend runs on the host."""
     build = cmake(ROOT / "build" / "simt", target="_native_simt")
     path = next(build.glob("_native_simt*.so"))
     spec = importlib.util.spec_from_file_location("_native_simt", path)
@@ -31,9 +31,9 @@ def emulated() -> ModuleType:
     params=["cpu", "torch", "cuda-on-host", pytest.param("cuda", marks=pytest.mark.gpu)],
 )
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device to put tensors on; under ``cuda-on-host`` the CPU, served by the CUDA kernels.
+    """Return the device for tensors: for ``cuda-on-host`` the CPU, with the emulated CUDA kernels.
 
-    Under ``torch`` the CPU, served by the twins in PyTorch operations.
+    For ``torch`` it is the CPU, with PyTorch operations.
     """
     monkeypatch.setenv(VARIABLE, "torch" if request.param == "torch" else "native")
     if request.param == "cuda":
@@ -58,7 +58,7 @@ Draw = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def draw(generator: torch.Generator, device: torch.device) -> Draw:
-    """``draw(*shape, dtype=...)``: standard normal numbers on the device under test."""
+    """Return ``draw(*shape, dtype=...)``, which draws standard normal numbers on the device under test."""
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         values = torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cmake(build: Path, *options: str, target: str, optimise: str = "-O1") -> Path:
-    """Configures and builds ``target`` with the emulated CUDA kernels; repeated calls are cheap."""
+    """Configure and build ``target`` with the emulated CUDA kernels. Repeated calls are cheap."""
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFASTSAM_SIMT=ON"),
         f"-DPython_EXECUTABLE={sys.executable}",
@@ -35,7 +35,7 @@ def cmake(build: Path, *options: str, target: str, optimise: str = "-O1") -> Pat
 
 
 def compile_command(build: Path, source: str) -> list[str]:
-    """The command that compiled ``source`` in ``build``, without its input and output."""
+    """Return the command that compiled ``source`` in ``build``, without its input and output."""
     entries = json.loads((build / "compile_commands.json").read_text())
     command = shlex.split(next(e["command"] for e in entries if e["file"].endswith(source)))
     start = command.index("-o")

@@ -1,4 +1,4 @@
-"""Tensors that are like given ones, against their properties read one by one."""
+"""Comparison of tensors in one call, against their properties read one by one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _changed(*examples: Tensor, **sizes: object) -> None:
 def test_gradients_are_taken_without_the_call_of_torch(
     call: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version of torch that lacks or changes it costs time, nothing else."""
+    """If torch lacks or changes its private call, gradients are still taken, only more slowly."""
     weights, gradients = [torch.zeros(3, 4), torch.zeros(2)], [torch.ones(3, 4), torch.ones(2)]
     monkeypatch.setattr(alike, "_Guards", call)
     table = TensorTable(weights, groups=[0, 0], adaptive=[False, False])

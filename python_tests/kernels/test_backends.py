@@ -1,4 +1,4 @@
-"""Which device gets native kernels, what is said where there are none, and what never falls back."""
+"""Backends of devices: native kernels, warnings and errors without them, and cases without a fallback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def built(monkeypatch: pytest.MonkeyPatch, **info: Any) -> None:
-    """Make the native module one with this build info, with CUDA kernels where it says so."""
+    """Replace the native module by one with this build info, and CUDA kernels if it lists them."""
     module = SimpleNamespace(cpu=object(), build_info=lambda: info)
     if info.get("cuda"):
         module.cuda = object()
@@ -49,7 +49,7 @@ def test_the_device_s_type_and_the_mode_decide(monkeypatch: pytest.MonkeyPatch) 
         backends.backend_of(META)
 
 
-def test_another_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backends.VARIABLE, "Torch")
     for call in (lambda: backends.backend_of(CPU), fastsam.build_info, fastsam.require_native):
         with pytest.raises(ValueError, match=r"FASTSAM_KERNELS is 'Torch'; expected 'auto', "):
@@ -67,13 +67,13 @@ def test_the_warning_comes_once_for_each_type_of_device() -> None:
     assert "'meta'" in texts[0]
     assert "'mps'" in texts[1]
     for text in texts:
-        assert "several launches for every tensor" in text
+        assert "every tensor takes several launches" in text
         assert "To get the kernels: " in text
 
 
-def test_rank_0_alone_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert backends.backend_of(META) == "torch"  # a warning is an error here
+    assert backends.backend_of(META) == "torch"  # pytest turns warnings into errors
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_reasons_why_a_gpu_has_no_kernels(
         assert advice in text
 
 
-def test_an_amd_gpu_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_names_amd_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with pytest.raises(RuntimeError, match="AMD GPUs"):
         fastsam.require_native("cuda:0")
@@ -119,11 +119,11 @@ def test_require_native(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="'xpu' devices"):
         fastsam.require_native()
     monkeypatch.setenv(backends.VARIABLE, "torch")
-    with pytest.raises(RuntimeError, match="FASTSAM_KERNELS=torch turns the native kernels off"):
+    with pytest.raises(RuntimeError, match="FASTSAM_KERNELS=torch disables the native kernels"):
         fastsam.require_native("cpu")
 
 
-def test_build_info_tells_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_info_lists_the_backend_of_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "present_device", lambda: "mps")
     info = fastsam.build_info()
     assert info["kernels"] == "auto"

@@ -1,4 +1,4 @@
-"""What compilers make of the CUDA kernels: sizes of parameters, float64 instructions, registers."""
+"""Properties of the compiled CUDA kernels: sizes of parameters, float64 instructions, registers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.device_code import inspect_tree, nvcc_flags, run, tool
 from python_tests.kernels.emulation import ROOT
 
 TABLES = ["sam.cu", "noise.cu"]
-"""The sources whose kernels carry a table of tensors in their arguments."""
+"""Sources of kernels with a table of tensors in their arguments."""
 
 
 def has(name: str) -> bool:
@@ -34,7 +34,7 @@ needs_nvdisasm = pytest.mark.skipif(not (has("nvcc") and has("nvdisasm")), reaso
 def test_no_large_table_is_compiled_before_cuda_12_1(
     source: str, runtime: str, limits: set[str], tmp_path: Path
 ) -> None:
-    """Its compiler refuses a kernel with 32 KB of parameters, whether or not it is ever launched."""
+    """Older compilers reject a kernel with 32 KB of parameters even if it is never launched."""
     include = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "math", "testing")]
     subprocess.run(
         [
@@ -51,7 +51,7 @@ def test_no_large_table_is_compiled_before_cuda_12_1(
 
 
 def compile_on_host(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Compile a CUDA source against the emulation; the compiler's messages, whether or not it can."""
+    """Compile a CUDA source against the emulation, and return the compiler's messages."""
     include = [f"-I{ROOT / 'csrc' / folder}" for folder in ("include", "math", "testing", "cuda")]
     return subprocess.run(
         [
@@ -66,7 +66,7 @@ def compile_on_host(source: Path, *options: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("source", TABLES)
 def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path) -> None:
-    """Where a table leaves too little for a kernel's other parameters, or may not be copied by bytes."""
+    """Both if a table leaves too little room for other parameters, and if it is not trivially copyable."""
     original = (ROOT / "csrc" / "cuda" / "arguments.cuh").read_text()
     copy = tmp_path / source
     copy.write_text((ROOT / "csrc" / "cuda" / source).read_text())
@@ -74,7 +74,7 @@ def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path)
         (
             "kOtherParameters = 256",
             "kOtherParameters = -300",
-            "parameters exceed what every driver",
+            "parameters exceed the limit of their table",
         ),
         (
             "int32_t group_and_flags[kCapacity];",
@@ -95,7 +95,7 @@ def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path)
 @needs_nvcc
 @pytest.mark.parametrize("source", TABLES)
 def test_the_small_form_fits_4096_bytes_of_parameters(source: str, tmp_path: Path) -> None:
-    """As the compiler of the device lays them out, for every kernel; CUDA 12.0 and older take no more."""
+    """Every kernel, as laid out by the device compiler; CUDA 12.0 and older accept no more."""
     code = tmp_path / "kernels.ptx"
     flags = [*nvcc_flags("sm_75"), "-DFASTSAM_LARGE_ARGUMENTS=0", "-ptx"]
     run("nvcc", *flags, f"csrc/cuda/{source}", "-o", str(code), cwd=ROOT)
@@ -119,8 +119,8 @@ def test_the_small_form_fits_4096_bytes_of_parameters(source: str, tmp_path: Pat
 @needs_nvdisasm
 @pytest.mark.slow
 def test_no_thread_computes_settings_in_float64_and_no_register_spills() -> None:
-    """On sm_86, with two float64 units a multiprocessor. Before, a thread of Adam ran 75 to 213 such
-    instructions before its first element, and the norm two for each element.
+    """On sm_86, with two float64 units per multiprocessor. An earlier version ran 75 to 213 such instructions
+    in every thread of Adam before its first element, and two for each element of the norm.
     """
     kernels = inspect_tree(ROOT, "sm_86")
     assert len(kernels) == 4 * 7 + 2 * 3

@@ -1,4 +1,4 @@
-"""Values that Python and C++ both know are the same: flags, dtype codes, and constants of the reference."""
+"""Values in both Python and C++ are equal: flags, dtype codes, and constants of the reference."""
 
 from __future__ import annotations
 

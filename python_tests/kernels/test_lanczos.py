@@ -1,4 +1,4 @@
-"""The fused Lanczos step against its reference and against an explicit matrix, over all backends."""
+"""The fused Lanczos step equals its reference and an explicit matrix, on all backends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_step_equals_the_reference(
     probes: int, count: int, size: int, dtype: torch.dtype, draw: Draw, device: torch.device
 ) -> None:
     eps = torch.finfo(dtype).eps
-    # Rows of a wider block, so that strides matter; one poisoned row on each side of the target.
+    # Rows of a wider block, so that wrong strides show, with a NaN row on each side of the target.
     basis = torch.full((probes, count + 2, size), math.nan, dtype=dtype, device=device)
     basis[:, :count] = orthonormal_rows(draw, probes, count, size, dtype)
     product = draw(probes, size, dtype=dtype)
@@ -85,7 +85,7 @@ def test_a_full_run_reproduces_the_matrix(
 
 
 def test_breakdown_is_masked_per_probe(draw: Draw, device: torch.device) -> None:
-    """A probe that starts in an eigenvector stops after one step; its neighbour goes on undisturbed."""
+    """A probe that starts in an eigenvector stops after one step; its neighbor continues unaffected."""
     diagonal = torch.arange(1.0, 8.0, dtype=torch.float64, device=device)
     basis = torch.zeros(2, 4, 7, dtype=torch.float64, device=device)
     basis[0, 0, 3] = 1.0
@@ -103,7 +103,7 @@ def test_breakdown_is_masked_per_probe(draw: Draw, device: torch.device) -> None
     assert basis.isfinite().all()
 
 
-def test_an_inactive_probe_may_hold_anything(draw: Draw, device: torch.device) -> None:
+def test_an_inactive_probe_may_contain_inf_and_nan(draw: Draw, device: torch.device) -> None:
     basis = orthonormal_rows(draw, 2, 2, 50, torch.float32)
     product = draw(2, 50)
     product[0] = math.inf
@@ -117,7 +117,7 @@ def test_an_inactive_probe_may_hold_anything(draw: Draw, device: torch.device) -
 
 
 def test_nan_reaches_the_recurrence(draw: Draw, device: torch.device) -> None:
-    """A product that is not finite must be seen by whoever polls the recurrence, not hidden."""
+    """A product that is not finite must show in the recurrence, which the monitor polls."""
     basis = orthonormal_rows(draw, 1, 1, 50, torch.float32)
     product = draw(1, 50)
     product[0, 7] = math.nan
@@ -169,7 +169,7 @@ def test_scratch_is_allocated_a_few_times_a_run(
 def test_the_successor_of_a_very_small_or_large_product(
     scale: float, draw: Draw, device: torch.device
 ) -> None:
-    """A beta that float32 holds badly, or not at all, still gives a unit vector."""
+    """A beta that is subnormal or infinite in float32 still gives a unit vector."""
     basis = torch.zeros(1, 1, 50, device=device)
     basis[0, 0, 0] = 1.0
     product = (draw(1, 50, dtype=torch.float64) * scale).float()
@@ -200,8 +200,8 @@ def rejected() -> list[tuple[dict[str, object], str]]:
         (good | {"vector": torch.zeros(2, 5, dtype=torch.float64)}, "vector must be"),
         (good | {"vector": torch.zeros(2, 2, 5)[:, 0]}, "vector must be contiguous"),
         (good | {"successor": torch.zeros(5)}, "successor must be"),
-        (good | {"step": 3}, "does not fit"),
-        (good | {"recurrence": Recurrence.start(1, 3)}, "does not fit"),
+        (good | {"step": 3}, "does not match"),
+        (good | {"recurrence": Recurrence.start(1, 3)}, "does not match"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Counter-based noise against published test vectors, an independent generator and its own distribution."""
+"""Counter-based noise against published test vectors, an independent generator and its distribution."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def table_of(*weights: Tensor) -> TensorTable:
 def noise(
     sizes: list[int], device: torch.device, *, seed: int, step: int, streams: list[int]
 ) -> list[Tensor]:
-    """Unit noise of several tensors, float32."""
+    """Return unit noise of several tensors, float32."""
     weights = [torch.zeros(size, device=device) for size in sizes]
     one = torch.ones(1, dtype=torch.float64, device=device)
     position = torch.tensor([seed, step], device=device)
@@ -62,7 +62,7 @@ def test_kernels_draw_what_the_reference_draws(
         torch.testing.assert_close(values.double().cpu(), expected, rtol=3e-6, atol=3e-6)
 
 
-def test_it_is_standard_normal_and_unlike_its_neighbours(device: torch.device) -> None:
+def test_noise_is_standard_normal_and_independent_of_its_neighbors(device: torch.device) -> None:
     """Moments within five standard errors; seeds, steps and streams uncorrelated."""
     count = 200_000
     settings = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]

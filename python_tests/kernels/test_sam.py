@@ -1,4 +1,4 @@
-"""Every phase of a SAM step against its readable reference, over dtypes, sizes, layouts and backends."""
+"""Every phase of a SAM step equals its reference, over dtypes, sizes, layouts and backends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULTS = dict.fromkeys(extension.HYPER_COLUMNS, 0.0) | {"beta1": 0.9, "beta2":
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Rounding of a handful of operations, relative to values of order one."""
+    """Return the rounding error of a few operations on values of order one."""
     return 16 * torch.finfo(dtype).eps
 
 
@@ -107,7 +107,7 @@ def test_norm_adds_all_tensors(dtype: torch.dtype, draw: Draw, device: torch.dev
     problem = Problem(draw, ODD_SIZES, dtype, device)
     problem.gradients[3] = None
     problem.table.set_gradients(problem.gradients)
-    for _ in range(2):  # the second launch finds the scratch memory as the first left it
+    for _ in range(2):  # the second launch reuses the scratch memory of the first
         problem.scalars.squared_norms.fill_(math.nan)
         kernels.norm(
             problem.table, problem.scalars.hyper, problem.scalars.squared_norms, problem.scratch
@@ -122,7 +122,7 @@ def test_norm_adds_all_tensors(dtype: torch.dtype, draw: Draw, device: torch.dev
 def test_norm_of_gradients_whose_squares_leave_float32(
     dtype: torch.dtype, size: float, adaptive: bool, draw: Draw, device: torch.device
 ) -> None:
-    """Also next to zeros and to much smaller ones, within a pack and in packs of their own."""
+    """Also next to zeros and to much smaller elements, in the same pack and in others."""
     problem = Problem(draw, [4097, 33], dtype, device)
     gradients = [draw(count, dtype=torch.float64) * size for count in (4097, 33)]
     gradients[0][::3] = 0.0
@@ -141,7 +141,7 @@ def test_norm_of_gradients_whose_squares_leave_float32(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_perturb_climbs_and_keeps_a_backup(
+def test_perturb_moves_the_weights_and_writes_a_backup(
     dtype: torch.dtype, draw: Draw, device: torch.device
 ) -> None:
     problem = Problem(draw, ODD_SIZES, dtype, device)
@@ -204,7 +204,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     assert [step.item() for step in problem.steps] == [float(i % 3) for i in range(len(before))]
 
 
-def test_check_leaves_a_raised_flag_alone(draw: Draw, device: torch.device) -> None:
+def test_check_never_clears_the_flag(draw: Draw, device: torch.device) -> None:
     problem = Problem(draw, [5, 3000], torch.float32, device)
     for flag in (0.0, 1.0):
         problem.scalars.found_inf.fill_(flag)
@@ -257,7 +257,7 @@ def test_sgd_updates_from_the_backup(dtype: torch.dtype, draw: Draw, device: tor
             **{name: group[name] for name in names},
         )
         if group["momentum"] == 0:
-            # The kernel keeps a buffer that it was given, with momentum 0; the weight is what counts.
+            # With momentum 0 the kernel still writes a given buffer; only the weight is compared.
             momentum = problem.state[0][i]
         assert_near(problem.weights[i], expected, dtype)
         assert_near(problem.state[0][i], momentum, dtype)
@@ -323,7 +323,7 @@ def test_a_loss_scale_is_divided_out(rule: str, draw: Draw, device: torch.device
 
 @pytest.mark.parametrize("count", [0, 1, 3, 700])
 def test_many_tensors_and_empty_ones(count: int, draw: Draw, device: torch.device) -> None:
-    """700 tensors need more than one launch; empty tensors have an address of 0 and still a gradient."""
+    """700 tensors need more than one launch; an empty tensor has address 0 but may have a gradient."""
     problem = Problem(draw, [0, 0, *[5] * count], torch.float32, device)
     before = [weight.clone() for weight in problem.weights]
     norm = problem.expected_norm()
@@ -365,7 +365,7 @@ def test_unaligned_views(dtype: torch.dtype, offset: int, draw: Draw, device: to
 def test_a_launch_beyond_the_cache_stores_the_bits_of_small_ones(
     dtype: torch.dtype, offset: int, rule: Literal["sgd", "adam"], generator: torch.Generator
 ) -> None:
-    """From 8 MiB on the CPU's stores bypass the cache: pieces of the same tensors, below it, must agree."""
+    """CPU stores bypass the cache from 8 MiB on; smaller pieces of the same tensors must have equal bits."""
     size = (8 << 20) // dtype.itemsize + 12_345
 
     def draw(count: int, dtype: torch.dtype) -> Tensor:
@@ -465,7 +465,7 @@ def test_16_bit_rounding_is_to_nearest_even(
 def test_stochastic_rounding_goes_up_as_often_as_the_reference(
     dtype: torch.dtype, unaligned: bool, draw: Draw, device: torch.device
 ) -> None:
-    """To the last bit, in every row, over magnitudes from subnormal to large."""
+    """With equal bits in every row, over magnitudes from subnormal to large."""
     weights, gradients = [], []
     for size in (1, 0, 20_003, 77):
         magnitude = torch.logspace(-9, 3, size, dtype=torch.float64).to(device)
@@ -479,7 +479,7 @@ def test_stochastic_rounding_goes_up_as_often_as_the_reference(
     backups = [torch.zeros_like(weight) for weight in weights]
     problem = Problem(draw, [1], dtype, device)
     problem.scalars.hyper[0, 0] = 1.0
-    problem.scalars.squared_norms.fill_(1.0)  # with rho 1 the ascent adds the gradient as it is
+    problem.scalars.squared_norms.fill_(1.0)  # with rho 1 the ascent adds the gradient unscaled
     table = kernels.TensorTable(
         weights, groups=[0] * 4, adaptive=[False] * 4, stochastic=[True, True, True, False]
     )
@@ -525,7 +525,7 @@ def test_stochastic_rounding_is_right_on_average(
     assert abs((together[0] * together[1]).mean().item()) < 5 * together.var().item() / count**0.5
 
 
-def test_stochastic_rounding_keeps_what_is_not_finite(draw: Draw, device: torch.device) -> None:
+def test_stochastic_rounding_preserves_inf_and_nan(draw: Draw, device: torch.device) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0] * 20, dtype=dtype)
         weight = special.clone().to(device)
@@ -543,11 +543,11 @@ def test_stochastic_rounding_keeps_what_is_not_finite(draw: Draw, device: torch.
         assert torch.equal(weight.cpu()[kept], special[kept])
 
 
-# --- the face says what is wrong ---------------------------------------------------------------------
+# --- errors of the Python functions ------------------------------------------------------------------
 
 
 def test_columns_are_those_of_the_native_module() -> None:
-    """The order in which the kernels read them; a permutation anywhere shows here."""
+    """In the order in which the kernels read them, so that any permutation fails."""
     assert list(extension.TABLE_COLUMNS) == [
         *("size", "group", "flags", "weight", "gradient", "backup", "state0", "state1", "state2"),
         *("step", "scale", "row_size", "stream"),
@@ -587,7 +587,7 @@ def table_buffers() -> list[tuple[object, str]]:
 
 
 @pytest.mark.parametrize(("buffer", "message"), table_buffers())
-def test_a_buffer_that_is_no_table_is_refused(buffer: object, message: str) -> None:
+def test_an_invalid_table_buffer_is_refused(buffer: object, message: str) -> None:
     with pytest.raises(ValueError, match="contiguous int64 buffer") as caught:
         extension.module().cpu.sam_scratch_bytes(buffer)
     assert message in str(caught.value)
@@ -596,10 +596,10 @@ def test_a_buffer_that_is_no_table_is_refused(buffer: object, message: str) -> N
 @pytest.mark.parametrize(
     ("gradient", "message"),
     [
-        (torch.zeros(3), "must agree"),
-        (torch.zeros(4, dtype=torch.float64), "must agree"),
+        (torch.zeros(3), "must match"),
+        (torch.zeros(4, dtype=torch.float64), "must match"),
         (torch.zeros(4).to_sparse(), "sparse"),
-        (torch.zeros(4, device="meta"), "must agree"),
+        (torch.zeros(4, device="meta"), "must match"),
     ],
 )
 def test_a_gradient_that_does_not_fit_is_refused(gradient: Tensor, message: str) -> None:
@@ -615,7 +615,7 @@ def test_a_gradient_that_does_not_fit_is_refused(gradient: Tensor, message: str)
     [
         ([], "at least one"),
         ([torch.zeros(2, dtype=torch.int32)], "float32, float64"),
-        ([torch.zeros(2), torch.zeros(2, dtype=torch.float64)], "share one device"),
+        ([torch.zeros(2), torch.zeros(2, dtype=torch.float64)], "like the first"),
         ([torch.zeros(4, 4)[:, :2]], "gaps"),
         ([torch.zeros(1).expand(4)], "gaps"),
     ],
@@ -625,9 +625,7 @@ def test_weights_that_do_not_fit_are_refused(weights: list[Tensor], message: str
         kernels.TensorTable(weights, groups=[0] * len(weights), adaptive=[False] * len(weights))
 
 
-def test_gradients_in_another_layout_are_laid_out_like_the_weight(
-    draw: Draw, device: torch.device
-) -> None:
+def test_gradients_in_another_layout_are_converted(draw: Draw, device: torch.device) -> None:
     weight = draw(4, 3, 2, 2).to(memory_format=torch.channels_last)
     gradient = draw(4, 3, 2, 2)
     before = weight.clone()

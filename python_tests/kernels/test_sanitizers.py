@@ -75,12 +75,12 @@ def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path
 def plant(
     build_folder: Path, folder: Path, original: str, fault: str, *, source: str = KERNEL
 ) -> Path:
-    """A kernel_check whose Lanczos kernels see ``source`` with ``original`` replaced by ``fault``."""
+    """Build a kernel_check with ``original`` in ``source`` replaced by ``fault``, for the Lanczos kernels."""
     text = (ROOT / source).read_text()
     assert text.count(original) == 1, f"{original!r} must name one place in {source}"
     mutant = folder / "lanczos.cu"
     mutant.write_text((ROOT / KERNEL).read_text())
-    # Where it is a header it is found here first.
+    # If it is a header, this folder is searched first.
     (folder / Path(source).name).write_text(text.replace(original, fault))
     command = compile_command(build_folder, KERNEL)
     include = ["-I", str((ROOT / KERNEL).parent)]
@@ -114,7 +114,7 @@ def test_a_missing_barrier_is_caught(thread_build: Path, tmp_path: Path) -> None
 
 
 def test_a_missing_wait_for_the_last_block_is_caught(thread_build: Path, tmp_path: Path) -> None:
-    """Every block adds up the partial sums, whether or not the others are done: a race between blocks."""
+    """Every block adds up the partial sums without waiting for the others: a race between blocks."""
     wait = "if (!is_last_block(counters + probe, gridDim.x, flag)) return;\n  add_blocks"
     program = plant(
         thread_build,
@@ -149,10 +149,10 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
 def test_a_missing_fence_is_caught(
     fence: str, without: str, thread_build: Path, tmp_path: Path
 ) -> None:
-    """The block that arrives last reads partial sums that nothing made visible to it.
+    """Without a fence, partial sums of other blocks need not be visible to the last block.
 
-    Both sides need a fence: the writers before they count themselves, the reader after it has counted them
-    all. Without the second one the reader may take stale values from its own multiprocessor's cache.
+    Both sides need a fence: the writers before they increment the counter, the reader after it has read the
+    final count. Without the second, the reader may get stale values from the cache of its multiprocessor.
     """
     program = plant(thread_build, tmp_path, fence, without, source="csrc/cuda/launch.cuh")
     outcome = run(program, "few", FASTSAM_SIMT_LIVE_BLOCKS="3")

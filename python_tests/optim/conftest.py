@@ -23,7 +23,7 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_float64_and_no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse both in every launch on PyTorch operations, unless a float64 parameter takes part."""
+    """Raise for float64 results and host reads in all PyTorch launches without float64 parameters."""
     if not is_native():
         for name in ("norm", "perturb", "check", "restore"):
             monkeypatch.setattr(sam, name, refusing(getattr(sam, name)))
@@ -31,7 +31,7 @@ def _no_float64_and_no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusing(launch: Callable[..., None]) -> Callable[..., None]:
-    """Return ``launch`` under a mode that refuses float64 results and reads by the host."""
+    """Return ``launch`` under a mode that raises for float64 results and host reads."""
 
     @wraps(launch)
     def refused(table: TensorTable, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs whose ascents begin late, every way to write their steps, and the run that they must equal."""
+"""Runs with late ascents, all ways to write their steps, and the reference run that they must equal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICIES: dict[str, tuple[dict[str, int], Collection[int]]] = {
     "early, then no more": ({"stop": 4}, range(4)),
     "after the run": ({"start": STEPS}, ()),
 }
-"""The options of a policy, and the steps in which an ascent is due."""
+"""Options of a policy, and the steps in which an ascent is due."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Task:
     passes: Counter[int] = field(default_factory=Counter)
 
     def network(self) -> nn.Module:
-        """Its tensors are longer and shorter than a vector register, none a multiple of one."""
+        """Return a network with tensors longer and shorter than a vector register, none a multiple of it."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             layers = nn.Linear(6, 37), nn.Tanh(), nn.Linear(37, 5), nn.Tanh(), nn.Linear(5, 3)
@@ -86,12 +86,12 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-# --- what the run must equal --------------------------------------------------------------------
+# --- the reference run --------------------------------------------------------------------------
 
 
 @contextmanager
 def climbed(model: nn.Module, rho: float = RHO) -> Iterator[None]:
-    """Algorithm 1 of Foret et al. (2021) tensor by tensor, its norm summed in float64."""
+    """Return the perturbed weights of algorithm 1 of Foret et al. (2021), with a norm summed in float64."""
     before = weights(model)
     with torch.no_grad():
         moved = [p for p in model.parameters() if p.grad is not None]
@@ -115,14 +115,14 @@ def reference(
     decay: float = 1.0,
     **options: Any,
 ) -> list[list[Tensor]]:
-    """The weights after every step of torch's optimizer, with the ascents of ``due`` by :func:`climbed`.
+    """Return the weights after every step of torch's optimizer, with ascents by :func:`climbed`.
 
     Args:
         task: the network and its batches.
         due: steps with an ascent.
         base: the optimizer's class.
-        backward: puts the gradients of step n into ``.grad``; that of the whole batch by default.
-        skip: steps that are left out.
+        backward: puts the gradients of step n into ``.grad``. Default: the gradient of the whole batch.
+        skip: steps to skip.
         decay: factor of the learning rate after every step.
         **options: arguments of ``base``.
     """
@@ -148,7 +148,7 @@ def reference(
 def assert_equals_base_until(
     first_ascent: int, found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]
 ) -> None:
-    """The bits of torch after every step before the first ascent, its trajectory to rounding after it."""
+    """Assert equal bits to torch before the first ascent, and equality up to rounding after it."""
     assert len(found) == len(expected)
     for n, (f, e) in enumerate(zip(found, expected, strict=True)):
         if n < first_ascent:
@@ -167,8 +167,8 @@ class Form:
     """A way to write a training step.
 
     Attributes:
-        make: makes the function that makes step n.
-        options: what the optimizer is constructed with.
+        make: returns the function that makes step n.
+        options: constructor arguments of the optimizer.
         plain_passes: forward passes in a step without an ascent.
         ascent_passes: forward passes in a step with one.
         in_parts: whether the gradient is accumulated over micro-batches.
@@ -347,7 +347,7 @@ FORMS: dict[str, Form] = {
 
 
 def sam(form: Form, model: nn.Module, policy: dict[str, int], **options: Any) -> SAM:
-    """SAM on SGD, in the way that ``form`` wants it."""
+    """Return SAM on SGD with the options of ``form``."""
     settings = {"base_optimizer": torch.optim.SGD, "rho": RHO, **(options or SGD)}
     return SAM(model.parameters(), **policy, **form.options, **settings)
 
@@ -355,7 +355,7 @@ def sam(form: Form, model: nn.Module, policy: dict[str, int], **options: Any) ->
 def run(
     task: Task, form: Form, model: nn.Module, optimizer: SAM, steps: range = range(STEPS)
 ) -> list[list[Tensor]]:
-    """The weights after every step."""
+    """Return the weights after every step."""
     step = form.make(task, model, optimizer)
     history = []
     for n in steps:
@@ -365,7 +365,7 @@ def run(
     return history
 
 
-# --- ways to stop and go on ---------------------------------------------------------------------
+# --- ways to save and resume --------------------------------------------------------------------
 
 MakeOptimizer = Callable[[nn.Module], SAM]
 Resume = Callable[[Task, nn.Module, SAM, MakeOptimizer], tuple[nn.Module, SAM]]
@@ -374,7 +374,7 @@ Resume = Callable[[Task, nn.Module, SAM, MakeOptimizer], tuple[nn.Module, SAM]]
 def _from_state_dicts(
     task: Task, model: nn.Module, optimizer: SAM, make: MakeOptimizer
 ) -> tuple[nn.Module, SAM]:
-    """Through a file that may hold no Python object but plain ones."""
+    """Save and load through a file with plain Python objects only."""
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)

@@ -1,9 +1,9 @@
 """A model of SAM's contract, one tensor at a time, for the random runs of the state machine.
 
-The model has weights, gradients and a base optimizer of its own. Where fastsam fuses the update, torch's
-for-loop optimizer runs on float64 copies of weights and state, and results may differ by rounding. Elsewhere
-it runs on copies of the same dtype and layout, and the bits must agree. After every comparison the model
-takes over the bits that it found, so that the bounds are those of one step.
+The model has its own weights, gradients and base optimizer. If fastsam fuses the update, torch's for-loop
+optimizer runs on float64 copies of weights and state, and results may differ by rounding. Otherwise it runs
+on copies of the same dtype and layout, and the bits must be equal. After every comparison the model adopts
+the compared bits, so that errors do not accumulate over steps.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Refusal = tuple[type[Exception], str]
 
 
 def same_layout(tensor: Tensor) -> Tensor:
-    """A copy with the strides of ``tensor``, gaps included."""
+    """Return a copy with the strides of ``tensor``, including gaps."""
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return made.copy_(tensor.detach())
 
 
 def difference(found: Tensor, expected: Tensor) -> str | None:
-    """The first element whose bits differ, any NaN being like any other; None where all agree."""
+    """Describe the first element whose bits differ, treating all NaN as equal; None if all agree."""
     found, expected = found.detach(), expected.detach()
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return f"{found.dtype} {list(found.shape)} is not {expected.dtype} {list(expected.shape)}"
@@ -48,13 +48,13 @@ def difference(found: Tensor, expected: Tensor) -> str | None:
 
 @dataclass
 class Prediction:
-    """Values in float64 and by how much the found ones may differ."""
+    """Predicted values in float64, and the largest allowed differences."""
 
     value: Tensor
     allowed: Tensor
 
     def problem(self, found: Tensor) -> str | None:
-        """The first element that differs by more than is allowed; None where there is none."""
+        """Describe the first element that differs by more than allowed; None without one."""
         found = found.double()
         fine = (found == self.value) | ((found - self.value).abs() <= self.allowed)
         if bool(fine.all()):
@@ -65,7 +65,7 @@ class Prediction:
 
 
 def predict(value: Tensor, dtype: torch.dtype, terms: float, *, units: float = 0.55) -> Prediction:
-    """One rounding to ``dtype``, and arithmetic in float32 (float64 for float64) on terms of a size.
+    """Predict a value with one rounding to ``dtype``, and arithmetic in float32 (or float64).
 
     Args:
         terms: largest magnitude among the terms of the sums behind ``value``.
@@ -89,11 +89,11 @@ class Slot:
     """A parameter of the model.
 
     Attributes:
-        weight: the bits that the parameter has now.
+        weight: current bits of the parameter.
         work: the copy that the model's base optimizer updates.
-        backup: the bits from before the ascent, where there is one.
+        backup: bits before the ascent, or None.
         left_out: frozen and without a gradient when the ascent began.
-        prediction: what the next look at the parameter must find instead of ``weight``.
+        prediction: expected value in the next comparison, instead of ``weight``.
     """
 
     weight: Tensor
@@ -110,13 +110,13 @@ Snapshot = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]
 
 
 class Model:
-    """SAM over copies of ``parameters``.
+    """SAM over copies of parameters.
 
     Args:
-        groups: parameters of each group, and the options of that group in full.
+        groups: parameters and all options of each group.
         base: torch's class of the base optimizer.
         fused: whether fastsam fuses its update.
-        options: options that make the base optimizer.
+        options: constructor arguments of the base optimizer.
         check_finite: as in SAM.
     """
 
@@ -162,7 +162,7 @@ class Model:
         return {"params": [slot.work for slot in slots], **rest}
 
     def members(self) -> Iterator[tuple[Slot, dict[str, Any], dict[str, Any]]]:
-        """Every slot, with SAM's and the base optimizer's options of its group."""
+        """Yield every slot with the options of SAM and of the base optimizer in its group."""
         slots = iter(self.slots)
         for settings, group in zip(self.settings, self.base.param_groups, strict=True):
             for _ in group["params"]:
@@ -181,7 +181,7 @@ class Model:
     # --- the ascent -----------------------------------------------------------------------------
 
     def is_due(self) -> bool:
-        """Whether the current step ascends; it has been decided, or the options say so now."""
+        """Return whether the current step ascends, by an earlier decision or by the options."""
         if self.decided is not None:
             return self.decided
         start, interval, stop = (self.settings[0][name] for name in POLICY)
@@ -204,7 +204,7 @@ class Model:
 
     @staticmethod
     def is_perturbed(slot: Slot, settings: dict[str, Any], group: dict[str, Any]) -> bool:
-        """Whether an ascent now would move the parameter."""
+        """Return whether an ascent now would move the parameter."""
         return slot.gradient is not None and settings["perturb"]
 
     def climb(
@@ -213,21 +213,21 @@ class Model:
         self.begun = True
         if not self.decide():
             return
-        normalised = []
+        normalized = []
         squares = 0.0
         for slot, settings, group in self.members():
-            t = self._normalisation(slot.weight, settings)
-            normalised.append(t)
+            t = self._normalization(slot.weight, settings)
+            normalized.append(t)
             if self.is_perturbed(slot, settings, group):
                 squares += float((t * slot.gradient.double() / (scale or 1.0)).square().sum())
         self.norm = squares**0.5
         is_finite = torch.tensor(self.norm).isfinite().item()
-        # A scaler looks at all gradients, and those of other parameters do not matter here.
+        # A scaler checks all gradients, but those of other parameters do not matter here.
         found_inf = found_inf and all(settings["perturb"] for settings in self.settings)
         self.flagged = found_inf or not is_finite
         self.climbed = True
         for (slot, settings, group), t, trains in zip(
-            self.members(), normalised, requires_grad, strict=True
+            self.members(), normalized, requires_grad, strict=True
         ):
             slot.left_out = slot.gradient is None and not trains
             slot.moved = False
@@ -249,7 +249,7 @@ class Model:
                 slot.prediction.allowed += 1e-6 * step.abs()
 
     @staticmethod
-    def _normalisation(weight: Tensor, settings: dict[str, Any]) -> Tensor:
+    def _normalization(weight: Tensor, settings: dict[str, Any]) -> Tensor:
         adaptive = settings["adaptive"]
         if not adaptive or (adaptive == "weights" and weight.dim() < 2):
             return torch.ones_like(weight, dtype=torch.float64)
@@ -337,14 +337,14 @@ class Model:
             )
             terms = weight + lr * (2 * direction + 2 * buffer)
         else:
-            # m / sqrt(v) is at most some 30, its rounding some 100 times that of its terms.
+            # m / sqrt(v) is at most about 30, and its rounding error about 100 times that of its terms.
             terms = weight * (1 + lr) + 100 * lr + largest(slot.work - slot.weight.double())
         slot.prediction = predict(slot.work.detach().clone(), dtype, terms)
 
-    # --- looking at what is there ---------------------------------------------------------------
+    # --- comparison -----------------------------------------------------------------------------
 
     def compare_weight(self, slot: Slot, found: Tensor) -> str | None:
-        """What is wrong with ``found``; takes its bits over where nothing is."""
+        """Describe what is wrong with ``found``; if nothing is, adopt its bits."""
         prediction, slot.prediction = slot.prediction, None
         if prediction is None:
             return difference(found, slot.weight)
@@ -358,7 +358,7 @@ class Model:
         for name in found.keys() | expected.keys():
             value, other = found.get(name), expected.get(name)
             problem = None
-            if other is None:  # no update came so far: memory may be there, and is zero
+            if other is None:  # before the first update, memory may exist and must be zero
                 if value is not None and torch.as_tensor(value).any():
                     problem = f"{value} came out of nothing"
             elif value is None:
@@ -390,7 +390,7 @@ class Model:
         )
 
     def load(self, snapshot: Snapshot, *, casts: bool) -> None:
-        """Goes back to ``snapshot``; ``casts`` as torch's ``load_state_dict`` does."""
+        """Go back to ``snapshot``; with ``casts``, cast state as torch's ``load_state_dict`` does."""
         states, groups, settings, self.attempted = copy.deepcopy(snapshot)
         self.restore()
         if casts:

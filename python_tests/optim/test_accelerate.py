@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastsam import SAM
 from fastsam.optim import LookSAM
 
-with warnings.catch_warnings():  # what importing it deprecates is its own business
+with warnings.catch_warnings():  # ignore deprecation warnings of its imports
     warnings.simplefilter("ignore")
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
@@ -175,7 +175,7 @@ def test_accumulation_over_all_micro_batches_in_both_passes() -> None:
 
 
 def test_a_closure_in_accumulate_is_refused_after_another_micro_batch() -> None:
-    """The passes of the last micro-batch alone were added to what the others left."""
+    """Only the passes of the last micro-batch would be added to the gradients of the others."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = network()
     model, optimizer = accelerator.prepare(model, sam(model, closure="both_passes"))
@@ -200,7 +200,7 @@ def test_bf16() -> None:
 
 @pytest.mark.parametrize("with_ascent", [False, True])
 def test_a_gradient_scaler(with_ascent: bool) -> None:
-    """The second pass is unscaled in ``step()``; the ascent has no scale but that of its norm."""
+    """``step()`` unscales the second pass; the ascent does not depend on the scale."""
     Accelerator(cpu=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model = network()
@@ -228,7 +228,7 @@ def test_a_gradient_scaler(with_ascent: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
-def test_a_plain_step_says_what_to_call() -> None:
+def test_the_error_of_a_plain_step_names_the_calls() -> None:
     accelerator = Accelerator(cpu=True)
     model = network()
     model, optimizer = accelerator.prepare(model, sam(model))

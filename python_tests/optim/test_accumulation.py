@@ -1,4 +1,4 @@
-"""Closures for several passes: which gradients may be there before, and that passes are never summed."""
+"""Closures for several passes: gradients that may exist before, and passes that are never summed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make(request: Any) -> Callable[..., Any]:
 def train(
     make: Callable[..., Any], *, before: str = "", inside: str = "", graph: bool = False
 ) -> list[Tensor]:
-    """Three steps, the gradients cleared in one place or another."""
+    """Make three steps, with the gradients cleared in one of several places."""
     model = network()
     optimizer = make(model.parameters())
     for step in range(3):
@@ -71,7 +71,7 @@ def train(
 
 
 def test_the_two_passes_are_never_summed() -> None:
-    """At rho 0 both passes have one gradient, and the update is that gradient."""
+    """At rho 0 both passes have the same gradient, and the update must use it once."""
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = SAM([weight], torch.optim.SGD, rho=0.0, lr=1.0, closure="both_passes")
 
@@ -80,7 +80,7 @@ def test_the_two_passes_are_never_summed() -> None:
         loss.backward()
         return loss
 
-    for step in (1, 2, 3):  # the gradient that a step leaves is spent
+    for step in (1, 2, 3):  # the gradient that a step leaves counts as used
         optimizer.step(closure)
         assert weight.tolist() == [1.0 - 3.0 * step, -2.0 - 5.0 * step]
         assert weight.grad is not None
@@ -89,7 +89,7 @@ def test_the_two_passes_are_never_summed() -> None:
 
 @pytest.mark.parametrize("before", ["", "to none", "to zero"])
 @pytest.mark.parametrize("inside", ["", "to none", "to zero"])
-def test_it_does_not_matter_where_gradients_are_cleared(
+def test_the_closure_may_clear_gradients_at_any_place(
     before: str, inside: str, make: Callable[..., Any]
 ) -> None:
     expected = train(make, inside="to none")
@@ -120,8 +120,8 @@ def test_a_gradient_of_an_earlier_micro_batch_is_refused(
     optimizer.step(closure)
 
 
-def test_one_gradient_that_is_kept_is_enough(make: Callable[..., Any]) -> None:
-    """Cleared for all parameters but one; used in the closure or not."""
+def test_a_single_uncleared_gradient_is_refused(make: Callable[..., Any]) -> None:
+    """Cleared for all parameters except one, which the closure uses or not."""
     for used in (True, False):
         model = network()
         extra = nn.Parameter(torch.ones(()))
@@ -138,12 +138,12 @@ def test_one_gradient_that_is_kept_is_enough(make: Callable[..., Any]) -> None:
             optimizer.step(closure)
 
 
-def test_gradients_of_before_that_the_closure_clears_are_fine(make: Callable[..., Any]) -> None:
+def test_earlier_gradients_that_the_closure_clears_are_accepted(make: Callable[..., Any]) -> None:
     for how in ("to none", "to zero"):
         model = network()
         optimizer = make(model.parameters())
         for step in range(3):
-            model(batch(7)).square().sum().backward()  # for somebody else
+            model(batch(7)).square().sum().backward()  # a reference held by other code
 
             def closure(step: int = step, model: nn.Module = model, how: str = how) -> Tensor:
                 clear(model, how)
@@ -187,7 +187,7 @@ def test_a_closure_that_raises_leaves_no_hook_behind(make: Callable[..., Any]) -
 
 
 def test_spent_gradients_are_not_kept_alive(make: Callable[..., Any]) -> None:
-    """Nothing of a step outlives ``zero_grad``."""
+    """No tensor of a step outlives ``zero_grad``."""
     model = network()
     optimizer = make(model.parameters())
 
@@ -204,7 +204,7 @@ def test_spent_gradients_are_not_kept_alive(make: Callable[..., Any]) -> None:
     assert all(reference() is None for reference in references)
 
 
-def test_a_spent_gradient_that_was_added_to_is_not_spent() -> None:
+def test_a_spent_gradient_that_was_accumulated_into_is_refused() -> None:
     model = network()
     optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, closure="both_passes")
 
@@ -221,7 +221,7 @@ def test_a_spent_gradient_that_was_added_to_is_not_spent() -> None:
 
 @pytest.fixture
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
+    """Create a process group with only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -231,8 +231,8 @@ def one_rank() -> Iterator[None]:
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("inside", ["", "to none", "to zero"])
-def test_ddp_puts_cleared_gradients_back_as_the_same_objects(views: bool, inside: str) -> None:
-    """With views of its buckets as gradients, what a closure did shows in no gradient afterwards."""
+def test_ddp_restores_cleared_gradients_as_the_same_objects(views: bool, inside: str) -> None:
+    """With bucket views as gradients, the gradients do not show afterwards whether a closure cleared them."""
     module = network()
     model = DistributedDataParallel(module, gradient_as_bucket_view=views)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
@@ -260,7 +260,7 @@ def test_ddp_puts_cleared_gradients_back_as_the_same_objects(views: bool, inside
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("inside", ["", "to none", "to zero"])
 def test_fsdp_adds_to_gradients_without_autograd(inside: str) -> None:
-    """No hook sees what was there before."""
+    """No hook runs before FSDP2 accumulates."""
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
@@ -298,7 +298,7 @@ def test_a_closure_after_the_first_step_is_the_second_pass(mode: Any) -> None:
         for model, optimizer in ((expected, two_calls), (found, closures)):
             model(batch(step)).square().mean().backward()
             optimizer.first_step(zero_grad=True)
-        # Gradients that are there stay: half of this pass was made before.
+        # Existing gradients are kept: half of this pass was made before.
         for model in (expected, found):
             (model(batch(step)).square().mean() / 2).backward()
         (expected(batch(step)).square().mean() / 2).backward()
@@ -334,7 +334,7 @@ def test_a_second_pass_that_raises_or_leaves_nothing_restores(mode: Any) -> None
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start, strict=True))
 
 
-def test_a_second_step_without_a_gradient_can_be_tried_again() -> None:
+def test_a_second_step_without_a_gradient_can_be_repeated() -> None:
     model, other = network(), network()
     optimizers = [SAM(m.parameters(), torch.optim.SGD, rho=0.1, lr=0.1) for m in (model, other)]
     for m, optimizer in zip((model, other), optimizers, strict=True):
@@ -352,7 +352,7 @@ def test_a_second_step_without_a_gradient_can_be_tried_again() -> None:
     assert not torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_a_first_pass_without_a_gradient_is_no_step() -> None:
+def test_a_first_pass_without_a_gradient_makes_no_step() -> None:
     """As in torch.optim; Lightning's ``training_step`` may return None to skip a batch."""
     model = network()
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
@@ -362,7 +362,7 @@ def test_a_first_pass_without_a_gradient_is_no_step() -> None:
     assert torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_a_closure_that_calls_the_first_step_itself_leaves_the_weights_back() -> None:
+def test_the_weights_are_restored_if_the_closure_calls_first_step() -> None:
     model = network()
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, closure="both_passes")
 
@@ -375,7 +375,7 @@ def test_a_closure_that_calls_the_first_step_itself_leaves_the_weights_back() ->
     assert torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_the_second_step_is_not_a_step_that_somebody_else_wrote() -> None:
+def test_second_step_does_not_call_a_replaced_step() -> None:
     """Hooks of ``step`` still fire once."""
 
     class Other(SAM):

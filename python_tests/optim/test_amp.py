@@ -26,7 +26,7 @@ def base(request):
 
 
 def scaled_step(problem, optimizer, parameters, scaler, step, *, overflow=(), unscale=()):
-    """One step as the documentation shows it; ``overflow`` and ``unscale`` name passes."""
+    """Make one step as in the documentation; ``overflow`` and ``unscale`` list passes."""
     for which, target in enumerate((optimizer.ascent, optimizer)):
         problem.set_gradients(parameters, step, which)
         factor = scaler.scale(torch.ones(()))
@@ -44,7 +44,7 @@ def scaled_step(problem, optimizer, parameters, scaler, step, *, overflow=(), un
 
 @pytest.mark.parametrize("unscale", [(), (0,), (1,), (0, 1)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_a_scaled_run_is_the_unscaled_one(base, unscale, adaptive, seed):
+def test_a_scaled_run_equals_the_unscaled_one(base, unscale, adaptive, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
     scaler = GradScaler("cpu", init_scale=1024.0, growth_interval=3)
@@ -56,8 +56,8 @@ def test_a_scaled_run_is_the_unscaled_one(base, unscale, adaptive, seed):
 
 
 @pytest.mark.parametrize("unscale", [(), (0,)])
-def test_the_norm_of_the_ascent_is_without_the_scale(unscale, seed):
-    """Also when the scale has changed since: here it doubles at every update."""
+def test_the_norm_of_the_ascent_excludes_the_loss_scale(unscale, seed):
+    """Also after the scale has changed: here it doubles at every update."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
     scaler = GradScaler("cpu", init_scale=1024.0, growth_interval=1)
@@ -91,7 +91,7 @@ def test_overflow_restores_skips_and_lowers_the_scale_once(base, overflow, unsca
 
 
 def test_an_overflow_that_the_user_hides_still_skips(seed):
-    """The scaler saw it in pass one; that the gradient was mended afterwards does not count."""
+    """The scaler found it in pass one; replacing the gradient afterwards must not undo that."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
     scaler = GradScaler("cpu", init_scale=64.0)
@@ -121,7 +121,7 @@ def test_a_disabled_scaler_changes_nothing(base, seed):
     assert_same_bits([p.detach() for p in parameters], problem.run(*twin, 3))
 
 
-def test_the_ascent_is_one_optimizer_for_good(seed):
+def test_the_ascent_property_always_returns_one_object(seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, _ = make(SAM, problem, torch.optim.SGD, lr=0.1)
     ascent = optimizer.ascent
@@ -138,9 +138,9 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("outer", ["one context", "given up", "disabled inside"])
+@pytest.mark.parametrize("outer", ["one context", "abandoned", "disabled inside"])
 def test_one_autocast_context_around_everything(outer, base, seed):
-    """Its cache of 16-bit weights must not feed pass two the weights of pass one."""
+    """Its cache of 16-bit weights must not be reused in pass two, whose weights differ."""
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
     results = []
     for shared in (True, False):
@@ -159,7 +159,7 @@ def test_one_autocast_context_around_everything(outer, base, seed):
                         finish(zero_grad=True)
                 else:
                     finish(zero_grad=True)
-            if outer == "given up":
+            if outer == "abandoned":
                 with autocast("cpu", dtype=torch.bfloat16):
                     backward()
                     optimizer.first_step()

@@ -1,4 +1,4 @@
-"""BatchNorm statistics stay out of the second pass."""
+"""The second pass does not update BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_statistics_stay_and_outputs_do_not_change(momentum, seed):
     expected.sum().backward()
     assert_same_bits([p.grad for p in model.parameters()], [p.grad for p in twin.parameters()])
     model(x)
-    assert_same_bits(buffers(model), buffers(twin))  # afterwards they are tracked again
+    assert_same_bits(buffers(model), buffers(twin))  # afterwards the statistics are tracked again
 
 
-def test_a_batch_that_overflows_leaves_them_alone(seed):
+def test_a_batch_that_overflows_does_not_change_the_statistics(seed):
     model = network(seed)
     before = buffers(model)
     with frozen_batch_norm_statistics(model):
@@ -58,7 +58,7 @@ def test_a_batch_that_overflows_leaves_them_alone(seed):
     assert_same_bits(buffers(model), before)
 
 
-def test_evaluation_mode_uses_them(seed):
+def test_evaluation_mode_uses_the_statistics(seed):
     model = network(seed)
     model(torch.randn(8, 4))
     model.eval()
@@ -79,7 +79,7 @@ def test_contexts_nest(seed):
     with frozen_batch_norm_statistics(model):
         with frozen_batch_norm_statistics(model[1]):
             model(x)
-        model(x)  # still frozen: the inner context was not the outer one
+        model(x)  # still frozen, because the outer context is still open
         assert_same_bits(buffers(model), before)
     model(x)
     assert int(model[1].num_batches_tracked) == 2  # the layer is used twice in a pass
@@ -109,7 +109,7 @@ def test_a_sam_step_tracks_one_pass(seed):
     assert_same_bits(buffers(model), after_first)
 
 
-def test_sync_batch_norm_is_meant_too():
+def test_sync_batch_norm_is_frozen_too():
     layer = nn.SyncBatchNorm(3)
     with frozen_batch_norm_statistics(layer):
         assert not layer.track_running_stats

@@ -1,4 +1,4 @@
-"""Every way of calling the optimizer, and what it refuses."""
+"""All ways of calling the optimizer, and its errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_closure_makes_the_second_pass(base, seed):
 
 
 def test_the_closure_may_make_both_passes(base, seed):
-    """As torch.optim's closures: called for each pass, and the loss of the first comes back."""
+    """As in torch.optim: the closure is called for each pass, and the loss of the first is returned."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], closure="both_passes", **base[1])
     for step in range(4):
@@ -78,7 +78,7 @@ def test_the_closure_may_make_both_passes(base, seed):
 
 
 def test_a_closure_for_the_second_pass_needs_the_first(base, seed):
-    """A closure as torch.optim has it would otherwise get the base optimizer, and no SAM, unnoticed."""
+    """A closure written for torch.optim would otherwise silently disable SAM."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], **base[1])
     calls = []
@@ -93,12 +93,12 @@ def test_a_closure_for_the_second_pass_needs_the_first(base, seed):
     assert_same_bits(weights(parameters), problem.start)
     assert not any(optimizer.state.values())
     problem.set_gradients(parameters, 0, 0, lambda i, s, w: None if i else True)
-    optimizer.step(closure)  # one gradient is enough
+    optimizer.step(closure)  # one gradient suffices
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("mode", ["second_pass", "both_passes"])
-def test_whatever_a_closure_raises_the_weights_are_back(error, mode, base, seed):
+def test_the_weights_are_restored_after_any_error_of_a_closure(error, mode, base, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], closure=mode, **base[1])
     passes = iter((0, 1) if mode == "both_passes" else (1,))
@@ -119,7 +119,7 @@ def test_whatever_a_closure_raises_the_weights_are_back(error, mode, base, seed)
     assert_same_bits(problem.run(optimizer, parameters, 2), expected)
 
 
-def test_a_closure_that_spoils_a_gradient_leaves_the_weights_back(seed):
+def test_the_weights_are_restored_if_a_closure_breaks_a_gradient(seed):
     problem = Problem([(4,)], seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1)
 
@@ -132,7 +132,7 @@ def test_a_closure_that_spoils_a_gradient_leaves_the_weights_back(seed):
     assert_same_bits(weights(parameters), problem.start)
 
 
-def test_a_base_that_raises_leaves_the_weights_back(seed):
+def test_the_weights_are_restored_if_the_base_raises(seed):
     class Failing(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
             raise ArithmeticError
@@ -170,7 +170,7 @@ def test_zero_grad_is_an_option_of_both_halves(zero_grad, seed):
 # --- the order of calls -------------------------------------------------------------------------
 
 
-def test_calls_in_the_wrong_order_say_what_to_do(base, seed):
+def test_errors_of_calls_in_the_wrong_order_name_the_fix(base, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], **base[1])
     problem.set_gradients(parameters, 0, 0)
@@ -206,7 +206,7 @@ def test_calls_in_the_wrong_order_say_what_to_do(base, seed):
 def test_restore_is_bit_exact(dtype, adaptive, seed):
     problem = Problem([*SHAPES, (0,), (1003,)], dtype=dtype, seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, rho=7.0, adaptive=adaptive, lr=0.1)
-    with torch.no_grad():  # values that arithmetic could not bring back
+    with torch.no_grad():  # values that arithmetic could not restore
         parameters[-1][:4] = torch.tensor([float("inf"), float("nan"), -0.0, 1e-42])
     start = weights(parameters)
     optimizer.restore()  # nothing to do
@@ -246,7 +246,7 @@ def test_addresses_never_change(base, seed):
 
 
 def replace_storage(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
-    """Returns the old storage, alive, so that the allocator cannot hand it out again."""
+    """Replace the storage and return the old one, so that the allocator cannot reuse it."""
     old = [p.data for p in parameters]
     for p in parameters:
         p.data = p.data.clone()
@@ -289,12 +289,12 @@ def test_a_restore_into_storage_of_another_layout(base, layout, seed):
 
 
 def test_empty_storage_replaced_by_another_layout(base, seed):
-    """Nothing is at either address, so nothing else tells the two apart."""
+    """Both storages are empty, so only the layout differs."""
     problem = Problem([(0,), (3,)], seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], **base[1])
     problem.run(optimizer, parameters, 1, lambda i, s, w: True if i == 0 else None)
     parameters[0].data = torch.ones(1)[1::2]
-    problem.run(optimizer, parameters, range(1, 2))  # looks at the state of all parameters again
+    problem.run(optimizer, parameters, range(1, 2))  # checks the state of all parameters again
     assert parameters[0].stride() == (2,)
 
 
@@ -325,7 +325,7 @@ def test_a_graph_from_before_a_native_write_is_stale(half):
         loss.backward()
 
 
-def test_state_written_natively_is_noticed_too():
+def test_autograd_notices_native_writes_to_state():
     weight = nn.Parameter(torch.randn(3))
     optimizer = SAM([weight], torch.optim.SGD, lr=0.1, momentum=0.9)
     for _ in range(2):
@@ -430,10 +430,10 @@ def test_a_scheduled_optimizer_copies_and_restores(base, seed):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(base[1]["lr"] / 4)
 
 
-# --- the ready base optimizer -------------------------------------------------------------------
+# --- an existing base optimizer -----------------------------------------------------------------
 
 
-def test_a_ready_base_optimizer(base, seed):
+def test_an_existing_base_optimizer(base, seed):
     problem = Problem(SHAPES, seed=seed)
     parameters = problem.parameters()
     ready = base[0](parameters, **base[1])
@@ -462,8 +462,8 @@ def test_a_used_base_optimizer_keeps_its_state(seed):
     assert_close(*results, 1e-5)
 
 
-def test_options_of_the_groups_of_a_ready_base(seed):
-    """They win; arguments and defaults fill in missing values."""
+def test_options_in_the_groups_of_an_existing_base(seed):
+    """Existing options win; arguments and defaults fill in missing values."""
     p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [p], "rho": 0.3, "adaptive": True}, {"params": [q]}]
     ready = torch.optim.SGD(groups, lr=0.1)
@@ -496,7 +496,7 @@ def test_values_of_an_earlier_wrapper_win(option):
 
 
 class LARS(torch.optim.SGD):
-    """Has its own eta, as many have."""
+    """An optimizer with its own eta, like many."""
 
     def __init__(self, params: Any, lr: float, eta: float = 1e-3) -> None:
         super().__init__(params, lr=lr)
@@ -504,7 +504,7 @@ class LARS(torch.optim.SGD):
 
 
 class Opaque(torch.optim.Optimizer):
-    """Its constructor does not tell; its defaults do."""
+    """An optimizer whose option shows in its defaults, but not in its constructor."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, defaults={"lr": 0.1, "eta": 0.5})
@@ -521,21 +521,21 @@ class Opaque(torch.optim.Optimizer):
 )
 def test_a_base_with_an_option_of_the_same_name_is_refused(name, build):
     groups = [{"params": [nn.Parameter(torch.ones(2))]}]
-    with pytest.raises(ValueError, match=f"option of its own named '{name}'"):
+    with pytest.raises(ValueError, match=f"both have an option named '{name}'"):
         build(groups)
-    assert "adaptive" not in groups[0]  # nothing of SAM's
+    assert "adaptive" not in groups[0]  # no options of SAM
 
 
 @pytest.mark.parametrize("base", [torch.optim.Adadelta, partial(LARS, lr=0.1), Opaque])
-def test_a_ready_base_with_an_option_of_the_same_name_is_refused(base):
+def test_an_existing_base_with_an_option_of_the_same_name_is_refused(base):
     ready = base([nn.Parameter(torch.ones(2))])
     before = dict(ready.param_groups[0])
-    with pytest.raises(ValueError, match="option of its own named"):
+    with pytest.raises(ValueError, match="both have an option named"):
         SAM(optimizer=ready)
     assert ready.param_groups[0] == before
 
 
-def test_a_ready_lbfgs_is_refused_before_anything_changes():
+def test_an_existing_lbfgs_is_refused_before_anything_changes():
     ready = torch.optim.LBFGS([nn.Parameter(torch.ones(2))])
     before = dict(ready.param_groups[0])
     with pytest.raises(TypeError, match="LBFGS"):
@@ -545,7 +545,7 @@ def test_a_ready_lbfgs_is_refused_before_anything_changes():
         SAM([nn.Parameter(torch.ones(2))], partial(torch.optim.LBFGS, lr=0.1))
 
 
-def test_a_callable_makes_the_base(seed):
+def test_a_callable_constructs_the_base(seed):
     """A partial class, or a function."""
     problem = Problem(SHAPES, seed=seed)
     expected = problem.run(*make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9), 3)
@@ -562,7 +562,7 @@ def test_a_callable_makes_the_base(seed):
         optimizer = SAM(iter(parameters), base, **options)
         assert type(optimizer.base_optimizer) is torch.optim.SGD
         assert_same_bits(problem.run(optimizer, parameters, 3), expected)
-    with pytest.raises(TypeError, match=r"must make a torch.optim.Optimizer.*got 3"):
+    with pytest.raises(TypeError, match=r"must return a torch.optim.Optimizer.*got 3"):
         SAM(problem.parameters(), lambda params: 3)
 
 
@@ -585,7 +585,7 @@ def test_a_bad_rho_is_refused(rho, seed):
     with pytest.raises(ValueError, match="rho must be"):
         optimizer.load_state_dict(state)
     good = optimizer.param_groups[0]["rho"]
-    for when in (0, 1):  # a schedule that went wrong
+    for when in (0, 1):  # an invalid result of a schedule
         problem.set_gradients(parameters, 0, when)
         before = weights(parameters)
         optimizer.param_groups[0]["rho"] = rho
@@ -606,7 +606,7 @@ def test_a_bad_rho_is_refused(rho, seed):
         (TypeError, "optimizer class", lambda p: SAM(p, "SGD", lr=0.1)),
         (TypeError, "optimizer class", lambda p: SAM(p, nn.Linear, lr=0.1)),
         (TypeError, "params and base_optimizer", lambda p: SAM(p)),
-        (TypeError, "takes a ready optimizer", lambda p: SAM(optimizer=torch.optim.SGD)),
+        (TypeError, "must be an optimizer instance", lambda p: SAM(optimizer=torch.optim.SGD)),
         (TypeError, "LBFGS", lambda p: SAM(p, torch.optim.LBFGS)),
         (TypeError, "not both", lambda p: SAM(p, optimizer=torch.optim.SGD(p, lr=0.1))),
         (TypeError, "not both", lambda p: SAM(optimizer=torch.optim.SGD(p, lr=0.1), lr=0.2)),
@@ -641,7 +641,7 @@ def test_a_dtype_without_kernels_is_refused():
 
 @pytest.fixture
 def fake_ranks():
-    """Two ranks of which one is there; what the other would send is not looked at."""
+    """Fake a world of two ranks in one process; the data of the other rank is not used."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
     yield
@@ -651,7 +651,7 @@ def fake_ranks():
 @pytest.mark.parametrize("use_orig_params", [False, True])
 @pytest.mark.usefixtures("fake_ranks")
 def test_parameters_of_fsdp1_are_refused(use_orig_params):
-    """They are parts that look whole: the norm would be that of one rank."""
+    """They look whole but are parts, so the norm would be that of one rank."""
     model = FullyShardedDataParallel(
         nn.Linear(4, 3), device_id=torch.device("cpu"), use_orig_params=use_orig_params
     )
@@ -665,7 +665,7 @@ def test_parameters_of_fsdp1_are_refused(use_orig_params):
         optimizer.first_step()
 
 
-def test_a_device_without_kernels_is_refused_where_native_ones_are_asked_for(monkeypatch):
+def test_native_mode_refuses_a_device_without_kernels(monkeypatch):
     monkeypatch.setenv("FASTSAM_KERNELS", "native")
     p = nn.Parameter(torch.ones(2, device="meta"))
     p.grad = torch.ones_like(p)
@@ -687,7 +687,7 @@ def test_parameters_that_share_memory_are_refused():
 
 
 def two_buckets(seed: int) -> tuple[Problem, list[nn.Parameter], SAM]:
-    """A float64 and a float32 parameter: two launches a phase."""
+    """Return a float64 and a float32 parameter, which take two launches per phase."""
     problem = Problem([(4,), (5,)], dtype=torch.float64, seed=seed)
     parameters = [nn.Parameter(problem.start[0].clone()), nn.Parameter(problem.start[1].float())]
     return problem, parameters, SAM(parameters, torch.optim.SGD, lr=0.1)
@@ -702,8 +702,8 @@ def failing_in_float32(launch: Any) -> Any:
     return failing
 
 
-def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
-    """The second bucket's launch fails after the first one moved."""
+def test_an_ascent_that_fails_midway_is_undone(monkeypatch, seed):
+    """The launch for the second bucket fails after that for the first succeeded."""
     problem, parameters, optimizer = two_buckets(seed)
     before = weights(parameters)
     problem.set_gradients(parameters, 0, 0)
@@ -715,7 +715,7 @@ def test_an_ascent_that_fails_half_way_is_undone(monkeypatch, seed):
     problem.run(optimizer, parameters, 1)
 
 
-def test_a_descent_that_fails_half_way_can_be_given_up(monkeypatch, seed):
+def test_a_descent_that_fails_midway_can_be_abandoned(monkeypatch, seed):
     """The first bucket is updated, the launch of the second fails: nothing stays perturbed."""
     problem, parameters, optimizer = two_buckets(seed)
     before = weights(parameters)

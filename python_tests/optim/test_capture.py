@@ -1,4 +1,4 @@
-"""A whole step from one call: without CUDA the eager one, with CUDA a graph."""
+"""A whole step in one call: eager on the CPU, a graph on CUDA."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [t.detach().cpu().clone() for t in (*model.parameters(), *model.buffers())]
 
 
-def test_the_step_is_the_one_made_by_hand(device, base, seed):
+def test_the_step_equals_one_made_by_hand(device, base, seed):
     """With plain PyTorch; also with the learning rate and rho changed between calls."""
     models = [network(seed, device) for _ in range(2)]
     optimizers = [
@@ -113,7 +113,7 @@ def test_overflow_lowers_the_scale_once(device, seed):
     assert int(optimizer.skipped_steps) == 1
 
 
-def test_a_pass_that_raises_leaves_the_weights_back(seed):
+def test_the_weights_are_restored_if_a_pass_raises(seed):
     model = network(seed)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1)
     batch = next(batches(1, seed))
@@ -133,7 +133,7 @@ def test_a_pass_that_raises_leaves_the_weights_back(seed):
 
 
 @pytest.mark.parametrize("used", [0, 2])
-def test_a_rehearsal_leaves_no_trace(device, base, used, seed):
+def test_a_rehearsal_restores_everything(device, base, used, seed):
     """Weights, buffers, state, scale, counters, tensor settings and random numbers."""
     model = network(seed, device)
     lr = torch.tensor(0.05, device=device)
@@ -165,7 +165,7 @@ def test_a_rehearsal_leaves_no_trace(device, base, used, seed):
     assert_same_bits(weights(model), weights(twin_model))
 
 
-def test_a_rehearsal_that_raises_leaves_no_trace(seed):
+def test_a_rehearsal_that_raises_restores_everything(seed):
     model = network(seed)
     optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
     before = weights(model)
@@ -182,7 +182,7 @@ def test_a_rehearsal_that_raises_leaves_no_trace(seed):
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
-def test_preparing_makes_the_state_and_changes_nothing(base, seed):
+def test_prepare_creates_the_state_and_changes_nothing(base, seed):
     model = network(seed)
     options = {"lr": 0.1, "momentum": 0.9} if base is torch.optim.SGD else {"lr": 0.1}
     optimizer = SAM(model.parameters(), base, **options)
@@ -203,8 +203,8 @@ def test_preparing_makes_the_state_and_changes_nothing(base, seed):
     assert optimizer.native_step.memory() != memory
 
 
-def test_memory_that_was_given_up_never_looks_like_new_memory(seed):
-    """Also where momentum stays, or there is none: only what the step made for itself is replaced."""
+def test_freed_memory_never_compares_equal_to_new_memory(seed):
+    """With and without momentum, which is kept: only the step's own memory is replaced."""
     for options in ({"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}):
         model = network(seed)
         optimizer = SAM(model.parameters(), torch.optim.SGD, **options)
@@ -217,9 +217,9 @@ def test_memory_that_was_given_up_never_looks_like_new_memory(seed):
             assert optimizer.native_step.memory() != before
 
 
-def test_a_setting_that_is_another_tensor_never_looks_like_the_old_one(seed):
+def test_another_tensor_as_a_setting_never_compares_equal(seed):
     def scalar() -> torch.Tensor:
-        return torch.zeros(1 << 20)[0]  # large memory that is given up is given out again at once
+        return torch.zeros(1 << 20)[0]  # the allocator reuses freed large memory immediately
 
     model = network(seed)
     optimizer = PLAIN["sgd"](list(model.parameters()), scalar())
@@ -235,7 +235,7 @@ def test_a_setting_that_is_another_tensor_never_looks_like_the_old_one(seed):
 
 
 @pytest.mark.filterwarnings("ignore::fastsam.kernels.backends.FallbackWarning")
-def test_what_cannot_be_captured_says_why(monkeypatch):
+def test_the_error_names_the_obstacle_to_a_capture(monkeypatch):
     monkeypatch.setenv("FASTSAM_KERNELS", "auto")  # PyTorch operations are never captured
 
     def reason(model, base=torch.optim.SGD, prepare=lambda o: None, **options) -> str:
@@ -268,7 +268,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 def test_a_plain_optimizer_makes_its_one_pass(device, make, seed):
-    """Torch's own optimizers, fresh or with state, with a learning rate that changes between calls."""
+    """Torch's optimizers, with and without state, and a learning rate that changes between calls."""
     models = [network(seed, device) for _ in range(2)]
     rates = [torch.tensor(0.1, device=device) for _ in range(2)]
     optimizers = [make(list(m.parameters()), lr) for m, lr in zip(models, rates, strict=True)]
@@ -288,7 +288,7 @@ def test_a_plain_optimizer_makes_its_one_pass(device, make, seed):
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 @pytest.mark.parametrize("used", [0, 2])
-def test_a_rehearsal_of_a_plain_optimizer_leaves_no_trace(device, make, used, seed):
+def test_a_rehearsal_of_a_plain_optimizer_restores_everything(device, make, used, seed):
     model = network(seed, device)
     optimizer = make(list(model.parameters()), torch.tensor(0.05, device=device))
 
@@ -318,7 +318,7 @@ def test_a_rehearsal_of_a_plain_optimizer_leaves_no_trace(device, make, used, se
     assert kept == addresses
 
 
-def test_plain_optimizers_that_cannot_be_captured_say_why():
+def test_the_error_names_the_obstacle_of_a_plain_optimizer():
     model = network(0)
     parameters = list(model.parameters())
 
@@ -354,14 +354,14 @@ def test_bad_arguments(seed):
 
 
 def test_a_batch_unlike_the_example_is_refused(device, seed):
-    """Before anything moves, with a graph and without."""
+    """Before any weight changes, with and without a graph."""
     model = network(seed, device)
     optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
     x, y = next(batches(1, seed, device))
     step = capture_step(model, nn.functional.cross_entropy, optimizer, (x, y))
     before = weights(model)
     for bad in ((x[:3], y[:3]), (x.double(), y), (x, x, y), (x[:, :5], y)):
-        with pytest.raises(ValueError, match="uneven"):
+        with pytest.raises(ValueError, match="another shape"):
             step(bad)
     for bad in ({"x": x, "y": y}, (x, 3), x):
         with pytest.raises(ValueError, match="a batch must be"):
@@ -371,8 +371,8 @@ def test_a_batch_unlike_the_example_is_refused(device, seed):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_second_pass_stays_out_of_batch_norm_where_asked(device, frozen, seed):
-    """As in a loop written by hand: ``momentum`` 0.1 and 1 or 2 batches tracked a step."""
+def test_freeze_batch_norm_excludes_the_second_pass(device, frozen, seed):
+    """As in a loop written by hand, with ``momentum`` 0.1 and 1 or 2 tracked batches per step."""
     models = [network(seed, device) for _ in range(2)]
     optimizers = [
         kind(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1)

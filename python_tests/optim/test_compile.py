@@ -1,4 +1,4 @@
-"""A whole training step under torch.compile: no warning, and the bits of the step that is not compiled."""
+"""A whole training step under torch.compile has no warnings, and the bits of the eager step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsam import SAM
 from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, capture_step
 
 STEPS = 10
-"""More than Dynamo recompiles a function (8 times) before it warns and gives up."""
+"""More steps than the 8 recompilations of a function after which Dynamo warns."""
 
 Step = Callable[[], Any]
 
@@ -119,7 +119,7 @@ CASES = {
 
 
 def run(case: str, compiled: Callable[[Step], Step]) -> list[Tensor]:
-    """The weights after some steps in which the learning rate changes."""
+    """Return the weights after some steps with a changing learning rate."""
     torch.compiler.reset()
     step_of, make = CASES[case]
     model = network()
@@ -146,7 +146,7 @@ def test_a_compiled_step_warns_of_nothing_and_has_the_same_bits(case):
         found = run(case, lambda step: torch.compile(step, backend=backend))
     assert not [str(warning.message) for warning in caught]
     assert_same_bits(found, expected)
-    # SAM leaves the two passes to the compiler; what runs all passes itself, runs them as they are.
+    # The two passes of SAM are compiled; optimizers that run all passes themselves run them eagerly.
     is_opaque = CASES[case][0] is captured or (
         CASES[case][0] is all_passes and case != "both passes"
     )

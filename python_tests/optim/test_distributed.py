@@ -60,7 +60,7 @@ def ranks(request) -> int:
 
 @pytest.fixture(scope="module")
 def outcomes(ranks) -> list[dict[str, Any]]:
-    """What every scenario returned on every rank; one start of the processes serves them all."""
+    """Run all scenarios in one start of the processes; return their results on every rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +70,7 @@ def outcomes(ranks) -> list[dict[str, Any]]:
 
 
 def network(width: int = 5) -> nn.Module:
-    """Its 5 and 3 rows divide by neither 2 nor 4, its last bias leaves ranks empty."""
+    """Return a network whose 5 and 3 rows are not multiples of the ranks, and whose last bias is smaller."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3), nn.Tanh(), nn.Linear(3, 1)
@@ -108,7 +108,7 @@ def whole(model: nn.Module) -> list[Tensor]:
 def alone(
     steps: int = 4, base: Any = torch.optim.SGD, options: Any = OPTIONS, *, width: int = 5
 ) -> list[Tensor]:
-    """The same training in one process."""
+    """Run the same training in one process."""
     model = network(width)
     train(model, SAM(model.parameters(), base, **options), steps, batch)
     return whole(model)
@@ -169,7 +169,7 @@ def m_sharpness(ranks: int, skip: int = -1) -> list[Tensor]:
 def m_sharpness_from(
     model: nn.Module, base: torch.optim.Optimizer, ranks: int, steps: range, skip: int = -1
 ) -> list[Tensor]:
-    """Every rank climbs on its own share; the gradients found at the tops are averaged."""
+    """Emulate m-sharpness: each part has its own ascent; gradients at the perturbed weights are averaged."""
     for step in steps:
         total = [torch.zeros_like(p) for p in model.parameters()]
         for rank in range(ranks):
@@ -207,7 +207,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(outcomes, ranks):
 
 
 def _local_refused(rank: int, ranks: int) -> list[Tensor]:
-    """A pass that fails, an optimizer without its ranks, a model that is not DDP: nothing moves."""
+    """A failing pass, an optimizer without process_group, and a model without DDP move nothing."""
     model = DistributedDataParallel(network())
     optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
     with pytest.raises(ValueError, match="process_group"):
@@ -222,7 +222,7 @@ def _local_refused(rank: int, ranks: int) -> list[Tensor]:
 
 
 def _copied(rank: int, ranks: int) -> list[Tensor]:
-    """A copy of the optimizer has the same ranks; a file cannot have them."""
+    """A copy of the optimizer shares the process group; pickling raises."""
     model = network()
     optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
     twin_model, twin = copy.deepcopy((model, optimizer))
@@ -242,7 +242,7 @@ def test_local_steps_that_are_refused_or_fail_move_nothing(outcomes):
 
 
 def _local_without_gradient(rank: int, ranks: int) -> list[Tensor]:
-    """One rank made no first pass: it alone is refused, and no rank waits for another."""
+    """One rank made no first pass: only that rank raises, and no rank waits for another."""
     model = DistributedDataParallel(network())
     optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
     if rank == ranks - 1:
@@ -257,12 +257,12 @@ def _local_without_gradient(rank: int, ranks: int) -> list[Tensor]:
     return whole(model)
 
 
-def test_a_rank_without_a_gradient_is_refused_by_itself(outcomes):
+def test_only_the_rank_without_a_gradient_raises(outcomes):
     assert_same_bits(equal_on_all(outcomes, "local_without_gradient"), whole(network()))
 
 
 def _static_graph(rank: int, ranks: int) -> list[Tensor]:
-    """DDP's first iteration must be a synchronized one; after it a local ascent works."""
+    """The first iteration of DDP must be synchronized; after it a local ascent works."""
     model = DistributedDataParallel(network(), static_graph=True)
     optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
     with pytest.raises(ValueError, match="static_graph"):
@@ -294,7 +294,7 @@ class _SubclassedSAM(SAM):
 
 
 def _zero_redundancy(rank: int, ranks: int) -> list[Tensor]:
-    """Around SAM it would hand each rank's SAM a part of the parameters, whose norm is no global one."""
+    """ZeRO around SAM would pass one rank's parameters to SAM, so the norm would not be global."""
     model = DistributedDataParallel(network())
     makers = (
         (SAM, {"base_optimizer": torch.optim.SGD}),
@@ -308,7 +308,7 @@ def _zero_redundancy(rank: int, ranks: int) -> list[Tensor]:
     optimizer = SAM(optimizer=base, rho=0.3)
     train(model, optimizer, 2, lambda step: share(step, rank, ranks))
     base.consolidate_state_dict(to=0)
-    if rank == 0:  # a plain optimizer can go on from it
+    if rank == 0:  # a plain optimizer can load it
         assert len(optimizer.state_dict()["state"]) == len(list(model.parameters()))
     train(model, optimizer, 2, lambda step: share(step + 2, rank, ranks))
     return whole(model)
@@ -324,7 +324,7 @@ POLICY = {"start": 1, "interval": 2}
 
 
 def asking(model: nn.Module, optimizer: Any, steps: int, data: Callable[[int], Any]) -> list[int]:
-    """Train with the second pass where it is due; return the passes of each step."""
+    """Train with a second pass if an ascent is due; return the number of passes of each step."""
     passes = []
     for step in range(steps):
         loss_of(model, data(step)).backward()
@@ -345,7 +345,7 @@ def alone_with_policy(steps: int = 5) -> list[Tensor]:
 
 
 def _policy_ddp(rank: int, ranks: int) -> list[Tensor]:
-    """With views of buckets as gradients, which move after the first pass."""
+    """With bucket views as gradients, whose memory moves after the first pass."""
     model = DistributedDataParallel(network(), gradient_as_bucket_view=True)
     optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS, **POLICY)
     passes = asking(model, optimizer, 5, lambda step: share(step, rank, ranks))
@@ -385,7 +385,7 @@ def test_steps_with_and_without_an_ascent_equal_one_process(outcomes, kind):
 
 
 def _policy_fsdp_inf(rank: int, ranks: int) -> list[Tensor]:
-    """In a step without an ascent one rank sees what is not finite, and all skip."""
+    """In a step without an ascent one rank finds a non-finite gradient, and all skip."""
     model = network()
     fully_shard(model)
     optimizer = SAM(model.parameters(), torch.optim.SGD, start=9, **OPTIONS)
@@ -415,7 +415,7 @@ def _policy_fsdp_local(rank: int, ranks: int) -> list[Tensor]:
         model.parameters(), torch.optim.SGD, start=9, process_group=dist.group.WORLD, **OPTIONS
     )
     loss_of(model, share(0, rank, ranks)).backward()
-    with pytest.raises(ValueError, match="needs whole parameters"):
+    with pytest.raises(ValueError, match="requires whole parameters"):
         optimizer.step()
     return whole(model)
 
@@ -425,7 +425,7 @@ def test_fsdp_refuses_a_local_ascent_before_the_first(outcomes):
 
 
 def _policy_local(rank: int, ranks: int) -> list[Tensor]:
-    """A static graph learns itself in the steps before the first local ascent."""
+    """DDP learns the static graph in the steps before the first local ascent."""
     model = DistributedDataParallel(network(), static_graph=True)
     optimizer = SAM(
         model.parameters(),
@@ -461,7 +461,7 @@ DIFFERENT = {
 
 
 def _policy_differs(rank: int, ranks: int) -> list[Tensor]:
-    """All ranks are told in the first step, and in the first one after a change."""
+    """All ranks raise in the first step, and in the first step after a change."""
     model = network()
     data = share(0, rank, ranks)
     for name, options in DIFFERENT.items():
@@ -494,7 +494,7 @@ def test_ranks_that_disagree_on_the_policy_are_refused(outcomes):
 
 
 def _sharded(rank: int, ranks: int, base: Any, options: Any, *, spoil: int = -1) -> Any:
-    """The trained weights, and those of a run that was saved and loaded half way."""
+    """Return the trained weights, and those of a run that was saved and loaded midway."""
     model = network()
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -547,7 +547,7 @@ def test_fsdp_equals_one_process(outcomes, scenario, base, options):
 
 
 def _train_one_layer_perturbed(model: nn.Module, data: Callable[[int], Any]) -> list[Tensor]:
-    """The trained weights, those inside ``unperturbed()`` in the last step, and the shown ones."""
+    """Return the weights after training, inside ``unperturbed()``, and in ``unperturbed_weights``."""
     first, *rest = [layer for layer in model if isinstance(layer, nn.Linear)]
     optimizer = SAM(
         [
@@ -563,7 +563,7 @@ def _train_one_layer_perturbed(model: nn.Module, data: Callable[[int], Any]) -> 
         with optimizer.unperturbed():
             inside = whole(model)
             with torch.no_grad():
-                loss_of(model, data(step))  # gathers the weights there are
+                loss_of(model, data(step))  # gathers the current weights
         loss_of(model, data(step)).backward()
         shown = list(optimizer.unperturbed_weights.values())
         shown += list(optimizer.perturbation.values())
@@ -609,9 +609,9 @@ def test_fsdp_with_a_local_ascent_is_refused(outcomes):
 
 
 def _fsdp_gathered(rank: int, ranks: int, base: Any, options: Any) -> list[Tensor]:
-    """FSDP2 keeps gathered weights where it is asked to, and after a forward pass without a backward.
+    """FSDP2 keeps gathered weights if configured to, and after a forward pass without a backward pass.
 
-    Each phase makes them stale. Another model's are none of SAM's business.
+    Each phase makes them stale. SAM must not touch those of another model.
     """
     model = network()
     for layer in (model[0], model[2]):
@@ -623,7 +623,7 @@ def _fsdp_gathered(rank: int, ranks: int, base: Any, options: Any) -> list[Tenso
     with torch.no_grad():
         other(batch(0)[0])
     for step in range(4):
-        if step == 2:  # a step that is given up is followed by one at the weights themselves
+        if step == 2:  # an abandoned step is followed by one at the restored weights
             loss_of(model, share(9, rank, ranks)).backward()
             optimizer.first_step(zero_grad=True)
             loss_of(model, share(9, rank, ranks)).backward()
@@ -657,7 +657,7 @@ def test_gathered_weights_are_never_stale(outcomes):
 
 
 def _fsdp_accumulated(rank: int, ranks: int) -> list[Tensor]:
-    """FSDP2 holds back gradients that it does not synchronize; the last micro-batch brings all of them."""
+    """FSDP2 exposes no unsynchronized gradients; the last micro-batch synchronizes all of them."""
     model = fully_shard(network())
     optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS)
     for step in range(3):
@@ -674,12 +674,12 @@ def _fsdp_accumulated(rank: int, ranks: int) -> list[Tensor]:
     return whole(model)
 
 
-def test_fsdp_gradients_that_are_held_back_are_refused(outcomes):
+def test_fsdp_without_synchronized_gradients_is_refused(outcomes):
     assert_close(equal_on_all(outcomes, "fsdp_accumulated"), alone(3), 1e-5)
 
 
 def _tensor_parallel(rank: int, ranks: int) -> list[Tensor]:
-    """Rows and columns over the ranks; the last layer plain, its twin replicated."""
+    """Shard rows and columns over the ranks; the last layer is a plain module, its twin replicated."""
     mesh = init_device_mesh("cpu", (ranks,))
     model = network(width=8)
     parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
@@ -725,7 +725,7 @@ def test_fsdp_over_tensor_parallel_equals_one_process(outcomes):
 
 
 def _stochastic(rank: int, ranks: int) -> list[Tensor]:
-    """The top of an ascent of bfloat16 weights, which the ranks round alike."""
+    """Return the perturbed bfloat16 weights, which the ranks must round alike."""
     model = network().bfloat16()
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.01, lr=0.2, stochastic_rounding=True)
     x, y = batch(0)

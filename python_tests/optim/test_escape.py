@@ -60,7 +60,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_reloaded_run_goes_on_with_the_same_bits(name: str) -> None:
+def test_a_reloaded_run_continues_with_the_same_bits(name: str) -> None:
     model, inputs, targets = problem()
     optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05, momentum=0.9))
     run = closure_of(optimizer, model, inputs, targets)
@@ -84,7 +84,7 @@ def test_a_reloaded_run_goes_on_with_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_copies_go_their_own_way(name: str, copier: Callable[[Any], Any]) -> None:
+def test_copies_are_independent(name: str, copier: Callable[[Any], Any]) -> None:
     """Also after a scheduler has wrapped ``step``, which no file can hold."""
     model, inputs, targets = problem()
     optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05, momentum=0.9))
@@ -121,7 +121,7 @@ def test_groups_are_shared_and_a_closure_is_needed(name: str) -> None:
 
 
 class BrokenPassError(Exception):
-    """What a closure raises half-way."""
+    """Raised by a closure in the middle of a step."""
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ class BrokenPassError(Exception):
     [*((name, 1) for name in BUILDERS), ("lpf", 2), ("entropy", 2), ("looksam", 2)],
 )
 def test_a_failing_closure_leaves_the_weights(name: str, broken: int) -> None:
-    """In the first pass, and in the second of those that have one."""
+    """In the first pass, and in the second pass of optimizers that have one."""
     model, inputs, targets = problem()
     optimizer = BUILDERS[name](SGD(model.parameters(), lr=0.05))
     run = closure_of(optimizer, model, inputs, targets)
@@ -149,7 +149,7 @@ def test_a_failing_closure_leaves_the_weights(name: str, broken: int) -> None:
 
 
 def noise_like(tensors: list[Tensor], seed: int, position: int) -> list[Tensor]:
-    """Standard normal noise as the optimizers draw it."""
+    """Return standard normal noise as the optimizers draw it."""
     drawn = [torch.zeros_like(tensor) for tensor in tensors]
     ones = [torch.ones(1, dtype=torch.float64)] * len(tensors)
     add_normal(drawn, ones, seed=seed, position=position)
@@ -181,7 +181,7 @@ def test_noise_has_one_deviation_for_each_filter() -> None:
     assert filters[2].std() == pytest.approx(5, abs=0.25)
 
 
-def test_without_noise_they_are_sgd() -> None:
+def test_without_noise_the_variants_equal_sgd() -> None:
     builders: list[Build] = [
         lambda sgd: PGD(sgd, sigma=0.0),
         lambda sgd: PGD(sgd, sigma=0.0, noise_on="weights"),
@@ -199,7 +199,7 @@ def test_without_noise_they_are_sgd() -> None:
 
 
 def quadratic(dimension: int, seed: int) -> tuple[np.ndarray, nn.Parameter, Callable[[], Tensor]]:
-    """f(w) = w' A w / 2 with an indefinite A."""
+    """Return f(w) = w' A w / 2 with an indefinite A."""
     rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(dimension, dimension))
     matrix = (matrix + matrix.T) / 2
@@ -308,7 +308,7 @@ def test_looksam_trajectory(seed: int) -> None:
 
 
 def spoiled(closure: Callable[[], Tensor], parameter: Tensor, passes: dict[int, float]) -> Any:
-    """The closure with a gradient element replaced in some passes, counted from 0."""
+    """Return the closure with a gradient element replaced in some passes, counted from 0."""
     count = iter(range(10**6))
 
     def run() -> Tensor:
@@ -359,7 +359,7 @@ def test_looksam_without_a_direction_is_the_base_optimizer(seed: int) -> None:
 
 
 def test_looksam_s_phase_counts_from_start(seed: int) -> None:
-    """Before it and from stop on a step is the base optimizer's, without a direction."""
+    """Before start and from stop on, a step is the base optimizer's, without a direction."""
     matrix, parameter, closure = quadratic(6, seed)
     base = SGD([parameter], lr=0.05)
     optimizer = LookSAM(base, rho=0.3, every=3, alpha=0.6, start=2, stop=7)
@@ -397,7 +397,7 @@ def test_looksam_drops_a_stale_direction(change: dict[str, Any], seed: int) -> N
 
 
 def test_looksam_resumes_in_the_middle_of_its_interval(seed: int) -> None:
-    """Also from what a version without a counter in SAM had saved, and after a run of SAM."""
+    """Also from a checkpoint of a version without a counter in SAM, and after a run of SAM."""
     states = []
     for kind in ("whole", "resumed", "old", "groups only"):
         _, parameter, closure = quadratic(6, seed)
@@ -422,7 +422,7 @@ def test_looksam_resumes_in_the_middle_of_its_interval(seed: int) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_looksam_spreads_no_gradient_that_is_not_finite(value: float, seed: int) -> None:
-    """A plain step is skipped like a SAM step: the weights, the direction and the base's state stay."""
+    """A plain step is skipped like a SAM step: weights, direction and base state do not change."""
     _, parameter, closure = quadratic(6, seed)
     optimizer = LookSAM(SGD([parameter], lr=0.05, momentum=0.9), rho=0.3, every=3)
     optimizer.step(closure)
@@ -438,7 +438,7 @@ def test_looksam_spreads_no_gradient_that_is_not_finite(value: float, seed: int)
     assert bool(parameter.isfinite().all())
 
 
-def test_looksam_takes_gradients_that_come_and_go() -> None:
+def test_looksam_accepts_gradients_that_come_and_go() -> None:
     """One parameter has none at the SAM step, the other one none after it."""
     early, late = (nn.Parameter(torch.tensor([x, 2.0], dtype=torch.float64)) for x in (1.0, 3.0))
     optimizer = LookSAM(SGD([early, late], lr=0.1), rho=0.1, every=3)
@@ -464,8 +464,8 @@ def test_looksam_takes_gradients_that_come_and_go() -> None:
 
 
 @pytest.mark.parametrize("base", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adam])
-def test_looksam_on_bases_that_begin_without_state(base: type[Optimizer], seed: int) -> None:
-    """Their first update, here after a skipped one, must not take the direction for their own state."""
+def test_looksam_on_bases_that_initialize_empty_state(base: type[Optimizer], seed: int) -> None:
+    """Their first update, here after a skipped one, must not mistake the direction for initialized state."""
     _, parameter, closure = quadratic(4, seed)
     optimizer = LookSAM(base([parameter], lr=0.01), every=2)  # type: ignore[call-arg]
     run = spoiled(closure, parameter, {0: math.nan})
@@ -481,7 +481,7 @@ def test_looksam_on_bases_that_begin_without_state(base: type[Optimizer], seed: 
     assert "flat_direction" in optimizer.state_dict()["state"][0]
 
 
-def test_looksam_at_every_step_is_sam() -> None:
+def test_looksam_with_every_1_equals_sam() -> None:
     finals = []
     for build in (
         lambda sgd: LookSAM(sgd, rho=0.1, every=1),
@@ -534,7 +534,7 @@ def test_values_of_an_earlier_wrapper_win(name: str) -> None:
 
 
 class OwnSigma(SGD):
-    """Has a sigma of its own."""
+    """An optimizer with its own sigma."""
 
     def __init__(self, params: Any, sigma: float = 3.0) -> None:
         super().__init__(params, lr=0.1)
@@ -544,12 +544,12 @@ class OwnSigma(SGD):
 def test_a_base_with_an_option_of_the_same_name_is_refused_by_all() -> None:
     base = OwnSigma([nn.Parameter(torch.zeros(1))])
     before = dict(base.param_groups[0])
-    with pytest.raises(ValueError, match="OwnSigma has an option of its own named 'sigma'"):
+    with pytest.raises(ValueError, match="OwnSigma and PGD both have an option named 'sigma'"):
         PGD(base, sigma=0.1)
-    with pytest.raises(ValueError, match="option of its own named 'rho'"):
+    with pytest.raises(ValueError, match="both have an option named 'rho'"):
         LookSAM(torch.optim.Adadelta([nn.Parameter(torch.zeros(1))]))
     assert base.param_groups[0] == before
-    # RMSprop's alpha is the decay of its squares, and none of Entropy-SGD's.
+    # RMSprop's alpha is the decay of its squares, not Entropy-SGD's alpha.
     EntropySGD(torch.optim.RMSprop([nn.Parameter(torch.zeros(1))], alpha=0.9), alpha=0.5)
 
 
@@ -562,7 +562,7 @@ def test_two_wrappers_of_one_base_read_their_own_options() -> None:
 
 
 class OwnAlpha(SGD):
-    """Has a look_alpha of its own."""
+    """An optimizer with its own look_alpha."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, lr=0.1)

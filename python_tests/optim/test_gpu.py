@@ -1,4 +1,4 @@
-"""What only a GPU can show: nothing waits for it, a phase is one launch, devices share one norm."""
+"""Tests that need a GPU: the host never waits, a phase is one launch, devices share one norm."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def on_gpu(problem: Problem, dtypes: list[torch.dtype] | None = None) -> list[nn
 
 
 def gradients(problem: Problem, parameters: list[nn.Parameter], which: int) -> list[torch.Tensor]:
-    """Made ahead: the problem's own arithmetic may wait."""
+    """Compute all gradients in advance, because the test problem's arithmetic may wait."""
     return [
         problem.gradient(i, p.detach().cpu(), 0, which).to(p.device, p.dtype)
         for i, p in enumerate(parameters)
@@ -195,7 +195,7 @@ def test_a_phase_is_one_launch_and_nothing_else_happens(seed):
 
 @pytest.mark.parametrize("spoiled", [None, "cpu", "cuda"])
 def test_a_model_over_two_devices_has_one_norm(base, spoiled, seed):
-    """And skips on both where one of them saw a gradient that is not finite."""
+    """It also skips on both if one of them has a gradient that is not finite."""
     problem = Problem([(40,), (3, 5), (17,), (6,)], seed=seed)
     results = []
     for places in (("cpu", "cuda", "cuda", "cpu"), ("cpu",) * 4):

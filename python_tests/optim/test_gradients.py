@@ -28,7 +28,7 @@ def base(request):
 
 
 def patterns(value):
-    """``value`` in the gradient of parameter 1 (and 2 in odd steps), in pass one, two and both."""
+    """Return patterns with ``value`` in parameter 1 (and 2 in odd steps), in either or both passes."""
     return {
         "first": lambda i, s, w: value if i == 1 and w == 0 else True,
         "second": lambda i, s, w: value if i in (1, 1 + s % 2) and w == 1 else True,
@@ -51,7 +51,7 @@ def test_missing_gradients(base, where, seed):
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("second_call", [False, True])
 def test_an_ascent_without_any_gradient_is_refused(base, adaptive, steps_before, second_call, seed):
-    """Whichever call makes it; nothing changes, and the next step works."""
+    """For every call that makes the ascent; nothing changes, and the next step works."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
     twin, twins = make(SAM, problem, base[0], adaptive=adaptive, **base[1])
@@ -83,7 +83,7 @@ def test_a_first_pass_of_a_closure_without_any_gradient_is_refused(base, seed):
 
 
 def test_one_gradient_is_enough_for_an_ascent(base, seed):
-    """Of one parameter, in either group, even of one that is empty."""
+    """The gradient of one parameter in either group, even an empty one."""
     problem = Problem([*SHAPES, (0,)], seed=seed)
     for only in range(len(problem.shapes)):
         results = [
@@ -114,9 +114,9 @@ def test_zero_gradients_do_not_divide_by_zero(base, seed):
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 @pytest.mark.parametrize("where", ["first", "second", "both"])
 def test_steps_with_gradients_that_are_not_finite_are_skipped(base, value, where, seed):
-    """Weights and state are those of a run that never saw the bad steps."""
+    """Weights and state equal those of a run without the bad steps."""
     problem = Problem(SHAPES, seed=seed)
-    bad = {0, 2, 3}  # the very first too: no state may come from it
+    bad = {0, 2, 3}  # the first step too, which must create no state
 
     def gradients(i, step, which):
         return patterns(value)[where](i, step, which) if step in bad else True
@@ -183,13 +183,13 @@ def test_the_square_of_a_float32_gradient_may_overflow():
     optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
     p.grad = torch.full_like(p, 1e25)
     optimizer.first_step()
-    # Where float32 holds the squares' sum, too, the step is skipped.
+    # If the sum of squares is float32, too, the step is skipped.
     assert torch.allclose(p.detach(), torch.full((4,), 0.5 if is_native() else 0.0))
     optimizer.second_step()
     assert optimizer.skipped_steps.item() == (0 if is_native() else 1)
 
 
-def test_gradients_far_below_the_epsilon_hardly_climb():
+def test_gradients_far_below_the_epsilon_hardly_move_the_weights():
     """1e-12 is added to the norm, as in the reference implementation, and not to its square."""
     p = nn.Parameter(torch.zeros(4))
     optimizer = SAM([p], torch.optim.SGD, rho=1.0, lr=0.0)
@@ -199,7 +199,7 @@ def test_gradients_far_below_the_epsilon_hardly_climb():
     assert torch.allclose(p.detach(), torch.full((4,), expected), rtol=1e-5, atol=0.0)
 
 
-def test_without_the_check_the_second_pass_is_taken_as_it_is(seed):
+def test_without_the_check_the_second_pass_is_not_checked(seed):
     problem = Problem([(5,)], seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, check_finite=False, lr=0.1)
     problem.run(optimizer, parameters, 1, lambda i, s, w: NAN if w == 1 else True)
@@ -286,7 +286,7 @@ def test_tied_and_frozen_parameters(seed):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.complex64, torch.int64], ids=str)
 def test_frozen_parameters_may_be_of_any_dtype(dtype, base, seed):
-    """Weights that are kept quantised stay as they are, beside trained ones."""
+    """Frozen quantized weights next to trained ones are unchanged."""
     problem = Problem(SHAPES, seed=seed)
     trained = problem.parameters()
     frozen = nn.Parameter(torch.arange(6).to(dtype), requires_grad=False)
@@ -299,7 +299,7 @@ def test_frozen_parameters_may_be_of_any_dtype(dtype, base, seed):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_freezing_and_unfreezing_between_steps(adaptive, base, seed):
-    """Parameter 0 is frozen at first, 1 from the middle on: the trajectory is that of plain PyTorch."""
+    """Parameter 0 is frozen at first, 1 from the middle on: the trajectory equals plain PyTorch."""
     problem = Problem(SHAPES, seed=seed)
     results = []
     for kind in (SAM, PlainSAM):
@@ -315,7 +315,7 @@ def test_freezing_and_unfreezing_between_steps(adaptive, base, seed):
 
 
 def test_a_gradient_of_a_parameter_that_requires_none_is_used(base, seed):
-    """The reference implementation and torch ask for ``grad`` alone."""
+    """Like the reference implementation and torch, which check only ``grad``."""
     problem = Problem(SHAPES, seed=seed)
     results = []
     for kind in (SAM, PlainSAM):
@@ -363,7 +363,7 @@ _lets_other_dtypes_in = pytest.mark.skipif(
     ],
 )
 @pytest.mark.parametrize("which", [0, 1])
-def test_unfit_gradients_are_refused_and_the_step_can_go_on(spoil, message, which, seed):
+def test_unfit_gradients_are_refused_and_the_step_can_continue(spoil, message, which, seed):
     problem = Problem([(4, 3), (5,)], seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
     expected = problem.run(*make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9), 1)
@@ -374,7 +374,7 @@ def test_unfit_gradients_are_refused_and_the_step_can_go_on(spoil, message, whic
             before = [p.detach().clone() for p in parameters]
             state = {p: dict(entry) for p, entry in optimizer.state.items()}
             parameters[1].grad = None
-            parameters[1].grad_dtype = None  # let a gradient of another dtype in
+            parameters[1].grad_dtype = None  # allow a gradient of another dtype
             parameters[1].grad = spoil(parameters[1])
             with pytest.raises(ValueError, match=message):
                 finish()
@@ -385,7 +385,7 @@ def test_unfit_gradients_are_refused_and_the_step_can_go_on(spoil, message, whic
     assert_same_bits([p.detach() for p in parameters], expected)
 
 
-def test_sparse_embedding_says_what_to_do():
+def test_the_error_of_a_sparse_embedding_names_the_fix():
     embedding = nn.Embedding(10, 4, sparse=True)
     optimizer = SAM(embedding.parameters(), torch.optim.SGD, lr=0.1)
     embedding(torch.tensor([1, 2])).sum().backward()
@@ -411,7 +411,7 @@ def test_gradients_may_be_read_and_clipped_between_the_calls(seed):
 
 
 def test_accumulation_over_micro_batches_in_both_passes(seed):
-    """Four micro-batches with the loss divided by four are one batch, and one batch of plain PyTorch."""
+    """Four micro-batches with the loss divided by four equal one batch, and one batch of plain PyTorch."""
     torch.manual_seed(seed)
     model = nn.Linear(6, 3).double()
     batch, labels = torch.randn(16, 6).double(), torch.randint(3, (16,))
@@ -430,5 +430,5 @@ def test_accumulation_over_micro_batches_in_both_passes(seed):
     assert_close(results[0], results[2], 1e-12)
 
 
-def test_everywhere_is_the_plain_pattern():
+def test_accumulation_equals_the_plain_pattern_for_all_wrappers():
     assert everywhere(0, 0, 0) is True

@@ -1,4 +1,4 @@
-"""Between the halves: both sides of the perturbation, the ways back, and micro-batches that climb."""
+"""Between the halves: original and perturbed weights, ways to restore them, and m_sam_step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
 def climbed(
     dtype: torch.dtype, seed: int, base: str = "SGD", **options: Any
 ) -> tuple[SAM, list[nn.Parameter], Problem]:
-    """After one whole step and the first half of the next."""
+    """Return an optimizer after one whole step and the first half of the next."""
     problem = Problem(SHAPES, GROUPS, dtype=dtype, seed=seed)
     kind, own = BASES[base]
     if dtype is torch.float16 and kind is not SGD:
@@ -52,7 +52,7 @@ def bits(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_both_sides_are_shown(dtype, seed):
+def test_original_and_perturbed_weights_can_be_read(dtype, seed):
     optimizer, parameters, _ = climbed(dtype, seed)
     before = bits(parameters)
     assert len(optimizer.unperturbed_weights) == len(optimizer.perturbation) == 0
@@ -62,6 +62,7 @@ def test_both_sides_are_shown(dtype, seed):
     for mapping in (optimizer.unperturbed_weights, optimizer.perturbation):
         assert [id(p) for p in mapping] == [id(parameters[i]) for i in perturbed]
         assert parameters[KEPT[0]] not in mapping
+    moved = []
     for i in perturbed:
         p = parameters[i]
         assert_same_bits([optimizer.unperturbed_weights[p]], [before[i]])
@@ -71,12 +72,14 @@ def test_both_sides_are_shown(dtype, seed):
         exact = after[i].double() - before[i].double()
         assert_close([difference.double()], [exact], 1e-6 if dtype.itemsize < 8 else 1e-15)
         if p.numel():
-            assert bool(difference.any())
+            moved.append(bool(difference.any()))
+    # Rounding may remove the whole ascent of a tensor with few 16-bit elements.
+    assert any(moved) if dtype.itemsize == 2 else all(moved)
     optimizer.restore()
     assert len(optimizer.unperturbed_weights) == len(optimizer.perturbation) == 0
 
 
-def test_parameters_without_a_gradient_are_not_in_them(seed):
+def test_parameters_without_a_gradient_are_not_in_the_mappings(seed):
     optimizer, parameters, _ = climbed(torch.float32, seed)
     parameters[0].grad = None
     optimizer.first_step()
@@ -96,14 +99,14 @@ def test_no_write_reaches_the_backup(seed):
     assert_same_bits(parameters, before)
 
 
-def test_a_mapping_is_that_of_its_ascent(seed):
+def test_a_mapping_of_an_earlier_ascent_raises(seed):
     optimizer, parameters, problem = climbed(torch.float32, seed)
     optimizer.first_step()
     old = optimizer.unperturbed_weights
     problem.set_gradients(parameters, 1, 1)
     optimizer.second_step()
-    for _ in range(2):  # over, and in another ascent
-        with pytest.raises(RuntimeError, match="an ascent that is over"):
+    for _ in range(2):  # after the ascent, and in another one
+        with pytest.raises(RuntimeError, match="an earlier ascent"):
             old[parameters[0]]
         if not optimizer.native_step.climbed:
             optimizer.first_step()
@@ -111,7 +114,7 @@ def test_a_mapping_is_that_of_its_ascent(seed):
 
 
 def test_an_ascent_that_moved_nothing(seed):
-    """After a first gradient that is not finite the weights are where they were."""
+    """If the first gradient is not finite, the weights do not move."""
     optimizer, parameters, _ = climbed(torch.float32, seed)
     parameters[0].grad.fill_(float("nan"))
     before = bits(parameters)
@@ -128,8 +131,8 @@ def test_an_ascent_that_moved_nothing(seed):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_there_and_back_bit_for_bit(dtype, seed):
-    """All layouts, and bits that no arithmetic keeps: negative zeros and the payloads of NaNs."""
+def test_unperturbed_restores_and_perturbs_bit_for_bit(dtype, seed):
+    """All layouts, and bits that arithmetic would not preserve: negative zeros and payloads of NaN."""
     torch.manual_seed(seed)
     memories = [Memory(torch.randn(2, 3, 4, 3).to(dtype), layout) for layout in LAYOUTS]
     parameters = [nn.Parameter(memory.view) for memory in memories]
@@ -161,7 +164,7 @@ def test_there_and_back_bit_for_bit(dtype, seed):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_step_goes_on_after_it(base, seed):
+def test_the_step_continues_after_unperturbed(base, seed):
     results = []
     for looks in (True, False):
         optimizer, parameters, problem = climbed(torch.float32, seed, base)
@@ -186,7 +189,7 @@ def test_an_exception_perturbs_the_weights_again(error, seed):
         with optimizer.unperturbed():
             with pytest.raises(error), optimizer.unperturbed():
                 raise error
-            assert_same_bits(parameters, before)  # the outer context still holds
+            assert_same_bits(parameters, before)  # the outer context is still open
             raise error
 
     with pytest.raises(error):
@@ -196,7 +199,7 @@ def test_an_exception_perturbs_the_weights_again(error, seed):
     assert_same_bits(parameters, before)
 
 
-def test_without_a_perturbation_it_does_nothing(seed):
+def test_unperturbed_does_nothing_without_a_perturbation(seed):
     optimizer, parameters, problem = climbed(torch.float32, seed)
     before = bits(parameters)
     with optimizer.unperturbed():
@@ -210,7 +213,7 @@ def test_without_a_perturbation_it_does_nothing(seed):
     assert not torch.equal(parameters[0], before[0])
 
 
-def test_a_step_is_not_finished_inside(seed):
+def test_a_step_cannot_be_finished_inside_unperturbed(seed):
     for base in BASES:
         optimizer, parameters, problem = climbed(torch.float32, seed, base)
         before = bits(parameters)
@@ -228,7 +231,7 @@ def test_a_step_is_not_finished_inside(seed):
         optimizer.second_step()
 
 
-def test_the_ways_back_work_inside(seed):
+def test_restore_and_return_to_weights_work_inside_unperturbed(seed):
     for goes_on in (True, False):
         optimizer, parameters, problem = climbed(torch.float32, seed)
         before = bits(parameters)
@@ -247,7 +250,7 @@ def test_the_ways_back_work_inside(seed):
                 optimizer.second_step()
 
 
-def test_a_change_inside_lasts(seed):
+def test_changes_inside_unperturbed_are_kept(seed):
     optimizer, parameters, _ = climbed(torch.float32, seed)
     optimizer.first_step()
     after = bits(parameters)
@@ -274,12 +277,12 @@ def test_replaced_storage_is_refused(seed):
     with pytest.raises(RuntimeError, match="inside unperturbed"), optimizer.unperturbed():
         parameters[0].data = parameters[0].detach().clone()
     assert_same_bits(parameters, before)
-    optimizer.first_step()  # the step was given up
+    optimizer.first_step()  # the step was abandoned
     optimizer.restore()
     assert_same_bits(parameters, before)
 
 
-def test_autograd_notices(seed):
+def test_autograd_notices_the_exchange(seed):
     weight = nn.Parameter(torch.ones(3))
     optimizer = SAM([weight], SGD, lr=0.1)
     weight.grad = torch.ones(3)
@@ -296,7 +299,7 @@ def test_autograd_notices(seed):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_the_update_after_it_is_that_of_second_step(dtype, base, seed):
+def test_the_update_after_return_to_weights_equals_second_step(dtype, base, seed):
     results = []
     for returns in (True, False):
         optimizer, parameters, problem = climbed(dtype, seed, base)
@@ -319,8 +322,8 @@ def test_the_update_after_it_is_that_of_second_step(dtype, base, seed):
     assert_same_bits(*results)
 
 
-def test_gradients_of_both_places_may_be_combined(seed):
-    """As ImbSAM does: the top's for one part of the loss, the weights' own for another."""
+def test_gradients_at_both_points_can_be_combined(seed):
+    """As in ImbSAM: the gradient at the perturbed weights for one part of the loss, at w for another."""
     problem = Problem(SHAPES, dtype=torch.float64, seed=seed)
     optimizer, parameters = make(SAM, problem, SGD, rho=0.3, lr=0.1)
     start = bits(parameters)
@@ -344,7 +347,7 @@ def test_gradients_of_both_places_may_be_combined(seed):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_gradients_that_are_not_finite_skip_all_the_same(base, seed):
+def test_non_finite_gradients_skip_after_return_to_weights(base, seed):
     for which in (0, 1):
         optimizer, parameters, problem = climbed(torch.float32, seed, base)
         before = bits(parameters)
@@ -384,7 +387,7 @@ def test_the_step_stays_open(seed):
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("base", ["SGD", "AdamW"])
-def test_micro_batches_climb_on_their_own_gradients(base, dtype, count, seed):
+def test_micro_batches_ascend_on_their_own_gradients(base, dtype, count, seed):
     kind, own = BASES[base]
     if dtype is torch.float16 and kind is AdamW:
         own = {**own, "eps": 1e-3}
@@ -450,7 +453,7 @@ def test_a_missing_gradient_counts_as_zero(seed):
 @pytest.mark.parametrize(("part", "which"), [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0)])
 def test_one_broken_micro_batch_skips_the_update(part, which, base, check_finite, seed):
     if which == 1 and not check_finite:
-        return  # nobody looks there
+        return  # never read
     optimizer, parameters, problem = climbed(torch.float32, seed, base, check_finite=check_finite)
     before = bits(parameters)
 
@@ -490,7 +493,7 @@ def test_a_closure_that_raises_restores_the_weights(fails_at, error, seed):
 
 
 def test_micro_batches_follow_the_ascent_policy(seed):
-    """One pass for each closure where no ascent is due; a step counts once, whatever it consists of."""
+    """One pass per closure if no ascent is due; a step counts once, whatever its number of closures."""
     problem = Problem(SHAPES, GROUPS, dtype=torch.float64, seed=seed)
     kind, own = BASES["SGD"]
     optimizer, parameters = make(SAM, problem, kind, rho=0.3, start=1, interval=2, **own)
@@ -579,7 +582,7 @@ def test_without_an_ascent_there_is_nothing_to_return_from(seed):
     assert_same_bits(parameters, before)
     with pytest.raises(RuntimeError, match="called twice"):  # the step is still open
         optimizer.first_step()
-    with pytest.raises(RuntimeError, match="finish the open step"):
+    with pytest.raises(RuntimeError, match="finish that step"):
         m_sam_step(optimizer, [_micro_batch(problem, parameters, 1)])
     problem.set_gradients(parameters, 1, 1)
     optimizer.second_step()
@@ -587,7 +590,7 @@ def test_without_an_ascent_there_is_nothing_to_return_from(seed):
     assert optimizer.ascent_due
 
 
-def test_what_is_no_such_step_is_refused(seed):
+def test_m_sam_step_refuses_invalid_arguments(seed):
     optimizer, parameters, problem = climbed(torch.float32, seed)
     closure = _micro_batch(problem, parameters, 1)
     with pytest.raises(ValueError, match="got none"):
@@ -597,7 +600,7 @@ def test_what_is_no_such_step_is_refused(seed):
     before = bits(parameters)
     optimizer.first_step()
     after = bits(parameters)
-    with pytest.raises(RuntimeError, match="finish the open step"):
+    with pytest.raises(RuntimeError, match="finish that step"):
         m_sam_step(optimizer, [closure])
     assert_same_bits(parameters, after)
     optimizer.restore()

@@ -1,4 +1,4 @@
-"""Runs whose ascents begin late: the base optimizer's bits before the first, SAM's trajectory after it."""
+"""Runs with late ascents: the base optimizer's bits before the first ascent, SAM's trajectory after it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def first_of(due: Collection[int]) -> int:
 def expected_run(
     task: Task, form: Form, due: Collection[int], **options: Any
 ) -> list[list[torch.Tensor]]:
-    quiet = Task(task.seed, task.dtype)  # with a count of its own
+    quiet = Task(task.seed, task.dtype)  # with its own counter
     backward = quiet.backward_in_parts if form.in_parts else quiet.backward
     return reference(quiet, due, backward=backward, **options)
 
@@ -79,7 +79,7 @@ def expected_run(
 def test_every_form_is_the_base_until_the_first_ascent_and_sam_after(
     form: Form, policy: Policy, dtype: torch.dtype, seed: int
 ) -> None:
-    """With exactly the passes that it needs."""
+    """With exactly the required number of passes."""
     options, due = policy
     task = Task(seed, dtype)
     model = task.network()
@@ -107,7 +107,7 @@ def test_every_kind_of_sgd(
 
 
 def test_the_reference_runs_of_the_policies_differ(seed: int) -> None:
-    """Otherwise the tests above could not tell one policy from another."""
+    """Otherwise the tests above could not distinguish the policies."""
     ends = [reference(Task(seed), due)[-1] for _, due in POLICIES.values()]
     for i, one in enumerate(ends):
         for other in ends[:i]:
@@ -127,7 +127,7 @@ def test_the_reference_runs_of_the_policies_differ(seed: int) -> None:
 def test_other_bases_run_their_own_step(
     form: Form, base: Any, options: dict[str, Any], seed: int
 ) -> None:
-    """Whose bits are torch's, with the gradients looked at and without."""
+    """With the bits of torch, with and without the check of gradients."""
     policy, due = POLICIES["late, every second step"]
     expected = expected_run(Task(seed), form, due, base=base, **options)
     for check_finite in (True, False):
@@ -140,7 +140,7 @@ def test_other_bases_run_their_own_step(
 
 @pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.AdamW])
 def test_adam_has_the_bits_of_fastsam_s_own_update(form: Form, base: Any, seed: int) -> None:
-    """Which a radius too small to move any weight shows, with an ascent in every step."""
+    """Tested with an ascent in every step whose radius is too small to move any weight."""
     options = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True, "eps": 1e-3}
     task, policy = Task(seed), {"start": 5}
     model, twin = task.network(), task.network()
@@ -155,7 +155,7 @@ def test_adam_has_the_bits_of_fastsam_s_own_update(form: Form, base: Any, seed: 
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_layers_that_thaw_at_start(form: Form, prepared: bool, seed: int) -> None:
-    """Frozen parameters have no state and no backup, also where memory was prepared before they thaw."""
+    """Frozen parameters have no state and no backup, even if memory is prepared before they thaw."""
     policy, due = POLICIES["late"]
     task = Task(seed)
     model = task.network()
@@ -216,7 +216,7 @@ def test_a_step_without_an_ascent_of_any_layout(
         assert_torch_bits(*([p.detach() for p in pair] for pair in pairs))
 
 
-def test_groups_with_a_radius_of_their_own(seed: int) -> None:
+def test_groups_with_their_own_radius(seed: int) -> None:
     """One group has none, another a tensor, and a third gets one in the middle of the run."""
     task = Task(seed)
     model = task.network()
@@ -265,7 +265,9 @@ def test_groups_with_a_radius_of_their_own(seed: int) -> None:
 
 @pytest.mark.parametrize("at", [3, 5, 6, 8])
 @pytest.mark.parametrize("way", RESUMES)
-def test_a_resumed_run_is_the_whole_one(form: Form, way: str, at: int, seed: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    form: Form, way: str, at: int, seed: int
+) -> None:
     """Before ``start``, at it, and after it on either side of an ascent."""
     policy, due = {"start": 5, "interval": 2}, range(5, STEPS, 2)
     task = Task(seed)
@@ -273,7 +275,7 @@ def test_a_resumed_run_is_the_whole_one(form: Form, way: str, at: int, seed: int
     whole = run(task, form, model, sam(form, model, policy))
 
     def make(model: nn.Module) -> SAM:
-        """Its options are those of the file, not these."""
+        """Construct an optimizer whose options the checkpoint must replace."""
         return sam(form, model, {"start": 1, "interval": 5})
 
     again = Task(seed)
@@ -291,7 +293,7 @@ def test_a_resumed_run_is_the_whole_one(form: Form, way: str, at: int, seed: int
 
 @pytest.mark.parametrize("way", ["first_attempt", "attribute of the state dict"])
 def test_a_run_that_began_without_sam(form: Form, way: str, seed: int) -> None:
-    """A checkpoint of torch.optim.SGD goes on in SAM, whose counter begins where that run stopped."""
+    """SAM resumes a checkpoint of torch.optim.SGD, with its counter starting where that run stopped."""
     task = Task(seed)
     model = task.network()
     plain = torch.optim.SGD(model.parameters(), **SGD)
@@ -323,7 +325,7 @@ def test_a_checkpoint_of_sgd_counts_from_zero_by_default(seed: int) -> None:
     assert not optimizer.ascent_due
 
 
-# --- steps that are skipped or given up ---------------------------------------------------------
+# --- skipped and abandoned steps ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broken", [(6, 0), (6, 1), (7, 0)], ids=str)
@@ -346,8 +348,8 @@ def test_a_skipped_step_counts_and_the_next_one_is_made(
 
 
 @pytest.mark.parametrize("at", [2, 6])
-def test_an_ascent_that_is_given_up_does_not_count(at: int, seed: int) -> None:
-    """``restore()`` leaves the number of the step, and whether its ascent is due."""
+def test_an_abandoned_ascent_does_not_count(at: int, seed: int) -> None:
+    """``restore()`` changes neither the number of the step nor whether its ascent is due."""
     task = Task(seed)
     model = task.network()
     form = FORMS["two calls, does not ask"]
@@ -365,7 +367,7 @@ def test_an_ascent_that_is_given_up_does_not_count(at: int, seed: int) -> None:
 
 @pytest.mark.parametrize("due", [False, True])
 def test_both_passes_refuses_accumulated_gradients_due_or_not(due: bool, seed: int) -> None:
-    """From the first step on: not when the first ascent comes, hours later."""
+    """From the first step on, and not only at the first ascent, hours later."""
     task = Task(seed)
     model = task.network()
     optimizer = sam(FORMS["closure for both passes"], model, {"start": 0 if due else 5})
@@ -381,7 +383,7 @@ def test_both_passes_refuses_accumulated_gradients_due_or_not(due: bool, seed: i
 
 @pytest.mark.parametrize("on_the_base", [False, True])
 def test_a_scheduler_sees_every_step(form: Form, on_the_base: bool, seed: int) -> None:
-    """It warns about its order where it did not see one; warnings are errors here."""
+    """A scheduler warns if it missed a step, and pytest turns warnings into errors."""
     task = Task(seed)
     model = task.network()
     optimizer = sam(form, model, {"start": 5})
@@ -399,9 +401,9 @@ def test_a_scheduler_sees_every_step(form: Form, on_the_base: bool, seed: int) -
 
 @pytest.mark.parametrize("k", [2, 3, 10])
 def test_the_interval_of_composer(k: int, seed: int) -> None:
-    """Composer climbs where ``(step + 1) % interval == 0``, which is our interval from k - 1 on.
+    """Composer ascends if ``(step + 1) % interval == 0``, which is ``start=interval - 1`` here.
 
-    Its radius is rho in such a step, whatever the interval.
+    Its radius in such a step is rho for any interval.
     """
     task = Task(seed)
     model = task.network()
@@ -454,7 +456,7 @@ def test_an_ascent_is_due_by_formula(start: int, interval: int, stop: int | None
 def test_200_steps_equal_temperon_s(
     base: Any, options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tail begins where our ``start`` is. The learning rate decays over the tail, as it advises."""
+    """Its tail begins at our ``start``. The learning rate decays over the tail, as its docs advise."""
     monkeypatch.syspath_prepend(os.environ["FASTSAM_TEMPERON"])
     temperon = importlib.import_module("temperon")
     assert sys.modules["temperon"].__version__
@@ -490,9 +492,9 @@ def test_200_steps_equal_temperon_s(
 
 
 def test_a_plain_step_does_not_read_a_learning_rate_on_a_device(seed: int) -> None:
-    """To see whether it is the blank step of torch.distributed.checkpoint: that waits, and breaks a capture.
+    """Reading it, to detect the blank step of torch.distributed.checkpoint, would wait and break a capture.
 
-    SGD without momentum has no state that would tell. A tensor on the meta device raises where it is read.
+    SGD without momentum has no state that rules out a blank step. Reading a meta tensor raises.
     """
     task = Task(seed)
     model = task.network()

@@ -64,7 +64,7 @@ def _rank_main(rank: int, port: int, folder: str) -> None:
                 except (
                     Exception,
                     pytest.fail.Exception,
-                ):  # the other scenarios have tests of their own
+                ):  # the other scenarios have their own tests
                     results[f"{name} {dtype}"] = traceback.format_exc()
         torch.save(results, Path(folder) / str(rank))
     finally:
@@ -73,7 +73,7 @@ def _rank_main(rank: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What every scenario returned on every rank; one start of the processes serves them all."""
+    """Run all scenarios in one start of the processes; return their results on every rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -219,7 +219,7 @@ def _from_state_dicts(
 def _from_distributed_state_dicts(
     task: Task, model: nn.Module, optimizer: Any, wrap: Wrap, make: Callable[[nn.Module], Any]
 ) -> tuple[nn.Module, Any]:
-    """With the functions of torch.distributed.checkpoint, which make a blank step: it does not count."""
+    """Load by torch.distributed.checkpoint, whose blank step must not count."""
     saved = dcp.get_state_dict(model, optimizer)
     other = wrap(task.network())
     resumed = make(other)
@@ -229,7 +229,7 @@ def _from_distributed_state_dicts(
 
 
 def _disagreement(rank: int, task: Task, wrap: Wrap) -> History:
-    """Ranks of two minds are refused before they wait for each other, and nothing moves."""
+    """Ranks that disagree raise before they wait for each other, and nothing moves."""
     model = wrap(task.network())
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=RHO, start=rank, **SGD)
     with pytest.raises((ValueError, RuntimeError), match="rank"):
@@ -238,7 +238,7 @@ def _disagreement(rank: int, task: Task, wrap: Wrap) -> History:
 
 
 def _nan_in_a_plain_step(rank: int, task: Task, wrap: Wrap, step: StepOf) -> History:
-    """In one rank's part of the gradient alone: all ranks must skip."""
+    """NaN only in one rank's part of the gradient: all ranks must skip."""
     model = wrap(task.network())
     optimizer = _sam(model)
     history = []
@@ -305,13 +305,13 @@ SCENARIOS: dict[str, Callable[[int, Task], History]] = {
     "ZeRO, does not ask": lambda *of: _train(
         *of, _ddp, lambda model: SAM(optimizer=_zero_base(model), rho=RHO, **POLICY), _does_not_ask
     ),
-    # Last: ranks whose disagreement is not noticed wait for each other, and the others with them.
+    # Last, because ranks whose disagreement is not detected would wait for each other forever.
     "DDP, disagreement": lambda *of: _disagreement(*of, _ddp),
     "FSDP2, disagreement": lambda *of: _disagreement(*of, _sharded),
 }
 
 
-# --- what they must equal -----------------------------------------------------------------------
+# --- reference runs -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ SCENARIOS: dict[str, Callable[[int, Task], History]] = {
 def test_ranks_have_the_base_s_bits_until_the_first_ascent_and_sam_s_run_after(
     outcomes: list[dict[str, Any]], scenario: str, base: str, dtype: str
 ) -> None:
-    """The base's run is on the same ranks, SAM's in one process on the whole batch."""
+    """The base's reference runs on the same ranks, SAM's in one process on the whole batch."""
     found = equal_on_all(outcomes, f"{scenario} {dtype}")
     expected = equal_on_all(outcomes, f"{base} {dtype}")
     for n in range(START):
@@ -353,15 +353,13 @@ def test_a_nan_in_one_shard_skips_a_plain_step_on_all_ranks(
 @pytest.mark.parametrize(
     "kind", ["DDP, disagreement", "FSDP2, disagreement", "FSDP2, local ascent"]
 )
-def test_what_is_refused_moves_nothing(
-    outcomes: list[dict[str, Any]], kind: str, dtype: str
-) -> None:
+def test_refused_steps_move_nothing(outcomes: list[dict[str, Any]], kind: str, dtype: str) -> None:
     (found,) = equal_on_all(outcomes, f"{kind} {dtype}")
     assert_same_bits(found, whole(Task(dtype=DTYPES[dtype]).network()))
 
 
 def test_a_local_ascent_that_begins_late(outcomes: list[dict[str, Any]], dtype: str) -> None:
-    """Every rank climbs on its own share; gradients found at the tops are averaged.
+    """Every rank ascends on its own gradient; gradients at the perturbed weights are averaged.
 
     A step without an ascent needs the mean gradient of all ranks from its only pass.
     """

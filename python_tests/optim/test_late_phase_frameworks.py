@@ -1,4 +1,4 @@
-"""Runs whose ascents begin late inside real training loops: Lightning, Fabric, Accelerate, Trainer, timm."""
+"""Runs with late ascents in real training loops: Lightning, Fabric, Accelerate, Trainer, timm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trajectories import assert_same_bits
 from fastsam import SAM
 from fastsam.integrations.hugging_face import SAMTrainer
 
-with warnings.catch_warnings():  # what importing them deprecates is their own business
+with warnings.catch_warnings():  # ignore deprecation warnings of their imports
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl
     from accelerate import Accelerator
@@ -45,9 +45,9 @@ pytestmark = [
 
 START = 5
 BATCHES = 3
-"""In an epoch: the steps of the epochs are 0 to 2, 3 to 5, ..., so that ``start`` is within one."""
+"""Steps per epoch: 0 to 2, 3 to 5, ..., so that ``start`` is within an epoch."""
 DECAY = 0.9
-"""Of the learning rate in every step, by a scheduler that would warn if it did not see the step."""
+"""Decay of the learning rate in every step, by a scheduler that would warn if it missed a step."""
 
 History = list[list[Tensor]]
 
@@ -105,7 +105,7 @@ class Module(pl.LightningModule):
 
 
 class Manual(Module):
-    """Manual optimization that asks whether an ascent is due."""
+    """Manual optimization that checks ``ascent_due``."""
 
     options: ClassVar[dict[str, Any]] = {}
 
@@ -136,7 +136,7 @@ class ManualClosure(Manual):
 
 
 class ManualUnchanged(Manual):
-    """Code of two calls that knows of no policy."""
+    """Two-call code that ignores the policy."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
@@ -196,7 +196,7 @@ MakeStep = Callable[[Any, Any, Backward, Callable[[], Tensor]], None]
 
 
 def _asks(optimizer: Any, inner: Any, backward: Backward, loss: Callable[[], Tensor]) -> None:
-    """``inner`` is what the wrapper around the optimizer documents for calls that only SAM has."""
+    """Make a step that checks ``ascent_due``; ``inner`` is the SAM inside the wrapper ``optimizer``."""
     backward(loss())
     if inner.ascent_due:
         inner.first_step(zero_grad=True)
@@ -271,7 +271,7 @@ def test_fabric(
 def test_accelerate(
     way: str, resumed_at: int | None, expected: History, seed: int, tmp_path: Path
 ) -> None:
-    """Its wrapper has no calls but torch's; SAM's are those of ``optimizer.optimizer``."""
+    """Its wrapper has only the calls of torch; those of SAM are in ``optimizer.optimizer``."""
     one_step, options = STEPS_OF[way]
     task = Task(seed)
 
@@ -349,7 +349,7 @@ class _LossOfStep(nn.Module):
 def test_hugging_face_trainer(
     resumed_at: int | None, expected: History, seed: int, tmp_path: Path
 ) -> None:
-    """A SAM that the caller makes, with its schedule."""
+    """A SAM that the caller constructs, with a schedule."""
     transformers = pytest.importorskip("transformers")
 
     class InOrder(SAMTrainer, transformers.Trainer):  # type: ignore[misc, name-defined]

@@ -1,4 +1,4 @@
-"""Where a late phase of SAM begins: held against the learning rates that torch's schedulers set."""
+"""The start of a late SAM phase, compared with the learning rates that torch's schedulers set."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def optimizer() -> Optimizer:
 @pytest.mark.filterwarnings("ignore:Detected call of")
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize("name", DROPS)
-def test_it_is_the_first_fall_from_the_highest_learning_rate(name):
+def test_the_start_is_the_first_drop_from_the_highest_learning_rate(name):
     expected, make = DROPS[name]
     owner = optimizer()
     scheduler = make(owner)
@@ -113,7 +113,7 @@ def test_it_is_the_first_fall_from_the_highest_learning_rate(name):
         rates.append(owner.param_groups[0]["lr"])
         owner.step()
         scheduler.step()
-    assert late_start(scheduler) == expected  # wherever the scheduler is
+    assert late_start(scheduler) == expected  # at any step of the scheduler
     highest = max(range(expected), key=lambda epoch: (rates[epoch], -epoch))
     assert rates[expected] < rates[expected - 1] * 0.999
     for epoch in range(highest + 1, expected):
@@ -136,7 +136,7 @@ def test_the_scheduler_may_be_on_sam():
 
 
 class OwnStep(StepLR):
-    """May do anything."""
+    """A subclass with an unknown schedule."""
 
 
 OTHERS: dict[str, Callable[[Optimizer], object]] = {

@@ -41,7 +41,7 @@ def channels_last(w: Tensor) -> Tensor:
 
 
 def gapped(w: Tensor) -> Tensor:
-    """Every other element of a larger tensor."""
+    """Return a view of every other element of a larger tensor."""
     whole = torch.full((*w.shape[:-1], 2 * w.shape[-1]), 77.0, dtype=w.dtype)
     view = whole[..., ::2]
     view.copy_(w)
@@ -49,7 +49,7 @@ def gapped(w: Tensor) -> Tensor:
 
 
 def cropped(w: Tensor) -> Tensor:
-    """Rows with a margin, and an address that no vector load likes."""
+    """Return rows with a margin, at an unaligned address."""
     whole = torch.full((*w.shape[:-1], w.shape[-1] + 3), 77.0, dtype=w.dtype)
     view = whole[..., 1:-2]
     view.copy_(w)
@@ -85,7 +85,7 @@ def test_layouts_of_weights_and_gradients(layout, gradient_layout, base, seed):
 
 
 @pytest.mark.parametrize("layout", [gapped, cropped, unaligned])
-def test_what_lies_between_the_elements_is_left_alone(layout, seed):
+def test_memory_between_the_elements_is_not_written(layout, seed):
     problem = Problem([(3, 5)], seed=seed)
     parameter = nn.Parameter(layout(problem.start[0]))
     optimizer = SAM([parameter], torch.optim.SGD, lr=0.1)
@@ -98,7 +98,7 @@ def test_what_lies_between_the_elements_is_left_alone(layout, seed):
 
 @pytest.mark.parametrize("layout", [gapped, cropped])
 def test_gapped_views_without_a_gradient_keep_what_users_write(layout, seed):
-    """The optimizer works on a copy of them, which must not come back stale."""
+    """The optimizer works on a copy of gapped views, which must not overwrite them with stale values."""
     problem = Problem([(3, 5), (2, 2)], seed=seed)
     parameters = [nn.Parameter(layout(w)) for w in problem.start]
     optimizer = SAM(parameters, torch.optim.SGD, lr=0.1)
@@ -126,7 +126,7 @@ def test_odd_sizes(numel, dtype, seed):
     assert_close(*results, TOLERANCE[dtype])
 
 
-def test_channels_last_state_is_what_torch_would_make(seed):
+def test_channels_last_state_equals_that_of_torch(seed):
     p = nn.Parameter(channels_last(torch.randn(2, 3, 4, 4)))
     optimizer = SAM([p], torch.optim.SGD, lr=0.1, momentum=0.9)
     p.grad = torch.ones_like(p)
@@ -182,7 +182,7 @@ def configurations(draw):
 
 
 def check(configuration) -> None:
-    """A step at a time from the same weights and state, so that nothing amplifies rounding."""
+    """Compare single steps from equal weights and state, so that rounding is not amplified."""
     problem, (base, options), layouts, missing = configuration
 
     def laid_out(i: int, w: Tensor) -> nn.Parameter:
@@ -202,7 +202,7 @@ def check(configuration) -> None:
         start = [p.detach().clone() for p in parameters]
         found = problem.run(optimizer, parameters, range(step, step + 1), gradients)
         expected = problem.run(oracle, twins, range(step, step + 1), gradients)
-        # An update rounds to the weights that it starts from, which it may all but cancel.
+        # An update rounds relative to the weights before it, which it may nearly cancel.
         assert_close([*found, *start], [*expected, *start], 16 * torch.finfo(problem.dtype).eps)
         with torch.no_grad():
             for p, twin, double in zip(parameters, twins, oracle.doubles, strict=True):
@@ -230,8 +230,8 @@ def test_a_thousand_random_configurations(configuration):
     check(configuration)
 
 
-def test_a_parameter_cut_in_place_is_refused_before_memory_is_read(seed):
-    """The address stays the same, so only the shape tells; a copy of the cut is followed."""
+def test_a_parameter_sliced_in_place_is_refused_before_memory_is_read(seed):
+    """The address stays the same, so only the shape differs; a copy of the slice is accepted."""
     weight = nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)))
     optimizer = SAM([weight], torch.optim.SGD, rho=0.1, lr=0.1)
     for step in (optimizer.first_step, optimizer.second_step):

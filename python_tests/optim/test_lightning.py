@@ -1,4 +1,4 @@
-"""SAM and its variants inside real Lightning loops, against the same steps written by hand."""
+"""SAM and its variants in real Lightning loops equal the same steps written by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fastsam import SAM
 from fastsam.optim import LPFSGD, PGD, EntropySGD, FunctionSchedule, LookSAM, RhoScheduler
 
-with warnings.catch_warnings():  # while importing, Lightning uses what setuptools deprecates
+with warnings.catch_warnings():  # Lightning's imports use deprecated parts of setuptools
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl
     from lightning.fabric import Fabric
@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # while importing, Lightning uses what setuptoo
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-# What Lightning recommends on machines of many cores, and what it uses that torch deprecates.
+# Lightning's advice on machines with many cores, and its use of deprecated parts of torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* does not have many workers"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
@@ -72,7 +72,7 @@ def trainer(tmp_path: Path, **settings: Any) -> pl.Trainer:
 
 
 class Module(pl.LightningModule):
-    """A network whose optimizer a test makes."""
+    """A network whose optimizer the test constructs."""
 
     def __init__(self, make: Callable[[nn.Module], Any]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_manual_optimization(base: str, finish: str, closure: str, tmp_path: Pat
 
 
 def test_a_scheduler_and_step_hooks_see_every_manual_step(tmp_path: Path) -> None:
-    """A scheduler warns where it did not see the optimizer's step; warnings are errors here."""
+    """A scheduler warns if it missed the optimizer's step, and pytest turns warnings into errors."""
     calls: list[str] = []
 
     class Scheduled(Manual):
@@ -192,7 +192,7 @@ def test_a_scheduler_and_step_hooks_see_every_manual_step(tmp_path: Path) -> Non
 
 
 def test_two_optimizers_take_turns(tmp_path: Path) -> None:
-    """``toggle_optimizer`` freezes what belongs to the other optimizer alone."""
+    """``toggle_optimizer`` freezes parameters that belong only to the other optimizer."""
 
     class Turns(pl.LightningModule):
         def __init__(self) -> None:
@@ -249,10 +249,10 @@ def test_a_toggled_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closure", ["second_pass", "both_passes"])
-def test_a_plain_step_in_manual_optimization_says_what_to_call(
+def test_the_error_of_a_plain_step_in_manual_optimization_names_the_calls(
     closure: str, tmp_path: Path
 ) -> None:
-    """Lightning passes a closure that does nothing: nothing was trained, unnoticed."""
+    """Lightning passes a closure that does nothing, which would silently train nothing."""
 
     class Plain(Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -267,7 +267,7 @@ def test_a_plain_step_in_manual_optimization_says_what_to_call(
     assert_same(module.model, network())
 
 
-def test_a_second_pass_that_was_forgotten_says_so(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_second_pass_names_it(tmp_path: Path) -> None:
     class Forgotten(Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             optimizer = self.optimizers()
@@ -316,7 +316,7 @@ def test_clipping_reaches_both_passes(tmp_path: Path) -> None:
 
 
 def test_automatic_accumulation_is_refused(tmp_path: Path) -> None:
-    """The closure of the last micro-batch knows nothing of those before it."""
+    """The closure of the last micro-batch does not include those before it."""
     module = Module(sam("sgd", closure="both_passes"))
     with pytest.raises(RuntimeError, match="accumulate"):
         trainer(tmp_path, accumulate_grad_batches=2).fit(module)
@@ -426,7 +426,7 @@ def test_16_mixed_with_a_scaler(tmp_path: Path) -> None:
 
 
 def test_a_scaler_in_automatic_optimization_is_refused(tmp_path: Path) -> None:
-    """Lightning calls the closure once and then ``step()``: there is no second pass to be had."""
+    """Lightning calls the closure once and then ``step()``, so there is no second pass."""
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     module = Module(sam("sgd", closure="both_passes"))
     with pytest.raises(RuntimeError, match="first_step"):
@@ -468,8 +468,8 @@ def test_a_run_is_resumed_from_its_checkpoint(manual: bool, tmp_path: Path) -> N
     assert_same(whole.model, rest.model)
 
 
-def test_what_the_wrapper_loads_or_assigns_reaches_the_optimizer(tmp_path: Path) -> None:
-    """Attributes written to the wrapper stay on it."""
+def test_loads_and_assignments_through_the_wrapper_reach_the_optimizer(tmp_path: Path) -> None:
+    """The wrapper stores attributes that are written to it."""
 
     class Loading(Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -499,7 +499,7 @@ def test_what_the_wrapper_loads_or_assigns_reaches_the_optimizer(tmp_path: Path)
 @pytest.mark.parametrize("finish", FINISH)
 @pytest.mark.parametrize("base", BASES)
 def test_fabric(base: str, finish: str, closure: str) -> None:
-    """Its wrapper of an optimizer is made like that of the Trainer."""
+    """Its wrapper of an optimizer works like that of the Trainer."""
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     plain = network()

@@ -1,4 +1,4 @@
-"""What the optimizer keeps: one copy of the weights, and nothing that grows."""
+"""Memory of the optimizer: one copy of the weights, and nothing that grows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 
 @pytest.fixture(autouse=True)
 def _no_float64_and_no_reads() -> None:
-    """Leave out the mode of conftest.py: it keeps a little memory for every launch that it watches."""
+    """Disable the mode of conftest.py, which takes some memory for every launch."""
 
 
 def live_bytes() -> int:
@@ -60,7 +60,7 @@ def test_memory_beyond_weights_gradients_and_base_state(dtype, bytes_each, adapt
 
 
 def test_a_frozen_backbone_costs_nothing(seed):
-    """Adapters on a large network are what parameters are frozen for."""
+    """As with adapters on a large frozen network."""
     torch.manual_seed(seed)
     backbone = nn.Linear(300, 301).requires_grad_(False)
     head = nn.Linear(301, 7)
@@ -87,7 +87,7 @@ def test_a_frozen_backbone_costs_nothing(seed):
 def test_the_backup_exists_from_the_first_ascent_on(
     prepared: bool, base: Any, options: dict[str, Any], state: int, seed: int
 ) -> None:
-    """Or from ``prepare()`` on, which leaves nothing for the first ascent to allocate."""
+    """Or from ``prepare()`` on, after which the first ascent allocates nothing."""
     problem = Problem([(200, 333), (1001,), (40, 41)], seed=seed)
     backup = 4 * sum(w.numel() for w in problem.start)
     optimizer, parameters = make(SAM, problem, base, start=2, lr=0.1, **options)
@@ -155,7 +155,7 @@ def test_memory_does_not_grow(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_more_than_two_to_the_31_elements(device):
-    """Gradients on both sides of every limit of 32 bits, and zeros elsewhere."""
+    """Gradients around all limits of 32 bits, and zeros elsewhere."""
     count = 2**31 + 4099
     needed = 3.2 * 2 * count  # weight, gradient, backup
     available = (

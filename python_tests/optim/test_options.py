@@ -1,4 +1,4 @@
-"""Options that are no numbers, or no truth values, are refused before anything changes."""
+"""Invalid numbers and booleans in options are refused before anything changes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def parameters() -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("option", OWN)
-def test_what_is_no_number_is_refused(option: str, value: str) -> None:
+def test_values_that_are_not_numbers_are_refused(option: str, value: str) -> None:
     with pytest.raises(ValueError, match=option.rsplit(" ", 1)[-1]):
         OWN[option](parameters(), NO_NUMBERS[value])
 
@@ -92,18 +92,18 @@ def test_what_is_no_number_is_refused(option: str, value: str) -> None:
     "option", ["LookSAM every", "LPFSGD parts", "EntropySGD steps", "PGD seed"]
 )
 @pytest.mark.parametrize("value", [1.5, 2.0, np.float32(2.0), 0.5])
-def test_what_is_counted_is_an_integer(option: str, value: float) -> None:
+def test_counts_must_be_integers(option: str, value: float) -> None:
     with pytest.raises(ValueError, match="integer"):
         OWN[option](parameters(), value)
 
 
 @pytest.mark.parametrize("option", OWN)
 @pytest.mark.parametrize("value", [1, np.int64(1)])
-def test_numbers_of_numpy_are_numbers(option: str, value: Any) -> None:
+def test_numpy_numbers_are_accepted(option: str, value: Any) -> None:
     OWN[option](parameters(), value)
 
 
-def test_the_upper_bound_counts() -> None:
+def test_the_upper_bound_is_checked() -> None:
     with pytest.raises(ValueError, match=r"<= 1, got 1\.5"):
         EntropySGD(SGD(parameters(), lr=0.1), alpha=1.5)
 
@@ -115,7 +115,7 @@ def test_nan_in_the_base_is_refused(wrapper: str, option: str) -> None:
     try:
         base = kind(parameters(), **options)
     except ValueError:
-        pass  # torch's own refusal is as good
+        pass  # torch's error is sufficient
     else:
         keys = set(base.defaults)
         with pytest.raises(ValueError, match=r"must be a (finite )?number"):
@@ -128,7 +128,7 @@ def test_nan_in_the_base_is_refused(wrapper: str, option: str) -> None:
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None, np.bool_(True)])
 @pytest.mark.parametrize("option", ["check_finite", "stochastic_rounding"])
-def test_what_is_no_truth_value_is_refused(option: str, value: Any) -> None:
+def test_values_that_are_not_booleans_are_refused(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
         SAM(parameters(), SGD, lr=0.1, **{option: value})
 
@@ -155,7 +155,7 @@ def test_groups_that_come_later_are_checked_too() -> None:
         assert len(optimizer.param_groups) == 1
         assert optimizer.param_groups[0]["lr"] == 0.1
     for name, value in bad.items():
-        # Loaded into the base, where nobody asks SAM: seen when the step begins.
+        # Loading into the base does not call SAM, so the next step detects it.
         base = SGD(parameters(), lr=0.1)
         optimizer = SAM(optimizer=base)
         base.load_state_dict({**state, "param_groups": [{**state["param_groups"][0], name: value}]})
@@ -164,14 +164,14 @@ def test_groups_that_come_later_are_checked_too() -> None:
             optimizer.first_step()
 
 
-def test_only_the_members_of_the_family_can_be_made() -> None:
+def test_the_base_classes_cannot_be_instantiated() -> None:
     with pytest.raises(TypeError, match="abstract"):
         WrappedOptimizer(SGD(parameters(), lr=0.1))  # type: ignore[abstract]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_every_wrapper_says_whether_it_skips(wrapper: str) -> None:
-    """By what it says, a step with a NaN gradient leaves the weights alone and is counted, or not."""
+def test_every_wrapper_has_skips_nonfinite_steps(wrapper: str) -> None:
+    """If it is True, a step with a NaN gradient does not change the weights and is counted."""
     weight = parameters()[0]
     optimizer = WRAPPERS[wrapper](SGD([weight], lr=0.1))
     scale = 1.0
@@ -199,6 +199,6 @@ def test_every_wrapper_says_whether_it_skips(wrapper: str) -> None:
         assert bool(weight.isnan().all())
 
 
-def test_sam_that_does_not_look_says_so() -> None:
+def test_sam_without_the_check_does_not_claim_to_skip() -> None:
     assert SAM(parameters(), SGD, lr=0.1).skips_nonfinite_steps
     assert not SAM(parameters(), SGD, lr=0.1, check_finite=False).skips_nonfinite_steps

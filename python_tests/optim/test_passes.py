@@ -1,4 +1,4 @@
-"""Steps as generators of needs: the bits of the closure form, and weights that are restored on errors."""
+"""Steps as generators of needs have the bits of the closure form, and restore the weights on errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS: dict[str, Build] = {
     "pgd on the weights": lambda base: PGD(base, sigma=0.01, noise_on="weights"),
 }
 PASSES = {"sam": 2, "asam": 2, "looksam": 2, "lpf": 3, "entropy": 3}
-"""Passes of the first step, where it has more than one."""
+"""Number of passes of the first step, if more than one."""
 
 PLACES = [(kind, broken) for kind in KINDS for broken in range(PASSES.get(kind, 1))]
 """Every pass of every optimizer."""
@@ -124,7 +124,7 @@ def by_closure(optimizer: Any, model: nn.Module, batches: Iterator[Batch]) -> Te
 
 
 def everything(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Weights, buffers and state, copied."""
+    """Return copies of weights, buffers and state."""
     state = [
         value
         for p in model.parameters()
@@ -141,7 +141,7 @@ def kind(request: Any) -> str:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_bits_of_the_closure_form(kind: str, base: str, seed: int) -> None:
+def test_passes_have_the_bits_of_the_closure_form(kind: str, base: str, seed: int) -> None:
     found, expected = network(seed), network(seed)
     optimizers = [KINDS[kind](BASES[base](m.parameters())) for m in (found, expected)]
     streams = [batches(seed, 40) for _ in optimizers]
@@ -157,7 +157,7 @@ def test_the_bits_of_the_closure_form(kind: str, base: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_an_optimizer_without_passes_makes_one(base: str, seed: int) -> None:
+def test_an_optimizer_without_passes_gets_a_single_pass(base: str, seed: int) -> None:
     found, expected = network(seed), network(seed)
     optimizers = [BASES[base](m.parameters()) for m in (found, expected)]
     streams = [batches(seed, 5) for _ in optimizers]
@@ -167,7 +167,7 @@ def test_an_optimizer_without_passes_makes_one(base: str, seed: int) -> None:
     assert_same_bits(everything(found, optimizers[0]), everything(expected, optimizers[1]))
 
 
-def test_passes_of_asks_the_optimizer_first(seed: int) -> None:
+def test_passes_of_uses_the_passes_of_the_optimizer(seed: int) -> None:
     model = network(seed)
     optimizer = KINDS["lpf"](BASES["sgd"](model.parameters()))
     needs = [need.part for need in passes_of(optimizer)]
@@ -176,10 +176,10 @@ def test_passes_of_asks_the_optimizer_first(seed: int) -> None:
 
 @pytest.mark.parametrize("way", ["raises", "is closed", "is dropped"])
 @pytest.mark.parametrize(("kind", "broken"), PLACES)
-def test_a_step_given_up_at_any_pass_changes_nothing(
+def test_a_step_abandoned_at_any_pass_changes_nothing(
     kind: str, broken: int, way: str, seed: int
 ) -> None:
-    """Weights, state and counters are those of before, bit for bit, and the next step is the one due."""
+    """Weights, state and counters are bitwise unchanged, and the next step is the same step."""
     model, twin = network(seed), network(seed)
     optimizer, other = (KINDS[kind](BASES["sgd"](m.parameters())) for m in (model, twin))
     for m, o in ((model, optimizer), (twin, other)):
@@ -217,7 +217,7 @@ def test_a_step_given_up_at_any_pass_changes_nothing(
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"pgd on the weights"}))
 def test_an_error_of_the_update_itself_restores(kind: str, seed: int) -> None:
-    """All but PGD's noise on the weights, which stays where a pass was made."""
+    """Except PGD's noise on the weights, which is permanent once the pass was made."""
 
     class Failing(SGD):
         def step(self, closure: Any = None) -> Any:
@@ -231,7 +231,7 @@ def test_an_error_of_the_update_itself_restores(kind: str, seed: int) -> None:
     assert_same_bits(list(model.parameters()), before)
 
 
-def test_a_stop_iteration_of_the_caller_is_no_end_of_the_step(kind: str, seed: int) -> None:
+def test_a_stop_iteration_of_the_caller_propagates(kind: str, seed: int) -> None:
     """A loader that is exhausted in a pass must not look like a finished step."""
     model = network(seed)
     optimizer = KINDS[kind](BASES["sgd"](model.parameters()))
@@ -277,7 +277,7 @@ def test_sam_skips_a_batch_without_loss_and_gradient(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sam", "looksam"])
-def test_only_the_first_pass_of_an_ascent_says_that_it_directs_one(kind: str, seed: int) -> None:
+def test_only_the_first_pass_of_an_ascent_has_need_ascent(kind: str, seed: int) -> None:
     model = network(seed)
     base = SGD(model.parameters(), lr=0.1)
     make: dict[str, Any] = {
@@ -296,14 +296,14 @@ def test_only_the_first_pass_of_an_ascent_says_that_it_directs_one(kind: str, se
     assert ascents == [[False], [True, False], [False], [True, False]]
 
 
-# --- steps that others write --------------------------------------------------------------------
+# --- steps of user-defined optimizers -----------------------------------------------------------
 
 SHARP = "sharp"
 REST = "rest"
 
 
 class WeightedSAM(SAM):
-    """Climb and descend on one weighting of the loss, and add the plain gradient of another.
+    """Ascend and descend on one weighting of the loss, and add the plain gradient of another.
 
     The shape of ImbSAM (0 and 1 by class) and of Focal-SAM (any share by class).
     """
@@ -391,7 +391,7 @@ def test_a_closure_cannot_answer_every_need(by: str, seed: int) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-def test_ranks_that_climb_on_their_own_ask_for_a_local_gradient(seed: int) -> None:
+def test_local_ascents_need_a_local_gradient(seed: int) -> None:
     model = network(seed)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

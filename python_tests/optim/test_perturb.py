@@ -1,4 +1,4 @@
-"""Groups with ``perturb=False``: out of the norm, the perturbation and the backup, and in the update."""
+"""Groups with ``perturb=False``: excluded from norm, perturbation and backup, included in the update."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_trajectories_equal_the_oracle(base, dtype, adaptive, seed):
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-def test_the_ascent_leaves_them_out(dtype, seed):
+def test_the_ascent_excludes_groups_with_perturb_false(dtype, seed):
     problem = problem_of(dtype, seed)
     optimizer, parameters = make(SAM, problem, SGD, rho=0.2, adaptive=True, lr=0.1)
     problem.set_gradients(parameters, 0, 0)
@@ -91,7 +91,7 @@ def test_the_ascent_leaves_them_out(dtype, seed):
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_gradient_that_is_not_finite_counts_where_it_is_used(base, seed):
-    """In the first pass those of parameters that are not perturbed go nowhere; in the second all count."""
+    """The first pass ignores gradients of unperturbed parameters; the second uses all."""
     kind, options = BASES[base]
     problem = problem_of(torch.float64, seed)
 
@@ -113,7 +113,7 @@ def test_a_gradient_that_is_not_finite_counts_where_it_is_used(base, seed):
                     assert_same_bits(found, problem.run(twin, others, 2))
                 else:
                     assert_same_bits(found, before)
-                # The flag is gone in the next step.
+                # The flag is cleared in the next step.
                 problem.run(optimizer, parameters, range(2, 3))
                 assert int(optimizer.skipped_steps) == (not harmless)
 
@@ -132,14 +132,12 @@ def test_a_scaler_skips_for_the_gradients_that_are_used(seed):
         scaler.step(optimizer)
         scaler.update()
         assert int(optimizer.skipped_steps) == skips
-        assert (
-            scaler.get_scale() == 2.0
-        )  # that the scale is too high the scaler learns all the same
+        assert scaler.get_scale() == 2.0  # the scaler still lowers the scale
 
 
 @pytest.mark.filterwarnings("ignore:the ascent left")
 @pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_they_cost_no_backup(dtype, bytes_each):
+def test_excluded_parameters_have_no_backup(dtype, bytes_each):
     perturbed = nn.Parameter(torch.ones(1000, dtype=dtype))
     kept = nn.Parameter(torch.ones(100_000, dtype=dtype))
     optimizer = SAM(
@@ -163,7 +161,7 @@ def pair() -> list[dict[str, Any]]:
     ]
 
 
-def test_it_lives_in_the_groups():
+def test_perturb_is_an_option_of_the_groups():
     optimizer = SAM([nn.Parameter(torch.ones(2))], SGD, lr=0.1)
     assert optimizer.param_groups[0]["perturb"] is True
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "perturb": False})
@@ -175,7 +173,7 @@ def test_it_lives_in_the_groups():
     assert [g["perturb"] for g in SAM(optimizer=ready).param_groups] == [True, False]
 
 
-def test_a_checkpoint_of_the_base_keeps_it_and_one_of_sam_brings_it():
+def test_perturb_survives_base_checkpoints_and_is_loaded_from_sam_checkpoints():
     optimizer = SAM(pair(), SGD, lr=0.1)
     plain = SGD([{"params": g["params"]} for g in pair()], lr=0.2).state_dict()
     optimizer.load_state_dict(plain)
@@ -188,7 +186,7 @@ def test_a_checkpoint_of_the_base_keeps_it_and_one_of_sam_brings_it():
 
 
 @pytest.mark.parametrize("value", [1, 0, "no", None, np.bool_(False), torch.tensor(False)])
-def test_it_is_true_or_false(value):
+def test_perturb_must_be_true_or_false(value):
     groups = [{"params": [nn.Parameter(torch.ones(2))], "perturb": value}]
     with pytest.raises(ValueError, match="perturb must be True or False"):
         SAM(groups, SGD, lr=0.1)
@@ -216,12 +214,14 @@ def test_one_group_must_be_perturbed():
     with pytest.raises(ValueError, match=message):
         optimizer.param_groups = [{**group, "perturb": False} for group in optimizer.param_groups]
     swapped = SAM(pair()[::-1], SGD, lr=0.1)
-    with pytest.raises(ValueError, match=message):  # it would get the option of the group before
+    with pytest.raises(
+        ValueError, match=message
+    ):  # it would inherit the option of the previous group
         swapped.param_groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}]
     assert [g["perturb"] for g in optimizer.param_groups] == [True, False]
     assert optimizer.param_groups[0]["lr"] == 0.1
 
-    # Where nobody asks SAM it is seen when the step begins.
+    # A change that does not call SAM is detected when the step begins.
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     for change in (
         lambda: optimizer.param_groups[0].update(perturb=False),
@@ -241,7 +241,7 @@ def test_one_group_must_be_perturbed():
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_it_may_change_between_steps(base, seed):
+def test_perturb_may_change_between_steps(base, seed):
     kind, options = BASES[base]
     problem = problem_of(torch.float64, seed)
     results = []
@@ -256,7 +256,7 @@ def test_it_may_change_between_steps(base, seed):
     assert_close(*results, TOLERANCE[torch.float64])
 
 
-def test_a_captured_step_notices_the_change():
+def test_a_captured_step_notices_a_change_of_perturb():
     optimizer = SAM(pair(), SGD, lr=0.1)
     before = _frozen(optimizer)
     assert _frozen(optimizer) == before
@@ -295,7 +295,7 @@ def test_a_step_of_capture_step_on_the_cpu(seed):
 
 @pytest.mark.parametrize("prepares", [False, True])
 @pytest.mark.parametrize("base", ["SGD", "AdamW"])
-def test_they_have_no_backup_and_the_others_none_before_the_first_ascent(base, prepares, seed):
+def test_no_backup_exists_before_the_first_ascent_nor_for_excluded_parameters(base, prepares, seed):
     kind, options = BASES[base]
     problem = problem_of(torch.float64, seed)
     optimizer, parameters = make(SAM, problem, kind, rho=0.3, start=2, **options)
@@ -319,7 +319,7 @@ def test_they_have_no_backup_and_the_others_none_before_the_first_ascent(base, p
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-def test_a_step_without_ascent_updates_them_like_the_others(dtype, seed):
+def test_a_step_without_ascent_updates_excluded_parameters_like_the_others(dtype, seed):
     kind, options = BASES["SGD"]
     problem = problem_of(dtype, seed)
     runs = []
@@ -363,7 +363,7 @@ def test_trajectories_with_an_interval_equal_the_oracle(seed):
     assert_close([p.detach() for p in parameters], [p.detach() for p in doubles], 1e-12)
 
 
-def test_their_rho_makes_no_ascent_due():
+def test_the_rho_of_excluded_groups_makes_no_ascent_due():
     groups = [{**pair()[0], "rho": 0.0}, {**pair()[1], "rho": 0.5}]
     optimizer = SAM(groups, SGD, lr=0.1)
     assert not optimizer.ascent_due
@@ -372,7 +372,7 @@ def test_their_rho_makes_no_ascent_due():
     assert optimizer.ascent_due
 
 
-def test_their_gradients_alone_are_enough_where_no_ascent_is_due():
+def test_gradients_of_excluded_parameters_suffice_where_no_ascent_is_due():
     groups = pair()
     perturbed, kept = (group["params"][0] for group in groups)
     optimizer = SAM(groups, SGD, lr=0.25, start=2)
@@ -436,7 +436,7 @@ def test_both_checks_of_all_groups_run_wherever_groups_change():
 # --- other parts of a step ----------------------------------------------------------------------
 
 
-def test_gradients_of_none_but_them_move_nothing():
+def test_an_ascent_with_gradients_of_excluded_parameters_only_is_refused():
     groups = pair()
     optimizer = SAM(groups, SGD, lr=0.1)
     groups[1]["params"][0].grad = torch.ones(2)
@@ -445,7 +445,7 @@ def test_gradients_of_none_but_them_move_nothing():
     groups[1]["params"][0].grad = None
     with pytest.raises(RuntimeError, match="no parameter has a gradient"):
         optimizer.first_step()
-    # None in the first pass, as after an ascent on a part of the network, is no error.
+    # No gradient in the first pass, as after a pass over a part of the network, is no error.
     groups[0]["params"][0].grad = torch.ones(2)
     optimizer.first_step(zero_grad=True)
     groups[1]["params"][0].grad = torch.ones(2)
@@ -454,7 +454,7 @@ def test_gradients_of_none_but_them_move_nothing():
     assert_close([groups[1]["params"][0].detach()], [torch.full((2,), 0.9)], 1e-6)
 
 
-def test_frozen_ones_may_be_of_any_dtype(seed):
+def test_frozen_excluded_parameters_may_have_any_dtype(seed):
     frozen = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
     groups = pair()
     groups[1]["params"].append(frozen)
@@ -488,8 +488,8 @@ def test_closures(closure, seed):
     assert_close([p.detach() for p in parameters], expected, 1e-12)
 
 
-def test_rounding_counts_perturbed_weights_alone(seed):
-    """Neither stochastic rounding nor the warning about lost ascents reaches the others."""
+def test_rounding_counts_only_perturbed_weights(seed):
+    """Neither stochastic rounding nor the warning about lost ascents affects the others."""
     lost = nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
     moved = nn.Parameter(torch.ones(10))
     optimizer = SAM(
@@ -539,8 +539,8 @@ def test_weights_with_gaps_and_a_step_without_ascent(seed):
     assert_same_bits([memory, plain], [start, before - 1.0])
 
 
-def test_the_direction_of_looksam_is_that_of_all_parameters(seed):
-    """The gradients of all parameters change where some are perturbed; the update uses them all."""
+def test_the_direction_of_looksam_includes_all_parameters(seed):
+    """Perturbing some parameters changes the gradients of all, and the update uses all."""
     problem = problem_of(torch.float64, seed)
     parameters = problem.parameters()
     optimizer = LookSAM(SGD(problem.param_groups(parameters), lr=0.1), rho=0.2, every=2, alpha=0.3)
@@ -592,7 +592,7 @@ def test_looksam_keeps_its_direction_where_a_first_gradient_was_broken(seed):
 
 
 class LlamaRMSNorm(nn.Module):
-    """Not a class of torch, as many networks have one."""
+    """A normalization class that is not torch's, as in many networks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -654,12 +654,12 @@ def test_names_of_parameters_and_modules_and_functions_of_them():
     assert names(perturb_only(model, lambda name: name.endswith("bias"))[0])[0] == "conv.bias"
     (group,) = perturb_only(model, lambda name: True)
     assert group["perturb"] is True
-    # "hea" is no module, and "own" no beginning of a name.
-    with pytest.raises(ValueError, match="'hea' is the name of no parameter"):
+    # "hea" is not a module, and "own" is not the beginning of a name.
+    with pytest.raises(ValueError, match="Network has no parameter named 'hea'"):
         perturb_only(model, ["head", "hea"])
 
 
-def test_tied_parameters_are_there_once():
+def test_tied_parameters_occur_once():
     model = Network()
     model.head.bias = model.conv.bias = nn.Parameter(torch.ones(4))
     model.norms[1].weight = model.norms[0].weight
@@ -671,20 +671,20 @@ def test_tied_parameters_are_there_once():
 
 @pytest.mark.parametrize("chosen", [[], (), lambda name: False], ids=["list", "tuple", "function"])
 def test_an_empty_choice_is_refused(chosen):
-    with pytest.raises(ValueError, match="chose no parameter of Network"):
+    with pytest.raises(ValueError, match="found no parameter of Network"):
         perturb_only(Network(), chosen)
 
 
 def test_a_model_without_normalization_is_refused():
-    with pytest.raises(ValueError, match="chose no parameter of Linear"):
+    with pytest.raises(ValueError, match="found no parameter of Linear"):
         perturb_only(nn.Linear(2, 2), "normalization")
-    with pytest.raises(ValueError, match="chose no parameter of BatchNorm1d"):
+    with pytest.raises(ValueError, match="found no parameter of BatchNorm1d"):
         perturb_only(nn.BatchNorm1d(2, affine=False), "normalization")
 
 
-def test_what_is_no_choice_is_refused():
-    with pytest.raises(ValueError, match=r"got 'norm'; for one name pass \['norm'\]"):
+def test_invalid_choices_are_refused():
+    with pytest.raises(ValueError, match=r"got 'norm'; for a single name pass \['norm'\]"):
         perturb_only(Network(), "norm")  # type: ignore[arg-type]
     for wrong in (None, 3, [1], {"head"}):
-        with pytest.raises(TypeError, match="perturb_only takes"):
+        with pytest.raises(TypeError, match="perturb_only expects"):
             perturb_only(Network(), wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which steps ascend, and the steps that do not: they are the base optimizer's, in every form of calling."""
+"""The ascent policy: steps without an ascent equal the base optimizer's, in every form of calling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weight(value: float = 1.0) -> nn.Parameter:
 
 
 def two_calls(optimizer: SAM, p: nn.Parameter) -> None:
-    """Make a step as code that knows no policy."""
+    """Make a step with two-call code that ignores the policy."""
     p.grad = torch.ones_like(p)
     optimizer.first_step(zero_grad=True)
     p.grad = torch.ones_like(p)
@@ -86,7 +86,7 @@ def test_a_rho_on_the_cpu_is_read(value: float) -> None:
 
 
 def test_a_rho_on_a_device_counts_as_nonzero() -> None:
-    """Nothing may read it: a tensor without data could not even be read."""
+    """It must not be read; a meta tensor has no data to read."""
     optimizer = SAM([weight()], SGD, lr=0.1)
     optimizer.param_groups[0]["rho"] = torch.zeros((), device="meta")
     assert optimizer.ascent_due is True
@@ -315,7 +315,7 @@ def test_torch_loads_the_checkpoint_of_sam() -> None:
     assert plain.param_groups[0]["lr"] == 0.1
 
 
-def test_loading_between_the_looks_decides_anew() -> None:
+def test_loading_resets_the_decision() -> None:
     optimizer = SAM([weight()], SGD, lr=0.1, start=5)
     assert optimizer.ascent_due is False
     optimizer.load_state_dict(SAM([weight()], SGD, lr=0.1).state_dict())
@@ -340,7 +340,7 @@ SHAPES = [(3, 5), (7,), (), (0,), (1003,)]
 def test_a_step_without_ascent_is_the_update_of_a_step_with_one(
     base: tuple[Any, dict[str, Any]], dtype: torch.dtype, seed: int
 ) -> None:
-    """With the gradients of the second pass fixed, the ascent leaves no trace in weights and state."""
+    """With fixed gradients in the second pass, the ascent does not affect weights and state."""
     problem = Problem(SHAPES, dtype=dtype, seed=seed)
     plain, weights = make(SAM, problem, base[0], start=100, **base[1])
     ascending, twins = make(SAM, problem, base[0], rho=0.5, **base[1])
@@ -642,7 +642,7 @@ def sam(parameters: Any, **options: Any) -> SAM:
 def test_a_run_has_the_bits_of_the_base_until_start(
     form: str, dtype: torch.dtype, seed: int
 ) -> None:
-    """And then those of SAM, begun from there."""
+    """And then the bits of SAM started from there."""
     run = Trained(sam, seed, dtype).run(FORMS[form], range(START))
     plain = Trained(lambda p: SGD(p, foreach=True, **SGD_OPTIONS), seed, dtype)
     plain.run(plainly_accumulated if form == "accumulated" else plainly, range(START))
@@ -660,7 +660,7 @@ def test_a_run_has_the_bits_of_the_base_until_start(
 
 
 @pytest.mark.parametrize("at", [START - 2, START + 1], ids=["before start", "after start"])
-def test_a_resumed_run_has_the_bits_of_one_without_a_break(form: str, at: int, seed: int) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(form: str, at: int, seed: int) -> None:
     whole = Trained(sam, seed, torch.float32).run(FORMS[form], range(START + 3))
     first = Trained(sam, seed, torch.float32).run(FORMS[form], range(at))
     resumed = Trained(sam, seed + 1, torch.float32)
@@ -672,7 +672,7 @@ def test_a_resumed_run_has_the_bits_of_one_without_a_break(form: str, at: int, s
 
 
 def test_all_forms_make_the_same_run(form: str, seed: int) -> None:
-    """With intervals, an end and steps that are skipped on the way."""
+    """With intervals, a stop and skipped steps."""
 
     def intermittent(parameters: Any) -> SAM:
         return sam(parameters, start=1, interval=3, stop=8)
@@ -749,7 +749,7 @@ def test_a_plain_step_needs_a_gradient(call: str) -> None:
     assert optimizer.attempted_steps == 0
 
 
-def test_the_second_pass_of_code_that_does_not_ask_needs_a_gradient_too() -> None:
+def test_an_unconditional_second_pass_needs_a_gradient_too() -> None:
     p = weight()
     optimizer = SAM([p], SGD, lr=0.1, start=9)
     optimizer.first_step(zero_grad=True)
@@ -787,7 +787,7 @@ def test_gradients_of_an_earlier_micro_batch_are_refused_from_the_first_step_on(
     assert optimizer.attempted_steps == 0
 
 
-def test_a_batch_that_a_closure_leaves_out_does_not_count() -> None:
+def test_a_batch_that_a_closure_skips_does_not_count() -> None:
     p = weight()
     optimizer = SAM([p], SGD, lr=0.1, start=9, closure="both_passes")
     optimizer.zero_grad()
@@ -796,7 +796,7 @@ def test_a_batch_that_a_closure_leaves_out_does_not_count() -> None:
 
 
 def test_replays_choose_count_and_follow_the_options(seed: int) -> None:
-    """What the host does around CUDA graphs, with eager steps in their place."""
+    """Tests the host's part of a replay with eager steps in place of CUDA graphs."""
     run = Trained(lambda p: sam(p, start=1, interval=2), seed, torch.float32)
     optimizer = run.optimizer
     static = run.batch(0)
@@ -834,7 +834,7 @@ def test_replays_choose_count_and_follow_the_options(seed: int) -> None:
 
 
 @pytest.mark.gpu
-def test_a_captured_step_is_the_eager_one_with_and_without_ascents(seed: int) -> None:
+def test_captured_steps_equal_eager_ones_with_and_without_ascents(seed: int) -> None:
     """Nothing is allocated by the first ascent."""
     models, optimizers = [], []
     for _ in range(2):

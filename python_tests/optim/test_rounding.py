@@ -1,4 +1,4 @@
-"""16-bit weights: the share that an ascent was too small to change, and stochastic rounding."""
+"""16-bit weights: the fraction that an ascent is too small to change, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ascent(rho: float, parameters: list[nn.Parameter], **options) -> SAM:
 
 
 def half_and_half() -> nn.Parameter:
-    """Sixteen weights of 1, whose neighbours are 2^-8 away, and sixteen of 2^-10."""
+    """Return sixteen weights of 1, whose neighbors are 2^-8 away, and sixteen of 2^-10."""
     return nn.Parameter(torch.cat([torch.ones(16), torch.full((16,), 2.0**-10)]).bfloat16())
 
 
@@ -35,7 +35,7 @@ def test_the_share_is_counted(dtype, resolution):
     assert bool((p[3:] > 2.0**-12).all())
 
 
-def test_the_share_is_that_of_the_last_ascent():
+def test_the_share_covers_only_the_last_ascent():
     p = half_and_half()
     optimizer = ascent(0.001 * 32**0.5, [p])
     assert float(optimizer.unchanged_share) == 0.5
@@ -57,7 +57,7 @@ def test_without_16_bit_weights_there_is_nothing_to_lose():
     assert float(ascent(1e-30, [nn.Parameter(torch.ones(4))]).unchanged_share) == 0.0
 
 
-def test_more_than_one_half_is_warned_of_once():
+def test_more_than_one_half_warns_once():
     p = nn.Parameter(torch.ones(33, dtype=torch.bfloat16))
     with pytest.warns(UserWarning, match="left 100% .* 16-bit"):
         optimizer = ascent(1e-4, [p])
@@ -66,15 +66,15 @@ def test_more_than_one_half_is_warned_of_once():
         optimizer.first_step()
 
 
-def test_one_half_is_not_warned_of():
+def test_one_half_does_not_warn():
     ascent(0.001 * 32**0.5, [half_and_half()])
 
 
-def test_rho_zero_is_not_warned_of():
+def test_rho_zero_does_not_warn():
     ascent(0.0, [nn.Parameter(torch.ones(33, dtype=torch.bfloat16))])
 
 
-def test_a_warning_made_an_error_leaves_a_step_that_can_be_given_up():
+def test_a_step_can_be_abandoned_after_a_warning_turned_into_an_error():
     p = nn.Parameter(torch.ones(33, dtype=torch.bfloat16))
     optimizer = SAM([p], torch.optim.SGD, rho=1e-4, lr=0.1)
     p.grad = torch.ones_like(p)
@@ -91,7 +91,7 @@ def test_a_warning_made_an_error_leaves_a_step_that_can_be_given_up():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stochastic_rounding_lets_a_small_ascent_through_on_average(dtype):
-    """To nearest, weights of 1 would not move at all; the mean of the moves is rho / sqrt(n)."""
+    """Rounded to nearest, weights of 1 would not move; the mean of the moves must be rho / sqrt(n)."""
     count = 100_000
     p = nn.Parameter(torch.ones(count, dtype=dtype))
     step = torch.finfo(dtype).eps / 10
@@ -118,7 +118,7 @@ def test_stochastic_rounding_is_the_same_in_every_run_and_new_in_every_step():
     assert torch.equal(tops[0][0], tops[2][0])
     assert torch.equal(tops[1][0], tops[3][0])
     assert not torch.equal(tops[0][0], tops[1][0])
-    assert not torch.equal(tops[0][0], tops[0][1])  # each parameter draws its own
+    assert not torch.equal(tops[0][0], tops[0][1])  # each parameter has its own random stream
 
 
 @pytest.mark.filterwarnings("ignore:the ascent left")

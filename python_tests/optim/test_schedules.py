@@ -61,7 +61,7 @@ def test_steps() -> None:
     assert values(StepSchedule((2, 2), (0.05, 0.1, 0.5)), 3) == [0.05, 0.05, 0.5]
 
 
-def test_the_numbers_of_a_step_schedule_are_those_of_step_rho() -> None:
+def test_step_schedule_uses_the_numbers_of_the_former_step_rho() -> None:
     """Its milestones were the first epochs of the phases, counted from 0."""
     milestones, rhos = (5, 60, 75), (0.05, 0.1, 0.5, 0.8)
     before = [rhos[bisect_right(milestones, epoch)] for epoch in range(100)]
@@ -117,9 +117,9 @@ def test_schedules_are_frozen_values(name: str) -> None:
 
 
 def test_bad_schedules() -> None:
-    with pytest.raises(ValueError, match="2 phases, but there are 3 values"):
+    with pytest.raises(ValueError, match="2 phases, but got 3 values"):
         StepSchedule((1,), (0.1, 0.2, 0.3))
-    with pytest.raises(ValueError, match=r"must not fall, got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"must be in ascending order, got \(3, 2\)"):
         StepSchedule((3, 2), (0.1, 0.2, 0.3))
     for kind in (LinearSchedule, CosineSchedule):
         with pytest.raises(ValueError, match="at least 1"):
@@ -168,7 +168,7 @@ def test_looksam_has_a_rho_too() -> None:
     assert optimizer.sam.param_groups[0]["rho"] == 0.3
 
 
-def test_the_optimizer_climbs_by_the_scheduled_rho() -> None:
+def test_the_optimizer_uses_the_scheduled_rho() -> None:
     optimizer = build()
     parameter = optimizer.param_groups[0]["params"][0]
     scheduler = RhoScheduler(optimizer, LinearSchedule(0.5, 2.0, epochs=2))
@@ -226,7 +226,9 @@ def test_a_plain_function_is_refused(many: bool) -> None:
         return 0.3
 
     optimizer = build()
-    with pytest.raises(TypeError, match=r"FunctionSchedule\(function\).*count from 1, not from 0"):
+    with pytest.raises(
+        TypeError, match=r"FunctionSchedule\(function\).*counted from 1, not from 0"
+    ):
         RhoScheduler(optimizer, [function] if many else function)  # type: ignore[arg-type, list-item]
     assert optimizer.param_groups[0]["rho"] == 0.05
 
@@ -236,11 +238,11 @@ def test_a_plain_function_is_refused(many: bool) -> None:
     [
         ({"last_epoch": 4}, "last_epoch=4.*counted from 0.*epochs now count from 1"),
         ({"last_epoch": 4, "epoch": 5}, "counted from 0"),
-        ({"step": 4}, r"has an 'epoch', got the keys \['step'\]"),
+        ({"step": 4}, r"must have the key 'epoch', got \['step'\]"),
         ({"epoch": 0}, "counted from 1"),
     ],
 )
-def test_other_states_are_refused(state: dict[str, Any], message: str) -> None:
+def test_invalid_state_dicts_are_refused(state: dict[str, Any], message: str) -> None:
     optimizer = build()
     scheduler = RhoScheduler(optimizer, LinearSchedule(0.1, 0.9, 9))
     with pytest.raises(ValueError, match=message):
@@ -258,8 +260,8 @@ def test_other_states_are_refused(state: dict[str, Any], message: str) -> None:
         ("ConstantRho", "needs no schedule"),
     ],
 )
-def test_names_of_before_say_what_replaced_them(name: str, replacement: str) -> None:
-    message = f"{name} does not exist any more.*{replacement}.*from 1, not from 0"
+def test_removed_names_raise_with_their_replacement(name: str, replacement: str) -> None:
+    message = f"{name} was removed.*{replacement}.*from 1, not from 0"
     with pytest.raises(ImportError, match=message):
         exec(f"from fastsam.optim import {name}")
     with pytest.raises(ImportError, match=message):

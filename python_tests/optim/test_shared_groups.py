@@ -1,4 +1,4 @@
-"""Groups and state that an optimizer shares with its base, whoever replaces, loads or copies them."""
+"""Groups and state that an optimizer shares with its base, when either is replaced, loaded or copied."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OWN: dict[str, tuple[Callable[[Optimizer], Any], dict[str, Any]]] = {
 
 
 class Deaf(SGD):
-    """Loads in a way of its own, without torch's hooks."""
+    """An optimizer that overrides loading and ignores torch's hooks."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
@@ -79,8 +79,8 @@ def member(request: Any) -> tuple[Callable[[Optimizer], Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", [SGD, Deaf])
-def test_own_options_survive_what_is_loaded_into_the_base(member: Any, kind: Any) -> None:
-    """The natural way to go on with a run that began without."""
+def test_own_options_survive_loading_into_the_base(member: Any, kind: Any) -> None:
+    """As when a run that began without SAM is resumed through the base optimizer."""
     make, own = member
     plain = SGD(groups_of(two_parameters()), lr=0.03, momentum=0.9)
     step(plain)
@@ -110,7 +110,7 @@ def test_own_options_survive_what_is_loaded_into_the_base(member: Any, kind: Any
     step(optimizer)
 
 
-def test_a_run_goes_on_with_sam_as_it_would_have(seed: int) -> None:
+def test_a_run_continues_with_sam_unchanged(seed: int) -> None:
     """The same weights as a SAM that loaded the plain state itself."""
     plain_parameters = two_parameters(seed)
     plain = SGD(groups_of(plain_parameters), lr=0.1, momentum=0.9)
@@ -150,7 +150,7 @@ def test_assigned_groups_are_followed(member: Any, which: str) -> None:
     assert not torch.equal(parameters[1], before[1])
 
 
-def test_assigned_groups_take_over_what_they_lack(member: Any) -> None:
+def test_assigned_groups_inherit_missing_options(member: Any) -> None:
     make, own = member
     optimizer = make(SGD(groups_of(two_parameters()), lr=0.1, momentum=0.9))
     for _ in range(2):
@@ -190,7 +190,7 @@ def test_state_and_defaults_are_shared_too(member: Any) -> None:
 
 
 def test_schedulers_on_either_object_see_every_step(member: Any) -> None:
-    """They warn where they saw none; warnings are errors here."""
+    """Schedulers warn if they missed a step, and pytest turns warnings into errors."""
     make, _ = member
     for outer in (True, False):
         base = SGD(groups_of(two_parameters()), lr=0.1)
@@ -217,8 +217,8 @@ BASES: dict[str, Callable[[Any], Optimizer]] = {
 )
 @pytest.mark.parametrize("copier", COPIERS)
 @pytest.mark.parametrize("base", BASES)
-def test_a_copy_begins_where_no_update_was_made(base: str, copier: str, kind: Any) -> None:
-    """torch dampens no first update; a skipped one was none, in the copy and in the original."""
+def test_a_copy_before_the_first_update_starts_fresh(base: str, copier: str, kind: Any) -> None:
+    """torch does not dampen the first update, and a skipped update does not count as the first."""
     parameters = two_parameters()
     optimizer = kind(BASES[base](groups_of(parameters)))
     step(optimizer, scale=float("nan"))
@@ -238,7 +238,7 @@ def test_a_copy_begins_where_no_update_was_made(base: str, copier: str, kind: An
 
 @pytest.mark.parametrize("copier", COPIERS)
 def test_a_copy_knows_which_parameters_were_updated(copier: str) -> None:
-    """One had its first update, the other none: it had no gradient then and a broken one later."""
+    """One parameter was updated; the other had no gradient at first and a broken one later."""
     first, second = parameters = two_parameters()
     optimizer = SAM(parameters, SGD, lr=0.1, momentum=0.9, dampening=0.5)
     for gradients in ((1.0, None), (float("nan"), 1.0)):
@@ -259,7 +259,7 @@ def test_a_copy_knows_which_parameters_were_updated(copier: str) -> None:
 
 
 def test_looksam_is_saved_after_a_first_step_that_was_skipped() -> None:
-    """The direction is no state of the base's, and stays."""
+    """The direction is not part of the base's state, and is kept."""
     parameters = two_parameters()
     optimizer = LookSAM(SGD(parameters, lr=0.1, momentum=0.9), every=2)
     step(optimizer, scale=float("nan"))

@@ -1,4 +1,4 @@
-"""A step that is skipped leaves buffers as they were; every other step leaves them as they are."""
+"""A skipped step restores buffers; other steps keep their changes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_buffers_of_a_skipped_step(
     generator = torch.Generator().manual_seed(2)
     for number in range(4):
         inputs = torch.randn(7, 3, generator=generator)
-        if number != 2:  # the twin never sees the bad batch, and knows nothing of the context
+        if number != 2:  # the reference skips the bad batch and does not use the context
             step(plain, other, inputs)
         else:
             inputs[4, 1] = bad

@@ -1,4 +1,4 @@
-"""Checkpoints, copies and pickles: a run that is interrupted is the run that was not."""
+"""Checkpoints, copies and pickles: an interrupted run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def base(request):
 
 
 def through_a_file(value: Any) -> Any:
-    """What ``torch.save`` and the safe ``torch.load`` make of it."""
+    """Save an object with ``torch.save`` and load it with the safe ``torch.load``."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
@@ -43,7 +43,7 @@ def through_a_file(value: Any) -> Any:
 
 
 def continued(problem, base, first, parameters, state, *, kind=SAM):
-    """A fresh optimizer over copies of ``parameters`` that loads ``state`` and runs steps 4 to 7."""
+    """Run steps 4 to 7 with a new optimizer over copies of ``parameters`` that loads ``state``."""
     twins = [nn.Parameter(p.detach().clone()) for p in parameters]
     optimizer = kind([{"params": twins}], base[0], rho=0.1, **base[1])
     (optimizer if kind is SAM else optimizer.base_optimizer).load_state_dict(state)
@@ -78,7 +78,7 @@ def test_loading_into_a_used_optimizer_replaces_its_state(base, seed):
 
 
 def test_torch_loads_the_state_of_a_run(base, seed):
-    """Plain PyTorch goes on from our checkpoint."""
+    """Plain PyTorch resumes our checkpoint."""
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = halfway(problem, base)
     found = continued(
@@ -91,14 +91,14 @@ def test_a_base_checkpoint_of_torch(base, seed):
     problem = Problem(SHAPES, seed=seed)
     plain, parameters = halfway(problem, base, PlainSAM)
     state = through_a_file(plain.base_optimizer.state_dict())
-    for group in state["param_groups"]:  # as torch.optim alone would have written it
+    for group in state["param_groups"]:  # as torch.optim would have written it
         del group["rho"], group["adaptive"]
     found = continued(problem, base, plain, parameters, state)
     assert_close(found, problem.run(plain, parameters, range(4, 8)), 1e-5)
 
 
 def test_a_checkpoint_of_the_reference_implementation(base, seed):
-    """It holds copies of the weights and no momentum: training goes on as it does there, from none."""
+    """It has copies of the weights and no momentum: training resumes without momentum, as it does there."""
     problem = Problem(SHAPES, seed=seed)
     plain, parameters = halfway(problem, base, PlainSAM)
     twins = [nn.Parameter(p.detach().clone()) for p in parameters]
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_the_reference_implementation(base, seed):
 
 
 class EightBit(torch.optim.Optimizer):
-    """Momentum in 8 bits, which torch would load as float32; as bitsandbytes and torchao have it."""
+    """An optimizer with 8-bit momentum, which torch would load as float32, like bitsandbytes and torchao."""
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, {"lr": lr})
@@ -169,7 +169,7 @@ def test_a_base_saves_and_loads_in_its_own_way(wrap, seed):
     "wrap", [lambda base: SAM(optimizer=base), lambda base: PGD(base, sigma=0)], ids=["SAM", "PGD"]
 )
 def test_hooks_of_both_fire_when_saving_and_loading(wrap):
-    """Those of the outer one around those of the base; what they return is taken."""
+    """Hooks of the outer optimizer run around those of the base, and their results are used."""
     outer = wrap(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
     seen = []
     for name, one in (("outer", outer), ("base", outer.base_optimizer)):
@@ -187,7 +187,7 @@ def test_hooks_of_both_fire_when_saving_and_loading(wrap):
     assert "outer" in saved  # hooks work on a copy
 
 
-def test_loading_what_does_not_fit_changes_nothing(base, seed):
+def test_loading_an_unfit_state_changes_nothing(base, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = halfway(problem, base)
     groups, state = optimizer.param_groups, optimizer.state
@@ -208,8 +208,8 @@ def test_loading_what_does_not_fit_changes_nothing(base, seed):
     )
 
 
-def test_looksam_saves_no_momentum_that_no_update_has_reached(seed):
-    """As SAM does, which it is around."""
+def test_looksam_saves_no_momentum_before_the_first_update(seed):
+    """Like the SAM that it wraps."""
     p = nn.Parameter(torch.ones(3))
     optimizer = LookSAM(torch.optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.5))
 
@@ -221,7 +221,7 @@ def test_looksam_saves_no_momentum_that_no_update_has_reached(seed):
     assert optimizer.state_dict()["state"][0]["momentum_buffer"] is None
 
 
-def test_momentum_buffers_that_are_none(seed):
+def test_momentum_buffers_may_be_none(seed):
     problem = Problem(SHAPES, seed=seed)
     base = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
     optimizer, parameters = make(SAM, problem, base[0], rho=0.1, **base[1])
@@ -234,7 +234,7 @@ def test_momentum_buffers_that_are_none(seed):
 
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_a_first_update_that_was_skipped_leaves_no_momentum(rebuild, seed):
-    """Torch's first update copies the gradient undamped; after a skipped one it still is the first."""
+    """Torch's first update copies the gradient without dampening, also after a skipped step."""
     problem = Problem([(4,), (3,)], seed=seed)
     base = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5})
     optimizer, parameters = make(SAM, problem, base[0], rho=0.1, **base[1])
@@ -268,7 +268,7 @@ def test_state_has_no_weights_and_shares_everything_with_the_base(base, seed):
 
 
 def test_replaced_cleared_and_edited_state_is_noticed(seed):
-    """The kernels may hold addresses of state; users own the dictionary."""
+    """The kernels cache addresses of state, which users may replace."""
     problem = Problem([(4,), (5,)], seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
     oracle, twins = make(OracleSAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -306,7 +306,7 @@ def test_empty_parameters_count_their_updates(seed):
     assert [float(optimizer.state[p]["step"]) for p in parameters] == [3.0, 3.0]
 
 
-def test_state_in_another_layout_is_taken(seed):
+def test_state_in_another_layout_is_converted(seed):
     problem = Problem([(4, 6)], seed=seed)
     optimizer, parameters = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
     twin = make(SAM, problem, torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -346,7 +346,7 @@ def test_state_that_does_not_fit_is_refused_every_time(base, seed):
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
-def test_copies_go_their_own_way(base, copier, seed):
+def test_copies_are_independent(base, copier, seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, parameters = halfway(problem, base)
     twins, twin = copier((parameters, optimizer))

@@ -1,4 +1,4 @@
-"""Random sequences of calls on SAM, held against a model of its contract after every one.
+"""Random sequences of calls on SAM, compared with a model of its contract after every call.
 
 ``FASTSAM_TEST_SEED`` shifts the seeds of all runs. A failure names its run and lists its actions.
 """
@@ -29,16 +29,16 @@ pytestmark = [
 ]
 
 QUICK, FULL, PART = 40, 2000, 50
-"""Runs of the quick test and of the slow one, and how many of those make one test."""
+"""Number of runs of the quick and the slow test, and of runs per test."""
 
 ACTIONS = (12, 30)
-"""Fewest and most actions of a run."""
+"""Minimum and maximum number of actions of a run."""
 
-# --- what a run is about ------------------------------------------------------------------------
+# --- optimizers and parameters of a run ---------------------------------------------------------
 
 
 class SubclassedSGD(SGD):
-    """An SGD that fastsam does not know, and steps as it is."""
+    """An SGD subclass without a fused update, which runs its own step."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ BASES = {
     "AdamW": Base(AdamW, _adam, fused=True),
     "subclass of SGD": Base(SubclassedSGD, _sgd),
     "RMSprop": Base(torch.optim.RMSprop, _rmsprop),
-    # Adagrad of torch 2.14 makes no state for parameters that are added later.
+    # Adagrad of torch 2.14 creates no state for parameters that are added later.
     "Adagrad": Base(torch.optim.Adagrad, _divides, takes_groups_later=False),
     "NAdam": Base(torch.optim.NAdam, _divides),
     "RAdam": Base(torch.optim.RAdam, _divides),
@@ -117,7 +117,7 @@ LAYOUTS = ["contiguous", "contiguous", "transposed", "channels_last", "gaps", "o
 
 
 class Memory:
-    """A parameter's memory, and what lies around it."""
+    """A parameter's memory, including the elements around it."""
 
     def __init__(self, values: Tensor, layout: str) -> None:
         shape = list(values.shape)
@@ -140,7 +140,7 @@ class Memory:
         self._around = self._outside()
 
     def _outside(self) -> Tensor:
-        """All of the memory, zeros where the parameter is."""
+        """Return the memory with zeros in place of the parameter."""
         if self.view.numel() == self.whole.numel():
             return torch.zeros(())
         copied = self.whole.clone(memory_format=torch.contiguous_format)
@@ -177,7 +177,7 @@ class Machine:
         return [p.requires_grad for p in self.parameters]
 
     def verify(self) -> None:
-        """Compares all that can be seen with the model."""
+        """Compare everything visible with the model."""
         optimizer, model = self.optimizer, self.model
         base = optimizer.base_optimizer
         assert optimizer.param_groups is base.param_groups
@@ -208,7 +208,7 @@ class Machine:
         assert 0.0 <= float(optimizer.unchanged_share) <= 1.0
 
     def versions(self) -> dict[int, tuple[Tensor, int]]:
-        """Of parameters, and of state that has been there already."""
+        """Return the versions of parameters and of existing state."""
         tensors = [p for p in self.parameters if p.numel()]
         for p in self.parameters:
             if p.numel():
@@ -220,7 +220,7 @@ class Machine:
     def written(
         self, before: dict[int, tuple[Tensor, int]], which: list[int], *, state: bool = False
     ) -> None:
-        """A write that autograd is not told of would let it go backward through a stale graph."""
+        """Without version increments, autograd would run backward through a stale graph."""
         groups = [group for _, _, group in self.model.members()]
         for index in which:
             p = self.parameters[index]
@@ -242,7 +242,7 @@ def equal_options(found: Any, expected: Any) -> bool:
 
 
 class Run:
-    """A sequence of random actions, decided by ``seed`` alone."""
+    """A sequence of random actions, determined by ``seed``."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -316,7 +316,7 @@ class Run:
         return nn.Parameter(memory.view, requires_grad=rng.random() < 0.95), memory
 
     def group_options(self) -> dict[str, Any]:
-        """What a group has of its own."""
+        """Return random options of a group."""
         rng = self.rng
         options: dict[str, Any] = {}
         if rng.random() < 0.4:
@@ -372,7 +372,7 @@ class Run:
         )
 
     def in_full(self, group: dict[str, Any]) -> dict[str, Any]:
-        """SAM's options of a group, those of the constructor where it has none."""
+        """Return SAM's options of a group, filled with those of the constructor."""
         own = {
             "rho": self.sam_options["rho"],
             "adaptive": self.sam_options["adaptive"],
@@ -384,7 +384,7 @@ class Run:
         return {**own, **{key: value for key, value in group.items() if key != "params"}}
 
     def fork(self, parameters: list[nn.Parameter], optimizer: SAM) -> Machine:
-        """A machine whose model is in the state of the present one."""
+        """Return a machine whose model has the current state."""
         now = self.machine.model
         rest = iter(parameters)
         described = [{"params": [next(rest) for _ in range(n)]} for n in now.shape()]
@@ -395,7 +395,7 @@ class Run:
         return Machine(parameters, optimizer, model, self.kind)
 
     def refused(self, call: Callable[[], Any], refusal: Refusal | None) -> bool:
-        """Makes a call; whether it was refused, as it must be where there is a ``refusal``."""
+        """Make a call and return whether it raised, as it must if there is a ``refusal``."""
         if refusal is None:
             call()
             return False
@@ -427,14 +427,14 @@ class Run:
                 at = rng.randrange(p.numel())
                 gradient.view(-1)[at] = rng.choice([float("inf"), -float("inf"), float("nan")])
         layout = rng.random()
-        if layout < 0.75:  # as autograd makes them
+        if layout < 0.75:  # as autograd creates them
             return torch.empty_strided(p.shape, p.stride(), dtype=p.dtype).copy_(gradient)
         if layout < 0.85 and p.dim() >= 2:
             return gradient.transpose(-1, -2).contiguous().transpose(-1, -2)
         return gradient
 
     def set_gradients(self, *, some: bool = False) -> None:
-        """New gradients everywhere, at least one of them where ``some``."""
+        """Set new gradients; with ``some``, at least one is not None."""
         machine = self.machine
         model = machine.model
         clean = self.rng.random() < 0.6
@@ -448,7 +448,7 @@ class Run:
             self.give_if_needed()
 
     def give_if_needed(self) -> None:
-        """A gradient where the next half would be refused for want of one."""
+        """Set a gradient if the next half would raise without one."""
         model = self.machine.model
         members = list(model.members())
         if model.begun or not model.is_due():
@@ -469,7 +469,7 @@ class Run:
         self.set_gradients()
 
     def accumulate(self) -> None:
-        """A backward pass of autograd, onto the gradients that are there."""
+        """Accumulate a backward pass of autograd into the existing gradients."""
         machine = self.machine
         chosen = [p for p in machine.parameters if p.requires_grad and self.rng.random() < 0.7]
         if not chosen:
@@ -499,7 +499,7 @@ class Run:
         self.machine.model.zero_grad(set_to_none=to_none)
 
     def sparse_gradient(self) -> None:
-        """Is refused by either half, which changes nothing."""
+        """Set a sparse gradient, which either half refuses without changing anything."""
         machine = self.machine
         begins = self.look() and not machine.model.begun
         able = [
@@ -532,14 +532,14 @@ class Run:
     # --- the halves ---
 
     def look(self) -> bool:
-        """Ask whether an ascent is due, which decides for the step."""
+        """Read ``ascent_due``, which fixes the decision for the step."""
         due = self.machine.model.decide()
         assert self.machine.optimizer.ascent_due is due
         self.note(f"due={due}")
         return due
 
     def would_spoil(self) -> bool:
-        """Whether an update would carry what is not finite into the weights, as torch's would."""
+        """Return whether an update would write inf or NaN to the weights, as torch's would."""
         machine = self.machine
         return not (machine.model.climbed or self.sam_options["check_finite"]) and not all(
             bool(p.grad.isfinite().all()) for p in machine.parameters if p.grad is not None
@@ -583,7 +583,7 @@ class Run:
             assert not torch.tensor(norm).isfinite()
 
     def scaled(self, half: Any, *, descends: bool) -> None:
-        """What ``torch.amp.GradScaler.step`` does."""
+        """Emulate ``torch.amp.GradScaler.step``."""
         machine, model = self.machine, self.machine.model
         self.look()
         refusal = model.refuses_descend() if descends else model.refuses_climb()
@@ -648,7 +648,7 @@ class Run:
             model.zero_grad()
 
     def fresh_second_step(self) -> None:
-        """The usual way: new gradients, then the second half."""
+        """Set new gradients and make the second half, as usual."""
         self.set_gradients(some=True)
         self.second_step()
 
@@ -660,14 +660,14 @@ class Run:
             self.fresh_second_step()
 
     def asking_step(self) -> None:
-        """As a loop that makes the second pass only when it is due."""
+        """Make a step like a loop that makes the second pass only if an ascent is due."""
         if not self.look():
             self.fresh_second_step()
             return
         self.usual_step()
 
     def unperturbed(self) -> None:
-        """Looks at the weights from before the ascent, and may give the step up there."""
+        """Read the weights before the ascent, and possibly abandon the step there."""
         machine, model = self.machine, self.machine.model
         if any(slot.moved for slot in model.slots):
             return
@@ -704,7 +704,7 @@ class Run:
     # --- closures ---
 
     def closure_step(self) -> None:
-        """``step(closure)``, with a closure that may raise in either pass, or spoil a gradient."""
+        """Call ``step(closure)`` with a closure that may raise in either pass, or break a gradient."""
         machine, model, rng = self.machine, self.machine.model, self.rng
         starts_midway = model.begun
         due = self.look()
@@ -829,7 +829,7 @@ class Run:
         model.set(index, name, value)
 
     def change_policy(self) -> None:
-        """In all groups; for the next step where this one is decided."""
+        """Change the policy in all groups; if this step is decided, it applies to the next one."""
         machine, model = self.machine, self.machine.model
         policy = self.policy()
         policy["start"] += self.rng.choice([0, model.attempted])
@@ -868,7 +868,7 @@ class Run:
         assert not model.climbed
 
     def schedule(self) -> None:
-        """A scheduler on either object warns of nothing and reaches the kernels."""
+        """Use a scheduler on either object, which must not warn and must affect the kernels."""
         machine, model = self.machine, self.machine.model
         optimizer = machine.optimizer
         if machine.lr_schedule is None:
@@ -902,7 +902,7 @@ class Run:
     # --- memory ---
 
     def replace_storage(self) -> None:
-        """``p.data = ...``, the old memory kept so that its address cannot come back."""
+        """Assign ``p.data = ...``, and keep the old memory so that its address cannot be reused."""
         machine = self.machine
         index = self.rng.randrange(len(machine.parameters))
         p, slot = machine.parameters[index], machine.model.slots[index]
@@ -921,7 +921,7 @@ class Run:
         machine.remember_addresses()
 
     def write(self) -> None:
-        """A write to a weight by somebody else; between the halves it goes with the ascent."""
+        """Write to a weight from outside; between the halves the restore discards the write."""
         machine = self.machine
         index = self.rng.randrange(len(machine.parameters))
         p, slot = machine.parameters[index], machine.model.slots[index]
@@ -947,7 +947,7 @@ class Run:
             rest = iter(twins)
             groups = [{"params": [next(rest) for _ in range(n)]} for n in model.shape()]
             plain = self.kind.make(groups, **self.options)
-            plain.load_state_dict(copy.deepcopy(state))  # torch's own can go on from it
+            plain.load_state_dict(copy.deepcopy(state))  # torch's optimizer can load it
             for group, expected in zip(plain.param_groups, model.base.param_groups, strict=True):
                 assert equal_options(group["lr"], expected["lr"])
 
@@ -967,7 +967,7 @@ class Run:
         model.load(snapshot, casts=True)
 
     def load_into_fresh(self) -> None:
-        """Another optimizer over the same parameters, with other settings, goes on."""
+        """Continue with another optimizer over the same parameters, with other settings."""
         machine, model = self.machine, self.machine.model
         if self.refuses_midway(machine.optimizer.state_dict, "state_dict"):
             return
@@ -1018,7 +1018,7 @@ class Run:
             machine.optimizer.add_param_group({**group, "rho": -1.0})
         target = self.rng.choice([machine.optimizer, machine.optimizer.base_optimizer])
         target.add_param_group(dict(group))
-        # Defaults are those of the optimizer, which a copy and a load keep.
+        # Copies and loads keep the defaults of the optimizer.
         found = machine.optimizer.param_groups[-1]
         model.add_group(parameters, {**own, **{key: found[key] for key in OWN}})
         for name in model.base.param_groups[-1]:
@@ -1063,7 +1063,7 @@ BETWEEN = {
     "pickle": 1,
     "add_param_group": 1,
 }
-"""Actions before the first half of a step, and how often they are chosen."""
+"""Actions before the first half of a step, with their frequencies."""
 
 MIDWAY = {
     "fresh_second_step": 8,
@@ -1100,11 +1100,11 @@ def run(seeds: range) -> None:
         Run(BASE_SEED + seed).go()
 
 
-def test_random_calls_do_as_the_contract_says():
+def test_random_calls_follow_the_contract():
     run(range(QUICK))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(FULL // PART))
-def test_many_random_calls_do_as_the_contract_says(part):
+def test_many_random_calls_follow_the_contract(part):
     run(range(part * PART, (part + 1) * PART))

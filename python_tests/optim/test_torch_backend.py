@@ -1,4 +1,4 @@
-"""SAM on PyTorch operations: against the native kernels, without float64, and without reading the device."""
+"""SAM on PyTorch operations agrees with the native kernels, without float64 and without host reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BASES: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
 
 
 def sometimes(parameter: int, step: int, which: int) -> Any:
-    """Gradients that are missing, and an inf or NaN in either pass."""
+    """Return a pattern with missing gradients, and an inf or NaN in either pass."""
     if parameter == 1 and step == 1:
         return None
     planted = {(2, 0): math.nan, (4, 1): math.inf}
@@ -59,7 +59,7 @@ def outcome(
     gradients: Gradients,
     steps: int,
 ) -> tuple[list[Tensor], list[dict[str, Any]], Any]:
-    """Weights, the base optimizer's state and the optimizer after some steps."""
+    """Return weights, the base optimizer's state and the optimizer after some steps."""
     monkeypatch.setenv(backends.VARIABLE, backend)
     optimizer, parameters = make(SAM, problem, base, **options)
     weights = problem.run(optimizer, parameters, steps, gradients)
@@ -78,7 +78,7 @@ def test_steps_agree_with_the_native_kernels(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One step to 1e-6 in float32; six steps with missing and broken gradients to rounding."""
+    """One step agrees to 1e-6 in float32; six steps with missing and broken gradients up to rounding."""
     problem = Problem(SHAPES, GROUPS, dtype, seed)
     eps = torch.finfo(dtype).eps
     for steps, tolerance in ((1, 8 * eps), (6, 64 * eps)):
@@ -132,7 +132,7 @@ def test_a_step_uses_no_float64_and_reads_nothing(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Under a dispatch mode that refuses both; on the CPU the warning about lost ascents may read."""
+    """Under a dispatch mode that raises for both; on the CPU the warning about lost ascents may read."""
     monkeypatch.setenv(backends.VARIABLE, "torch")
     problem = Problem(SHAPES, GROUPS, dtype, seed)
     optimizer, parameters = make(SAM, problem, base, stochastic_rounding=True, **options)
@@ -152,7 +152,7 @@ def test_a_step_uses_no_float64_and_reads_nothing(
 def test_a_step_runs_on_a_device_of_another_type(
     dtype: torch.dtype, base: type[torch.optim.Optimizer], options: dict[str, Any], stochastic: bool
 ) -> None:
-    """The device's type alone chooses: meta tensors have no kernels, and any read of them raises."""
+    """Only the type of the device matters: meta tensors have no kernels, and any read of them raises."""
     weights = [nn.Parameter(torch.zeros(s, dtype=dtype, device="meta")) for s in SHAPES]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", backends.FallbackWarning)

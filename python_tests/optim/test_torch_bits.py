@@ -1,4 +1,4 @@
-"""Where the fused update rounds as torch does: equal bits, not equal numbers to a tolerance."""
+"""Fused updates that round as torch does have equal bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text(options: Any) -> str:
 
 
 def trained(optimizer: Any, parameters: list[Tensor], seed: int, steps: int) -> list[Tensor]:
-    """Weights and base optimizer state after ``steps`` steps on seeded gradients."""
+    """Return weights and base optimizer state after ``steps`` steps on seeded gradients."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         for p in parameters:
@@ -57,7 +57,7 @@ def both(
     options: dict[str, Any],
     rho: float = 0.5,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The same steps by SAM, whose ascent the gradients do not see, and by torch's own optimizer."""
+    """Make the same steps with SAM, with gradients that ignore the ascent, and with torch's optimizer."""
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(size, generator=generator, dtype=dtype) for size in SIZES]
     ours = [nn.Parameter(w.clone()) for w in start]
@@ -81,7 +81,7 @@ def test_sgd_has_the_bits_of_torch(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=text)
 @pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.AdamW], ids=text)
 def test_adam_s_moments_have_the_bits_of_torch(base: Any, dtype: torch.dtype, seed: int) -> None:
-    """The weights do not: torch's square root is not rounded correctly everywhere."""
+    """The weights need not, because torch's square root is not correctly rounded everywhere."""
     found, expected = both(base, False, dtype, seed, {"amsgrad": True, "maximize": True})
     state = slice(len(SIZES), None)
     assert_torch_bits(found[state], expected[state])

@@ -82,7 +82,7 @@ def test_float32_equals_plain_sam_and_the_oracle(base, options, adaptive, seed):
         (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
         (torch.optim.Adam, {"lr": 0.05, "eps": 1e-3}),
         (torch.optim.AdamW, {"lr": 0.05, "amsgrad": True, "eps": 1e-3}),
-        # A large eps: otherwise rounding in 16 bits decides its step where a gradient is next to nothing.
+        # A large eps: otherwise rounding in 16 bits determines its step where a gradient is nearly 0.
         (torch.optim.RMSprop, {"lr": 0.1, "eps": 1.0}),
     ],
     ids=name,
@@ -97,11 +97,11 @@ def test_every_dtype_equals_the_oracle(base, options, dtype, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_rmsprop_at_a_small_eps(dtype, seed):
-    """In 16 bits against plain PyTorch, which rounds the base's intermediate results at the same places.
+    """In 16 bits compared with plain PyTorch, which rounds intermediate results at the same places.
 
-    The float64 oracle does not round them. Where a gradient is next to nothing rounding then decides a whole
-    step: 4 of 400 runs in 16 bits leave the oracle by up to 3 tolerances, and plain PyTorch with them, by the
-    same distance. Ours and plain PyTorch differ by a third of the tolerance at most.
+    The float64 oracle does not round them. Where a gradient is nearly 0, rounding then determines a whole
+    step: 4 of 400 runs in 16 bits differ from the oracle by up to 3 tolerances, and so does plain PyTorch.
+    fastsam and plain PyTorch differ by at most a third of the tolerance.
     """
     problem = Problem(SHAPES, dtype=dtype, seed=seed)
     other = OracleSAM if dtype == torch.float64 else PlainSAM
@@ -113,7 +113,7 @@ def test_rmsprop_at_a_small_eps(dtype, seed):
 
 
 def test_mixed_dtypes_share_one_norm(seed):
-    """Both buckets climb with the norm over both."""
+    """Both buckets use the norm over both."""
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float32]
     problem = Problem([(5,), (64,), (3, 3), (2,)], dtype=torch.float64, seed=seed)
     tops, results = [], []
@@ -155,7 +155,7 @@ def test_rho_may_be_a_number_or_a_tensor(rho, seed):
     assert_close(found, expected, TOLERANCE[torch.float32])
 
 
-def test_rho_zero_is_the_base_optimizer(seed):
+def test_rho_zero_equals_the_base_optimizer(seed):
     problem = Problem([(4,)], seed=seed)
     found = problem.run(*make(SAM, problem, torch.optim.SGD, rho=0.0, lr=0.1), 1)
     w, g = problem.start[0], problem.gradient(0, problem.start[0], 0, 1)
@@ -206,7 +206,7 @@ def test_amsgrad_may_be_switched_on(seed):
     assert all(bool(optimizer.state[p]["max_exp_avg_sq"].any()) for p in parameters if p.numel())
 
 
-def test_asam_as_in_its_paper_normalises_weights_only(seed):
+def test_asam_as_in_its_paper_normalizes_only_weights(seed):
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     problem = Problem([tuple(p.shape) for p in model.parameters()], seed=seed)
     for named, expected_adaptive in ((True, [1, 0, 1, 0]), (False, [1, 0, 0, 0])):
@@ -237,7 +237,7 @@ def test_the_same_run_twice_gives_the_same_bits(seed):
     assert_same_bits(runs[2], runs[3])
 
 
-def test_the_number_of_threads_leaves_the_bits_alone(seed):
+def test_the_bits_do_not_depend_on_the_number_of_threads(seed):
     problem = Problem([(300, 331), (100_003,), (5,)], seed=seed)
     runs = []
     for threads in (1, 2):
@@ -283,7 +283,7 @@ def train(model: nn.Module, optimizer: Any, steps: int, seed: int) -> list[torch
     ("dtype", "lr", "tolerance"), [(torch.float64, 0.1, 1e-8), (torch.float32, 0.01, 1e-5)]
 )
 def test_twenty_steps_of_a_network_equal_plain_sam(dtype, lr, tolerance, seed):
-    """Smooth and at a small rate in float32, where training itself amplifies rounding."""
+    """With a smooth network and a small rate in float32, because training amplifies rounding."""
     torch.manual_seed(seed)
     models = [Residual().to(dtype) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -302,7 +302,7 @@ def test_twenty_steps_of_a_network_equal_plain_sam(dtype, lr, tolerance, seed):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the compiler itself
 def test_a_compiled_model_sees_every_write(seed):
-    """The compiled passes read the weights where they are: no address changes, no write is missed."""
+    """The compiled passes read the weights at fixed addresses, which must not change."""
     torch.manual_seed(seed)
     models = [Residual().double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -337,7 +337,7 @@ def test_channels_last_network_equals_the_contiguous_one(seed):
     assert_close(*results, 1e-10)
 
 
-def test_every_pair_of_settings_is_an_option_of_the_base():
-    """Guards the lists above: an option that torch renames would turn its test into another one."""
+def test_the_pairs_of_settings_are_options_of_the_base():
+    """Guard the lists above: if torch renamed an option, its test would silently test nothing."""
     for base, options in itertools.chain(CONFIGURATIONS):
         base([nn.Parameter(torch.ones(1))], **options)

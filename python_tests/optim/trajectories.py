@@ -1,7 +1,7 @@
 """Random problems, and the trajectories of several SAM implementations on them.
 
-A gradient is a smooth function of the weights that changes with the step and the pass, written into
-``p.grad`` by hand: what autograd would add is not what these tests are about, and every pattern of missing or
+A gradient is a smooth function of the weights that changes with the step and the pass. It is written to
+``p.grad`` directly, because these tests do not concern autograd, and so that every pattern of missing or
 broken gradients is one line.
 """
 
@@ -19,7 +19,7 @@ from fastsam.optim.plain import PlainSAM
 from python_tests.backend import is_native
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""Relative to the largest weight, after some ten steps whose results are rounded to the storage type."""
+"""Tolerance relative to the largest weight, after about ten steps rounded to the storage type."""
 
 Gradients = Callable[[int, int, int], Any]
 """``(parameter, step, pass)`` to None for no gradient, True for the smooth one, or a float to plant in it."""
@@ -31,7 +31,7 @@ def everywhere(parameter: int, step: int, which: int) -> bool:
 
 @dataclass
 class Problem:
-    """Weights to start from and the gradient field over them.
+    """Initial weights and a gradient field over them.
 
     Attributes:
         shapes: one per parameter.
@@ -65,7 +65,7 @@ class Problem:
         ]
 
     def gradient(self, i: int, weight: Tensor, step: int, which: int) -> Tensor:
-        """Rounded to the problem's dtype, whatever the dtype of ``weight``."""
+        """Return the gradient, rounded to the problem's dtype for any dtype of ``weight``."""
         w = weight.detach().double()
         phase = 1.0 + 0.3 * step + 0.1 * which
         g = self.curvature[i] * (w - self.target[i]) + 0.5 * torch.sin(phase * w + i)
@@ -181,7 +181,7 @@ class OracleSAM:
 def make(
     kind: Callable[..., Any], problem: Problem, base: type[torch.optim.Optimizer], **kwargs: Any
 ) -> tuple[Any, list[nn.Parameter]]:
-    """An optimizer of ``kind`` over fresh parameters; PyTorch's base without its fused paths."""
+    """Return an optimizer of ``kind`` over new parameters; PyTorch's base without its fused paths."""
     parameters = problem.parameters()
     if kind is not SAM and issubclass(base, (torch.optim.SGD, torch.optim.Adam)):
         kwargs = {"foreach": False, "fused": False, **kwargs}
@@ -191,7 +191,7 @@ def make(
 
 
 def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Largest difference at most ``tolerance`` times the largest weight."""
+    """Assert that the largest difference is at most ``tolerance`` times the largest weight."""
     scale = max([float(e.double().abs().max()) for e in expected if e.numel()], default=1.0)
     for i, (f, e) in enumerate(zip(found, expected, strict=True)):
         assert f.dtype == e.dtype
@@ -210,7 +210,7 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def assert_torch_bits(found: list[Tensor], expected: list[Tensor]) -> None:
-    """The bits of torch's own optimizer with native kernels, its trajectory with PyTorch operations."""
+    """Assert the bits of torch's optimizer with native kernels, or its trajectory with PyTorch operations."""
     if is_native():
         assert_same_bits(found, expected)
     else:

@@ -1,5 +1,4 @@
-// Launch API of the Lanczos step. fastsam::cpu and fastsam::cuda hold functions of the same names and
-// meanings.
+// Launch API of the Lanczos step. The namespaces fastsam::cpu and fastsam::cuda define the same functions.
 #pragma once
 
 #include "types.h"
@@ -30,13 +29,13 @@ struct LanczosStep {
   double eps;    // machine epsilon of the product's dtype
 };
 
-#define FASTSAM_DECLARE_LANCZOS_LAUNCHES                                                           \
-  /* Bytes of scratch that orthogonalize needs; zero-filled by the caller before its first use. */ \
-  int64_t orthogonalize_scratch_bytes(int64_t probes, int64_t count, int64_t size);                \
-                                                                                                   \
-  /* c1 = Q w; w -= Q^T c1, c2 = Q w; w -= Q^T c2, beta = ||w||; alpha = c1 + c2 at the last row;  \
-     successor = w / beta, or 0 for a probe that broke down. Dtypes: float32, float64. */          \
-  void orthogonalize(const Execution& execution, DType dtype, const LanczosStep& step,             \
+#define FASTSAM_DECLARE_LANCZOS_LAUNCHES                                                          \
+  /* Bytes of scratch memory for orthogonalize. The caller zero-fills it before its first use. */ \
+  int64_t orthogonalize_scratch_bytes(int64_t probes, int64_t count, int64_t size);               \
+                                                                                                  \
+  /* c1 = Q w; w -= Q^T c1, c2 = Q w; w -= Q^T c2, beta = ||w||; alpha = c1 + c2 at the last row; \
+     successor = w / beta, or 0 for a probe after a breakdown. Dtypes: float32, float64. */       \
+  void orthogonalize(const Execution& execution, DType dtype, const LanczosStep& step,            \
                      const Recurrence& recurrence, void* scratch);
 
 namespace cpu {

@@ -1,5 +1,5 @@
-// Launch API of the noise: normal random numbers that depend on a seed, a step, a stream and an index, and on
-// nothing else. fastsam::cpu and fastsam::cuda hold functions of the same names and meanings.
+// Launch API of the noise: normal random numbers that are a function of seed, step, stream and index. The
+// namespaces fastsam::cpu and fastsam::cuda define the same functions.
 #pragma once
 
 #include "table.h"
@@ -9,7 +9,7 @@ namespace fastsam {
 
 #define FASTSAM_DECLARE_NOISE_LAUNCHES                                                                     \
   /* w[i] += scale[i / row size] * z(seed, step, stream, i) for every row of the table, z standard normal. \
-     seed_and_step [2] is read on the device, so that a captured step draws anew in every replay. */       \
+     seed_and_step [2] is read on the device, so that every replay of a captured step adds new noise. */   \
   void add_noise(const Execution& execution, DType dtype, const TensorTable& table,                        \
                  const int64_t* seed_and_step);
 

@@ -1,6 +1,6 @@
 // Launch API of the SAM phases: gradient norm, perturbation with backup, finite check, restore, and the
 // restore fused with the base optimizer's update. One call covers all parameters of one dtype and device.
-// fastsam::cpu and fastsam::cuda hold functions of the same names and meanings.
+// The namespaces fastsam::cpu and fastsam::cuda define the same functions.
 #pragma once
 
 #include "table.h"
@@ -8,8 +8,8 @@
 
 namespace fastsam {
 
-// A row of the block of hyper-parameters: float64 [groups, kHyperColumns] on the device. Python reads names
-// and order from this list.
+// Columns of the block of hyperparameters, float64 [groups, kHyperColumns] on the device. Python reads the
+// names and their order from this list.
 #define FASTSAM_HYPER_COLUMNS(COLUMN) \
   COLUMN(kRho)                        \
   COLUMN(kEta)                        \
@@ -32,33 +32,33 @@ struct SamScalars {
   int64_t group_count;
   const double* squared_norms;  // [norm_count]; their sum is ||T_w g||^2 over all buckets
   int64_t norm_count;
-  float* found_inf;         // 1 when this step must be skipped; written by perturb and check
-  const float* grad_scale;  // loss scale that the gradients still carry, or null for 1
+  float* found_inf;         // 1 if this step must be skipped; written by perturb and check
+  const float* grad_scale;  // loss scale by which the gradients are still multiplied, or null for 1
   int64_t* skipped_steps;   // incremented once by an update that is skipped, or null
-  int64_t* unchanged;       // += elements that a non-zero perturbation could not change, or null
+  int64_t* unchanged;       // += elements that a nonzero perturbation did not change, or null
 };
 
 #define FASTSAM_DECLARE_SAM_LAUNCHES                                                                         \
-  /* Bytes of scratch that sam_norm and the updates need; zero-filled by the caller before its first use. */ \
+  /* Bytes of scratch memory for sam_norm and the updates. The caller zero-fills it before its first use. */ \
   int64_t sam_scratch_bytes(const TensorTable& table);                                                       \
                                                                                                              \
   /* squared_norm[0] = sum over tensors with a gradient of ||T_w g||^2, in float64, in a fixed order. */     \
   void sam_norm(const Execution& execution, DType dtype, const TensorTable& table, const double* hyper,      \
                 double* squared_norm, void* scratch);                                                        \
                                                                                                              \
-  /* backup = w; w += T_w^2 g rho / (norm + 1e-12), for tensors with a gradient. A non-finite factor leaves  \
-     w alone and sets found_inf to 1, a finite one sets it to 0. Stochastic rounding draws from the bits of  \
-     the squared norm, the row in the table and the place in memory. */                                      \
+  /* backup = w; w += T_w^2 g rho / (norm + 1e-12), for tensors with a gradient. If the factor is not        \
+     finite, w stays the same and found_inf is set to 1, else to 0. The random bits of stochastic            \
+     rounding are a function of the squared norm, the row in the table and the offset in memory. */          \
   void sam_perturb(const Execution& execution, DType dtype, const TensorTable& table,                        \
                    const SamScalars& scalars);                                                               \
                                                                                                              \
-  /* found_inf = 1 where any gradient is inf or NaN; never sets it to 0. */                                  \
+  /* found_inf = 1 if any gradient is inf or NaN; never sets it to 0. */                                     \
   void sam_check(const Execution& execution, DType dtype, const TensorTable& table, float* found_inf);       \
                                                                                                              \
   /* w = backup, bit for bit. */                                                                             \
   void sam_restore(const Execution& execution, DType dtype, const TensorTable& table);                       \
                                                                                                              \
-  /* w = update(backup, g, state); only w = backup where g is none or a flag says skip. */                   \
+  /* w = update(backup, g, state), or only w = backup without a gradient or if found_inf is set. */          \
   void sam_update_sgd(const Execution& execution, DType dtype, const TensorTable& table,                     \
                       const SamScalars& scalars, void* scratch);                                             \
   void sam_update_adam(const Execution& execution, DType dtype, const TensorTable& table,                    \

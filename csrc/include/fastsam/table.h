@@ -1,4 +1,4 @@
-// The table of tensors that a multi-tensor launch works on.
+// The table of tensors of a multi-tensor launch.
 #pragma once
 
 #include <cstdint>
@@ -6,11 +6,11 @@
 namespace fastsam {
 
 // The columns of a table of tensors: int64 [kColumns, count] on the host. An address of 0 means "none".
-// Python reads names and order from this list: kRowSize is "row_size" there.
+// Python reads the names and their order from this list: kRowSize becomes "row_size".
 #define FASTSAM_TABLE_COLUMNS(COLUMN)                                                               \
   COLUMN(kSize)     /* elements */                                                                  \
-  COLUMN(kGroup)    /* row of the block of hyper-parameters */                                      \
-  COLUMN(kFlags)    /* of enum Flag, added up */                                                    \
+  COLUMN(kGroup)    /* row of the block of hyperparameters */                                       \
+  COLUMN(kFlags)    /* sum of values of enum Flag */                                                \
   COLUMN(kWeight)   /* address of w       [size], overwritten */                                    \
   COLUMN(kGradient) /* address of g       [size]; 0: no gradient in this pass */                    \
   COLUMN(kBackup)   /* address of backup  [size]; equal to kWeight: the weight was not perturbed */ \
@@ -20,7 +20,7 @@ namespace fastsam {
   COLUMN(kStep)     /* address of the float32 scalar that counts updates; 0: none */                \
   COLUMN(kScale)    /* address of the standard deviations of noise, float64 [size / row size] */    \
   COLUMN(kRowSize)  /* elements that share one standard deviation */                                \
-  COLUMN(kStream)   /* number of the tensor's stream of random numbers */
+  COLUMN(kStream)   /* index of the tensor's stream of random numbers */
 
 #define FASTSAM_ENUMERATOR(name) name,
 enum Column : int64_t { FASTSAM_TABLE_COLUMNS(FASTSAM_ENUMERATOR) kColumns };

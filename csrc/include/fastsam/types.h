@@ -1,4 +1,4 @@
-// Types that every launch of the native core shares.
+// Types that all launches share.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@ namespace fastsam {
 
 enum class DType : int64_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
-// Where and how a launch runs. `stream` and `device` are read by the CUDA backend only, `threads` by the
-// CPU backend only.
+// Execution context of a launch. Only the CUDA backend reads `device` and `stream`, only the CPU backend
+// reads `threads`.
 struct Execution {
   int device;    // CUDA device index
   void* stream;  // cudaStream_t
-  int threads;   // most OpenMP threads to use
+  int threads;   // maximum number of OpenMP threads
 };
 
 }  // namespace fastsam

@@ -1,4 +1,4 @@
-"""Counter-based normal noise in PyTorch operations: the numbers of the native kernels, to rounding."""
+"""Counter-based normal noise in PyTorch operations, equal to the native kernels' up to rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PER_COUNTER = 4
 
 @torch.no_grad()
 def add_noise(table: TensorTable, seed_and_step: Tensor) -> None:
-    """See :func:`fastsam.kernels.noise.add_noise`; scales and streams are in the table."""
+    """Run :func:`fastsam.kernels.noise.add_noise` with the scales and streams in the table."""
     seed, step = seed_and_step.unbind()
     for weight, scale, stream in zip(
         table.weights, table.scales, table.column("stream"), strict=True
@@ -30,7 +30,7 @@ def add_noise(table: TensorTable, seed_and_step: Tensor) -> None:
 
 
 def _standard_normals(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:
-    """Return float32 ``[count]``: pairs of the Box-Muller transform."""
+    """Return standard normal samples, float32 ``[count]``: pairs of the Box-Muller transform."""
     words = random_words(seed, step=step, stream=stream, counters=-(-count // _PER_COUNTER))
     pairs = [z for each in (words[:2], words[2:]) for z in _box_muller(*each)]
     return torch.stack(pairs, dim=1).flatten()[:count]
@@ -39,7 +39,8 @@ def _standard_normals(seed: Tensor, step: Tensor, stream: int, count: int) -> Te
 def _box_muller(bits0: Tensor, bits1: Tensor) -> tuple[Tensor, Tensor]:
     uniform = (bits0.to(torch.float32) + 1.0) * 2.0**-32  # (0, 1]
     radius = (-2.0 * uniform.log()).clamp_min(0.0).sqrt()
-    # The two top bits choose the quarter of a turn; the rest, less one half, the angle within it.
+    # The two top bits choose a quarter turn, the other bits an angle in [-1/8, 1/8) of a turn around it, as
+    # in the native kernels. Sine and cosine of the whole angle follow by swaps and signs.
     quarter = bits1 >> 30
     angle = ((bits1 & 0x3FFFFFFF).to(torch.float32) * 2.0**-32 - 0.125) * (2.0 * math.pi)
     sine, cosine = angle.sin(), angle.cos()

@@ -1,4 +1,4 @@
-"""The rows of a table that one list of PyTorch operations works on."""
+"""Parts of a table: rows that one list of PyTorch operations processes together."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from fastsam.kernels.table import TensorTable
 
 _ELEMENTS = 1 << 20
-"""Most elements of a part with several tensors, which bounds the temporary memory of a launch."""
+"""Maximum number of elements in a part with several tensors, which bounds temporary memory."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows with a gradient, of one group, with the same flags and the same kinds of state: not all of them.
+    """Rows of one group that have a gradient, equal flags and the same state slots.
 
     Attributes:
-        rows: places in the table.
-        group: row of the block of hyper-parameters.
+        rows: indices in the table.
+        group: row of the block of hyperparameters.
         adaptive: whether ASAM's normalization applies.
         stochastic: whether the ascent is rounded stochastically.
         weights: the tensors to write.
-        backups: the weights before the ascent; the weights themselves where there was none.
-        gradients: one for each weight.
-        states: the base optimizer's tensors by slot; empty where the rows have none.
+        backups: the weights before the ascent; for weights that were not perturbed, the weights.
+        gradients: gradient of each weight.
+        states: the base optimizer's tensors by slot; an empty list for a slot that the rows do not use.
     """
 
     rows: list[int]
@@ -41,7 +41,7 @@ class Part:
 
 
 def parts_of(table: TensorTable) -> Iterator[Part]:
-    """Yield the rows that have a gradient, part by part."""
+    """Yield parts that together contain every row with a gradient."""
     members: dict[tuple[object, ...], list[int]] = {}
     for row in compress(range(table.count), (g is not None for g in table.gradients)):
         key = (
@@ -66,7 +66,7 @@ def parts_of(table: TensorTable) -> Iterator[Part]:
 
 
 def _runs(table: TensorTable, rows: Sequence[int]) -> Iterator[list[int]]:
-    """Cut rows into runs of a bounded number of elements, so that temporary memory is small and reused."""
+    """Split rows into runs of a bounded number of elements, so that temporary memory is small and reused."""
     run: list[int] = []
     elements = 0
     for row in rows:
@@ -80,30 +80,31 @@ def _runs(table: TensorTable, rows: Sequence[int]) -> Iterator[list[int]]:
 
 
 def backup_of(table: TensorTable, row: int) -> Tensor:
-    """Return the backup of a weight; a weight that was not perturbed is its own."""
+    """Return the backup of a weight; a weight that was not perturbed is its own backup."""
     return table.backups[row] if table.backed_up[row] else table.weights[row]
 
 
 def present(tensors: Sequence[Tensor | None], rows: Sequence[int]) -> list[Tensor]:
-    """Return the tensors of ``rows`` that are there."""
+    """Return the tensors of ``rows`` that are not None."""
     chosen = (tensors[row] for row in rows)
     return [tensor for tensor in chosen if tensor is not None]
 
 
 def arithmetic(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors in the dtype of arithmetic: float32 for 16 bits, else their own, without a copy."""
+    """Return the tensors in their arithmetic dtype: 16-bit ones as float32, others unchanged."""
     return [tensor.float() if tensor.dtype.itemsize == 2 else tensor for tensor in tensors]
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float64 for float64 and float32 for the other dtypes."""
+    """Return the arithmetic dtype: float64 for float64, and float32 for all other dtypes."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def add_scalar(tensors: Sequence[Tensor], scalar: Tensor) -> None:
     """Add a scalar on the device to each tensor, in place.
 
-    ``_foreach_add_`` with one tensor instead of a list reads it on the host where it has no fast path.
+    The scalar is passed as a list, because ``_foreach_add_`` with one tensor reads it on the host on devices
+    without a fast path.
     """
     torch._foreach_add_(list(tensors), [scalar] * len(tensors))
 
@@ -116,5 +117,5 @@ def add_product(sums: Sequence[Tensor], tensors: Sequence[Tensor], factor: Tenso
 def plus_product(
     terms: Sequence[Tensor], tensors: Sequence[Tensor], factor: Tensor
 ) -> list[Tensor]:
-    """Return ``term + factor * tensor``, new tensors; ``factor`` is a scalar on the device."""
+    """Return ``term + factor * tensor`` as new tensors; ``factor`` is a scalar on the device."""
     return list(torch._foreach_addcmul(list(terms), list(tensors), [factor] * len(tensors)))

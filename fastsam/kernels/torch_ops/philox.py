@@ -1,6 +1,7 @@
-"""Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32 bits each.
+"""Philox4x32-10 (Salmon et al. 2011) on int64 tensors with 32-bit values.
 
-The bits are those of the native kernels. Products of 32 bits are made of halves, because int64 has a sign.
+The bits equal those of the native kernels. Products are computed from 16-bit halves, because the product of
+two 32-bit numbers would overflow the signed int64.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ def random_words(key: Tensor, *, step: Tensor | int, stream: int, counters: int)
     """Return the four words of the counters ``[0, counters)`` of a stream, int64 ``[counters]`` each.
 
     Args:
-        key: int64 scalar on the device, all 64 bits of the seed.
-        step: number in [0, 2^32) or an int64 scalar on the device.
-        stream: number in [0, 2^32).
-        counters: how many.
+        key: int64 scalar on the device with the 64 bits of the seed.
+        step: integer in [0, 2^32), or an int64 scalar on the device.
+        stream: integer in [0, 2^32).
+        counters: number of counters.
     """
     counter = torch.arange(counters, dtype=torch.int64, device=key.device)
     words = [

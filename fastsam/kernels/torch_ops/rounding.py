@@ -8,20 +8,22 @@ from torch import Tensor
 from fastsam.kernels.torch_ops.philox import random_words
 
 _PER_COUNTER = 8
-"""Elements that draw from one counter: 16 of its 128 bits each."""
+"""Number of elements per counter: each uses 16 of its 128 bits."""
 
 
 def round_at_random(value: Tensor, like: Tensor, squared_norm: Tensor, row: int) -> Tensor:
-    """Return ``value`` rounded to one of its two neighbors of a 16-bit dtype, the nearer the likelier.
+    """Round ``value`` to one of its two neighbors in a 16-bit dtype, the nearer with higher probability.
 
     Args:
-        value: float32.
-        like: a tensor of the shape, the strides and the dtype of the result.
+        value: float32 tensor, dense in memory.
+        like: a tensor with the shape, strides and dtype of the result.
         squared_norm: scalar whose bits, as float64, are the seed.
-        row: the tensor's row in its table, which is the number of its stream.
+        row: row of the tensor in its table, which is the index of its random stream.
     """
     count = like.numel()
-    flat = value.as_strided((count,), (1,))  # places in memory count, in any order of dimensions
+    flat = value.as_strided(
+        (count,), (1,)
+    )  # random bits go by the offset in memory, not by the index
     words = random_words(
         _seed(squared_norm), step=0, stream=row, counters=-(-count // _PER_COUNTER)
     )
@@ -35,23 +37,24 @@ def round_at_random(value: Tensor, like: Tensor, squared_norm: Tensor, row: int)
 
 
 def _seed(squared_norm: Tensor) -> Tensor:
-    """Return the bits of a number >= 0 as float64, int64 scalar; computed from those of a float32."""
+    """Return the bits of ``squared_norm``, a number >= 0, as a float64: int64 scalar."""
     if squared_norm.dtype == torch.float64:
         return squared_norm.view(torch.int64)
     bits = squared_norm.view(torch.int32).to(torch.int64)
-    # The exponent's bias grows from 127 to 1023, the fraction from 23 to 52 digits. 0 stays 0; a subnormal
-    # number would be another float64, but any seed serves.
+    # Convert without float64, which the device may lack: the exponent's bias grows from 127 to 1023 and the
+    # fraction from 23 to 52 bits. A subnormal float32 gives other bits, which are as good a seed.
     return torch.where(bits == 0, bits, (bits << 29) + ((1023 - 127) << 52))
 
 
 def _bfloat16(bits: Tensor, value: Tensor, random: Tensor) -> Tensor:
-    """Return 16 bits in an int32: a carry of the random bits moves away from zero."""
+    """Return the 16 result bits in an int32. A carry from the random bits rounds away from zero."""
     return torch.where(value.isnan(), 0x7FC0, (bits + random) >> 16)
 
 
 def _float16(bits: Tensor, value: Tensor, random: Tensor) -> Tensor:
     magnitude = bits & 0x7FFFFFFF
-    # A subnormal counts in units of 2^-24; 16 more bits of fixed point hold what is between two of them.
+    # Subnormals of float16 are multiples of 2^-24. Fixed point with 16 more bits has the fraction between two
+    # of them, to which the random bits are added.
     is_subnormal = magnitude < 0x38800000
     scaled = torch.where(is_subnormal, value.abs(), 0.0) * 2.0**40
     subnormal = (scaled.to(torch.int32) + random) >> 16

@@ -21,17 +21,17 @@ from fastsam.kernels.torch_ops.rounding import round_at_random
 from fastsam.kernels.torch_ops.scalars import TorchScalars, setting
 
 _ROW = 1024
-"""Elements whose squares are added one after the other."""
+"""Number of elements whose squares are added in sequence."""
 
 _SMALL = 1 << 14
-"""Most elements of a tensor that is not cut into rows."""
+"""Maximum number of elements of a tensor that is not split into rows."""
 
 
 @torch.no_grad()
 def norm(table: TensorTable, hyper: Tensor, squared_norm: Tensor) -> None:
-    """See :func:`fastsam.kernels.sam.norm`.
+    """Run :func:`fastsam.kernels.sam.norm`.
 
-    A float32 sum overflows where the norm passes 1.8e19: it is infinite then, and the step is skipped.
+    A float32 sum overflows if the norm exceeds 1.8e19. It is then infinite, and the step is skipped.
     """
     dtype = arithmetic_dtype(table.dtype)
     squares: list[Tensor] = []
@@ -48,10 +48,10 @@ def norm(table: TensorTable, hyper: Tensor, squared_norm: Tensor) -> None:
 
 
 def _squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return squared norms that add up to those of all tensors, scalars of ``dtype``.
+    """Return squared norms of parts of the tensors, scalars of ``dtype``, to be added up.
 
-    A norm over 25 million float32 elements at once was off by 1e-3 on the CPU. Norms of rows of 1024,
-    whose squares ``sum`` adds pairwise, are right to 1e-7; so is that of a small tensor.
+    The norm of 25 million float32 elements at once had a relative error of 1e-3 on the CPU. Norms of small
+    tensors and of rows of 1024, whose squares ``sum`` adds pairwise, are accurate to 1e-7.
     """
     rest, squares = [], []
     for tensor in tensors:
@@ -69,18 +69,18 @@ def _squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor
 
 @torch.no_grad()
 def perturb(table: TensorTable, scalars: TorchScalars) -> None:
-    """See :func:`fastsam.kernels.sam.perturb`."""
+    """Run :func:`fastsam.kernels.sam.perturb`."""
     squared_norm = scalars.squared_norms.sum()
     scale = scalars.loss_scale()
-    # rho / (||T_w g|| + 1e-12), or a non-finite number where the step must be skipped.
+    # rho / (||T_w g|| + 1e-12) of each group; not finite if the step must be skipped.
     factors = scalars.setting("rho") / (squared_norm.sqrt() / scale + 1e-12) / scale
     skip = ~(squared_norm.isfinite() & factors.isfinite().all())
     scalars.found_inf.copy_(skip)
     for part in parts_of(table):
         torch._foreach_copy_(part.backups, part.weights)
-        top = _climbed(part, factors, scalars.setting("eta"))
+        moved = _perturbed(part, factors, scalars.setting("eta"))
         for row, weight, backup, gradient, value in zip(
-            part.rows, part.weights, part.backups, part.gradients, top, strict=True
+            part.rows, part.weights, part.backups, part.gradients, moved, strict=True
         ):
             if part.stochastic and weight.dtype.itemsize == 2:
                 rounded = round_at_random(value, weight, squared_norm, row)
@@ -92,8 +92,8 @@ def perturb(table: TensorTable, scalars: TorchScalars) -> None:
                 scalars.unchanged.add_(torch.where(skip, torch.zeros_like(stayed), stayed))
 
 
-def _climbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
-    """Return ``w + T_w^2 g * factor`` in the dtype of arithmetic."""
+def _perturbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
+    """Return ``w + T_w^2 g * factor`` in the arithmetic dtype."""
     weights, gradients = arithmetic(part.backups), arithmetic(part.gradients)
     factor = factors[part.group].to(weights[0].dtype)
     if part.adaptive:
@@ -105,7 +105,7 @@ def _climbed(part: Part, factors: Tensor, eta: Tensor) -> list[Tensor]:
 
 
 def _normalization(part: Part, eta: Tensor) -> list[Tensor]:
-    """Return ASAM's ``|w| + eta``, in new tensors of the dtype of arithmetic."""
+    """Return ASAM's ``|w| + eta`` as new tensors in the arithmetic dtype."""
     normalization = list(torch._foreach_abs(arithmetic(part.weights)))
     add_scalar(normalization, eta[part.group].to(normalization[0].dtype))
     return normalization
@@ -113,10 +113,10 @@ def _normalization(part: Part, eta: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def check(table: TensorTable, found_inf: Tensor) -> None:
-    """See :func:`fastsam.kernels.sam.check`."""
+    """Run :func:`fastsam.kernels.sam.check`."""
     sums: list[Tensor] = []
     for part in parts_of(table):
-        # inf - inf and NaN - NaN are NaN, everything else is 0; the norm for inf is ten times slower.
+        # inf - inf and NaN - NaN are NaN, all other differences are 0. The infinity norm is ten times slower.
         differences = torch._foreach_sub(part.gradients, part.gradients)
         sums += [difference.sum() for difference in differences]
     if sums:
@@ -126,7 +126,7 @@ def check(table: TensorTable, found_inf: Tensor) -> None:
 
 @torch.no_grad()
 def restore(table: TensorTable) -> None:
-    """See :func:`fastsam.kernels.sam.restore`."""
+    """Run :func:`fastsam.kernels.sam.restore`."""
     rows = [row for row in range(table.count) if table.backed_up[row]]
     if rows:
         torch._foreach_copy_(

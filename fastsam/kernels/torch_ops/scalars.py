@@ -11,12 +11,12 @@ from fastsam.kernels import extension
 
 @dataclass(frozen=True)
 class TorchScalars:
-    """What a launch reads and writes; see :class:`fastsam.kernels.sam.Scalars` for shapes and dtypes.
+    """Scalars that a launch reads and writes; :class:`fastsam.kernels.sam.Scalars` lists shapes and dtypes.
 
     Attributes:
-        grad_scale: the loss scale that the gradients still carry, or None for 1.
-        skipped_steps: counts skipped updates, or None where another table counts them.
-        unchanged: counts elements that the perturbation could not change, or None.
+        grad_scale: loss scale by which the gradients are still multiplied; None for 1.
+        skipped_steps: counter of skipped updates; None if another table counts them.
+        unchanged: counter of elements that the perturbation did not change, or None.
     """
 
     hyper: Tensor
@@ -28,25 +28,25 @@ class TorchScalars:
     unchanged: Tensor | None
 
     def setting(self, name: str) -> Tensor:
-        """Return a hyper-parameter of all groups, ``[groups]``."""
+        """Return a hyperparameter of all groups, ``[groups]``."""
         return setting(self.hyper, name)
 
     def complement(self, name: str) -> Tensor:
-        """Return 1 minus a hyper-parameter of all groups, ``[groups]``, to the last digit."""
+        """Return 1 minus a hyperparameter of all groups, ``[groups]``, without cancellation error."""
         if self.complements is None:
             return 1.0 - self.setting(name)
         return setting(self.complements, name)
 
     def loss_scale(self) -> Tensor | float:
-        """Return the loss scale in the dtype of the hyper-parameters, or 1."""
+        """Return the loss scale in the dtype of the hyperparameters, or 1."""
         return 1.0 if self.grad_scale is None else self.grad_scale.to(self.hyper.dtype)
 
     def gradient_factor(self) -> Tensor:
-        """Return what gradients of each group are multiplied with, ``[groups]``: -1 or 1 over the scale."""
+        """Return the factor of each group's gradients, ``[groups]``: 1, or -1 to maximize, over the scale."""
         sign = 1.0 - 2.0 * (self.setting("maximize") != 0).to(self.hyper.dtype)
         return sign / self.loss_scale()
 
 
 def setting(block: Tensor, name: str) -> Tensor:
-    """Return a column of a block of hyper-parameters, ``[groups]``."""
+    """Return a column of a block of hyperparameters, ``[groups]``."""
     return block[:, extension.HYPER_COLUMNS.index(name)]

@@ -1,4 +1,4 @@
-"""The restore that is fused with the base optimizer's update, in PyTorch operations."""
+"""Restore and update of the base optimizer in PyTorch operations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastsam.kernels.torch_ops.scalars import TorchScalars
 
 @torch.no_grad()
 def update(table: TensorTable, scalars: TorchScalars, *, rule: Literal["sgd", "adam"]) -> None:
-    """See :func:`fastsam.kernels.sam.update`."""
+    """Run :func:`fastsam.kernels.sam.update`."""
     skip = scalars.found_inf[0] != 0
     without = [row for row, gradient in enumerate(table.gradients) if gradient is None]
     restored = [row for row in without if table.backed_up[row]]
@@ -63,7 +63,7 @@ def _update_sgd(
     else:
         blend = _blended(part, direction, counters, momentum, scalars.complement("dampening"))
         _store(skip, buffers, blend, buffers)
-        # No branch on a value of the device: the settings choose by factors of 0 and 1.
+        # Branching on ``nesterov`` would read it on the host; multiply by 0 or 1 instead.
         nesterov = setting(scalars.setting("nesterov")) != 0
         result = plus_product(weights, direction, -lr * nesterov)
         of_blend = torch.where(nesterov, momentum, torch.ones_like(momentum))
@@ -78,9 +78,9 @@ def _blended(
     momentum: Tensor,
     undamped: Tensor,
 ) -> list[Tensor]:
-    """Return the new momentum buffers in the dtype of arithmetic.
+    """Return the new momentum buffers in the arithmetic dtype.
 
-    A buffer that no update has reached becomes the gradient, undamped.
+    At the first update of a parameter the buffer becomes the gradient, without dampening.
     """
     undamped = undamped[part.group].to(momentum.dtype)
     buffers = arithmetic(part.states[0])
@@ -146,13 +146,16 @@ def _update_adam(
 
 
 def _bias(complement: Tensor, steps: Tensor) -> Tensor:
-    """Return ``1 - beta^steps`` from ``1 - beta``, without the digits that a subtraction from 1 loses."""
+    """Return ``1 - beta^steps``, computed from ``1 - beta`` without cancellation."""
     return -torch.expm1(steps * torch.log1p(-complement))
 
 
 def _store(
     skip: Tensor, old: Sequence[Tensor], new: Sequence[Tensor], where: Sequence[Tensor]
 ) -> None:
-    """Write ``new``, rounded to nearest, or ``old`` where the step is skipped: a selection, not 0 * inf."""
+    """Write ``new``, rounded to nearest, or ``old`` if the step is skipped.
+
+    The values are selected, because a factor of 0 would turn inf into NaN.
+    """
     for before, after, target in zip(old, new, where, strict=True):
         torch.where(skip, before, after.to(target.dtype), out=target)

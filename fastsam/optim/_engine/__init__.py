@@ -1,1 +1,1 @@
-"""Private: the native step and what an optimizer around another one needs."""
+"""Private: the native SAM step and the base classes of optimizers that wrap another one."""

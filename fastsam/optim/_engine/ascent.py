@@ -1,4 +1,4 @@
-"""The first half of a SAM step as an optimizer of its own."""
+"""The first half of a SAM step as a separate optimizer, for gradient scalers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from fastsam.optim._engine.untraced import untraced
 
 
 class AscentStep(OuterOptimizer):
-    """The optimizer that :attr:`fastsam.SAM.ascent` returns, whose ``step()`` makes the ascent.
+    """The optimizer behind :attr:`fastsam.SAM.ascent`, whose ``step()`` makes the ascent.
 
-    A gradient scaler checks an optimizer once between two updates, so each half of a step needs its own.
+    A gradient scaler checks each optimizer only once between two of its updates, so each half of a SAM step
+    needs a separate optimizer object.
 
     Args:
-        optimizer: whose parameter groups and state this one has.
+        optimizer: the optimizer whose parameter groups and state this one shares.
         climb: makes the ascent, given a scaler's ``grad_scale`` and ``found_inf``.
     """
 
@@ -31,13 +32,14 @@ class AscentStep(OuterOptimizer):
     @untraced
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make ``first_step()`` with gradients that may still carry a scaler's loss scale."""
+        """Make ``first_step()``, with gradients that a scaler may not have unscaled yet."""
         if closure is not None:
             raise TypeError(
-                "the ascent step takes no closure: run the first backward pass before it"
+                "optimizer.ascent.step() takes no closure: run the first backward pass before it"
             )
         found_inf = getattr(self, "found_inf", None)
         if not all(group["perturb"] for group in self.param_groups):
-            # The scaler looked at gradients that this half does not use, too. The norm shows the others.
+            # The scaler's flag covers gradients that the ascent does not use. The norm of those that it does
+            # use is inf or NaN if one of them is, so nothing is missed without the flag.
             found_inf = None
         self._climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)

@@ -1,4 +1,4 @@
-"""The memory that holds weights while they are perturbed."""
+"""Memory for the original weights while they are perturbed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
-    """Raise ValueError where two weights share memory: a weight written twice cannot be restored."""
+    """Raise ValueError if weights share memory: a weight that is perturbed twice cannot be restored."""
     seen: set[int] = set()
     for weight in weights:
         if weight.numel() == 0 or weight.is_meta:
@@ -25,14 +25,14 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
         if repeats or weight.data_ptr() in seen:
             raise ValueError(
                 f"a parameter of shape {tuple(weight.shape)} shares memory with "
-                f"{'itself' if repeats else 'another parameter'}: SAM could not put it back after the "
-                "ascent. Tie the modules by assigning the same Parameter object to both."
+                f"{'itself' if repeats else 'another parameter'}: SAM could not restore it after the ascent. "
+                "Tie modules by assigning the same Parameter object to both."
             )
         seen.add(weight.data_ptr())
 
 
 def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return one flat tensor that can hold all ``weights``, and an aligned view of it like each weight."""
+    """Return a flat tensor with room for all ``weights``, and aligned views of it shaped like the weights."""
     element = weights[0].element_size()
     per_line = _ALIGNMENT // element
     offsets = []
@@ -49,7 +49,7 @@ def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def exchange_bits(one: Tensor, other: Tensor) -> None:
-    """Exchange the bits of two tensors of one dtype and shape, without memory for a third one."""
+    """Swap two tensors of one dtype and shape in place, without a temporary: XOR on their integer bits."""
     ours, theirs = (each.detach().view(_INTEGERS[each.element_size()]) for each in (one, other))
     ours.bitwise_xor_(theirs)
     theirs.bitwise_xor_(ours)

@@ -1,4 +1,4 @@
-"""Look at and leave the perturbed weights between the two halves of a step."""
+"""Access to the original and the perturbed weights between the two halves of a step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fastsam.optim._engine.untraced import untraced
 
 
 class BetweenHalves(KernelOptimizer):
-    """An optimizer that shows both sides of its perturbation, and can step back from it and return."""
+    """An optimizer whose perturbation can be read, undone temporarily, or undone within an open step."""
 
     @property
     def unperturbed_weights(self) -> Mapping[Tensor, Tensor]:
-        """The weights before the ascent, by parameter, of all parameters that are perturbed now.
+        """The weights before the ascent, as a read-only mapping from each perturbed parameter.
 
-        A read-only mapping. Each lookup copies one tensor, so that no write can reach what ``second_step``
-        restores. Empty where no weight is perturbed: before ``first_step``, after ``second_step``,
-        ``restore`` and ``return_to_weights``. Parameters that the ascent leaves where they are, without a
-        gradient or in a group with ``perturb=False``, are not in it. Of a DTensor parameter it is a DTensor.
+        Each lookup returns a copy, so that writes cannot change what ``second_step`` restores. The mapping is
+        empty while no weight is perturbed: before ``first_step``, and after ``second_step``, ``restore`` and
+        ``return_to_weights``. It excludes parameters that the ascent did not move, which are those without a
+        gradient or in a group with ``perturb=False``. The value for a DTensor parameter is a DTensor.
 
         Example:
             >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -41,28 +41,28 @@ class BetweenHalves(KernelOptimizer):
 
     @property
     def perturbation(self) -> Mapping[Tensor, Tensor]:
-        """How far the weights are from those before the ascent, by parameter.
+        """The perturbed minus the original weights, as a read-only mapping from each perturbed parameter.
 
-        As :attr:`unperturbed_weights`; each lookup computes the difference of one parameter. It has the dtype
-        of the weights, float32 for 16-bit weights, and contains what rounding did to the ascent.
+        It has the keys of :attr:`unperturbed_weights`. Each lookup computes one difference, in the dtype of
+        the weights or float32 for 16-bit weights. It includes the rounding of the ascent.
         """
         return _ByParameter(self.native_step, _difference)
 
     @contextmanager
     def unperturbed(self) -> Iterator[None]:
-        """Restore the weights inside the context, and perturb them again after it, bit for bit.
+        """Restore the weights inside the context and perturb them again on exit, bit for bit.
 
-        For an evaluation or a copy of the weights between the halves; it needs no memory. Without a
-        perturbation it does nothing, so that it may be used anywhere. The weights are perturbed again when
-        the body raises, too. ``restore()`` and ``return_to_weights()`` inside leave them restored. A change
-        of the weights inside lasts: the step goes back to the changed weights.
+        Use it to evaluate or copy the weights between the halves of a step. It needs no extra memory, and
+        does nothing if the weights are not perturbed. They are perturbed again even if the body raises,
+        unless ``restore()`` or ``return_to_weights()`` was called inside. Changes made to the weights inside
+        the context are kept: the step later restores the changed weights.
 
-        A backward pass through a graph from before the context raises autograd's error about a modified
-        variable: run it before.
+        Run backward passes through graphs from before the context outside of it; inside, autograd raises its
+        error about a modified variable.
 
         Raises:
             RuntimeError: the storage of a parameter was replaced since ``first_step``. If that happened
-                inside the context, the step is given up with the weights restored.
+                inside the context, the step is abandoned with the weights restored.
         """
         step = self.native_step
         if step.exchanged or not step.climbed:
@@ -79,10 +79,9 @@ class BetweenHalves(KernelOptimizer):
     def return_to_weights(self) -> None:
         """Restore the weights bit for bit, and keep the gradients and the open step.
 
-        ``step()`` or ``second_step()`` then updates with the gradients that are there, those of the perturbed
-        weights or others: methods that combine gradients of both places compute more of them first. A
-        gradient of the first pass that was not finite still skips the update. Without a perturbation it does
-        nothing.
+        ``step()`` or ``second_step()`` then updates with the current gradients. Methods that combine
+        gradients at the original and the perturbed weights can compute more of them in between. A first pass
+        with gradients that are not finite still skips the update. Does nothing if no weight is perturbed.
         """
         if self.native_step.climbed:
             self.native_step.return_to_weights()
@@ -96,23 +95,23 @@ class BetweenHalves(KernelOptimizer):
     @torch.no_grad()
     def _exchange_back(self) -> None:
         if not self.native_step.exchanged:
-            return  # restored meanwhile
+            return  # restore() or return_to_weights() was called inside
         try:
             self.native_step.exchange()
         except RuntimeError as error:
             self.restore()
             raise RuntimeError(
                 "the storage of a parameter was replaced inside unperturbed() (p.data = ... or "
-                "model.to(...)): the weights stay restored and the step was given up; begin it again"
+                "model.to(...)): the step was abandoned with the weights restored; repeat it"
             ) from error
 
 
 class _ByParameter(Mapping[Tensor, Tensor]):
-    """A value for each parameter that is perturbed now, computed when it is looked up.
+    """A mapping from each perturbed parameter to a value that each lookup computes.
 
     Args:
-        step: holds weights and backups.
-        value: makes it of a parameter's restored and perturbed local parts.
+        step: the step with weights and backups.
+        value: computes the value from the original and the perturbed local part of a parameter.
     """
 
     def __init__(self, step: NativeStep, value: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -126,8 +125,8 @@ class _ByParameter(Mapping[Tensor, Tensor]):
         backup = self._backups[parameter]
         if self._step.ascent is not self._ascent:
             raise RuntimeError(
-                "this mapping belongs to an ascent that is over: read the optimizer's attribute between "
-                "first_step() and second_step() of the present step"
+                "this mapping belongs to an earlier ascent: read the optimizer's attribute again between "
+                "first_step() and second_step() of the current step"
             )
         weight = sharding.local(parameter).detach()
         part = self._value(*((weight, backup) if self._step.exchanged else (backup, weight)))

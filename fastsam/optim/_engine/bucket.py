@@ -1,4 +1,4 @@
-"""The parameters of one optimizer that share a device and a dtype, with the memory their kernels need."""
+"""Buckets: parameters that share a device and a dtype, with the memory that their kernels need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_STATE: dict[str, Any] = {}
 
 
 class Member(NamedTuple):
-    """A parameter, the index of its group, and what that group asks for it."""
+    """A parameter with the index of its group and the group's settings for it."""
 
     parameter: Tensor
     group: int
@@ -32,13 +32,13 @@ class Member(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """State tensors of one parameter that the table points at; the step counter, if any, comes last."""
+    """State tensors of one parameter whose addresses are in the table; a step counter comes last."""
 
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
 
     def are_in(self, entry: Mapping[str, Any]) -> bool:
-        """Return whether ``entry`` still holds the very same tensors."""
+        """Return whether ``entry`` still holds the same tensor objects."""
         return all(map(is_, map(entry.get, self.names), self.tensors))
 
 
@@ -46,21 +46,21 @@ _NOTHING_BOUND = _Bound((), ())
 
 
 class Bucket:
-    """Parameters of one device, dtype and sharding, served by one launch per phase.
+    """Parameters of one device, dtype and sharding, processed by one launch per phase.
 
-    Either the ascent perturbs all of them, or it leaves all of them out; then they are their own backups.
+    The ascent perturbs all parameters of a bucket or none.
 
     Args:
         members: the parameters, in the order of the optimizer's groups.
-        slot: this bucket's place among the squared norms.
+        slot: index of this bucket's squared norm.
 
     Attributes:
         perturbs: whether the ascent perturbs these parameters.
-        backup: the weights before the ascent, one flat tensor; 4 bytes per float32 parameter and the only
-            memory that SAM adds. None before the first ascent and for parameters that are never perturbed:
-            a weight that is not perturbed is its own backup.
-        perturbed: which parameters the current ascent moved.
-        rounds_to_nearest: whether the ascent of a parameter is rounded to nearest, not stochastically.
+        backup: the weights before the ascent, one flat tensor: 4 bytes per float32 parameter, the only
+            memory that SAM adds. None before the first ascent, and if ``perturbs`` is False: the kernels
+            then read an unperturbed weight as its own backup.
+        perturbed: for each parameter, whether the current ascent moved it.
+        rounds_to_nearest: whether the ascent of any parameter is rounded to nearest.
     """
 
     def __init__(self, members: Sequence[Member], *, slot: int) -> None:
@@ -76,7 +76,7 @@ class Bucket:
         refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
-        # Kernels see memory as flat; weights with gaps are worked on in a dense copy.
+        # Kernels treat memory as flat, so a weight with gaps in its memory is processed in a dense copy.
         self._staged = [
             (weight, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device))
             for weight in weights
@@ -106,19 +106,19 @@ class Bucket:
 
     @property
     def is_16_bit(self) -> bool:
-        """Whether the weights are stored in 16 bits, so that rounding may swallow a perturbation."""
+        """Whether the weights have 16 bits, so that rounding may remove a small perturbation."""
         return self.dtype.itemsize == 2
 
     def elements(self, gradients: Sequence[Tensor | None]) -> int:
-        """Return the number of elements of the weights that have a gradient."""
+        """Return the number of elements in ``gradients``."""
         return sum(gradient.numel() for gradient in gradients if gradient is not None)
 
     def state_addresses(self) -> list[int]:
-        """Return the addresses of the base optimizer's state that the table holds."""
+        """Return the addresses of the base optimizer's state in the table."""
         return [address for slot in _SLOTS for address in self.table.column(f"state{slot}")]
 
     def moved(self) -> bool:
-        """Return whether a parameter's storage was replaced since the bucket was made."""
+        """Return whether a parameter's storage was replaced since the bucket was created."""
         parameters: Iterable[Tensor] = self.parameters
         if self._sharded:
             parameters = map(sharding.local, parameters)
@@ -134,7 +134,7 @@ class Bucket:
         return gradients
 
     def attach(self, scalars: kernels.Scalars, *, counts_skips: bool) -> None:
-        """Set the scalars that the phases share; one bucket of a device counts the skipped steps."""
+        """Set the scalars that the phases share. Exactly one bucket per device counts skipped steps."""
         self._scalars = scalars
         self._counts_skips = counts_skips
         self._squared_norm = scalars.squared_norms[self.slot : self.slot + 1]
@@ -148,12 +148,12 @@ class Bucket:
         return self._scalars.arguments(count_skip=self._counts_skips, grad_scale=grad_scale)
 
     def make_backup(self) -> None:
-        """Allocate the backup if the ascent will need one and there is none yet."""
+        """Allocate the backup if the ascent needs one and it does not exist."""
         if self.perturbs and self.backup is None:
             self.backup, self._backups = backup_memory(self.weights)
 
     def norm(self) -> None:
-        """Write this bucket's part of the squared norm, summed over the ranks that share it."""
+        """Write this bucket's squared norm, summed over the ranks that share its parameters."""
         self._load_staged()
         kernels.norm(self.table, self._scalars.hyper, self._squared_norm, self.scratch)
         sharding.all_reduce_sum(self._squared_norm, self.shard_groups)
@@ -161,7 +161,7 @@ class Bucket:
     def perturb(
         self, gradients: Sequence[Tensor | None], *, grad_scale: Tensor | None = None
     ) -> None:
-        """Perturb the parameters that have a gradient, and back them up."""
+        """Back up and perturb the parameters that have a gradient."""
         self.make_backup()
         self.table.set_backups(self._backups)
         scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
@@ -171,7 +171,7 @@ class Bucket:
         self._written(self.perturbed)
 
     def restore(self) -> None:
-        """Restore the perturbed parameters, bit for bit, wherever their storage is now."""
+        """Restore the perturbed parameters bit for bit, even if their storage was replaced."""
         self.table.release_gradients()
         if not any(self.perturbed):
             return
@@ -191,17 +191,17 @@ class Bucket:
         self.perturbed = [False] * len(self.parameters)
 
     def exchange(self) -> None:
-        """Exchange the bits of the perturbed weights and of their backups, in place."""
+        """Swap the perturbed weights and their backups in place, bit for bit."""
         for parameter, backup in self.backups():
             exchange_bits(sharding.local(parameter), backup)
         sharding.drop_gathered(self._gathering)
 
     def forget_backups(self) -> None:
-        """Take the weights as they are for the restored ones."""
+        """Keep the current weights as the restored ones, and drop the perturbation."""
         self.perturbed = [False] * len(self.parameters)
 
     def backups(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the perturbed parameters with the memory of the backup of their local parts."""
+        """Return each perturbed parameter with the backup of its local part, not copied."""
         if not any(self.perturbed):
             return []
         return list(compress(zip(self.parameters, self._backups, strict=True), self.perturbed))
@@ -213,7 +213,7 @@ class Bucket:
         *,
         grad_scale: Tensor | None = None,
     ) -> None:
-        """Restore every perturbed parameter and update every one that has a gradient."""
+        """Restore all perturbed parameters and update all parameters that have a gradient."""
         if not all(self.perturbed):
             self._load_staged()
         self._set_backups_for_update()
@@ -234,9 +234,9 @@ class Bucket:
         param_groups: Sequence[Mapping[str, Any]],
         state: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
-        """Point the table at the base optimizer's state, and create what a first update needs.
+        """Write the addresses of the base optimizer's state to the table, and create missing state.
 
-        ``state`` is looked up in every step, because users replace, clear and load it.
+        The state is looked up in every step, because users replace, clear and load it.
         """
         names = [
             (*rule.state_keys(group), rule.step_key) if rule.step_key else rule.state_keys(group)
@@ -269,11 +269,14 @@ class Bucket:
     def _is_bound(
         self, names: Sequence[tuple[str, ...]], state: Mapping[Tensor, Mapping[str, Any]]
     ) -> bool:
-        """Return fast whether all parameters have the same kind of state and it is bound: the usual case."""
+        """Return whether all parameters have state of the same names and it is bound: a fast path.
+
+        False only means that the caller must look at each parameter.
+        """
         wanted = tuple(self._bound_columns)
         if not wanted or any(names[group] != wanted for group in set(self.groups)):
             return False
-        # Tensors hash slowly: look them up only where an entry was added, removed or replaced.
+        # Hashing tensors is slow, so look them up only after an entry was added, removed or replaced.
         values = list(state.values())
         if len(values) == len(self._values) and all(map(is_, values, self._values)):
             entries = self._entries
@@ -301,7 +304,7 @@ class Bucket:
         for name, fresh in new_state(rule, group, weight).items():
             value = entry.get(name)
             if name == rule.step_key:
-                # Adam's counter may be anywhere, or even be a number in old checkpoints.
+                # Adam's counter may be on another device, or a plain number in old checkpoints.
                 value = fresh if value is None else torch.as_tensor(value)
                 entry[name] = value.to(device=self.device, dtype=torch.float32)
             elif value is None:
@@ -312,7 +315,7 @@ class Bucket:
         return _Bound(names, tuple(entry[name] for name in names))
 
     def _like_parameter(self, i: int, tensor: Tensor) -> Tensor:
-        """Return the state of a parameter, a DTensor for a DTensor, as torch's optimizers make it."""
+        """Return a state tensor as torch's optimizers create it: a DTensor for a DTensor parameter."""
         parameter = self.parameters[i]
         return sharding.wrap_like(parameter, tensor) if sharding.is_sharded(parameter) else tensor
 
@@ -343,7 +346,7 @@ class Bucket:
             self.table.set_steps(self._counter_views if self._counts_steps else None)
 
     def unstarted(self) -> list[tuple[Tensor, tuple[str, ...]]]:
-        """Return the parameters that no update has reached yet, with the names of their state tensors."""
+        """Return the parameters that have not been updated yet, with the names of their state tensors."""
         if not self._counts_steps:
             return []
         return [
@@ -357,7 +360,7 @@ class Bucket:
     def _set_backups_for_update(self) -> None:
         if any(self.perturbed):
             self.table.set_backups(self._backups, self.perturbed)
-        else:  # a step without an ascent, which may have no backup
+        else:  # a step without an ascent, for which no backup may exist
             self.table.set_backups(self.weights, self.perturbed)
 
     def _load_staged(self) -> None:

@@ -1,4 +1,4 @@
-"""Steps that call one closure for every pass, without mixing the gradients of two passes."""
+"""Steps that call one closure per pass, and detect gradients that the closure fails to clear."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from torch import Tensor
 from fastsam.optim._engine import sharding
 from fastsam.optim.passes import Need, Passes, run_passes
 
-WHAT_A_CLOSURE_DOES = "clears the gradients, runs forward and backward, and returns the loss"
+CLOSURE_CONTRACT = "clears the gradients, runs forward and backward, and returns the loss"
 
 
 class ClosurePasses:
-    """Answer every need of a step with one closure, each time from no gradient.
+    """Runs each pass of a step with one closure, so that every pass starts without gradients.
 
-    The gradients that the last step left are dropped before the first pass. Other gradients that exist
-    before it came from somewhere else, such as an earlier micro-batch, and the closure must clear them.
-    A hook checks this when autograd reaches a parameter, before it adds: a gradient that is still the same
-    object at the same version was kept. Later nobody could tell, because autograd adds in place, or out of
-    place under ``create_graph=True``, and DDP with ``gradient_as_bucket_view=True`` puts a cleared gradient
-    back as the same object. The host reads a device only where a gradient was kept, to allow for the zeros
-    of ``zero_grad(set_to_none=False)``; a loop that clears to None never waits.
+    Before the first pass, the gradients that the previous step left are dropped. Any other gradient comes
+    from elsewhere, such as an earlier micro-batch, and the closure must clear it.
+
+    A hook checks this when autograd reaches a parameter, before it accumulates: a gradient that is still the
+    same object at the same version was not cleared. Afterwards it is too late to tell. Autograd accumulates
+    in place, or out of place under ``create_graph=True``, and DDP with ``gradient_as_bucket_view=True``
+    restores a cleared gradient as the same object. Only a gradient that was not cleared is read on the host,
+    because ``zero_grad(set_to_none=False)`` leaves zeros; a loop that clears to None never waits.
 
     Args:
-        owner: class of the optimizer, for messages.
-        or_else: what to do instead of accumulating, besides a closure that goes over all micro-batches.
+        owner: name of the optimizer's class, for messages.
+        or_else: alternatives to a closure over all micro-batches, for the message on accumulation.
         needs_loss: whether the closure must return a tensor.
     """
 
@@ -43,17 +44,17 @@ class ClosurePasses:
     def run(
         self, passes: Passes, closure: Callable[[], Any], parameters: Sequence[Tensor]
     ) -> list[Any]:
-        """Run one step and return what the closure returned in each pass.
+        """Run one step and return the closure's result of each pass.
 
         Args:
             passes: the step.
             closure: clears the gradients and makes one pass; called with gradients enabled.
-            parameters: the parameters whose gradients it computes.
+            parameters: parameters whose gradients the closure computes.
 
         Raises:
-            RuntimeError: in the first pass the closure kept a gradient that is not 0. The gradients may be
-                sums then.
-            TypeError: the closure returned no loss, or the step needs a gradient that no closure can
+            RuntimeError: the closure did not clear a nonzero gradient before the first pass, so the
+                gradients may now be sums.
+            TypeError: the closure returned no loss, or the step needs a gradient that a closure cannot
                 compute.
         """
         one_pass = self._first
@@ -66,7 +67,7 @@ class ClosurePasses:
             if self._needs_loss and not isinstance(result, Tensor):
                 raise TypeError(
                     f"the closure of {self._owner}.step returned {result!r}; expected a closure that "
-                    f"{WHAT_A_CLOSURE_DOES}"
+                    f"{CLOSURE_CONTRACT}"
                 )
             return result
 
@@ -86,9 +87,9 @@ class ClosurePasses:
             kept.stop_watching()
         if kept.any_nonzero():
             raise RuntimeError(
-                f"{self._owner}.step(closure) found gradients that the closure did not clear: its first pass "
-                "would add to them, and no later pass could. A closure must clear the gradients and make one "
-                f"whole pass. To accumulate, let it go over all micro-batches{self._or_else}"
+                f"{self._owner}.step(closure) found gradients that the closure did not clear, so only its "
+                "first pass would include them. A closure must clear the gradients and make one whole pass. "
+                f"To accumulate, iterate over all micro-batches inside the closure{self._or_else}"
             )
         return result
 
@@ -110,8 +111,8 @@ class ClosurePasses:
 
 
 def _require_a_plain_pass(need: Need, owner: str) -> None:
-    """Raise TypeError for a gradient that is not that of the whole loss from no gradient."""
-    # The batch, its parts, its samples and the ranks are the closure's own business.
+    """Raise TypeError if a need has a weighting or adds to gradients, which a closure cannot do."""
+    # Batches, parts, samples and ranks are up to the closure, so those fields are ignored.
     if need != Need(part=need.part, fresh=need.fresh, local=need.local, ascent=need.ascent):
         raise TypeError(
             f"{owner}.step(closure) cannot answer {need}: a closure computes one gradient of the whole loss. "
@@ -120,10 +121,10 @@ def _require_a_plain_pass(need: Need, owner: str) -> None:
 
 
 class _Kept:
-    """Gradients that a closure finds and does not clear.
+    """Watches for gradients that exist before a pass and that the closure does not clear.
 
     Args:
-        parameters: those that are frozen are left out: nothing is added to their gradients.
+        parameters: the parameters. Frozen ones are ignored, because nothing is added to their gradients.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -132,7 +133,8 @@ class _Kept:
             for p in parameters
             if p.grad is not None and p.requires_grad
         }
-        # FSDP2 adds to sharded gradients without autograd, and no hook sees what is there.
+        # FSDP2 adds to sharded gradients without autograd, so no hook runs before: record now which of them
+        # have nonzero elements.
         self._nonzero_shards = {
             key: _any_nonzero(gradient)
             for key, (p, gradient, _) in self._before.items()
@@ -158,7 +160,8 @@ class _Kept:
         if _version(gradient) == version:
             flag = _any_nonzero(gradient)
         elif key not in self._reached:
-            # Written without autograd: FSDP2 added to it, or it was set to 0 first, which cannot be told.
+            # Written without autograd: FSDP2 added to it, perhaps after the closure had set it to 0. The two
+            # cases look the same, so go by what was there before the pass.
             flag = self._nonzero_shards.get(key)
         if flag is not None:
             self._flags[flag.device].append(flag)
@@ -174,11 +177,11 @@ class _Kept:
 
 
 def _any_nonzero(gradient: Tensor) -> Tensor:
-    """Return whether this rank's part of a gradient has a nonzero element, as a tensor on its device."""
+    """Return whether the local part of a gradient has a nonzero element, as a tensor on its device."""
     part = sharding.local(gradient).detach()
     return (part.coalesce().values() if part.is_sparse else part).any()
 
 
 def _version(gradient: Tensor) -> int:
-    """Return a number that grows with every write in place; FSDP2 writes to the local part of a gradient."""
+    """Return the version counter of a gradient's local part, which FSDP2 writes to."""
     return sharding.local(gradient)._version

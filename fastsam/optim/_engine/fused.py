@@ -1,4 +1,4 @@
-"""Base optimizers whose update is fused with the restore, and how their settings reach the kernels."""
+"""Base optimizers whose update is fused with the restore, and their settings and state in the kernels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class FusedRule:
-    """A base optimizer that the kernels know.
+    """A base optimizer with a fused kernel.
 
     Attributes:
         name: suffix of the native launch.
-        hyper: the columns of the block of hyper-parameters that a parameter group fills.
-        state_keys: names of a group's state tensors, in the order of the kernel's slots.
-        step_key: name of the state that counts updates, or None where the rule keeps it to itself.
-        counts_steps: whether the update depends on how many came before.
-        supports: whether a parameter group's options are all known to the kernel.
+        hyper: returns a group's values for the columns of the block of hyperparameters.
+        state_keys: returns the names of a group's state tensors, in the order of the kernel's slots.
+        step_key: name of the state tensor that counts updates; None if the base optimizer has none.
+        counts_steps: returns whether a group's update depends on the number of earlier updates.
+        supports: returns whether the kernel supports all options of a group.
     """
 
     name: Literal["sgd", "adam"]
@@ -60,7 +60,7 @@ _SGD = FusedRule(
     hyper=_sgd_hyper,
     state_keys=lambda group: ("momentum_buffer",) if group["momentum"] != 0 else (),
     step_key=None,
-    # A buffer that no update has reached is no buffer for torch, whose first update copies the gradient.
+    # The first update must be recognized: torch then has no buffer yet, and copies the gradient undampened.
     counts_steps=lambda group: group["momentum"] != 0,
     supports=lambda group: not group["differentiable"],
 )
@@ -80,10 +80,10 @@ _RULES: dict[type[Optimizer], FusedRule] = {
 
 
 def fused_rule(optimizer: Optimizer) -> FusedRule | None:
-    """Return the fused rule of ``optimizer``, or None where its own ``step()`` must run.
+    """Return the fused rule of ``optimizer``, or None if its own ``step()`` must run.
 
-    Subclasses and optimizers with step hooks of their own run their own ``step()``: they may do more than
-    the class that the kernel knows.
+    Subclasses and optimizers with step hooks run their own ``step()``, because they may do more than the
+    kernel.
     """
     rule = _RULES.get(type(optimizer))
     if rule is None or not all(rule.supports(group) for group in optimizer.param_groups):
@@ -94,7 +94,7 @@ def fused_rule(optimizer: Optimizer) -> FusedRule | None:
 
 
 def new_state(rule: FusedRule, group: Mapping[str, Any], weight: Tensor) -> dict[str, Tensor]:
-    """Return the state of a weight before its first update, as torch's optimizer would create it."""
+    """Return the initial state of a weight, as torch's optimizer would create it."""
     state: dict[str, Tensor] = {}
     if rule.step_key is not None:
         state[rule.step_key] = torch.zeros((), dtype=torch.float32, device=weight.device)

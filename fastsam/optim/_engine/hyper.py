@@ -1,4 +1,4 @@
-"""The settings of all parameter groups as a block of float64 scalars that the kernels read."""
+"""The settings of all parameter groups as a block of scalars that the kernels read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RHO = extension.HYPER_COLUMNS.index("rho")
 
 
 class HyperRows:
-    """Writes the settings to every device's block, where one has changed since the last call."""
+    """Writes the settings to every device's block if any has changed since the last call."""
 
     def __init__(self) -> None:
         self._rows: list[list[float]] = []
@@ -34,9 +34,9 @@ class HyperRows:
         """Refresh the blocks.
 
         Args:
-            groups: the parameter groups, one row of the block each.
-            rule: the base optimizer's fused rule, whose settings are written too.
-            scalars: every device's scalars, which hold the block.
+            groups: the parameter groups; each has one row of the block.
+            rule: the base optimizer's fused rule, whose settings are included; None without one.
+            scalars: the scalars of every device, which include its block.
 
         Raises:
             ValueError: a rho is negative or not finite. No block was changed.
@@ -45,7 +45,7 @@ class HyperRows:
             {"rho": group["rho"], "eta": eta_of(group), **(rule.hyper(group) if rule else {})}
             for group in groups
         ]
-        # Other types, tensors above all, may change their value and stay the same object.
+        # Tensors and other mutable values may change without becoming another object: always write them.
         fixed = all(type(value) in _NUMBERS for row in options for value in row.values())
         if fixed and options == self._options:
             return
@@ -70,14 +70,14 @@ class HyperRows:
         self._options = options if fixed else []
 
     def any_rho(self) -> bool:
-        """Return whether a group has a rho other than 0; one on a device counts as 0."""
+        """Return whether a group has a nonzero rho, among those that are not device tensors."""
         return any(row[_RHO] != 0.0 for row in self._rows)
 
 
 def need_not_wait(device: torch.device) -> bool:
     """Return whether a copy to ``device`` may be asynchronous.
 
-    Streams order what the kernels of a GPU read; those of the CPU run at once, after the copy. Other devices
-    do not all order a copy from memory that its owner may free.
+    On CUDA the stream orders the copy before the kernels that read it. CPU kernels run at once, so the copy
+    must be complete. On other devices the source memory might be freed before an asynchronous copy reads it.
     """
     return device.type == "cuda"

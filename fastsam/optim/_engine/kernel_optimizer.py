@@ -17,17 +17,17 @@ from fastsam.optim._engine.settings import check_group, check_number
 from fastsam.optim._engine.untraced import untraced
 
 _LEGACY_STATE = ("old_p", "e_w")
-"""Copies of the weights in checkpoints of other SAM implementations, which are dropped."""
+"""State keys with copies of the weights in checkpoints of other SAM implementations; they are dropped."""
 
 
 class KernelOptimizer(OuterOptimizer):
     """An optimizer around a base optimizer whose steps run on the native kernels.
 
     Attributes:
-        native_step: the two halves of the step, and the memory that they work on.
-        policy: which steps ascend, and how many steps there were.
-        first_attempt: number of attempted steps before the first, also after a checkpoint without one.
-        process_group: ranks that must skip together.
+        native_step: the two halves of the step and their memory.
+        policy: decides which steps make an ascent, and counts the attempted steps.
+        first_attempt: initial number of attempted steps, also after loading a checkpoint without a counter.
+        process_group: ranks that must skip updates together.
     """
 
     native_step: NativeStep
@@ -36,18 +36,18 @@ class KernelOptimizer(OuterOptimizer):
     process_group: ProcessGroup | None
 
     def _begin(self) -> None:
-        """Create what neither a copy nor a file contains."""
+        """Create the attributes that copies and pickles omit."""
         self.native_step = NativeStep(self.base_optimizer, self.options)
         self.policy = AscentPolicy(self.base_optimizer, self.options)
 
     @property
     def ascent_due(self) -> bool:
-        """Whether the current step makes an ascent, and with it a second pass; a bool on the host.
+        """Whether the current step makes an ascent, and therefore a second pass; a bool on the host.
 
         True at attempted step n where ``start <= n < stop``, ``(n - start) % interval == 0`` and a group with
-        ``perturb=True`` has a rho other than 0. A rho on the CPU is read; one on a device counts as nonzero,
-        because reading it would wait. Constant from the first look at it, or the first call of a step, until
-        the step ends: an option that is changed in between takes effect at the next step.
+        ``perturb=True`` has a nonzero rho. A rho tensor on a device counts as nonzero, because reading it
+        would make the host wait. The value is fixed when it is first read or the step begins, until the step
+        ends: options changed in between take effect in the next step.
 
         Raises:
             ValueError: start, interval or stop is invalid, or differs between groups; or no group is
@@ -57,15 +57,15 @@ class KernelOptimizer(OuterOptimizer):
 
     @property
     def attempted_steps(self) -> int:
-        """Steps completed so far, skipped ones included; those given up with ``restore()`` do not count."""
+        """Number of completed steps, including skipped ones but not those abandoned with ``restore()``."""
         return self.policy.attempted_steps
 
     @untraced
     @torch.no_grad()
     def restore(self) -> None:
-        """Give up a step between its two halves and restore the weights to w, bit for bit.
+        """Abandon a step between its two halves and restore the weights to w, bit for bit.
 
-        Call it at any time; between steps it does nothing. The step does not count as attempted.
+        It may be called at any time and does nothing between steps. The abandoned step is not counted.
         """
         if self.native_step.climbed:
             self.native_step.restore()
@@ -74,22 +74,22 @@ class KernelOptimizer(OuterOptimizer):
     @untraced
     @torch.no_grad()
     def prepare(self) -> None:
-        """Allocate all memory that a step needs now: the base optimizer's state and the backup.
+        """Allocate all memory of a step now: the base optimizer's state and the backup of the weights.
 
-        Otherwise the first update allocates the state and the first ascent the backup of the weights, which
-        is late for a run whose ascents begin late. Weights and the course of the training stay as they are.
+        By default the first update allocates the state and the first ascent allocates the backup, so a run
+        with late ascents would run out of memory late. The weights and later steps are not affected.
 
         Raises:
-            ValueError: as ``first_step``.
+            ValueError: as in ``first_step``.
         """
         self.policy.steps()
         self.native_step.prepare()
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Updates skipped because a gradient was not finite: int64 scalar on the parameters' device.
+        """Number of updates skipped for a non-finite gradient: int64 scalar on the parameters' device.
 
-        Reading its value on the host waits for the device; nothing in a step does.
+        Reading its value makes the host wait for the device; the steps themselves never do.
         """
         return self.native_step.skipped_steps
 
@@ -97,29 +97,29 @@ class KernelOptimizer(OuterOptimizer):
     def ascent_norm(self) -> Tensor:
         """``||T_w g||`` of the last ascent over all groups: float64 scalar on the parameters' device.
 
-        For SAM the 2-norm of the gradients of the first pass as ``first_step`` found them, clipped or not,
-        without a scaler's loss scale; for ASAM each is multiplied by ``|w| + eta`` first. Where parameters
-        are sharded it is that of all ranks. It comes from the ascent itself, so that nothing is read again
-        and nothing waits; not finite where the step was skipped for its first gradient, and 0 before the
-        first ascent and after a state dict was loaded.
+        For SAM this is the 2-norm of the gradients that ``first_step`` used, after any clipping and without a
+        scaler's loss scale. For ASAM each gradient is multiplied by ``|w| + eta`` first. For sharded
+        parameters it is the norm over all ranks. The ascent has computed it, so reading the attribute neither
+        reads the gradients nor waits. It is not finite if the first gradient was not, and 0 before the first
+        ascent and after loading a state dict.
         """
         return self.native_step.ascent_norm
 
     @property
     def unchanged_share(self) -> Tensor:
-        """Share of the elements of 16-bit weights that the last ascent was too small to change.
+        """Fraction of the elements of 16-bit weights that the last ascent was too small to change.
 
-        A float32 scalar on the parameters' device, 0 without 16-bit weights; of this rank's part where
-        parameters are sharded. Above one half a warning is given, once, some steps later on CUDA because
-        nothing waits for the device.
+        A float32 scalar on the parameters' device; 0 without 16-bit weights. For sharded parameters it covers
+        this rank's part. If it exceeds one half, the optimizer warns once; on CUDA some steps later, because
+        the host does not wait for the device.
         """
         return self.native_step.unchanged_share
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, which may have its own values of SAM's options."""
+        """Add a parameter group, which may set SAM's options."""
         self._refuse_midway("add_param_group()")
         check_group(param_group)
-        self.policy.steps()  # the new group gets those of the present ones
+        self.policy.steps()  # makes start, interval and stop of the current groups the new group's defaults
         self._check_together([*self.param_groups, param_group])
         super().add_param_group(param_group)
 
@@ -127,14 +127,14 @@ class KernelOptimizer(OuterOptimizer):
         self._refuse_midway("assigning param_groups")
         for group in groups:
             check_group(group)
-        self.policy.steps()  # the new groups get those of the present ones
+        self.policy.steps()  # as in add_param_group
         self._check_together(groups)
         super()._replace_groups(groups)
 
     def _check_together(self, groups: Groups) -> None:
-        """Raise ValueError where groups differ in their ascent steps or none is perturbed.
+        """Raise ValueError if groups differ in their ascent steps or none is perturbed.
 
-        What a group lacks counts as what it would get in its place.
+        Options missing in a group are checked with the values that would be filled in.
         """
         agreed_steps(
             {name: self.options.filled(index, group, name) for name in self.options.defaults}
@@ -144,7 +144,7 @@ class KernelOptimizer(OuterOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state dict, without copies of weights.
 
-        Its groups have SAM's settings; ``attempted_steps`` is the counter of this name.
+        Its groups include SAM's options. The key ``attempted_steps`` holds the counter.
         """
         self._refuse_midway("state_dict()")
         return super().state_dict()
@@ -157,10 +157,10 @@ class KernelOptimizer(OuterOptimizer):
         return {**packed, COUNTER: self.attempted_steps}
 
     def _unstarted(self) -> dict[int, tuple[str, ...]]:
-        """Return the names of state that no update has reached, by index of the parameter.
+        """Return the names of state tensors that have not been updated yet, by index of the parameter.
 
-        torch's first update must find none: it copies the gradient where there is no momentum buffer, and
-        dampens it where there is one.
+        Checkpoints and copies must not contain them: torch's first update copies the gradient if there is no
+        momentum buffer, and dampens it if there is one.
         """
         unstarted = self.native_step.unstarted()
         return {
@@ -172,13 +172,12 @@ class KernelOptimizer(OuterOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class, of the reference implementation, or of the base optimizer.
 
-        Copies of weights in old checkpoints are dropped, and what they lack is filled from the current
-        groups, but the counter of attempted steps from ``first_attempt``; the rest is the base optimizer's
-        ``load_state_dict``.
+        Copies of weights in old checkpoints are dropped. Options missing in a checkpoint keep their current
+        values; a missing counter of attempted steps is set to ``first_attempt``.
 
         Raises:
             RuntimeError: called between ``first_step`` and ``second_step``.
-            ValueError: the groups do not match, or a setting in them is not one.
+            ValueError: the groups do not match, or an option in them is invalid.
         """
         self._refuse_midway("load_state_dict()")
         super().load_state_dict(state_dict)
@@ -225,7 +224,10 @@ class KernelOptimizer(OuterOptimizer):
             self.state[parameters[index]].update(dict.fromkeys(names))
 
     def _is_blank(self) -> bool:
-        """Return whether a step only creates state: torch.distributed.checkpoint fills an optimizer so."""
+        """Return whether a step would only create state.
+
+        torch.distributed.checkpoint initializes an optimizer by one step with zero gradients and lr=0.
+        """
         if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
             return False
         gradients = [p.grad for p in self._parameters()]
@@ -242,12 +244,12 @@ class KernelOptimizer(OuterOptimizer):
         if self.native_step.climbed:
             raise RuntimeError(
                 f"{what} between first_step() and second_step(): the weights are perturbed. Finish the "
-                "step, or give it up with restore(), first"
+                "step, or abandon it with restore(), first"
             )
 
 
 def _attempted_steps(state_dict: Mapping[str, Any], otherwise: int) -> int:
-    """Return the counter of a state dict; a wrapper may have dropped all but state and groups."""
+    """Return the counter of a state dict or of its groups: some wrappers keep only state and groups."""
     counts = [state_dict, *state_dict["param_groups"]]
     count = next((each[COUNTER] for each in counts if COUNTER in each), otherwise)
     check_number(COUNTER, count, whole=True)
@@ -255,12 +257,12 @@ def _attempted_steps(state_dict: Mapping[str, Any], otherwise: int) -> int:
 
 
 def _is_zero(lr: float | Tensor) -> bool:
-    """Return whether a learning rate is 0, as in a blank step; one on a device, which would wait, is not."""
+    """Return whether a learning rate is 0; False for a device tensor, which the host would wait for."""
     return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
 
 
 class _Handle:
-    """Carry a process group through a copy, which has the same one, and refuse to pickle it."""
+    """A process group that deepcopy shares with the copy and pickle refuses."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
@@ -270,6 +272,6 @@ class _Handle:
 
     def __reduce__(self) -> str:
         raise TypeError(
-            "an optimizer with process_group= cannot be pickled, because the group belongs to this "
+            "an optimizer with process_group= cannot be pickled, because the group exists only in this "
             "process; save its state_dict() instead"
         )

@@ -1,4 +1,4 @@
-"""Which parameters of an optimizer's groups share a bucket."""
+"""Assignment of an optimizer's parameters to buckets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsam.optim._engine.settings import normalized
 
 
 def layout_of(groups: Groups) -> list[tuple[Any, ...]]:
-    """Return all that :func:`members_of` depends on besides names and storage, for comparison."""
+    """Return what :func:`members_of` depends on, except names and storage, to detect changes."""
     return [
         (
             group["adaptive"],
@@ -29,13 +29,13 @@ def layout_of(groups: Groups) -> list[tuple[Any, ...]]:
 
 
 def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
-    """Return the members of each bucket, and the parameters that are left out.
+    """Return the members of each bucket, and the frozen parameters that are in none.
 
-    A bucket has one device and dtype, one set of ranks that share its parameters, and either perturbed
-    parameters or others.
+    The parameters of a bucket have one device, one dtype, one set of ranks that share them, and one value of
+    ``perturb``.
 
     Raises:
-        ValueError: a parameter is one that the kernels do not know.
+        ValueError: the kernels do not support the dtype or the sharding of a parameter.
     """
     members: dict[tuple[Any, ...], list[Member]] = {}
     left_out = []
@@ -45,12 +45,14 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
             if id(parameter) not in taking_part:
                 left_out.append(parameter)
                 continue
-            sharding.refuse_flattened(parameter)  # the model may have been sharded since
+            sharding.refuse_flattened(
+                parameter
+            )  # again: FSDP1 may have sharded it after the constructor
             part = sharding.local(parameter)
             if part.dtype not in native.DTYPE_CODES:
                 raise ValueError(
-                    f"a parameter of shape {tuple(parameter.shape)} is {part.dtype}; SAM knows "
-                    "float32, float64, bfloat16 and float16"
+                    f"a parameter of shape {tuple(parameter.shape)} has dtype {part.dtype}; SAM supports "
+                    "float32, float64, bfloat16 and float16. Convert it, or freeze it"
                 )
             perturb = group["perturb"]
             key = (part.device, part.dtype, sharding.shard_groups(parameter), perturb)
@@ -61,7 +63,7 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
 
 
 def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return all but frozen parameters without a gradient, which cost no memory and may be of any dtype."""
+    """Return all parameters except frozen ones without a gradient, which may have any dtype."""
     if all(map(_requires_grad, parameters)):
         return list(parameters)
     return [p for p in parameters if p.requires_grad or p.grad is not None]

@@ -26,7 +26,7 @@ _REPLACED_STORAGE = (
 
 
 class NativeStep:
-    """Hold the memory that the kernels work on, and launch them.
+    """Owns the memory of the kernels and launches them.
 
     Groups and state are read from the base optimizer in every call, because users change, replace and
     load them. Memory is created on first use, and again when parameters or their storage change.
@@ -34,12 +34,13 @@ class NativeStep:
     Args:
         base: the base optimizer, whose groups have ``rho``, ``adaptive``, ``eta``,
             ``stochastic_rounding`` and ``perturb``.
-        options: keeps these in the groups, whatever is loaded into the base.
+        options: completes these options in the groups, whatever is loaded into the base.
 
     Attributes:
-        climbed: whether a step is open: its ascent was made, and its update was not.
-        exchanged: whether the perturbed weights are in the backups now, and the restored ones in their place.
-        ascent: stands for the present perturbation, to recognize it; None without one.
+        climbed: whether a step is open: its ascent was made, but not its update.
+        exchanged: whether the weights and the backups are swapped, so that the backups hold the perturbed
+            weights.
+        ascent: a unique object for each perturbation; None without one.
     """
 
     def __init__(self, base: Optimizer, options: GroupOptions) -> None:
@@ -49,7 +50,7 @@ class NativeStep:
         self.forget()
 
     def forget(self) -> None:
-        """Drop all native memory but the counter of skipped steps."""
+        """Drop all native memory except the counters of skipped steps."""
         self.climbed = False
         self.exchanged = False
         self.ascent: object | None = None
@@ -71,20 +72,20 @@ class NativeStep:
         """Compute the norm and perturb the weights.
 
         Args:
-            grad_scale: float32 scalar, a scaler's loss scale that the gradients still carry.
-            found_inf: float32 scalar, a scaler's flag: the step will be skipped where it is set.
+            grad_scale: float32 scalar, a scaler's loss scale by which the gradients are still multiplied.
+            found_inf: float32 scalar, a scaler's flag: if it is 1, the update will be skipped.
 
         Raises:
-            RuntimeError: no parameter that the ascent perturbs has a gradient on this rank. Ranks are not
-                asked about each other: a collective would cost every step what a mistake costs once.
+            RuntimeError: no parameter that the ascent perturbs has a gradient on this rank. Other ranks are
+                not checked, because that would take a collective in every step.
         """
         self._make_buckets()
         perturbing = [bucket for bucket in self._buckets if bucket.perturbs]
         gradients = [bucket.take_gradients() for bucket in perturbing]
         if all(gradient is None for taken in gradients for gradient in taken):
             raise RuntimeError(
-                "only parameters of groups with perturb=False have a gradient, and the ascent would move "
-                "nothing: run the first forward and backward pass over the perturbed parameters, unfreeze "
+                "only parameters of groups with perturb=False have a gradient, so the ascent would move "
+                "nothing: include the perturbed parameters in the first forward and backward pass, unfreeze "
                 "them, or choose others to perturb"
             )
         self._hyper.write(self._groups, fused_rule(self._base), self._scalars)
@@ -99,11 +100,15 @@ class NativeStep:
                     if bucket.device == device and bucket.is_16_bit
                 )
             )
-        self._loss_scale = grad_scale  # a scaler makes a tensor for every step
+        self._loss_scale = (
+            grad_scale  # no copy needed: a scaler creates a new tensor for every step
+        )
         self.climbed = True
         self.ascent = object()
         for device in self._scalars.keys() - {bucket.device for bucket in perturbing}:
-            self._scalars[device].found_inf.zero_()  # elsewhere the perturbation does it
+            self._scalars[
+                device
+            ].found_inf.zero_()  # on the other devices the perturbation clears it
         try:
             for bucket, taken in zip(perturbing, gradients, strict=True):
                 bucket.perturb(taken, grad_scale=_on(grad_scale, bucket.device))
@@ -112,23 +117,23 @@ class NativeStep:
             raise
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(found_inf, device))
-        _forget_casts()
+        _clear_autocast_cache()
         if self._lost:
             self._warn_of_lost_ascents()
 
     def skip_where(self, flag: Tensor) -> None:
-        """Skip the update of the open step where a float32 scalar is not 0."""
+        """Skip the update of the open step if ``flag``, a float32 scalar, is not 0."""
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(flag, device))
 
-    def stay(self) -> None:
-        """Begin a step without an ascent: the weights are their own backup."""
+    def begin_without_ascent(self) -> None:
+        """Begin a step without an ascent, in which the weights are their own backup."""
         self._make_buckets()
         for scalars in self._scalars.values():
             scalars.found_inf.zero_()
 
     def restore(self) -> None:
-        """Restore the perturbed weights and give the step up."""
+        """Restore the perturbed weights and abandon the step."""
         self.return_to_weights()
         self.climbed = False
 
@@ -140,10 +145,10 @@ class NativeStep:
             bucket.restore()
         self.exchanged = False
         self.ascent = None
-        _forget_casts()
+        _clear_autocast_cache()
 
     def exchange(self) -> None:
-        """Put the perturbed weights and their backups in each other's place.
+        """Swap the perturbed weights and their backups.
 
         Raises:
             RuntimeError: the storage of a parameter was replaced; nothing was changed.
@@ -153,10 +158,10 @@ class NativeStep:
         for bucket in self._buckets:
             bucket.exchange()
         self.exchanged = not self.exchanged
-        _forget_casts()
+        _clear_autocast_cache()
 
     def backups(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every perturbed parameter with the memory of its backup; of a DTensor, the local part."""
+        """Return each perturbed parameter with its backup; for a DTensor, that of the local part."""
         return [pair for bucket in self._buckets for pair in bucket.backups()]
 
     def descend(
@@ -167,17 +172,17 @@ class NativeStep:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Restore and update, or only restore where a gradient of either pass was not finite.
+        """Restore and update, or only restore if a gradient of either pass was not finite.
 
         Args:
-            check_finite: look at the gradients of this pass; not done where ``found_inf`` is given.
-            process_group: ranks that must skip together.
+            check_finite: check the gradients of this pass; ignored if ``found_inf`` is given.
+            process_group: ranks that must skip updates together.
             grad_scale: as in :meth:`climb`.
             found_inf: as in :meth:`climb`.
         """
         if self.exchanged:
             raise RuntimeError(
-                "the step was to be finished inside unperturbed(): leave the context first, or call "
+                "the step cannot be finished inside unperturbed(): leave the context first, or call "
                 "return_to_weights() in it"
             )
         if self.climbed and any(bucket.moved() for bucket in self._buckets):
@@ -185,7 +190,7 @@ class NativeStep:
         if self.climbed and any(p.grad is not None for p in self._left_out):
             raise RuntimeError(
                 "a parameter that was frozen in first_step() has a gradient in second_step(): call "
-                "restore(), and freeze and unfreeze between steps"
+                "restore(), and change requires_grad only between steps"
             )
         gradients = [bucket.take_gradients() for bucket in self._buckets]
         rule = fused_rule(self._base)
@@ -194,7 +199,7 @@ class NativeStep:
             for bucket, taken in zip(self._buckets, gradients, strict=True):
                 bucket.bind_state(taken, rule, self._groups, self._base.state)
         self._agree_to_skip(check_finite, process_group, found_inf)
-        # Schedulers on either optimizer ask whether it was stepped.
+        # Learning-rate schedulers on either optimizer check that it was stepped.
         self._base._opt_called = True  # type: ignore[attr-defined]
         if rule is None:
             self.restore()
@@ -204,12 +209,12 @@ class NativeStep:
             bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         self.climbed = False
         self.ascent = None
-        _forget_casts()
+        _clear_autocast_cache()
 
     def _agree_to_skip(
         self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
     ) -> None:
-        """Set the flag of every device and rank where one of them found a gradient that is not finite."""
+        """Set the flags of all devices and ranks if any of them found a gradient that is not finite."""
         for bucket in self._buckets:
             flag = self._scalars[bucket.device].found_inf
             if found_inf is not None:
@@ -227,9 +232,9 @@ class NativeStep:
                     _raise_flag(flag, _on(other, flag.device))
 
     def _step_base(self, grad_scale: Tensor | None) -> None:
-        """Call the base optimizer's own step, where it has no fused rule."""
+        """Call the step of a base optimizer that has no fused rule, unless the flag is set."""
         flags = [scalars.found_inf for scalars in self._scalars.values()]
-        if flags and bool(flags[0].item()):  # the one host read of such a base
+        if flags and bool(flags[0].item()):  # the only host synchronization of such a step
             for skipped in self._skipped.values():
                 skipped += 1
             return
@@ -240,18 +245,18 @@ class NativeStep:
                         p.grad.div_(_on(grad_scale, p.grad.device))
         self._base.step()
 
-    # --- what can be asked ----------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------
 
     @property
     def skipped_steps(self) -> Tensor:
-        """See :attr:`fastsam.SAM.skipped_steps`."""
+        """The value of :attr:`fastsam.SAM.skipped_steps`."""
         if not self._skipped:
             return torch.zeros((), dtype=torch.int64)
         return next(iter(self._skipped.values()))[0]
 
     @property
     def unchanged_share(self) -> Tensor:
-        """See :attr:`fastsam.SAM.unchanged_share`."""
+        """The value of :attr:`fastsam.SAM.unchanged_share`."""
         if not self._lost:
             return torch.zeros(())
         device = next(iter(self._lost))
@@ -261,7 +266,7 @@ class NativeStep:
 
     @property
     def ascent_norm(self) -> Tensor:
-        """See :attr:`fastsam.SAM.ascent_norm`."""
+        """The value of :attr:`fastsam.SAM.ascent_norm`."""
         if not self._scalars:
             return torch.zeros((), dtype=torch.float64)
         # Every device has the squared norms of all buckets.
@@ -269,14 +274,14 @@ class NativeStep:
         return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
 
     def unstarted(self) -> dict[int, tuple[str, ...]]:
-        """Return the names of state tensors that no update has reached yet, by ``id`` of their parameter."""
+        """Return the names of state tensors not updated yet, by the ``id`` of their parameter."""
         return {id(p): names for bucket in self._buckets for p, names in bucket.unstarted()}
 
     def memory(self) -> tuple[object, ...]:
-        """Return all memory of the kernels, for comparison: it differs when a captured step is stale.
+        """Return the identity of all kernel memory; a later result differs if a captured step is stale.
 
-        Buckets are in it themselves, equal to nothing but themselves: while somebody holds this, neither
-        their memory nor their identity can be given to others.
+        The result holds the buckets themselves, which compare by identity. While a caller keeps it, neither
+        their memory nor their ``id`` can be reused for another bucket, so equal results mean equal memory.
         """
         if any(bucket.moved() for bucket in self._buckets):
             return ()
@@ -287,9 +292,9 @@ class NativeStep:
     # --- memory ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Create all memory and the base optimizer's state now, and write changed settings.
+        """Allocate all memory and the base optimizer's state now, and write changed settings.
 
-        An eager step does this by itself; a captured one cannot.
+        Eager steps do this themselves; the replay of a captured step cannot.
         """
         self._make_buckets()
         rule = fused_rule(self._base)
@@ -302,7 +307,7 @@ class NativeStep:
             bucket.make_backup()
 
     def _make_buckets(self) -> None:
-        """Create the buckets, once, and again when the parameters or their storage have changed."""
+        """Create the buckets if the parameters, their options or their storage changed."""
         layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
@@ -357,7 +362,7 @@ class NativeStep:
                     )
 
     def _warn_of_lost_ascents(self) -> None:
-        """Warn where 16-bit weights are rounded to nearest and rho is not 0."""
+        """Check for lost ascents if 16-bit weights are rounded to nearest and rho is not 0."""
         if self._hyper.any_rho() and any(
             bucket.perturbs and bucket.is_16_bit and bucket.rounds_to_nearest
             for bucket in self._buckets
@@ -367,18 +372,18 @@ class NativeStep:
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """Return a flag or a scale as float32 where the kernels of ``device`` can read it."""
+    """Return a scalar in float32 on ``device``, for its kernels; None for None."""
     if scalar is None:
         return None
     return scalar.to(device, torch.float32, non_blocking=need_not_wait(device))
 
 
 def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
-    """Set ``flag`` where ``other`` is set, without reading either."""
+    """Set ``flag`` if ``other`` is set, without a host read."""
     if other is not None:
         torch.maximum(flag, other.reshape(1), out=flag)
 
 
-def _forget_casts() -> None:
-    """Clear the 16-bit copies of weights that autocast keeps in its context: a write makes them stale."""
+def _clear_autocast_cache() -> None:
+    """Clear autocast's cache of 16-bit weights, which is stale after the kernels write the weights."""
     torch.clear_autocast_cache()

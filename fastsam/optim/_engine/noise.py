@@ -16,18 +16,17 @@ from fastsam.upload import upload
 def add_normal(
     tensors: Sequence[Tensor], deviations: Sequence[Tensor], *, seed: int, position: int
 ) -> None:
-    """Add normal noise to tensors in place, one native launch for each device and dtype.
+    """Add normal noise to tensors in place, with one native launch per device and dtype.
 
-    The noise depends on seed, position, place in ``tensors`` and place in memory alone: the same
-    bits on any number of threads, and to rounding the same on every device.
+    The noise of an element depends only on ``seed``, ``position``, the index in ``tensors`` and the offset in
+    memory. It is bitwise equal for any number of threads, and equal up to rounding on all devices.
 
     Args:
-        tensors: dense, of any shape; changed in place.
-        deviations: standard deviations, ``[rows]`` for each tensor: one for all of it, or one for each
-            slice along the first dimension. The same object may serve many tensors: it is moved to their
-            device once.
+        tensors: dense tensors of any shape; changed in place.
+        deviations: standard deviations of each tensor, ``[rows]``: one for the whole tensor, or one for each
+            slice along the first dimension. An object that occurs repeatedly is copied to a device once.
         seed: seed of the run, below 2^63.
-        position: which draw of the run.
+        position: index of this call within the run.
     """
     members: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):

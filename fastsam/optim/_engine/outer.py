@@ -1,4 +1,4 @@
-"""The base class of optimizers around another one, with the same groups, state and defaults."""
+"""Base class of optimizers around another one, with the same groups, state and defaults."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Groups = list[dict[str, Any]]
 
 
 def backend_of_groups(groups: Groups) -> Backend:
-    """Return ``"torch"`` where a parameter is on a device without kernels, and ``"native"`` otherwise."""
+    """Return ``"torch"`` if any parameter is on a device without kernels, and ``"native"`` otherwise."""
     devices = {p.device for group in groups for p in group["params"]}
     return "torch" if "torch" in map(backend_of, devices) else "native"
 
 
 class GroupOptions:
-    """Keep an optimizer's own options in parameter groups that others replace.
+    """Keeps an outer optimizer's options in parameter groups when the groups are replaced.
 
-    ``base.load_state_dict(...)`` replaces the groups by those of a run that may not know the options, and
-    so may an assignment. The groups before are kept here by reference: they hold the values of the moment.
+    ``base.load_state_dict(...)`` and assignments replace the groups by others that may lack the options.
+    This object holds references to the previous groups, which have the latest values, and copies them over.
 
     Args:
-        defaults: every option, with the value for groups that never had one.
+        defaults: every option, with the value for groups that have no predecessor.
     """
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class GroupOptions:
         self._known: Groups = []
 
     def complete(self, groups: Groups) -> Groups:
-        """Return ``groups``, the options they lack filled in from the groups that they replaced."""
+        """Fill missing options of ``groups`` from the groups that they replaced, and return ``groups``."""
         known = self._known
         if len(groups) == len(known) and all(map(is_, groups, known)):
             return groups
@@ -48,7 +48,7 @@ class GroupOptions:
         return groups
 
     def filled(self, index: int, group: Mapping[str, Any], name: str) -> Any:
-        """Return the value that :meth:`complete` gives an option of a group in a place of the list."""
+        """Return the value of an option after :meth:`complete`, for the group at position ``index``."""
         if name in group:
             return group[name]
         before = self._known[index] if index < len(self._known) else self.defaults
@@ -56,15 +56,15 @@ class GroupOptions:
 
 
 class OuterOptimizer(Optimizer):
-    """An optimizer around a base optimizer, with the same groups, state and defaults.
+    """Base class of optimizers around a base optimizer, with the same groups, state and defaults.
 
-    They are properties that look at the base optimizer, so that both agree whatever replaces them, through
-    either object or through a wrapper that forwards reads and keeps writes, as Lightning's does. So is the
-    mark by which a learning rate scheduler knows that a step was made.
+    These are properties that read from and write to the base optimizer. Both objects therefore agree even if
+    one is replaced through either object, or through a wrapper such as Lightning's, which forwards reads but
+    stores writes itself. ``_opt_called``, by which learning-rate schedulers detect a step, is shared too.
 
     Args:
-        base_optimizer: what is wrapped. Its groups and defaults get the options.
-        options: options of the outer optimizer that live in the groups, with their defaults.
+        base_optimizer: the optimizer to wrap. Its groups and defaults get the options.
+        options: options of the outer optimizer that are stored in the groups, with their defaults.
     """
 
     def __init__(self, base_optimizer: Optimizer, options: Mapping[str, Any]) -> None:
@@ -73,15 +73,15 @@ class OuterOptimizer(Optimizer):
         self.options.complete(base_optimizer.param_groups)
         # Groups may be added through either object.
         base_optimizer.defaults.update(options)
-        # What Optimizer.__init__ makes besides groups and state, as for a copy.
+        # Creates hooks and profiler names as Optimizer.__init__ does, without groups and state.
         super().__setstate__({})
 
     @property
     def param_groups(self) -> Groups:
         """The base optimizer's groups.
 
-        An assignment replaces them there. What a group lacks comes, for options of this optimizer, from the
-        group in its place before, and from the defaults otherwise.
+        Assigning replaces them in the base optimizer. Missing options of this optimizer are filled from the
+        previous group at the same position, other missing options from the defaults.
         """
         return self.options.complete(self.base_optimizer.param_groups)
 
@@ -90,7 +90,9 @@ class OuterOptimizer(Optimizer):
         self._replace_groups(groups)
 
     def _replace_groups(self, groups: Groups) -> None:
-        self.options.complete(self.base_optimizer.param_groups)  # they fill what ``groups`` lack
+        self.options.complete(
+            self.base_optimizer.param_groups
+        )  # the values to fill ``groups`` from
         self.options.complete(groups)
         if not isinstance(self.base_optimizer, OuterOptimizer):
             for group in groups:
@@ -126,33 +128,33 @@ class OuterOptimizer(Optimizer):
 
     @property
     def backend(self) -> Backend:
-        """What runs the steps: ``"native"`` kernels, or ``"torch"`` operations where a device has none.
+        """Backend of the steps: ``"native"`` kernels, or ``"torch"`` operations for devices without kernels.
 
-        With parameters on several devices ``"torch"`` as soon as one of them has no kernels. See
-        :func:`fastsam.build_info` for the reason and ``FASTSAM_KERNELS`` for the choice.
+        It is ``"torch"`` if any parameter is on a device without kernels. :func:`fastsam.build_info` gives
+        the reason; the environment variable ``FASTSAM_KERNELS`` sets the backend.
         """
         return backend_of_groups(self.param_groups)
 
     @property
     def skips_nonfinite_steps(self) -> bool:
-        """Whether a step with an infinite or NaN gradient leaves the weights as they were."""
+        """Whether a step with an infinite or NaN gradient leaves the weights unchanged."""
         return False
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Updates skipped because a gradient was not finite: int64 scalar, 0 where none is ever skipped."""
+        """Number of updates skipped for a non-finite gradient: int64 scalar; 0 if the class never skips."""
         return torch.zeros((), dtype=torch.int64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, which may have options of this optimizer and of the base."""
+        """Add a parameter group, which may set options of this optimizer and of the base optimizer."""
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state dict; its groups hold this optimizer's options too."""
+        """Return the base optimizer's state dict, whose groups include this optimizer's options."""
         return state_dicts.save(self, self._pack)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned; options that it lacks stay as they are."""
+        """Load a result of :meth:`state_dict`. Options missing in it keep their current values."""
         state_dicts.load(self, self._unpack, state_dict)
 
     def _pack(self) -> dict[str, Any]:
@@ -166,7 +168,8 @@ class OuterOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.options.complete(self.base_optimizer.param_groups)
-        # Hooks belong to this object, as in torch.optim; a scheduler has put a step of its own here.
+        # Copies do not inherit hooks, as in torch.optim, nor the step() that a scheduler has set on this
+        # instance, which would step the original.
         return {
             name: value
             for name, value in vars(self).items()

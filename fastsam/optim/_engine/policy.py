@@ -14,16 +14,16 @@ from fastsam.optim._engine.outer import GroupOptions, Groups, backend_of_groups
 from fastsam.optim._engine.settings import check_number
 
 COUNTER = "attempted_steps"
-"""Where parameter groups and state dicts keep the number of attempted steps."""
+"""Key of the number of attempted steps in parameter groups and state dicts."""
 
 
 class AscentSteps(NamedTuple):
     """The steps at which an ascent may be due, counted from 0.
 
     Attributes:
-        start: the first of them.
-        interval: steps from one to the next.
-        stop: the step before which they end; None for no end.
+        start: first step with an ascent.
+        interval: number of steps from one ascent to the next.
+        stop: first step from which on no ascent is due; None for no limit.
     """
 
     start: int
@@ -32,10 +32,10 @@ class AscentSteps(NamedTuple):
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> AscentSteps:
-        """Return those of a parameter group or another mapping with these keys.
+        """Read the ascent steps from a parameter group, or another mapping with these keys.
 
         Raises:
-            ValueError: they are not integers with ``0 <= start < stop`` and ``interval >= 1``.
+            ValueError: the values are not integers with ``0 <= start < stop`` and ``interval >= 1``.
         """
         start, interval, stop = (group[name] for name in cls._fields)
         check_number("start", start, whole=True)
@@ -45,26 +45,26 @@ class AscentSteps(NamedTuple):
             if stop <= start:
                 raise ValueError(
                     f"stop must be greater than start, got start={start!r} and stop={stop!r}: no ascent "
-                    "would ever be due; raise stop, or pass stop=None for no end"
+                    "would ever be due; raise stop, or pass stop=None for no limit"
                 )
         return cls(start, interval, stop)
 
     def phase(self, step: int) -> int | None:
-        """Return the number of steps since the last of these, 0 at one of them; None outside."""
+        """Return the number of steps since the last ascent step, 0 at one; None outside start and stop."""
         if step < self.start or (self.stop is not None and step >= self.stop):
             return None
         return (step - self.start) % self.interval
 
 
 _AGREED = (*AscentSteps._fields, "perturb")
-"""Options that are checked for all groups together."""
+"""Options that are checked over all groups."""
 
 
 def agreed_steps(groups: Iterable[Mapping[str, Any]]) -> AscentSteps:
-    """Return the ascent steps that all parameter groups name.
+    """Return the ascent steps, which must be equal in all parameter groups.
 
     Raises:
-        ValueError: they are invalid, two groups differ, or ``perturb`` is False in all of them.
+        ValueError: a value is invalid, two groups differ, or ``perturb`` is False in all groups.
     """
     found: AscentSteps | None = None
     perturbs = False
@@ -77,31 +77,31 @@ def agreed_steps(groups: Iterable[Mapping[str, Any]]) -> AscentSteps:
             if first != other:
                 raise ValueError(
                     f"parameter groups must agree on {name}, got {first!r} in group 0 and {other!r} in group "
-                    f"{index}: the passes of a step are the same for all groups; set {name} in every group. "
-                    "To keep a group out of the ascent, set perturb=False in it"
+                    f"{index}: a step makes the same passes for all groups. Set {name} to one value in every "
+                    "group; to exclude a group from the ascent, set perturb=False in it"
                 )
     if found is None:
-        raise ValueError("there is no parameter group")
+        raise ValueError("the optimizer has no parameter group; pass at least one")
     if not perturbs:
         raise ValueError(
-            "perturb=False in every parameter group: SAM would have nothing to perturb. Leave perturb=True, "
-            "the default, in one group at least, or train with the base optimizer alone"
+            "perturb=False in every parameter group, so SAM has nothing to perturb. Keep perturb=True, the "
+            "default, in at least one group, or train with the base optimizer alone"
         )
     return found
 
 
 class AscentPolicy:
-    """Decide whether an ascent is due, and count the attempted steps.
+    """Decides whether an ascent is due, and counts the attempted steps.
 
-    The options and the counter live in the parameter groups, so that wrappers and checkpoints carry them.
-    The first group's counter is the one that counts.
+    The options and the counter are stored in the parameter groups, so that wrappers and checkpoints include
+    them. All groups have the counter; the first group's is read.
 
-    A decision holds until its step ends, even if a scheduler or the user changes an option in between:
-    the passes of a step must agree on how many they are.
+    A decision holds until its step ends, even if a scheduler or the user changes an option in between: the
+    number of passes must not change within a step.
 
     Args:
         base: the base optimizer.
-        options: completes its groups.
+        options: completes the groups of the base optimizer.
 
     Attributes:
         begun: whether ``first_step()`` of the current step was called.
@@ -121,7 +121,7 @@ class AscentPolicy:
 
     @property
     def attempted_steps(self) -> int:
-        """Steps completed so far, skipped ones included."""
+        """Number of completed steps, including skipped ones."""
         return int(self._groups[0][COUNTER])
 
     @attempted_steps.setter
@@ -141,20 +141,20 @@ class AscentPolicy:
         return self._decided
 
     def decide(self, due: bool) -> None:
-        """Decide for the current step, whatever the options say."""
+        """Set the decision for the current step, regardless of the options."""
         self._decided = due
 
     def phase(self) -> int | None:
-        """Return the number of steps since the last ascent was due, 0 where one is; None where none is.
+        """Return the number of steps since an ascent was last due, 0 if one is due now.
 
-        None before ``start``, from ``stop`` on, and while rho is 0 in all groups that are perturbed.
+        None before ``start``, from ``stop`` on, and while rho is 0 in all perturbed groups.
         """
         groups = self._groups
         steps = self._steps_of(groups)
         return steps.phase(int(groups[0][COUNTER])) if _any_rho(groups) else None
 
     def steps(self) -> AscentSteps:
-        """Return the ascent steps of all groups, and make them the defaults of groups that will be added.
+        """Return the ascent steps of all groups, and make them the defaults of groups added later.
 
         Raises:
             ValueError: an option is invalid, groups differ, or none is perturbed.
@@ -171,10 +171,10 @@ class AscentPolicy:
         return self._steps
 
     def agree(self, process_group: ProcessGroup | None) -> None:
-        """Raise ValueError on every rank where the ranks' policies or kernels differ.
+        """Raise ValueError on every rank if the ranks differ in their policy or kernels.
 
-        Asks the other ranks before the first step and before the first one after a change of the options,
-        never otherwise. Ranks that differ would wait for each other in the second pass forever.
+        Ranks that differ would wait for each other in the second pass forever. They are compared before the
+        first step, and before the first step after an option has changed; other steps communicate nothing.
 
         Args:
             process_group: the ranks that train together. None: those that share sharded parameters, or else
@@ -188,7 +188,7 @@ class AscentPolicy:
             **steps._asdict(),
             "any rho": any_rho,
             COUNTER: self.attempted_steps,
-            "ascent_due": self.due,  # a rank may have looked at it before the change and another after
+            "ascent_due": self.due,  # one rank may have read it before an option changed, another after
         }
         backend = backend_of_groups(groups)
         parameters = [p for group in groups for p in group["params"]]
@@ -196,24 +196,24 @@ class AscentPolicy:
             if other != backend:
                 raise ValueError(
                     f"ranks must run the same kernels, got {backend!r} here and {other!r} on rank {rank}: "
-                    "their weights would drift apart by rounding. Set FASTSAM_KERNELS=torch on all ranks, or "
-                    "get the kernels for all; `fastsam doctor` tells why they are missing"
+                    "their weights would diverge by rounding. Set FASTSAM_KERNELS=torch on all ranks, or "
+                    "install the kernels on all; `fastsam doctor` explains why they are missing"
                 )
             for name, value in here.items():
                 if there[name] != value:
                     raise ValueError(
                         f"ranks must agree on the ascent policy, got {name}={value!r} here and "
-                        f"{name}={there[name]!r} on rank {rank}; construct SAM with the same options on all "
-                        "ranks, load the same checkpoint, and change options in the same step"
+                        f"{name}={there[name]!r} on rank {rank}; on all ranks construct SAM with the same "
+                        "options, load the same checkpoint, and change options in the same step"
                     )
         self._agreed = steps, any_rho
 
     def restart(self, attempted_steps: int) -> None:
-        """Follow the groups of a checkpoint: make a new decision and compare the ranks again."""
+        """Reset to the groups of a loaded checkpoint: decide again and compare the ranks again."""
         self.abandon()
         self._agreed = None
         self.attempted_steps = attempted_steps
-        self.steps()  # groups that are added through the base optimizer have them, too
+        self.steps()  # updates the defaults of groups that are added later through the base optimizer
 
     def end(self) -> None:
         """End a step and count it."""
@@ -231,7 +231,7 @@ def _any_rho(groups: Groups) -> bool:
 
 
 def _is_nonzero(rho: float | Tensor) -> bool:
-    """Return whether rho is not 0; one on a device counts as such, because reading it would wait."""
+    """Return whether rho is not 0; True for a device tensor, which the host would wait for."""
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return True
     return bool(rho != 0)

@@ -1,4 +1,4 @@
-"""The share of an ascent that rounding of 16-bit weights loses."""
+"""Detection of ascents that are lost to the rounding of 16-bit weights."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 _MUCH = 0.5
-"""Share of unchanged elements above which a warning is due."""
+"""Fraction of unchanged elements above which to warn."""
 
 
 class LostAscent:
-    """Count, on one device, the elements of 16-bit weights that the last ascent could not change.
+    """Counts, on one device, the elements of 16-bit weights that the last ascent did not change.
 
-    A weight of 1 in bfloat16 has no neighbour nearer than 2^-8: a perturbation of less than half of that
-    vanishes. The kernels count such elements; the warning about them never waits for a device, so devices
-    other than CPU and CUDA give none.
+    The nearest neighbor of 1 in bfloat16 is 2^-8 away, so rounding to nearest removes a perturbation of less
+    than half of that. The kernels count such elements. The warning about them must not make the host wait,
+    so only CPU and CUDA devices, where the count can be read or polled, give one.
 
     Args:
-        device: where the weights are.
+        device: device of the weights.
 
     Attributes:
-        unchanged: int64 ``[1]``, what the kernels add to.
-        elements: number of elements that the last ascent covered.
+        unchanged: int64 ``[1]``, the kernels' counter.
+        elements: number of elements that the last ascent perturbed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,9 +39,10 @@ class LostAscent:
         self.elements = elements
 
     def end(self) -> None:
-        """Warn, once, where an ascent whose count has arrived lost too much. Call it after each launch.
+        """Warn once if an ascent left too many elements unchanged. Call it after each ascent.
 
-        Looks at ascents 1, 2, 4, 8 and so on.
+        Ascents 1, 2, 4, 8 and so on are checked. On CUDA the count is copied asynchronously, and a later
+        call checks it.
         """
         if self._warned:
             return
@@ -71,9 +72,9 @@ class LostAscent:
         if share > _MUCH:
             self._warned = True
             warnings.warn(
-                f"the ascent left {share:.0%} of the elements of the 16-bit weights as they were: rho is "
-                "below their resolution. Keep the weights in float32 (autocast computes in 16 bits all "
-                "the same), pass stochastic_rounding=True, or raise rho.",
+                f"the ascent left {share:.0%} of the elements of the 16-bit weights unchanged: rho is below "
+                "their resolution. Keep the weights in float32 (autocast still computes in 16 bits), pass "
+                "stochastic_rounding=True, or raise rho.",
                 UserWarning,
                 stacklevel=8,
             )

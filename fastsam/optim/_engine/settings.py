@@ -1,4 +1,4 @@
-"""Checks of options, and what the settings of a parameter group mean for each of its parameters."""
+"""Checks of options, and the settings that parameter groups imply for their parameters."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _PAPER_ETA = 0.01
 
 
 def refuse_clashes(owner: str, names: Collection[str], base: Optimizer) -> None:
-    """Raise ValueError where a base optimizer has a default of its own under one of ``names``.
+    """Raise ValueError if a base optimizer has an option under one of ``names``.
 
-    Both would read it from the same parameter groups: Adadelta's ``rho`` is a decay. A base that has all of
-    the names has them from an earlier wrapper.
+    Both optimizers would read it from the same parameter groups, but Adadelta's ``rho``, for example, is a
+    decay rate. A base that has all of the names got them from an earlier wrapper and is accepted.
 
     Args:
-        owner: class of the optimizer whose options have these names, for the message.
-        names: names of its options in the parameter groups.
+        owner: name of the outer optimizer's class, for the message.
+        names: names of the outer optimizer's options in the parameter groups.
         base: the base optimizer.
     """
     own = sorted(base.defaults.keys() & names)
     if own and len(own) < len(names):
         raise ValueError(
-            f"{type(base).__name__} has an option of its own named {own[0]!r}, as {owner} has, and both "
-            "would read it from the same parameter groups; rename it in a subclass of the base optimizer, "
-            "or choose another base"
+            f"{type(base).__name__} and {owner} both have an option named {own[0]!r} and would read it from "
+            "the same parameter groups; rename it in a subclass of the base optimizer, or choose another "
+            "base optimizer"
         )
 
 
 def check_rho(rho: float | Tensor) -> None:
     """Raise ValueError unless ``rho`` is a finite number >= 0.
 
-    A tensor that is not on the CPU is not checked: reading it would wait for the device, and a value that is
-    not finite skips the step there.
+    A tensor on another device than the CPU is not checked, because the host would wait for it. If its value
+    is not finite, the device skips the step.
     """
     if isinstance(rho, Tensor) and rho.device.type != "cpu":
         return
@@ -46,7 +46,7 @@ def check_rho(rho: float | Tensor) -> None:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Raise ValueError where a setting of the ascent or of its base is invalid; any may be absent."""
+    """Raise ValueError if an option of SAM or of the base optimizer is invalid; options may be missing."""
     check_rho(group.get("rho", 0.0))
     adaptive = group.get("adaptive", False)
     if not (isinstance(adaptive, bool) or (isinstance(adaptive, str) and adaptive == "weights")):
@@ -59,9 +59,9 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 
 def check_base_group(group: Mapping[str, Any]) -> None:
-    """Raise ValueError where a base optimizer's option is NaN or its learning rate no finite number.
+    """Raise ValueError if an option of the base optimizer is NaN, or its learning rate is not finite or < 0.
 
-    The rest is the base optimizer's business. NaN slips through its comparisons.
+    The base optimizer checks the rest, but with comparisons that NaN passes.
     """
     for name, value in group.items():
         if name not in ("params", "param_names"):
@@ -76,14 +76,14 @@ def check_number(
 ) -> None:
     """Raise ValueError unless ``value`` is a finite number with ``low <= value <= high``.
 
-    Python's and NumPy's numbers and CPU tensors of one element are numbers; truth values and strings are not.
+    Numbers are those of Python and NumPy and CPU tensors of one element. Booleans and strings are not.
 
     Args:
         name: name of the option, for the message.
-        value: its value.
-        low: smallest value.
-        high: largest value.
-        whole: whether it must be an integer.
+        value: value of the option.
+        low: smallest allowed value.
+        high: largest allowed value.
+        whole: whether the value must be an integer.
     """
     number = _as_number(value)
     is_whole = not isinstance(value, Tensor) and isinstance(value, Integral)
@@ -107,14 +107,14 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def eta_of(group: Mapping[str, Any]) -> float:
-    """Return ASAM's eta of a group; None is the paper's value with ``"weights"`` and 0 otherwise."""
+    """Return a group's eta for ASAM; the default is the paper's value with ``"weights"`` and 0 otherwise."""
     if group["eta"] is not None:
         return group["eta"]  # type: ignore[no-any-return]
     return _PAPER_ETA if group["adaptive"] == "weights" else 0.0
 
 
 def normalized(group: Mapping[str, Any]) -> Sequence[bool]:
-    """Return which parameters of a group ASAM normalizes."""
+    """Return, for each parameter of a group, whether ASAM normalizes it."""
     if group["adaptive"] != "weights":
         return [bool(group["adaptive"])] * len(group["params"])
     names = group.get("param_names")
@@ -124,7 +124,7 @@ def normalized(group: Mapping[str, Any]) -> Sequence[bool]:
 
 
 def _as_number(value: Any) -> float:
-    """Return ``value`` as a float; NaN where it is no number."""
+    """Return ``value`` as a float, or NaN if it is not a number."""
     is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_truth or isinstance(value, (str, bytes)):
         return math.nan
@@ -135,7 +135,7 @@ def _as_number(value: Any) -> float:
 
 
 def _refuse_nan(name: str, value: Any) -> None:
-    """Raise ValueError where an option is NaN or contains one."""
+    """Raise ValueError if an option is or contains NaN."""
     if isinstance(value, (tuple, list)):
         for part in value:
             _refuse_nan(name, part)

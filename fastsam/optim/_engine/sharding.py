@@ -1,4 +1,4 @@
-"""Sharded parameters: the local part, and the ranks that hold the other parts."""
+"""Sharded parameters: their local parts, and the ranks that hold the other parts."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ if TYPE_CHECKING:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether ``tensor`` is a DTensor."""
-    # Importing torch.distributed.tensor takes half as long as torch. Before somebody else has done so,
-    # and in a build of torch without distributed support, no tensor can be a DTensor.
+    # Importing torch.distributed.tensor takes half as long as importing torch. Until another module has
+    # imported it, or in a torch build without distributed support, no tensor can be a DTensor.
     dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def refuse_flattened(parameter: Tensor) -> None:
-    """Raise ValueError for a parameter of FSDP1, a part that looks whole: its norm would be one rank's."""
+    """Raise ValueError for a parameter of FSDP1: it looks whole, but its norm would be that of one rank."""
     if getattr(parameter, "_fsdp_flattened", False):
         raise ValueError(
             f"a parameter of shape {tuple(parameter.shape)} belongs to FullyShardedDataParallel (FSDP1), "
-            "which hides how it is spread over the ranks: shard the model with FSDP2, "
-            "torch.distributed.fsdp.fully_shard, and make the optimizer after it"
+            "which does not expose how it is sharded: shard the model with FSDP2, "
+            "torch.distributed.fsdp.fully_shard, and construct the optimizer afterwards"
         )
 
 
 def refuse_zero_redundancy() -> None:
-    """Raise ValueError while ``ZeroRedundancyOptimizer`` constructs its optimizer of one rank's parameters.
+    """Raise ValueError if ``ZeroRedundancyOptimizer`` is the caller, with one rank's parameters.
 
-    It marks neither the parameters nor their groups, so only the call stack tells.
+    It marks neither the parameters nor their groups, so only the call stack identifies it.
     """
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
             raise ValueError(
-                "ZeroRedundancyOptimizer(params, SAM, ...) gives each rank's SAM a part of the parameters, "
-                "and the norm of the ascent would be that of the part; put SAM around it: "
+                "ZeroRedundancyOptimizer(params, SAM, ...) gives SAM only one rank's part of the parameters, "
+                "so the norm of the ascent would be wrong; wrap it in SAM instead: "
                 "SAM(optimizer=ZeroRedundancyOptimizer(params, base_optimizer, ...), rho=...)"
             )
         frame = frame.f_back
 
 
 def refuse_local_ascent(parameters: Iterable[Tensor]) -> None:
-    """Raise ValueError where a parameter is a DTensor: a rank cannot climb on its own gradient then."""
+    """Raise ValueError if a parameter is a DTensor, so that a rank cannot ascend on its own gradient."""
     if any(map(is_sharded, parameters)):
         raise ValueError(
-            "process_group= is for ranks that climb on their own gradients, which needs whole "
-            "parameters on every rank; with DTensor parameters (FSDP2, tensor parallel) leave "
-            "it out: their norm is that of all ranks"
+            "process_group= is for ranks that ascend on their own gradients, which requires whole "
+            "parameters on every rank; omit it with DTensor parameters (FSDP2, tensor parallel), whose "
+            "norm is computed over all ranks"
         )
 
 
 def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
     """Return the FSDP2 modules that gather ``parameters`` for their forward and backward passes."""
-    # A DTensor does not know its module, so the modules are asked, through names that torch keeps to itself.
+    # A DTensor has no reference to its module, so search all modules, through private names of torch.
     from torch.distributed._composable_state import _module_state_mapping
     from torch.distributed.fsdp import FSDPModule
 
@@ -79,7 +79,7 @@ def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
         if not isinstance(module, FSDPModule):
             continue
         state = module._get_fsdp_state()
-        # One group per module until several meshes became possible.
+        # Older torch versions have one group per module, newer ones a list.
         groups = getattr(state, "_fsdp_param_groups", None)
         for group in [state._fsdp_param_group] if groups is None else groups:
             if group and any(id(p.sharded_param) in wanted for p in group.fsdp_params):
@@ -89,17 +89,17 @@ def gathering_modules(parameters: Iterable[Tensor]) -> list[FSDPModule]:
 
 
 def drop_gathered(modules: Iterable[FSDPModule]) -> None:
-    """Free what ``modules`` have gathered, so that their next pass gathers the weights as they are now.
+    """Free gathered weights of ``modules``, so that their next pass gathers the current weights.
 
-    FSDP2 keeps gathered weights after ``set_reshard_after_backward(False)``, and after a forward pass that no
-    backward pass follows. Where it keeps none, this does nothing.
+    FSDP2 keeps gathered weights after ``set_reshard_after_backward(False)``, and after a forward pass without
+    a backward pass. They would be stale after the kernels write the shards.
     """
     for module in modules:
         module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of ``tensor`` that this rank holds; ``tensor`` itself unless it is a DTensor."""
+    """Return this rank's part of a DTensor; any other tensor is returned unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -118,13 +118,14 @@ def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
-    """Return the part of the gradient that belongs to the local part of ``parameter``."""
+    """Return this rank's part of the gradient, with the placements of ``parameter``; None without one."""
     gradient = parameter.grad
     if gradient is None or not is_sharded(parameter):
         return gradient
     if not is_sharded(gradient):
         raise ValueError(
-            "a DTensor parameter has a gradient that is not a DTensor; redistribute it like the parameter"
+            "a DTensor parameter has a gradient that is not a DTensor; expected a DTensor with the "
+            "parameter's mesh: distribute the gradient first"
         )
     if gradient.placements != parameter.placements:  # type: ignore[attr-defined]
         gradient = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
@@ -132,10 +133,10 @@ def local_gradient(parameter: Tensor) -> Tensor | None:
 
 
 def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over which the parts of ``parameter`` add up to the whole.
+    """Return the process groups over which ``parameter`` is sharded.
 
-    One group for every dimension of the mesh along which the parameter is sharded; none for the dimensions
-    along which it is replicated, where every rank already holds the same part.
+    There is one group per mesh dimension along which the parameter is sharded, and none for dimensions along
+    which it is replicated: summing over replicas would count a part more than once.
     """
     if not is_sharded(parameter):
         return ()
@@ -144,10 +145,10 @@ def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:
     for dimension, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
         if placement.is_partial():
             raise ValueError(
-                "a parameter with a Partial placement cannot be optimized; redistribute it"
+                "a parameter has a Partial placement; expected Shard or Replicate: redistribute the parameter"
             )
-        # Whatever is not a replica is a part: Shard, and the strided shards that FSDP2 makes of tensor
-        # parallel ones, which do not call themselves shards.
+        # Test for replicas, not for shards: is_shard() is False for the strided shards that FSDP2 makes of
+        # tensor-parallel parameters.
         if not placement.is_replicate():
             groups.append(mesh.get_group(dimension))
     return tuple(groups)
@@ -166,7 +167,7 @@ def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
 
 
 def all_reduce_mean(values: Iterable[Tensor], group: ProcessGroup) -> None:
-    """Replace each of ``values`` by its mean over the ranks of a group, in one exchange for each dtype."""
+    """Replace each of ``values`` by its mean over the ranks, with one all-reduce per device and dtype."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for value in values:
         alike.setdefault((value.device, value.dtype), []).append(value)
@@ -182,16 +183,16 @@ def all_reduce_mean(values: Iterable[Tensor], group: ProcessGroup) -> None:
 def gathered(
     value: Any, parameters: Iterable[Tensor], process_group: ProcessGroup | None
 ) -> list[tuple[int, Any]]:
-    """Return the ``value`` of every rank that trains the same model, with the rank.
+    """Gather ``value`` from all ranks that train the same model. Every rank must call this.
 
     Args:
-        value: an object that can be pickled; every rank must call this.
+        value: an object that can be pickled.
         parameters: the parameters of the optimizer.
-        process_group: the ranks. None: those over whose meshes parameters are distributed, or else all
-            ranks of the default process group.
+        process_group: the ranks. None: those of the meshes of DTensor parameters, or else all ranks of the
+            default process group.
 
     Returns:
-        ``(global rank, value)`` for each; nothing in a process that trains alone.
+        ``(global rank, value)`` pairs; an empty list in a process that trains alone.
     """
     if not (is_available() and is_initialized()):
         return []
@@ -207,12 +208,12 @@ def gathered(
 
 
 def _mesh_groups(parameters: Iterable[Tensor]) -> list[ProcessGroup | None]:
-    """Return the process groups of every mesh that has a DTensor of ``parameters``, in a fixed order."""
+    """Return the process groups of all meshes of ``parameters``, in the same order on every rank."""
     meshes = dict.fromkeys(p.device_mesh for p in parameters if is_sharded(p))  # type: ignore[attr-defined]
     return [group for mesh in meshes for group in mesh.get_all_groups()]
 
 
 def increment_versions(tensors: list[Tensor]) -> None:
-    """Tell autograd that ``tensors`` were written natively, so that it detects a stale graph."""
+    """Tell autograd that kernels wrote ``tensors``, so that it detects stale graphs."""
     if tensors:
         torch.autograd.graph.increment_version(tensors)

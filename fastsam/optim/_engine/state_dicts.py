@@ -1,4 +1,4 @@
-"""State dicts of an optimizer around another one, with the hooks of both."""
+"""State dicts of optimizers around another one, with the hooks of both."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ StateDict = dict[str, Any]
 
 
 def save(outer: Optimizer, pack: Callable[[], StateDict]) -> StateDict:
-    """Return the result of ``pack``, with the ``state_dict`` hooks of ``outer`` around it, as in torch.
+    """Return the result of ``pack``, and run the ``state_dict`` hooks of ``outer`` around it, as torch does.
 
-    ``Optimizer.state_dict(outer)`` would ignore a ``state_dict`` that the base optimizer's class defines.
+    ``Optimizer.state_dict(outer)`` is not used, because it ignores a ``state_dict`` method that the base
+    optimizer's class overrides.
     """
     for before in outer._optimizer_state_dict_pre_hooks.values():
         before(outer)
@@ -25,7 +26,7 @@ def save(outer: Optimizer, pack: Callable[[], StateDict]) -> StateDict:
 
 
 def load(outer: Optimizer, unpack: Callable[[StateDict], None], state_dict: StateDict) -> None:
-    """Pass ``state_dict`` to ``unpack``, with the ``load_state_dict`` hooks of ``outer`` around it."""
+    """Pass ``state_dict`` to ``unpack``, and run the ``load_state_dict`` hooks of ``outer`` around it."""
     state_dict = state_dict.copy()
     for before in outer._optimizer_load_state_dict_pre_hooks.values():
         changed = before(outer, state_dict)

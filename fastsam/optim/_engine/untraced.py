@@ -1,4 +1,4 @@
-"""Functions that ``torch.compile`` runs as they are."""
+"""Functions that ``torch.compile`` does not trace."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ R = TypeVar("R")
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep Dynamo out of ``function`` and of all that it calls, unless that is compiled on its own.
+    """Exclude ``function`` and its callees from Dynamo, unless a callee is compiled separately.
 
-    The native kernels work on addresses, which Dynamo cannot trace: it would warn, break the graph in the
+    The native kernels work on addresses, which Dynamo cannot trace. It would warn, break the graph in the
     middle of a step, and guard on numbers that change in every step.
     """
-    # torch.compiler.disable imports Dynamo, which takes seconds, when a module is loaded; this one, which
-    # decorates torch's own optimizers, when the function is first called.
+    # torch.compiler.disable would import Dynamo, which takes seconds, when a module is loaded. This private
+    # form, which torch's own optimizers use, imports it when the function is first called.
     return _disable_dynamo(function)

@@ -1,4 +1,4 @@
-"""Optimizers around a base optimizer that look for flat minima or leave saddle points."""
+"""Optimizers that wrap a base optimizer to find flat minima or escape saddle points."""
 
 from fastsam.optim.variants.entropy_sgd import EntropySGD
 from fastsam.optim.variants.looksam import LookSAM

@@ -1,4 +1,4 @@
-"""The base class of optimizers that change a base optimizer's gradient or weights."""
+"""Base class of optimizers that change the gradients or weights of a base optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.optim._engine.closures import WHAT_A_CLOSURE_DOES, ClosurePasses
+from fastsam.optim._engine.closures import CLOSURE_CONTRACT, ClosurePasses
 from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
     check_base_group,
@@ -27,22 +27,22 @@ Closure = Callable[[], Tensor]
 """Clears the gradients, runs forward and backward, and returns the loss."""
 
 Update = Callable[[Callable[[], Any]], None]
-"""Makes the step it is given and counts it."""
+"""Calls the given step of the base optimizer and counts it."""
 
 COUNTER = "steps_taken"
 
 
 @dataclass(frozen=True)
 class Option:
-    """Declare an option of a variant; its default stands in the constructor's signature.
+    """Declares an option of a variant. Its default is in the constructor's signature.
 
     Args:
-        key: name in the parameter groups. None for an option that is no setting of a group.
-        low: smallest value of a number.
-        high: largest value of a number.
+        key: name in the parameter groups; None for an option that groups do not have.
+        low: smallest allowed number.
+        high: largest allowed number.
         whole: whether the number must be an integer.
-        choices: the values to choose from, where it is no number.
-        source: a published value and where it comes from.
+        choices: allowed values of an option that is not a number.
+        source: a published value and its source.
     """
 
     key: str | None = None
@@ -53,7 +53,7 @@ class Option:
     source: str | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError unless ``value`` is one for this option."""
+        """Raise ValueError unless this option allows ``value``."""
         try:
             if self.choices:
                 check_choice(name, value, self.choices)
@@ -70,10 +70,10 @@ SEED = Option(high=2**63 - 1, whole=True)
 
 
 class WrappedOptimizer(OuterOptimizer, ABC):
-    """An optimizer around a ready base optimizer, with the same groups and the same state.
+    """Base class of optimizers around an existing base optimizer, whose groups and state they share.
 
-    Options and the number of steps taken live in the parameter groups, so a state dict of the
-    wrapper holds everything and schedulers of either object work.
+    The options and the number of steps taken are stored in the parameter groups. A state dict of either
+    object is therefore complete, and learning-rate schedulers may hold either.
 
     Args:
         optimizer: the base optimizer. Values already set in its parameter groups win; the options fill in
@@ -84,8 +84,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         declared: the options of the class by the name of the constructor's argument.
 
     Raises:
-        ValueError: an option has a value outside its bounds, or the base optimizer has an option of its
-            own by the same name. Nothing was changed.
+        ValueError: an option is out of bounds, or the base optimizer has another option of the same name.
+            Nothing was changed.
     """
 
     declared: ClassVar[Mapping[str, Option]]
@@ -97,10 +97,10 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
     @classmethod
     def _check(cls, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
-        """Raise ValueError where an option or the base optimizer cannot be used."""
+        """Raise ValueError if an option or the base optimizer cannot be used."""
         for name, value in options.items():
             cls.declared[name].check(name, value)
-        # An earlier wrapper has written the counter together with its options.
+        # A counter there means that the options, too, come from an earlier wrapper and do not clash.
         if COUNTER not in optimizer.defaults:
             refuse_clashes(cls.__name__, cls._in_groups(options).keys() | {COUNTER}, optimizer)
         for group in optimizer.param_groups:
@@ -116,25 +116,23 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
     @untraced
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Make one step and return its loss, that of the first pass unless the class says otherwise.
+        """Make one step and return its loss: the loss of the first pass, unless the class documents another.
 
         Args:
             closure: clears the gradients, runs forward and backward, and returns the loss. It is called
-                for every pass, with gradients enabled.
+                once per pass, with gradients enabled.
 
         Raises:
-            TypeError: there is no closure, or it returned something else.
-            RuntimeError: the closure kept gradients that it found. Whatever it raises, the weights are as
-                they were.
+            TypeError: ``closure`` is missing, or did not return a tensor.
+            RuntimeError: the closure did not clear existing gradients. After any error, including one that
+                the closure raises, the weights are unchanged.
         """
         if closure is None:
-            raise TypeError(
-                f"{type(self).__name__}.step needs a closure that {WHAT_A_CLOSURE_DOES}"
-            )
+            raise TypeError(f"{type(self).__name__}.step needs a closure that {CLOSURE_CONTRACT}")
         return self._loss_of(self._answer(self._passes(self._update), closure))
 
     def passes(self) -> Passes:
-        """Return one step as a generator of the gradients it needs.
+        """Return one step as a generator that yields a :class:`Need` for each gradient.
 
         Hooks of ``step`` fire around the base optimizer's update. See :func:`fastsam.optim.passes_of`.
         """
@@ -142,19 +140,19 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
     @abstractmethod
     def _passes(self, update: Update) -> Passes:
-        """Return the algorithm, which hands the base optimizer's step to ``update`` once."""
+        """Yield the needs of one step, and pass the base optimizer's step to ``update`` exactly once."""
 
     def _answer(self, passes: Passes, closure: Closure) -> list[Tensor]:
-        """Answer the passes of one step with a closure and return their losses."""
+        """Run one step with a closure and return the loss of each pass."""
         return self._closure_passes.run(passes, closure, [p for _, p in self._parameters()])
 
     def _loss_of(self, losses: list[Tensor]) -> Tensor:
-        """Return the loss of a step from those of its passes."""
+        """Return the loss of a step, given the losses of its passes."""
         return losses[0].detach()
 
     def _update(self, step: Callable[[], Any]) -> None:
         step()
-        self._opt_called = True  # a scheduler on this object asks whether it was stepped
+        self._opt_called = True  # learning-rate schedulers on this object check that it was stepped
         for group in self.param_groups:
             group[COUNTER] += 1
 
@@ -162,18 +160,18 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
     @property
     def steps_taken(self) -> int:
-        """Steps completed since the first."""
+        """Number of completed steps."""
         return int(self.param_groups[0][COUNTER])
 
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Every parameter that is trained, with its group."""
+        """Yield every trainable parameter with its group."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     yield group, parameter
 
     def _by_group(self, deviation: Callable[[dict[str, Any]], float]) -> list[Tensor]:
-        """Return the standard deviation of each parameter's group, float64 ``[1]`` for each parameter."""
+        """Return a standard deviation per trainable parameter: float64 ``[1]``, shared within a group."""
         return [
             value
             for group in self.param_groups

@@ -16,23 +16,22 @@ _PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
 class EntropySGD(WrappedOptimizer):
-    """Explore by Langevin steps and move toward the mean of the visited weights.
+    """Implements Entropy-SGD: explore by Langevin steps and move toward the mean of the visited weights.
 
     Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
     algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))
-    + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``; then the base optimizer
-    takes ``x - mu`` as the gradient at x. (The paper's gradient is gamma times that; here, as the
-    scope changes nothing but the length of the step, its factor belongs to the learning rate.) ``step``
-    returns the loss of the first pass, at x.
+    + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``. Then the base optimizer
+    uses ``x - mu`` as the gradient at x. The paper multiplies this gradient by gamma; here that factor is
+    part of the learning rate. ``step`` returns the loss of the first pass, at x.
 
     Args:
-        optimizer: the base optimizer; a learning rate of 1 without momentum moves all the way to
-            mu.
-        steps: Langevin steps L; each calls the closure, which should bring a new batch each time.
-        inner_lr: step size of the Langevin dynamics; 0.1 in section 4.2 of the paper.
-        gamma: scope: how strongly x' is held near x.
-        noise: thermal noise; 1e-4 in section 4.2 of the paper.
-        alpha: memory of the running mean; 0.75 in section 4.2 of the paper.
+        optimizer: the base optimizer. With a learning rate of 1 and no momentum, x moves to mu.
+        steps: number L of Langevin steps. Each calls the closure, which should use a new batch every time.
+            Default 5.
+        inner_lr: step size of the Langevin dynamics. Default 0.1 (section 4.2 of the paper).
+        gamma: scope: strength of the pull of x' toward x. Default 0.03.
+        noise: thermal noise. Default 1e-4 (section 4.2 of the paper).
+        alpha: decay of the running mean. Default 0.75 (section 4.2 of the paper).
         seed: seed of the noise.
 
     Example:

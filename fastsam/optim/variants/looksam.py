@@ -1,4 +1,4 @@
-"""LookSAM: a second gradient every k-th step, whose direction the steps in between reuse."""
+"""LookSAM: the second gradient is computed at every k-th step and reused in between."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ _DIRECTION = "flat_direction"
 
 
 class LookSAM(WrappedOptimizer):
-    """SAM at every ``every``-th step; elsewhere one gradient plus the remembered direction.
+    """Implements LookSAM: SAM at every ``every``-th step, and a reused direction in between.
 
     Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization" (CVPR 2022), algorithm
-    1. At a SAM step the part of the second gradient that is orthogonal to the first one,
-    ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``, is kept; other steps use
+    1. A SAM step stores the part of the second gradient that is orthogonal to the first,
+    ``g_v = g_s - ||g_s|| cos(g, g_s) g / ||g||``. The other steps compute one gradient and use
     ``g + alpha ||g|| / ||g_v|| g_v``.
 
-    The SAM steps are those of :class:`fastsam.SAM` with ``interval=every``: the phase counts from ``start``.
-    Before ``start``, from ``stop`` on and while rho is 0 a step is the base optimizer's, and no direction is
-    kept.
+    The SAM steps are those of :class:`fastsam.SAM` with ``interval=every``, counted from ``start``. Before
+    ``start``, from ``stop`` on, and while rho is 0, a step is the base optimizer's, and the stored direction
+    is deleted.
 
-    ``step`` returns the loss at the weights before it.
+    ``step`` returns the loss at the weights before the step.
 
-    A step whose gradients are not finite is skipped as :class:`fastsam.SAM` skips it, and the
-    direction of the SAM step before it stays. A parameter that had no gradient at a SAM step has no
-    direction until the next one.
+    A step with gradients that are not finite is skipped as in :class:`fastsam.SAM`, and keeps the direction
+    of the previous SAM step. A parameter without a gradient at a SAM step has no direction until the next.
 
-    The direction is that of all parameters, also of those in groups with ``perturb=False``. It stands for
-    what the second pass of a SAM step adds to the gradient, and the ascent of some layers changes the
-    gradients of the others, too.
+    All parameters have a direction, including those in groups with ``perturb=False``. The direction is what
+    the second pass of a SAM step adds to the gradient, and perturbing some layers changes the gradients of
+    the others.
 
     Args:
         optimizer: the base optimizer.
-        rho: radius of the ascent step.
-        every: k; 5 to 10 in the paper. It is the option ``interval`` of the parameter groups.
-        alpha: weight of the remembered direction. Default 0.3, ours: the paper's 0.7 is tuned for vision
-            transformers, and took the accuracy on the rare classes of the long-tailed digits
-            (``digits-lt``) from 77 to 54 percent.
+        rho: radius of the ascent step. Default 0.05.
+        every: number k of steps from one SAM step to the next; 5 to 10 in the paper. Stored as ``interval``
+            in the parameter groups. Default 5.
+        alpha: weight of the stored direction. Default 0.3, our choice. The paper's 0.7 is tuned for vision
+            transformers; on the long-tailed digits (``digits-lt``) it lowered the accuracy on the rare
+            classes from 77 to 54 percent.
         start: as in :class:`fastsam.SAM`.
         stop: as in :class:`fastsam.SAM`.
         first_attempt: as in :class:`fastsam.SAM`.
-        process_group: ranks that climb on their own gradients, as in :class:`fastsam.SAM`. The direction is
-            that orthogonal to the mean of these gradients, the same on all ranks: a SAM step exchanges one
-            more gradient.
+        process_group: ranks that ascend on their own gradients, as in :class:`fastsam.SAM`. The direction is
+            orthogonal to the mean of these gradients and equal on all ranks, which costs one more all-reduce
+            of a gradient in each SAM step.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -94,21 +94,22 @@ class LookSAM(WrappedOptimizer):
             process_group=process_group,
         )
         super().__init__(self.sam, every=every, alpha=alpha)
+        # An earlier SAM around the same optimizer left its interval in the groups, where it would win.
         for group in self.param_groups:
-            group["interval"] = (
-                every  # a SAM that was around the same optimizer before has left its own
-            )
+            group["interval"] = every
 
     @property
     def every(self) -> int:
-        """Steps from one SAM step to the next."""
+        """Number of steps from one SAM step to the next."""
         return int(self.param_groups[0]["interval"])
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
         due, phase, ranks = self.sam.ascent_due, self.sam.policy.phase(), self.sam.process_group
         try:
-            self.sam.policy.agree(ranks)  # before the ranks make passes that they must share
+            self.sam.policy.agree(
+                ranks
+            )  # ranks that disagree would wait for each other in a later pass
             yield Need(local=due and ranks is not None, ascent=due)
             gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
             if not gradients:
@@ -138,13 +139,13 @@ class LookSAM(WrappedOptimizer):
             self.sam.restore()
 
     def _step_sam(self, kept: dict[Tensor, Tensor], found: dict[Tensor, Tensor]) -> None:
-        """Make SAM's update while no direction is in the state, and put the directions back.
+        """Make SAM's update with the directions taken out of the state, and store them again afterwards.
 
-        Many base optimizers begin where a parameter has no state at all.
+        Many base optimizers initialize the state of a parameter only if it is empty.
 
         Args:
-            kept: the directions to put back.
-            found: new directions; a step that is skipped drops them.
+            kept: directions to store again.
+            found: new directions, which are discarded if the host knows that the step was skipped.
         """
         for p in self._directions():
             del self.state[p][_DIRECTION]
@@ -161,29 +162,30 @@ class LookSAM(WrappedOptimizer):
     def _unpack(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]
         if not any(COUNTER in group for group in groups):
-            # SAM's interval, in a checkpoint of SAM, is not that of LookSAM.
+            # A checkpoint of SAM: its interval must not replace LookSAM's.
             groups = [{k: v for k, v in group.items() if k != "interval"} for group in groups]
         elif not any(ATTEMPTED in group for group in groups):
-            # Saved by a version whose SAM did not count.
+            # A checkpoint of a version in which only LookSAM counted steps.
             groups = [{**group, ATTEMPTED: group[COUNTER]} for group in groups]
         super()._unpack({**state_dict, "param_groups": groups})
 
     @property
     def skips_nonfinite_steps(self) -> bool:
-        """True: a step with an infinite or NaN gradient leaves the weights as they were."""
+        """Whether a step with an infinite or NaN gradient leaves the weights unchanged; always True."""
         return self.sam.skips_nonfinite_steps
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Updates skipped because a gradient was not finite: int64 scalar on the parameters' device."""
+        """Number of updates skipped for a non-finite gradient: int64 scalar on the parameters' device."""
         return self.sam.skipped_steps
 
     def _skips_that_the_host_knows(self) -> int:
-        """Return the skipped steps of a base without a fused update, and 0 for others.
+        """Return the number of skipped steps for a base without a fused update, and 0 for a fused one.
 
-        After a skipped step such a base has as little state as before, and a direction alone would look like
-        a state to torch's optimizers when they are copied or loaded. A fused base has its state from the
-        first step on and keeps the direction before; the host does not read the device.
+        A base without a fused update may still have no state after a skipped step. A direction alone would
+        then look like initialized state to torch's optimizers when they are copied or loaded, so new
+        directions must be discarded. A fused base creates its state even in a skipped step; its counter is
+        not read, because that would make the host wait for the device.
         """
         fused = fused_rule(self.sam.base_optimizer) is not None
         return 0 if fused else int(self.sam.skipped_steps)
@@ -195,14 +197,15 @@ class LookSAM(WrappedOptimizer):
 def _flat_directions(
     ascent: list[tuple[Tensor, Tensor]], norm: Tensor, before: dict[Tensor, Tensor]
 ) -> dict[Tensor, Tensor]:
-    """Return the part of the new gradients that is orthogonal to the old ones, at length 1.
+    """Return the part of the new gradients that is orthogonal to the old ones, normalized to length 1.
 
-    Where it is not finite it is the one before, or 0 without one; the device decides.
+    If it is not finite, return the previous direction, or 0 without one. ``torch.where`` selects on the
+    device, so the host does not wait.
 
     Args:
         ascent: parameters with their old gradients; the new ones are in ``grad``.
         norm: norm of the old gradients.
-        before: the directions so far.
+        before: the previous directions.
     """
     both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
     product = sum(
@@ -219,7 +222,7 @@ def _flat_directions(
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """Return the norm of all tensors together, in the dtype of :func:`widened`; 0 without any."""
+    """Return the joint norm of all tensors in the dtype of :func:`widened`; 0 for an empty list."""
     if not tensors:
         return torch.zeros(())
     norms = [

@@ -15,19 +15,20 @@ from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
 
 
 class LPFSGD(WrappedOptimizer):
-    """Average gradients at randomly perturbed weights.
+    """Implements LPF-SGD: the update uses the mean of gradients at randomly perturbed weights.
 
     Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
-    Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch every filter
-    (slice along the first dimension; whole vector for biases and scales) is perturbed by Gaussian
-    noise of standard deviation ``gamma`` times its norm; the gradients are averaged at the weights
-    themselves, which come back bit for bit. ``step`` returns the mean loss of the parts.
+    Optimization Landscape" (AISTATS 2022), algorithm 1. For each of M parts of a batch, Gaussian noise
+    perturbs every filter (slice along the first dimension; whole vector for biases and scales) with a
+    standard deviation of ``gamma`` times the norm of the filter. The weights are restored bit for bit
+    after each part, and the base optimizer uses the mean gradient. ``step`` returns the mean loss of the
+    parts.
 
     Args:
         optimizer: the base optimizer.
-        gamma: radius of the filter relative to the norms; 0.002 for CIFAR ResNets in the authors'
-            code.
-        parts: M; the closure is called once for each part of the batch.
+        gamma: standard deviation of the noise relative to the filter norms. Default 0.002 (the authors'
+            code, for ResNets on CIFAR).
+        parts: number M of parts; the closure is called once per part. Default 1.
         seed: seed of the noise.
 
     Example:
@@ -88,7 +89,7 @@ class LPFSGD(WrappedOptimizer):
 
 
 def _filter_norms(parameter: Tensor) -> Tensor:
-    """Return the norm of every filter, ``[shape[0]]``; of a vector its own, ``[1]``. See :func:`widened`."""
+    """Return the norm of every filter, ``[shape[0]]``, or of a vector, ``[1]``, as :func:`widened`."""
     filters = parameter.flatten(1) if parameter.dim() > 1 else parameter.reshape(1, -1)
     norms: Tensor = torch.linalg.vector_norm(widened(filters), dim=1)
     return norms

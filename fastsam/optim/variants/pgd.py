@@ -1,4 +1,4 @@
-"""Perturbed gradient descent: isotropic noise that pushes a run off saddle points."""
+"""Perturbed gradient descent: isotropic noise that lets a run escape saddle points."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ NOISE_ON = ("gradient", "weights")
 
 
 class PGD(WrappedOptimizer):
-    """Add Gaussian noise of one standard deviation to every gradient, or to every weight.
+    """Implements perturbed gradient descent: Gaussian noise on every gradient, or on every weight.
 
-    Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights now and
-    then, and their later work (arXiv 1902.04811, algorithm 1) the gradient at every step. Here the
-    noise comes at every step: on the ``gradient`` after the backward pass, or on the ``weights``
-    before it, where it stays unless the pass raises an error.
+    Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights occasionally;
+    their later work (arXiv 1902.04811, algorithm 1) perturbs the gradient at every step. This class adds
+    the noise at every step: to the gradient after the backward pass, or to the weights before it. Noise on
+    the weights is permanent; it is removed only if the pass raises an error.
 
     Args:
         optimizer: the base optimizer.
         sigma: standard deviation of the noise; no published default.
-        noise_on: ``gradient``, or ``weights``, which takes a copy of the weights during the pass.
+        noise_on: ``"gradient"`` (default) or ``"weights"``, which keeps a copy of the weights during the
+            pass.
         seed: seed of the noise.
 
     Example:
@@ -60,20 +61,20 @@ class PGD(WrappedOptimizer):
             try:
                 self._add_noise(to_gradient=False)
                 yield Need()
-            except BaseException:  # including a step that is given up
+            except BaseException:  # including GeneratorExit, when the caller abandons the step
                 for (_, parameter), old in zip(self._parameters(), before, strict=True):
                     parameter.copy_(old)
                 raise
         update(self.base_optimizer.step)
 
     def _answer(self, passes: Passes, closure: Closure) -> list[Tensor]:
-        """Let a single pass at the weights themselves add to the gradients of earlier micro-batches."""
+        """Run one step. With noise on the gradient, earlier micro-batches may have accumulated gradients."""
         if self.noise_on == "gradient":
             return run_passes(passes, lambda _: torch.enable_grad()(closure)())
         return super()._answer(passes, closure)
 
     def _loss_of(self, losses: list[Tensor]) -> Tensor:
-        """Return what the closure returned, as torch.optim does."""
+        """Return the closure's result, as torch.optim does."""
         return losses[0]
 
     def _add_noise(self, *, to_gradient: bool) -> None:
