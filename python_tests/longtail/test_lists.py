@@ -50,7 +50,7 @@ def test_reindexing_of_places_is_by_count_and_stable() -> None:
     counts = class_counts(images, 365, "Places-LT")
     class_map = map_by_count(counts)
     assert sorted(class_map) == list(range(365))
-    falling = class_counts(images.relabelled(class_map), 365, "re-indexed")
+    falling = class_counts(images.relabeled(class_map), 365, "re-indexed")
     assert (np.diff(falling) <= 0).all()
     assert len(set(counts.tolist())) < 365  # there are ties to break
     for first in range(365):

@@ -23,7 +23,7 @@ from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalF
 from fastsam.longtail.data.catalog import dataset_settings
 from fastsam.longtail.data.long_tailed import (
     CutSettings,
-    LabelledPixels,
+    LabeledPixels,
     channel_statistics,
     cut_to_long_tail,
 )
@@ -397,8 +397,8 @@ def test_splits_are_disjoint_and_complete(
     data = cut_to_long_tail(
         "made",
         names,
-        LabelledPixels(images, targets),
-        LabelledPixels(images[:1], targets[:1]),
+        LabeledPixels(images, targets),
+        LabeledPixels(images[:1], targets[:1]),
         settings(
             imbalance=1.0,
             kind=kind,
@@ -439,7 +439,7 @@ def test_statistics_are_those_of_numpy(seed: int) -> None:
 
 @pytest.mark.parametrize(("size", "padding"), [(32, 4), (28, 4), (96, 12), (16, 2), (8, 1), (2, 1)])
 def test_the_augmentation_shifts_by_an_eighth(size: int, padding: int) -> None:
-    part = LabelledPixels(torch.zeros(40, 1, size, size, dtype=torch.uint8), np.arange(40) % 2)
+    part = LabeledPixels(torch.zeros(40, 1, size, size, dtype=torch.uint8), np.arange(40) % 2)
     for flips in (True, False):
         data = cut_to_long_tail("made", ("a", "b"), part, part, settings(), flips=flips)
         assert isinstance(data.train, TensorImages)
