@@ -335,7 +335,7 @@ def _read(path: Path) -> Any:
         # A damaged file can raise any of a dozen types of exception.
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it contains objects that weights_only=True does not load"
+            reason = "it contains objects that are not plain data"
         raise DamagedError(
             f"cannot read {path} as a checkpoint: it is truncated, damaged or was not written by "
             f"fastsam ({reason}); restore the file or train again"

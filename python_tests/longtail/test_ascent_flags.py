@@ -1,4 +1,4 @@
-"""When a run ascends: the first epochs are SGD's, the cost is counted, and mistakes are named."""
+"""Epochs with ascents: earlier epochs equal SGD, the cost is counted, and invalid settings are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastsam.longtail.results import Result
 
 DIGITS = load_digits_lt()
 SHORT = {"epochs": 4, "batch_size": 100, "lr": 0.05, "warmup_epochs": 0, "lr_milestones": (2, 3)}
-STEPS = 3  # of an epoch: 276 images
+STEPS = 3  # batches per epoch: 276 images
 
 
 def config_for(optimizer: str, method: str = "ce", **settings: Any) -> TrainConfig:
@@ -102,7 +102,7 @@ def test_names_of_the_first_epoch() -> None:
         ({"ascent_interval": 0}, "ascent_interval must be at least 1"),
         (
             {"ascent_start": "drop", "lr_schedule": "cosine"},
-            "needs a learning rate that drops after warm-up",
+            "requires a learning rate that drops after warm-up",
         ),
     ],
 )

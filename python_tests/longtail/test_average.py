@@ -1,4 +1,4 @@
-"""The exponential average of the weights: its recurrence, what judges by it, checkpoints and branches."""
+"""The exponential average of the weights: recurrence, evaluation, checkpoints and branches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def same(one: State, other: State) -> bool:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[State]:
-    """State of the trained network after every step."""
+    """Record the state of the trained network after every step."""
     states: list[State] = []
     update = JudgedWeights.update
 
@@ -53,7 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[State]:
 
 
 def averaged(first: State, states: list[State], decay: float) -> State:
-    """The average by its definition, in float64; whole numbers are left out."""
+    """Compute the average by its definition, in float64, without integer buffers."""
     mean = {name: value.double() for name, value in first.items() if value.is_floating_point()}
     for state in states:
         mean = {name: decay * a + (1 - decay) * state[name].double() for name, a in mean.items()}
@@ -66,7 +66,7 @@ def assert_close(found: State, expected: State) -> None:
 
 
 def accuracy_of(state: State, images: Images) -> float:
-    """Percent right of a network with these weights."""
+    """Compute the accuracy in percent of a network with these weights."""
     network = build_network(config_for(), 10, 1)
     network.load_state_dict(state)
     (batch,) = images.batches([torch.arange(len(images)).numpy()], None, torch.device("cpu"))
@@ -145,7 +145,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_average(
     for name in ("model", "average", "best"):
         assert same(getattr(found, name), getattr(expected, name)), name
     assert (result.test, result.rule) == (whole.test, whole.rule)
-    # A finished run is read again, not trained.
+    # A finished run is loaded, not trained.
     assert trained(config, tmp_path / "cut", resume=True).test == whole.test
 
 
@@ -243,7 +243,7 @@ def test_checkpoints_with_and_without_an_average(tmp_path: Path) -> None:
     assert (old.average, old.config.ema) == (None, None)
     content["config"]["ema"] = 0.9
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"ema is 0\.9, and there is no average"):
+    with pytest.raises(CheckpointError, match=r"ema is 0\.9, but the file has no average"):
         Checkpoint.load(path)
     del content["config"]["ema"]
     torch.save({**content, "average": {"head.weight": 1.0}}, path)
@@ -258,7 +258,7 @@ def test_a_damaged_average_does_not_resume(tmp_path: Path) -> None:
     assert kept.average is not None
     del kept.average["head.weight"]
     kept.save(tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="the weights are not of a resnet8"):
+    with pytest.raises(CheckpointError, match="the weights do not fit a resnet8"):
         Trainer(config, data=DIGITS, out=tmp_path, resume=True, progress=False)
 
 

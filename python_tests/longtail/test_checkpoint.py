@@ -1,4 +1,4 @@
-"""Checkpoints and atomic files: damage is noticed, and nothing is lost."""
+"""Checkpoints and atomic files: damage is detected, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_truncation_anywhere_is_noticed(tmp_path: Path, seed: int) -> None:
 
 
 class Trap:
-    """Unpickling this would run code."""
+    """An object whose unpickling would execute code."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (pytest.fail, ("code of a checkpoint was run",))
@@ -72,7 +72,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint of `fastsam train`"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99, this package reads 1"):
+    with pytest.raises(CheckpointError, match="version 99, but this version of fastsam reads 1"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 1, "epoch": 1}, path)
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -102,7 +102,7 @@ def test_weights_of_another_model_are_refused() -> None:
 
 
 def trained(folder: Path) -> Path:
-    """The checkpoint of a short run with an optimizer state."""
+    """Create the checkpoint of a short run with an optimizer state."""
     config = recipe("digits-lt", "ce", "sam", epochs=1).config()
     Trainer(config, out=folder, progress=False).fit()
     return folder / "checkpoint.pt"
@@ -117,7 +117,7 @@ def same(one: object, other: object) -> bool:
 
 
 def test_flipped_bits_are_noticed_or_change_nothing(tmp_path: Path) -> None:
-    """Padding and the dates of an archive may differ; nothing that is loaded may."""
+    """Padding and dates of an archive may change; loaded values may not."""
     path = trained(tmp_path)
     whole = path.read_bytes()
     original = vars(Checkpoint.load(path))
@@ -161,7 +161,7 @@ def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("epoch", 2, "epoch is 2, but the history has 3"),
+        ("epoch", 2, "epochs 1 to 2 in the history, got 3"),
         ("epoch", "3", "epoch must be int, got '3'"),
         ("epoch", True, "epoch must be int"),
         ("history", [{"epoch": 1}], "missing"),
@@ -176,8 +176,8 @@ def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
         ("config", {"data": 5}, "data must be str, got 5"),
         ("config", {"data": "digits-lt"}, "method is missing"),
         ("config", None, "must be a mapping"),
-        ("version", None, "version None, this package reads 1"),
-        ("version", torch.ones(2), "this package reads 1"),
+        ("version", None, "version None, but this version of fastsam reads 1"),
+        ("version", torch.ones(2), "this version of fastsam reads 1"),
     ],
 )
 def test_fields_of_wrong_types_or_that_disagree(
@@ -213,7 +213,9 @@ def test_settings_of_wrong_types(setting: str, value: object, message: str, tmp_
 def test_a_refused_pickle_comes_without_the_advice_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save({"format": "fastsam-longtail", "trap": Trap()}, path)
-    with pytest.raises(DamagedError, match="objects other than data") as caught:
+    with pytest.raises(
+        DamagedError, match="objects that weights_only=True does not load"
+    ) as caught:
         Checkpoint.load(path)
     assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
 
@@ -234,7 +236,7 @@ def test_an_optimizer_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="not of sam on this network"):
             wrong.load_optimizer(run.optimizer)
     groups = [{**group, "momentum": 0.1} for group in good.optimizer["param_groups"]]
-    with pytest.raises(CheckpointError, match=r"momentum is 0\.1 there and 0\.9 here"):
+    with pytest.raises(CheckpointError, match=r"expected momentum 0\.9, got 0\.1"):
         replace(good, optimizer={**good.optimizer, "param_groups": groups}).load_optimizer(
             run.optimizer
         )

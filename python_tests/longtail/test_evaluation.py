@@ -1,4 +1,4 @@
-"""Evaluation of trained runs: what the result says, other data, other numberings, and bad input."""
+"""Evaluation of trained runs: agreement with the result, other data sets, other labels, and invalid input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def renumbered(data: LongTailData, order: np.ndarray) -> LongTailData:
-    """The same images, with class ``order[i]`` as class i."""
+    """Return the same images with class ``order[i]`` relabeled as i."""
     place = np.argsort(order)
 
     def turned(images: TensorImages) -> TensorImages:
@@ -115,7 +115,7 @@ def test_other_images_are_normalized_as_in_training(folder: Path) -> None:
 def test_images_of_another_size_are_refused(folder: Path) -> None:
     data = load_dataset("digits-lt")
     larger = replace(data.test, images=data.test.images.repeat_interleave(2, dim=3))
-    with pytest.raises(UsageError, match="8x16 pixels, and the network was trained on 8x8"):
+    with pytest.raises(UsageError, match="images of 8x8 pixels, got 8x16"):
         evaluate_run(TrainedRun.load(folder), data=replace(data, test=larger))
 
 
@@ -182,6 +182,6 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "training images" not in capsys.readouterr().out
     for name in ("result.json", "checkpoint.pt", "epoch-2.pt", "calibration.json", "."):
         assert main(["evaluate", str(folder), "--out", str(folder / name)]) == 2
-    assert "name a file" in capsys.readouterr().err
+    assert "pass the path of a file" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert "no checkpoint" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`fastsam export`: other programs load the files and give the logits of the run."""
+"""`fastsam export`: other programs load the files and compute the logits of the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a scaled cosine head, and one with a linear head and post-hoc adjustment."""
+    """Train a run with a scaled cosine head, and one with a linear head and post-hoc adjustment."""
     out = tmp_path_factory.mktemp("runs")
     for name, settings in RUNS.items():
         chosen = {"optimizer": "sgd", "epochs": 4, **settings}
@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """The model file of a run in a format, made once."""
+    """Export a run in a format once, and return the model file."""
 
     @cache
     def make(name: str, format: str) -> Path:
@@ -71,13 +71,13 @@ def cosine(runs: Path) -> TrainedRun:
 
 
 def pixels(count: int = IMAGES) -> Tensor:
-    """Test images of the digits in [0, 1]."""
+    """Return test images of the digits in [0, 1]."""
     images = load_dataset("digits-lt").test.images  # type: ignore[attr-defined]
     return images[:: len(images) // count][:count].float() / 16
 
 
 def expected_logits(run: TrainedRun, images: Tensor) -> Tensor:
-    """From the checkpoint's weights in float64, by the formulas."""
+    """Compute logits from the checkpoint's weights in float64, by the formulas."""
     network = run.checkpoint.build_model().double().eval()
     with torch.no_grad():
         outputs = network((images.double() - 0.3053) / 0.3760)
@@ -112,7 +112,7 @@ def test_a_calibration_is_inside_the_exported_graph(
     assert not torch.allclose(expected, raw, atol=1e-2)
     card = (path.parent / "README.md").read_text()
     assert f"| calibration | {method} " in card
-    assert "`fastsam evaluate` gives the scores of the calibrated network" in card
+    assert "`fastsam evaluate` computes the scores of the calibrated network" in card
     result = Result.load(copied / "result.json")
     assert "model-index" not in card
     assert f"{result.test.groups['tail']:.2f}" not in card
@@ -246,13 +246,13 @@ def test_weights_that_are_not_ours(cosine: TrainedRun, tmp_path: Path) -> None:
 
 
 def card_parts(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and Markdown of a model card."""
+    """Split a model card into front matter and Markdown."""
     _, front, body = card.split("---\n", 2)
     return yaml.safe_load(front), body
 
 
 def table(body: str, first: str) -> dict[str, list[str]]:
-    """The rows of the table whose header begins with ``first``, by their first cell."""
+    """Return the rows of the table whose header starts with ``first``, by their first cell."""
     lines = body[body.index(f"| {first}") :].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0].replace("\\", ""): row[1:] for row in rows}
@@ -326,7 +326,7 @@ def test_a_card_without_a_result_of_these_weights(runs: Path, tmp_path: Path) ->
 
     front, body = card_parts(card(runs / "cosine" / "epoch-2.pt"))
     assert "model-index" not in front
-    assert "no result of a finished training" in body
+    assert "the run has no result for these weights" in body
     assert table(body, "setting")["weights"] == ["last epoch, after 2 of 4 epochs"]
     assert card(runs / "cosine" / "checkpoint.pt") == card(runs / "cosine")
     (tmp_path / "checkpoint.pt").write_bytes((runs / "cosine" / "checkpoint.pt").read_bytes())
@@ -388,7 +388,7 @@ def test_a_network_that_cannot_be_captured(runs: Path, tmp_path: Path) -> None:
 
     run = TrainedRun.load(runs / "adjusted")
     run.network.features = Strange()
-    with pytest.raises(LongTailError, match=r"torch\.export cannot capture .*--format safetensors"):
+    with pytest.raises(LongTailError, match=r"torch\.export cannot export .*--format safetensors"):
         export_run(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -405,7 +405,7 @@ def test_data_from_python_have_no_preprocessing_to_export(tmp_path: Path) -> Non
     path = export_run(run, tmp_path / "weights", format="safetensors")
     assert load_weights(path).preprocessing is None
     card = (path.parent / "README.md").read_text()
-    assert "the training data were made in Python" in card
+    assert "the training data were created in Python" in card
 
 
 def test_settings_of_the_machine_stay_here() -> None:

@@ -1,4 +1,4 @@
-"""Training on small archives in the true formats, and images that cannot be read."""
+"""Training on small archives in the original formats, and unreadable images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COUNTS = [3, 9, 5, 5]
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet-, Places- and iNaturalist-format files with four classes."""
+    """Files in the formats of ImageNet-LT, Places-LT and iNaturalist with four classes."""
     root = tmp_path_factory.mktemp("listed")
     even = [2, 2, 2, 2]
     for info in LISTED.values():
@@ -148,7 +148,7 @@ def test_augmentation_does_not_depend_on_workers(listed: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_augmentation_is_drawn_from_seed_epoch_and_image(workers: int, listed: Path) -> None:
-    """Also in a second reading by the same workers, and in readings that overlap."""
+    """Repeated and overlapping reads by the same workers give the same images."""
     images = file_images(listed, workers=workers)
     transform = images.preparation.training()
 
@@ -223,7 +223,7 @@ def test_workers_live_from_the_first_reading_to_the_end_of_the_run(listed: Path)
 
 
 def damaged_copy(listed: Path, tmp_path: Path) -> tuple[Path, str]:
-    """A root of its own whose first training image is half a file."""
+    """A separate data root whose first training image is truncated."""
     info = LISTED["imagenet-lt"]
     lists = {info.train: ("train", COUNTS), info.test: ("val", [2] * 4)}
     assert info.validation is not None
@@ -304,10 +304,10 @@ def test_a_run_goes_on_in_another_place(
     moved = config.replace(data_root=str(tmp_path / "moved"), workers=2)
     result = Trainer(moved, out=tmp_path / "run", resume=True, progress=False).fit()
     assert result.test == Trainer(config, progress=False).fit().test
-    # Also where broken files are passed over from now on, as the message about one advises.
+    # Also with --corrupt skip, which the error message suggests.
     passing = moved.replace(corrupt="skip")
     assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).history
-    with pytest.raises(CheckpointError, match="another run: threads is 0 there and 1 here"):
+    with pytest.raises(CheckpointError, match="threads was 0, is now 1"):
         Trainer(moved.replace(threads=1), out=tmp_path / "run", resume=True, progress=False)
 
 
@@ -328,7 +328,7 @@ def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> 
     for wrong, message in (
         (text.replace("n00000001/ImageNet_LT_train_0.", "n00000001/gone."), "not under"),
         (text.replace(" 3\n", " 7\n"), "label 7, but there are 4 classes"),
-        (text[: text.rindex("train/")], "are published"),
+        (text[: text.rindex("train/")], "published"),
     ):
         (root / info.train).write_text(wrong)
         with pytest.raises(DataError, match=message):
@@ -372,7 +372,7 @@ def test_every_training_set_has_a_hash_of_its_images_and_classes(
     moved.symlink_to(here)
     before = {name: hashed(name, here) for name in ("list", "folder")}
     assert before == {name: hashed(name, moved) for name in before}
-    # Class 0 comes to be the larger one: the two change places.
+    # Class 0 becomes the larger one, so the two classes are swapped.
     for number in (2, 3):
         write_image(here / f"train/n00000000/train_{number}.JPEG", 0, np.random.default_rng(7))
     assert hashed("folder", here) != before["folder"]
@@ -380,7 +380,7 @@ def test_every_training_set_has_a_hash_of_its_images_and_classes(
     train = read_list(here / "train.txt")
     swapped = zip(train.paths, 1 - train.targets, strict=True)
     (here / "train.txt").write_text("".join(f"{path} {label}\n" for path, label in swapped))
-    assert hashed("list", here) != before["list"]  # the same images and counts under other labels
+    assert hashed("list", here) != before["list"]  # the same images and counts with other labels
 
 
 def test_catalog_names_are_complete() -> None:

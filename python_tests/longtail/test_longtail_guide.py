@@ -1,4 +1,4 @@
-"""docs/longtail.md leaves nothing out, and names no option that does not exist."""
+"""docs/longtail.md lists every part and option, and no option that does not exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_everything_there_is_has_its_line() -> None:
     listed = {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row)}
     assert {Method.parse(row.method).loss for t in TABLES.values() for row in t.rows} <= listed
     assert listed <= set(LOSSES), "the guide names a loss that does not exist"
-    assert "fastsam recipes --names" in TEXT  # lists all, those of other packages too
+    assert "fastsam recipes --names" in TEXT  # lists all parts, including those of plug-ins
     assert {*TABLES, *FIGURES} - {"figure2", "figure5", "figure6", "figure7"} <= words
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a run of image files on other folders: images are read as in the training."""
+"""Evaluation of a run on other folders of image files, which are preprocessed as in training."""
 
 from __future__ import annotations
 

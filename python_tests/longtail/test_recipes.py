@@ -61,7 +61,7 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce", "sgd", {"tau": 1.0}, "tau needs loss la, vs.*run has loss ce"),
         ("ce", "sgd", {"beta": 0.9}, "beta needs weighting effective"),
         ("ce-drw", "sgd", {"beta": 0.9, "weighting": "inverse"}, "beta needs weighting effective"),
-        ("ce-drw", "sgd", {"defer_epoch": 100}, "would never take effect"),
+        ("ce-drw", "sgd", {"defer_epoch": 100}, "would never begin"),
         ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch needs loss ib or rule drs, drw"),
         ("ce", "sgd", {"epochs": 0}, "epochs must be at least 1"),
         ("ce", "sgd", {"batch_size": 0}, "batch_size"),
@@ -81,8 +81,8 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce-", "sgd", {}, "unknown method"),
         ("ce", "sgd", {"head": "cosine"}, "loss 'ce' requires head='linear', got 'cosine'"),
         ("ldam", "sgd", {"head": "linear"}, "loss 'ldam' requires head='cosine', got 'linear'"),
-        ("ce", "entropy-sgd", {"nesterov": True}, "nesterov needs a momentum above 0"),
-        ("ib-drw", "sgd", {}, "balances classes by itself"),
+        ("ce", "entropy-sgd", {"nesterov": True}, "nesterov requires a momentum above 0"),
+        ("ib-drw", "sgd", {}, "balances classes twice"),
     ],
 )
 def test_mistakes_are_named(
@@ -106,14 +106,14 @@ def test_a_stored_config_must_be_complete() -> None:
 
 
 def test_runs_of_format_1_are_read() -> None:
-    """It stored None for every setting that a run does not have, and no format."""
+    """Format 1 stored None for every setting that a run does not have, and no format."""
     for names in (("digits-lt", "ldam-drw", "sam"), ("cifar100-lt", "paco", "sgd")):
         config = recipe(*names).config()
         values = {k: v for k, v in config.as_dict().items() if k != "format"}
         older = {**dict.fromkeys(registered_settings()), **values}
         assert None in older.values()
         assert TrainConfig.from_dict(older) == config
-    with pytest.raises(UsageError, match="format 3, this version reads 1 and 2"):
+    with pytest.raises(UsageError, match="format 3, but this version of fastsam reads 1 and 2"):
         TrainConfig.from_dict({**values, "format": 3})
 
 
@@ -127,7 +127,7 @@ def test_settings_are_read_by_their_flat_names() -> None:
     with pytest.raises(UsageError, match="beta must be at least 0 and at most 1"):
         config.replace(beta=2.0)
     with pytest.raises(
-        UsageError, match=r"settings of rule drs are missing; use TrainConfig.create"
+        UsageError, match=r"settings of rule drs are missing; call TrainConfig.create"
     ):
         replace(config, method="ce-drs")
 

@@ -1,4 +1,4 @@
-"""What dies, fills up or is damaged while runs are written, read and continued."""
+"""Killed processes, full disks and damaged files while runs are written, read and resumed."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_cells_are_no_formulas_and_names_no_commands(tmp_path: Path) -> None:
     assert Result.load(tmp_path / "result.json").class_names == list(names)
 
 
-# --- a step that is skipped, a network that cannot be judged -----------------------------------------
+# --- skipped steps, networks that cannot be evaluated -------------------------------------------------
 
 
 def spoil_batch(run: Trainer, number: int) -> None:
-    """NaN in one image of the batch with this number, counted over the run in training."""
+    """Put NaN into one image of a training batch; batches are counted over the run."""
     seen = 0
 
     def spoil(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
@@ -180,7 +180,7 @@ def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) 
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Every write beyond the first ``after`` bytes of the process finds no room."""
+    """Make every write after the first ``after`` bytes fail with a full disk."""
     left, write = after, os.write
 
     def limited(handle: int, data: Any) -> int:
@@ -244,7 +244,7 @@ def test_the_probed_room_is_that_of_the_checkpoint(tmp_path: Path) -> None:
             short("ce", optimizer, epochs=1), data=FEW, out=tmp_path / optimizer, keep={1}
         )
         assert run.folder is not None
-        # Two side by side while one is replaced, and the kept one.
+        # Two files while one is being replaced, and the kept one.
         assert run.folder.coming_checkpoints(run.keep) == 3
         size = checkpoint_bytes(run.config, run.model)
         run.fit()
@@ -295,7 +295,7 @@ def test_a_run_set_up_before_another_wrote_is_refused(tmp_path: Path) -> None:
     first.fit()
     with pytest.raises(CheckpointError, match="another process wrote to"):
         second.fit()
-    first.fit()  # the same run again is none of another
+    first.fit()  # the same run again is not another run
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
-# --- going on after a kill -----------------------------------------------------------------------------
+# --- resuming after a kill -------------------------------------------------------------------------------
 
 
 def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_run_that_goes_on_by_itself(tmp_path: Path) -> None:
     whole = run.fit()
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert run.history == []  # epoch 2 is wanted and was passed
+    assert run.history == []  # epoch 2 is requested but has passed
     assert run.fit().test == whole.test
     assert {"epoch-1.pt", "epoch-2.pt", "notes.txt"} <= {path.name for path in tmp_path.iterdir()}
     (tmp_path / "epoch-2.pt").unlink()
@@ -388,7 +388,7 @@ def test_reproduce_makes_again_what_is_damaged(
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         assert str(files[0]) in lines[0]
-        assert "made again" in lines[0]
+        assert "creating it again" in lines[0]
         assert result() == before
     assert {path.name for path in tmp_path.rglob("*.damaged")} == {
         "checkpoint.pt.damaged",

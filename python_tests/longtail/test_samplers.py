@@ -1,4 +1,4 @@
-"""Samplers: observed class frequencies follow the rule, and ranks share an epoch fairly."""
+"""Samplers: class frequencies match the rule, and ranks split an epoch evenly."""
 
 from __future__ import annotations
 

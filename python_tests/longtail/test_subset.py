@@ -70,7 +70,7 @@ def test_counts_fall_and_keep_the_factor(
         ((10, 1, 10), "classes"),
         ((10, 10, 0.5), "imbalance"),
         ((10, 10, float("nan")), "imbalance"),
-        ((10, 10, 100), "without an image"),
+        ((10, 10, 100), "imbalance must be at most"),
         ((10, 10, 2, "linear"), "exp, step"),
     ],
 )
@@ -80,7 +80,7 @@ def test_impossible_profiles_are_refused(arguments: tuple[object, ...], message:
 
 
 def cao_selection(targets: np.ndarray, counts: list[int]) -> list[int]:
-    """Cao et al.'s selection as their description has it, on NumPy's global legacy generator."""
+    """Select images as described by Cao et al., with NumPy's global legacy generator."""
     state = np.random.get_state()
     np.random.seed(0)
     chosen: list[int] = []

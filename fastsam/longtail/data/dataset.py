@@ -217,7 +217,9 @@ class TensorImages(DecodedImages):
     ) -> Iterator[Batch]:
         """See :meth:`Images.batches`."""
         if draw is not None and self.augmentation is None:
-            raise UsageError("cannot augment images without an augmentation; pass draw=None")
+            raise UsageError(
+                "these images have no augmentation, only training images do; pass draw=None, or --augment none"
+            )
         images = self._on(device)
         mean = upload(torch.tensor(self.mean), device)[:, None, None]
         std = upload(torch.tensor(self.std), device)[:, None, None]

@@ -139,7 +139,9 @@ class DatasetImages(DecodedImages):
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`."""
         if draw is not None and self.augmentation is None:
-            raise UsageError("cannot augment images without an augmentation; pass draw=None")
+            raise UsageError(
+                "these images have no augmentation, only training images do; pass draw=None, or --augment none"
+            )
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
             if samples.read is not None:
