@@ -272,8 +272,8 @@ def test_the_optimizer_is_given_the_processes_only_for_a_local_ascent() -> None:
         ("ce", {"ascent_share": 1.5}, "ascent_share must be above 0 and at most 1"),
         ("ce", {"ascent_sample": "rare"}, "unknown ascent_sample 'rare'; valid: uniform, weighted"),
         ("ce", {"ascent_sample": "weighted"}, "method ce has none; .* rw or drw"),
-        ("ib", {"ascent_sample": "weighted", "defer_epoch": 2}, "the method ib has none"),
-        ("ce-rs", {"ascent_sample": "weighted"}, "the method ce-rs has none"),
+        ("ib", {"ascent_sample": "weighted", "defer_epoch": 2}, "method ib has none"),
+        ("ce-rs", {"ascent_sample": "weighted"}, "method ce-rs has none"),
         ("ce", {"ascent_scope": "node"}, "unknown ascent_scope 'node'; valid: global, local"),
     ],
 )
@@ -286,7 +286,7 @@ def test_mistakes_are_named(method: str, settings: dict[str, Any], message: str)
 @pytest.mark.parametrize("name", ["ascent_share", "ascent_sample", "ascent_scope"])
 def test_other_optimizers_have_no_sample(optimizer: str, name: str) -> None:
     value = {"ascent_share": 0.5, "ascent_sample": "uniform", "ascent_scope": "local"}[name]
-    with pytest.raises(UsageError, match=f"{name} needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match=f"{name} requires optimizer asam, looksam, sam"):
         config_for(optimizer, **{name: value})
 
 
@@ -296,7 +296,7 @@ def test_a_share_of_one_image_is_refused_before_data_are_read() -> None:
     with pytest.raises(UsageError, match=message):
         Trainer(config, progress=False)
     check_ascent_share(config.replace(ascent_share=0.05), World())
-    with pytest.raises(UsageError, match="leaves 1 of the 20 images"):
+    with pytest.raises(UsageError, match="selects 1 of 20 images"):
         check_ascent_share(config.replace(ascent_share=0.05), World(0, 2))
 
 

@@ -94,8 +94,8 @@ def test_names_of_the_first_epoch() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ascent_start": 4}, "no epoch would have ascents"),
-        ({"ascent_start": "2", "ascent_stop": 2}, "no epoch would have ascents"),
+        ({"ascent_start": 4}, "no epoch would have ascent steps"),
+        ({"ascent_start": "2", "ascent_stop": 2}, "no epoch would have ascent steps"),
         ({"ascent_stop": 5}, "ascent_stop must be at most epochs"),
         ({"ascent_start": "soon"}, "unknown ascent_start 'soon'; valid: an epoch, defer, drop"),
         ({"ascent_start": "-1"}, "unknown ascent_start"),
@@ -113,9 +113,9 @@ def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
 
 
 def test_other_optimizers_have_no_ascent() -> None:
-    with pytest.raises(UsageError, match="ascent_start needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match="ascent_start requires optimizer asam, looksam, sam"):
         config_for("sgd", ascent_start=2)
-    with pytest.raises(UsageError, match="ascent_interval needs optimizer asam, sam"):
+    with pytest.raises(UsageError, match="ascent_interval requires optimizer asam, sam"):
         config_for("looksam", ascent_interval=2)
 
 

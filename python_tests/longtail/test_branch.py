@@ -106,8 +106,8 @@ def test_a_branch_that_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.Mon
         ({"imbalance": 10.0}, "cannot change imbalance"),
         ({"method": "paco"}, "cannot change loss ce to paco"),
         ({"method": "ldam-drw"}, "requires head='cosine'"),
-        ({"epochs": 2, "lr_milestones": (1, 2), "defer_epoch": 1}, "has 2 epochs"),
-        ({"select": "best-validation"}, "did not keep"),
+        ({"epochs": 2, "lr_milestones": (1, 2), "defer_epoch": 1}, "epochs must be above 2"),
+        ({"select": "best-validation"}, "did not store"),
     ],
 )
 def test_what_a_branch_cannot_change(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not written by fastsam"):
         Checkpoint.load(path)
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot read"):
         Checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of `fastsam train`"):
@@ -75,7 +75,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="version 99, but this version of fastsam reads 1"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 1, "epoch": 1}, path)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         Checkpoint.load(path)
 
 
@@ -89,7 +89,7 @@ def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> 
     assert Checkpoint.load(path).sources == {}
     del content["history"]
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         Checkpoint.load(path)
 
 
@@ -166,7 +166,7 @@ def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
         ("epoch", True, "epoch must be int"),
         ("history", [{"epoch": 1}], "missing"),
         ("history", "abc", "history must be"),
-        ("channels", 0, "0 channels"),
+        ("channels", 0, "got 0 and 10"),
         ("num_classes", None, "num_classes must be int"),
         ("model", {"features.conv.weight": 3}, "must be a tensor"),
         ("model", None, "model must be dict"),
@@ -213,9 +213,7 @@ def test_settings_of_wrong_types(setting: str, value: object, message: str, tmp_
 def test_a_refused_pickle_comes_without_the_advice_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save({"format": "fastsam-longtail", "trap": Trap()}, path)
-    with pytest.raises(
-        DamagedError, match="objects that weights_only=True does not load"
-    ) as caught:
+    with pytest.raises(DamagedError, match="objects that are not plain data") as caught:
         Checkpoint.load(path)
     assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
 
@@ -233,14 +231,14 @@ def test_an_optimizer_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
     )
     for entries in spoiled:
         wrong = replace(good, optimizer={**good.optimizer, "state": entries})
-        with pytest.raises(CheckpointError, match="not of sam on this network"):
+        with pytest.raises(CheckpointError, match="does not fit sam on this network"):
             wrong.load_optimizer(run.optimizer)
     groups = [{**group, "momentum": 0.1} for group in good.optimizer["param_groups"]]
     with pytest.raises(CheckpointError, match=r"expected momentum 0\.9, got 0\.1"):
         replace(good, optimizer={**good.optimizer, "param_groups": groups}).load_optimizer(
             run.optimizer
         )
-    with pytest.raises(CheckpointError, match="not of sam"):
+    with pytest.raises(CheckpointError, match="does not fit sam"):
         replace(good, optimizer={}).load_optimizer(run.optimizer)
 
 

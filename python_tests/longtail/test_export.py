@@ -400,7 +400,7 @@ def test_data_from_python_have_no_preprocessing_to_export(tmp_path: Path) -> Non
     Trainer(config, data=data, out=tmp_path / "run", progress=False).fit()
     run = TrainedRun.load(tmp_path / "run")
     for name in ("torch", "onnx"):
-        with pytest.raises(DataError, match="made in Python"):
+        with pytest.raises(DataError, match="created in Python"):
             export_run(run, tmp_path / name, format=name)
     path = export_run(run, tmp_path / "weights", format="safetensors")
     assert load_weights(path).preprocessing is None

@@ -165,10 +165,10 @@ def test_damaged_files_are_refused_with_the_remedy(name: str, root: Path) -> Non
         assert "pass --download, or install Debian's package" in str(failure.value)
         assert "\n" not in str(failure.value)
     path.unlink()
-    with pytest.raises(DataError, match=f"has no {name}, nor {path.name}; delete"):
+    with pytest.raises(DataError, match=f"contains neither {name} nor {path.name}; delete"):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
     path.with_suffix("").write_bytes(content[:-5])  # not compressed
-    with pytest.raises(DataError, match=f"{name} is cut"):
+    with pytest.raises(DataError, match=f"{name} is truncated"):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
 
 

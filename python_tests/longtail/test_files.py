@@ -326,8 +326,8 @@ def test_bad_lists_are_refused_before_training(listed: Path, tmp_path: Path) -> 
     root, _ = damaged_copy(listed, tmp_path)
     text = (root / info.train).read_text()
     for wrong, message in (
-        (text.replace("n00000001/ImageNet_LT_train_0.", "n00000001/gone."), "not under"),
-        (text.replace(" 3\n", " 7\n"), "label 7, but there are 4 classes"),
+        (text.replace("n00000001/ImageNet_LT_train_0.", "n00000001/gone."), "do not exist in"),
+        (text.replace(" 3\n", " 7\n"), "from 0 to 3, got 7"),
         (text[: text.rindex("train/")], "published"),
     ):
         (root / info.train).write_text(wrong)

@@ -180,7 +180,7 @@ def test_damaged_and_missing_lists(tmp_path: Path) -> None:
 
 def test_labels_out_of_range_and_gaps() -> None:
     images = ImageList(["a", "b", "c"], np.array([0, 3, 1]))
-    with pytest.raises(DataError, match="label 3, but there are 3 classes"):
+    with pytest.raises(DataError, match="from 0 to 2, got 3"):
         class_counts(images, 3, "it")
     with pytest.raises(DataError, match=r"1 labels do not occur; the first is 2"):
         class_counts(images, None, "it")
@@ -206,7 +206,7 @@ def test_inaturalist_json_becomes_a_list(tmp_path: Path) -> None:
 
 def test_json_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     source, out = tmp_path / "x.json", tmp_path / "out.txt"
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="does not exist"):
         convert_inaturalist(source, out)
     write_inaturalist_json(source, [2, 1])
     good = json.loads(source.read_text())

@@ -221,7 +221,11 @@ def write_lists(root: Path, train: str, test: str) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("a 0\nb 1\n", "a 0\nb 1\n", "train and test share 2 images by path, the first is a"),
+        (
+            "a 0\nb 1\n",
+            "a 0\nb 1\n",
+            "train and test share 2 images with the same path; the first is a",
+        ),
         ("a 0\nb 1\n./b 1\n", "c 0\n", "train: 1 image repeats the path of another"),
         ("a 0\nb 1\nx/../a 1\n", "c 0\n", r"with the same path in several classes.*classes 0, 1"),
     ],
@@ -236,7 +240,7 @@ def test_own_lists_that_name_an_image_twice_are_refused(
     with pytest.raises(DataError, match=message):
         load_dataset("list", data_root=tmp_path)
     assert check(tmp_path, name="list") == 1
-    assert "by path" in (error := capsys.readouterr().err) or "the path" in error
+    assert "the same path" in (error := capsys.readouterr().err) or "the path" in error
 
 
 def test_equal_content_under_other_names_is_found(tmp_path: Path, capsys: Any) -> None:
@@ -251,7 +255,7 @@ def test_equal_content_under_other_names_is_found(tmp_path: Path, capsys: Any) -
     output = capsys.readouterr()
     assert "train: 2 images repeat the content of another" in output.out
     assert "train: 1 image with the same content in several classes" in output.out
-    assert "train and test share 1 image by content" in output.out
+    assert "train and test share 1 image with the same content" in output.out
     assert "3 problem(s) with repeated images" in output.err
 
 
@@ -492,7 +496,7 @@ def test_a_moved_folder_is_resumed_and_changed_pixels_are_not(
     assert len(run.fit().history) == 2
     path = moved / part / "class 0" / "0.bmp"
     Image.fromarray(noise(999)).save(path)  # as large as before
-    with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
+    with pytest.raises(CheckpointError, match=f"the {part} images of folder have changed"):
         Trainer(own_config(moved), out=tmp_path / "again", resume=True, progress=False)
 
 
@@ -504,7 +508,7 @@ def test_changed_pixels_are_not_resumed(
     write_folders(tmp_path / "data", suffix=".bmp")
     interrupted(own_config(tmp_path / "data"), tmp_path / "run", monkeypatch)
     Image.fromarray(noise(999)).save(tmp_path / "data" / part / "class 1" / "0.bmp")
-    with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
+    with pytest.raises(CheckpointError, match=f"the {part} images of folder have changed"):
         Trainer(own_config(tmp_path / "data"), out=tmp_path / "run", resume=True, progress=False)
 
 

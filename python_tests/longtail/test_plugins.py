@@ -130,7 +130,7 @@ def test_help_shows_the_settings_of_the_named_parts(site: Path) -> None:
     assert all(name in listed for name in MODULES)
     other = fastsam("train", "--method", "margin-loss", "--max-margin", "1", site=site)
     assert other.returncode == 2
-    assert "max_margin needs loss ldam, but the run has loss margin-loss" in other.stderr
+    assert "max_margin requires loss ldam, but the run has loss margin-loss" in other.stderr
 
 
 @pytest.mark.usefixtures("installed")
@@ -266,7 +266,7 @@ def test_names_that_are_taken_or_lack_their_prefix_are_refused() -> None:
 
     with pytest.raises(ValueError, match="rename it to fresh_loss_sharpness"):
         register_loss(Loss(name="fresh-loss", build=build, settings=Unprefixed, summary=""))
-    with pytest.raises(ValueError, match="'ce' is registered already"):
+    with pytest.raises(ValueError, match="'ce' is already registered"):
         register_loss(Loss(name="ce", build=build, summary="taken"))
     with pytest.raises(ValueError, match="must be non-empty and without spaces"):
         register_loss(Loss(name="two words", build=build, summary="a space"))

@@ -270,15 +270,17 @@ def test_wrong_calls(
     folder: Path, run: TrainedRun, pictures: Path, tmp_path: Path, fails: Any
 ) -> None:
     picture = pictures / "part0" / "000.png"
-    assert "there is no" in fails(1, folder, tmp_path / "gone.png")
+    assert "does not exist" in fails(1, folder, tmp_path / "gone.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     assert "no image (.jpg" in fails(1, folder, picture, tmp_path / "empty")
     assert "pass image files or folders" in fails(2, folder)
     assert "no checkpoint" in fails(1, tmp_path, picture)
     assert "ends in .csv or .json" in fails(2, folder, picture, "--out", tmp_path / "x.txt")
-    assert "top must be 1 to 10" in fails(2, folder, picture, "--top", 11)
-    assert "top must be 1 to 10" in fails(2, folder, picture, "--top", 0, "--format", "json")
+    assert "top must be at least 1 and at most 10" in fails(2, folder, picture, "--top", 11)
+    assert "top must be at least 1 and at most 10" in fails(
+        2, folder, picture, "--top", 0, "--format", "json"
+    )
     assert "batch_size must be" in fails(2, folder, picture, "--batch-size", 0)
     assert "workers must be" in fails(2, folder, picture, "--workers", -1)
     assert "unknown device" in fails(2, folder, picture, "--device", "tpu")

@@ -176,7 +176,7 @@ def test_plain_values_and_back() -> None:
     [
         ({"size": (4,)}, "height and a width"),
         ({"size": (4, 0)}, "at least 1"),
-        ({"channels": 2}, "1 .grey. or 3"),
+        ({"channels": 2}, "1 .grayscale. or 3"),
         ({"mean": (0.1, 0.2)}, "mean must have one value"),
         ({"std": (0.0,)}, "std must be above 0"),
         ({"resize": 0}, "resize must be at least 1"),

@@ -111,7 +111,7 @@ def test_what_several_processes_cannot_do() -> None:
     two = World(0, 2)
     with pytest.raises(UsageError, match="a multiple of the number of processes, 2, got 101"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), world=two)
-    with pytest.raises(UsageError, match="one process"):
+    with pytest.raises(UsageError, match="a single process"):
         Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

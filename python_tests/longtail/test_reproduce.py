@@ -182,7 +182,7 @@ def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: P
 def test_what_is_compared_cannot_be_given(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot override kind"):
         next(reproduce_table("table2", "digits-lt", tmp_path, kind="exp"))
-    with pytest.raises(UsageError, match="rho needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match="rho requires optimizer asam, looksam, sam"):
         next(reproduce_table("table1", "digits-lt", tmp_path, rho=(0.1,)))
     for wrong in ({"steps": 0}, {"probes": 0}, {"augment": "some"}, {"augment": "99999"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -133,8 +133,8 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
         ("epochs: [1", "is not a YAML file of plain values"),
         ("lr: !!python/object/apply:os.getcwd []", "is not a YAML file of plain values"),
         ("- epochs", "contains no settings; expected lines such as `epochs: 60`"),
-        ("", "holds no settings"),
-        ("optimizer: sgd\nrho: 0.1", "rho needs optimizer asam"),
+        ("", "contains no settings"),
+        ("optimizer: sgd\nrho: 0.1", "rho requires optimizer asam"),
         ("optimizer: sgdd", "unknown optimizer 'sgdd', did you mean 'sgd'?"),
         ("at: soon", "at must be int, got 'soon'"),
         ("tags: [1]", "tags must be str, got 1"),
@@ -159,7 +159,9 @@ def test_a_file_that_cannot_be_used(
     assert "--config cannot be combined with --resume" in capsys.readouterr().err
     assert train("--config", run / "run.yaml", "--optimizer", "sgd") == 2
     line = capsys.readouterr().err
-    assert "rho_schedule needs optimizer asam, looksam, sam, but the run has optimizer sgd" in line
+    assert (
+        "rho_schedule requires optimizer asam, looksam, sam, but the run has optimizer sgd" in line
+    )
     assert f"(with the settings of --config {run / 'run.yaml'})" in line
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert train("--config", run / "run.yaml") == 1

@@ -279,7 +279,7 @@ def test_damaged_files_are_refused(damage: Callable[[Path], None], kmnist: Path)
     damage(kmnist / "KMNIST" / "raw")
     with pytest.raises(
         DataError,
-        match=r"do not belong together).*--download|(damaged in|as many labels as images|no training image).*--download|do not belong together).*--download",
+        match=r"(damaged in|as many labels as images|no training image).*--download",
     ):
         load_dataset("torchvision:KMNIST", data_root=kmnist)
 
@@ -308,8 +308,8 @@ GREY, COLOR = Image.new("L", (4, 4)), Image.new("RGB", (4, 4))
             "must have the same size and channels.*--data folder",
         ),
         ([(GREY, 0), (COLOR, 1)], "must have the same size and channels"),
-        ([(Image.new("I;16", (4, 4)), 0)], "must be .grey or RGB image, class."),
-        ([(torch.zeros(1, 4, 4), 0)], "must be .grey or RGB image, class."),
+        ([(Image.new("I;16", (4, 4)), 0)], "must be .grayscale or RGB image, class."),
+        ([(torch.zeros(1, 4, 4), 0)], "must be .grayscale or RGB image, class."),
         ([(GREY, torch.tensor([0, 1]))], "must be"),
         ([(GREY, 0.5)], "must be"),
         ([(GREY, -1)], "must be"),

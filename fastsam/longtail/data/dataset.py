@@ -218,7 +218,8 @@ class TensorImages(DecodedImages):
         """See :meth:`Images.batches`."""
         if draw is not None and self.augmentation is None:
             raise UsageError(
-                "these images have no augmentation, only training images do; pass draw=None, or --augment none"
+                "these images have no augmentation, only training images do; "
+                "pass draw=None, or --augment none"
             )
         images = self._on(device)
         mean = upload(torch.tensor(self.mean), device)[:, None, None]

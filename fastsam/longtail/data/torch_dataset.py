@@ -140,7 +140,8 @@ class DatasetImages(DecodedImages):
         """See :meth:`fastsam.longtail.data.Images.batches`."""
         if draw is not None and self.augmentation is None:
             raise UsageError(
-                "these images have no augmentation, only training images do; pass draw=None, or --augment none"
+                "these images have no augmentation, only training images do; "
+                "pass draw=None, or --augment none"
             )
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
