@@ -160,9 +160,12 @@ def test_training_help_groups_options_with_defaults_and_choices(
     text = {title: " ".join(box.split()) for title, box in grouped(boxes)}
     order = ["data set", "loss", "rule", "optimizer", "network", "learning rate", "training"]
     assert [title for title in text if title in order] == order
-    assert "--max-margin FLOAT margin of the smallest class (recipe: 0.5)" in text["loss"]
-    assert "one of algorithm1, effective, inverse (recipe: effective)" in text["rule"]
-    assert "one of cosine, linear (recipe: cosine)" in text["network"]
+    assert (
+        "--max-margin FLOAT margin of the smallest class in the LDAM loss (recipe: 0.5)"
+        in text["loss"]
+    )
+    assert "One of: algorithm1, effective, inverse (recipe: effective)" in text["rule"]
+    assert "One of: cosine, linear (recipe: cosine)" in text["network"]
     assert "--select last|best-validation" in text["training"]
     assert "--project" in text["tracking"]
     assert "--device NAME" in text["machine"]
@@ -201,7 +204,7 @@ def test_a_run_is_resumed_with_its_own_settings(
 def test_train_leaves_a_full_folder_alone(run: Path, fails: Callable[..., str]) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert "--resume or --overwrite" in fails(2, "train", *TINY, "--out", run)
-    assert "another run" in fails(1, "train", *TINY, "--resume", "--seed", 3, "--out", run)
+    assert "cannot resume from" in fails(1, "train", *TINY, "--resume", "--seed", 3, "--out", run)
     assert "lower learning rate" in fails(
         1, "train", *TINY, "--lr", 1e30, "--out", run.parent / "inf"
     )

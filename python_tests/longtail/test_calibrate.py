@@ -226,7 +226,9 @@ def with_validation(per_class: Sequence[int]) -> LongTailData:
 def test_fewer_than_five_images_of_a_class_are_refused_unless_forced(tmp_path: Path) -> None:
     data = with_validation([24, 4, 5, 24, 24, 24, 24, 24, 24, 0])
     run = TrainedRun.load(trained(tmp_path / "run", data, epochs=3))
-    message = r"2 of 10 classes have fewer than 5 validation images, class '9' has 0: .*force=True"
+    message = (
+        r"at least 5 validation images .* 2 of 10 classes have fewer: class '9' has 0; .*force=True"
+    )
     with pytest.raises(UsageError, match=message):
         calibrate_run(run, data=data)
     assert calibrate_run(run, data=data, force=True).images == len(data.splits["validation"])
@@ -415,7 +417,7 @@ def test_files_that_contradict_themselves(
     ("change", "error", "message"),
     [
         ({"calibrator": "platt"}, UsageError, "unknown calibrator 'platt'"),
-        ({"parameters": {}}, CheckpointError, "of another version .*calibrate` again"),
+        ({"parameters": {}}, CheckpointError, "another version .*calibrate` again"),
     ],
 )
 def test_calibrators_that_are_not_known_here(

@@ -158,7 +158,7 @@ def test_a_class_without_a_training_feature_has_no_mean() -> None:
     training = training_features()
     kept = training.targets != 2
     fewer = Features(training.values[kept], training.targets[kept])
-    with pytest.raises(DataError, match="class 2 has no training image"):
+    with pytest.raises(DataError, match="class 2 has no readable training image"):
         list(CALIBRATORS["nearest-class-mean"].candidates(trained_head(), lambda: fewer))
 
 

@@ -67,7 +67,7 @@ def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: 
 
 def test_data_convert(tmp_path: Path, capsys: Any) -> None:
     source, out = tmp_path / "train2018.json", tmp_path / "list.txt"
-    assert "no file" in failure(capsys, 1, "data", "convert", source, out)
+    assert "does not exist" in failure(capsys, 1, "data", "convert", source, out)
     write_inaturalist_json(source, [3, 1])
     assert main(["data", "convert", str(source), str(out)]) == 0
     assert len(read_list(out)) == 4

@@ -124,7 +124,7 @@ def test_other_channels_are_refused(folder: Path) -> None:
     color = TensorImages(
         torch.zeros(10, 3, 8, 8, dtype=torch.uint8), np.arange(10), 255.0, (0.0,) * 3, (1.0,) * 3
     )
-    with pytest.raises(UsageError, match="3 channels"):
+    with pytest.raises(UsageError, match="with 1 channels, .* have 3"):
         evaluate_run(TrainedRun.load(folder), data=replace(data, test=color))
 
 

@@ -179,7 +179,9 @@ def test_swapped_files_are_named(one: str, other: str, root: Path) -> None:
     if one == other:
         assert load_dataset("fashion-mnist-lt", data_root=root, **SMALL).counts[0] == 20
         return
-    with pytest.raises(DataError, match=rf"({one}.gz holds {other}|{other}.gz holds {one}) inst"):
+    with pytest.raises(
+        DataError, match=rf"({one}.gz contains {other}|{other}.gz contains {one}) inst"
+    ):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
 
 

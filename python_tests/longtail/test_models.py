@@ -86,5 +86,5 @@ def test_unknown_names_list_the_valid_ones() -> None:
         build_model("resnet9", 10)
     with pytest.raises(UsageError, match="cosine, linear"):
         build_model("resnet8", 10, head="cos")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="2 classes"):
+    with pytest.raises(UsageError, match="num_classes must be at least 2"):
         build_model("resnet8", 1)

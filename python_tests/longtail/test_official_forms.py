@@ -104,7 +104,7 @@ def test_adjusting_twice_is_a_warning(method: str) -> None:
         Trainer(config, data=data, progress=False)
     message = double_adjustment(config)
     assert message is not None
-    assert f"the loss {method} adds" in message
+    assert f"loss {method} adds" in message
     assert "posthoc_tau 1" in message
 
 

@@ -569,7 +569,7 @@ def test_a_lost_worker_of_the_decode_scan_is_named(
     monkeypatch.setattr("fastsam.longtail.data.scan.decode", kill_this_process)
     assert check(tmp_path, "--decode", "--workers", "2") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastsam: error: a process that reads images ended unexpectedly")
+    assert line.startswith("fastsam: error: a worker process that reads images ended unexpectedly")
 
 
 def test_workers_are_silent_when_the_main_process_ends(

@@ -162,7 +162,7 @@ def test_statistics_that_are_not_finite_stop_the_run(optimizer: str, tmp_path: P
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_not_evaluated(bad: float, tmp_path: Path) -> None:
     run = Trainer(short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, progress=False)
     run.model.head.register_forward_hook(
         lambda module, inputs, logits: (
@@ -171,7 +171,7 @@ def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) 
     )
     with pytest.raises(TrainingError, match=r"outputs are infinite or NaN for 1 of \d+ images"):
         predict(run.model, FEW.test, torch.device("cpu"), batch_size=1000)
-    with pytest.raises(TrainingError, match="cannot be judged"):
+    with pytest.raises(TrainingError, match="cannot evaluate the network"):
         run.fit()
     assert not (tmp_path / "result.json").exists()
 

@@ -117,7 +117,7 @@ def test_selection_is_nested_and_exact(seed: int) -> None:
 
 
 def test_too_few_images_are_named() -> None:
-    with pytest.raises(DataError, match="class 1 has 2 images, 3"):
+    with pytest.raises(DataError, match="class 1 must have at least 3 images, got 2"):
         longtail_indices([0, 0, 0, 1, 1], [3, 3])
 
 

@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_best_epoch_is_chosen_on_validation_and_labelled(
+def test_best_epoch_is_chosen_on_validation_and_labeled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short("ce", "sgd", epochs=4, select="best-validation")
@@ -279,7 +279,7 @@ def test_best_epoch_is_chosen_on_validation_and_labelled(
     assert (
         Trainer(short("ce", "sgd", epochs=1), data=FEW, progress=False).fit().rule == "last epoch"
     )
-    with pytest.raises(UsageError, match="no validation set"):
+    with pytest.raises(UsageError, match="requires a validation set"):
         Trainer(config, data=FEW)
 
 

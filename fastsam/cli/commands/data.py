@@ -22,8 +22,8 @@ from fastsam.longtail.training import check_free
 class DataCheck:
     """Verify the files, labels and counts of a data set."""
 
-    name: Positional[str]
-    """Data set."""
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Name of the data set."""
     decode: bool = False
     """Also decode every image file."""
 
@@ -40,8 +40,8 @@ class DataCheck:
 class DataShow:
     """Write a contact sheet for each class, and one that shows all classes from head to tail."""
 
-    name: Positional[str]
-    """Data set."""
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Name of the data set."""
     out: Path = Path("sheets")
     """Output folder."""
     split: str = "train"
@@ -51,7 +51,7 @@ class DataShow:
     rows: int = 8
     """Rows in the sheet of one class."""
     classes: int = 100
-    """Largest number of classes to show; of more, classes are chosen evenly from head to tail."""
+    """Maximum number of classes to show; if there are more, they are chosen evenly from head to tail."""
     overwrite: bool = False
     """Allow an output folder that is not empty."""
 

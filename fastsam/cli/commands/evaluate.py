@@ -31,8 +31,8 @@ class EvaluateCommand:
     prior: Annotated[
         TargetPrior,
         arg(
-            help="Class distribution to evaluate for: as-is (that of the images), uniform, trained (that "
-            "of the training images), or reversed (the rarest class becomes the most frequent).",
+            help="Class distribution to evaluate for: as-is (of the evaluated images), uniform, "
+            "trained (of the training images), or reversed (the rarest class becomes the most frequent).",
         ),
     ] = "as-is"
     bootstrap: int = 1000
@@ -40,7 +40,7 @@ class EvaluateCommand:
     level: float = 0.95
     """Confidence level of the intervals."""
     classes: int = 100
-    """Largest number of classes for which the table of classes is printed. The file --out has it always."""
+    """Maximum number of classes for which the class table is printed. --out always contains it."""
     uncalibrated: bool = False
     """Ignore the run's calibration by `fastsam calibrate`."""
     device: str = "cpu"

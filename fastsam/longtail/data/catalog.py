@@ -29,7 +29,7 @@ class ImbalanceSettings(Settings):
     """Settings of data sets that fastsam cuts to a long tail."""
 
     imbalance: float = setting(
-        "imbalance factor: class count of the largest class divided by that of the smallest", low=1
+        "imbalance factor: size of the largest class divided by the size of the smallest", low=1
     )
     kind: ImbalanceKind = setting(
         "profile of the class counts: exp (exponential decay) or step (two levels)", default="exp"

@@ -48,14 +48,14 @@ class CutSettings(ImbalanceSettings):
     """Settings of the split into training and validation images, and of the cut."""
 
     n_max: int | None = setting(
-        "number of training images of the largest class (default: images of the smallest class that are "
-        "left after holding out validation images)",
+        "number of training images of the largest class (default: number of images of the smallest class "
+        "of the balanced set, without validation images)",
         low=1,
         optional=True,
     )
     validation_per_class: int = setting(
-        "number of images per class held out for validation before the cut; 0 for no validation set, else "
-        f"at least {FEWEST}",
+        "number of images per class held out for validation before the long tail is cut; 0 for no "
+        f"validation set, else at least {FEWEST}",
         default=0,
         before=0,
         low=0,

@@ -76,7 +76,7 @@ class TauSettings(Settings):
     """Setting of losses that add a multiple of the log prior to logits."""
 
     tau: float = setting(
-        "factor tau on the log prior, which is added to the logits",
+        "tau; tau * log prior is added to the logits",
         default=Entry(1.0, "Menon et al. 2021: tau = 1 is the consistent choice"),
         low=0,
         high=1000,

@@ -21,7 +21,7 @@ class EntropySGDSettings(SGDSettings):
     """Settings of Entropy-SGD."""
 
     entropy_steps: int = setting(
-        "Langevin steps per step of Entropy-SGD, each on a batch",
+        "Langevin steps per step of Entropy-SGD, each on the next batch",
         default=Entry(5, _UNTUNED, known=False),
         low=1,
         high=10**6,
