@@ -59,7 +59,7 @@ class Spectra:
         part: products: single Hessian-vector products, finely interleaved; density: one Lanczos run;
             everything: extremes, trace and density; classes: everything for each class; sweeps:
             re-orthogonalization only; correctness: known spectra; all: all parts.
-        model: network; resnet32 is that of the CIFAR experiments, the others are torchvision's.
+        model: network: resnet32 of the CIFAR experiments, or one of torchvision.
         pixels: height and width of the images in pixels.
         steps: Lanczos steps.
         batch_size: samples per batch.

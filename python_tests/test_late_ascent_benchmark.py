@@ -91,7 +91,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
     return setup
 
 
-def test_runs_are_recorded_one_by_one_and_not_made_again(tiny: Setup, tmp_path: Path) -> None:
+def test_runs_are_recorded_one_by_one_and_not_repeated(tiny: Setup, tmp_path: Path) -> None:
     unit, values = Unit("tiny", "ce-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
     base = Arm("base", branched=False)
     trials = [base, late_sgd(0.1, 10), late_sam(0.1, 0.05)]
@@ -189,7 +189,7 @@ def measured(generator: np.random.Generator, change: float, label: str) -> dict[
     }
 
 
-def test_curvature_answers_are_what_was_put_in(
+def test_curvature_answers_match_the_input(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)

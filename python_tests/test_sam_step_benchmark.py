@@ -129,7 +129,7 @@ def test_a_ratio_is_to_fastsam_in_the_same_pair(
             assert ratio == {"median": expected, "lower": expected, "upper": expected}
 
 
-def test_where_no_two_fit_the_case_is_left_out(
+def test_a_case_without_two_fits_is_omitted(
     contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit(monkeypatch, 1)

@@ -167,7 +167,7 @@ def landscape(
         steps: Lanczos steps, at least 1.
         probes: number of random start vectors, at least 1.
         seed: seed of start vectors and augmentation.
-        dtype: float32 or float64, precision of weights, images and products; None for that of the weights.
+        dtype: float32 or float64, precision of weights, images and products; None for the weights' dtype.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:

@@ -80,7 +80,7 @@ def evaluate(
         predictions: the predictions for N images.
         groups: classes of each group.
         counts: training images of each class, ``[C]``, for ``groups_by_count``.
-        prior: share of each class in the test distribution, ``[C]``; None for that of the images.
+        prior: share of each class in the test distribution, ``[C]``; None for the shares of the images.
             :meth:`fastsam.longtail.scores.Scorer.scores` lists the metrics that depend on it.
 
     Example:

@@ -28,8 +28,8 @@ class Scorer:
         predictions: the predictions for N images.
         num_classes: number of classes C.
         groups: classes of head, mid and tail.
-        prior: share of each class in the test distribution, ``[C]``; None for that of the images. An image of
-            class c has weight ``prior[c] / n_c``, where n_c is the number of images of class c.
+        prior: share of each class in the test distribution, ``[C]``; None for the shares of the images. An
+            image of class c has weight ``prior[c] / n_c``, where n_c is the number of images of class c.
     """
 
     predictions: Predictions

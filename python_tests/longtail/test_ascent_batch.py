@@ -277,7 +277,7 @@ def test_the_optimizer_is_given_the_processes_only_for_a_local_ascent() -> None:
         ("ce", {"ascent_scope": "node"}, "unknown ascent_scope 'node'; valid: global, local"),
     ],
 )
-def test_mistakes_are_named(method: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(method: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config_for("sam", method, **settings)
 

@@ -106,7 +106,7 @@ def test_names_of_the_first_epoch() -> None:
         ),
     ],
 )
-def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
     schedule = {} if "lr_schedule" in settings else SHORT
     with pytest.raises(UsageError, match=message):
         recipe("digits-lt", "ce", "sam", **{**schedule, "epochs": 4, **settings}).config()

@@ -76,7 +76,7 @@ def accuracy_of(state: State, images: Images) -> float:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
-def test_the_average_is_what_is_judged_and_the_weights_train_on(
+def test_the_average_is_evaluated_and_training_continues_from_the_weights(
     optimizer: str, tmp_path: Path, steps: list[State]
 ) -> None:
     config = config_for(optimizer, ema=0.8)
@@ -118,7 +118,7 @@ def test_a_skipped_step_averages_in_the_unchanged_weights(seed: int) -> None:
     assert_close(judged.average, averaged(first, [moved, moved], 0.5))
 
 
-def test_a_decay_of_0_judges_the_weights_themselves(tmp_path: Path) -> None:
+def test_a_decay_of_0_evaluates_the_current_weights(tmp_path: Path) -> None:
     result = trained(config_for(ema=0.0), tmp_path)
     kept = Checkpoint.load(tmp_path)
     assert kept.average is not None
@@ -179,7 +179,7 @@ def test_the_best_epoch_is_chosen_and_kept_by_the_average(
     assert same(judged[3], last.best)
 
 
-def test_weights_that_are_judged_without_an_average(tmp_path: Path) -> None:
+def test_evaluated_weights_without_an_average(tmp_path: Path) -> None:
     trained(config_for(), tmp_path / "last")
     last = Checkpoint.load(tmp_path / "last")
     assert last.average is None
@@ -220,7 +220,7 @@ def test_branches_go_on_with_begin_and_drop_the_average(tmp_path: Path, steps: l
     assert same(Checkpoint.load(tmp_path / "dropped").model, expected.model)
 
 
-def test_the_best_epoch_of_the_parent_is_named_as_the_parent_judged_it(
+def test_the_best_epoch_of_the_parent_keeps_its_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(select="best-validation")
@@ -276,6 +276,6 @@ def test_sizes_of_checkpoints(select: str, ema: float | None, tmp_path: Path) ->
     ("decay", "message"),
     [(1.0, r"ema must be below 1, got 1"), (-0.1, "ema must be at least 0"), (1.5, "below 1")],
 )
-def test_mistakes_are_named(decay: float, message: str) -> None:
+def test_invalid_settings_are_rejected(decay: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config_for(ema=decay)

@@ -110,7 +110,9 @@ def test_a_branch_that_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.Mon
         ({"select": "best-validation"}, "did not store"),
     ],
 )
-def test_what_a_branch_cannot_change(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_settings_that_a_branch_cannot_change(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     trained(config_for("sgd", epochs=3), tmp_path / "run", keep=(2,))
     branch = Branch.load(tmp_path / "run", 2)
 

@@ -478,7 +478,7 @@ def test_the_command_prints_scores_and_the_choice(
     assert Calibration.load(folder / "calibration.json").scores == found.scores
 
 
-def test_the_command_says_what_it_leaves_out_and_replaces(
+def test_the_command_lists_skipped_and_replaced_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = trained(tmp_path / "run", method="ldam", epochs=3, posthoc_tau=0.5)

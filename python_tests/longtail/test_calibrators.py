@@ -320,7 +320,7 @@ def test_chunks_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts[1] == pytest.approx(whole[1], rel=1e-9)
 
 
-def test_logits_that_are_not_finite_are_not_judged() -> None:
+def test_infinite_or_nan_logits_are_not_evaluated() -> None:
     scores, _ = noisy(20, 4, 1.0)
     scores.features.values[3, 2] = float("nan")
     with pytest.raises(TrainingError, match="infinite or NaN"):

@@ -79,7 +79,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         Checkpoint.load(path)
 
 
-def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> None:
+def test_fields_missing_in_older_versions_have_defaults(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     checkpoint(sources={"lr": "a table"}).save(path)
     assert Checkpoint.load(path).sources == {"lr": "a table"}

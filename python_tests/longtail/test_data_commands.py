@@ -74,7 +74,7 @@ def test_data_convert(tmp_path: Path, capsys: Any) -> None:
     assert "--overwrite" in failure(capsys, 2, "data", "convert", source, out)
 
 
-def test_sheets_show_what_is_there(tmp_path: Path, capsys: Any) -> None:
+def test_sheets_are_named_by_class_and_count(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "sheets"
     command = ["data", "show", "digits-lt", "--imbalance", "50", "--out", str(out)]
     assert main([*command, "--columns", "5", "--rows", "3"]) == 0

@@ -32,7 +32,7 @@ def test_intervals_are_those_of_the_paired_t_test() -> None:
     assert summary(left)["tail"]["std"] == pytest.approx(np.std([r["tail"] for r in left], ddof=1))
 
 
-def test_it_goes_on_where_it_stopped_and_chooses_on_validation(
+def test_it_resumes_and_selects_on_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[Run] = []

@@ -41,7 +41,7 @@ def renumbered(data: LongTailData, order: np.ndarray) -> LongTailData:
     )
 
 
-def test_it_finds_what_the_training_found(folder: Path) -> None:
+def test_it_reproduces_the_metrics_of_training(folder: Path) -> None:
     result = Result.load(folder / "result.json")
     run = TrainedRun.load(folder)
     test = evaluate_run(run, bootstrap=0)
@@ -56,9 +56,7 @@ def test_it_finds_what_the_training_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"ema": 0.9}, {"select": "best-validation"}])
-def test_it_judges_the_weights_that_the_result_judges(
-    choice: dict[str, object], tmp_path: Path
-) -> None:
+def test_it_evaluates_the_weights_of_the_result(choice: dict[str, object], tmp_path: Path) -> None:
     config = recipe("digits-lt", "ce", "sgd", epochs=6, lr=0.3, **choice).config()
     result = Trainer(config, out=tmp_path, progress=False).fit()
     found = evaluate_run(TrainedRun.load(tmp_path), bootstrap=0)
@@ -82,7 +80,7 @@ def test_a_calibration_is_applied_and_named(folder: Path, tmp_path: Path) -> Non
     assert left_out.calibration == "none"
 
 
-def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:
+def test_a_kept_checkpoint_is_evaluated_at_its_epoch(folder: Path) -> None:
     run = TrainedRun.load(folder / "epoch-2.pt")
     found = evaluate_run(run, split="validation", bootstrap=0)
     assert (found.epoch, found.rule) == (2, "last epoch")
@@ -124,7 +122,7 @@ def test_other_channels_are_refused(folder: Path) -> None:
     color = TensorImages(
         torch.zeros(10, 3, 8, 8, dtype=torch.uint8), np.arange(10), 255.0, (0.0,) * 3, (1.0,) * 3
     )
-    with pytest.raises(UsageError, match="with 1 channels, .* have 3"):
+    with pytest.raises(UsageError, match=r"with 1 channels, .* have 3"):
         evaluate_run(TrainedRun.load(folder), data=replace(data, test=color))
 
 

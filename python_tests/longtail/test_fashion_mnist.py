@@ -99,7 +99,7 @@ def test_files_are_found_compressed_or_not(
     assert load_dataset("fashion-mnist-lt", data_root=tmp_path, **SMALL).contents() == expected
 
 
-def test_torchvision_downloads_only_what_is_nowhere(
+def test_torchvision_downloads_only_missing_files(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision.datasets

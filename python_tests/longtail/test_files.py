@@ -273,7 +273,7 @@ def test_corrupt_images_of_evaluation_sets_are_counted_and_survive_resuming(
     assert "skipped 2 unreadable images" in capsys.readouterr().out
 
 
-def test_runs_that_share_their_data_count_what_each_of_them_met(
+def test_runs_that_share_data_count_their_own_unreadable_images(
     listed: Path, tmp_path: Path
 ) -> None:
     root, path = damaged_copy(listed, tmp_path / "data")
@@ -288,9 +288,7 @@ def test_runs_that_share_their_data_count_what_each_of_them_met(
         assert Checkpoint.load(tmp_path / str(seed)).unreadable == {path: 1}
 
 
-def test_a_run_goes_on_in_another_place(
-    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_moved_run_resumes(listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
     config = config_for("imagenet-lt", listed, epochs=2)
 
@@ -311,7 +309,7 @@ def test_a_run_goes_on_in_another_place(
         Trainer(moved.replace(threads=1), out=tmp_path / "run", resume=True, progress=False)
 
 
-def test_what_makes_another_run() -> None:
+def test_settings_that_prevent_resuming() -> None:
     here = {"data": "cifar10-lt", "data_root": "a", "device": "cpu", "workers": 0, "lr": 0.1}
     there = {**here, "data_root": "b", "device": "cuda", "workers": 2, "download": True}
     assert differences(here, there) == []

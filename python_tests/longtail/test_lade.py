@@ -60,7 +60,7 @@ def test_runs_log_the_formula(optimizer: str) -> None:
         assert float(step.loss) == pytest.approx(float(loss(step.logits, step.targets)), rel=1e-5)
 
 
-def test_what_it_refuses() -> None:
+def test_invalid_input_is_rejected() -> None:
     for options in ({"alpha": -1.0}, {"regularization": float("nan")}):
         with pytest.raises(UsageError):
             LADELoss(COUNTS, **options)

@@ -54,7 +54,7 @@ def test_images_of_another_data_set_have_the_size_of_the_training(
     assert found.metrics.nll == pytest.approx(-np.mean(likelihoods), rel=1e-4)
 
 
-def test_predictions_do_not_replace_what_they_are_made_of(
+def test_predictions_do_not_overwrite_their_inputs(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = next((folders / "test" / "class0").iterdir())

@@ -158,7 +158,9 @@ def test_training_and_check_on_16_bits(tmp_path: Path, capsys: Any) -> None:
         own_config(tmp_path, value_range=(1.0, 1.0))
 
 
-def test_every_format_in_class_folders_and_what_is_left_out(tmp_path: Path, capsys: Any) -> None:
+def test_class_folders_accept_every_format_and_skip_other_files(
+    tmp_path: Path, capsys: Any
+) -> None:
     write_folders(tmp_path)
     folder = tmp_path / "train" / "class 0"
     for number, suffix in enumerate(
@@ -460,7 +462,7 @@ def test_unreadable_images_leave_counts_before_training(
         load_dataset("folder", data_root=moved, corrupt="skip", workers=0)
 
 
-def test_damaged_scans_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_scans_are_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSAM_CACHE", str(tmp_path / "cache"))
     write_folders(tmp_path / "data")
     options = {"data_root": tmp_path / "data", "corrupt": "skip", "workers": 0}

@@ -253,7 +253,7 @@ def test_images_that_cannot_be_read(
     broken.write_bytes(good.read_bytes()[:40])
     out = tmp_path / "out.csv"
     message = fails(1, folder, good, broken, "--out", out)
-    assert f"{broken} cannot be read" in message
+    assert f"cannot read {broken}" in message
     assert "--corrupt skip" in message
     assert not out.exists()
     assert main(["predict", str(folder), str(broken), str(good), "--corrupt", "skip"]) == 0
@@ -262,7 +262,7 @@ def test_images_that_cannot_be_read(
     assert f"skipped {broken}" in output.err
     assert "none of the images can be read" in fails(1, folder, broken, "--corrupt", "skip")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.png cannot be read"):
+    with pytest.raises(DataError, match=r"cannot read .*text\.png"):
         list(predict_files(run, [tmp_path / "text.png"]))
 
 

@@ -302,7 +302,7 @@ def test_samples_of_ranks_count_by_the_class_weights_of_their_images(
         assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_both_ranks_judge_one_average(outcomes: list[dict[str, Any]]) -> None:
+def test_both_ranks_evaluate_the_same_average(outcomes: list[dict[str, Any]]) -> None:
     one, other = (outcome["average"] for outcome in outcomes)
     assert one["metrics"] == other["metrics"]
     assert one["rule"] == other["rule"]

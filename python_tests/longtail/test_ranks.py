@@ -107,7 +107,7 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
     assert '"processes": 2' in RunFolder(tmp_path / "run").result.read_text()
 
 
-def test_what_several_processes_cannot_do() -> None:
+def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
     with pytest.raises(UsageError, match="a multiple of the number of processes, 2, got 101"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), world=two)

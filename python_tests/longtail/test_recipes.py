@@ -90,7 +90,7 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ib-drw", "sgd", {}, "balances classes twice"),
     ],
 )
-def test_mistakes_are_named(
+def test_invalid_settings_are_rejected(
     method: str, optimizer: str, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -108,7 +108,7 @@ def test_published_numbers_stand_below_their_row(
     assert not lines[row + 2].strip().startswith("published")
 
 
-def test_a_figure_along_the_training_reads_what_is_there(tmp_path: Path) -> None:
+def test_a_figure_along_training_loads_existing_spectra(tmp_path: Path) -> None:
     def run() -> list[ClassSpectrum]:
         panels = reproduce_figure("figure3", "digits-lt", tmp_path, steps=2, progress=False, **TINY)
         return [panel.item for panel in panels]
@@ -179,7 +179,7 @@ def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: P
     assert "all classes (276 train images)" in items[0].subject.title
 
 
-def test_what_is_compared_cannot_be_given(tmp_path: Path) -> None:
+def test_compared_settings_cannot_be_overridden(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot override kind"):
         next(reproduce_table("table2", "digits-lt", tmp_path, kind="exp"))
     with pytest.raises(UsageError, match="rho requires optimizer asam, looksam, sam"):

@@ -325,7 +325,7 @@ def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     assert again.fit().test == whole.test
 
 
-def test_a_run_that_goes_on_by_itself(tmp_path: Path) -> None:
+def test_a_run_resumes_automatically(tmp_path: Path) -> None:
     config = short("ce", "sam", epochs=3)
     (tmp_path / "notes.txt").write_text("mine")
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={2}, progress=False)
@@ -338,11 +338,11 @@ def test_a_run_that_goes_on_by_itself(tmp_path: Path) -> None:
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
     assert len(run.history) == 1
-    with pytest.raises(CheckpointError, match="of another run"):
+    with pytest.raises(CheckpointError, match="cannot resume from"):
         Trainer(short("ce", "sgd", epochs=3), data=FEW, out=tmp_path, resume="auto")
 
 
-def test_reproduce_goes_on_after_a_kill_between_two_checkpoints(tmp_path: Path) -> None:
+def test_reproduce_resumes_after_a_kill_between_two_checkpoints(tmp_path: Path) -> None:
     def first_panel(folder: Path) -> float:
         panels = reproduce_figure("figure3", "digits-lt", folder, steps=2, **TINY)
         return next(panels).item.spectrum.lambda_max
@@ -363,7 +363,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reproduce_makes_again_what_is_damaged(
+def test_reproduce_trains_damaged_runs_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> list[float]:

@@ -171,7 +171,7 @@ def test_the_folder_names_the_run(tmp_path: Path) -> None:
     assert Tracked().shown_name is None
 
 
-def test_what_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_settings_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UsageError, match="unknown tracker 'tensorbord', did you mean 'tensorboard'"
     ):

@@ -310,7 +310,7 @@ def logits_of(run: Trainer, images: Images) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])
-def test_cosines_are_judged_at_the_scale_of_their_loss(tau: float) -> None:
+def test_cosine_logits_are_scaled_as_in_the_loss(tau: float) -> None:
     run = Trainer(short("ldam", "sgd", posthoc_tau=tau, scale=20.0), data=DIGITS, progress=False)
     result = run.fit()
     cosines, targets = logits_of(run, DIGITS.test)
@@ -449,7 +449,7 @@ def test_unknown_device() -> None:
     for name in ("gpu0", "meta", "mps"):
         with pytest.raises(UsageError, match="valid: cpu, cuda"):
             Trainer(short("ce", "sgd", device=name), data=DIGITS)
-    with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|there is no cuda:99"):
+    with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|cuda:99 does not exist"):
         Trainer(short("ce", "sgd", device="cuda:99"), data=DIGITS)
 
 

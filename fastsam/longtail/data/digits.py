@@ -43,7 +43,7 @@ def load_digits_lt(
     do not depend on the imbalance.
 
     Args:
-        imbalance: imbalance factor, 1 to 100: count of the largest class divided by that of the smallest.
+        imbalance: imbalance factor, 1 to 100: size of the largest class divided by the size of the smallest.
         kind: exponential or step profile.
         subset_seed: seed of the split and the selection, independent of the seed of the training.
         label_noise: fraction of the training labels that are replaced by another class.

@@ -90,7 +90,7 @@ class FileImages:
         corrupt: ``stop`` raises an error at an unreadable image; ``skip`` skips it and counts it in
             ``unreadable``.
         reading: handling of EXIF orientation and pixel values.
-        plain: preprocessing without augmentation; None for that of ``preparation``.
+        plain: preprocessing without augmentation; None for the one of ``preparation``.
         left_out: paths of unreadable images that :meth:`readable` removed.
         unreadable: how often each unreadable image was skipped, by path.
         known: cached hash of the contents of ``images`` and ``left_out``.

@@ -39,7 +39,8 @@ def write_sheets(
         split: dataset split: ``train``, ``validation`` or ``test``.
         columns: images per row.
         rows: rows in the sheet of one class.
-        classes: maximum number of classes to show; if there are more, they are chosen evenly from head to tail.
+        classes: maximum number of classes to show; if there are more, they are chosen evenly from head to
+            tail.
 
     Yields:
         The path of each file after it is written.

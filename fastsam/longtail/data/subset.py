@@ -30,7 +30,7 @@ def longtail_counts(
     Args:
         n_max: images of the largest class.
         num_classes: number of classes C, at least 2.
-        imbalance: imbalance factor, at least 1: count of the largest class divided by that of the smallest.
+        imbalance: imbalance factor, at least 1: size of the largest class divided by size of the smallest.
         kind: profile, ``exp`` or ``step``.
 
     Returns:

@@ -58,8 +58,8 @@ def build_model(
         name: one of :data:`MODELS`, such as ``resnet32`` or ``timm:NAME``.
         num_classes: number of classes C.
         head: ``linear``, or ``cosine`` for normalized features and class vectors.
-        head_init: initial weights of a linear head: ``he`` or ``torch``; None for that of the network's
-            recipe.
+        head_init: initial weights of a linear head: ``he`` or ``torch``; None for the default of the
+            network's recipe.
         channels: channels of the input images.
         seed: seed of the initial weights; the global generator is not changed.
         settings: settings of the network, if it has any.

@@ -55,7 +55,7 @@ def exported_program(run: TrainedRun, device: torch.device | str) -> ExportedPro
         LongTailError: if torch.export fails.
     """
     preprocessing = run.known_preprocessing()
-    # Copy the network, because requires_grad_() and to() would change that of the run.
+    # Copy the network, because requires_grad_() and to() would change the network of the run.
     network = copy.deepcopy(run.network).requires_grad_(False).eval()
     classifier = PixelClassifier(network, preprocessing).to(device).eval()
     # Two images, because torch.export treats sizes of 1 as constants.
