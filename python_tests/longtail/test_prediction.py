@@ -259,7 +259,7 @@ def test_images_that_cannot_be_read(
     assert main(["predict", str(folder), str(broken), str(good), "--corrupt", "skip"]) == 0
     output = capsys.readouterr()
     assert [row[0] for row in csv.reader(io.StringIO(output.out))] == ["path", str(good)]
-    assert f"skipped {broken}" in output.err
+    assert f"skipped unreadable image {broken}" in output.err
     assert "none of the images can be read" in fails(1, folder, broken, "--corrupt", "skip")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DataError, match=r"cannot read .*text\.png"):
