@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m benchmarks CASE``, one module per case, results with their machine in results/."""
+"""Benchmarks: ``python -m benchmarks CASE``. Results, with their machine and command, are in ``results/``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks CASE``: one command per case."""
+"""Run a benchmark: ``python -m benchmarks CASE``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.train_step import TrainStep
 
 
 def main() -> None:
-    """Runs the case that the command line names."""
+    """Run the case on the command line."""
     case = tyro.extras.subcommand_cli_from_dict(
         {
             "sam-step": SamStep,

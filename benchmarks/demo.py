@@ -1,4 +1,4 @@
-"""The demo's comparison, kept for the README, with its figure."""
+"""The demo's comparison and its figure, for the README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "demo.png"
 
 @dataclass(frozen=True)
 class DemoRuns:
-    """Run the demo; with --save keep its comparison in benchmarks/results/ and its figure in docs/."""
+    """Run the demo. With --save, write its comparison to benchmarks/results/ and its figure to docs/."""
 
     save: bool = False
     """Replace the committed comparison and figure."""

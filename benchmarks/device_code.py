@@ -1,4 +1,4 @@
-"""What the compiler makes of the CUDA kernels: float64 instructions, registers, occupancy. Needs no GPU."""
+"""Compiled code of the CUDA kernels: float64 instructions, registers and occupancy. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ ROOT = Path(__file__).parents[1]
 FLOAT64 = re.compile(
     r"\b(DADD|DMUL|DFMA|DSETP|DMNMX|MUFU\.\w+64H|[FI]2F[.\w]*F64[.\w]*|F2I[.\w]*F64[.\w]*)"
 )
-"""Instructions of the float64 units, conversions included."""
+"""Instructions of the float64 units, including conversions."""
 THREADS, REGISTERS = 256, 65536
-"""Threads of a block, and 32-bit registers of a multiprocessor of every architecture since sm_50."""
+"""Threads per block, and 32-bit registers per multiprocessor on every architecture since sm_50."""
 RESIDENT = {"sm_75": 1024, "sm_86": 1536, "sm_89": 1536, "sm_120": 1536}
-"""Threads that a multiprocessor holds; 2048 on the others."""
+"""Largest number of resident threads per multiprocessor; 2048 on other architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCode:
-    """Float64 instructions, registers and occupancy of every kernel, from nvcc and nvdisasm.
+    """Count float64 instructions, registers and occupancy of every kernel, with nvcc and nvdisasm.
 
-    A kernel's float64 instructions are counted apart for what all its threads run ("body") and for the
-    functions that it calls. Rows of two source trees stand side by side.
+    Float64 instructions are counted separately for the body of a kernel, which all threads execute, and for
+    each function that it calls. With --baseline, the rows of two source trees are shown together.
     """
 
     arch: str = "sm_86"
     """Architecture to compile for."""
     baseline: Path | None = None
-    """Checkout to compare with; none by default."""
+    """Checkout of another version to compare with."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
     """Write the results to this folder instead."""
 
     def run(self) -> None:
-        """Compile, print and save."""
+        """Compile the kernels, print the counts, and save them."""
         trees = (
             {"after": ROOT} if self.baseline is None else {"before": self.baseline, "after": ROOT}
         )
@@ -69,7 +69,7 @@ class DeviceCode:
 
 
 def tool(name: str) -> str:
-    """Return the path of a CUDA tool, from PATH, CUDA_HOME or the copy that comes with triton."""
+    """Return the path of a CUDA tool, from PATH, CUDA_HOME or triton's copy."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     spec = importlib.util.find_spec("triton")
     places = [shutil.which(name), f"{home}/bin/{name}"]
@@ -78,11 +78,11 @@ def tool(name: str) -> str:
     for place in places:
         if place is not None and Path(place).is_file():
             return place
-    raise FileNotFoundError(f"{name} not found; put the CUDA toolkit's bin folder on PATH")
+    raise FileNotFoundError(f"{name} not found; add the CUDA toolkit's bin folder to PATH")
 
 
 def run(name: str, *arguments: str, cwd: Path | None = None) -> str:
-    """Run a CUDA tool and return what it prints."""
+    """Run a CUDA tool and return its output."""
     done = subprocess.run(
         [tool(name), *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -92,12 +92,12 @@ def run(name: str, *arguments: str, cwd: Path | None = None) -> str:
 
 
 def nvcc_flags(arch: str) -> list[str]:
-    """Return the flags of a release build."""
+    """Return the compiler flags of a release build."""
     return ["-std=c++17", "-O3", f"-arch={arch}", "-Icsrc/include", "-Icsrc/math"]
 
 
 def inspect_tree(tree: Path, arch: str) -> dict[str, dict[str, Any]]:
-    """Return a row per kernel and dtype of a source tree."""
+    """Return one row per kernel and dtype of a source tree."""
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((tree / "csrc" / "cuda").glob("*.cu")):
@@ -121,14 +121,14 @@ def inspect_tree(tree: Path, arch: str) -> dict[str, dict[str, Any]]:
 
 
 def resources_of(log: str) -> list[tuple[str, int, int]]:
-    """Return the mangled name, registers and spilled bytes of every kernel in the log of ``ptxas -v``."""
+    """Parse the log of ``ptxas -v``: mangled name, registers and spilled bytes of every kernel."""
     pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
     found = re.findall(pattern, log, re.DOTALL)
     return [(name, int(registers), int(spill)) for name, spill, registers in found]
 
 
 def float64_of(assembly: str) -> dict[str, dict[str, Counter[str]]]:
-    """Return, for every kernel, the float64 instructions of its body and of each function it calls."""
+    """Count the float64 instructions in the body of every kernel, and in each function it calls."""
     kernels: dict[str, dict[str, Counter[str]]] = {}
     kernel = part = ""
     for line in assembly.splitlines():
@@ -154,7 +154,7 @@ def called_name(label: str) -> str:
 
 
 def readable(mangled: str) -> str | None:
-    """Return kernel and dtype; None for the form with 32 KB of arguments, whose code is the same."""
+    """Return kernel and dtype; None for the variant with 32 KB of arguments, whose code is the same."""
     table = re.search(r"ArgumentsILl(\d+)E", mangled)
     if table is not None and int(table[1]) > 10_000:
         return None
@@ -172,7 +172,7 @@ def readable(mangled: str) -> str | None:
 
 
 def occupancy(registers: int, arch: str) -> float:
-    """Return the share of a multiprocessor's threads that registers and blocks of 256 threads allow."""
+    """Return the occupancy in blocks of 256 threads that the number of registers allows."""
     resident = RESIDENT.get(arch, 2048)
     warp = -(-registers * 32 // 256) * 256
     blocks = min(resident // THREADS, REGISTERS // (warp * THREADS // 32))

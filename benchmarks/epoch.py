@@ -1,4 +1,4 @@
-"""One epoch of long-tailed training at CIFAR-10-LT's size, against a loop as scripts have it."""
+"""One epoch of long-tailed training at the size of CIFAR-10-LT, compared with a typical training script."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 @dataclass(frozen=True, kw_only=True)
 class EpochTime:
-    """Seconds of an epoch of CE with SAM on random images: reading, augmentation and both passes.
+    """Time an epoch of CE with SAM on random images: reading, augmentation and both passes.
 
-    ``trainer`` is :class:`fastsam.longtail.Trainer`; ``script`` reads PIL images through worker processes,
-    and its SAM works tensor by tensor and logs loss and accuracy in every step. Their epochs alternate.
+    ``trainer`` is :class:`fastsam.longtail.Trainer`. ``script`` reads PIL images in worker processes, updates
+    tensor by tensor, and logs loss and accuracy in every step. The epochs of the two alternate.
     """
 
     n_max: int = 5000
-    """Images of the largest of ten classes; imbalance 100 makes 12,406 of 5,000."""
+    """Images of the largest of ten classes. With imbalance 100, 5,000 gives 12,406 images in total."""
     model: str = "resnet32"
     """Network."""
     workers: int = 4
-    """Processes that read images for the script."""
+    """Number of worker processes that read images for the script."""
     epochs: int = 3
-    """Epochs of each, after one that warms up."""
+    """Number of timed epochs of each, after one warm-up epoch."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to run."""
+    """Device."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
     """Write the results to this folder instead."""
 
     def run(self) -> None:
-        """Run both, print and save."""
+        """Time both, print the results, and save them."""
         data = random_data(self.n_max)
         config = recipe(
             "own:random", "ce", "sam", model=self.model, device=self.device, epochs=self.epochs + 1
@@ -77,7 +77,7 @@ class EpochTime:
 
 
 def random_data(n_max: int) -> LongTailData:
-    """Random images of CIFAR-10-LT's shape, counts (imbalance 100) and augmentation."""
+    """Create random images with the shape, counts (imbalance 100) and augmentation of CIFAR-10-LT."""
     draw = np.random.default_rng(0)
     counts = longtail_counts(n_max, 10, 100.0)
     augmentation = Compose((RandomCrop(4), RandomHorizontalFlip()))
@@ -99,7 +99,7 @@ def random_data(n_max: int) -> LongTailData:
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """The same images one by one, through torchvision's transforms."""
+    """The same images as a dataset of single PIL images with torchvision's transforms."""
 
     def __init__(self, images: TensorImages) -> None:
         from torchvision import transforms
@@ -119,16 +119,16 @@ class PilImages(Dataset[tuple[Tensor, int]]):
         return len(self._targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One augmented image ``[3, 32, 32]`` and its class."""
+        """Return an augmented image ``[3, 32, 32]`` and its class."""
         from PIL import Image
 
         return self._transform(Image.fromarray(self._pixels[index])), self._targets[index]
 
 
 def script_epoch(data: LongTailData, config: TrainConfig, *, workers: int) -> Callable[[], None]:
-    """An epoch of the loop that training scripts have, as a function."""
+    """Return a function that trains one epoch as typical training scripts do."""
     if not isinstance(data.train, TensorImages):
-        raise TypeError("random_data() makes images in memory")
+        raise TypeError("expected images in memory, from random_data()")
     device = torch.device(config.device)
     model = build_model(config.model, data.num_classes).to(device)
     optimizer = PlainSAM(

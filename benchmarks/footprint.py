@@ -1,4 +1,4 @@
-"""What a step launches and allocates, as PyTorch's profiler sees it."""
+"""Kernel launches and memory of a step, measured by PyTorch's profiler."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def launches(step: Callable[[], object], device: torch.device) -> int:
-    """Kernels that one step launches on CUDA; operators and native phases that it calls on the CPU."""
+    """Count the kernels that a step launches on CUDA, or the operators and native phases on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
             step()
             torch.cuda.synchronize(device)
-        # What was annotated, an optimizer's step for example, is shown on the device's timeline too.
+        # Annotations, for example of an optimizer's step, appear on the timeline of the device too.
         return sum(
             event.device_type.name == "CUDA" and not event.is_user_annotation
             for event in recorded.events()
@@ -39,7 +39,7 @@ def launches(step: Callable[[], object], device: torch.device) -> int:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most memory that tensors took at any time during ``run``, beyond what they took before."""
+    """Return the peak memory of tensors during ``run``, in bytes, above the memory allocated before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -62,7 +62,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 @contextmanager
 def _native_launches() -> Iterator[list[None]]:
-    """Collects one entry for every native launch: each of them asks where and how it runs."""
+    """Record every native launch, by wrapping the function that each launch calls."""
     seen: list[None] = []
     execution = extension.execution
 

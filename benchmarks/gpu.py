@@ -1,7 +1,7 @@
-"""The cases of gpu_suite.sh with their settings, for machines without a command-line library.
+"""The cases of gpu_suite.sh with their settings, for machines without tyro.
 
-``python -m benchmarks.gpu CASE`` writes the results to the folder OUT; PEERS may hold ``sam.py``, the
-reference implementation of SAM, and packages to compare with.
+``python -m benchmarks.gpu CASE`` writes the results to the folder in the environment variable OUT. The folder
+in PEERS may contain ``sam.py``, the reference implementation of SAM, and packages to compare with.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ PEERS = Path(os.environ["PEERS"]) if os.environ.get("PEERS") else None
 
 
 def sam_step() -> None:
-    """Everything outside forward and backward, from small models to one tensor of 1e9 elements."""
+    """Time everything outside forward and backward, from small models to one tensor of 1e9 elements."""
     reference = PEERS / "sam.py" if PEERS is not None else None
     if reference is None or not reference.is_file():
-        print("no sam.py in PEERS: the reference implementation is left out")
+        print("skipping the reference implementation: PEERS contains no sam.py")
         reference = None
     cases = ("resnet32", "resnet18", "vit-s16", "gpt2", "one-25M", "one-1e9")
     SamStep(cases=cases, reference=reference, compile=True, device="cuda", out=OUT).run()
 
 
 def profile() -> None:
-    """Few steps of one large tensor, for a profiler."""
+    """Run a few steps on one large tensor, for a profiler."""
     SamStep(cases=("one-25M",), bases=("SGD",), rounds=1, device="cuda").run()
 
 
 def spectrum() -> None:
-    """ResNet-32: known spectra, products, whole runs of one probe and of four, the sweeps alone."""
+    """Measure spectra of ResNet-32: correctness, products, runs with one and four probes, and sweeps."""
     run = Spectra(
         peers=PEERS,
         only=("pyhessian",),
@@ -53,18 +53,18 @@ def spectrum() -> None:
 
 
 def classes() -> None:
-    """All ten classes of a set of CIFAR-10-LT's size, imbalance 100; minutes, so without peers."""
+    """Measure all ten classes of CIFAR-10-LT's size, imbalance 100. Takes minutes, so without peers."""
     counts = tuple(longtail_counts(5000, 10, 100.0).tolist())
     Spectra(part="classes", counts=counts, batch_size=128, rounds=1, device="cuda", out=OUT).run()
 
 
 def train_step() -> None:
-    """ResNet-32 and ResNet-50: captured, eager, and as scripts are written."""
+    """Time training steps of ResNet-32 and ResNet-50: captured, eager, and as in typical scripts."""
     TrainStep(cases=("resnet32", "resnet50"), device="cuda", out=OUT).run()
 
 
 def epoch() -> None:
-    """An epoch of ResNet-32 at CIFAR-10-LT's size."""
+    """Time an epoch of ResNet-32 at the size of CIFAR-10-LT."""
     EpochTime(device="cuda", out=OUT).run()
 
 
@@ -74,5 +74,7 @@ CASES: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in CASES:
-        raise SystemExit(f"python -m benchmarks.gpu CASE, with CASE one of {', '.join(CASES)}")
+        raise SystemExit(
+            f"usage: python -m benchmarks.gpu CASE, where CASE is one of {', '.join(CASES)}"
+        )
     CASES[sys.argv[1]]()

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, from a bare checkout, without a network: build, tests, sanitizers, benchmarks.
+# Build, test, sanitize and benchmark on a machine with an NVIDIA GPU, from a checkout and without network access.
 #
-#   OUT=results bash benchmarks/gpu_suite.sh                     every stage
-#   OUT=results STAGES="build tests" bash benchmarks/gpu_suite.sh    some of them
+#   OUT=results bash benchmarks/gpu_suite.sh                         all stages
+#   OUT=results STAGES="build tests" bash benchmarks/gpu_suite.sh    selected stages
 #
 # OUT      folder for logs and JSON results (default: build/gpu)
-# STAGES   some of: build tests sam_step memcheck racecheck train_step spectrum classes epoch profile
+# STAGES   stages to run: build tests sam_step memcheck racecheck train_step spectrum classes epoch profile (default: all)
 # PEERS    folder with other implementations (optional): sam.py (the reference SAM), and packages installed with
 #          pip install --target: pyhessian, pytorch_optimizer
-# PYTHON   interpreter with torch, pybind11 and scikit-build-core installed (default: python3)
-# MINUTES  most minutes for one stage (default: 8); a stage that is cut short says so
-# TOTAL    most minutes for all of them together (default: no limit); what no longer fits is left out and says so
-# BUNDLE   a .tgz of OUT, written anew after every stage, for machines that give few files back (optional)
+# PYTHON   interpreter with torch, pybind11 and scikit-build-core (default: python3)
+# MINUTES  time limit of each stage in minutes (default: 8); the summary marks stages that exceed it
+# TOTAL    time limit of all stages together in minutes (default: none); later stages are skipped
+# BUNDLE   path of a .tgz archive of OUT, rewritten after every stage (optional)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-build/gpu}
@@ -23,20 +23,20 @@ STAGES=${STAGES:-build tests sam_step memcheck racecheck train_step spectrum cla
 mkdir -p "$OUT"
 summary=()
 [ -d "${PEERS:-}" ] || summary+=("peers      none: PEERS is not a folder")
-# Unbuffered: the log of a stage that is cut short holds what was printed.
+# Unbuffered output, so that the log of a stage that exceeds its limit is complete.
 export OUT PEERS=${PEERS:-} PYTHONPATH=${PEERS:-}${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-stage() { # stage NAME COMMAND...: runs it under the time limit and remembers how it went
+stage() { # stage NAME COMMAND...: run a command under the time limit and add its result to the summary
   local name=$1 status=ok begin=$SECONDS code=0 limit=$((MINUTES * 60))
   shift
   [ "$limit" -le $((TOTAL * 60 - SECONDS)) ] || limit=$((TOTAL * 60 - SECONDS))
   if [ "$limit" -lt 10 ]; then
-    missing "$name" "the $TOTAL minutes are over"
+    missing "$name" "the total of $TOTAL minutes is used up"
     return 1
   fi
   timeout --kill-after=10 "$limit" "$@" > "$OUT/$name.log" 2>&1 || code=$?
   [ "$code" -eq 0 ] || status="FAILED ($code)"
-  [ "$code" -ne 124 ] && [ "$code" -ne 137 ] || status="CUT SHORT after $limit s"
+  [ "$code" -ne 124 ] && [ "$code" -ne 137 ] || status="TIMED OUT after $limit s"
   summary+=("$(printf '%-10s %-28s %4d s' "$name" "$status" $((SECONDS - begin)))")
   tail -n 25 "$OUT/$name.log"
   printf '%s\n' "${summary[@]}" > "$OUT/summary.txt"
@@ -44,10 +44,10 @@ stage() { # stage NAME COMMAND...: runs it under the time limit and remembers ho
   return "$code"
 }
 
-missing() { summary+=("$(printf '%-10s %s' "$1" "left out: $2")"); }
+missing() { summary+=("$(printf '%-10s %s' "$1" "skipped: $2")"); }
 
 if ! command -v nvidia-smi > /dev/null; then
-  echo "no NVIDIA driver on this machine: nvidia-smi is not there" >&2
+  echo "nvidia-smi not found: this script requires an NVIDIA GPU and its driver" >&2
   exit 1
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm --format=csv \
@@ -57,7 +57,7 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 
 for name in $STAGES; do
   case $name in
     build)
-      # Without ON a machine that hides nvcc would get a build for the CPU alone.
+      # FASTSAM_CUDA=ON makes the build fail, instead of building for the CPU only, if nvcc is not found.
       CUDAARCHS=$capability stage build "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index \
         --config-settings=cmake.define.FASTSAM_CUDA=ON --editable . || break
       ;;
@@ -67,7 +67,7 @@ for name in $STAGES; do
       ;;
     memcheck | racecheck)
       if command -v compute-sanitizer > /dev/null; then
-        # Torch packs small tensors into blocks of 2 MiB: only without that is what lies past their end not theirs.
+        # Torch's caching allocator packs small tensors into 2 MiB blocks, which hides out-of-bounds accesses.
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$name" compute-sanitizer --tool "$name" --error-exitcode 9 \
           "$PYTHON" -m pytest -p no:cacheprovider -q -k "cuda and not host" python_tests/kernels
       else
@@ -86,7 +86,7 @@ for name in $STAGES; do
       fi
       ;;
     *)
-      missing "$name" "there is no such stage"
+      missing "$name" "unknown stage"
       ;;
   esac
 done

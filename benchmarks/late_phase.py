@@ -1,4 +1,4 @@
-"""What a run pays for SAM before its ascents begin: steps without one, and a whole run with a late phase."""
+"""Overhead of SAM in steps without an ascent, and of a whole run with ascents only in a late phase."""
 
 from __future__ import annotations
 
@@ -24,45 +24,46 @@ from fastsam.longtail.models import build_model
 from fastsam.threads import cpu_threads
 
 STEP_BARS = {"fastsam": 1.35, "fastsam, no check": 1.10}
-"""Upper 95 % bound of the ratio to torch's fused base that a step without an ascent may reach."""
+"""Limit on the ratio of a step without an ascent to torch's fused base (upper end of the 95 % interval)."""
 SHARE = 0.2
-"""Of a run's steps, at its end, that ascend."""
+"""Fraction of a run's steps, at its end, that have an ascent."""
 RUN_BAR = 1.05 * (1 + SHARE)
-"""Ratio of CPU times that such a run may reach: one more pass in these steps, and 5 %."""
+"""Limit on the ratio of CPU times of such a run: one more pass in these steps, plus 5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatePhase:
-    """Time SAM where no ascent is due against torch's fused base, on the CPU, and a late phase against SGD.
+    """Time SAM steps without an ascent against torch's fused base on the CPU, and a late phase against SGD.
 
-    The optimizer part of a step is timed in turn with torch's, after both were checked to agree; a ratio is
-    the median over rounds with its 95 % interval. Predictions count bytes: an update alone moves what torch
-    moves, and the check reads every gradient once more. Whole runs alternate step by step.
+    The optimizer part of a step is timed alternately with torch's, after checking that both agree. Ratios are
+    medians over rounds with 95 % intervals. They are compared with a prediction from bytes moved: an update
+    moves as many bytes as torch's, and the finiteness check reads every gradient once more. Whole runs
+    alternate step by step.
     """
 
     cases: tuple[str, ...] = ("resnet32", "vit-s16")
-    """Shapes to time, by name (see benchmarks/shapes.py); none to leave this part out."""
+    """Shapes to time, by name (see benchmarks/shapes.py); empty to skip this part."""
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "AdamW")
     """Base optimizers to time."""
     threads: tuple[int, ...] = (1, 2)
-    """Numbers of CPU threads to time the optimizer part with."""
+    """Numbers of CPU threads for the optimizer part."""
     rounds: int = 41
     """Samples of each contestant."""
     runs: int = 6
-    """Whole runs to time; 0 to leave this part out."""
+    """Number of whole runs to time; 0 to skip this part."""
     model: str = "resnet20"
-    """Network of the whole runs, on images of 32 x 32 pixels, on one thread."""
+    """Network of the whole runs, on images of 32 x 32 pixels and one thread."""
     batch_size: int = 8
-    """Images in a batch."""
+    """Images per batch."""
     steps: int = 200
-    """Steps of a run."""
+    """Steps per run."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
     """Write the results to this folder instead."""
 
     def run(self) -> None:
-        """Run both parts, print and save."""
+        """Run both parts, print the results, and save them."""
         results: dict[str, Any] = {}
         results["steps"] = []
         for threads, name, base in itertools.product(self.threads, self.cases, self.bases):
@@ -75,7 +76,7 @@ class LatePhase:
             print(f"wrote {save('late_phase', results, folder=self.out)}")
 
     def _steps(self, name: str, base: str, threads: int) -> list[dict[str, Any]]:
-        """The optimizer part of a step without an ascent; a row for each way to check."""
+        """Time the optimizer part of a step without an ascent, with and without the finiteness check."""
         of = peers.BASES[base]
         contestants: dict[str, peers.Peer] = {
             peers.FLOOR: peers.floor,
@@ -124,7 +125,7 @@ class LatePhase:
         return rows
 
     def _runs(self) -> dict[str, Any]:
-        """CPU time of whole runs of SGD and of SAM with a late phase."""
+        """Measure the CPU time of whole runs of SGD, and of SAM with a late phase."""
         start = build_model(self.model, 10)
         seconds: dict[str, list[float]] = {"sgd": [], "late phase": []}
         for _ in range(self.runs):
@@ -187,7 +188,7 @@ def _step_of(
 
 
 def _require_agreement(one: nn.Module, other: nn.Module) -> None:
-    """Early in the run: later, rounding of torch's fused update grows with every step."""
+    """Check that two networks agree. Call it early in a run, because rounding differences grow."""
     for weight, expected in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 

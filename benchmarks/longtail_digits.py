@@ -1,4 +1,4 @@
-"""Accuracy of the methods with SGD and with SAM on digits-lt, tuned alike, over five seeds."""
+"""Accuracy of several methods with SGD and SAM on digits-lt, with equal tuning, over five seeds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fastsam.longtail import Trainer, recipe
 
 IMBALANCE = 50.0
 METHODS = ("ce", "ce-drw", "ldam-drw", "vs")
-# Four trials for each optimizer, chosen before the first run: around the recipe for SGD, the radii of
-# the paper's Figure 4 for SAM. Everything else is the recipe of digits-lt.
+# Four trials for each optimizer, fixed before the first run: values around the recipe for SGD, rho of the
+# paper's Figure 4 for SAM. Other settings come from the recipe of digits-lt.
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "sgd": [
         {"lr": lr, "weight_decay": decay}
@@ -32,14 +32,14 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "sam": [{"rho": (rho,)} for rho in (0.05, 0.1, 0.2, 0.5)],
 }
 SAME = {"lr": 0.1, "weight_decay": 5e-4}
-"""The trial of SGD that has the learning rate and weight decay of all trials of SAM."""
+"""The trial of SGD with the learning rate and weight decay of all SAM trials."""
 DOUBLED, ALIKE = "sgd, twice the epochs", "sgd, lr and weight decay of sam"
 MEASURES = ("accuracy", "head", "mid", "tail")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a method, an optimizer, a trial's settings, and a seed."""
+    """One run: method, optimizer, settings of the trial, and seed."""
 
     method: str
     optimizer: str
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Name of the run in the cache."""
+        """Key of the run in the cache."""
         values = ",".join(f"{name}={value}" for name, value in self.settings)
         return f"{self.method} {self.optimizer} {values} seed={self.seed}"
 
@@ -76,30 +76,30 @@ class Run:
 
 @dataclass(frozen=True)
 class LongtailDigits:
-    """CE, CE-DRW, LDAM-DRW and VS, each with SGD, SAM, and SGD with twice the epochs.
+    """Compare SGD, SAM, and SGD with twice the epochs for CE, CE-DRW, LDAM-DRW and VS on digits-lt.
 
-    Every seed has its own subset. For each method and optimizer the trial with the best mean
-    validation accuracy over the seeds is reported, at its last epoch, on the test set. SAM keeps the
-    recipe's learning rate and weight decay; SGD with these is reported as well.
+    Every seed has its own subset. For each method and optimizer, the trial with the best mean validation
+    accuracy over the seeds is evaluated on the test set after its last epoch. SAM uses the recipe's learning
+    rate and weight decay; SGD with these values is reported too.
     """
 
     seeds: int = 5
-    """Number of seeds, from 0."""
+    """Number of seeds; they are 0, 1, ..."""
     methods: tuple[str, ...] = METHODS
-    """Which methods."""
+    """Methods to compare."""
     jobs: int = 1
-    """Trainings at the same time, one thread each."""
+    """Number of concurrent runs, with one thread each."""
     epochs: int = 60
-    """Epochs of each training (twice as many for the third column)."""
+    """Epochs of each run (twice as many for the third column)."""
     minutes: float | None = None
-    """Begin no training after this long; the same command goes on from there."""
+    """Start no run after this many minutes. The same command resumes the benchmark."""
     cache: Path = Path("runs/longtail-digits")
-    """Finished runs are kept here; an interrupted benchmark goes on from them."""
+    """Folder for finished runs, from which an interrupted benchmark is resumed."""
     save: bool = False
     """Write the results to benchmarks/results/."""
 
     def run(self) -> None:
-        """Train whatever is not in the cache, choose, compare, print."""
+        """Train the runs that are not in the cache, select trials, and print the comparison."""
         deadline = math.inf if self.minutes is None else time.monotonic() + 60 * self.minutes
         first = [
             Run(method, optimizer, self._settings(trial), seed)
@@ -154,7 +154,7 @@ class LongtailDigits:
         return (*trial.items(), ("epochs", self.epochs))
 
     def _trained(self, runs: Sequence[Run], deadline: float) -> dict[str, Any]:
-        """Outcome of every run, from the cache or by training."""
+        """Return the outcome of every run, from the cache or by training it."""
         cache = self.cache / "outcomes.json"
         known = json.loads(cache.read_text()) if cache.is_file() else {}
         missing = [run for run in runs if run.key not in known]
@@ -164,18 +164,18 @@ class LongtailDigits:
             print(f"{done}/{len(missing)} {run.key}", flush=True)
         left = sum(run.key not in known for run in runs)
         if left:
-            raise SystemExit(f"{left} trainings are left; the same command goes on")
+            raise SystemExit(f"{left} runs are left; repeat the command to resume")
         return {run.key: known[run.key] for run in runs}
 
     def _outcomes(self, runs: Sequence[Run], deadline: float) -> Iterator[tuple[Run, Any]]:
-        """Outcomes as they are found; none is begun after ``deadline`` (monotonic seconds)."""
+        """Train runs and yield their outcomes. No run is started after ``deadline`` (monotonic seconds)."""
         if self.jobs == 1:
             for run in runs:
                 if time.monotonic() > deadline:
                     return
                 yield run, run.train()
             return
-        # Spawned, not forked: torch's threads do not survive a fork.
+        # Spawn workers, because torch's threads do not survive a fork.
         with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
             waiting = list(runs)
             running: dict[Future[Any], Run] = {}
@@ -208,7 +208,7 @@ class LongtailDigits:
 
 
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of every measure over the seeds."""
+    """Compute mean and standard deviation of every measure over the seeds."""
     return {
         name: {
             "mean": statistics.mean(row[name] for row in rows),
@@ -221,7 +221,7 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
 def differences(
     left: Sequence[Mapping[str, float]], right: Sequence[Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """Mean of the paired differences and the half-width of its 95 % confidence interval."""
+    """Compute the mean paired differences, with the half-width of their 95 % confidence intervals."""
     result = {}
     for name in MEASURES:
         gaps = [a[name] - b[name] for a, b in zip(left, right, strict=True)]

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result belongs to, and where results are kept."""
+"""Machine and versions of a result, and the files of results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Processor, the GPU that was timed, versions, threads and the command, without any path or host name."""
+    """Return processor, timed GPU, versions, threads and command, without the name of the host."""
     info: dict[str, Any] = {
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -48,9 +48,9 @@ def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[st
 
 
 def refuse_fallback(device: str) -> None:
-    """Exit where PyTorch operations would be timed in place of kernels and nobody asked for them.
+    """Exit if PyTorch operations would be timed instead of native kernels.
 
-    ``FASTSAM_KERNELS=torch`` asks for them.
+    ``FASTSAM_KERNELS=torch`` allows it.
     """
     if kernels_mode() == "torch":
         return
@@ -58,14 +58,14 @@ def refuse_fallback(device: str) -> None:
         fastsam.require_native(device)
     except RuntimeError as error:
         raise SystemExit(
-            f"{error}. {VARIABLE}=torch times fastsam on PyTorch operations instead"
+            f"{error}. To time fastsam on PyTorch operations instead, set {VARIABLE}=torch"
         ) from error
 
 
 def save(
     case: str, results: dict[str, Any], *, device: str = "cpu", folder: Path | None = None
 ) -> Path:
-    """Writes the results of a case beside their environment, as JSON named after case and timed device."""
+    """Write the results of a case and their environment to ``CASE-DEVICE.json``, and return its path."""
     timed = torch.device(device)
     path = (folder or RESULTS) / f"{case}-{timed.type}.json"
     content = {"environment": environment(timed), **results}
@@ -74,7 +74,7 @@ def save(
 
 
 def copy_bandwidth(device: torch.device, *, elements: int = 1 << 25) -> float:
-    """Bytes per second, read plus written, of a large float32 copy: the ceiling of the kernels."""
+    """Measure the bandwidth of a large float32 copy (read plus write) in bytes/s: the kernels' limit."""
     from benchmarks.timing import interleaved
 
     source = torch.randn(elements, device=device)
@@ -84,7 +84,7 @@ def copy_bandwidth(device: torch.device, *, elements: int = 1 << 25) -> float:
 
 
 def _module() -> str:
-    """What ``python -m`` was given."""
+    """Return the module name that was passed to ``python -m``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return "benchmarks" if spec is None else spec.name.removesuffix(".__main__")
 

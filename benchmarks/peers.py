@@ -1,4 +1,4 @@
-"""SAM as others would write it: what the fused step is measured against."""
+"""Other implementations of SAM, with which the fused step is compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsam.optim import SAM
 from fastsam.optim.plain import PlainSAM
 
 Step = Callable[[], object]
-"""The optimizer part of one step, both halves, on gradients that are already there."""
+"""The optimizer part of one step, both halves, on existing gradients."""
 
 RHO = 0.05
 FLOOR = "fused base alone"
@@ -24,12 +24,12 @@ FLOOR = "fused base alone"
 
 @dataclass(frozen=True)
 class Base:
-    """A base optimizer and the settings that it is timed with.
+    """A base optimizer and its settings.
 
     Attributes:
         make: the optimizer class.
-        settings: its arguments.
-        state: tensors of the weights' size that it keeps.
+        settings: arguments of the class.
+        state: number of state tensors per weight tensor.
     """
 
     make: type[torch.optim.SGD] | type[torch.optim.Adam] | type[torch.optim.AdamW]
@@ -38,11 +38,11 @@ class Base:
 
     @property
     def update_bytes(self) -> int:
-        """float32 bytes per parameter of one fused update: reads w, g and state, writes w and state."""
+        """Bytes per float32 parameter of one fused update: reads w, g and state, writes w and state."""
         return 4 * (3 + 2 * self.state)
 
     def fused(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Torch's fused implementation."""
+        """Create torch's fused implementation."""
         return self.make(parameters, fused=True, **self.settings)
 
 
@@ -56,7 +56,7 @@ Peer = Callable[[Sequence[Tensor], Base], Step]
 
 
 class ForeachSAM:
-    """SAM on PyTorch's multi-tensor operations and its fused base optimizer."""
+    """SAM with PyTorch's multi-tensor operations and its fused base optimizer."""
 
     def __init__(self, parameters: Sequence[Tensor], base: Base) -> None:
         self.parameters = list(parameters)
@@ -82,9 +82,9 @@ class ForeachSAM:
 
 
 class CarefulForeachSAM(ForeachSAM):
-    """The fastest plain-PyTorch SAM that we know: nothing is allocated, and scaling and adding are one pass.
+    """The fastest plain-PyTorch SAM that we know: no allocations, and scale and add in one pass.
 
-    The host reads the norm, which costs nothing on the CPU and a synchronization on a GPU.
+    The host reads the norm, which is free on the CPU but synchronizes with a GPU.
     """
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ def fused_unchecked(parameters: Sequence[Tensor], base: Base) -> Step:
 
 
 def without_ascent(parameters: Sequence[Tensor], base: Base, *, check_finite: bool = True) -> Step:
-    """A step of fastsam that makes no ascent."""
+    """Create a step of fastsam without an ascent."""
     settings = {"start": sys.maxsize, "check_finite": check_finite, **base.settings}
     return SAM(parameters, base.make, rho=RHO, **settings).step
 
@@ -148,7 +148,7 @@ def compiled_foreach(parameters: Sequence[Tensor], base: Base) -> Step:
 
 
 def reference_file(path: Path) -> Peer:
-    """The class ``SAM`` of a file with the reference implementation's interface."""
+    """Load the class ``SAM`` from a file with the interface of the reference implementation."""
     spec = importlib.util.spec_from_file_location("reference_sam", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(f"{path} is not a Python file")
@@ -162,14 +162,14 @@ def reference_file(path: Path) -> Peer:
 
 
 def pytorch_optimizer(parameters: Sequence[Tensor], base: Base) -> Step:
-    """``pytorch_optimizer.SAM`` from the package index."""
+    """Create a step of ``pytorch_optimizer.SAM``."""
     import pytorch_optimizer as package
 
     return both_halves(package.SAM(parameters, base.make, rho=RHO, **base.settings))
 
 
 def floor(parameters: Sequence[Tensor], base: Base) -> Step:
-    """Torch's fused base optimizer alone: no SAM step can be cheaper."""
+    """Create a step of torch's fused base optimizer alone, a lower bound for every SAM step."""
     return base.fused(parameters).step
 
 
@@ -180,14 +180,14 @@ OUTSIDE_UPDATE = {
     "foreach": 40,  # norm 4, copy 8, scale 8, add 12, copy back 8
     FLOOR: 0,
 }
-"""float32 bytes per parameter that the operations beside a fused update read and write."""
+"""Bytes per float32 parameter that are read and written outside the fused update."""
 
 
 def bytes_per_parameter(peer: str, base: Base) -> int | None:
-    """float32 bytes that one step of ``peer`` reads and writes per parameter; None where nobody counted.
+    """Return the bytes that a step of ``peer`` reads and writes per float32 parameter; None if not counted.
 
-    An ordinary store to memory that is not in the cache moves 4 bytes more, because the cache reads the line
-    first.
+    A store to memory that is not in the cache moves 4 more bytes unless it is a streaming store, because the
+    cache reads the line first. These bytes are not included.
     """
     outside = OUTSIDE_UPDATE.get(peer)
     return None if outside is None else outside + base.update_bytes

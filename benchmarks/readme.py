@@ -1,4 +1,4 @@
-"""Writes the tables of the documents from the results: numbers there are never typed."""
+"""Writes the tables of README.md and docs/ from the results, so that no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCUMENTS = tuple(
 
 @dataclass(frozen=True)
 class Readme:
-    """Rewrites the tables of README.md and docs/ from benchmarks/results/."""
+    """Rewrite the tables of README.md and docs/ from benchmarks/results/."""
 
     def run(self) -> None:
         for document in DOCUMENTS:
@@ -35,7 +35,7 @@ class Readme:
 
 
 def rendered(text: str) -> str:
-    """``text`` with every marked section replaced by what the results say now."""
+    """Replace every marked section of ``text`` by the table of the current results."""
     tables = {
         "sam-step": sam_step(),
         "spectrum": spectrum(),
@@ -53,10 +53,10 @@ def rendered(text: str) -> str:
 
 
 def demo(*, short: bool) -> str:
-    """What the demo found, on each of its data sets.
+    """Describe the results of the demo on each of its data sets.
 
     Args:
-        short: the first and the last verdict of each only: calibration, and the comparison that matters.
+        short: show only the first and the last verdict of each: calibration, and the main comparison.
     """
     path = RESULTS / "demo-cpu.json"
     if not path.exists():
@@ -76,7 +76,7 @@ def demo(*, short: bool) -> str:
 
 
 def figures() -> str:
-    """The numbers behind the pictures of spectra."""
+    """Return the numbers behind the pictures of spectra."""
     path = RESULTS / "figures-cpu.json"
     if not path.exists():
         return ""
@@ -95,13 +95,13 @@ def figures() -> str:
 
 
 def sam_step() -> str:
-    """One table per device that has results."""
+    """Return one table per device with results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
     return "\n".join(parts)
 
 
 def torch_operations() -> str:
-    """PyTorch operations beside the native kernels, one table per device that has results."""
+    """Compare PyTorch operations with native kernels, in one table per device with results."""
     parts = []
     for path in sorted(RESULTS.glob("torch_operations-*.json")):
         stored = json.loads(path.read_text())
@@ -126,7 +126,7 @@ def torch_operations() -> str:
 
 
 def longtail_digits() -> str:
-    """Accuracies of the methods with SGD and SAM, and what their differences say."""
+    """Return tables of the methods' accuracies with SGD and SAM, and the significant differences."""
     parts = [
         _longtail_digits_table(json.loads(path.read_text()))
         for path in sorted(RESULTS.glob("longtail-digits-*.json"))
@@ -140,11 +140,10 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
     gaps = [name for name in next(iter(methods.values())) if " minus " in name]
     text = (
         f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
-        f"{results['seeds']} seeds, each with its own subset. Test accuracy in percent of the last "
-        "epoch, +- standard deviation; differences paired by seed, +- half of their 95 % confidence "
-        f"interval. Settings were chosen on validation, among {len(results['trials']['sgd'])} of lr "
-        f"and weight decay for SGD and {len(results['trials']['sam'])} of rho for SAM, which keeps the "
-        "recipe's lr and weight decay "
+        f"{results['seeds']} seeds, each with its own subset. Test accuracy of the last epoch in percent, "
+        "+- standard deviation; differences paired by seed, +- half of their 95 % confidence interval. We "
+        f"tuned on the validation set: {len(results['trials']['sgd'])} pairs of lr and weight decay for SGD, "
+        f"{len(results['trials']['sam'])} values of rho for SAM, which uses the recipe's lr and weight decay "
         f"(`{results['environment']['command']}`):"
     )
     lines = [
@@ -169,7 +168,7 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
 
 
 def _chosen(results: dict[str, Any]) -> str:
-    """The settings that validation chose."""
+    """Describe the settings that were chosen on the validation set."""
 
     def text(value: Any) -> str:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -189,7 +188,7 @@ def _chosen(results: dict[str, Any]) -> str:
 
 
 def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
-    """For each comparison, where the interval leaves out zero; no correction for their number."""
+    """List the differences whose interval excludes zero, without correction for multiple comparisons."""
     lines = []
     for gap in gaps:
         beyond = []
@@ -199,7 +198,9 @@ def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
                 if abs(mean) > half:
                     beyond.append(f"{method} {label} ({'better' if mean > 0 else 'worse'})")
         found = ", ".join(beyond) if beyond else "none"
-        lines.append(f"- {gap}: of {2 * len(methods)} differences beyond their interval: {found}.")
+        lines.append(
+            f"- {gap}: differences whose interval excludes zero, of {2 * len(methods)}: {found}."
+        )
     return lines
 
 
@@ -215,7 +216,7 @@ def _sam_step_table(path: Path) -> str:
     )
     lines = [
         f"On {place}, torch {environment['torch']} (`{environment['command']}`). "
-        "Times relative to fastsam's, medians of paired samples:",
+        "Times relative to fastsam, medians of paired samples:",
         "",
         "| shapes | base | fastsam | " + " | ".join(others) + " |",
         "| --- |" + " --- |" * (len(others) + 2),
@@ -236,22 +237,24 @@ def _sam_step_table(path: Path) -> str:
 
 
 def _slowest_sentence(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
-    """What is least favorable over all rows, those that the table leaves out included."""
+    """Describe the least favorable result over all rows, including those that the table omits."""
     counts = sorted({row["threads"] for row in rows})
     closest = min(summary, key=lambda peer: summary[peer]["smallest"])
     faster = sorted({where for row in summary.values() for where in row["faster_beyond_interval"]})
     verdict = (
-        f"a peer is faster at {'; '.join(faster)}" if faster else "no peer is faster in any row"
+        f"a baseline is significantly faster at {'; '.join(faster)}"
+        if faster
+        else "no baseline is significantly faster in any row"
     )
     return (
-        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads) the closest peer is "
-        f"{closest}, {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}; "
-        f"beyond the 95 % interval of a paired median, {verdict}."
+        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads) the closest baseline is "
+        f"{closest}, {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}; {verdict} (95 % "
+        "interval of the paired median)."
     )
 
 
 def _sweep_sentence(results: dict[str, Any]) -> str:
-    """What is least favorable in the sweep of tensors x elements."""
+    """Describe the least favorable result in the sweep over tensors and elements."""
     rows = results["rows"]
     summary = results["summary"].values()
     cases = {row["case"] for row in rows}
@@ -261,17 +264,17 @@ def _sweep_sentence(results: dict[str, Any]) -> str:
     medians = [row["median"] for row in summary]
     return (
         f"Over {len(cases)} more shapes, {min(counts)} to {max(counts)} tensors of {min(sizes):,} to "
-        f"{max(sizes):,} elements, every peer is at least {least:.2f}x slower; median slowdowns are "
+        f"{max(sizes):,} elements, every baseline is at least {least:.2f}x slower; median slowdowns are "
         f"{min(medians):.1f}x to {max(medians):.1f}x."
     )
 
 
 RUNS = {"density": "density", "everything": "extremes, trace and density"}
-"""Parts of the spectrum benchmark that are whole runs, and what a run of each gives."""
+"""Parts of the spectrum benchmark that time whole runs, and the results of such a run."""
 
 
 def spectrum() -> str:
-    """Seconds of whole runs, and extremes where they are known, of every device that has results."""
+    """Return tables of whole runs for every device with results, and of known extremes."""
     parts = []
     for path in sorted(RESULTS.glob("spectrum-density-*.json")):
         device = path.stem.rpartition("-")[2]
@@ -295,7 +298,7 @@ def _spectrum_table(device: str) -> str:
                 f"{settings['model']}, {settings['steps']} steps, median of {settings['rounds']} run(s), on "
                 f"{_machine(results['environment'])}; commands in benchmarks/results:",
                 "",
-                "| what | who | time (ratio to fastsam) |",
+                "| task | library | time (ratio to fastsam) |",
                 "| --- | --- | --- |",
             ]
         what = f"{gives}, {settings['batches']} batches of {settings['batch_size']}"
@@ -307,7 +310,7 @@ def _spectrum_table(device: str) -> str:
 
 def _known_extremes(results: dict[str, Any]) -> str:
     lines = [
-        f"Operators whose extremes are known (`{results['environment']['command']}`):",
+        f"Operators with known extremes (`{results['environment']['command']}`):",
         "",
         "| operator | exact | fastsam | PyHessian: Lanczos | PyHessian: power iteration |",
         "| --- | --- | --- | --- | --- |",

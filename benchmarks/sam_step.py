@@ -1,4 +1,4 @@
-"""The optimizer part of a SAM step, everything outside forward and backward, against its peers."""
+"""The optimizer part of a SAM step (everything outside forward and backward), compared with baselines."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from fastsam.threads import cpu_threads
 STEPS_TO_AGREE = 5
 OURS = ("fastsam", "fastsam, no check")
 WORKING_BYTES = 28
-"""Bytes per parameter that one contestant at a time takes beyond what it holds, most of it to compare two
-copies of the weights."""
+"""Temporary memory in bytes per parameter, needed by one contestant at a time, mostly to compare two copies
+of the weights."""
 
 Contestants = dict[str, peers.Peer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamStep:
-    """Time the fused SAM step against pure-PyTorch ones, after checking that they agree.
+    """Time the fused SAM step against pure-PyTorch implementations, after checking that they agree.
 
-    All contestants are timed in turn, and a ratio is the median over rounds of paired ratios with its 95 %
-    interval. Where the contestants do not fit in memory together, each peer is timed in turn with fastsam
-    alone: its ratio is to fastsam's time beside it, and fastsam's own row is of the first pair.
+    All contestants are timed alternately. Ratios are medians over rounds of paired ratios, with 95 %
+    intervals. If the contestants do not fit in memory together, each baseline is timed alternately with
+    fastsam only. Its ratio then refers to fastsam's time in this pair, and fastsam's own row comes from the
+    first pair.
     """
 
     cases: tuple[str, ...] = ("resnet32", "resnet18", "vit-s16", "gpt2")
@@ -45,15 +46,15 @@ class SamStep:
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "Adam", "AdamW")
     """Base optimizers to time."""
     threads: tuple[int, ...] = (1, 2)
-    """Numbers of CPU threads to time with; ignored on a GPU."""
+    """Numbers of CPU threads; ignored on a GPU."""
     reference: Path | None = None
-    """A file with the reference implementation's class SAM, timed as a peer."""
+    """Path of the reference implementation sam.py, to time it too."""
     compile: bool = False
-    """Time the foreach version under torch.compile too."""
+    """Also time the foreach implementation with torch.compile."""
     rounds: int = 21
-    """Samples of each peer."""
+    """Samples of each contestant."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to run."""
+    """Device."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -76,15 +77,15 @@ class SamStep:
                     row = self._row(name, base, device, bandwidth)
                     if row is not None:
                         rows.append({"threads": count, **row})
-                        self._write(rows)  # a run that is cut short keeps what it has
+                        self._write(rows)  # after each row, in case the benchmark is interrupted
         for peer, summary in _summary(rows).items():
             print(
-                f"over {summary['rows']} rows, {peer} took {summary['median']:.2f} times as long "
-                f"(at least {summary['smallest']:.2f}, {summary['where']})"
+                f"{peer}: median slowdown over {summary['rows']} rows {summary['median']:.2f}x, smallest "
+                f"{summary['smallest']:.2f}x at {summary['where']}"
             )
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        """Write the rows so far, those of the sweep apart, if anything is to be kept."""
+        """Write the rows so far, with those of the sweep in a separate file, if results are saved."""
         if not self.save and self.out is None:
             return
         models = [row for row in rows if row["case"] not in SWEEP]
@@ -114,13 +115,13 @@ class SamStep:
     def _row(
         self, name: str, base: str, device: torch.device, bandwidth: float
     ) -> dict[str, Any] | None:
-        """One case with one base optimizer; None where not even two contestants fit in memory."""
+        """Time one case with one base optimizer; return None if not even two contestants fit in memory."""
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
         of = peers.BASES[base]
         contests = _contests(self._contestants(), elements, of, _room(device))
         if not contests:
-            print(f"{name}: left out, not even two contestants fit in memory")
+            print(f"{name}: skipped, because two contestants do not fit in memory")
             return None
         rows: dict[str, dict[str, Any]] = {}
         for contestants in contests:
@@ -130,7 +131,7 @@ class SamStep:
         place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
         print(f"\n{name}, {base}: {len(shapes)} tensors, {elements:,} parameters, {place}")
         if len(contests) > 1:
-            print("  in pairs with fastsam: they do not fit in memory together")
+            print("  timed in pairs with fastsam, because they do not fit in memory together")
         print(
             f"  {'':20s} {'us':>11s} {'CPU us':>11s} {'ratio, 95 % interval':>26s} bandwidth launches  bytes"
         )
@@ -160,7 +161,7 @@ class SamStep:
     def _contest(
         self, name: str, base: peers.Base, contestants: Contestants, device: torch.device
     ) -> dict[str, dict[str, Any]]:
-        """Checks that the contestants agree, then times them in turn; a row for each, fastsam first."""
+        """Check that the contestants agree, and time them alternately; return a row for each."""
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
         steps: dict[str, Callable[[], object]] = {}
@@ -178,11 +179,11 @@ class SamStep:
 
             try:
                 peak = footprint.peak_bytes(begin, device)
-            except Exception as error:  # a compiler that is missing, say: the others can be timed
+            except Exception as error:  # for instance a missing compiler: time the others
                 if peer in OURS:
                     raise
                 print(
-                    f"{name}: {peer} left out: {f'{type(error).__name__}: {error}'.splitlines()[0]}"
+                    f"{name}: skipped {peer}: {f'{type(error).__name__}: {error}'.splitlines()[0]}"
                 )
                 steps.pop(peer, None)
                 continue
@@ -208,7 +209,7 @@ class SamStep:
         return rows
 
     def _free(self, device: torch.device) -> None:
-        """Gives back what contestants held: in compiled code, in cycles, and in PyTorch's cache."""
+        """Free the memory of contestants in compiled code, reference cycles and PyTorch's cache."""
         if self.compile:
             torch.compiler.reset()
         gc.collect()
@@ -217,7 +218,7 @@ class SamStep:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For every peer the median and the smallest ratio over all rows, and where a peer was faster."""
+    """Return median and smallest ratio of every baseline over all rows, and the rows where it was faster."""
     ratios: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         where = f"{row['case']}, {row['base']}, {row['threads']} threads"
@@ -239,7 +240,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def parameters_of(shapes: Shapes, device: torch.device) -> list[Tensor]:
-    """The same weights and gradients for every peer."""
+    """Create weights and gradients, the same for every contestant."""
     generator = torch.Generator(device).manual_seed(0)
     parameters: list[Tensor] = []
     for shape in shapes:
@@ -253,7 +254,7 @@ def parameters_of(shapes: Shapes, device: torch.device) -> list[Tensor]:
 def _contests(
     contestants: Contestants, elements: int, base: peers.Base, room: float
 ) -> list[Contestants]:
-    """All contestants at once where they fit in ``room`` bytes, else fastsam with one peer at a time."""
+    """Return all contestants together if they fit in ``room`` bytes, else pairs with fastsam."""
     held = 4 * (3 + base.state)  # weights, gradients, backup and the base optimizer's state
     room_per_parameter = room / elements - WORKING_BYTES
     if room_per_parameter >= len(contestants) * held:
@@ -265,7 +266,7 @@ def _contests(
 
 
 def _room(device: torch.device) -> float:
-    """Bytes of memory that a case may take."""
+    """Return the memory in bytes that a case may use."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return 0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Parameter shapes of the models that the SAM step is timed at."""
+"""Parameter shapes of the models for which the SAM step is timed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ Shapes = list[tuple[int, ...]]
 
 
 def resnet32() -> Shapes:
-    """The CIFAR ResNet-32 (He et al. 2016): 95 tensors, 0.46 M parameters, option-A shortcuts."""
+    """Return ResNet-32 for CIFAR (He et al. 2016): 95 tensors, 0.46 M parameters, option-A shortcuts."""
     stem: Shapes = [(16, 3, 3, 3), (16,), (16,)]
     return [*stem, *_basic_blocks((16, 32, 64), 5, projections=False), (10, 64), (10,)]
 
 
 def resnet18() -> Shapes:
-    """ResNet-18 for ImageNet: 62 tensors, 11.7 M parameters."""
+    """Return ResNet-18 for ImageNet: 62 tensors, 11.7 M parameters."""
     stem: Shapes = [(64, 3, 7, 7), (64,), (64,)]
     blocks = _basic_blocks((64, 128, 256, 512), 2, projections=True)
     return [*stem, *blocks, (1000, 512), (1000,)]
 
 
 def _basic_blocks(widths: tuple[int, ...], blocks: int, *, projections: bool) -> Shapes:
-    """Blocks of two 3x3 convolutions, ``blocks`` of each width, 1x1 shortcuts where it changes."""
+    """Return ``blocks`` blocks of two 3x3 convolutions of each width, with 1x1 shortcuts between widths."""
     shapes: Shapes = []
     before = widths[0]
     for width in widths:
@@ -33,7 +33,7 @@ def _basic_blocks(widths: tuple[int, ...], blocks: int, *, projections: bool) ->
 
 
 def resnet50() -> Shapes:
-    """ResNet-50 for ImageNet: 161 tensors, 25.6 M parameters."""
+    """Return ResNet-50 for ImageNet: 161 tensors, 25.6 M parameters."""
     shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
     before = 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
@@ -47,7 +47,7 @@ def resnet50() -> Shapes:
 
 
 def vit(d: int) -> Shapes:
-    """ViT/16 of width ``d`` at 224 pixels, 152 tensors: 22.1 M parameters at 384 (S), 86.6 M at 768 (B)."""
+    """Return ViT/16 of width ``d`` for 224 pixels: 152 tensors, 22.1 M (d=384, S) or 86.6 M (d=768, B)."""
     shapes: Shapes = [(1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d)]
     for _ in range(12):
         shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
@@ -56,7 +56,7 @@ def vit(d: int) -> Shapes:
 
 
 def gpt2() -> Shapes:
-    """GPT-2 small, its head tied to the embedding: 148 tensors, 124 M parameters."""
+    """Return GPT-2 small with a tied head: 148 tensors, 124 M parameters."""
     d = 768
     shapes: Shapes = [(50257, d), (1024, d)]
     for _ in range(12):
@@ -66,7 +66,7 @@ def gpt2() -> Shapes:
 
 
 def equal(tensors: int, elements: int) -> Shapes:
-    """``tensors`` vectors that hold ``elements`` elements each."""
+    """Return ``tensors`` vectors of ``elements`` elements each."""
     return [(elements,)] * tensors
 
 
@@ -76,7 +76,7 @@ _GRID = {
     for power in (1, 3, 5, 7)
 }
 SWEEP = tuple(_GRID)
-"""Cases of equal tensors, from one of ten elements to 161 of ten million."""
+"""Cases of equal tensors, from one tensor of ten elements to 161 tensors of ten million."""
 
 CASES: dict[str, Shapes] = {
     "resnet32": resnet32(),

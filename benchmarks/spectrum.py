@@ -1,9 +1,9 @@
-"""Hessian spectra of a ResNet against PyHessian, curvlinops and hessian-eigenthings.
+"""Hessian spectra of a ResNet, compared with PyHessian, curvlinops and hessian-eigenthings.
 
-The peers are imported from the folder given by ``--peers`` (``pip install --target FOLDER pyhessian
-curvlinops-for-pytorch hessian-eigenthings``). Every contestant gets the same model, loss and
-batches; the answers are compared before the times. PyHessian calls ``torch.eig``, which PyTorch no
-longer has; it gets an equivalent that goes through ``torch.linalg.eigh``.
+Peers are imported from the folder in ``--peers`` (``pip install --target FOLDER pyhessian
+curvlinops-for-pytorch hessian-eigenthings``). Every contestant gets the same model, loss and batches, and
+their results must agree. PyHessian calls ``torch.eig``, which PyTorch has removed; it is replaced by
+``torch.linalg.eigh``.
 
     python -m benchmarks spectrum --peers .peers --part density --batch-size 16 --only pyhessian
 """
@@ -52,25 +52,24 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Spectra:
-    """Hessian spectra of a ResNet against PyHessian, curvlinops and hessian-eigenthings.
+    """Time Hessian spectra of a ResNet against PyHessian, curvlinops and hessian-eigenthings.
 
     Attributes:
-        peers: folder of the installed peers; none are measured without it.
-        part: products: single Hessian-vector products, finely interleaved; density: one Lanczos
-            run;
-            everything: extremes, trace and density; classes: everything of each class;
-            sweeps: the re-orthogonalisation alone; correctness: known spectra; all: all of them.
-        model: resnet32 is the network of the CIFAR experiments, the others are torchvision's.
-        pixels: height and width of the images.
+        peers: folder of the installed peers; without it only fastsam is measured.
+        part: products: single Hessian-vector products, finely interleaved; density: one Lanczos run;
+            everything: extremes, trace and density; classes: everything for each class; sweeps:
+            re-orthogonalization only; correctness: known spectra; all: all parts.
+        model: network: resnet32 of the CIFAR experiments, or one of torchvision.
+        pixels: height and width of the images in pixels.
         steps: Lanczos steps.
-        batch_size: samples in a batch.
+        batch_size: samples per batch.
         batches: number of batches.
-        rounds: runs of each contestant; they take turns, see :func:`in_turn`.
-        threads: CPU threads.
+        rounds: runs of each contestant; they alternate, see :func:`in_turn`.
+        threads: number of CPU threads.
         device: cpu or cuda.
-        only: peers by the beginnings of their names; empty for all.
-        probes: start vectors of a run.
-        counts: images of each class in the part about classes; empty for one batch each.
+        only: prefixes of the names of peers to measure; empty for all.
+        probes: number of start vectors per run.
+        counts: number of images of each class in the part classes; empty for one batch each.
     """
 
     peers: Path | None = None
@@ -91,7 +90,7 @@ class Spectra:
     probes: int = 1
     counts: tuple[int, ...] = ()
     sweep_parameters: int = 1_000_000
-    """Parameters for the re-orthogonalisation alone; 10 million or more on a GPU."""
+    """Number of parameters in the part sweeps; use 10 million or more on a GPU."""
 
     def run(self) -> None:
         """Run the case and write its results."""
@@ -115,12 +114,12 @@ class Spectra:
             print(save(case, results, device=self.device, folder=self.out))
 
     def has(self, peer: str) -> bool:
-        """Whether a peer is wanted and there; one that is wanted and not there is named."""
+        """Return whether a peer is selected and installed; print a line if it is only selected."""
         if self.peers is None or (self.only and not peer.startswith(self.only)):
             return False
         there = importlib.util.find_spec(peer.replace("-", "_")) is not None
         if not there:
-            print(f"{peer}: left out, it is not installed")
+            print(f"{peer}: skipped, because it is not installed")
         return there
 
     def _problem(self) -> tuple[nn.Module, Batches]:
@@ -131,7 +130,7 @@ class Spectra:
             return torch.randn(shape, generator=generator).to(self.device)
 
         model = build_model(self.model, 10).to(self.device).train()
-        with torch.no_grad():  # running statistics of BatchNorm as after training
+        with torch.no_grad():  # give BatchNorm realistic running statistics
             for _ in range(30):
                 model(images(32))
         batches = [
@@ -145,7 +144,7 @@ class Spectra:
 
 
 def peer_versions() -> dict[str, str]:
-    """Versions of the peers that can be imported."""
+    """Return the versions of the installed peers."""
     names = ("pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
     found = {distribution.name.lower(): distribution.version for distribution in distributions()}
     found = {name.replace("_", "-"): version for name, version in found.items()}
@@ -153,10 +152,10 @@ def peer_versions() -> dict[str, str]:
 
 
 def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
-    """Single products over the whole data, and the re-orthogonalisation of a Lanczos step.
+    """Time single products over all data, and the re-orthogonalization of a Lanczos step.
 
-    Products are short, so contestants alternate every second or so: the ratios hold on a noisy
-        machine.
+    Products are short, so contestants alternate about every second, which makes ratios robust on a noisy
+    machine.
     """
     criterion = nn.CrossEntropyLoss()
     whole = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
@@ -197,9 +196,9 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
         for name, answer in answers.items():
             difference = float((answer() - expected).norm() / expected.norm())
             print(f"{name}: relative difference {difference:.1e}", flush=True)
-            # Not 1e-6: an activation within rounding of a ReLU's kink is on either side of it.
+            # The tolerance is large because rounding can move an activation across a ReLU's kink.
             if difference > 0.02:
-                raise AssertionError(f"{name} computes another product: {difference}")
+                raise AssertionError(f"{name} computes a different product: {difference}")
         basis = torch.randn(1, options.steps // 2, flat.shape[1], device=options.device)
         recurrence = Recurrence.start(1, options.steps, device=options.device)
         extras: dict[str, Callable[[], Any]] = {
@@ -223,12 +222,12 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
 
 
 def joined(pieces: Iterable[Tensor]) -> Tensor:
-    """Tensors of any shapes as one vector."""
+    """Concatenate tensors of any shapes to one vector."""
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
-    """One Lanczos run each: seconds, products per second, extremes."""
+    """Time one Lanczos run of each contestant: seconds, products per second and extremes."""
     contestants: dict[str, Callable[[], Any]] = {
         "fastsam": lambda: extremes_of(ours(copy.deepcopy(model), batches, options))
     }
@@ -240,7 +239,7 @@ def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dic
         contestants["pyhessian, one batch"] = lambda: pyhessian_density(
             copy.deepcopy(model), options, data=whole
         )
-    # These two run one probe at a time, as often as there are probes.
+    # These two libraries run one probe at a time.
     if options.has("hessian-eigenthings"):
         contestants["hessian-eigenthings"] = lambda: outermost(
             eigenthings_density(copy.deepcopy(model), batches, options.steps)
@@ -255,7 +254,7 @@ def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dic
 
 
 def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
-    """Both extremes, trace and density: one call here, three calls of PyHessian at its defaults."""
+    """Time extremes, trace and density: one call of fastsam, three calls of PyHessian with its defaults."""
 
     def one_run() -> dict[str, float]:
         spectrum = ours(copy.deepcopy(model), batches, options)
@@ -271,7 +270,7 @@ def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> 
 
 
 def compare_classes(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
-    """Extremes, trace and density of every class, on random images: a batch or ``counts`` of each."""
+    """Time extremes, trace and density of every class, on random images: ``counts`` or a batch of each."""
     counts = options.counts or tuple(len(images) for images, _ in batches)
     shape = batches[0][0].shape[1:]
     generator = torch.Generator().manual_seed(1)
@@ -317,7 +316,7 @@ def compare_classes(model: nn.Module, batches: Batches, options: Spectra) -> dic
 
 
 def measure_sweeps(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
-    """The re-orthogonalisation of one step: bytes that must move over time, against a copy."""
+    """Measure the bandwidth of the re-orthogonalization of one step, relative to that of a copy."""
     size, device = options.sweep_parameters, torch.device(options.device)
     basis = torch.randn(1, max(SWEEP_ROWS), size, device=device) / size**0.5
     vector = torch.randn(1, size, device=device)
@@ -333,7 +332,7 @@ def measure_sweeps(model: nn.Module, batches: Batches, options: Spectra) -> dict
     bandwidth = copy_bandwidth(device)
     found: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "parameters": size}
     for rows, timing in zip(SWEEP_ROWS, timings.values(), strict=True):
-        # Q three times; w read, read and written, read and written.
+        # Reads Q three times; reads w three times and writes it twice.
         speed = 4 * (3 * rows + 5) * size / timing.median
         found[f"{rows} rows"] = {**timing.as_dict(), "share_of_copy_bandwidth": speed / bandwidth}
         print(f"{rows} rows: {timing.median * 1e3:.2f} ms, {speed / bandwidth:.0%}", flush=True)
@@ -341,19 +340,19 @@ def measure_sweeps(model: nn.Module, batches: Batches, options: Spectra) -> dict
 
 
 SWEEP_ROWS = (20, 60, 100)
-"""Basis rows at which the re-orthogonalisation is measured."""
+"""Numbers of basis rows for which the re-orthogonalization is measured."""
 
 
 def race(
     contestants: dict[str, Callable[[], Any]], options: Spectra, *, runs: int = 1
 ) -> dict[str, Any]:
-    """Seconds of every contestant beside its answers, which must agree."""
+    """Time every contestant, and check that their results agree."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, Any] = {}
     for round_ in range(options.rounds):
         torch.manual_seed(round_)
         with torch_eig():
-            # A GPU is not shared within a run: a product may be in the middle of a recording there.
+            # On a GPU runs do not alternate, because a product may be inside a CUDA graph capture.
             take_turns = in_turn if options.device == "cpu" else one_by_one
             taken, answers = take_turns(contestants, options.device)
         for name in contestants:
@@ -384,11 +383,11 @@ def race(
 
 
 EXTREMES = {"lambda_min", "lambda_max"}
-"""What every contestant must agree on, to 2 % of lambda_max."""
+"""Results on which all contestants must agree, to 2 % of lambda_max."""
 
 
 def outermost(runs: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The extremes over several runs."""
+    """Return the extremes over several runs."""
     found = list(runs)
     return {
         "lambda_min": min(run["lambda_min"] for run in found),
@@ -399,7 +398,7 @@ def outermost(runs: Iterable[dict[str, float]]) -> dict[str, float]:
 def one_by_one(
     contestants: dict[str, Callable[[], Any]], device: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Seconds and answers of whole runs, one after the other."""
+    """Run contestants one after the other, and return the seconds and the results of each."""
     seconds: dict[str, float] = {}
     answers: dict[str, Any] = {}
     for name, run in contestants.items():
@@ -410,7 +409,7 @@ def one_by_one(
 
 
 def device_facts(run: Callable[[], Any]) -> dict[str, int]:
-    """Peak memory on the GPU, and how often the host waited for it, of one run."""
+    """Measure peak GPU memory and the number of host synchronizations of one run."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(record=True) as caught:
@@ -427,11 +426,11 @@ def device_facts(run: Callable[[], Any]) -> dict[str, int]:
 def in_turn(
     contestants: dict[str, Callable[[], Any]], device: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Run whole runs side by side, and only ever one of them: seconds and answers of each.
+    """Run contestants in alternation, and return the seconds and the results of each.
 
-    A run lasts minutes, and a machine does not stay the same for minutes. So the turn passes to the
-    next contestant after every call of ``torch.autograd.grad``, and what counts is the time for
-    which a contestant had the turn. Each has a thread and a random state of its own.
+    A run takes minutes, during which the speed of the machine may change. Therefore each contestant has its
+    own thread and random state, and only one thread runs at a time: every call of ``torch.autograd.grad``
+    passes the turn to the next contestant. The time of a contestant is the sum of its turns.
     """
     order = deque(contestants)
     turn = threading.Condition()
@@ -489,19 +488,19 @@ def in_turn(
 
 
 def now(device: str) -> float:
-    """A clock that waits for the device."""
+    """Return the time in seconds after synchronizing with the device."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def extremes_of(spectrum: Spectrum) -> dict[str, float]:
-    """Both extremes."""
+    """Return both extremes of a spectrum."""
     return {"lambda_min": spectrum.lambda_min, "lambda_max": spectrum.lambda_max}
 
 
 def ours(model: nn.Module, batches: Batches, options: Spectra) -> Spectrum:
-    """The call as a user makes it: reading the data, choosing a strategy, everything included."""
+    """Compute a spectrum as users do, including reading the data and choosing a strategy."""
     return spectral_density(
         model,
         nn.CrossEntropyLoss(),
@@ -514,7 +513,7 @@ def ours(model: nn.Module, batches: Batches, options: Spectra) -> Spectrum:
 
 @contextlib.contextmanager
 def torch_eig() -> Iterator[None]:
-    """Give PyHessian the function that it was written for."""
+    """Provide ``torch.eig``, which PyHessian calls, inside the context."""
 
     def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
@@ -531,12 +530,12 @@ def torch_eig() -> Iterator[None]:
 
 
 def on_gpu(model: nn.Module) -> bool:
-    """Whether the model lives on a GPU."""
+    """Return whether the model is on a GPU."""
     return next(model.parameters()).is_cuda
 
 
 def pyhessian_density(model: nn.Module, options: Spectra, **data: Any) -> dict[str, float]:
-    """PyHessian's stochastic Lanczos quadrature."""
+    """Run PyHessian's stochastic Lanczos quadrature."""
     hessian = importlib.import_module("pyhessian").hessian
     tool = hessian(model, nn.CrossEntropyLoss(), cuda=on_gpu(model), **data)
     nodes, _ = tool.density(iter=options.steps, n_v=options.probes)
@@ -544,7 +543,7 @@ def pyhessian_density(model: nn.Module, options: Spectra, **data: Any) -> dict[s
 
 
 def pyhessian_everything(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, float]:
-    """Power iteration, Hutchinson and Lanczos, at PyHessian's defaults."""
+    """Run PyHessian's power iteration, Hutchinson and Lanczos with its defaults."""
     hessian = importlib.import_module("pyhessian").hessian
     tool = hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=on_gpu(model))
     largest, _ = tool.eigenvalues()
@@ -560,7 +559,7 @@ def pyhessian_everything(model: nn.Module, batches: Batches, options: Spectra) -
 
 
 def eigenthings_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
-    """hessian-eigenthings' Lanczos."""
+    """Run hessian-eigenthings' Lanczos."""
     peer = importlib.import_module("hessian_eigenthings")
     operator = peer.HessianOperator(model, batches, peer.supervised_loss(nn.CrossEntropyLoss()))
     start = torch.randn(operator.size, device=next(model.parameters()).device)
@@ -572,7 +571,7 @@ def eigenthings_density(model: nn.Module, batches: Batches, steps: int) -> dict[
 
 
 def curvlinops_density(model: nn.Module, batches: Batches, steps: int) -> dict[str, float]:
-    """Curvlinops' Hessian under SciPy-free Lanczos: its own products, its own recurrence."""
+    """Run curvlinops' Lanczos on its own Hessian-vector products."""
     peer = importlib.import_module("curvlinops")
     spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
     parameters = [value for value in model.parameters() if value.requires_grad]
@@ -584,7 +583,7 @@ def curvlinops_density(model: nn.Module, batches: Batches, steps: int) -> dict[s
 
 
 class Quadratic(nn.Module):
-    """The loss ``w'Aw / 2``, whose Hessian is A."""
+    """A model whose output is the loss ``w'Aw / 2``, with Hessian A."""
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -592,13 +591,13 @@ class Quadratic(nn.Module):
         self.vector = nn.Parameter(torch.ones(len(matrix), dtype=matrix.dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The loss; ``inputs`` are not used."""
+        """Return the loss; ``inputs`` are ignored."""
         loss: Tensor = self.vector @ self.matrix @ self.vector / 2
         return loss
 
 
 def correctness(*, peers: bool) -> dict[str, Any]:
-    """Operators with known spectra: what each tool reports as extremes."""
+    """Compare the extremes reported by each library for operators with known spectra."""
     generator = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64))
 

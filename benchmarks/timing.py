@@ -1,4 +1,4 @@
-"""Interleaved timing of things that were checked to compute the same."""
+"""Interleaved timing of several callables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Timing:
 
     Attributes:
         wall: wall-clock time of each sample.
-        cpu: CPU time of the process in each sample, summed over its threads.
-        calls_per_sample: calls that one sample averages over.
+        cpu: CPU time of the process in each sample, summed over threads.
+        calls_per_sample: number of calls averaged in one sample.
     """
 
     wall: tuple[float, ...]
@@ -33,7 +33,7 @@ class Timing:
         return statistics.median(self.wall)
 
     def as_dict(self) -> dict[str, Any]:
-        """Median, quartiles and smallest of the wall-clock samples, and the median of the CPU time."""
+        """Return median, quartiles and smallest wall-clock sample, and the median CPU time."""
         quartiles = statistics.quantiles(self.wall, n=4) if len(self.wall) > 1 else [*self.wall] * 3
         return {
             "median": self.median,
@@ -48,9 +48,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median of paired ratios with the order-statistic interval that covers it in 95 % of repetitions.
+    """Median of paired ratios, with a 95 % confidence interval from order statistics.
 
-    With fewer than six pairs no such interval exists: ``lower`` and ``upper`` are 0 and infinity.
+    With fewer than six pairs there is no such interval, and ``lower`` and ``upper`` are 0 and infinity.
     """
 
     median: float
@@ -59,7 +59,7 @@ class Ratio:
 
     @classmethod
     def of(cls, times: tuple[float, ...], base: tuple[float, ...]) -> Ratio:
-        """Ratio of ``times`` to ``base``; sample i of both was taken in the same round."""
+        """Compute the ratio of ``times`` to ``base``, whose samples i were taken in the same round."""
         ratios = sorted(time / other for time, other in zip(times, base, strict=True))
         n = len(ratios)
         # The median lies outside [k-th smallest, k-th largest] with probability 2 P(Binomial(n, 1/2) < k).
@@ -83,17 +83,17 @@ def interleaved(
     calls: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Time callables in turn, A B C A B C, so that a noisy machine treats them alike.
+    """Time callables alternately (A B C A B C), so that noise of the machine affects all of them.
 
-    Each sample is as many back-to-back calls as fill ``seconds_per_sample``, ended by one synchronize on
-    CUDA. The order rotates from round to round.
+    A sample consists of back-to-back calls that take about ``seconds_per_sample``, followed by one
+    synchronization on CUDA. The order rotates from round to round.
 
     Args:
-        contestants: what to time, by name.
-        rounds: samples of each.
-        seconds_per_sample: how long one sample should last.
-        calls: calls in every sample, instead of as many as last that long.
-        device: a CUDA device to wait for at the end of a sample.
+        contestants: callables by name.
+        rounds: number of samples of each.
+        seconds_per_sample: approximate duration of one sample.
+        calls: number of calls per sample; None to derive it from ``seconds_per_sample``.
+        device: CUDA device to synchronize with at the end of a sample.
     """
 
     def sample(function: Callable[[], object], calls: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The path of devices without kernels, PyTorch operations, against the native kernels on one device."""
+"""PyTorch operations, the fallback of devices without kernels, compared with native kernels on one device."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ BACKENDS: tuple[Backend, ...] = ("native", "torch")
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOperations:
-    """Time SAM and Lanczos steps on PyTorch operations and on native kernels, after checking that they agree.
+    """Time SAM and Lanczos steps with PyTorch operations and native kernels, after checking that they agree.
 
-    A ratio is the median over rounds of paired ratios with its 95 % interval. Plain PyTorch, the reference
-    implementation's way with one launch per tensor and operation, is timed beside them.
+    Ratios are medians over rounds of paired ratios, with 95 % intervals. Plain PyTorch, with one launch per
+    tensor and operation as in the reference implementation, is timed too.
     """
 
     cases: tuple[str, ...] = ("resnet32", "resnet18")
@@ -39,15 +39,15 @@ class TorchOperations:
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "AdamW")
     """Base optimizers to time."""
     rows: tuple[int, ...] = (10, 40)
-    """Rows of the basis in a Lanczos step."""
+    """Numbers of basis rows in a Lanczos step."""
     columns: int = 1_000_000
     """Dimension of a Lanczos step."""
     threads: int = 2
-    """CPU threads; ignored on a GPU."""
+    """Number of CPU threads; ignored on a GPU."""
     rounds: int = 21
     """Samples of each backend."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to run."""
+    """Device."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -65,7 +65,7 @@ class TorchOperations:
             save("torch_operations", {"rows": rows}, device=self.device, folder=self.out)
 
     def _sam(self, case: str, base: str, device: torch.device) -> dict[str, Any]:
-        """One row: the optimizer part of a SAM step."""
+        """Time the optimizer part of a SAM step and return its row."""
         of = peers.BASES[base]
         steps: dict[str, Callable[[], object]] = {}
         weights = {}
@@ -76,7 +76,7 @@ class TorchOperations:
             else:
                 with _kernels(name):
                     optimizer = SAM(parameters, of.make, rho=peers.RHO, **of.settings)
-                    optimizer.prepare()  # an optimizer stays with the backend that it began with
+                    optimizer.prepare()  # fixes the backend of the optimizer
                 steps[name] = peers.both_halves(optimizer)
             for _ in range(STEPS_TO_AGREE):
                 steps[name]()
@@ -88,7 +88,7 @@ class TorchOperations:
         return _row(f"{case}, {base}", timings)
 
     def _lanczos(self, count: int, device: torch.device) -> dict[str, Any]:
-        """One row: one Lanczos step against ``count`` rows of float32."""
+        """Time a Lanczos step with ``count`` basis rows of float32 and return its row."""
         generator = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(self.columns, count, generator=generator)).Q.T
         rows = basis.contiguous()[None].to(device)
@@ -136,7 +136,7 @@ def _row(case: str, timings: dict[str, Timing]) -> dict[str, Any]:
 
 @contextmanager
 def _kernels(mode: str) -> Iterator[None]:
-    """Choose the backend of what is made or called inside."""
+    """Select the backend inside the context."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = mode
     try:

@@ -1,4 +1,4 @@
-"""A whole training step: captured as one CUDA graph, eager, and written the way official scripts are."""
+"""A whole training step: captured as a CUDA graph, eager, and as in typical training scripts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Workload:
     Attributes:
         model: name in ``fastsam.longtail.models``.
         classes: number of classes.
-        batch_size: images in a batch.
-        image_size: their height and width.
-        calls: back-to-back steps in a sample on a GPU.
+        batch_size: images per batch.
+        image_size: height and width of the images in pixels.
+        calls: back-to-back steps per sample on a GPU.
         autocast: dtype of the passes; None for float32.
     """
 
@@ -53,21 +53,21 @@ WORKLOADS = {
     "resnet50": Workload("resnet50", 1000, 256, image_size=224, calls=20, autocast=torch.bfloat16),
     "resnet8": Workload("resnet8", classes=10, batch_size=32, image_size=16),
 }
-"""ResNet-32 as on CIFAR-LT, ResNet-50 as on ImageNet-LT, and a small one for a first look on a CPU."""
+"""ResNet-32 as for CIFAR-LT, ResNet-50 as for ImageNet-LT, and a small network for quick tests on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """Times whole training steps of SGD, SAM and ASAM, after checking that all of one kind agree.
+    """Time whole training steps of SGD, SAM and ASAM, after checking that implementations agree.
 
-    ``captured`` is :func:`fastsam.capture_step`, ``eager`` the same calls without a graph, and ``script``
-    a loop as in the paper's code: a per-tensor SAM, and loss and accuracy read back in every step.
+    ``captured`` is :func:`fastsam.capture_step`, ``eager`` is the same without a graph, and ``script`` is a
+    loop as in the paper's code: SAM tensor by tensor, with loss and accuracy read by the host in every step.
     """
 
     cases: tuple[str, ...] = ("resnet32",)
     """Workloads, by name."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to run. On the CPU nothing is captured."""
+    """Device. On the CPU there is no captured step."""
     rounds: int = 7
     """Samples of each contestant."""
     save: bool = False
@@ -76,7 +76,7 @@ class TrainStep:
     """Write the results to this folder instead."""
 
     def run(self) -> None:
-        """Run the cases, print and save."""
+        """Time the cases, print the results, and save them."""
         unknown = set(self.cases) - set(WORKLOADS)
         if unknown:
             raise SystemExit(
@@ -85,7 +85,7 @@ class TrainStep:
         results: dict[str, Any] = {}
         for name in self.cases:
             results[name] = self._case(name, WORKLOADS[name])
-            if self.save or self.out is not None:  # after each: a run may be cut short
+            if self.save or self.out is not None:  # after each case, in case of an interruption
                 content = {"cases": results}
                 print(f"wrote {save('train_step', content, device=self.device, folder=self.out)}")
 
@@ -106,7 +106,7 @@ class TrainStep:
                     step(batch)
             except torch.OutOfMemoryError:
                 left_out[contestant] = "does not fit in memory beside the others"
-                print(f"{name}: {contestant} left out, it {left_out[contestant]}")
+                print(f"{name}: skipped {contestant}: it {left_out[contestant]}")
                 continue
             steps[contestant] = step
             weights[contestant] = [p.detach().clone() for p in model.parameters()]
@@ -164,7 +164,7 @@ def _contestants(device: torch.device) -> dict[str, MakeStep]:
     captured = (
         {} if device.type != "cuda" else {f"{k} captured": _capturing(m) for k, m in kinds.items()}
     )
-    # Captured ones first: each holds memory of its own, and where that ends, the others are left out.
+    # Captured steps come first, because each needs its own memory; if it runs out, later ones are skipped.
     return captured | {f"{k} eager": _eager(m) for k, m in kinds.items()} | {"sam script": _script}
 
 
@@ -175,7 +175,7 @@ def _capturing(make: MakeOptimizer) -> MakeStep:
 
 
 def _eager(make: MakeOptimizer) -> MakeStep:
-    """The calls that a user of the two-pass form writes; nothing is read back."""
+    """Return a step with the two-pass calls of users, without reading values on the host."""
 
     def prepared(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:
         optimizer = make(model)
@@ -199,7 +199,7 @@ def _eager(make: MakeOptimizer) -> MakeStep:
 
 
 def _script(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:
-    """As training scripts are written: SAM tensor by tensor, loss and accuracy logged in every step."""
+    """Return a step as in typical scripts: SAM tensor by tensor, with loss and accuracy logged each time."""
     optimizer = PlainSAM(model.parameters(), torch.optim.SGD, rho=RHO, lr=LR, **SETTINGS)
     logged: list[float] = []
 
@@ -238,10 +238,10 @@ def _bound(step: Step, batch: Batch) -> Callable[[], object]:
 
 
 def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict[str, float]:
-    """Distance of each contestant from the first of its kind, as a share of the way both have come.
+    """Compute the distance of each contestant from the first of its kind, relative to the distance trained.
 
     Raises:
-        AssertionError: it is above 5 %: they do not compute the same step.
+        AssertionError: if it is above 5 %, because they do not compute the same step.
     """
     found: dict[str, float] = {}
     first: dict[str, list[Tensor]] = {}
@@ -251,7 +251,9 @@ def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict
         way = _distance(expected, start)
         found[name] = _distance(values, expected) / way
         if not found[name] < 0.05:
-            raise AssertionError(f"{name} ends {found[name]:.1%} of the way from the others")
+            raise AssertionError(
+                f"{name} differs from the first {kind} by {found[name]:.1%} of the distance trained"
+            )
     return found
 
 
@@ -264,7 +266,7 @@ def _distance(left: list[Tensor], right: list[Tensor]) -> float:
 
 
 def _device_work(step: Step, batch: Batch, device: torch.device) -> tuple[int, float]:
-    """Kernels and copies of one step, and the seconds that the device works on them."""
+    """Count the kernels and copies of one step, and the seconds that the device is busy with them."""
     repeats = 5
     torch.cuda.synchronize(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

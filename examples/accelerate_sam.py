@@ -1,6 +1,6 @@
-"""SAM with Hugging Face Accelerate: prepare it, and ascend on the optimizer inside.
+"""SAM with Hugging Face Accelerate: pass SAM to ``prepare()``, and call ``first_step()`` on SAM itself.
 
-With ``mixed_precision="fp16"``, on a GPU, an overflow in either pass skips the step.
+With ``mixed_precision="fp16"`` on a GPU, an overflow in either pass skips the step.
 """
 
 import torch

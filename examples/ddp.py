@@ -1,4 +1,4 @@
-"""SAM under DistributedDataParallel: nothing to change, both passes average their gradients.
+"""SAM with DistributedDataParallel: no changes are needed, because both passes average their gradients.
 
 Run with ``torchrun --nproc-per-node 2 examples/ddp.py``.
 """

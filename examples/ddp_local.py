@@ -1,4 +1,4 @@
-"""SAM whose ranks climb on their own gradients (m-sharpness), on two CPU processes.
+"""SAM in which each rank ascends along its own gradient (m-sharpness), on two CPU processes.
 
 Run with ``torchrun --nproc-per-node 2 examples/ddp_local.py``.
 """
@@ -15,7 +15,7 @@ from fastsam.optim import local_sam_step
 
 
 def main() -> None:
-    """Fits a small network to random data; every rank has its own half."""
+    """Fit a small network to random data, with different data on every rank."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))

@@ -1,4 +1,4 @@
-"""SAM with Lightning Fabric: a plain loop, with ``fabric.backward`` in both passes."""
+"""SAM with Lightning Fabric: a training loop with ``fabric.backward`` in both passes."""
 
 import torch
 from lightning.fabric import Fabric

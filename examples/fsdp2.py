@@ -1,4 +1,4 @@
-"""SAM under FSDP2: nothing to change, the norm of the gradient is summed over all shards.
+"""SAM with FSDP2: no changes are needed, because SAM sums the gradient norm over all shards.
 
 Run with ``torchrun --nproc-per-node 2 examples/fsdp2.py``.
 """

@@ -1,4 +1,4 @@
-"""SAM in the Hugging Face Trainer: ``SAMTrainer`` before the trainer, with gradient accumulation."""
+"""SAM in the Hugging Face Trainer with gradient accumulation: add ``SAMTrainer`` as the first base class."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=2, **SIZES)
 
 
 class MyTrainer(SAMTrainer, Trainer):
-    """The trainer that you use otherwise, such as ``Seq2SeqTrainer``, comes second."""
+    """A trainer with SAM. Replace ``Trainer`` by the class that you use, such as ``Seq2SeqTrainer``."""
 
 
 def main() -> dict[str, Tensor]:

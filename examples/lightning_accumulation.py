@@ -1,4 +1,4 @@
-"""SAM with gradient accumulation in Lightning: both passes go over the same micro-batches."""
+"""SAM with gradient accumulation in Lightning: both passes use the same micro-batches."""
 
 import lightning
 import torch

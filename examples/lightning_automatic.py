@@ -1,4 +1,4 @@
-"""SAM in Lightning's automatic optimization: the closure that Lightning makes is called twice."""
+"""SAM with Lightning's automatic optimization: SAM calls Lightning's closure twice."""
 
 import lightning
 import torch

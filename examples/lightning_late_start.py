@@ -1,4 +1,4 @@
-"""A Lightning callback that makes SAM ascend in the last quarter of the training only."""
+"""A Lightning callback that enables SAM's ascents only in the last quarter of training."""
 
 import lightning
 import torch

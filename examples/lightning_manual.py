@@ -1,4 +1,4 @@
-"""SAM in Lightning's manual optimization: both passes written out."""
+"""SAM with Lightning's manual optimization: both passes are written explicitly."""
 
 import lightning
 import torch

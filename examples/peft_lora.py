@@ -1,4 +1,4 @@
-"""SAM on LoRA adapters of PEFT: frozen weights are not perturbed and cost no memory."""
+"""SAM on LoRA adapters of PEFT: frozen weights are not perturbed and need no extra memory."""
 
 import torch
 from peft import LoraConfig, get_peft_model

@@ -1,4 +1,4 @@
-"""SAM around an optimizer of timm, with timm's gradient scaler and learning rate schedule."""
+"""SAM with a timm optimizer, gradient scaler and learning-rate schedule."""
 
 import timm
 import torch

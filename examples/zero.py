@@ -1,4 +1,4 @@
-"""SAM with ZeRO stage 1: each rank keeps a part of the state of the base optimizer.
+"""SAM with ZeRO stage 1: each rank stores a part of the base optimizer's state.
 
 Run with ``torchrun --nproc-per-node 2 examples/zero.py``.
 """

@@ -24,7 +24,7 @@ FENCE = re.compile(
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a language, without those marked as not run and those that include a file."""
+    """Return the fenced blocks of a language, without those that are not run or include a file."""
     return [
         textwrap.dedent(match["body"])
         for match in FENCE.finditer(path.read_text("utf-8"))

@@ -189,7 +189,7 @@ def measured(generator: np.random.Generator, change: float, label: str) -> dict[
     }
 
 
-def test_curvature_results_recover_the_planted_values(
+def test_curvature_answers_match_the_input(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)

@@ -129,13 +129,13 @@ def test_a_ratio_is_to_fastsam_in_the_same_pair(
             assert ratio == {"median": expected, "lower": expected, "upper": expected}
 
 
-def test_a_case_where_no_two_fit_is_skipped(
+def test_a_case_without_two_fits_is_omitted(
     contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit(monkeypatch, 1)
     SamStep(cases=("small",), bases=("SGD",), threads=(1,), device="cpu").run()
     assert not contests
-    assert "left out" in capsys.readouterr().out
+    assert "skipped, because two" in capsys.readouterr().out
 
 
 def test_a_billion_elements_run_in_80_gb() -> None:

@@ -1,1 +1,1 @@
-"""Does SAM in the late phase help rare classes beyond what a tuned late learning rate does?"""
+"""Comparison of SAM and SGD after the deferral: does SAM help rare classes at a tuned learning rate?"""

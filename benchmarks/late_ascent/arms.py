@@ -1,4 +1,4 @@
-"""What is trained on the seeds that are reported, after the choice of settings."""
+"""The arms that are trained with the reported seeds, after settings were chosen."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _CHEAPER: dict[str, Values] = {
 
 
 def winners(setup: str, method: str) -> dict[str, Arm]:
-    """Return the chosen arm of SGD and of SAM, which the primary comparison of a setup compares."""
+    """Return the chosen arms of SGD and SAM, between which the primary comparison is made."""
     return choice.chosen_own(setup) if setup in OWN_TRIALS else choice.chosen_late(method)
 
 
 def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
-    """Return the arms of a setup, the one that others branch from first.
+    """Return the arms of a setup. The arm that others branch from comes first.
 
     Args:
         setup: name of the setup.
-        method: loss and rule.
-        tier: ``primary`` has the two arms of the question and what they branch from; ``branches`` the
-            controls that branch as well; ``throughout`` those that train from the beginning.
+        method: method, ``LOSS-RULE``.
+        tier: ``primary`` for the two compared arms and the base that they branch from; ``branches`` for
+            controls that also branch; ``throughout`` for controls that train from scratch.
     """
     if setup in OWN_TRIALS:
         return _own_arms(setup, tier)
@@ -63,7 +63,7 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
 def _throughout_arms(setup: str, method: str) -> list[Arm]:
     recipe = [Arm("sgd recipe", settings=tuple(RECIPE.items()), branched=False)]
     if choice.chosen_base(method) == RECIPE:
-        recipe = []  # the base is it
+        recipe = []  # the base is the recipe
     sam = [
         Arm(f"sam rho {rho:g}", "sam", settings=(("rho", (rho,)),), branched=False) for rho in RADII
     ]

@@ -1,4 +1,4 @@
-"""The choice of settings, from the records of the tuning seeds alone."""
+"""The choice of settings, which uses only records of the tuning seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from benchmarks.late_ascent.plan import (
 from benchmarks.late_ascent.records import Unit
 
 BY = {"100 images": "by tau", "20 images": "by tau, few", "100 images, as trained": "raw"}
-"""Curves of balanced validation accuracy over tau: all images, the first 20 of a class, and without tau."""
+"""Selection criteria: balanced validation accuracy at the best tau on all images, at the best tau on the
+first 20 images of each class, and without tau."""
 
 
 def base_arm(base: Values) -> Arm:
@@ -34,7 +35,7 @@ def base_arm(base: Values) -> Arm:
 
 
 def score(method: str, arm: str, stage: str, by: str = "by tau", *, setup: str = TUNED_ON) -> float:
-    """Return the mean over tuning seeds of balanced validation accuracy, at the best tau unless raw."""
+    """Return the mean balanced validation accuracy over tuning seeds, at the best tau unless raw."""
     units = [Unit(setup, method, seed, stage) for seed in TUNING_SEEDS]
     curves = [unit.records()[arm]["validation"] for unit in units]
     if by == "raw":
@@ -43,12 +44,12 @@ def score(method: str, arm: str, stage: str, by: str = "by tau", *, setup: str =
 
 
 def chosen_base(method: str) -> Values:
-    """Return the learning rate and weight decay of the phase before."""
+    """Return the chosen learning rate and weight decay of the phase before the deferral."""
     return max(BASES, key=lambda base: score(method, base_arm(base).name, "bases"))
 
 
 def families(method: str) -> dict[str, Sequence[Arm]]:
-    """Return the trials of each family; two more where a winner is at an end of its grid."""
+    """Return the trials of each family, with two more per family if a winner is at the end of its grid."""
     trials: dict[str, Sequence[Arm]] = {"sgd": SGD_TRIALS, "sam": SAM_TRIALS}
     winners = {name: _best(method, arms, "by tau") for name, arms in trials.items()}
     more = more_trials(winners["sgd"], winners["sam"])
@@ -61,7 +62,7 @@ def chosen_late(method: str, by: str = "by tau") -> dict[str, Arm]:
 
 
 def chosen_own(setup: str) -> dict[str, Arm]:
-    """Return the winner of each family of a setup that has trials of its own."""
+    """Return the winner of each family of a setup with its own trials."""
     return {
         family: max(arms, key=lambda arm: _own_score(setup, arm))
         for family, arms in OWN_TRIALS[setup].items()
@@ -74,13 +75,13 @@ def _own_score(setup: str, arm: Arm) -> float:
 
 
 def recipe_sam(method: str) -> Arm:
-    """Return the best SAM at the recipe's late learning rate."""
+    """Return the best trial of SAM at the recipe's late learning rate."""
     arms = [arm for arm in families(method)["sam"] if arm.factor == SAM_TRIALS[0].factor]
     return _best(method, arms, "by tau")
 
 
 def tuning_table(method: str) -> dict[str, Any]:
-    """Return the score of every trial, by the number of images of a class, and the choices."""
+    """Return the score of every trial by selection criterion, and the chosen arms."""
     trials = [arm for arms in families(method).values() for arm in arms]
     return {
         "base": {
@@ -101,7 +102,7 @@ def tuning_table(method: str) -> dict[str, Any]:
 
 
 def own_tuning_table(setup: str) -> dict[str, Any]:
-    """Return the score of every trial of a setup that has trials of its own, and the choices."""
+    """Return the score of every trial of a setup with its own trials, and the chosen arms."""
     return {
         "trials": {
             arm.name: _own_score(setup, arm) for arms in OWN_TRIALS[setup].values() for arm in arms

@@ -1,4 +1,4 @@
-"""The command: train whatever has no record yet, choose, and report."""
+"""The command: train the runs without a record, choose settings, and report."""
 
 from __future__ import annotations
 
@@ -54,31 +54,31 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("cifar10-4900", "branches"),
     ("cifar10-4900", "throughout"),
 )
-"""What is trained first answers the question; controls that cost more than they say come last."""
+"""Order of training: primary comparisons first, expensive controls last."""
 
 
 @dataclass(frozen=True)
 class LateAscent:
-    """At a tuned late learning rate, does SAM after the deferral beat SGD in balanced accuracy?
+    """Compare SAM and SGD after the deferral, both at a tuned late learning rate, by balanced accuracy.
 
-    SGD alone chooses learning rate and weight decay. Two families of eight trials continue it after the
-    deferral, SGD and SAM, and each is chosen by its validation accuracy on two seeds that are not reported.
-    Every finished run has its record in benchmarks/results/late-ascent/: an interrupted command goes on
-    from there.
+    Learning rate and weight decay of the first phase are chosen with SGD. After the deferral, two families of
+    eight trials branch off, SGD and SAM. In each family, the trial with the best validation accuracy on two
+    tuning seeds is chosen; these seeds are not reported. Records of finished runs are written to
+    benchmarks/results/late-ascent/, from which an interrupted command is resumed.
     """
 
     setups: tuple[str, ...] = tuple(name for name, setup in SETUPS.items() if not setup.gpu)
-    """Which setups to train; settings are chosen on fashion-600 in any case. cifar10-4900 needs a GPU, and
-    CIFAR-10's archive in data/."""
+    """Setups to train. Settings are always chosen on fashion-600. cifar10-4900 requires a GPU and CIFAR-10 in
+    data/."""
     jobs: int = 2
-    """Trainings at the same time, one thread each."""
+    """Number of concurrent runs, with one thread each."""
     minutes: float = float("inf")
-    """Begin no seed after this long."""
+    """Start no seed after this many minutes."""
     cache: Path = Path("runs/late-ascent")
     """Folder for checkpoints."""
 
     def run(self) -> None:
-        """Train stage by stage."""
+        """Choose settings, train all arms, and report after each tier."""
         deadline = time.monotonic() + 60 * self.minutes
         base = self._choose(deadline)
         for setup, tier in ORDER:
@@ -97,7 +97,7 @@ class LateAscent:
             self._report()
 
     def _choose(self, deadline: float) -> dict[str, Values]:
-        """Train the tuning seeds; return the chosen base of each method."""
+        """Train the tuning seeds, and return the chosen base of each method."""
         tuning = [(method, seed) for method in METHODS for seed in TUNING_SEEDS]
         bases = [choice.base_arm(base) for base in BASES]
         self._train(
@@ -117,7 +117,7 @@ class LateAscent:
         return base
 
     def _choose_own(self, setup: str, deadline: float) -> None:
-        """Train the tuning seeds of a setup that has trials of its own."""
+        """Train the tuning seeds of a setup with its own trials."""
         trials = [arm for arms in OWN_TRIALS[setup].values() for arm in arms]
         work = [
             _Work(Unit(setup, method, seed), trials, {})
@@ -128,7 +128,7 @@ class LateAscent:
         print(setup, choice.own_tuning_table(setup)["chosen"], flush=True)
 
     def _report(self) -> None:
-        """Write and print what the complete setups say."""
+        """Write the summary of all complete setups, and print their primary comparisons."""
         results = summary()
         write_text(FOLDER / "summary.json", json.dumps(results, indent=1) + "\n")
         for name, table in results["setups"].items():
@@ -140,19 +140,19 @@ class LateAscent:
             )
 
     def _train(self, work: Sequence[_Work], deadline: float) -> None:
-        """Train what has no record."""
+        """Train the units that have no record."""
         missing = [each for each in work if each.is_missing()]
         self._in_processes(_train_unit, [(each, self.cache, deadline) for each in missing])
         left = [each.unit.path.name for each in missing if each.is_missing()]
         if left:
-            raise SystemExit(f"{len(left)} seeds are left; the same command goes on")
+            raise SystemExit(f"{len(left)} seeds are left; repeat the command to resume")
 
     def _measure(self, units: Sequence[Unit], deadline: float) -> None:
-        """Measure the curvature of units whose networks are there."""
+        """Measure the curvature of units whose networks are in the cache."""
         self._in_processes(_measure_unit, [(unit, self.cache, deadline) for unit in units])
 
     def _in_processes(self, task: Callable[..., None], items: Iterable[tuple[object, ...]]) -> None:
-        """Run tasks in processes of their own; torch's threads do not survive a fork."""
+        """Run tasks in spawned processes, because torch's threads do not survive a fork."""
         with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
             futures = [pool.submit(task, *item) for item in items]
             for future in as_completed(futures):
@@ -161,14 +161,14 @@ class LateAscent:
 
 @dataclass(frozen=True)
 class _Work:
-    """A unit, the arms to train, and learning rate and weight decay of the phase that they share."""
+    """A unit, its arms, and learning rate and weight decay of the phase that they share."""
 
     unit: Unit
     arms: Sequence[Arm]
     base: Values
 
     def is_missing(self) -> bool:
-        """Whether an arm has no record."""
+        """Return whether an arm has no record."""
         return bool({arm.name for arm in self.arms} - self.unit.records().keys())
 
 

@@ -1,9 +1,9 @@
-"""Class-wise curvature of the trained networks, at the switch and at the end, by one fixed operator.
+"""Curvature of single classes at the deferral and at the end of training, measured with one fixed operator.
 
-The operator is the Hessian of unweighted cross-entropy over the first 256 training images of a class, or all
-of them, without augmentation. With batch normalization curvature scales with the weights, and an eigenvalue
-below zero is a saddle only where the gradient is small, so loss, gradient norm and weight norm are recorded
-beside each extreme.
+The operator is the Hessian of unweighted cross-entropy over the first 256 training images of a class (or all,
+if there are fewer), without augmentation. With batch normalization the curvature depends on the scale of the
+weights, and a negative eigenvalue indicates a saddle point only where the gradient is small. Therefore loss,
+gradient norm and weight norm are recorded too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLASSES_OF_A_GROUP = 3
 
 
 def curvature_path(unit: Unit) -> Path:
-    """Return the file of a seed's spectra."""
+    """Return the path of a seed's spectra."""
     return FOLDER / unit.setup / unit.method / f"curvature-seed-{unit.seed}.json"
 
 
@@ -39,9 +39,9 @@ def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Pat
     """Measure the spectra of a seed, unless there is a record.
 
     Args:
-        setup: the data.
-        unit: the seed, whose arms are trained.
-        arms: name of each trained arm by what it is called here.
+        setup: the setup.
+        unit: a unit whose arms are trained.
+        arms: names of the trained arms by their keys in the record, ``sgd`` and ``sam``.
         cache: folder of the runs.
     """
     path = curvature_path(unit)
@@ -51,7 +51,9 @@ def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Pat
     places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
     places |= {name: folder / arm.replace(" ", "-") for name, arm in arms.items()}
     if not all(place.exists() for place in places.values()):
-        print(f"{path.stem}: the networks are gone; remove the seed's records to train them again")
+        print(
+            f"{path.stem}: the networks are not in the cache; delete the seed's records to train them again"
+        )
         return
     with cpu_threads(1):
         record = {name: _spectra(TrainedRun.load(place)) for name, place in places.items()}
@@ -60,7 +62,7 @@ def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Pat
 
 
 def head_and_tail(data: LongTailData) -> dict[str, list[int]]:
-    """Return the three largest and the three smallest classes."""
+    """Return the labels of the three largest and the three smallest classes."""
     by_count = np.argsort(-data.counts, kind="stable").tolist()
     return {"head": by_count[:CLASSES_OF_A_GROUP], "tail": by_count[-CLASSES_OF_A_GROUP:]}
 
@@ -92,9 +94,9 @@ def _spectrum(network: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, 
 
 
 def _initial_gradients(run: TrainedRun) -> dict[str, float]:
-    """Return the gradient norm of each class at the weights with which training begins.
+    """Return the gradient norm of each class at the initial weights.
 
-    They are taken in training mode, because running statistics do not exist yet.
+    Gradients are computed in training mode, because there are no running statistics yet.
     """
     config, data = run.checkpoint.config, run.data()
     network = build_network(config, data.num_classes, data.test.channels)

@@ -1,4 +1,4 @@
-"""Three questions about curvature, answered with numbers from the records of `curvature`."""
+"""Summary of the curvature records: negative curvature, changes by SAM, and correlation with accuracy."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from fastsam.report.paired import paired
 
 PLACES = ("switch", "sgd", "sam")
 RATIO, GRADIENT = 0.05, 0.1
-"""Negative curvature needs |lambda_min| / lambda_max above the first, and a gradient norm below the second
-times that at initialization."""
+"""Conditions for negative curvature: |lambda_min| / lambda_max is above RATIO, and the gradient norm is below
+GRADIENT times its value at initialization."""
 _TINY = 1e-12
-"""Losses and eigenvalues below it are rounding."""
+"""Losses and eigenvalues below this are rounding errors."""
 
 Record = Mapping[str, Any]
 
 
 def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
-    """Return the answers of a setup, or None unless every seed was measured.
+    """Return the curvature summary of a setup, or None unless every seed was measured.
 
-    Ratios of lambda_max are compared as mean differences of natural logarithms over the three tail classes:
-    as they are, at equal class loss (a common slope of log lambda_max on log loss is taken off), and times
-    the squared weight norm, which batch normalization leaves free.
+    lambda_max of SAM and SGD is compared by the mean difference of natural logarithms over the three tail
+    classes: without correction; at equal class loss, by subtracting a common slope of log lambda_max on log
+    loss; and multiplied by the squared weight norm, which removes the scale that batch normalization leaves
+    undetermined.
     """
     units = [Unit(setup.name, method, seed) for seed in range(setup.seeds)]
     if not all(curvature_path(unit).is_file() for unit in units):
@@ -80,14 +81,14 @@ def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
 
 
 def is_negative(entry: Record, initial_gradient: float) -> bool:
-    """Return whether a class sits at negative curvature, by the definition fixed before the runs."""
+    """Return whether a class has negative curvature, by the definition fixed before the runs."""
     low = entry["lambda_min"] + entry["lambda_min_residual"]
     steep = -entry["lambda_min"] / entry["lambda_max"] > RATIO
     return bool(low < 0 and steep and entry["gradient_norm"] < GRADIENT * initial_gradient)
 
 
 def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, int]:
-    """Return in how many seeds and classes each condition holds, and all of them."""
+    """Count the pairs of seed and class for which each condition holds, and for which all hold."""
     entries = [
         (entry, seed["initialization"][label])
         for seed in measured
@@ -109,7 +110,7 @@ def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, i
 
 
 def _slope(measured: Sequence[Record]) -> float:
-    """Return the slope of log lambda_max on log loss over tail classes, places and seeds."""
+    """Fit the slope of log lambda_max on log loss, over tail classes, checkpoints and seeds."""
     entries = [
         entry for seed in measured for place in PLACES for entry in seed[place]["tail"].values()
     ]
@@ -137,7 +138,7 @@ def _medians(measured: Sequence[Record], place: str, group: str) -> dict[str, fl
 
 
 def _tail_gains(units: Sequence[Unit], setup: Setup, method: str, kind: str) -> list[float]:
-    """Return the tail accuracy of late SAM minus that of late SGD, of each seed."""
+    """Return the tail accuracy of late SAM minus that of late SGD for each seed."""
     chosen = winners(setup.name, method)
     gains = []
     for unit in units:
@@ -148,7 +149,7 @@ def _tail_gains(units: Sequence[Unit], setup: Setup, method: str, kind: str) -> 
 
 
 def _correlation(changes: Sequence[float], gains: Sequence[float]) -> dict[str, float]:
-    """Return Pearson's correlation with its 95 % interval after Fisher's transformation."""
+    """Compute Pearson's correlation with its 95 % interval by Fisher's transformation."""
     found = pearsonr(changes, gains)
     low, high = found.confidence_interval(0.95)
     return {"r": float(found.statistic), "low": float(low), "high": float(high), "n": len(changes)}

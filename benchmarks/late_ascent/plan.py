@@ -1,4 +1,4 @@
-"""The plan: data, seeds, trials and arms, fixed before the first run."""
+"""The plan: data sets, seeds, trials and arms, fixed before the first run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 METHODS = ("ce-drw", "ldam-drw")
 TUNING_SEEDS = (100, 101)
-"""Seeds by which settings are chosen; they are not reported."""
+"""Seeds for choosing settings; they are not reported."""
 CLASSES = 10
 
 Values = dict[str, Any]
@@ -18,19 +18,20 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """A data set at one size.
+    """A data set of a given size, with the settings that all arms share.
 
     Attributes:
         name: name in files and tables.
-        data: data set.
-        settings: its settings, and those of the run that no arm changes.
+        data: name of the data set.
+        settings: settings of the data set, and of the run if no arm changes them.
         epochs: epochs of a run.
-        defer: epochs before the late phase: deferral, and the first drop of the learning rate.
-        seeds: number of reported seeds, from 0.
-        methods: losses with their rules.
+        defer: epochs before the late phase, which starts with the deferred rule and the first drop of the
+            learning rate.
+        seeds: number of reported seeds; they are 0, 1, ...
+        methods: methods, ``LOSS-RULE``.
         ordered: whether every seed has its own order of classes.
-        deferred: whether the methods have a rule that begins with the late phase.
-        gpu: whether it is trained on a GPU, and only where it is named.
+        deferred: whether the methods have a deferred rule.
+        gpu: whether it requires a GPU; it is then trained only if it is selected explicitly.
     """
 
     name: str
@@ -46,26 +47,26 @@ class Setup:
 
     @property
     def has_wrong_labels(self) -> bool:
-        """Whether a share of the training labels is wrong."""
+        """Whether the training labels are noisy."""
         return "label_noise" in dict(self.settings)
 
     def of_seed(self, seed: int) -> Values:
-        """Return the settings of a seed: its subset, its order of classes, its weights and batches."""
+        """Return the settings of a seed: it determines subset, class order, initial weights and batches."""
         values = {**dict(self.settings), "seed": seed, "subset_seed": seed}
         if self.ordered:
             values["class_order"] = ",".join(map(str, class_order(seed)))
         return values
 
     def schedule(self, factor: float, *, late: int = 1, longer: int = 1) -> Values:
-        """Return the schedule whose late phase begins at ``factor`` times the learning rate.
+        """Return the settings of a schedule whose late phase starts at ``factor`` times the learning rate.
 
-        The second drop, in the middle of the late phase, is to a hundredth of that, as in the recipe of
+        In the middle of the late phase the learning rate drops by another factor of 0.01, as in the recipe of
         CIFAR-10-LT.
 
         Args:
             factor: factor on the learning rate in the first half of the late phase.
-            late: how many times as long as planned the late phase is.
-            longer: how many times as long as planned the whole training is.
+            late: factor on the length of the late phase.
+            longer: factor on the length of the whole run.
         """
         defer = longer * self.defer
         length = longer * late * (self.epochs - self.defer)
@@ -78,7 +79,8 @@ class Setup:
 
 
 _RUN = (("threads", 1), ("channels_last", True), ("validate_every", 1000))
-"""One thread a run, because several runs train at a time; validation images are read once, at the end."""
+"""One thread per run, because several runs are trained concurrently. Validation is evaluated only at the
+end."""
 _FASHION = (*_RUN, ("validation_per_class", 100))
 _FASHION_600 = (*_FASHION, ("n_max", 600))
 
@@ -175,29 +177,29 @@ BASES: tuple[Values, ...] = tuple(
     {"lr": lr, "weight_decay": decay}
     for lr, decay in itertools.product((0.05, 0.1), (2e-4, 1e-3, 5e-3))
 )
-"""Trials of SGD alone, with the recipe's late learning rate."""
+"""Trials of SGD for the first phase, with the recipe's late learning rate."""
 RECIPE_FACTOR = 0.01
 SGD_FACTORS = (0.01, 0.03, 0.1, 0.3)
 DECAY_FACTORS = (1, 10)
 SAM_FACTORS = (0.01, 0.1)
 RADII = (0.05, 0.1, 0.3, 0.6)
-"""Trials of SAM throughout, and of SAM late."""
+"""Values of rho for SAM throughout, and for late SAM."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train.
+    """One configuration that is trained.
 
     Attributes:
         name: name in files and tables.
         optimizer: ``sgd`` or ``sam``.
         factor: factor on the learning rate in the late phase.
-        decay: factor on the weight decay there.
-        settings: further settings.
-        branched: whether it continues the base after the deferral; else it trains from the beginning.
-        late: how many times as long as planned the late phase is.
-        longer: how many times as long as planned the whole training is.
-        seed: added to the seed of the order and augmentation of batches.
+        decay: factor on the weight decay.
+        settings: additional settings.
+        branched: whether it branches off from the base after the deferral; otherwise it trains from scratch.
+        late: factor on the length of the late phase.
+        longer: factor on the length of the whole run.
+        seed: offset of the seed, which changes order and augmentation of the batches of a branch.
     """
 
     name: str
@@ -212,13 +214,13 @@ class Arm:
 
 
 def throughout(optimizer: str, decay: float, rho: float | None = None, *, longer: int = 1) -> Arm:
-    """Return an arm that trains from the beginning at the recipe's learning rate.
+    """Return an arm that trains from scratch at the recipe's learning rate.
 
     Args:
         optimizer: ``sgd`` or ``sam``.
-        decay: its weight decay.
-        rho: radius of SAM.
-        longer: how many times as many epochs as planned.
+        decay: weight decay.
+        rho: rho of SAM; None for SGD.
+        longer: factor on the number of epochs.
     """
     settings: Values = {**RECIPE, "weight_decay": decay}
     name = f"{optimizer} wd {decay:g}"
@@ -255,15 +257,15 @@ OWN_TRIALS: dict[str, dict[str, tuple[Arm, ...]]] = {
         ),
     },
 }
-"""Trials of setups that choose their own settings, on training from the beginning."""
+"""Trials of setups whose settings are not transferred from fashion-600. These arms train from scratch."""
 
 
 def more_trials(sgd: Arm, sam: Arm) -> dict[str, tuple[Arm, Arm]]:
-    """Return two more trials of each family where a winner is at an end of its grid; else none.
+    """Return two more trials of each family if a winner is at the end of its grid, else none.
 
     Args:
-        sgd: the winner of SGD; its learning-rate factor decides.
-        sam: the winner of SAM; its rho decides.
+        sgd: winner of SGD, whose learning-rate factor is checked.
+        sam: winner of SAM, whose rho is checked.
     """
     rho = dict(sam.settings)["rho"][0]
     if sgd.factor not in (SGD_FACTORS[0], SGD_FACTORS[-1]) and rho not in (RADII[0], RADII[-1]):
@@ -279,7 +281,7 @@ def more_trials(sgd: Arm, sam: Arm) -> dict[str, tuple[Arm, Arm]]:
 def class_order(seed: int) -> list[int]:
     """Return the classes from the largest to the smallest: row ``seed`` of a Latin square.
 
-    In ten rows every class has every rank once.
+    In ten consecutive rows every class has every rank once.
     """
     generator = np.random.RandomState(2026)
     rows, ranks, names = (generator.permutation(CLASSES) for _ in range(3))

@@ -1,4 +1,4 @@
-"""The records of finished runs: one file for each setup, method and seed."""
+"""Records of finished runs, with one file for each setup, method and seed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Unit:
 
     Attributes:
         setup: name of the setup.
-        method: loss and rule.
-        seed: the seed.
-        stage: ``bases`` for the trials of the phase before, else ``late``.
+        method: method, ``LOSS-RULE``.
+        seed: seed of the runs.
+        stage: ``bases`` for trials of the phase before the deferral, else ``late``.
     """
 
     setup: str
@@ -35,26 +35,26 @@ class Unit:
 
     @property
     def path(self) -> Path:
-        """The file of the records."""
+        """Path of the file with the records."""
         return FOLDER / self.setup / self.method / f"{self.stage}-seed-{self.seed}.json"
 
     def runs(self, cache: Path) -> Path:
-        """The folder of the trained networks in ``cache``."""
+        """Return the folder of the trained networks in ``cache``."""
         return cache / self.setup / self.method / self.path.stem
 
     def records(self) -> dict[str, Any]:
-        """Return the records by the name of the arm."""
+        """Return the records by name of the arm."""
         return json.loads(self.path.read_text())["runs"] if self.path.is_file() else {}
 
     def train(self, arms: list[Arm], base: Values, cache: Path) -> None:
-        """Train the arms that have no record yet, and write each record as soon as there is one.
+        """Train the arms that have no record, and write each record when its run is finished.
 
-        Branches are compared in pairs, so all of them must continue the same weights: where those were
-        trained again and differ, on another processor for instance, the records of branches are dropped.
+        Branches are compared in pairs, so all must start from the same weights. If the base was trained again
+        with different weights, for instance on another processor, the records of old branches are removed.
 
         Args:
-            arms: what to train; those that branch follow the one that they branch from.
-            base: learning rate and weight decay of the phase before.
+            arms: arms to train. The base comes before the arms that branch off from it.
+            base: learning rate and weight decay of the phase before the deferral.
             cache: folder for the runs.
         """
         folder = self.runs(cache)
@@ -84,6 +84,6 @@ class Unit:
             write_text(self.path, json.dumps({"runs": known}, indent=1) + "\n")
 
     def _is_needed(self, arm: Arm, arms: list[Arm], known: dict[str, Any], folder: Path) -> bool:
-        """Whether an arm is trained again because its checkpoint, from which others branch, is not there."""
+        """Return whether an arm must be trained again, because others branch from its missing checkpoint."""
         missing = any(other.branched and other.name not in known for other in arms)
         return arm.name == "base" and missing and not (folder / "base").is_dir()

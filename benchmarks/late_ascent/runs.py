@@ -1,4 +1,4 @@
-"""Train one arm, and write down what it reached: raw, and with tau chosen on validation."""
+"""Training of one arm, and its record: scores as trained, and with tau chosen on validation images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import Branch
 
 FEW = 20
-"""Images of a class by which every choice is repeated."""
+"""Number of validation images per class in the second choice of tau and settings."""
 
 
 def train_arm(
@@ -31,13 +31,13 @@ def train_arm(
     """Train an arm and return its record.
 
     Args:
-        setup: the data.
-        method: loss and rule.
-        arm: what to train.
-        seed: the seed of all arms that are compared.
-        base: learning rate and weight decay of the phase before.
-        folder: folder of the runs; that of the run which arms branch from is ``base`` in it.
-        tested: whether the record has the scores on the test set.
+        setup: the setup.
+        method: method, ``LOSS-RULE``.
+        arm: the arm.
+        seed: seed of all arms that are compared.
+        base: learning rate and weight decay of the phase before the deferral.
+        folder: folder of the runs. The run that others branch from is in its subfolder ``base``.
+        tested: whether to include the scores on the test set.
     """
     values = {
         **setup.of_seed(seed),
@@ -73,7 +73,7 @@ def train_arm(
 
 
 def _record(result: Result, folder: Path, *, tested: bool) -> dict[str, Any]:
-    """What a finished run reached; settings are chosen by records that know nothing of the test set."""
+    """Return the record of a finished run. Records for choosing settings have no test scores."""
     run = TrainedRun.load(folder)
     data = run.data()
     validation = _Scored(run, data.split("validation"))
@@ -102,7 +102,7 @@ def _record(result: Result, folder: Path, *, tested: bool) -> dict[str, Any]:
 
 
 class _Scored:
-    """Logits of a set of images and their scores after an adjustment."""
+    """Logits for a set of images, and scores after logit adjustment."""
 
     def __init__(self, run: TrainedRun, images: Images) -> None:
         self._run = run
@@ -113,7 +113,7 @@ class _Scored:
         self.targets = torch.cat([batch.targets for batch in batches])
 
     def first(self, count: int) -> _Scored:
-        """Return the first images of each class."""
+        """Return a copy with only the first ``count`` images of each class."""
         chosen = torch.cat(
             [(self.targets == c).nonzero()[:count, 0] for c in range(len(self._run.counts))]
         )

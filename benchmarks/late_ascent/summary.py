@@ -1,4 +1,4 @@
-"""The tables of the report, from the records of the reported seeds."""
+"""The summary of all setups, computed from the records of the reported seeds."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SCORES = (
 )
 KINDS = ("raw", "tau", "tau, few")
 CONFIRMED = ("fashion-600", "fashion-5000")
-"""Setups over which, with the methods, the primary comparison is corrected."""
+"""Setups whose primary comparisons, for each method, are corrected for multiple comparisons."""
 
 
 def summary() -> dict[str, Any]:
-    """Return the tables of all setups and methods that have every reported seed.
+    """Return the summary of all setups and methods with records of every reported seed.
 
-    The primary comparison of each is balanced accuracy of the chosen late SAM minus that of the chosen
-    late SGD, after tau was chosen on validation. Its p values are corrected over methods and the two
-    Fashion-MNIST setups that are complete; everything else is descriptive.
+    The primary comparison is the balanced accuracy of the chosen late SAM minus that of the chosen late SGD,
+    with tau chosen on validation images. Its p values are corrected over the methods and the complete setups
+    in :data:`CONFIRMED`. All other comparisons are descriptive.
     """
     pairs = [(setup, method) for setup in SETUPS.values() for method in setup.methods]
     complete = {
@@ -69,7 +69,7 @@ def _units(setup: Setup, method: str) -> list[Unit]:
 def _is_complete(setup: Setup, method: str) -> bool:
     runs = [unit.records() for unit in _units(setup, method)]
     if not all(runs):
-        return False  # the settings may not be chosen yet
+        return False  # settings may not have been chosen yet
     wanted = {arm.name for arm in winners(setup.name, method).values()}
     return all(wanted <= records.keys() for records in runs)
 
@@ -98,7 +98,7 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
 def _other_choice(
     setup: Setup, method: str, runs: Sequence[Mapping[str, Any]], by: str, kind: str
 ) -> dict[str, Any] | None:
-    """The primary comparison with every choice made in another way, where its arms are trained."""
+    """Return the primary comparison under another selection criterion; None if its arms are not trained."""
     if setup.name in OWN_TRIALS:
         return None
     chosen = choice.chosen_late(method, by)
@@ -113,7 +113,7 @@ def _other_choice(
 
 
 def _arm(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every score, and the cost."""
+    """Compute mean and standard deviation of every score over seeds, and the mean cost."""
     return {
         "gradients": statistics.mean(float(record["gradients"]) for record in records),
         "clean training": {

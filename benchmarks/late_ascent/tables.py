@@ -1,4 +1,4 @@
-"""Tables and figures of docs/results.md, from the summary."""
+"""Tables and figures of docs/results.md, created from the summary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIELDS = ("mean", "half_width", "p", "n")
 
 
 def tables() -> dict[str, str]:
-    """Return the sections of the document by name."""
+    """Return the sections of the document, by name."""
     path = FOLDER / "summary.json"
     if not path.is_file():
         return {}
@@ -32,9 +32,9 @@ def tables() -> dict[str, str]:
 
 
 def comparison(setups: Sequence[str]) -> PairedComparison:
-    """Return the complete setups among those that are named as panels of a figure.
+    """Return the panels of a figure for the complete ones among ``setups``.
 
-    Each has the arms that answer the question, compared with the chosen SGD.
+    In each panel the arms are compared with the chosen SGD.
     """
     summary = json.loads((FOLDER / "summary.json").read_text())
     panels = [
@@ -74,7 +74,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:
-    """Validation accuracy of every trial; the chosen ones are bold."""
+    """Return tables of the validation accuracy of every trial, with the chosen trials in bold."""
     parts = []
     for name, table in tuning.items():
         if "trials" in table:
@@ -107,7 +107,7 @@ def _trial(arm: str, values: Sequence[float], chosen: Sequence[bool]) -> list[st
 
 
 def _answers(setups: Mapping[str, Any]) -> str:
-    """The primary comparison of every complete setup."""
+    """Return a table of the primary comparison of every complete setup."""
     rows = []
     for name, table in setups.items():
         primary = table["primary"]
@@ -132,7 +132,7 @@ def _answers(setups: Mapping[str, Any]) -> str:
     header = [
         *("setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau", "p", "verdict"),
         *("tail, after tau", "balanced, raw", "tail, raw"),
-        *("chosen by 20 images", "chosen and judged as trained"),
+        *("chosen with 20 images", "chosen and evaluated as trained"),
     ]
     return _markdown(header, rows)
 
@@ -142,7 +142,7 @@ def _difference(stored: Mapping[str, Any]) -> Difference:
 
 
 def _all_arms(setups: Mapping[str, Any]) -> str:
-    """Every arm of every complete setup."""
+    """Return tables of all arms of every complete setup."""
     parts = []
     for name, table in setups.items():
         rows = [
@@ -179,7 +179,7 @@ def _arm_row(arm: str, entry: Mapping[str, Any], gap: Mapping[str, Any] | None) 
 
 
 def _curvature(setups: Mapping[str, Any]) -> str:
-    """The answers about curvature of every setup that was measured."""
+    """Return tables of the curvature of every setup that was measured."""
     measured = {name: table["curvature"] for name, table in setups.items() if table["curvature"]}
     return "\n".join(
         table
@@ -189,7 +189,7 @@ def _curvature(setups: Mapping[str, Any]) -> str:
 
 
 def _curvature_places(name: str, found: Mapping[str, Any]) -> str:
-    """Medians of head and tail classes at each place, and how often each condition holds."""
+    """Return a table of medians for head and tail classes, and of how often each condition holds."""
     rows = []
     for group, place in itertools.product(("head", "tail"), PLACES):
         medians, counts = found["medians"][group][place], found["negative curvature"][group][place]
@@ -200,7 +200,7 @@ def _curvature_places(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
-    """What late SAM changes against late SGD, and whether accuracy goes with it."""
+    """Return a table of late SAM minus late SGD, and of the correlation with tail accuracy."""
     rows = []
     for what, entry in found["sam minus sgd, tail classes"].items():
         low, high = _difference(entry).interval

@@ -1,4 +1,4 @@
-"""The correction for several comparisons, and scores out of records."""
+"""Correction for multiple comparisons, and scores of records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p values corrected for their number, after Holm (1979).
+    """Correct p values for multiple comparisons by the method of Holm (1979).
 
     Example:
         >>> holm({"a": 0.01, "b": 0.04})
@@ -22,10 +22,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def score_of(record: Mapping[str, Any], kind: str, name: str) -> float:
-    """Return a score of a run on the test set.
+    """Return a test score of a run.
 
     Args:
-        record: its record.
+        record: record of the run.
         kind: ``raw``, ``tau`` or ``tau, few``.
         name: name of the score.
     """

@@ -23,7 +23,7 @@ from fastsam.optim.passes import Need, Passes
 
 
 class AveragedSGD(SGD):
-    """Averages the gradient at the weights and after a trial step along it."""
+    """SGD on the mean of two gradients: at the weights, and after a trial step along the gradient."""
 
     def __init__(self, params: Any, *, lr: float, weight_decay: float, trial: float) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay)
@@ -31,7 +31,7 @@ class AveragedSGD(SGD):
 
     @torch.no_grad()
     def passes(self) -> Passes:
-        """One step: two passes, an update."""
+        """Take one step: two passes and an update."""
         yield Need()
         trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         weights = [p.clone() for p in trained]
@@ -53,7 +53,9 @@ class AveragedSGDSettings(OptimizerSettings):
     """Settings of the optimizer."""
 
     averaged_sgd_trial: float = setting(
-        "length of the trial step, in gradients", default=Entry(0.01, "an example"), low=0
+        "length of the trial step, as a factor on the gradient",
+        default=Entry(0.01, "an example"),
+        low=0,
     )
 
 

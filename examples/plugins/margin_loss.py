@@ -1,4 +1,4 @@
-"""A loss as a plug-in: cross-entropy whose true class must win by a margin."""
+"""A loss as a plug-in: cross-entropy with a margin for the true class."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class MarginLoss(LongTailLoss):
         self.margin = margin
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """Loss of every sample, ``[B]``."""
+        """Compute the loss of every sample, ``[B]``."""
         handicap = self.margin * functional.one_hot(targets, logits.shape[1])
         return functional.cross_entropy(logits - handicap, targets, reduction="none")
 
@@ -28,7 +28,9 @@ class MarginSettings(Settings):
     """Settings of the loss; the command line shows them as ``--margin-loss-margin``."""
 
     margin_loss_margin: float = setting(
-        "margin by which the true class must win", default=Entry(0.5, "an example"), low=0
+        "margin that is subtracted from the logit of the true class",
+        default=Entry(0.5, "an example"),
+        low=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""A calibrator as a plug-in: subtract a share of each class's mean logit over the training images."""
+"""A calibrator as a plug-in: subtracts a fraction of the mean logit of each class over training images."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +20,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def candidates(trained: TrainedHead, training: Callable[[], Features]) -> Iterator[dict[str, Any]]:
-    """Among these validation chooses; the first one, which changes nothing, wins ties."""
+    """Yield the candidates among which validation chooses. The first one changes nothing and wins ties."""
     total = torch.zeros(len(trained.counts), device=trained.device)
     head = trained.scaled()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def candidates(trained: TrainedHead, training: Callable[[], Features]) -> Iterat
 
 
 def build(parameters: Parameters, trained: TrainedHead) -> nn.Module:
-    """The head of one of them: its logits are calibrated by a temperature afterwards."""
+    """Create the head of a candidate. A temperature for its logits is fitted afterwards."""
     return AffineHead(trained.module, trained.logit_scale, parameters["offset"])
 
 
@@ -42,7 +42,7 @@ register_calibrator(
         build=build,
         candidates=candidates,
         change=1,
-        summary="logits minus a share of their mean over the training images",
+        summary="logits minus a fraction of their mean over training images",
     )
 )
 

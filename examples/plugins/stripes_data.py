@@ -1,4 +1,4 @@
-"""A data set as a plug-in: any datasets of PyTorch whose items are (image, label)."""
+"""A data set as a plug-in, from PyTorch datasets whose items are (image, label)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ register_dataset(
         build=_load,
         settings=StripesSettings,
         summary="stripes of three directions",
-        where="made by the plug-in",
+        where="install the plug-in, which generates it",
         recipe=layer("an example", model="resnet8", epochs=10, batch_size=16, lr=0.05),
     )
 )

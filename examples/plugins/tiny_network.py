@@ -11,7 +11,7 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class TinyFeatures(nn.Module):
-    """Two convolutions and an average."""
+    """Two convolutions and global average pooling."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class TinyFeatures(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images ``[B, channels, H, W]`` to features ``[B, width]``."""
+        """Map images ``[B, channels, H, W]`` to features ``[B, width]``."""
         return self.layers(inputs).mean(dim=(2, 3))
 
 
@@ -34,7 +34,7 @@ class TinySettings(Settings):
     """Settings of the network."""
 
     tiny_net_width: int = setting(
-        "channels of the network", default=Entry(16, "an example"), low=1, high=4096
+        "number of channels of the convolutions", default=Entry(16, "an example"), low=1, high=4096
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line. Nothing else parses arguments; every command is one file in ``commands``."""
+"""The command line: the only place that parses arguments. Each file in ``commands`` holds one command."""
 
 from fastsam.cli.main import main, parse
 

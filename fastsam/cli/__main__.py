@@ -1,4 +1,4 @@
-"""``python -m fastsam.cli``."""
+"""Entry point of ``python -m fastsam.cli``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Parse the command line, run one command, and turn errors into one line."""
+"""Parse the command line, run one command, and print each error on one line."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 _DESCRIPTION = (
-    "Sharpness-aware training, Hessian spectra, long-tailed classes. Every command takes "
-    "--debug, which shows the traceback of an error."
+    "Sharpness-aware training, Hessian spectra and long-tailed classification. Every command "
+    "accepts --debug, which prints the traceback of an error."
 )
 
 
 def command_names() -> tuple[str, ...]:
-    """The commands: the modules of :mod:`fastsam.cli.commands`."""
+    """List the commands: the names of the modules in :mod:`fastsam.cli.commands`."""
     return tuple(module.name for module in pkgutil.iter_modules(commands.__path__))
 
 
 def parse(argv: Sequence[str] | None = None) -> Any:
-    """The command that ``argv`` names, with its options; ``run()`` makes it happen.
+    """Parse the command line into a command with its options; its ``run()`` executes it.
+
+    Args:
+        argv: arguments without the program's name; ``sys.argv[1:]`` if None.
 
     Raises:
-        SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
+        SystemExit: for ``--version`` and ``--help`` (code 0) and for options that cannot be parsed (code 2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -49,10 +52,22 @@ def parse(argv: Sequence[str] | None = None) -> Any:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in command_names():
         made = _command(name, rest)
-        return flattened(tyro.cli(made, prog=f"fastsam {name}", args=rest, config=_CONFIG))
+        return flattened(
+            tyro.cli(
+                made,
+                prog=f"fastsam {name}",
+                description=_description(name, made),
+                args=rest,
+                config=_CONFIG,
+            )
+        )
+    made_by_name = {name: _command(name, ()) for name in command_names()}
     every: Any = reduce(
         lambda union, one: union | one,
-        (Annotated[_command(name, ()), subcommand(name)] for name in command_names()),
+        (
+            Annotated[made, subcommand(name, description=_description(name, made))]
+            for name, made in made_by_name.items()
+        ),
     )
     if name and not name.startswith("-"):
         raise unknown("command", name, command_names())
@@ -62,16 +77,16 @@ def parse(argv: Sequence[str] | None = None) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Whatever goes wrong is one line on standard error; ``--debug`` adds a traceback.
+    """Run one command. Errors are printed to standard error on one line; ``--debug`` adds a traceback.
 
     Args:
-        argv: arguments without the program's name; None for those of the process.
+        argv: arguments without the program's name; ``sys.argv[1:]`` if None.
 
     Returns:
-        0 if it worked, 2 if the call was wrong, 1 if something else was, 130 if interrupted.
+        Exit code: 0 on success, 2 for wrong usage, 1 for any other error, 130 if interrupted.
 
     Raises:
-        SystemExit: for ``--version`` and ``--help`` (0) and for options that cannot be parsed (2).
+        SystemExit: for ``--version`` and ``--help`` (code 0) and for options that cannot be parsed (code 2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -82,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader has seen enough, `fastsam recipes | head` for instance.
+        # The reader of the pipe closed it, as in `fastsam recipes | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
@@ -94,23 +109,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str, arguments: Sequence[str]) -> Any:
-    """The dataclass of a command, whose options may depend on its arguments."""
+    """Return the dataclass of a command; its options may depend on ``arguments``."""
     return import_module(f"{commands.__name__}.{name}").command(arguments)
 
 
+def _description(name: str, made: Any) -> str | None:
+    """Return the help of a command with subcommands, its module's docstring; None for other commands.
+
+    tyro takes the help of a dataclass from its docstring. A command with subcommands is a union of
+    dataclasses, and tyro would show the docstring of :class:`typing.Union`.
+    """
+    return None if isinstance(made, type) else sys.modules[f"{commands.__name__}.{name}"].__doc__
+
+
 _EXPECTED = (LongTailError, LaunchError, OSError, ImportError, FloatingPointError)
-"""Errors whose message says all that there is to say."""
+"""Errors whose message is complete without the name of their class."""
 
 _SAVES_MEMORY = {
     "batch_size": "lower --batch-size",
     "precision": "choose --precision bfloat16",
     "steps": "lower --steps",
 }
-"""What to do where memory runs out, by the option that a command must have for it."""
+"""Remedies when memory runs out. Each is offered by commands that have the option it is keyed by."""
 
 
 def _in_one_line(error: Exception, command: Any) -> str:
-    """What went wrong, and where it helps what to do."""
+    """Return the message of an error as one line, with a remedy if memory ran out."""
     text = str(error)
     if isinstance(error, _EXPECTED):
         return text or type(error).__name__
@@ -119,11 +143,11 @@ def _in_one_line(error: Exception, command: Any) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         remedies = [text for option, text in _SAVES_MEMORY.items() if hasattr(command, option)]
         advice = f"; {', or '.join(remedies)}" if remedies else ""
-        return f"out of memory: {text or 'no more could be had'}{advice}"
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+        return f"out of memory: {text or 'allocation failed'}{advice}"
+    return f"{type(error).__name__}: {text} (pass --debug for the traceback)"
 
 
 def _fail(message: object, code: int) -> int:
-    """One line on standard error, and the exit code."""
+    """Print one line to standard error and return the exit code."""
     print(f"fastsam: error: {one_line(message)}", file=sys.stderr)
     return code

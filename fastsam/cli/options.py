@@ -1,4 +1,4 @@
-"""Options for settings: which ones a command line has depends on the parts that it names."""
+"""Command-line options derived from settings. The parts named on the command line decide which exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastsam.longtail.registry import registered_settings, registries
 from fastsam.longtail.settings import Entry, choices, settings_of
 
 NAMES = ("data", "method", "optimizer")
-"""The settings that name a recipe; commands declare them on their own."""
+"""The settings that select a recipe. Commands declare these options themselves."""
 
 _TITLES = {
     "data": "data set",
@@ -29,7 +29,7 @@ _TITLES = {
     "lr": "learning rate",
     "lr_schedule": "learning rate",
 }
-"""Titles of groups of the help, by kind of part or by name of a setting that no part owns."""
+"""Titles of the option groups in the help, by kind of part or by name of a setting of the run."""
 _ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
 
 
@@ -41,17 +41,17 @@ def with_settings(
     recipe: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """``base`` with an option for each of ``settings``; those that are not given are None.
+    """Return ``base`` extended by an option for each of ``settings``. An option that is not passed is None.
 
-    The help shows them in a group for each kind of part; :func:`flattened` removes the groups from what was
-    parsed.
+    The help shows one group of options for each kind of part. :func:`flattened` removes the groups after
+    parsing.
 
     Args:
         base: a frozen dataclass with the other options.
         settings: field and type of each setting by name.
-        shown_as: other names of options, by the names of their settings.
-        recipe: values that the help shows as those of the recipe.
-        given: values of settings that are given already, as in a file; options override them.
+        shown_as: names of options that differ from their setting, by name of the setting.
+        recipe: values that the help shows as the recipe's.
+        given: values that a file sets already; options override them.
     """
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
     for name, (item, hint) in settings.items():
@@ -59,7 +59,9 @@ def with_settings(
         if kind == bool | None:
             kind = Annotated[kind, _SWITCH]
         elif any(isinstance(choice, str) for choice in choices(hint)):
-            kind = str | None  # the setting itself names its choices, and the closest one
+            kind = (
+                str | None
+            )  # the setting's own check lists the choices and suggests the closest one
         value = (given or {}).get(name)
         shown = _shown(item, hint, (shown_as or {}).get(name), _default(item, value, recipe))
         groups.setdefault(_group(name), []).append((name, Annotated[kind, shown], value))
@@ -79,7 +81,7 @@ def with_settings(
 
 
 def flattened(parsed: Any) -> Any:
-    """The command of what was parsed, with its settings as fields in place of the groups of the help."""
+    """Return a parsed command with its settings as direct fields, without the groups of the help."""
     flat = getattr(type(parsed), "flat", None)
     if flat is None:
         return parsed
@@ -91,7 +93,7 @@ def flattened(parsed: Any) -> Any:
 
 
 def every_setting(*, plugins: bool = False) -> dict[str, tuple[Field[Any], Any]]:
-    """Field and type of every setting of any run.
+    """Return field and type of every setting that any run can have, by name.
 
     Args:
         plugins: load all plug-ins first.
@@ -100,13 +102,13 @@ def every_setting(*, plugins: bool = False) -> dict[str, tuple[Field[Any], Any]]
 
 
 def settings_of_run(values: Mapping[str, Any]) -> dict[str, tuple[Field[Any], Any]]:
-    """Field and type of the settings of a run.
+    """Return field and type of the settings of one run, by name.
 
     Args:
-        values: its settings by name, at least ``data``, ``method`` and ``optimizer``.
+        values: settings of the run by name, at least ``data``, ``method`` and ``optimizer``.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: if a part has an unknown name.
     """
     found = _common()
     for part in chosen_parts(values).values():
@@ -116,7 +118,7 @@ def settings_of_run(values: Mapping[str, Any]) -> dict[str, tuple[Field[Any], An
 
 
 def settings_of_data(arguments: Sequence[str]) -> dict[str, tuple[Field[Any], Any]]:
-    """Field and type of the settings of the data set that a command line names, else of all."""
+    """Return field and type of the settings of the data set in ``arguments``, or of all data sets."""
     named = [DATASETS[argument] for argument in arguments if DATASETS.get(argument) is not None]
     found: dict[str, tuple[Field[Any], Any]] = {}
     for part in named[:1] or DATASETS.examples().values():
@@ -126,14 +128,14 @@ def settings_of_data(arguments: Sequence[str]) -> dict[str, tuple[Field[Any], An
 
 
 def given(command: object) -> dict[str, Any]:
-    """The settings that a command line names."""
+    """Return the settings that were passed on the command line, by name."""
     known = {*_common(), *registered_settings()}
     values = {item.name: getattr(command, item.name) for item in fields(command)}  # type: ignore[arg-type]
     return {k: v for k, v in values.items() if k in known and k not in NAMES and v is not None}
 
 
 def named_parts(arguments: Sequence[str]) -> dict[str, str]:
-    """The parts that a command line names: values of options such as ``--data`` and ``--model``."""
+    """Return the parts named on a command line: the values of options such as ``--data`` and ``--model``."""
     found: dict[str, str] = {}
     for place, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -148,19 +150,22 @@ def named_parts(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def parts_in(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that name a part of a run."""
+    """Select from ``values`` the settings that name a part of a run."""
     return {k: v for k, v in values.items() if k in NAMES or _names_a_part(k)}
 
 
 def refuse_settings_of_others(
     arguments: Sequence[str], have: Collection[str], values: Mapping[str, Any]
 ) -> None:
-    """Raise :class:`UsageError` for an option that is a setting of parts that the run does not have.
+    """Check that no option is a setting of a part that the run does not use.
 
     Args:
         arguments: the command line.
         have: options of the command and settings of the run.
         values: settings of the run by name.
+
+    Raises:
+        UsageError: if an option belongs to another part.
     """
     every: dict[str, Any] | None = None
     for argument in arguments:
@@ -182,7 +187,7 @@ def _common() -> dict[str, tuple[Field[Any], Any]]:
 
 
 def _setting_name(option: str) -> str | None:
-    """``lr_factors`` of ``--lr-factors``; None for anything but a long option."""
+    """Convert ``--lr-factors`` to ``lr_factors``; return None for anything but a long option."""
     return option[2:].replace("-", "_") if option.startswith("--") and len(option) > 2 else None
 
 
@@ -192,7 +197,7 @@ def _names_a_part(name: str) -> bool:
 
 
 def _group(name: str) -> str:
-    """The title under which the help shows a setting."""
+    """Return the title of the option group that a setting belongs to."""
     if name in TrainConfig.__dataclass_fields__:
         machine = name in {*place_settings(), "threads"}
         return "machine" if machine else _TITLES.get(name, "training")
@@ -205,7 +210,7 @@ def _group(name: str) -> str:
 
 
 def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> str:
-    """What the help says of a setting that the command line leaves out."""
+    """Return the default of a setting as the help shows it."""
     if given is not None:
         return f"(file: {_text(given)})"
     if recipe and item.name in recipe:
@@ -217,14 +222,14 @@ def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> 
 
 
 def _shown(item: Field[Any], hint: Any, name: str | None, behavior: str) -> Any:
-    """How the option of a setting is shown in the help."""
+    """Build the help entry of a setting's option."""
     kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "NAME"}
     used = [kind for kind in (hint, *get_args(hint)) for kind in (kind, *get_args(kind))]
     metavar = next((text for kind, text in kinds.items() if kind in used), None)
     metavar = "|".join(map(str, choices(hint))) or metavar
     help_text = item.metadata["help"]
     if item.metadata["names"] is not None:
-        help_text += f"; one of {', '.join(item.metadata['names'].names())}"
+        help_text += f". One of: {', '.join(item.metadata['names'].names())}"
     many = any(get_origin(kind) is tuple for kind in used)
     return arg(
         name=name,
@@ -239,7 +244,7 @@ def _text(value: object) -> str:
 
 
 def _switched(values: list[str]) -> bool:
-    """The value of a setting that is on or off: on if nothing follows its name."""
+    """Parse a boolean option: True if no value follows its name."""
     if len(values) > 1:
         raise ValueError("expected True or False")
     return values != ["False"]

@@ -1,4 +1,4 @@
-"""How commands print."""
+"""Printing, and checks of output paths, shared by the commands."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from fastsam.text import printable
 
 
 def show(text: object) -> None:
-    """Print text that may hold names from data or files."""
+    """Print text that may contain names from data or files; control characters are escaped."""
     print(printable(str(text)))
 
 
 def check_output(path: Path | None, *, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an output file that would replace a file of a run, or an input, before anything is computed.
+    """Check that an output file replaces neither a file of a run nor an input.
 
     Args:
-        path: the file that ``--out`` names; None for none.
+        path: value of ``--out``, or None.
         inputs: files and folders that the command reads.
 
     Raises:
-        UsageError: the file is one of these, or a folder.
+        UsageError: if ``path`` is a folder, has the name of a file of a run, or is one of ``inputs``.
     """
     if path is None:
         return
     if path.is_dir():
-        raise UsageError(f"--out {path} is a folder; name a file")
+        raise UsageError(f"--out {path} is a folder; pass the path of a file")
     if any(fnmatch(path.name, pattern) for pattern in RUN_FILES):
-        raise UsageError(f"--out {path} would replace a file of a run; choose another name")
+        raise UsageError(f"--out {path} would overwrite a file of a run; choose another name")
     if any(path.resolve() == given.resolve() for given in inputs):
-        raise UsageError(f"--out {path} would replace an image that is read; choose another name")
+        raise UsageError(f"--out {path} would overwrite an input image; choose another name")
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table as text."""
+    """Format a table as text."""
     from fastsam.report import TextTable
 
     return str(TextTable(header, tuple(rows)))

@@ -1,4 +1,4 @@
-"""The demo: what helps the tail of a data set?"""
+"""The demo: compares training methods on long-tailed digits."""
 
 from fastsam.demo.program import run_demo
 

@@ -1,4 +1,4 @@
-"""What the demo trains: a few ways to train, on two versions of the same data."""
+"""The plan of the demo: several training methods on two versions of the same data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ EPOCHS = 60
 HEAD_CLASS, TAIL_CLASS = 0, 9
 
 _LATE_FACTORS = (0.1, 0.001)
-"""A tenth of the learning rate after the deferral; the recipe goes to a hundredth and a ten-thousandth. With
-SAM's rho below, it was chosen on validation images of Fashion-MNIST (docs/results.md)."""
+"""Factors on the learning rate after the deferral and after the last milestone (recipe: 0.01 and 0.0001).
+These factors and SAM's rho below were chosen on validation images of Fashion-MNIST (docs/results.md)."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train.
+    """One training method.
 
     Attributes:
-        name: its name in sentences and figures.
-        optimizer: its optimizer.
-        settings: what differs from the recipe.
-        longer: how many times as many epochs as the others.
-        branches: whether it continues the first way of its panel after the deferral; the phase before is
-            the same, so it is trained once.
+        name: name in sentences and figures.
+        optimizer: name of the optimizer.
+        settings: settings that differ from the recipe.
+        longer: factor on the number of epochs.
+        branches: whether the run branches off from the first run of its panel after the deferral. The phase
+            before is the same, so it is trained once.
     """
 
     name: str
@@ -36,22 +36,22 @@ class Way:
 
     @property
     def folder(self) -> str:
-        """Name of its folder."""
+        """Name of the folder of its runs."""
         return self.name.lower().replace(" ", "-").replace(",", "")
 
 
 @dataclass(frozen=True)
 class PanelPlan:
-    """Ways to train that are compared on the same data.
+    """Training methods that are compared on the same data.
 
     Attributes:
-        title: the data, for a reader.
+        title: description of the data and the method.
         folder: name of the folder.
-        method: loss and rule.
-        settings: settings of the data.
-        ways: the first is the one that the others are compared with.
-        pairs: further pairs to compare.
-        closer: names of the ways whose spectra are measured.
+        method: method of the runs, ``LOSS-RULE``.
+        settings: settings of the data set.
+        ways: training methods. The first is the baseline of all comparisons.
+        pairs: additional pairs to compare.
+        closer: names of the training methods whose spectra are measured.
     """
 
     title: str
@@ -89,8 +89,8 @@ WRONG_LABELS = PanelPlan(
         Way("SAM throughout", "sam", {"weight_decay": 0.005, "rho": (0.6,)}),
     ),
 )
-"""Six trials of weight decay for SGD and six of rho and weight decay for SAM chose these on validation
-images of three other seeds. Their records were not kept; ``digits-noise-40`` in
-``python -m benchmarks late-ascent`` repeats them."""
+"""Weight decay and rho were chosen on validation images of three other seeds: among six values of weight
+decay for SGD, and six pairs of rho and weight decay for SAM. The records of these trials were not kept; the
+setup ``digits-noise-40`` in ``python -m benchmarks late-ascent`` repeats them."""
 
 PANELS = (LONG_TAIL, WRONG_LABELS)

@@ -1,4 +1,4 @@
-"""The demo from its first run to the page: train, compare, look at the landscape, report."""
+"""The program of the demo: train, compare, compute spectra, and write the report."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def run_demo(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Compare ways to train on ``digits-lt``, and look at the curvature of a head and a tail class.
+    """Compare training methods on ``digits-lt``, and compute spectra of a head and a tail class.
 
     Args:
-        out: folder for the runs, their spectra and the report.
+        out: output folder for runs, spectra and report.
         seed: first seed.
-        seeds: number of seeds, at least 1; intervals need two.
+        seeds: number of seeds, at least 1; intervals need at least 2.
         epochs: epochs of each run, at least 10.
-        overwrite: replace an earlier demo.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
-        say: receives each block of text for the reader.
+        overwrite: replace the results of an earlier demo in ``out``.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
+        say: called with each block of text to print.
 
     Returns:
         Path of the self-contained ``report.html``.
 
     Raises:
-        UsageError: a number is too small, or ``out`` is not empty and ``overwrite`` is not set.
+        UsageError: if a number is too small, or ``out`` is not empty and ``overwrite`` is not set.
     """
     for name, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("epochs", epochs, 10)):
         if value < low:
@@ -72,11 +72,11 @@ def run_demo(
     out = Path(out)
     check_free(out, allowed=overwrite, flags="--overwrite")
     for plan in PANELS:
-        # Runs of other seeds or an older demo would enter the report.
+        # The report would include runs with other seeds, or of an older demo.
         shutil.rmtree(out / plan.folder, ignore_errors=True)
     every = range(seed, seed + seeds)
     ways = sum(len(plan.ways) for plan in PANELS)
-    say(f"training {ways} ways with {seeds} seed(s), one process for each core")
+    say(f"training {ways} configurations with {seeds} seed(s), one process per CPU core")
     tasks: list[_Task[dict[str, Outcome]]] = [
         (train_seed, (plan, each, epochs, out)) for plan in PANELS for each in every
     ]
@@ -106,7 +106,7 @@ def run_demo(
 
 
 def _panel(plan: PanelPlan, outcomes: Sequence[dict[str, Outcome]]) -> PairedPanel:
-    """Gather the outcomes of all seeds by way to train."""
+    """Collect the outcomes of all seeds for each training method."""
     arms = []
     for way in plan.ways:
         mine = [found[way.name] for found in outcomes]
@@ -126,7 +126,7 @@ def _by_score(scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def _spectra(folder: Path) -> None:
-    """Measure the spectra of a run; of the tail class once more with the mistake that tools make."""
+    """Compute the spectra of a run, and the invalid spectrum of published tools for the tail class."""
     run = RunFolder(folder)
     checkpoint = Checkpoint.load(run.checkpoint)
     model, data = checkpoint.build_model(), TrainedRun.load(folder).data()
@@ -146,7 +146,7 @@ def _spectra(folder: Path) -> None:
 
 
 def _batch_loss(run: TrainedRun) -> Callable[[nn.Module], Tensor]:
-    """Return the loss of one fixed training batch."""
+    """Return a function that computes the loss of one fixed training batch."""
     size = run.checkpoint.config.batch_size
     (batch,) = run.data().train.batches([np.arange(size)], None, run.device)
     return lambda model: nn.functional.cross_entropy(model(batch.inputs), batch.targets)
@@ -161,8 +161,8 @@ def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
     say(f"\n{spectrum_table([s for s in runs.spectra if s.subject.augment != REDRAWN])}")
     say("An eigenvalue lies within +- of each extreme.")
     say(
-        "\nThe same tail class with a new augmentation at every product. This is a mistake, shown as a "
-        "warning:\nthe noise drives the extremes towards symmetry.\n"
+        "\nThe same tail class with a new augmentation at every product, which is not a valid operator. It "
+        "shows\nhow the noise drives the extremes towards symmetry.\n"
         f"{spectrum_table([s for s in runs.spectra if s.subject.augment == REDRAWN])}"
     )
     if runs.timing is not None:
@@ -172,9 +172,9 @@ def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
 def _in_processes(
     tasks: Sequence[_Task[_Found]], description: str, *, progress: bool
 ) -> list[_Found]:
-    """Run tasks in processes of their own, and return what they return in order.
+    """Run tasks in worker processes, and return their results in order.
 
-    joblib stops its workers when one of them fails or the user interrupts; it comes with scikit-learn.
+    joblib stops its workers if one of them fails or the user interrupts. scikit-learn depends on it.
     """
     with requires_extra("longtail", "the demo"):
         from joblib import Parallel, cpu_count, delayed

@@ -1,4 +1,4 @@
-"""The runs of one seed of a panel: train, judge, calibrate, judge again."""
+"""The runs of one seed of a panel: train, evaluate, calibrate, and evaluate again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fastsam.report.comparison import SCORES
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way reached with one seed; scores in percent on the test set.
+    """Test scores of one run, in percent.
 
     Attributes:
-        gradients: forward and backward passes over whole batches.
-        raw: each score, as trained.
-        calibrated: each score after logit adjustment with tau chosen on validation images.
+        gradients: cost in forward-backward passes over whole batches.
+        raw: scores as trained, by name.
+        calibrated: scores after logit adjustment with tau chosen on validation images, by name.
     """
 
     gradients: float
@@ -37,11 +37,11 @@ def run_folder(out: Path, plan: PanelPlan, seed: int, way: Way) -> Path:
 
 
 def train_seed(plan: PanelPlan, seed: int, epochs: int, out: Path) -> dict[str, Outcome]:
-    """Train every way of a panel with one seed, which also draws the images of the classes.
+    """Train every method of a panel with one seed.
 
     Args:
         plan: the panel.
-        seed: seed of subset, weights and batches.
+        seed: seed of the subset, the initial weights and the batches.
         epochs: epochs of each run.
         out: folder of the demo.
     """
@@ -80,7 +80,7 @@ def _outcomes(plan: PanelPlan, seed: int, epochs: int, out: Path) -> Iterator[tu
 
 
 def _deferral(trunk: Path) -> int:
-    """Return the epoch after which ways branch off."""
+    """Return the deferral epoch, after which runs branch off."""
     return int(Checkpoint.load(trunk).config.defer_epoch)
 
 

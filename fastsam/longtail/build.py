@@ -1,4 +1,4 @@
-"""From the settings of a run to its data, network, objective, optimizer and sampler."""
+"""Builds data, network, objective, optimizer and sampler from the settings of a run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ from fastsam.optim import Schedule, WarmUp
 
 
 def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:
-    """The data set of a configuration; ``progress`` shows a bar if it must be made first."""
+    """Load the data set of a configuration.
+
+    Args:
+        config: settings of the run.
+        progress: show a progress bar if the data set must be prepared first.
+    """
     return load_with(config.data, config.parts["data"], progress=progress)
 
 
 def build_network(config: TrainConfig, num_classes: int, channels: int) -> Classifier:
-    """The freshly initialized network of a configuration, on the CPU.
+    """Create the freshly initialized network of a configuration, on the CPU.
 
     Args:
         config: settings of the run.
@@ -63,13 +68,13 @@ def build_optimizer(
     steps_per_epoch: int,
     process_group: ProcessGroup | None = None,
 ) -> Optimizer:
-    """The optimizer that ``config`` names for the trained parameters of ``model``.
+    """Create the optimizer of a configuration for the trainable parameters of ``model``.
 
     Args:
         config: settings of the run.
         model: the network.
-        steps_per_epoch: steps of an epoch.
-        process_group: the processes of the run; None for one.
+        steps_per_epoch: optimizer steps per epoch.
+        process_group: process group of the ranks; None for a single process.
     """
     inputs = OptimizerInputs(
         parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
@@ -84,7 +89,7 @@ def build_optimizer(
 
 
 def build_schedules(config: TrainConfig) -> dict[str, Schedule]:
-    """What changes from epoch to epoch in the optimizer's groups: ``lr``, and ``rho`` with SAM.
+    """Create the schedules of the parameter groups' options: ``lr``, and ``rho`` for SAM.
 
     After a linear warm-up, ``lr * epoch / warmup_epochs``, the learning rate follows its schedule.
     """
@@ -104,14 +109,14 @@ def build_objective(
     weighted: bool = True,
     device: torch.device | str = "cpu",
 ) -> Objective:
-    """The loss of every epoch of a run.
+    """Create the objective of a run: its loss in every epoch.
 
     Args:
         config: settings of the run.
         counts: training images of each class, ``[C]``.
-        groups: classes of head, mid and tail, by which an optimizer may weight the loss.
-        weighted: whether the loss has the class weights of the rule.
-        device: where the losses' tables live.
+        groups: classes of head, mid and tail. An optimizer may ask for the loss of one group.
+        weighted: whether to apply the class weights of the rule.
+        device: device of the buffers of the losses.
     """
     loss, method = _loss(config), config.parsed_method
     settings = config.parts["loss"]
@@ -143,14 +148,14 @@ def build_objective(
 def build_class_weights(
     config: TrainConfig, counts: NDArray[np.int64], *, device: torch.device | str = "cpu"
 ) -> Callable[[int], Tensor]:
-    """The class weights of every epoch, counted from 1, of a method that has them; float64 ``[C]``.
+    """Return a function from epoch (counted from 1) to class weights, float64 ``[C]``.
 
-    Before the deferral epoch they are all 1.
+    The weights are 1 up to the deferral epoch of a deferred rule.
 
     Args:
-        config: settings of the run.
+        config: settings of a run with class weights.
         counts: training images of each class, ``[C]``.
-        device: where they are needed.
+        device: device of the weights.
     """
     scheme = CLASS_WEIGHTS[config.weighting]
     weights = scheme.build(config.parts["weighting"], counts).to(device)
@@ -167,13 +172,13 @@ def build_sampler(
     rank: int = 0,
     world_size: int = 1,
 ) -> HasOrder:
-    """The sampler of a configuration.
+    """Create the sampler of a configuration.
 
     Args:
         config: settings of the run.
         targets: class of every training image, int64 ``[N]``.
         counts: training images of each class, int64 ``[C]``.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
     method = config.parsed_method
@@ -195,14 +200,14 @@ def build_sampler(
 
 
 def double_adjustment(config: TrainConfig) -> str | None:
-    """Describe the two logit adjustments of a run that adjusts twice; None for others."""
+    """Describe the two logit adjustments of a run that adjusts twice; return None for other runs."""
     added = _loss(config).adjusts_logits(config.parts["loss"])
     if config.posthoc_tau == 0 or added is None:
         return None
     return (
-        f"logits are adjusted twice: the loss {config.parsed_method.loss} adds {added} in training, "
+        f"logits are adjusted twice: loss {config.parsed_method.loss} adds {added} in training, "
         f"and posthoc_tau {config.posthoc_tau:g} subtracts {config.posthoc_tau:g} * log prior at test "
-        "time; posthoc_tau 0 leaves the loss's own adjustment alone"
+        "time; set posthoc_tau=0 to adjust only in the loss"
     )
 
 

@@ -1,4 +1,4 @@
-"""The state of a training run on disk."""
+"""Checkpoints: the state of a training run on disk."""
 
 from __future__ import annotations
 
@@ -31,28 +31,30 @@ VERSION = 1
 
 @dataclass(eq=False)
 class Checkpoint:
-    """Everything needed to go on training, or to look at what was learnt.
+    """State of a run, from which training is resumed and trained networks are loaded.
 
     Attributes:
         config: settings of the run.
-        epoch: epochs completed.
+        epoch: number of completed epochs.
         channels: channels of the input images.
         num_classes: number of classes.
-        model: state of the network.
-        optimizer: state of the optimizer.
+        model: state dict of the network.
+        optimizer: state dict of the optimizer.
         history: one record per completed epoch.
-        best: state of the judged network after the best epoch on validation, where that was asked for.
-        unreadable: images that could not be read and were skipped so far, with how often.
-        sources: where each setting comes from.
-        subset_hash: SHA-256 of the training set, which says what the classes' numbers mean.
-        contents: SHA-256 of contents and classes of every split; empty in runs of older versions.
-        steps_per_epoch: batches of an epoch; None in runs of older versions.
-        parent: the run that this one continues, and from which epoch; None for a run of its own.
-        class_names: one per class; empty in runs of older versions.
+        best: state dict of the evaluated network after the best epoch on validation; None unless
+            ``config.select`` is ``best-validation``.
+        unreadable: names of unreadable images that were skipped so far, with how often.
+        sources: source of each setting, by name.
+        subset_hash: SHA-256 of the training set.
+        contents: SHA-256 of images and labels of every split, and of the class names; empty in runs of
+            older versions.
+        steps_per_epoch: batches per epoch; None in runs of older versions.
+        parent: run and epoch from which this run branched off; None for other runs.
+        class_names: one name per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
         groups: classes of head, mid and tail; empty in runs of older versions.
-        average: state of the network with averaged weights, in runs with ``ema``.
-        preprocessing: how an image file becomes the network's input; None where that is unknown, and in
+        average: state dict of the network with averaged weights; None in runs without ``ema``.
+        preprocessing: how an image file becomes the network's input; None if that is unknown, and in
             runs of older versions.
     """
 
@@ -77,10 +79,10 @@ class Checkpoint:
     preprocessing: Preprocessing | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write the file atomically: a crash leaves the previous checkpoint whole.
+        """Write the checkpoint atomically: a crash leaves the previous file intact.
 
         Raises:
-            OSError: the file cannot be written; the message says how much room it needs.
+            OSError: if the file cannot be written; the message includes the required disk space.
         """
         content = {
             **vars(self),
@@ -95,21 +97,25 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
-        """Read a checkpoint without running any code in it (``weights_only=True``).
+        """Load a checkpoint without executing code from it (``weights_only=True``).
 
-        The checksums of the archive are verified first. Tensors arrive on the CPU.
+        The checksums of the archive are verified first. Tensors are loaded to the CPU.
+
+        Args:
+            path: the file, or a folder that contains ``checkpoint.pt``.
 
         Raises:
-            DamagedError: if the file is damaged, or no archive of torch.
-            CheckpointError: if the file is missing, not of this format, of a version that this
-                package does not read, or contradicts itself.
+            DamagedError: if the file is damaged or is not a torch archive.
+            CheckpointError: if the file is missing, has another format or an unsupported version, or its
+                fields contradict each other.
         """
         path = Path(path)
         if path.is_dir():
             path = path / "checkpoint.pt"
         if not path.is_file():
             raise CheckpointError(
-                f"no checkpoint at {path}; `fastsam train --out DIR` writes DIR/checkpoint.pt"
+                f"no checkpoint at {path}; pass the folder of a run, in which `fastsam train --out DIR` "
+                "wrote checkpoint.pt"
             )
         content = _read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -117,7 +123,8 @@ class Checkpoint:
         version = content.get("version")
         if not isinstance(version, int) or version != VERSION:
             raise CheckpointError(
-                f"{path} has checkpoint version {version!r:.20}, this package reads {VERSION}"
+                f"{path} has checkpoint version {version!r:.20}, but this version of fastsam reads "
+                f"{VERSION}; install the version that wrote it"
             )
         known = cls.__dataclass_fields__
         try:
@@ -127,7 +134,7 @@ class Checkpoint:
             checkpoint._check()
         except ValueError as error:
             raise CheckpointError(
-                f"{path} does not fit this version of fastsam: {error}"
+                f"{path} is not a valid checkpoint of this version of fastsam: {error}"
             ) from error
         return checkpoint
 
@@ -135,19 +142,22 @@ class Checkpoint:
         """Raise ValueError if the fields contradict each other."""
         if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
             raise ValueError(
-                f"epoch is {self.epoch}, but the history has {len(self.history)} records, or not "
-                "those of epochs 1, 2, ..."
+                f"expected records of epochs 1 to {self.epoch} in the history, got {len(self.history)} "
+                "records"
             )
         if self.epoch > self.config.epochs:
-            raise ValueError(f"epoch is {self.epoch} of {self.config.epochs}")
+            raise ValueError(f"epoch must be at most {self.config.epochs}, got {self.epoch}")
         if self.channels < 1 or self.num_classes < 2:
-            raise ValueError(f"{self.channels} channels, {self.num_classes} classes")
+            raise ValueError(
+                f"expected at least 1 channel and 2 classes, got {self.channels} and {self.num_classes}"
+            )
         if len(self.counts) != len(self.class_names) or len(self.counts) not in (
             0,
             self.num_classes,
         ):
             raise ValueError(
-                f"{len(self.counts)} counts and {len(self.class_names)} names of {self.num_classes} classes"
+                f"expected {self.num_classes} class counts and names, got {len(self.counts)} and "
+                f"{len(self.class_names)}"
             )
         for weights in (self.model, self.best or {}, self.average or {}):
             for name, value in weights.items():
@@ -155,21 +165,23 @@ class Checkpoint:
                     raise ValueError(f"{name} of the network must be a tensor, got {type(value)}")
         if (self.average is None) != (self.config.ema is None):
             raise ValueError(
-                f"ema is {self.config.ema}, and there is {'no' if self.average is None else 'an'} average of "
-                "the weights"
+                f"ema is {self.config.ema}, but the file has {'no' if self.average is None else 'an'} "
+                "average of the weights"
             )
 
     def check_data(self, data: LongTailData, *, splits: Collection[str] | None = None) -> None:
-        """Raise :class:`CheckpointError` if the run had other data than ``data``.
+        """Check that ``data`` has the images and classes of this run, by SHA-256.
 
-        The contents of every split decide, wherever the files lie. Runs of older versions know only
-        which images formed the training set. Classes of a set that has changed may be numbered in
-        another way.
+        The location of the files does not matter. Checkpoints of older versions have only the hash of the
+        training set. In a changed data set the same label may mean another class.
 
         Args:
             data: the data set.
-            splits: splits to compare, beside the names of the classes; None for all. The others are not
+            splits: splits to compare, in addition to the class names; None for all. Other splits are not
                 read.
+
+        Raises:
+            CheckpointError: if images or class names differ.
         """
         if self.contents:
             found = data.contents(splits=splits)
@@ -183,31 +195,29 @@ class Checkpoint:
                 part = changed[0]
                 what = "the class names" if part == "classes" else f"the {part} images"
                 raise CheckpointError(
-                    f"{what} of {data.name} are not those of this run: SHA-256 "
-                    f"{self.contents.get(part)} there, {found.get(part)} here; restore them, or "
-                    "train again"
+                    f"{what} of {data.name} have changed since this run: SHA-256 was "
+                    f"{self.contents.get(part)}, is {found.get(part)}; restore the data set or train again"
                 )
         elif self.subset_hash not in (None, data.subset_hash):
             raise CheckpointError(
-                f"the training set of {data.name} is not the one of this run: SHA-256 "
-                f"{self.subset_hash} there, {data.subset_hash} here; restore its files or lists, "
-                "or train again"
+                f"the training set of {data.name} has changed since this run: SHA-256 was "
+                f"{self.subset_hash}, is {data.subset_hash}; restore its files or lists, or train again"
             )
 
     def describe_classes(self, data: LongTailData) -> None:
-        """Take names, counts and groups of the classes from ``data``."""
+        """Copy names, counts and groups of the classes from ``data``."""
         self.class_names = list(data.class_names)
         self.counts = data.counts.tolist()
         self.groups = data.group_lists()
 
     @property
     def judged_epoch(self) -> int:
-        """Epochs of training behind :meth:`judged_weights`."""
+        """Number of epochs after which :meth:`judged_weights` were saved."""
         return self.epoch if self.best is None else best_epoch(self.history)
 
     @property
     def rule(self) -> str:
-        """Which weights :meth:`judged_weights` are; see :attr:`fastsam.longtail.Result.rule`."""
+        """How :meth:`judged_weights` were selected; see :attr:`fastsam.longtail.Result.rule`."""
         return judged_rule(
             self.history,
             selects=self.best is not None,
@@ -216,33 +226,34 @@ class Checkpoint:
         )
 
     def judged_weights(self) -> dict[str, Any]:
-        """State of the network that the result of the run judges.
+        """Return the state dict of the network that the run evaluates on the test set.
 
-        It is that of the best epoch on validation where the run selects it, else the average of the weights
-        where the run has one, else the state after the last epoch.
+        These are the weights after the best epoch on validation if the run selects it, else the averaged
+        weights if the run has them, else the weights after the last epoch.
         """
         if self.best is not None:
             return self.best
         return self.model if self.average is None else self.average
 
     def build_model(self, judged: bool = False) -> Classifier:
-        """The network with the stored weights.
+        """Create the network and load the stored weights.
 
         Args:
             judged: use :meth:`judged_weights` instead of the weights after the last epoch.
 
         Raises:
-            CheckpointError: if the weights are not of the network that the settings name, or are
-                infinite or NaN.
+            CheckpointError: if the weights do not fit the network of the settings, or are infinite or NaN.
         """
         model = self._network(self.judged_weights() if judged else self.model)
         spoiled = not_finite(model)
         if spoiled is not None:
-            raise CheckpointError(f"the weights are not finite, {spoiled} for one; train again")
+            raise CheckpointError(
+                f"the weights contain infinite or NaN values, for instance in {spoiled}; train again"
+            )
         return model
 
     def check_judged(self) -> None:
-        """Raise :class:`CheckpointError` if the best weights, or their average, are not of the network."""
+        """Raise :class:`CheckpointError` if the best or averaged weights do not fit the network."""
         for weights in (self.best, self.average):
             if weights is not None:
                 self._network(weights)
@@ -255,31 +266,31 @@ class Checkpoint:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
-                f"the weights are not of a {config.model} with {self.num_classes} classes: {reason}"
+                f"the weights do not fit a {config.model} with {self.num_classes} classes: {reason}"
             ) from error
         return model
 
     def load_optimizer(self, optimizer: Optimizer) -> None:
-        """Give ``optimizer``, newly built for the same settings, the stored state.
+        """Load the stored state into ``optimizer``, which must be built from the same settings.
 
         Raises:
-            CheckpointError: if the state is of other parameters or of another optimizer.
+            CheckpointError: if the state belongs to other parameters or another optimizer.
         """
         try:
             _check_state(self.optimizer, optimizer)
             optimizer.load_state_dict(self.optimizer)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise CheckpointError(
-                f"the state of the optimizer is not of {self.config.optimizer} on this network: {error}"
+                f"the stored optimizer state does not fit {self.config.optimizer} on this network: {error}"
             ) from error
 
 
 def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
-    """Estimate the size of a checkpoint file of a run.
+    """Estimate the size of a run's checkpoint file in bytes.
 
     Args:
         config: settings of the run.
-        model: its network.
+        model: network of the run.
     """
     state = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
@@ -289,7 +300,7 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
 
 
 _SCHEDULED = ("lr", "rho", "attempted_steps", "steps_taken", "params")
-"""What differs between the groups of a new optimizer and of one that has made steps."""
+"""Group options that may differ between a new optimizer and one that has made steps."""
 
 
 def _check_state(stored: dict[str, Any], optimizer: Optimizer) -> None:
@@ -298,22 +309,22 @@ def _check_state(stored: dict[str, Any], optimizer: Optimizer) -> None:
     groups = stored["param_groups"]
     indices = [index for group in groups for index in group["params"]]
     if indices != list(range(len(parameters))):
-        raise ValueError(f"it has {len(indices)} parameters of {len(parameters)}")
+        raise ValueError(f"expected {len(parameters)} parameters, got {len(indices)}")
     for kept, group in zip(groups, optimizer.param_groups, strict=True):
         for name, value in group.items():
             if name not in _SCHEDULED and name in kept and kept[name] != value:
-                raise ValueError(f"{name} is {kept[name]!r:.60} there and {value!r:.60} here")
+                raise ValueError(f"expected {name} {value!r:.60}, got {kept[name]!r:.60}")
     for index, entry in stored["state"].items():
         for name, value in entry.items():
             if isinstance(value, Tensor) and value.shape not in ((), parameters[index].shape):
                 raise ValueError(
-                    f"{name} of parameter {index} has shape {tuple(value.shape)}, the parameter "
-                    f"{tuple(parameters[index].shape)}"
+                    f"expected {name} of parameter {index} to have shape {tuple(parameters[index].shape)}, "
+                    f"got {tuple(value.shape)}"
                 )
 
 
 def _read(path: Path) -> Any:
-    """The content of an archive of torch whose checksums are right."""
+    """Verify the checksums of a torch archive and load it."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -321,19 +332,19 @@ def _read(path: Path) -> Any:
             raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Damage shows as any of a dozen types of exception.
+        # A damaged file can raise any of a dozen types of exception.
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds objects other than data"
+            reason = "it contains objects that are not plain data"
         raise DamagedError(
-            f"{path} cannot be read as a checkpoint: it is truncated, damaged or not written by "
-            f"fastsam ({reason})"
+            f"cannot read {path} as a checkpoint: it is truncated, damaged or was not written by "
+            f"fastsam ({reason}); restore the file or train again"
         ) from error
 
 
 @contextmanager
 def _checksums() -> Iterator[None]:
-    """Have ``torch.save`` write the checksums that :func:`_read` verifies, its default."""
+    """Make ``torch.save`` write the checksums that :func:`_read` verifies, even if they are disabled."""
     before = get_crc32_options()
     set_crc32_options(True)
     try:

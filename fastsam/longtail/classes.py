@@ -1,4 +1,4 @@
-"""Counts of classes: priors, class weights, and the adjustment of logits by the prior."""
+"""Quantities computed from class counts: priors, class weights and logit adjustments."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 Mean = Literal["weights", "samples"]
 MEANS: tuple[Mean, ...] = ("weights", "samples")
-"""What a weighted sum of losses is divided by: the sum of the weights, or the number of samples."""
+"""Divisors of a weighted sum of losses: the sum of the weights, or the number of samples."""
 
 
 def checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return the counts, float64 ``[C]``.
+    """Check class counts and return them as float64 ``[C]``.
 
     Args:
         counts: training images of each class, ``[C]``.
 
     Raises:
-        UsageError: there are fewer than 2 classes, or one has no image.
+        UsageError: if there are fewer than 2 classes, or a class has no image.
     """
     values = np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise UsageError(
-            f"counts must be one number per class, at least 2; got shape {values.shape}"
+            f"counts must have one entry for each of at least 2 classes, got shape {values.shape}"
         )
     if not (np.isfinite(values).all() and (values >= 1).all()):
         empty = np.flatnonzero(~(values >= 1)).tolist()
-        raise UsageError(f"every class needs at least 1 training image; classes {empty} have none")
+        raise UsageError(f"counts must be at least 1, but classes {empty} have no training image")
     return values
 
 
 def prior(counts: ArrayLike) -> Tensor:
-    """Share of each class among the training images, float64 ``[C]``.
+    """Return the share of each class among the training images, float64 ``[C]``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
@@ -55,12 +55,12 @@ TargetPrior = Literal["as-is", "uniform", "trained", "reversed"]
 
 
 def target_prior(name: TargetPrior, counts: ArrayLike) -> NDArray[np.float64] | None:
-    """Return the share of each class in a test distribution, ``[C]``; None for that of the images.
+    """Return the share of each class in a test distribution, ``[C]``; None for ``as-is``.
 
     Args:
-        name: ``as-is``, the classes as the evaluation set has them; ``uniform``; ``trained``, as the
-            training set has them; ``reversed``, the training shares with the rarest class the most
-            frequent, the second rarest the second, and so on.
+        name: ``as-is`` for the shares of the evaluation set; ``uniform`` for equal shares; ``trained`` for
+            the shares of the training set; ``reversed`` for the shares of the training set in reversed
+            order, so that the rarest class becomes the most frequent.
         counts: training images of each class, ``[C]``, each at least 1.
 
     Example:
@@ -83,13 +83,13 @@ def target_prior(name: TargetPrior, counts: ArrayLike) -> NDArray[np.float64] | 
 
 
 def class_balanced_weights(counts: ArrayLike, beta: float = 0.9999) -> Tensor:
-    """Inverse effective numbers of samples, ``(1 - beta) / (1 - beta^n)``, scaled to sum to C.
+    """Compute inverse effective numbers of samples, ``(1 - beta) / (1 - beta^n)``, scaled to sum to C.
 
     Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (CVPR 2019), section 3.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
-        beta: in [0, 1); 0 gives equal weights, near 1 inverse frequencies.
+        beta: in [0, 1). 0 gives equal weights; values near 1 approach inverse frequencies.
 
     Returns:
         Weights, float64 ``[C]``.
@@ -107,7 +107,7 @@ def class_balanced_weights(counts: ArrayLike, beta: float = 0.9999) -> Tensor:
 
 
 def inverse_frequency_weights(counts: ArrayLike) -> Tensor:
-    """Weights in inverse proportion to the counts, scaled to sum to C; float64 ``[C]``.
+    """Compute class weights proportional to 1/n, scaled to sum to C; float64 ``[C]``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
@@ -117,14 +117,14 @@ def inverse_frequency_weights(counts: ArrayLike) -> Tensor:
 
 
 def adjust_logits(logits: Tensor, counts: ArrayLike, tau: float = 1.0) -> Tensor:
-    """Post-hoc logit adjustment: ``z - tau log(prior)``, applied to the logits at test time.
+    """Adjust logits at test time: ``z - tau log(prior)``.
 
     Menon et al., "Long-tail learning via logit adjustment" (ICLR 2021), section 4.
 
     Args:
-        logits: ``[B, C]`` of a model trained without adjustment.
+        logits: logits ``[B, C]`` of a model that was trained without logit adjustment.
         counts: training images of each class, ``[C]``.
-        tau: strength; 1 is the consistent choice.
+        tau: factor on the log prior; 1 is the consistent choice.
     """
     if not math.isfinite(tau):
         raise UsageError(f"tau must be finite, got {tau}")
@@ -133,10 +133,11 @@ def adjust_logits(logits: Tensor, counts: ArrayLike, tau: float = 1.0) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ClassWeights(RunPart):
-    """A scheme of class weights; ``build(settings, counts)`` makes them, float64 ``[C]``.
+    """A scheme of class weights.
 
     Attributes:
-        mean: what the weighted sum of losses is divided by.
+        build: ``build(settings, counts)`` computes the weights, float64 ``[C]``.
+        mean: divisor of the weighted sum of losses.
     """
 
     build: Callable[..., Tensor]
@@ -144,7 +145,7 @@ class ClassWeights(RunPart):
 
 
 CLASS_WEIGHTS: Registry[ClassWeights] = Registry("weighting")
-"""Schemes of class weights by the names of the setting ``weighting``."""
+"""Schemes of class weights by name, the values of the setting ``weighting``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,10 @@ class EffectiveNumberSettings(Settings):
     """Settings of the effective number of samples."""
 
     beta: float = setting(
-        "beta of the effective number of samples", default=Entry(0.9999, "[code]"), low=0, high=1
+        "beta of the effective number of samples (1 - beta^n) / (1 - beta)",
+        default=Entry(0.9999, "[code]"),
+        low=0,
+        high=1,
     )
 
 
@@ -184,11 +188,12 @@ CLASS_WEIGHTS.add(
 
 @dataclass(frozen=True, kw_only=True)
 class ClassWeightSettings(Settings):
-    """The setting of a rule that weights classes."""
+    """Setting of rules with class weights."""
 
     weighting: str = setting(
-        "class weights: effective (number of samples) or inverse (frequency), both summing to the "
-        "number of classes, mean over the batch's weights; algorithm1: 1/n, mean over samples",
+        "class weights: effective (inverse effective number of samples) or inverse (inverse frequency), "
+        "both scaled to sum to the number of classes, with the loss divided by the sum of the batch's "
+        "weights; or algorithm1 (1/n, with the loss divided by the number of samples)",
         default=Entry("effective", "[code]"),
         names=CLASS_WEIGHTS,
     )

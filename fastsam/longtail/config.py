@@ -1,4 +1,4 @@
-"""Every setting of a training run: common ones, and those of the parts that the run is made of."""
+"""Settings of a training run: common settings, and the settings of its parts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fastsam.longtail.settings import Settings, check_values, setting, settings_
 from fastsam.records import build
 
 FORMAT = 2
-"""Version of the stored form. Version 1 stored a None for every setting that a run does not have."""
+"""Version of the stored form. Version 1 stored None for every setting that a run does not have."""
 _RECORD = ("format", "plugins")
-"""What the stored form has besides settings."""
+"""Entries of the stored form that are not settings."""
 
 Precision = Literal["float32", "bfloat16"]
 Selection = Literal["last", "best-validation"]
@@ -29,22 +29,22 @@ Selection = Literal["last", "best-validation"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """The settings of one run; every value is final.
+    """All settings of one run, with their final values.
 
-    A run is made of parts: a data set, a loss, a rule, an optimizer, a network, a head, schedules.
-    Each part has settings of its own, in ``parts``; they are read like the common ones,
-    ``config.rho`` for instance. A setting of a part that the run does not have is None.
+    A run is made of parts: a data set, a loss, a rule, an optimizer, a network, a head and schedules. The
+    settings of each part are in ``parts``, and can be read as attributes like common settings, for instance
+    ``config.rho``. A setting of a part that the run does not have reads as None.
 
-    :func:`fastsam.longtail.recipe` fills in published values; :meth:`create` takes all of them by
-    hand.
+    :func:`fastsam.longtail.recipe` fills in published values; :meth:`create` takes every value as an
+    argument.
 
     Attributes:
-        parts: the settings of each part by its kind: ``data``, ``loss``, ``rule``, ``optimizer``,
-            ``model``, ``head``, ``lr_schedule``, and others that these name.
+        parts: settings of each part by its kind: ``data``, ``loss``, ``rule``, ``optimizer``, ``model``,
+            ``head``, ``lr_schedule``, and the parts that these select in turn.
 
     Raises:
-        UsageError: for an unknown name, a value out of range, a setting that is missing, or one
-            that the chosen parts do not have.
+        UsageError: if a name is unknown, a value is out of range, a setting is missing, or a setting does not
+            belong to the chosen parts.
 
     Example:
         >>> from fastsam.longtail import recipe
@@ -54,64 +54,70 @@ class TrainConfig(Settings):
     """
 
     data: str = setting("data set", names=DATASETS)
-    method: str = setting("loss[-rule], for instance ce, ce-drw, ldam-drw, vs")
+    method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
     optimizer: str = setting("optimizer", names=OPTIMIZERS)
 
     model: str = setting("network", names=MODELS)
-    head: str = setting("classifier: linear or cosine", default="linear", names=HEADS)
-    epochs: int = setting("passes over the training set", low=1, high=10**6)
-    batch_size: int = setting("images in a batch", low=1, high=2**31 - 1)
-    augment: bool = setting("draw the data set's training augmentation", default=True)
+    head: str = setting("classification head", default="linear", names=HEADS)
+    epochs: int = setting("number of epochs", low=1, high=10**6)
+    batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
+    augment: bool = setting("apply the training augmentation of the data set", default=True)
 
     lr: float = setting("learning rate after warm-up", above=0)
-    weight_decay: float = setting("L2 penalty of SGD, on every parameter", low=0)
+    weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)
     warmup_epochs: int = setting(
-        "epochs of linear warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
+        "epochs of linear learning-rate warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
     )
-    lr_schedule: str = setting("after warm-up: multistep or cosine", names=LR_SCHEDULES)
+    lr_schedule: str = setting("learning-rate schedule after warm-up", names=LR_SCHEDULES)
 
     select: Selection = setting(
-        "weights that are judged: last epoch, or best-validation epoch",
+        "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the best "
+        "validation accuracy)",
         default="last",
         before="last",
     )
     validate_every: int = setting(
-        "epochs from one evaluation on the validation set to the next; the last epoch always has one",
+        "number of epochs from one evaluation on the validation set to the next; the last epoch is always "
+        "evaluated",
         default=1,
         before=1,
         low=1,
     )
     ema: float | None = setting(
-        "decay of an exponential average of the weights and the running statistics, at least 0 and below "
-        "1, updated after every step: the average is judged in place of the weights, which train on. 0 "
-        "judges the weights; by default there is no average",
+        "decay of an exponential moving average of weights and running statistics, at least 0 and below 1, "
+        "updated after every step. The average is evaluated instead of the trained weights; with 0 it equals "
+        "them (default: no average)",
         optional=True,
         low=0,
     )
     posthoc_tau: float = setting(
-        "post-hoc logit adjustment at test time: minus tau times log prior",
+        "tau of the post-hoc logit adjustment: tau * log prior is subtracted from logits at test time",
         default=0.0,
         before=0.0,
         low=-1000,
         high=1000,
     )
     seed: int = setting(
-        "seed of weights, order and augmentation", default=0, before=0, low=0, high=2**63 - 1
+        "seed of initial weights, batch order and augmentation",
+        default=0,
+        before=0,
+        low=0,
+        high=2**63 - 1,
     )
     precision: Precision = setting(
-        "of the passes in training: float32, or bfloat16 by autocast",
+        "precision of forward and backward passes in training: float32 or bfloat16 (autocast)",
         default="float32",
         before="float32",
     )
     channels_last: bool = setting(
-        "keep the channels of images and filters together in memory: the order that "
-        "convolutions in bfloat16 want on a GPU, and often the faster one on a CPU",
+        "use the channels_last memory format for images and filters, which speeds up bfloat16 "
+        "convolutions on a GPU and often convolutions on a CPU",
         default=False,
         before=False,
     )
     device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
     threads: int = setting(
-        "CPU threads; 0 leaves torch's own choice", default=0, before=0, low=0, high=1024
+        "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
     )
 
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -123,17 +129,17 @@ class TrainConfig(Settings):
         for kind, part in chosen.items():
             if type(self.parts.get(kind)) is not part.settings:
                 raise UsageError(
-                    f"the settings of {kind} {part.name} are missing; use TrainConfig.create() or "
-                    "config.replace(), which find them by name"
+                    f"settings of {kind} {part.name} are missing; call TrainConfig.create() or "
+                    "config.replace(), which sort settings into parts by name"
                 )
         run = {**flat, "parts": self.parts}
         if self.warmup_epochs > self.epochs:
             raise UsageError(
-                f"warmup_epochs must be at least 0 and at most {self.epochs}, got {self.warmup_epochs}"
+                f"warmup_epochs must be at most epochs ({self.epochs}), got {self.warmup_epochs}"
             )
         if self.ema is not None and self.ema >= 1:
             raise UsageError(
-                f"ema must be below 1, got {self.ema:g}: the average would never move; try 0.99"
+                f"ema must be below 1, got {self.ema:g}, which would never update the average; try 0.99"
             )
         needed = chosen["loss"].head
         if needed is not None and self.head != needed:
@@ -153,7 +159,7 @@ class TrainConfig(Settings):
         raise AttributeError(f"there is no setting {name!r}")
 
     def flat(self) -> dict[str, Any]:
-        """Every setting of the run by name."""
+        """Return every setting of the run by name."""
         values = {item.name: getattr(self, item.name) for item in settings_of(TrainConfig)}
         for settings in self.parts.values():
             for item in settings_of(type(settings)):
@@ -161,21 +167,21 @@ class TrainConfig(Settings):
         return values
 
     def replace(self, **values: Any) -> TrainConfig:
-        """The same run with some settings changed; settings of parts that change must be given."""
+        """Return a copy with some settings changed. If a part changes, pass all settings of the new part."""
         return TrainConfig.create(**{**self.flat(), **values})
 
     @property
     def run(self) -> dict[str, Any]:
-        """:meth:`flat` and ``parts``, as the parts of a run are given it."""
+        """:meth:`flat` with ``parts``, the mapping that parts receive as ``run``."""
         return {**self.flat(), "parts": self.parts}
 
     @property
     def parsed_method(self) -> Method:
-        """The method, taken apart."""
+        """The method, parsed into loss and rule."""
         return Method.parse(self.method)
 
     def as_dict(self) -> dict[str, Any]:
-        """The stored form: plain values that JSON and ``torch.load(weights_only=True)`` accept."""
+        """Convert to the stored form: values that JSON and ``torch.load(weights_only=True)`` accept."""
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.flat().items()
@@ -190,10 +196,10 @@ class TrainConfig(Settings):
 
     @classmethod
     def create(cls, **values: Any) -> TrainConfig:
-        """A run of its settings by name; every setting that its parts have must be given.
+        """Create a configuration from settings by name. Every setting of its parts is required.
 
         Raises:
-            UsageError: for a setting that does not exist, is missing, or is of a wrong type.
+            UsageError: if a setting does not exist, is missing, or has the wrong type.
         """
         values = {name: value for name, value in values.items() if value is not None}
         common = {item.name: item for item in settings_of(cls)}
@@ -206,18 +212,18 @@ class TrainConfig(Settings):
         for name in values:
             check_applies(name, chosen)
         values |= before(values)
-        check_values(cls, values)  # first those that others depend on
+        check_values(cls, values)  # before the settings of parts, whose checks use these
         settings = {kind: _built(part.settings, values) for kind, part in chosen.items()}
         config: TrainConfig = _built(cls, values, parts=settings)
         return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`as_dict`, also of older versions.
+        """Create a configuration from the result of :meth:`as_dict`, also of older versions.
 
         Raises:
-            UsageError: for a setting that does not exist, is missing, or is of a wrong type, or a
-                plug-in that is missing.
+            UsageError: if a setting does not exist, is missing, or has the wrong type, or a plug-in is
+                missing.
         """
         if not isinstance(values, Mapping):
             raise UsageError(f"settings must be a mapping, got {values!r:.60}")
@@ -225,7 +231,8 @@ class TrainConfig(Settings):
         version, plugins = values.pop("format", 1), values.pop("plugins", {})
         if version not in (1, FORMAT):
             raise UsageError(
-                f"settings have format {version!r:.20}, this version reads 1 and {FORMAT}"
+                f"settings have format {version!r:.20}, but this version of fastsam reads 1 and {FORMAT}; "
+                "install the version that wrote them"
             )
         try:
             return cls.create(**values)
@@ -234,11 +241,11 @@ class TrainConfig(Settings):
             if not missing:
                 raise
             what = ", ".join(f"{part} of package {package}" for part, package in missing.items())
-            raise UsageError(f"{error}; the run was made with plug-ins: {what}") from error
+            raise UsageError(f"{error}; the run used plug-ins, install them: {what}") from error
 
 
 def _built(cls: type[Any], values: Mapping[str, Any], **more: Any) -> Any:
-    """A settings dataclass of those of ``values`` that are its own."""
+    """Create a settings dataclass from the entries of ``values`` that are its fields."""
     own: dict[str, Any] = {}
     for item in settings_of(cls):
         if item.name in values:
@@ -254,14 +261,14 @@ def _built(cls: type[Any], values: Mapping[str, Any], **more: Any) -> Any:
 
 
 def chosen_parts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts that settings name, by kind, and those that settings of these parts name in turn.
+    """Return the parts that settings select, by kind, including parts selected by settings of parts.
 
     Args:
-        values: settings by name; at least ``data``, ``method`` and ``optimizer``. A part whose name
-            is not among them is left out.
+        values: settings by name; at least ``data``, ``method`` and ``optimizer``. Parts without a setting
+            in ``values`` are omitted.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: if a part has an unknown name.
     """
     method = Method.parse(values["method"])
     chosen: dict[str, RunPart] = {"loss": LOSSES[method.loss], "rule": RULES[method.rule]}
@@ -280,10 +287,10 @@ def chosen_parts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def applies(name: str, chosen: Mapping[str, RunPart]) -> bool:
-    """Whether a run of these parts has the setting called ``name``.
+    """Return whether a run with these parts has the setting ``name``.
 
     Raises:
-        UsageError: if there is no such setting at all.
+        UsageError: if no part has a setting of this name.
     """
     if name in TrainConfig.__dataclass_fields__ and name != "parts":
         return True
@@ -296,7 +303,7 @@ def applies(name: str, chosen: Mapping[str, RunPart]) -> bool:
 
 
 def check_applies(name: str, chosen: Mapping[str, RunPart]) -> None:
-    """Raise :class:`UsageError` unless a run of these parts has the setting called ``name``."""
+    """Raise :class:`UsageError` unless a run with these parts has the setting ``name``."""
     if not applies(name, chosen):
         owners = {
             registry.kind: names
@@ -313,11 +320,11 @@ def check_applies(name: str, chosen: Mapping[str, RunPart]) -> None:
         have = ", ".join(
             f"{kind} {chosen[kind].name if kind in chosen else 'none'}" for kind in owners
         )
-        raise UsageError(f"{name} needs {reasons}, but the run has {have}")
+        raise UsageError(f"{name} requires {reasons}, but the run has {have}")
 
 
 def find_setting(name: str) -> tuple[Any, Any]:
-    """Field and type of a setting, common or of a part.
+    """Return field and type of a setting, which may be common or belong to a part.
 
     Raises:
         UsageError: if there is no such setting.
@@ -332,7 +339,7 @@ def find_setting(name: str) -> tuple[Any, Any]:
 
 
 def before(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the settings were that ``values``, perhaps of an older version, do not name."""
+    """Return the values of settings that did not exist yet when ``values`` were stored, by name."""
     if any(name not in values for name in ("data", "method", "optimizer")):
         return {}
     found = {}
@@ -344,7 +351,7 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_settings() -> Iterator[str]:
-    """Names of the settings that say only where a run takes place."""
+    """Return the names of settings that only determine where a run is executed."""
     every = {item.name: item for item in settings_of(TrainConfig)}
     every |= {name: item for name, (item, _) in registered_settings().items()}
     return (name for name, item in every.items() if item.metadata["place"])
@@ -353,16 +360,16 @@ def place_settings() -> Iterator[str]:
 def differences(
     one: Mapping[str, Any], other: Mapping[str, Any], *, same_content: bool = False
 ) -> list[str]:
-    """Names of the settings that make two runs different ones.
+    """Return the names of the settings that differ between two runs.
 
-    Settings of where a run takes place do not, unless the data are the user's own and their folder
-    is all that says which. A setting that one of them lacks, as of an older version, has the value
-    that it had before it became a setting.
+    Settings that only determine where a run is executed are ignored. The exception is the folder of the
+    user's own data, because nothing else identifies these data. If a setting is missing in one of the runs,
+    because an older version wrote it, it has the value that was hard-coded in that version.
 
     Args:
-        one: settings as :meth:`TrainConfig.as_dict` gives them, perhaps of another version.
-        other: the same of another run.
-        same_content: whether the contents of the data are known and are compared otherwise.
+        one: settings as returned by :meth:`TrainConfig.as_dict`, possibly of another version.
+        other: settings of the other run.
+        same_content: whether the caller compares the contents of the data, so that their folder is ignored.
     """
     one, other = ({**settings_in(values), **_known_before(values)} for values in (one, other))
     own = not same_content and is_own(str(one.get("data")))
@@ -373,18 +380,18 @@ def differences(
 
 
 def settings_in(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stored form of any version, without those that the run does not have."""
+    """Return the settings in a stored form of any version, without those that are None."""
     return {k: v for k, v in stored.items() if k not in _RECORD and v is not None}
 
 
 def is_own(data: str) -> bool:
-    """Whether a data set is whatever lies in the folder that it is given."""
+    """Return whether a data set is the user's own, read from a folder of any content."""
     part = DATASETS.get(data)
     return part is not None and bool(part.own)
 
 
 def _known_before(values: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`before`, empty where a part is not known here."""
+    """Return :func:`before`, or nothing if a part is unknown here."""
     try:
         return before(values)
     except UsageError:

@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions whose message is one line and says what to do."""
+"""Exceptions. Each message is one line and ends with what to do next."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from difflib import get_close_matches
 
 
 class LongTailError(Exception):
-    """A problem the user can mend. The command line prints its message and exits with code 1."""
+    """Base of errors that the user can fix. The command line prints the message and exits with code 1."""
 
 
 class UsageError(LongTailError, ValueError):
-    """The call itself asks for something that does not exist or makes no sense (exit code 2)."""
+    """An argument or setting is invalid, or contradicts another one (exit code 2)."""
 
 
 class DataError(LongTailError, ValueError):
-    """Files, labels or counts are missing or disagree with each other."""
+    """Files, labels or counts are missing, damaged or inconsistent."""
 
 
 class CheckpointError(LongTailError):
-    """A checkpoint is missing, damaged, not ours, or of another model."""
+    """A checkpoint is missing, damaged, in another format, or belongs to another run."""
 
 
 class DamagedError(CheckpointError):
-    """A file is not the checkpoint that was written: truncated, changed, or something else."""
+    """A checkpoint file is truncated or changed, or is not a checkpoint."""
 
 
 class TrainingError(LongTailError):
-    """Training cannot go on, for instance because the loss is no longer finite."""
+    """Training or evaluation failed, for instance because the loss is infinite or NaN."""
 
 
 def unknown(kind: str, name: object, valid: Iterable[object]) -> UsageError:
-    """The error for a name that is not in a list, naming the closest one and the whole list.
+    """Return the error for an unknown name. It suggests the closest valid name and lists all.
 
     Example:
-        >>> str(unknown("colour", "gren", ["red", "green"]))
-        "unknown colour 'gren', did you mean 'green'? valid: red, green"
-        >>> str(unknown("colour", "x", ["red", "green"]))
-        "unknown colour 'x'; valid: red, green"
+        >>> str(unknown("color", "gren", ["red", "green"]))
+        "unknown color 'gren', did you mean 'green'? valid: red, green"
+        >>> str(unknown("color", "x", ["red", "green"]))
+        "unknown color 'x'; valid: red, green"
     """
     names = [str(item) for item in valid]
     close = get_close_matches(str(name), names, n=1)

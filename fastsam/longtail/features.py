@@ -1,4 +1,4 @@
-"""Features of images: what the head of a network is given."""
+"""Features of images: the inputs of the head of a network."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Features:
         return len(self.targets)
 
     def chunks(self, rows: int, device: torch.device | str = "cpu") -> Iterator[Features]:
-        """The same features in chunks of at most ``rows`` images, on ``device``.
+        """Iterate over the features in chunks.
 
         Args:
-            rows: images in a chunk.
-            device: where the chunks are wanted.
+            rows: largest number of images in a chunk.
+            device: device of the chunks.
         """
         for values, targets in zip(
             torch.split(self.values, rows), torch.split(self.targets, rows), strict=True
@@ -53,19 +53,19 @@ def collect_features(
     description: str = "features",
     progress: bool = False,
 ) -> Features:
-    """Features of all images that can be read, without augmentation and in evaluation mode.
+    """Compute the features of all readable images, without augmentation and in evaluation mode.
 
     Args:
-        network: the network; it is left in the mode in which it was.
-        images: N images.
-        device: where the network is.
-        batch_size: images in a batch.
-        description: name of the progress bar.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        network: the network; its training mode is restored.
+        images: the images.
+        device: device of the network.
+        batch_size: images per batch.
+        description: label of the progress bar and of error messages.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        DataError: no image can be read.
-        TrainingError: a feature is infinite or NaN.
+        DataError: if no image can be read.
+        TrainingError: if a feature is infinite or NaN.
     """
     training = network.training
     network.eval()
@@ -91,7 +91,7 @@ def collect_features(
     wrong = int((~found.values.isfinite().all(dim=1)).sum())
     if wrong:
         raise TrainingError(
-            f"{description}: infinite or NaN for {wrong} of {read} images; look for such values in the "
-            "images, or train again with a lower learning rate"
+            f"{description}: infinite or NaN for {wrong} of {read} images; check the images for such values "
+            "or train again with a lower learning rate"
         )
     return found

@@ -1,4 +1,4 @@
-"""Whether a network still holds numbers."""
+"""Check of a network for infinite and NaN values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """The first parameter or running statistic with an infinite value or NaN; None if there is none.
+    """Return the name of the first parameter or running statistic with an infinite or NaN value, or None.
 
-    Waits for the device once.
+    It synchronizes with the device once.
     """
     statistics = ("running_mean", "running_var")
     values = {

@@ -1,8 +1,8 @@
-"""Class-wise Hessian spectra of a trained network, with what is needed to read them.
+"""Hessian spectra of the loss of single classes, at the weights of a trained network.
 
-A negative eigenvalue is a saddle only where the gradient is small, and with batch normalisation
-curvature scales with the weights; so the class loss, its gradient norm and the weight norm belong
-beside every eigenvalue.
+A negative eigenvalue indicates a saddle point only where the gradient is small, and with batch normalization
+the curvature depends on the scale of the weights. Report loss, gradient norm and weight norm with every
+eigenvalue.
 """
 
 from __future__ import annotations
@@ -31,24 +31,25 @@ from fastsam.records import build
 LOSS_CHOICES = ("ce", "as-trained")
 REDRAWN = "redrawn"
 ALL: Final = "all"
-"""In place of a class: the images of all classes together."""
+"""Name that selects the images of all classes instead of one class."""
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a class spectrum is the spectrum of.
+    """Description of a class spectrum: run, class, images, loss and augmentation.
 
     Attributes:
-        run: which training run, ``method optimizer``.
-        epoch: epochs of training behind the weights.
-        label: the class; None for all classes together.
-        name: its name.
+        run: method and optimizer of the run, separated by a space.
+        epoch: number of epochs after which the weights were saved.
+        label: label of the class; None for all classes together.
+        name: name of the class.
         group: head, mid or tail.
-        images: its images in the split.
+        images: number of images of the class in the split.
         split: ``train``, ``validation`` or ``test``.
         loss: ``ce`` for unweighted cross-entropy, ``as-trained`` for the loss of the last epoch.
-        augment: ``none``; the number of fixed draws of each image; or ``redrawn``, a mistake.
+        augment: ``none``; the number of fixed augmented copies of each image; or ``redrawn`` for a new
+            augmentation at every product, which is not a valid operator.
     """
 
     run: str
@@ -63,11 +64,11 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """One line that leaves nothing open."""
+        """All attributes on one line."""
         augment = {
             "none": "no augmentation",
-            REDRAWN: "augmentation re-drawn at every product",
-        }.get(self.augment, f"{self.augment} fixed draws of each image")
+            REDRAWN: "new augmentation at every product",
+        }.get(self.augment, f"{self.augment} fixed augmented copies of each image")
         return (
             f"{self.run}, epoch {self.epoch}, {self.whose} ({self.of}), loss {self.loss}, {augment}"
         )
@@ -86,11 +87,11 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class ClassSpectrum:
-    """A spectrum and what it is of.
+    """A Hessian spectrum with its description.
 
     Attributes:
         subject: run, class, split, loss and augmentation.
-        spectrum: the result of the Lanczos run.
+        spectrum: the spectrum.
     """
 
     subject: Subject
@@ -109,12 +110,12 @@ class ClassSpectrum:
     def path(
         folder: str | Path, label: int | Literal["all"] | None, split: str, loss: str, augment: str
     ) -> Path:
-        """``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json``, where :meth:`save` writes."""
+        """Return the path that :meth:`save` writes: ``folder/class-LABEL-SPLIT-LOSS-AUGMENT.json``."""
         name = f"class-{ALL if label is None else label}-{split}-{loss}-{augment}.json"
         return Path(folder, name)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the spectrum and what it is of into ``folder``; returns the path."""
+        """Write spectrum and description to a file in ``folder``, and return its path."""
         subject = self.subject
         path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
         settings = {**self.spectrum.settings, "subject": asdict(subject)}
@@ -123,10 +124,10 @@ class ClassSpectrum:
 
     @classmethod
     def load(cls, path: str | Path) -> ClassSpectrum:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
-            DataError: if the file is something else.
+            DataError: if the file is not a class spectrum.
         """
         try:
             spectrum = Spectrum.load(path)
@@ -150,35 +151,37 @@ def landscape(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> list[ClassSpectrum]:
-    """Spectra of the mean loss of single classes at the weights of ``model``.
+    """Compute the Hessian spectra of the mean loss of single classes at the weights of ``model``.
 
     Args:
         model: the trained network.
-        data: the data set it was trained on.
-        checkpoint: its run, for the loss it was trained with.
-        classes: labels of the classes; ``all`` for the mean over the images of every class.
-        split: whose images: ``train``, ``validation`` or ``test``.
+        data: the data set of the run.
+        checkpoint: checkpoint of the run, for its settings and loss.
+        classes: labels of the classes; ``all`` for the mean loss over the images of all classes.
+        split: dataset split: ``train``, ``validation`` or ``test``.
         loss: ``ce`` for unweighted cross-entropy (of scaled cosines after LDAM), ``as-trained`` for
             the loss of the last epoch.
-        augment: ``none``; a number K, for K draws of each image that stay the same throughout; or
-            ``redrawn``, which draws anew at every product as published tools do. Only the first two
-            have *a* Hessian: noise from re-drawing drives the extremes towards symmetry.
+        augment: ``none`` for clean images; a number K for K fixed augmented copies of each image; or
+            ``redrawn`` for a new augmentation at every product, as in published tools. With ``redrawn`` the
+            products do not belong to one Hessian, and their noise drives the extremes towards symmetry.
         steps: Lanczos steps, at least 1.
-        probes: random start vectors, at least 1.
-        seed: seed of probes and draws.
-        dtype: float32 or float64, of weights, images and products; None for that of the weights.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        probes: number of random start vectors, at least 1.
+        seed: seed of start vectors and augmentation.
+        dtype: float32 or float64, precision of weights, images and products; None for the weights' dtype.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        UsageError: for a name or number that is not valid.
-        DataError: for a class without an image in the split, one whose curvature is below the resolution
-            of ``dtype``, or where the spectrum cannot be computed, as with too little memory.
-        CheckpointError: if ``data`` are not the run's.
+        UsageError: if a name or number is not valid.
+        DataError: if a class has no image in the split, its curvature is below the resolution of ``dtype``,
+            or the spectrum cannot be computed, for instance because memory is short.
+        CheckpointError: if ``data`` is not the data set of the run.
     """
     check_options(loss=loss, augment=augment, steps=steps, probes=probes, seed=seed)
     classes = list(classes)
     if not classes:
-        raise UsageError(f"name at least one class: 0 to {data.num_classes - 1}, or {ALL}")
+        raise UsageError(
+            f"classes is empty; pass labels from 0 to {data.num_classes - 1}, or {ALL!r}"
+        )
     checkpoint.check_data(data)
     draws = _draws(augment)
     images = data.split(split)
@@ -210,7 +213,7 @@ def landscape(
                 probes=probes,
                 seed=seed,
                 dtype=dtype,
-                # A kept graph would freeze the first draw.
+                # Keeping the graph would reuse the augmentation of the first product.
                 strategy="rebuild" if draws is None else "auto",
                 verify_data=draws is not None,
                 progress=progress,
@@ -225,7 +228,7 @@ def landscape(
 
 
 def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int = 0) -> None:
-    """Raise :class:`UsageError` for options that :func:`landscape` does not accept on any data."""
+    """Raise :class:`UsageError` for options that :func:`landscape` rejects whatever the data are."""
     if loss not in LOSS_CHOICES:
         raise unknown("loss", loss, LOSS_CHOICES)
     for name, value, low in (("steps", steps, 1), ("probes", probes, 1), ("seed", seed, 0)):
@@ -235,7 +238,7 @@ def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int
 
 
 def _members(data: LongTailData, images: Images, label: int | Literal["all"]) -> NDArray[np.int64]:
-    """Positions of a class's images, or of all."""
+    """Return the indices of the images of a class, or of all images."""
     if isinstance(label, str):
         return np.arange(len(images))
     if not 0 <= label < data.num_classes:
@@ -244,14 +247,14 @@ def _members(data: LongTailData, images: Images, label: int | Literal["all"]) ->
 
 
 def _draws(augment: str) -> int | None:
-    """How many fixed draws of each image; 0 for plain images, None for new ones each time."""
+    """Return the number of fixed copies of each image: 0 for clean images, None for ``redrawn``."""
     if augment == "none":
         return 0
     if augment == REDRAWN:
         return None
     if augment.isdecimal() and len(augment) <= 4 and int(augment) >= 1:
         return int(augment)
-    raise unknown("augment", augment, ("none", "a number of fixed draws up to 9999", REDRAWN))
+    raise unknown("augment", augment, ("none", "a number of fixed copies up to 9999", REDRAWN))
 
 
 @dataclass(eq=False)
@@ -286,7 +289,7 @@ class _ClassReader:
 def _loss(
     name: str, checkpoint: Checkpoint, data: LongTailData, model: Classifier
 ) -> nn.Module | BatchLoss:
-    """Cross-entropy, or the loss of the last epoch, as a sum and the weight it is divided by."""
+    """Return cross-entropy or the loss of the last epoch, in a form that the spectrum can average."""
     config = checkpoint.config
     objective = build_objective(config, data.counts, device=next(model.parameters()).device)
     scale = objective.logit_scale if name == "ce" else 1.0
@@ -297,7 +300,8 @@ def _loss(
         terms = objective.at(config.epochs)
         if objective.couples_batch or len(terms) != 1:
             raise UsageError(
-                f"the loss of {config.method} is not a mean over samples; choose --loss ce"
+                f"loss 'as-trained' requires a mean over samples, which the loss of {config.method} is not; "
+                "pass --loss ce"
             )
         term = terms[0][0].eval()
 

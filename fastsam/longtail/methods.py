@@ -1,4 +1,4 @@
-"""Methods, named ``loss[-rule]``: which loss, and how rare classes are favored."""
+"""Methods ``LOSS[-RULE]``: a loss, and a rule that re-weights or re-samples classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Sampling = Literal["class-balanced", "square-root", "progressive"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Settings):
-    """The setting of a rule that re-samples classes."""
+    """Setting of rules that re-sample classes."""
 
     sampling: Sampling = setting(
-        "how classes are re-sampled: class-balanced; square-root (of the count); progressive "
-        "(from the counts to class-balanced over the run)",
+        "sampling probability of classes: class-balanced (equal), square-root (proportional to the square "
+        "root of the count) or progressive (from proportional to the count to equal over the run)",
         default=Entry("class-balanced", "Cao et al. 2019 (baselines RS and DRS)"),
     )
 
@@ -37,11 +37,11 @@ class DeferredSamplingSettings(SamplingSettings, DeferralSettings):
 
 RULES: Registry[RunPart] = Registry("rule")
 for _name, _settings, _summary in (
-    ("none", NoSettings, "every image counts once"),
+    ("none", NoSettings, "no re-weighting and no re-sampling"),
     ("rw", ClassWeightSettings, "re-weight the loss by class"),
-    ("drw", DeferredWeightSettings, "re-weight from the deferral epoch on"),
-    ("rs", SamplingSettings, "re-sample: draw rare classes more often"),
-    ("drs", DeferredSamplingSettings, "re-sample from the deferral epoch on"),
+    ("drw", DeferredWeightSettings, "re-weight the loss by class after the deferral epoch"),
+    ("rs", SamplingSettings, "re-sample rare classes more often"),
+    ("drs", DeferredSamplingSettings, "re-sample rare classes more often after the deferral epoch"),
 ):
     RULES.add(RunPart(name=_name, summary=_summary, build=_settings, settings=_settings))
 
@@ -60,10 +60,10 @@ class Method:
 
     @classmethod
     def parse(cls, name: str) -> Method:
-        """Read ``loss`` or ``loss-rule``; the last word is a rule only if a rule has this name.
+        """Parse ``LOSS`` or ``LOSS-RULE``. The last word counts as a rule only if a rule has this name.
 
         Raises:
-            UsageError: naming the valid losses and rules.
+            UsageError: if the loss is unknown; the message lists the valid losses and rules.
 
         Example:
             >>> Method.parse("ldam-drw")
@@ -75,12 +75,14 @@ class Method:
         if loss not in LOSSES:
             failed = "".join(f"; plug-in {key}: {why}" for key, why in load_plugins().items())
             raise UsageError(
-                f"unknown method {name!r}; a method is loss or loss-rule, with loss one of "
-                f"{', '.join(LOSSES.names())} and rule one of {', '.join(RULES)}{failed}"
+                f"unknown method {name!r}; expected LOSS or LOSS-RULE, where LOSS is one of "
+                f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES)}{failed}"
             )
         method = cls(loss, rule)
         if method.weighted and LOSSES[loss].balances_classes:
-            raise UsageError(f"{name}: the loss {loss} balances classes by itself")
+            raise UsageError(
+                f"method {name!r} balances classes twice, in the loss and by the rule; choose {loss!r}"
+            )
         return method
 
     @property
@@ -90,15 +92,15 @@ class Method:
 
     @property
     def weighted(self) -> bool:
-        """Whether class weights enter the loss at some time."""
+        """Whether the loss has class weights in some epochs."""
         return issubclass(RULES[self.rule].settings, ClassWeightSettings)
 
     @property
     def resampled(self) -> bool:
-        """Whether classes are re-sampled at some time."""
+        """Whether classes are re-sampled in some epochs."""
         return issubclass(RULES[self.rule].settings, SamplingSettings)
 
     @property
     def deferred(self) -> bool:
-        """Whether the rule takes effect after the deferral epoch only."""
+        """Whether the rule takes effect only after the deferral epoch."""
         return issubclass(RULES[self.rule].settings, DeferralSettings)

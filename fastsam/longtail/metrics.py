@@ -1,4 +1,4 @@
-"""The quality of a classifier on one evaluation set, class by class and group by group."""
+"""Metrics of a classifier on an evaluation set: overall, by class and by group."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from fastsam.longtail.scores import Floats, Scorer, harmonic_mean, mean
 
 @dataclass(frozen=True)
 class Metrics:
-    """Results on one evaluation set; all shares are in percent.
+    """Metrics on one evaluation set. All except ``nll`` are in percent.
 
     Attributes:
-        accuracy: share of images that are right.
-        balanced: mean over classes of the share that is right; equal to ``accuracy`` on a balanced
-            set.
-        groups: mean of ``per_class`` over the classes of each group, head, mid and tail.
-        groups_by_count: the same with the usual rule of >100, 20 to 100 and <20 training images.
-        per_class: share of each class's images that are right, ``[C]``; NaN for a class without
-            any.
-        confusion: ``[i, j, n]`` for every two classes where n > 0 images of class i were taken for
-            class j, right answers included: of thousands of classes most pairs do not occur.
-        ece: expected calibration error, 15 equal bins of confidence.
-        top5: share of images whose class is among the five most probable; None in results of older
-            versions, as the next two.
+        accuracy: share of images classified correctly.
+        balanced: mean of ``per_class`` over all classes; equal to ``accuracy`` on a balanced set.
+        groups: mean of ``per_class`` over the classes of each group: head, mid and tail.
+        groups_by_count: mean of ``per_class`` over classes with >100, 20 to 100, and <20 training images,
+            the usual definition of head, mid and tail.
+        per_class: accuracy of each class, ``[C]``; NaN for a class without images.
+        confusion: the nonzero entries of the confusion matrix, ``[i, j, n]`` where n images of class i were
+            classified as class j. With thousands of classes most entries are zero.
+        ece: expected calibration error, with 15 equal-width bins of confidence.
+        top5: share of images whose class is among the five most probable. ``top5``, ``macro_f1`` and ``nll``
+            are None in results of older versions.
         macro_f1: mean over classes of the F1 score.
-        nll: mean negative log probability of the true class, in nats.
+        nll: mean negative log-probability of the true class, in nats.
     """
 
     accuracy: float
@@ -47,7 +46,7 @@ class Metrics:
 
     @property
     def harmonic_mean(self) -> float:
-        """Harmonic mean of ``per_class``, which a single bad class pulls down."""
+        """Harmonic mean of ``per_class``; a single class with low accuracy makes it small."""
         return harmonic_mean(np.array(self.per_class, dtype=np.float64))
 
     @property
@@ -57,11 +56,11 @@ class Metrics:
 
     @property
     def images(self) -> int:
-        """Number of images that were judged."""
+        """Number of images that were evaluated."""
         return sum(images for _, _, images in self.confusion)
 
     def confusion_matrix(self) -> NDArray[np.int64]:
-        """Images of class i taken for class j, int64 ``[C, C]``."""
+        """Return the confusion matrix, int64 ``[C, C]``: [i, j] counts images of class i predicted as j."""
         matrix = np.zeros((len(self.per_class),) * 2, dtype=np.int64)
         for true, taken, images in self.confusion:
             matrix[true, taken] = images
@@ -75,14 +74,14 @@ def evaluate(
     *,
     prior: Floats | None = None,
 ) -> Metrics:
-    """Judge predictions against the truth.
+    """Compute the metrics of predictions.
 
     Args:
         predictions: the predictions for N images.
         groups: classes of each group.
-        counts: training images of each class, ``[C]``, for the groups by count.
-        prior: share of each class in the test distribution, ``[C]``; None for that of the images. See
-            :meth:`fastsam.longtail.scores.Scorer.scores` for what depends on it.
+        counts: training images of each class, ``[C]``, for ``groups_by_count``.
+        prior: share of each class in the test distribution, ``[C]``; None for the shares of the images.
+            :meth:`fastsam.longtail.scores.Scorer.scores` lists the metrics that depend on it.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The objective of a run: terms that turn outputs of the network into one loss."""
+"""The objective of a run: a weighted sum of loss terms."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Given(NamedTuple):
-    """What a term is given besides outputs and batch.
+    """Inputs of a term besides outputs and batch.
 
     Attributes:
         network: the network, at the weights of this pass.
-        prepared: what :meth:`Term.prepare` returned for the batch.
-        factors: factor on the loss of each class, ``[C]``, which may be negative and does not enter
-            the divisor; None for 1.
+        prepared: return value of :meth:`Term.prepare` for the batch.
+        factors: factor on the loss of each class, ``[C]``; None for 1. A factor may be negative, and does not
+            enter the divisor.
     """
 
     network: Classifier
@@ -35,13 +35,13 @@ class Given(NamedTuple):
 
 
 class Term(nn.Module):
-    """A term of the objective.
+    """Base class of the terms of an objective.
 
     Attributes:
-        views: how many augmented views of each image the term reads.
-        couples_batch: whether the loss of a sample depends on other samples, so that a batch must
-            not be shared out among ranks.
-        logit_scale: factor on logits inside the loss. Multiply logits by it before a softmax.
+        views: number of augmented views of each image that the term reads.
+        couples_batch: whether the loss of a sample depends on other samples. Such a term cannot be trained
+            on several ranks, which split each batch.
+        logit_scale: factor on logits inside the loss. Multiply logits by it before softmax.
     """
 
     views: int = 1
@@ -49,32 +49,32 @@ class Term(nn.Module):
     logit_scale: float = 1.0
 
     def prepare(self, batch: Batch, network: Classifier, seed: int) -> Any:
-        """Compute what all passes of a step over ``batch`` share, such as keys or a mask.
+        """Compute values that all passes of a step share, such as keys or a mask.
 
-        It is called once for each batch of a step, without gradient, before the first pass.
+        It is called once for each batch of a step, before the first pass and without gradients.
 
         Args:
-            batch: the batch, or the part of one that a pass reads.
+            batch: the batch, or the part of it that a pass reads.
             network: the network, at the weights before the step.
             seed: seed of this batch.
 
         Returns:
-            Whatever :meth:`loss` and :meth:`commit` need; they are given it.
+            Any value. :meth:`loss` and :meth:`commit` receive it.
         """
         return None
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
-        """Return the sum of the samples' losses and what to divide it by, both scalars.
+        """Compute the sum of the samples' losses and the divisor of their mean, both scalars.
 
         Args:
-            outputs: what the network makes of the first view.
+            outputs: outputs of the network for the first view.
             batch: the batch.
-            given: what else this pass has.
+            given: further inputs of this pass.
         """
         raise NotImplementedError
 
     def commit(self, batch: Batch, network: Classifier, prepared: Any) -> None:
-        """Update queues or averages after a step. A skipped step undoes it."""
+        """Update queues or averages after a step. The trainer undoes the update if the step is skipped."""
 
 
 def _always(epoch: int) -> float:
@@ -87,7 +87,7 @@ class WeightedTerm:
 
     Attributes:
         term: the term.
-        weight: weight in an epoch, counted from 1. Where it is 0 the term is not computed.
+        weight: function from epoch (counted from 1) to weight. A term of weight 0 is not computed.
     """
 
     term: Term
@@ -96,12 +96,12 @@ class WeightedTerm:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of every epoch of a run.
+    """The objective of a run: the loss in every epoch.
 
     Attributes:
-        terms: the terms; at least one has a weight other than 0 in every epoch.
+        terms: the terms. In every epoch at least one must have a nonzero weight.
         weightings: factors on the loss of each class, float64 ``[C]``, by the name that an optimizer
-            asks for; ``all`` needs none.
+            requests. The name ``all`` stands for no factors.
     """
 
     terms: Sequence[WeightedTerm]
@@ -109,7 +109,7 @@ class Objective:
 
     @property
     def views(self) -> int:
-        """How many augmented views of each image are read."""
+        """Number of augmented views of each image that the terms read."""
         return max(weighted.term.views for weighted in self.terms)
 
     @property
@@ -123,7 +123,7 @@ class Objective:
         return self.terms[-1].term.logit_scale
 
     def at(self, epoch: int) -> list[tuple[Term, float]]:
-        """The terms of an epoch (counted from 1) with their weights."""
+        """Return the terms of an epoch (counted from 1) with their weights."""
         weights = ((item.term, item.weight(epoch)) for item in self.terms)
         return [(term, weight) for term, weight in weights if weight != 0]
 
@@ -143,15 +143,15 @@ class Objective:
         weighting: str = "all",
         reduce: Reduce = lambda weight: weight,
     ) -> Tensor:
-        """The weighted sum of the terms, each a sum of losses over a sum of weights.
+        """Compute the weighted sum of the terms, each a sum of losses divided by a sum of weights.
 
         Args:
-            outputs: what the network makes of the first view of ``batch``.
-            batch: the batch, this rank's share of it.
+            outputs: outputs of the network for the first view of ``batch``.
+            batch: this rank's part of the batch.
             network: the network.
-            epoch: counted from 1.
-            prepared: what :meth:`prepare` returned for this batch.
-            weighting: ``all``, or a name of ``weightings``.
+            epoch: epoch, counted from 1.
+            prepared: return value of :meth:`prepare` for this batch.
+            weighting: ``all``, or a name in ``weightings``.
             reduce: sums the divisor over all ranks.
         """
         factors = self._factors(weighting)
@@ -183,12 +183,12 @@ class Objective:
 def group_weightings(
     groups: Mapping[str, Sequence[int]], counts: NDArray[np.int64], device: torch.device
 ) -> dict[str, Tensor]:
-    """Factors of 1 on the classes of a group and 0 elsewhere, by the name of the group.
+    """Return factors that are 1 for the classes of a group and 0 for others, by name of the group.
 
     Args:
         groups: classes of head, mid and tail.
         counts: training images of each class, ``[C]``.
-        device: where the factors are needed.
+        device: device of the factors.
     """
     factors = {}
     for name, members in groups.items():

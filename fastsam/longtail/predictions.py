@@ -1,4 +1,4 @@
-"""Predictions of a network for the images of a set."""
+"""Predictions of a network for a dataset split."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fastsam.upload import upload
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The answer for each of N images; logits of thousands of classes are not kept.
+    """Predictions for N images. Logits are not kept, because there may be thousands of classes.
 
     Attributes:
         classes: most probable class, int64 ``[N]``.
-        confidence: its probability, float32 ``[N]``.
-        rank: number of classes that are more probable than the true one, int64 ``[N]``.
-        nll: negative log probability of the true class, in nats, float32 ``[N]``.
-        targets: the truth, int64 ``[N]``.
+        confidence: probability of the most probable class, float32 ``[N]``.
+        rank: number of classes that are more probable than the true class, int64 ``[N]``.
+        nll: negative log-probability of the true class, in nats, float32 ``[N]``.
+        targets: true class, int64 ``[N]``.
     """
 
     classes: Tensor
@@ -38,7 +38,7 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor) -> Predictions:
-        """The predictions that logits ``[N, C]`` make where the truth is ``targets``, int64 ``[N]``."""
+        """Create predictions from logits ``[N, C]`` and true classes, int64 ``[N]``."""
         logits = logits.float()
         true = logits.gather(1, targets[:, None])
         return cls(
@@ -51,12 +51,12 @@ class Predictions:
 
     @property
     def right(self) -> Tensor:
-        """Where the answer is right, bool ``[N]``."""
+        """Whether each prediction is correct, bool ``[N]``."""
         return self.classes == self.targets
 
     @property
     def accuracy(self) -> float:
-        """Percent right."""
+        """Accuracy in percent."""
         return 100.0 * int(self.right.sum()) / len(self.targets)
 
 
@@ -71,20 +71,20 @@ def predict(
     labels: NDArray[np.int64] | None = None,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> Predictions:
-    """Predictions for all images that can be read, in evaluation mode, on the CPU.
+    """Compute predictions for all readable images, in evaluation mode. The result is on the CPU.
 
     Args:
-        model: the network; it is left in the mode in which it was.
-        images: what to look at.
-        device: where the network is.
-        batch_size: images in a batch of one process.
-        adjust: what is done to logits ``[B, C]`` first.
-        labels: the network's number of each class of ``images``; None where they number them alike.
-        world: this process among those that share the work; each gets all predictions.
+        model: the network; its training mode is restored.
+        images: the images.
+        device: device of the network.
+        batch_size: images per batch and process.
+        adjust: maps logits ``[B, C]`` to adjusted logits; None for no adjustment.
+        labels: the network's label of each class of ``images``; None if the labels are the same.
+        world: the ranks that share the work. Each rank returns all predictions.
 
     Raises:
-        DataError: if no image could be read.
-        TrainingError: if a logit is infinite or NaN: its class would be the first, by accident.
+        DataError: if no image can be read.
+        TrainingError: if a logit is infinite or NaN, because its predicted class would be arbitrary.
     """
     truth = torch.from_numpy(images.targets if labels is None else labels[images.targets])
     on_device = upload(truth, device)
@@ -92,8 +92,8 @@ def predict(
     model.eval()
     share = np.arange(world.rank, len(images), world.world_size)
     order = np.array_split(share, range(batch_size, len(share), batch_size))
-    # Columns: class, confidence, rank, nll, whether it was seen, and whether its logits are finite.
-    # Everyone adds what it has.
+    # Columns: class, confidence, rank, nll, whether the image was read, whether its logits are finite.
+    # Rows of other ranks stay zero, so the all-reduce below merges them.
     found = torch.zeros(len(images), 6, dtype=torch.float64, device=device)
     try:
         for batch in images.batches(order, None, device):
@@ -117,13 +117,13 @@ def predict(
     classes, confidence, rank, nll, seen, finite = found.cpu().unbind(dim=1)
     known = seen > 0
     if not known.any():
-        raise DataError("no image of an evaluation set could be read")
+        raise DataError("no image of an evaluation set could be read; check its files")
     wrong = int((finite < seen).sum())
     if wrong:
         raise TrainingError(
-            f"the network's outputs are infinite or NaN for {wrong} of {int(known.sum())} images of an "
-            "evaluation set, so it cannot be judged; look for such values in the images, or train again "
-            "with a lower learning rate"
+            f"cannot evaluate the network: its outputs are infinite or NaN for {wrong} of "
+            f"{int(known.sum())} images; check the images for such values or train again with a lower "
+            "learning rate"
         )
     return Predictions(
         classes[known].long(),

@@ -1,7 +1,7 @@
-"""The tables and figures of the paper: what each compares, and the numbers that are known of it.
+"""The tables and figures of the paper: the runs that each compares, and its published numbers.
 
 Rangwani et al., "Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data"
-(NeurIPS 2022). Numbers that could not be found are left out; nothing is filled in.
+(NeurIPS 2022). Numbers that could not be found are missing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Variant:
     """One row of a table, or one run behind a figure.
 
     Attributes:
-        method: ``loss[-rule]``.
+        method: method, ``LOSS`` or ``LOSS-RULE``.
         optimizer: name of the optimizer.
-        settings: what differs from the recipe, by name.
+        settings: settings that differ from the recipe, by name.
     """
 
     method: str
@@ -29,7 +29,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """A name for folders and tables: ``METHOD-OPTIMIZER``, then the settings that differ."""
+        """Name in folders and tables: ``METHOD-OPTIMIZER``, followed by the settings that differ."""
         extras = (f"{name}-{_text(value)}" for name, value in self.settings.items())
         return "-".join((self.method, self.optimizer, *extras))
 
@@ -41,14 +41,14 @@ def _text(value: Any) -> str:
 
 
 def _both(*methods: str, **settings: Any) -> tuple[Variant, ...]:
-    """Every method with SGD and with SAM."""
+    """Return variants of every method with SGD and with SAM."""
     return tuple(
         Variant(method, optimizer, settings) for method in methods for optimizer in ("sgd", "sam")
     )
 
 
 def _radii(*methods: str) -> tuple[Variant, ...]:
-    """Every method with SAM at each of the paper's constant radii."""
+    """Return variants of every method with SAM, at each constant rho of the paper."""
     return tuple(Variant(method, "sam", {"rho": (rho,)}) for method in methods for rho in RADII)
 
 
@@ -58,13 +58,13 @@ _METHODS = ("ce", "ce-drw", "ldam-drw", "vs")
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Rows of test accuracies, mean and standard deviation over seeds.
+    """A table of test accuracies, mean and standard deviation over seeds.
 
     Attributes:
-        title: what the table is about.
-        rows: its rows.
-        data: the data sets of the paper's table; it can be run on any.
-        note: what is not known of it; empty if all is.
+        title: title of the table.
+        rows: rows of the table.
+        data: data sets in the paper. The table can be reproduced on any data set.
+        note: what is unknown about the published table; empty if nothing is.
     """
 
     title: str
@@ -77,51 +77,51 @@ TABLES: dict[str, PublishedTable] = {
     "table1": PublishedTable(
         "exponential imbalance",
         _both(*_METHODS),
-        note="the gamma and tau of VS and its rho are not known",
+        note="gamma, tau and rho of VS are not published",
     ),
     "table2": PublishedTable(
         "step imbalance",
         _both(*_METHODS, kind="step"),
-        note="its numbers and most of its rows are not known; the rows of Table 1 stand in",
+        note="the published numbers and most rows are not known; the rows of Table 1 are used instead",
     ),
     "table3": PublishedTable(
         "large data sets",
         (Variant("ce", "sgd"), *_both("ce-drw", "ldam-drw")),
         data=("imagenet-lt", "inaturalist18"),
-        note="rows that the paper quotes from others (cRT, LWS, MiSLAS, DisAlign, DRO-LT) are left out",
+        note="rows that the paper quotes from other papers (cRT, LWS, MiSLAS, DisAlign, DRO-LT) are omitted",
     ),
     "table4": PublishedTable(
-        "optimizers that escape saddles",
+        "optimizers that escape saddle points",
         tuple(Variant("ce-drw", name) for name in ("sgd", "pgd", "lpf-sgd", "sam")),
-        note="the noise of PGD and LPF-SGD is not known",
+        note="the noise of PGD and LPF-SGD is not published",
     ),
     "table5": PublishedTable(
-        "the best constant rho of each method",
+        "best constant rho of each method",
         _radii(*_METHODS),
-        note="known best: 0.1, 0.5, 0.8 (CIFAR-10) and 0.2, 0.8, 0.8 (CIFAR-100) for CE, CE-DRW, "
-        "LDAM-DRW, chosen on the test set there",
+        note="published best rho for CE, CE-DRW, LDAM-DRW, chosen on the test set: 0.1, 0.5, 0.8 "
+        "(CIFAR-10) and 0.2, 0.8, 0.8 (CIFAR-100)",
     ),
     "imbalance": PublishedTable(
         "imbalance factors 10, 50, 200 (appendix)",
         tuple(row for factor in (10.0, 50.0, 200.0) for row in _both(*_METHODS, imbalance=factor)),
-        note="of its numbers only LDAM-DRW-SAM at 10 on CIFAR-10 is known: 89.4",
+        note="only one published number is known: 89.4 for LDAM-DRW-SAM at factor 10 on CIFAR-10",
     ),
     "ib-paco": PublishedTable(
         "influence-balanced loss and PaCo with SAM (appendix)",
         _both("ib", "paco"),
-        note="its rho is not known; of its numbers only PaCo-SAM on CIFAR-100: 53.0",
+        note="rho is not published; only one published number is known: 53.0 for PaCo-SAM on CIFAR-100",
     ),
     "figure4": PublishedTable(
-        "accuracy against rho, CE-DRW with SAM",
+        "accuracy as a function of rho, CE-DRW with SAM",
         _radii("ce-drw"),
         data=("cifar10-lt",),
     ),
 }
-"""Tables, and the one figure that is a table, by the name that ``fastsam reproduce`` takes."""
+"""Tables by their name in ``fastsam reproduce``, and Figure 4, which shows accuracies like a table."""
 
 
 def combinations() -> dict[tuple[str, str, str], list[str]]:
-    """Every (data, method, optimizer) of the paper's tables, with the names of these tables."""
+    """Return every (data, method, optimizer) in the paper's tables, with the names of its tables."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name, table in TABLES.items():
         for data in table.data:
@@ -134,15 +134,15 @@ def combinations() -> dict[tuple[str, str, str], list[str]]:
 
 @dataclass(frozen=True)
 class SpectraFigure:
-    """A figure made of class-wise Hessian spectra at the last epoch, or along the training.
+    """A figure of Hessian spectra of single classes, at the last epoch or at several epochs.
 
     Attributes:
-        title: what the figure shows.
-        runs: the trainings behind it, seed 0 each.
-        classes: whose spectra.
+        title: title of the figure.
+        runs: runs of the figure, with seed 0 each.
+        classes: classes whose spectra are shown.
         loss: ``ce`` or ``as-trained``.
-        epochs: where along the training, as shares of its epochs; the last epoch alone if empty.
-        note: what is not known of it; empty if all is.
+        epochs: epochs at which spectra are computed, as fractions of the run; empty for the last epoch only.
+        note: what is unknown about the published figure; empty if nothing is.
     """
 
     title: str
@@ -157,22 +157,22 @@ FIGURES: dict[str, SpectraFigure] = {
     "figure1": SpectraFigure("a head and a tail class", (Variant("ce-drw", "sgd"),), (0, 7)),
     "figure2": SpectraFigure("all data, a head and a tail class", _both("ce-drw"), (ALL, 0, 8)),
     "figure3": SpectraFigure(
-        "|lambda_min / lambda_max| along the training",
+        "|lambda_min / lambda_max| during training",
         _both("ce-drw"),
         (0, 2, 5, 7, 8),
         epochs=(0.05, 0.25, 0.5, 0.8, 0.85, 0.95, 1.0),
     ),
     "figure3c": SpectraFigure(
-        "lambda_min of the last class against rho",
+        "lambda_min of the last class as a function of rho",
         _radii("ce-drw"),
         (9,),
-        note="its numbers are not known, the class is read off a blurred legend",
+        note="the published numbers are not known; the class was read from a blurred legend",
     ),
     "figure5": SpectraFigure(
         "a head, a mid and a tail class without re-weighting",
         (Variant("ce", "sgd"),),
         (0, 5, 8),
-        note="which classes is not known",
+        note="the published classes are not known",
     ),
     "figure6": SpectraFigure("three more classes", _both("ce-drw"), (2, 5, 7)),
     "figure7": SpectraFigure(
@@ -180,20 +180,20 @@ FIGURES: dict[str, SpectraFigure] = {
         _both("ldam-drw"),
         (0, 8),
         loss="as-trained",
-        note="which classes is not known; plain cross-entropy on cosine logits cannot reach the "
-        "losses shown there, so the loss must be the one trained",
+        note="the published classes are not known; the loss must be the trained one, because plain "
+        "cross-entropy of cosine logits cannot reach the published values",
     ),
 }
-"""Figures of spectra, by the name that ``fastsam reproduce`` takes."""
+"""Figures of spectra by their name in ``fastsam reproduce``."""
 
 Measured = tuple[float, float | None]
-"""A mean in percent and its standard deviation, None where the paper gives none."""
+"""A mean in percent and its standard deviation, or None if the paper gives no deviation."""
 
 MEASURES = ("all", "head", "mid", "tail")
 
 
 def _row(*values: float | tuple[float, float] | None) -> dict[str, Measured]:
-    """Numbers in the order of :data:`MEASURES`; None where one is not known."""
+    """Return numbers by name; ``values`` are in the order of :data:`MEASURES`, None if not known."""
     return {
         name: value if isinstance(value, tuple) else (value, None)
         for name, value in zip(MEASURES, values, strict=True)
@@ -241,10 +241,10 @@ ACCURACIES: dict[tuple[str, str], dict[str, Measured]] = {
         )
     },
 }
-"""Published test accuracies by data set and :attr:`Variant.name`: CIFAR at factor 100 unless named.
+"""Published test accuracies by data set and :attr:`Variant.name`. CIFAR has imbalance factor 100 by default.
 
-Whether they are of the last or the best epoch is not stated there. Those against rho are read off
-Figure 4 by eye, to 0.1; the two of the appendix come from a public leaderboard.
+The paper does not state whether they are of the last or the best epoch. The accuracies for each rho were read
+from Figure 4 by eye, to 0.1; the two of the appendix come from a public leaderboard.
 """
 
 EXTREMES: dict[tuple[str, str, int | str], tuple[float, float]] = {
@@ -269,6 +269,6 @@ EXTREMES: dict[tuple[str, str, int | str], tuple[float, float]] = {
 }
 """Smallest and largest Ritz value printed in a figure, by figure, :attr:`Variant.name` and class.
 
-On ``cifar10-lt``, with the augmentation drawn anew at every product, which drives both towards
-symmetry about 0: they are unconfirmed as curvature. The classes of Figures 5 and 7 are guesses.
+They are for ``cifar10-lt``, with a new augmentation at every product. This drives both values towards
+symmetry about 0, so they are not confirmed as curvature. The classes of Figures 5 and 7 are guesses.
 """

@@ -1,8 +1,9 @@
-"""Published settings as data: what a data set, a method and an optimizer bring, with the source.
+"""Recipes: the published settings of a data set, a method and an optimizer, with their sources.
 
-Each part states its values beside its code. A recipe is merged from them and from the table of exact
-combinations below, which wins. ``[paper]`` is Rangwani et al., "Escaping Saddle Points for Effective
-Generalization on Class-Imbalanced Data" (NeurIPS 2022), ``[code]`` the code its authors published.
+Each part declares its published values next to its code. A recipe is merged from these values and from the
+table of exact combinations below, which overrides them. ``[paper]`` is Rangwani et al., "Escaping Saddle
+Points for Effective Generalization on Class-Imbalanced Data" (NeurIPS 2022), ``[code]`` is the code of its
+authors.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _RUNS = "[code] run.sh"
 
 
 def _stepped(source: str, *rho: float, known: bool = True) -> dict[str, Entry]:
-    """Radii of epochs 1-5, 6-60, 61-75 and 76-90."""
+    """Return a stepped rho with values for epochs 1-5, 6-60, 61-75 and 76-90."""
     return layer(source, known=known, rho=rho, rho_schedule="step", rho_milestones=(5, 60, 75))
 
 
-_LIKE_DRW = "the radii of ce-drw"
+_LIKE_DRW = "rho of ce-drw"
 _PACO = "code of Cui et al. 2021"
 _PACO_LARGE: Layer = layer(
     _PACO,
@@ -51,14 +52,14 @@ _PACO_LARGE: Layer = layer(
     paco_queue=8192,
     paco_projection=128,
 )
-_PACO_STEPS: Layer = layer("in proportion to 90 epochs", known=False, rho_milestones=(23, 267, 334))
+_PACO_STEPS: Layer = layer("scaled from 90 epochs", known=False, rho_milestones=(23, 267, 334))
 _PACO_CIFAR100: Layer = layer(
     _PACO,
     lr=0.05,
     weight_decay=5e-4,
     epochs=400,
     warmup_epochs=10,
-    # The code lowers lr where its epoch, counted from 0, is above 320 and 360.
+    # The code lowers lr in epochs above 320 and 360, counted from 0.
     lr_milestones=(321, 361),
     lr_factors=(0.1, 0.01),
 )
@@ -81,10 +82,10 @@ def _rho(*values: float) -> dict[str, Entry]:
     return layer(_RUNS, rho=values)
 
 
-# (data, method, optimizer) with shell wildcards; later ones win.
+# (data, method, optimizer) with shell wildcards; later entries override earlier ones.
 EXACT: dict[tuple[str, str, str], Layer] = {
     ("digits-lt", "*", "sam"): layer(
-        "set for runs of some seconds; not tuned (benchmarks/longtail_digits.py compares)",
+        "chosen for runs of a few seconds; not tuned (compared in benchmarks/longtail_digits.py)",
         rho=(0.05,),
     ),
     ("cifar10-lt", "ce", "sam"): _rho(0.1),
@@ -110,7 +111,7 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
 }
 
-# CIFAR-10-LT's radii, as starting points for real images of other sets.
+# rho of CIFAR-10-LT, as starting points for other data sets of real images.
 EXACT |= {
     (data, method, optimizer): borrowed(values, "the recipe of cifar10-lt; not tuned")
     for data in ("fashion-mnist-lt", "torchvision:*")
@@ -119,18 +120,18 @@ EXACT |= {
 }
 
 GIVEN = "given"
-"""Source of values that the user gives."""
+"""Source of values that the user passes."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of one (data, method, optimizer) and where each comes from.
+    """The settings of a data set, method and optimizer, and their sources.
 
     Attributes:
         data: name of the data set.
-        method: ``loss[-rule]``.
+        method: method, ``LOSS`` or ``LOSS-RULE``.
         optimizer: name of the optimizer.
-        entries: every setting that applies.
+        entries: every setting of the run, by name.
     """
 
     data: str
@@ -139,29 +140,28 @@ class Recipe:
     entries: dict[str, Entry]
 
     def override(self, **values: Any) -> Recipe:
-        """The same recipe with some settings given by the user.
+        """Return a copy with some settings replaced.
 
-        Another number of ``epochs`` moves every epoch of the schedules that is not given as well,
-        in proportion and rounded up.
+        A new number of ``epochs`` scales milestones and other epochs of the recipe in proportion, rounded up,
+        unless they are passed too.
 
         Raises:
-            UsageError: for a setting that does not exist, or that this data, method or optimizer
-                does not have.
+            UsageError: if a setting does not exist, or does not belong to this data, method or optimizer.
         """
         given = {name: e.value for name, e in self.entries.items() if e.source == GIVEN}
         return recipe(self.data, self.method, self.optimizer, **(given | values))
 
     def config(self) -> TrainConfig:
-        """The final settings.
+        """Create the configuration of a run.
 
         Raises:
-            UsageError: where a value is out of range or none is known.
+            UsageError: if a value is out of range, or a setting has no value.
         """
         return TrainConfig.create(**self._names | self._values)
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where each setting comes from; a value that no source states is marked as such."""
+        """Source of each setting, by name. Values that were not published are marked."""
         return {
             name: entry.source + ("" if entry.known else " (not a published value)")
             for name, entry in self.entries.items()
@@ -177,18 +177,18 @@ class Recipe:
 
 
 def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
-    """The published settings of a combination.
+    """Return the recipe of a data set, method and optimizer: its published settings.
 
     Args:
-        data: one of :data:`fastsam.longtail.data.DATASETS`, or ``own:NAME`` for data of your own that
+        data: one of :data:`fastsam.longtail.data.DATASETS`, or ``own:NAME`` for your own data, which
             you pass to :class:`~fastsam.longtail.Trainer`.
-        method: ``loss[-rule]``; see :mod:`fastsam.longtail.methods`.
+        method: method, ``LOSS`` or ``LOSS-RULE``; see :mod:`fastsam.longtail.methods`.
         optimizer: one of :data:`fastsam.longtail.optimizers.OPTIMIZERS`.
-        **overrides: settings that replace the published ones; a number will do for a setting of
-            phases that has only one.
+        **overrides: settings that replace the published ones. A setting with one value per phase also
+            accepts a single number, for one phase.
 
     Raises:
-        UsageError: for an unknown name, or a setting that the combination does not have.
+        UsageError: if a name is unknown, or a setting does not belong to the combination.
 
     Example:
         >>> recipe("digits-lt", "ce-drw", "sam", rho=0.1).config().rho
@@ -196,7 +196,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     """
     names = {"data": data, "method": method, "optimizer": optimizer}
     for name in names.keys() & overrides.keys():
-        raise UsageError(f"{name} is given twice")
+        raise UsageError(f"got two values for {name}; pass it once")
     data_part, optimizer_part, parsed = DATASETS[data], OPTIMIZERS[optimizer], Method.parse(method)
     entries: dict[str, Entry] = {
         **_starting_points(data_part.recipe),
@@ -222,7 +222,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
 
 
 def _starting_points(recipe: Layer) -> Layer:
-    """Training settings that the recipe of a data set lacks, scaled to its number of epochs."""
+    """Return default training settings for a recipe without any, scaled to its number of epochs."""
     if "lr_schedule" in recipe:
         return {}
     start = dict(STARTING_POINTS)
@@ -230,19 +230,19 @@ def _starting_points(recipe: Layer) -> Layer:
 
 
 def default_imbalance(data: str) -> float:
-    """The imbalance factor of the recipes of a data set; 1 where the set is as it was found."""
+    """Return the imbalance factor in the recipe of a data set; 1 for sets that are used as they are."""
     part = DATASETS.get(data)
     entry = None if part is None else part.recipe.get("imbalance")
     return 1.0 if entry is None else float(entry.value)
 
 
 def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """``entries`` with what the network brings and the defaults of every part's settings."""
+    """Complete ``entries`` by the recipe of the network and the defaults of every part's settings."""
     entries = dict(entries)
     if "model" in entries:
         entries = {**MODELS[entries["model"].value].recipe, **entries}
     missing = True
-    while missing:  # a default may name a part with defaults of its own
+    while missing:  # a default may select a part whose settings have defaults too
         chosen = chosen_parts(dict(names) | {name: entry.value for name, entry in entries.items()})
         kinds: list[type[Settings]] = [TrainConfig, *(part.settings for part in chosen.values())]
         defaults = {
@@ -257,7 +257,7 @@ def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[s
 
 
 def _of_phases(name: str, value: Any) -> Any:
-    """``value``, in a tuple of one if it is a number where ``name`` has one for each phase, or as text."""
+    """Convert a number to the type of the setting ``name``: a tuple with one value, or a string."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
     hint = find_setting(name)[1]
@@ -267,9 +267,9 @@ def _of_phases(name: str, value: Any) -> Any:
 
 
 def _rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:
-    """The schedules of a recipe, stretched to another number of epochs."""
+    """Return the epochs in a recipe's schedules, scaled to another number of epochs."""
     length: int = published["epochs"].value
-    source = f"in proportion to {length} epochs"
+    source = f"scaled from {length} epochs"
     stretched = {}
     for name, entry in published.items():
         after = find_setting(name)[0].metadata["scaled"]

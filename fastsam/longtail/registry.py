@@ -1,9 +1,8 @@
-"""Parts of a run by name: losses, optimizers, data sets, networks and the like.
+"""Registries of the parts of a run: losses, optimizers, data sets, networks and others.
 
-A part lives in one file: its class, its settings, and a line that registers it. Parts of the package
-are found by importing the modules of their folder. Parts of other packages are found through the
-entry points of the group ``fastsam.plugins``, which are loaded when a name is unknown or a full list
-is asked for, never at import.
+A part is one file with its class, its settings and a call that registers it. A registry finds the parts of
+fastsam by importing the modules of a package. It finds parts of other packages through entry points of the
+group ``fastsam.plugins``, which it loads only if a name is unknown or a full list is requested.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.settings import Layer, NoSettings, Settings, settings_of
 
 PLUGINS = "fastsam.plugins"
-"""Group of the entry points that name the modules of plug-ins."""
+"""Entry-point group of plug-in modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPart:
-    """A part of a run that a setting names.
+    """A registered part of a run, which a setting selects by name.
 
     Attributes:
-        name: its name on the command line.
-        summary: one line about it.
-        build: what makes it; each registry says of what.
-        settings: its settings.
-        recipe: values that the recipe of a run with this part takes, its own or others.
+        name: name on the command line.
+        summary: one-line description.
+        build: creates the part. The subclass for each kind of part documents the arguments.
+        settings: dataclass of the settings of the part.
+        recipe: values that this part contributes to recipes, for its own or other settings.
     """
 
     name: str
@@ -49,7 +48,7 @@ class RunPart:
     @property
     def build_module(self) -> str:
         """Module that defines ``build``."""
-        made_by = getattr(self.build, "func", self.build)  # of a functools.partial
+        made_by = getattr(self.build, "func", self.build)  # unwrap functools.partial
         return str(getattr(made_by, "__module__", type(made_by).__module__))
 
 
@@ -57,12 +56,12 @@ P = TypeVar("P", bound=RunPart)
 
 
 class Registry(Mapping[str, P], Generic[P]):
-    """The parts of one kind.
+    """Registered parts of one kind, by name.
 
     Args:
-        kind: what a part is, for messages: ``loss``, ``optimizer``, ...
-        home: package whose modules register the parts of fastsam; None where the module of the
-            registry itself does.
+        kind: kind of part, for error messages: ``loss``, ``optimizer``, ...
+        home: package whose modules register fastsam's parts; None if the module that creates the registry
+            registers them.
     """
 
     def __init__(self, kind: str, home: str | None = None) -> None:
@@ -77,14 +76,16 @@ class Registry(Mapping[str, P], Generic[P]):
         """Register a part.
 
         Raises:
-            ValueError: the name is taken, or a setting has the name of another one, or lacks the
-                prefix that settings of plug-ins need.
+            ValueError: if the name is empty, has spaces or is taken, or if a setting conflicts with a setting
+                of another part or lacks the prefix required of plug-ins.
         """
         if not part.name or part.name != part.name.strip() or " " in part.name:
-            raise ValueError(f"a {self.kind} cannot be named {part.name!r}")
+            raise ValueError(
+                f"the name of a {self.kind} must be non-empty and without spaces, got {part.name!r}"
+            )
         if part.name in self._parts and self._parts[part.name].build_module != part.build_module:
             raise ValueError(
-                f"{self.kind} {part.name!r} is registered already, by "
+                f"{self.kind} {part.name!r} is already registered by "
                 f"{self._parts[part.name].build_module}; choose another name"
             )
         _check_fields(part)
@@ -95,26 +96,26 @@ class Registry(Mapping[str, P], Generic[P]):
         """Register all names that begin with ``prefix``.
 
         Args:
-            prefix: for instance ``timm:``.
-            make: makes the part of a full name. All parts of a family have the same settings.
+            prefix: prefix of the names, for instance ``timm:``.
+            make: creates the part for a full name. All parts of a family must have the same settings.
 
         Raises:
-            ValueError: see :meth:`add`, of the settings.
+            ValueError: if a setting conflicts with another one; see :meth:`add`.
         """
         _check_fields(make(f"{prefix}NAME"))
         self._families[prefix] = make
 
     def remove(self, name: str, reason: str) -> None:
-        """Register the name of a part that earlier versions had.
+        """Register the name of a part that was removed, for the error message.
 
         Args:
-            name: its name.
-            reason: what became of it and what to do, as the error for the name says it.
+            name: name of the part.
+            reason: why it was removed and what to use instead.
         """
         self._removed[name] = reason
 
     def names(self, *, plugins: bool = False) -> tuple[str, ...]:
-        """Names of the parts in alphabetical order; families are shown as ``prefixNAME``.
+        """Return the names of the parts in alphabetical order. Families appear as ``prefixNAME``.
 
         Args:
             plugins: load all plug-ins first.
@@ -125,16 +126,16 @@ class Registry(Mapping[str, P], Generic[P]):
         return tuple(self.examples())
 
     def examples(self) -> dict[str, P]:
-        """Return every part by name; for each family a single one, by the name ``prefixNAME``."""
+        """Return every part by name. Each family is represented by one part, named ``prefixNAME``."""
         self._load_home()
         families = {f"{prefix}NAME": make for prefix, make in sorted(self._families.items())}
         return {**self, **{name: make(name) for name, make in families.items()}}
 
     def __getitem__(self, name: str) -> P:
-        """The part called ``name``.
+        """Return the part called ``name``.
 
         Raises:
-            UsageError: there is none, plug-ins included.
+            UsageError: if neither fastsam nor a plug-in has such a part.
         """
         part: P | None = self.get(name)
         if part is None:
@@ -146,7 +147,7 @@ class Registry(Mapping[str, P], Generic[P]):
         return part
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The part called ``name``, or ``default``."""
+        """Return the part called ``name``, or ``default`` if there is none."""
         self._load_home()
         if self._find(name) is None:
             load_plugins()
@@ -184,16 +185,16 @@ class Registry(Mapping[str, P], Generic[P]):
 
 _REGISTRIES: list[Registry[Any]] = []
 _MEANINGS: dict[str, tuple[Field[Any], Any, str]] = {}
-"""Every registered setting by name: field, type and the class that declares it."""
+"""Every registered setting by name: field, type, and module of the class that declares it."""
 
 
 def registries() -> tuple[Registry[Any], ...]:
-    """Every registry there is."""
+    """Return all registries."""
     return tuple(_REGISTRIES)
 
 
 def registered_settings(*, plugins: bool = False) -> dict[str, tuple[Field[Any], Any]]:
-    """Field and type of every setting of every registered part, by name.
+    """Return field and type of every setting of every registered part, by name.
 
     Args:
         plugins: load all plug-ins first.
@@ -205,16 +206,16 @@ def registered_settings(*, plugins: bool = False) -> dict[str, tuple[Field[Any],
 
 @cache
 def load_plugins() -> Mapping[str, str]:
-    """Import the plug-ins of all installed packages, once.
+    """Import the plug-ins of all installed packages. Later calls return the same result.
 
     Returns:
-        Reasons by name of the plug-ins that could not be imported.
+        Error messages of plug-ins that could not be imported, by name of the plug-in.
     """
     failed = {}
     for point in entry_points(group=PLUGINS):
         try:
             point.load()
-        except Exception as error:  # one broken package must not stop runs that do not need it
+        except Exception as error:  # a broken plug-in must not stop runs that do not use it
             failed[point.name] = f"{type(error).__name__}: {error}"
     return failed
 
@@ -226,27 +227,31 @@ def _import_modules(package: str) -> None:
 
 
 def _check_fields(part: RunPart) -> None:
-    """Raise ValueError unless each setting of ``part`` means one thing and plug-ins use a prefix."""
+    """Check that settings of ``part`` agree with settings of the same name, and the prefix of plug-ins.
+
+    Raises:
+        ValueError: if a setting conflicts with a registered one, or lacks the prefix.
+    """
     hints = get_type_hints(part.settings)
     prefix = part.name.replace("-", "_").replace(":", "_") + "_"
     for item in settings_of(part.settings):
         owner = _declared_in(part.settings, item.name)
         if not owner.startswith("fastsam.") and not item.name.startswith(prefix):
             raise ValueError(
-                f"setting {item.name!r} of {part.name!r} must be named {prefix}{item.name}: settings "
-                "of plug-ins begin with the name of their part"
+                f"setting {item.name!r} of plug-in {part.name!r} must begin with the name of the part; "
+                f"rename it to {prefix}{item.name}"
             )
         meaning = (item, hints[item.name], owner)
         known = _MEANINGS.setdefault(item.name, meaning)
         if known[1] != meaning[1] or _meaning(known[0]) != _meaning(item):
             raise ValueError(
-                f"setting {item.name!r} of {part.name!r} differs in type, bounds or help from the one "
-                f"declared in {known[2]}; inherit that settings class, or choose another name"
+                f"setting {item.name!r} of {part.name!r} differs in type, bounds or help from the setting "
+                f"of the same name in {known[2]}; inherit from its class or choose another name"
             )
 
 
 def _declared_in(settings: type[Settings], name: str) -> str:
-    """Module of the class that declares a field."""
+    """Return the module of the class that declares a field."""
     owners = [cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", {})]
     return owners[-1].__module__
 

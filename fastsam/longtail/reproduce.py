@@ -1,4 +1,4 @@
-"""Running the tables and figures of :mod:`fastsam.longtail.published`."""
+"""Reproduction of the tables and figures in :mod:`fastsam.longtail.published`."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ from fastsam.longtail.training import RunFolder, Trainer
 from fastsam.text import notice
 
 AS_PUBLISHED = ("seed", "threads")
-"""Settings, besides those of where a run takes place, that leave it comparable with the published."""
+"""Settings that may be overridden without making a run incomparable with the published numbers, in
+addition to those that only determine where the run is executed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a reproduced table, in percent of the test set.
+    """One row of a reproduced table: test accuracies in percent.
 
     Attributes:
-        variant: method, optimizer and what differs from the recipe.
-        measured: mean and standard deviation over the seeds (None for one seed) of overall, head, mid, tail.
-        published: what the paper reports for the same settings, as far as it is known.
+        variant: method, optimizer and settings that differ from the recipe.
+        measured: mean and standard deviation over the seeds (None for one seed), for all classes and for
+            head, mid and tail classes.
+        published: the paper's numbers for the same settings, as far as they are known.
     """
 
     variant: Variant
@@ -56,9 +58,9 @@ class Panel:
     """One spectrum of a reproduced figure.
 
     Attributes:
-        variant: the run it belongs to.
-        item: the spectrum and what it is of.
-        published: smallest and largest value printed in the paper for the same settings, if known.
+        variant: run of the spectrum.
+        item: spectrum with its description.
+        published: smallest and largest eigenvalue printed in the paper for the same settings, if known.
     """
 
     variant: Variant
@@ -76,24 +78,24 @@ def reproduce_table(
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Row]:
-    """Train every row of a table for several seeds, last epoch each, and yield it when done.
+    """Train every row of a table with several seeds, and yield each row when it is done.
 
-    Runs live in ``out/VARIANT/seed-K`` and are shared by tables and figures, whatever device,
-    folder of the data or threads either is given; finished ones are read, interrupted ones go on
-    (with as many threads as before). Seeds are those of the training; the subset stays that of
-    ``subset_seed``, as in the paper.
+    Rows are evaluated after the last epoch. Runs are stored in ``out/VARIANT/seed-K`` and shared by tables
+    and figures. Finished runs are loaded and interrupted runs are resumed, also with another device, data
+    folder or number of threads (a resumed run keeps its number of threads). The seeds are those of the
+    training; the subset depends on ``subset_seed``, as in the paper.
 
     Args:
         name: one of :data:`fastsam.longtail.published.TABLES`.
-        data: data set; the rows are run on any.
+        data: any data set.
         out: folder of the runs.
-        seeds: number of seeds, from 0.
-        world: this process among those that train every run together.
-        progress: show progress: bars on a terminal, a line a minute elsewhere.
-        **overrides: settings that replace those of every recipe.
+        seeds: number of seeds; they are 0, 1, ...
+        world: the ranks that train each run together.
+        progress: show progress: bars on a terminal, one line per minute elsewhere.
+        **overrides: settings that override every recipe.
 
     Raises:
-        UsageError: for an unknown name or setting, before anything is trained.
+        UsageError: if a name or setting is not valid, before anything is trained.
     """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
@@ -103,7 +105,7 @@ def reproduce_table(
     for variant in TABLES[name].rows:
         results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
         known = ACCURACIES.get((data, variant.name), {}) if runs.comparable else {}
-        yield Row(variant, summarise(results), known)
+        yield Row(variant, summarize(results), known)
 
 
 def reproduce_figure(
@@ -117,30 +119,30 @@ def reproduce_figure(
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Panel]:
-    """Train what a figure of spectra needs and yield its spectra one after the other.
+    """Train the runs of a figure of spectra, and yield its spectra one by one.
 
-    Runs are those of :func:`reproduce_table` with seed 0; spectra that are there already are read.
+    The runs are those of :func:`reproduce_table` with seed 0. Spectra that exist already are loaded.
 
     Args:
         name: one of :data:`fastsam.longtail.published.FIGURES`.
-        data: data set; a figure's classes must exist in it.
+        data: data set; it must have the classes of the figure.
         out: folder of the runs.
-        augment: see :func:`fastsam.longtail.landscape.landscape`; ``redrawn`` is what the published
-            numbers were made with, and is not curvature.
+        augment: see :func:`fastsam.longtail.landscape.landscape`. The published numbers used ``redrawn``,
+            which does not measure curvature.
         steps: Lanczos steps.
-        probes: random start vectors.
-        progress: show progress: bars on a terminal, a line a minute elsewhere.
-        **overrides: settings that replace those of every recipe.
+        probes: number of random start vectors.
+        progress: show progress: bars on a terminal, one line per minute elsewhere.
+        **overrides: settings that override every recipe.
 
     Raises:
-        UsageError: for an unknown name or setting, or in one of several processes of ``torchrun``,
-            before anything is trained.
+        UsageError: if a name or setting is not valid, or ``torchrun`` started several processes; before
+            anything is trained.
     """
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
     if launched_world_size() > 1:
         raise UsageError(
-            f"{name} needs one process, and torchrun started {launched_world_size()}; start it "
+            f"{name} requires a single process, but torchrun started {launched_world_size()}; run it "
             "without torchrun"
         )
     figure = FIGURES[name]
@@ -167,8 +169,11 @@ def reproduce_figure(
                 yield Panel(variant, item, known if comparable else None)
 
 
-def summarise(results: Sequence[Result]) -> dict[str, Measured]:
-    """Mean and standard deviation over runs that differ in nothing but the seed; None of one run."""
+def summarize(results: Sequence[Result]) -> dict[str, Measured]:
+    """Compute mean and standard deviation over runs that differ only in the seed.
+
+    The standard deviation is None for a single run.
+    """
     numbers = [
         (r.test.accuracy, *(r.test.groups.get(name, float("nan")) for name in MEASURES[1:]))
         for r in results
@@ -180,10 +185,11 @@ def summarise(results: Sequence[Result]) -> dict[str, Measured]:
 
 
 class _Runs:
-    """The trainings of several variants on one data set, each done once.
+    """The runs of several variants on one data set; each is trained at most once.
 
     Raises:
-        UsageError: for a setting that does not exist, or that a variant sets or does not have.
+        UsageError: if an override does not exist, or is a setting that a variant sets itself or does not
+            have.
     """
 
     def __init__(
@@ -204,7 +210,9 @@ class _Runs:
         for variant in variants:
             twice = sorted(set(variant.settings) & set(overrides))
             if twice:
-                raise UsageError(f"{twice[0]} is what is compared here; leave it out")
+                raise UsageError(
+                    f"cannot override {twice[0]}, which this table or figure varies; omit it"
+                )
             chosen = recipe(
                 data, variant.method, variant.optimizer, **variant.settings, **overrides
             )
@@ -213,11 +221,11 @@ class _Runs:
         self._loaded: tuple[Any, LongTailData] | None = None
 
     def config(self, variant: Variant) -> TrainConfig:
-        """The settings of a variant, seed 0."""
+        """Return the configuration of a variant with seed 0."""
         return self._recipes[variant.name].config()
 
     def data(self, variant: Variant) -> LongTailData:
-        """The data of a variant; the last one is kept, as most variants share it."""
+        """Return the data of a variant. The last data set is cached, because most variants share it."""
         config = self.config(variant)
         key = (config.imbalance, config.kind)
         if self._loaded is None or self._loaded[0] != key:
@@ -227,14 +235,14 @@ class _Runs:
     def finished(
         self, variant: Variant, seed: int, *, checkpoints: Collection[int | None] = ()
     ) -> tuple[Result, RunFolder]:
-        """The run of a variant, read or trained; what is damaged is made again.
+        """Load or train the run of a variant. Damaged files are created again.
 
-        Seed 0 keeps the checkpoints that any figure looks at along the training.
+        Runs with seed 0 keep the checkpoints of all epochs that any figure needs.
 
         Args:
-            variant: what is compared.
+            variant: the variant.
             seed: seed of the training.
-            checkpoints: epochs whose weights will be looked at; None for the last.
+            checkpoints: epochs whose checkpoints are needed; None stands for the last epoch.
         """
         one = self._recipes[variant.name].override(seed=seed)
         folder = RunFolder(self.out / variant.name / f"seed-{seed}")
@@ -253,7 +261,7 @@ class _Runs:
             changed -= {"threads"}
             if changed:
                 raise CheckpointError(
-                    f"{folder.path} holds a run with other settings ({', '.join(sorted(changed))}); "
+                    f"{folder.path} contains a run with other settings ({', '.join(sorted(changed))}); "
                     "choose another --out"
                 )
             if all(path.is_file() for path in needed):
@@ -273,7 +281,7 @@ class _Runs:
         return trainer.fit(), folder
 
     def _set_aside_damaged(self, paths: Iterable[Path]) -> None:
-        """Rename checkpoints that are damaged, so that they are made again; all processes wait."""
+        """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it."""
         for path in paths if self.world.rank == 0 else ():
             try:
                 if path.is_file():
@@ -281,23 +289,23 @@ class _Runs:
             except DamagedError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 path.replace(aside)
-                notice(f"{error}; it is {aside.name} now and made again")
+                notice(f"{error}; renamed to {aside.name}, creating it again")
         self.world.barrier()
 
 
 def _sound_result(folder: RunFolder) -> Result | None:
-    """The result of a run, None where there is none or it is damaged."""
+    """Load the result of a run; return None if there is none or it is damaged."""
     if not folder.result.is_file():
         return None
     try:
         return Result.load(folder.result)
     except DataError as error:
-        notice(f"{error}; it is made again")
+        notice(f"{error}; creating it again")
         return None
 
 
 def _epochs(figure: SpectraFigure, config: TrainConfig) -> tuple[int, ...]:
-    """The epochs that a figure looks at, empty for the last alone."""
+    """Return the epochs of a figure; empty for the last epoch only."""
     return tuple(sorted({max(1, round(share * config.epochs)) for share in figure.epochs}))
 
 
@@ -313,7 +321,7 @@ def _spectra(
     probes: int,
     progress: bool,
 ) -> Iterator[ClassSpectrum]:
-    """The spectra of one checkpoint, from files or computed and written."""
+    """Yield the spectra of one checkpoint; those without a file are computed and saved."""
     checkpoint = Checkpoint.load(folder.checkpoint if epoch is None else folder.kept(epoch))
     model = checkpoint.build_model().to(chosen_device(device))
     place = folder.path / "spectra" / f"epoch-{checkpoint.epoch}-steps-{steps}-probes-{probes}"
@@ -325,7 +333,7 @@ def _spectra(
                 yield ClassSpectrum.load(known)
                 continue
             except DataError as error:
-                notice(f"{error}; it is made again")
+                notice(f"{error}; creating it again")
         (item,) = landscape(
             model,
             data,

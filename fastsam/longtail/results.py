@@ -1,4 +1,4 @@
-"""What a training run found."""
+"""Results of a training run."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from fastsam.records import build
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training.
+    """Record of one epoch of training.
 
     Attributes:
-        epoch: counted from 1.
+        epoch: epoch, counted from 1.
         lr: learning rate.
-        rho: radius of the ascent step; None where the optimizer has none.
-        loss: mean training loss at the weights before each step (not at the perturbed ones). In a step
-            whose ascent reads a sample of the batch (``ascent_share`` below 1, or ``ascent_sample`` weighted)
-            it is that of the whole batch at the perturbed weights; with ``ascent_scope`` local the mean of
-            the losses of all processes, each divided by its own class weights.
-        train_accuracy: percent right at the same weights, under augmentation.
-        validation_accuracy: percent right after the epoch of the weights that are judged (the average in runs
-            with ``ema``), with the post-hoc adjustment if the run has one; None without a validation set, and
-            after epochs that ``validate_every`` leaves out.
+        rho: radius of the ascent step; None for optimizers without an ascent step.
+        loss: mean training loss at the weights before each step (not at the perturbed weights). If the ascent
+            uses a sample of the batch (``ascent_share`` below 1, or ``ascent_sample`` weighted), it is the
+            loss of the whole batch at the perturbed weights. With ``ascent_scope`` local it is the mean over
+            the ranks' losses, each divided by the rank's sum of class weights.
+        train_accuracy: training accuracy at the same weights, in percent, with augmentation.
+        validation_accuracy: validation accuracy after the epoch, in percent, of the averaged weights in runs
+            with ``ema`` and with the post-hoc adjustment if the run has one; None without a validation set,
+            and after epochs without validation (``validate_every``).
         seconds: wall time of the epoch.
-        skipped: updates that were left out because a gradient was not finite.
-        gradients: cost: forward and backward passes over whole batches; None in runs of older
-            versions.
+        skipped: number of updates that were skipped because a gradient was infinite or NaN.
+        gradients: cost in forward-backward passes over whole batches; None in runs of older versions.
     """
 
     epoch: int
@@ -47,7 +46,7 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:
-    """Return the first epoch of the highest validation accuracy, among those that have one."""
+    """Return the epoch with the highest validation accuracy; of equal ones the first."""
     return max(history, key=lambda record: record.validation_accuracy or 0.0).epoch
 
 
@@ -58,13 +57,13 @@ def judged_rule(
     decay: float | None,
     parent: Mapping[str, Any] | None,
 ) -> str:
-    """Describe the weights that a run judges.
+    """Describe the weights that a run evaluates.
 
     Args:
-        history: every epoch so far.
-        selects: whether the best epoch on validation is judged, else the last one.
-        decay: decay of the average of the weights; None without one.
-        parent: the record of the run that this one branches from, which may have judged other weights.
+        history: records of all epochs so far.
+        selects: whether the run evaluates the best epoch on validation instead of the last one.
+        decay: decay of the average of the weights; None without averaging.
+        parent: record of the run from which this one branched off, which may average differently.
     """
     rule = "last epoch"
     if selects:
@@ -77,25 +76,25 @@ def judged_rule(
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run.
+    """The result of a run.
 
     Attributes:
         config: settings of the run.
-        sources: where each setting comes from, if it came from a recipe.
+        sources: source of each setting, by name.
         counts: training images of each class.
-        class_names: one per class.
+        class_names: one name per class.
         groups: classes of head, mid and tail.
         subset_hash: SHA-256 of the training subset.
-        rule: which weights the metrics are of: of which epoch, and whether they are an average.
+        rule: description of the evaluated weights: their epoch, and whether they are an average.
         test: metrics on the test set.
-        validation: metrics on the validation set, where there is one.
-        history: every epoch.
+        validation: metrics on the validation set; None without one.
+        history: records of all epochs.
         seconds: wall time of all epochs.
-        unreadable: images that could not be read and were skipped, with how often.
+        unreadable: names of unreadable images that were skipped, with how often.
         environment: versions and device.
-        contents: SHA-256 of contents and classes of every split.
-        steps_per_epoch: batches of an epoch.
-        parent: the run that this one continues, and from which epoch; None for a run of its own.
+        contents: SHA-256 of images and labels of every split, and of the class names.
+        steps_per_epoch: batches per epoch.
+        parent: run and epoch from which this run branched off; None for other runs.
     """
 
     config: dict[str, Any]
@@ -117,20 +116,20 @@ class Result:
 
     @property
     def gradients(self) -> float | None:
-        """Cost of the training: forward and backward passes over whole batches; None if unknown."""
+        """Cost of the training in forward-backward passes over whole batches; None if unknown."""
         costs = [record.gradients for record in self.history]
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def to_json(self) -> str:
-        """The whole result as JSON text with a checksum."""
+        """Convert the result to JSON with a checksum."""
         return files.to_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """The inverse of :meth:`to_json`.
+        """Create a result from the output of :meth:`to_json`.
 
         Raises:
-            DataError: if the text is not such a result, or was damaged or edited.
+            DataError: if the text is not a result, or was damaged or edited.
         """
         try:
             values = files.from_json(text)
@@ -143,10 +142,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Read a ``result.json``.
+        """Load a ``result.json``.
 
         Raises:
-            DataError: if the file is something else, or was damaged or edited; it is named.
+            DataError: if the file is not a result, or was damaged or edited.
         """
         try:
             return cls.from_json(Path(path).read_text("utf-8"))
@@ -158,11 +157,13 @@ class Result:
         classes = len(self.counts)
         if not classes == len(self.class_names) == len(self.test.per_class):
             raise ValueError(
-                f"{classes} counts, {len(self.class_names)} class names, "
-                f"{len(self.test.per_class)} accuracies"
+                f"expected as many class names and accuracies as the {classes} counts, got "
+                f"{len(self.class_names)} and {len(self.test.per_class)}"
             )
         if any(not 0 <= label < classes for labels in self.groups.values() for label in labels):
-            raise ValueError(f"groups have classes other than 0 to {classes - 1}")
+            raise ValueError(
+                f"expected labels from 0 to {classes - 1} in groups, got {self.groups}"
+            )
         for name in ("data", "method", "optimizer"):
             if not isinstance(self.config.get(name), str):
-                raise ValueError(f"its config has no {name}")
+                raise ValueError(f"config has no {name}")

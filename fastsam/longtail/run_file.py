@@ -1,7 +1,7 @@
-"""``run.yaml``: the settings of a run as a file that people read, edit and train from.
+"""``run.yaml``: the settings of a run in a file that users can edit and train from.
 
-The writer is here because PyYAML writes no comments: each line names the source of its value. So writing
-needs no package either. Reading takes any YAML of plain values.
+Each line has a comment with the source of its value. PyYAML cannot write comments, so this module writes the
+file itself, which also works without PyYAML. Reading accepts any YAML mapping of plain values.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fastsam.records import converted
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-"""Texts that YAML takes for truth values unless they are quoted."""
+"""Strings that YAML 1.1 reads as booleans or null unless they are quoted."""
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """What a file says about a run.
+    """Content of a file of settings.
 
     Attributes:
-        path: the file.
-        settings: settings of the run by name; those of the recipe are used where one is missing.
-        options: values of the other keys by name.
+        path: path of the file.
+        settings: settings of the run by name. The recipe supplies missing ones.
+        options: values of other keys by name.
     """
 
     path: Path
@@ -45,23 +45,24 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
     """Read a file of settings.
 
     Args:
-        path: a YAML file whose keys are the names of settings, with ``_`` or ``-``.
-        options: other keys that may occur.
+        path: a YAML file whose keys are names of settings, written with ``_`` or ``-``.
+        options: other keys that are allowed.
 
     Raises:
-        UsageError: the file cannot be read as YAML, is no mapping, or has a key that is no setting, a key
-            twice, or a value that is not a number, a text, a truth value or a list of these.
-        ImportError: PyYAML is not installed.
+        UsageError: if the file is not a YAML mapping, has an unknown or duplicate key, or has a value that is
+            not a number, a string, a boolean or a list of these.
+        ImportError: if PyYAML is not installed.
     """
     values: dict[str, Any] = {}
     for key, value in _load(path).items():
         name = str(key).replace("-", "_")
         if name in values:
-            raise UsageError(f"{path}: {name} is given twice; leave one out")
+            raise UsageError(f"{path}: duplicate key {name}; remove one of them")
         plain = value if isinstance(value, list) else [value]
         if not all(isinstance(item, bool | int | float | str) for item in plain) or not plain:
             raise UsageError(
-                f"{path}: {name} is {value!r:.60}; expected a number, a text, true or false, or a list"
+                f"{path}: {name} is {value!r:.60}; expected a number, a string, true, false, or a list of "
+                "these"
             )
         values[name] = tuple(value) if isinstance(value, list) else value
     known = {*options}
@@ -84,21 +85,21 @@ def run_file_text(
     options: Mapping[str, Any],
     processes: int = 1,
 ) -> str:
-    """The text of a file that trains the run again, with the same bits on the same machine.
+    """Return the text of a file that repeats the run, bit for bit on the same machine.
 
     Args:
         config: settings of the run.
-        sources: where each setting comes from.
-        options: other keys with their values; those that are None or empty are left out.
+        sources: source of each setting, by name.
+        options: other keys with their values; None and empty values are omitted.
         processes: number of processes that train the run.
     """
     stored = config.as_dict()
     launcher = "" if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python "
     notes = [
-        f"fastsam {__version__}. Train this run again:",
+        f"fastsam {__version__}. To repeat this run:",
         f"{launcher}fastsam train --config run.yaml --out DIR",
         *(
-            f"needs the plug-in {name}: {package}"
+            f"requires the plug-in {name}: {package}"
             for name, package in stored.get("plugins", {}).items()
         ),
     ]
@@ -116,13 +117,13 @@ def _load(path: Path) -> Mapping[Any, Any]:
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Plain values only, numbers as in YAML 1.2 (``1e-4``), and no key twice."""
+        """A loader of plain values that reads ``1e-4`` as a number (YAML 1.2) and rejects duplicate keys."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for index, key in enumerate(keys):
                 if key in keys[:index]:
-                    raise UsageError(f"{path}: {key} is given twice; leave one out")
+                    raise UsageError(f"{path}: duplicate key {key}; remove one of them")
             found: dict[Any, Any] = super().construct_mapping(node, deep)
             return found
 
@@ -135,24 +136,24 @@ def _load(path: Path) -> Mapping[Any, Any]:
         found = yaml.load(path.read_text("utf-8"), Loader)
     except OSError as error:
         raise UsageError(
-            f"--config {path} cannot be read: {error.strerror}; name a file such as the run.yaml of a run"
+            f"cannot read --config {path}: {error.strerror}; pass a file such as the run.yaml of a run"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise UsageError(
-            f"{path} is not YAML of plain values: {error}; expected lines such as `epochs: 60`"
+            f"{path} is not a YAML file of plain values: {error}; expected lines such as `epochs: 60`"
         ) from error
     if not isinstance(found, Mapping):
-        raise UsageError(f"{path} holds no settings; expected lines such as `epochs: 60`")
+        raise UsageError(f"{path} contains no settings; expected lines such as `epochs: 60`")
     return found
 
 
 def _of_type(path: Path, name: str, value: Any) -> Any:
-    """A value as its setting is typed.
+    """Convert a YAML value to the type of its setting.
 
-    YAML knows other types: 1 for 1.0 and for "1", and one number where the setting has one for each phase.
+    A YAML file may have 1 for 1.0 or "1", or a number where the setting is a tuple with one value per phase.
 
     Raises:
-        UsageError: the value is of a wrong type.
+        UsageError: if the value has the wrong type.
     """
     hint = find_setting(name)[1]
     items = value if isinstance(value, tuple) else (value,)
@@ -180,5 +181,5 @@ def _yaml(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` with the characters that YAML files cannot hold as escapes of a quoted text."""
+    """Replace characters that are not allowed in YAML by escapes, which are valid in quoted strings."""
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)

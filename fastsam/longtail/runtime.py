@@ -1,4 +1,4 @@
-"""The machine a run uses: its device, and the record of it."""
+"""Device and environment of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastsam.longtail.errors import UsageError
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device called ``name``.
+    """Return the device called ``name``.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if the name is not valid, or the device does not exist.
     """
     wrong = UsageError(f"unknown device {name!r}; valid: cpu, cuda, cuda:0, ...")
     try:
@@ -26,16 +26,23 @@ def chosen_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise wrong
     if device.type == "cpu" and device.index:
-        raise UsageError(f"there is no {device}: the CPU is one device; use --device cpu")
+        raise UsageError(
+            f"device {device} does not exist; the CPU is one device, pass --device cpu"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no usable NVIDIA GPU here; use --device cpu")
+        raise UsageError(
+            f"device {device} is not available: torch finds no usable NVIDIA GPU; pass --device cpu"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no {device}: torch finds {torch.cuda.device_count()} GPU(s)")
+        raise UsageError(
+            f"device {device} does not exist: torch finds {torch.cuda.device_count()} GPU(s); pass a "
+            f"device from cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
     return device
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, threads, device and what runs its optimizer steps, for the record."""
+    """Return versions, number of threads, device and kernel backend, as recorded in results."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

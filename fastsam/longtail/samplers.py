@@ -1,6 +1,6 @@
-"""In which order, and how often, the training images of an epoch are drawn.
+"""Samplers of the training images of an epoch.
 
-The samplers are PyTorch samplers as well: hand one to a ``DataLoader`` and call ``set_epoch``.
+They are PyTorch samplers too: pass one to a ``DataLoader`` and call ``set_epoch`` before each epoch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fastsam.longtail.seeds import Stream, numpy_generator
 
 
 class EpochSampler(Sampler[int], ABC):
-    """The indices of an epoch, a pure function of seed and epoch, shared out among ranks.
+    """Base class of samplers whose indices depend only on seed and epoch, split among ranks.
 
-    Every rank draws the same order and takes every ``world_size``-th index of it, so no image is
-    lost, and none doubled but to fill the last round.
+    Every rank samples the same order and takes every ``world_size``-th index of it. If the number of indices
+    is not divisible by ``world_size``, the first ones are repeated at the end.
 
     Args:
         seed: seed of the run, the same on all ranks.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -40,16 +40,16 @@ class EpochSampler(Sampler[int], ABC):
 
     @abstractmethod
     def draw(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of all ranks, int64 ``[size]``."""
+        """Sample the indices of all ranks, int64 ``[size]``."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of this rank in ``epoch`` (counted from 1), int64."""
+        """Return the indices of this rank in ``epoch`` (counted from 1), int64."""
         drawn = self.draw(epoch)
         padding = -len(drawn) % self.world_size
         return np.concatenate([drawn, np.resize(drawn, padding)])[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that iteration yields."""
+        """Set the epoch (counted from 1) of the next iteration."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -57,12 +57,12 @@ class EpochSampler(Sampler[int], ABC):
 
 
 class ShuffledSampler(EpochSampler):
-    """Every image once per epoch, in random order.
+    """Samples every image once per epoch, in random order.
 
     Args:
         size: number of images.
         seed: seed of the run.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
 
     Example:
@@ -75,7 +75,7 @@ class ShuffledSampler(EpochSampler):
         self.size = size
 
     def draw(self, epoch: int) -> NDArray[np.int64]:
-        """A permutation, int64 ``[size]``."""
+        """Sample a permutation, int64 ``[size]``."""
         return numpy_generator(self.seed, Stream.ORDER, epoch).permutation(self.size)
 
     def __len__(self) -> int:
@@ -83,20 +83,20 @@ class ShuffledSampler(EpochSampler):
 
 
 class ClassSampler(EpochSampler):
-    """As many images as there are, drawn with replacement so that classes have stated shares.
+    """Samples N images per epoch with replacement, with given probabilities of the classes.
 
-    The strategies of Kang et al., "Decoupling Representation and Classifier for Long-Tailed
-    Recognition" (ICLR 2020), section 3: ``class-balanced`` draws every class equally often,
-    ``square-root`` in proportion to the root of its count, ``progressive`` goes in equal steps from
-    the counts at the first epoch to class-balanced at the last.
+    The strategies are those of Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+    Recognition" (ICLR 2020), section 3. ``class-balanced`` samples all classes equally often, ``square-root``
+    in proportion to the square root of their counts. ``progressive`` interpolates linearly from the counts in
+    the first epoch to class-balanced in the last.
 
     Args:
         targets: class of every image, integers ``[N]``: an array, a list or a tensor.
         counts: images of each class, integers ``[C]``.
         strategy: one of :data:`fastsam.longtail.methods.Sampling`.
-        epochs: epochs of the whole run, for ``progressive``.
+        epochs: number of epochs of the run, for ``progressive``.
         seed: seed of the run.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -116,7 +116,10 @@ class ClassSampler(EpochSampler):
         self.counts = _integers("counts", counts)
         found = np.bincount(self.targets) if len(self.targets) else np.zeros(0, np.int64)
         if not np.array_equal(found, np.trim_zeros(self.counts, "b")):
-            raise UsageError("counts must be the number of targets of each class, and some target")
+            raise UsageError(
+                f"counts must be the number of targets of each class, {found.tolist()!s:.60}, and not "
+                f"empty; got {self.counts.tolist()!s:.60}"
+            )
         if strategy not in get_args(Sampling):
             raise unknown("sampling strategy", strategy, get_args(Sampling))
         if epochs < 1:
@@ -125,7 +128,7 @@ class ClassSampler(EpochSampler):
         self.epochs = epochs
 
     def class_shares(self, epoch: int) -> NDArray[np.float64]:
-        """Probability of each class in ``epoch`` (counted from 1), ``[C]``."""
+        """Return the probability of each class in ``epoch`` (counted from 1), float64 ``[C]``."""
         natural = self.counts / self.counts.sum()
         if self.strategy == "square-root":
             root = np.sqrt(self.counts)
@@ -137,7 +140,7 @@ class ClassSampler(EpochSampler):
         return np.asarray((1 - progress) * natural + progress * equal)
 
     def draw(self, epoch: int) -> NDArray[np.int64]:
-        """Indices with repetitions, int64 ``[N]``."""
+        """Sample indices with replacement, int64 ``[N]``."""
         per_image = (self.class_shares(epoch) / np.maximum(self.counts, 1))[self.targets]
         generator = numpy_generator(self.seed, Stream.ORDER, epoch)
         return generator.choice(len(self.targets), len(self.targets), p=per_image)
@@ -147,26 +150,26 @@ class ClassSampler(EpochSampler):
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
-    """Classes or counts, int64, at least 0.
+    """Convert labels or counts to int64.
 
     Raises:
-        UsageError: for anything but whole numbers in one dimension.
+        UsageError: if they are not a one-dimensional array of non-negative integers.
     """
     array = np.asarray(values)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)) or (array < 0).any():
         raise UsageError(
-            f"{name} must be integers of at least 0 in one dimension, got {array.dtype} of shape "
+            f"{name} must be a one-dimensional array of non-negative integers, got {array.dtype} of shape "
             f"{array.shape}"
         )
     return array.astype(np.int64)
 
 
 class DeferredSampler:
-    """One sampler up to the deferral epoch, another one after it.
+    """Uses one sampler up to the deferral epoch and another one after it.
 
     Args:
-        early: sampler of the first epochs.
-        late: sampler afterwards.
+        early: sampler up to the deferral epoch.
+        late: sampler after it.
         defer_epoch: last epoch of ``early``.
     """
 
@@ -176,13 +179,13 @@ class DeferredSampler:
         self.defer_epoch = defer_epoch
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of this rank in ``epoch`` (counted from 1), int64."""
+        """Return the indices of this rank in ``epoch`` (counted from 1), int64."""
         return (self.late if epoch > self.defer_epoch else self.early).order(epoch)
 
 
 class HasOrder(Protocol):
-    """What the trainer needs of a sampler."""
+    """Interface of samplers that the trainer accepts."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Indices in ``epoch`` (counted from 1), int64."""
+        """Return the indices of this rank in ``epoch`` (counted from 1), int64."""
         ...

@@ -1,4 +1,4 @@
-"""Learning rate and rho of an epoch, in closed form, so that a resumed run needs no state."""
+"""Schedules of learning rate and rho. They are functions of the epoch, so resuming needs no state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from fastsam.optim import CosineAnnealing, LinearSchedule, Schedule, StepSchedul
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateSchedule(RunPart):
-    """A schedule after warm-up; ``build(settings, run)`` makes a :class:`fastsam.optim.Schedule`."""
+    """A learning-rate schedule after warm-up.
+
+    Attributes:
+        build: ``build(settings, run)`` creates a :class:`fastsam.optim.Schedule`.
+    """
 
     build: Callable[[Any, Mapping[str, Any]], Schedule]
 
@@ -27,35 +31,36 @@ class MultistepSettings(Settings):
     """Settings of a learning rate that drops at milestones."""
 
     lr_milestones: tuple[int, ...] = setting(
-        "last epoch of each phase of a multistep schedule", low=1, scaled=0
+        "epochs after which a multistep schedule changes the learning rate", low=1, scaled=0
     )
-    lr_factors: tuple[float, ...] = setting("factor on lr after each milestone", low=0)
+    lr_factors: tuple[float, ...] = setting(
+        "learning rate after each milestone, as a factor on lr", low=0
+    )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """There is a factor for every milestone."""
+        """Check that milestones increase and that there is a factor for each."""
         super().check(run)
         check_rising("lr_milestones", self.lr_milestones, run["epochs"])
         if len(self.lr_milestones) != len(self.lr_factors):
             raise UsageError(
-                f"lr_factors needs one value per milestone: {len(self.lr_milestones)} expected, "
+                f"lr_factors must have one value for each of the {len(self.lr_milestones)} lr_milestones, "
                 f"got {len(self.lr_factors)}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSettings(Settings):
-    """Settings of a learning rate that falls along a cosine."""
+    """Settings of a cosine learning-rate schedule."""
 
     cosine_start: Literal["first-epoch", "after-warmup"] = setting(
-        "where a cosine schedule begins: at the first-epoch, of which warm-up replaces a part, "
-        "or after-warmup",
+        "start of a cosine schedule: first-epoch (warm-up replaces its first part) or after-warmup",
         default="first-epoch",
         before="first-epoch",
     )
 
 
 def _multistep(settings: MultistepSettings, run: Mapping[str, Any]) -> Schedule:
-    """Factors are relative to lr, not to one another."""
+    """Create a schedule whose factors are relative to ``lr``, not to each other."""
     factors = (1.0, *settings.lr_factors)
     return StepSchedule(settings.lr_milestones, [run["lr"] * factor for factor in factors])
 
@@ -68,7 +73,7 @@ def _cosine(settings: CosineSettings, run: Mapping[str, Any]) -> Schedule:
 LR_SCHEDULES.add(
     LearningRateSchedule(
         name="multistep",
-        summary="lr times the factor of each phase",
+        summary="lr multiplied by the factor of each phase",
         build=_multistep,
         settings=MultistepSettings,
     )
@@ -85,10 +90,11 @@ LR_SCHEDULES.add(
 
 @dataclass(frozen=True, kw_only=True)
 class RhoSchedule(RunPart):
-    """A schedule of rho; ``build(settings, rho, run)`` makes a :class:`fastsam.optim.Schedule`.
+    """A schedule of rho.
 
     Attributes:
-        phases: how many values of rho it needs, given its settings.
+        build: ``build(settings, rho, run)`` creates a :class:`fastsam.optim.Schedule`.
+        phases: ``phases(settings)`` returns the number of rho values that it needs.
     """
 
     build: Callable[..., Schedule]
@@ -103,51 +109,52 @@ class SteppedRhoSettings(Settings):
     """Settings of a rho that changes at milestones."""
 
     rho_milestones: tuple[int, ...] = setting(
-        "last epoch of each phase of a stepped rho", low=1, scaled=0
+        "epochs after which a stepped rho changes to its next value", low=1, scaled=0
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Milestones rise and lie within the run."""
+        """Check that milestones increase and lie within the run."""
         super().check(run)
         check_rising("rho_milestones", self.rho_milestones, run["epochs"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeferredRhoSettings(Settings):
-    """Settings of a rho that changes at the deferral epoch of the method: none of its own."""
+    """Settings of a rho that changes at the deferral epoch of the method; there are none."""
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """The method has a deferral epoch."""
+        """Check that the method has a deferral epoch."""
         super().check(run)
         if run.get("defer_epoch") is None:
             raise UsageError(
-                "rho_schedule deferred needs a method with a deferral epoch (drw, drs)"
+                f"rho_schedule 'deferred' requires a method with a deferral epoch, got {run['method']!r}; "
+                "choose a method with rule drw or drs"
             )
 
 
 for _schedule in (
     RhoSchedule(
         name="constant",
-        summary="one value",
+        summary="one value of rho",
         build=lambda settings, rho, run: StepSchedule((), rho),
         settings=NoSettings,
     ),
     RhoSchedule(
         name="step",
-        summary="one value per phase between rho_milestones",
+        summary="one value of rho per phase between rho_milestones",
         build=lambda settings, rho, run: StepSchedule(settings.rho_milestones, rho),
         settings=SteppedRhoSettings,
         phases=lambda settings: len(settings.rho_milestones) + 1,
     ),
     RhoSchedule(
         name="linear",
-        summary="from the first value to the second",
+        summary="from the first value of rho to the second over the run",
         build=lambda settings, rho, run: LinearSchedule(rho[0], rho[1], run["epochs"]),
         phases=lambda settings: 2,
     ),
     RhoSchedule(
         name="deferred",
-        summary="second value after defer_epoch, as in Algorithm 1 of Rangwani et al. 2022",
+        summary="second value of rho after defer_epoch, as in Algorithm 1 of Rangwani et al. 2022",
         build=lambda settings, rho, run: StepSchedule((run["defer_epoch"],), rho),
         settings=DeferredRhoSettings,
         phases=lambda settings: 2,

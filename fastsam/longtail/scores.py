@@ -1,4 +1,4 @@
-"""Scores of a classifier: single numbers that sum up its predictions."""
+"""Scores of a classifier, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsam.longtail.predictions import Predictions
 
 BINS = 15
-"""Equal bins of confidence of the calibration error."""
+"""Number of equal-width confidence bins of the calibration error."""
 TOP = 5
 
 Floats = NDArray[np.float64]
@@ -22,14 +22,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Computes scores of predictions whose images may count differently.
+    """Computes scores of predictions, with a weight for each image.
 
     Attributes:
         predictions: the predictions for N images.
         num_classes: number of classes C.
         groups: classes of head, mid and tail.
-        prior: share of each class in the test distribution, ``[C]``; None for that of the images. Each
-            image counts ``prior[c] / n_c``, where its class c has n_c images.
+        prior: share of each class in the test distribution, ``[C]``; None for the shares of the images. An
+            image of class c has weight ``prior[c] / n_c``, where n_c is the number of images of class c.
     """
 
     predictions: Predictions
@@ -39,23 +39,23 @@ class Scorer:
 
     @cached_property
     def targets(self) -> Ints:
-        """The truth, int64 ``[N]``."""
+        """True classes, int64 ``[N]``."""
         return _integers(self.predictions.targets)
 
     @cached_property
     def images(self) -> Ints:
-        """Images of each class, int64 ``[C]``."""
+        """Number of images of each class, int64 ``[C]``."""
         return np.bincount(self.targets, minlength=self.num_classes).astype(np.int64)
 
     def scores(self, times: Floats | None = None) -> dict[str, float]:
-        """Return every score by name; shares are in percent, NaN where nothing counts.
+        """Return every score by name, in percent except for ``nll`` (nats); NaN if no image counts.
 
-        ``accuracy``, ``top5``, ``nll`` (nats), ``ece`` and ``macro_f1`` follow the prior. ``balanced``, the
-        groups, ``harmonic_mean`` and ``worst_class`` are computed from the accuracy of each class, which no
-        prior changes. ``macro_f1`` averages over the classes that have images.
+        ``accuracy``, ``top5``, ``nll``, ``ece`` and ``macro_f1`` depend on the prior. ``balanced``, the
+        groups, ``harmonic_mean`` and ``worst_class`` are computed from the accuracy of each class, which does
+        not. ``macro_f1`` is a mean over the classes that have images.
 
         Args:
-            times: how often each image is counted, ``[N]``; None for once.
+            times: how often each image is counted, ``[N]``; None for once each.
         """
         shares = self.shares(times)
         weights = self._weights(times)
@@ -82,21 +82,21 @@ class Scorer:
         }
 
     def shares(self, times: Floats | None = None) -> Floats:
-        """Return the percent right of each class, float64 ``[C]``; NaN for a class without images."""
+        """Return the accuracy of each class in percent, float64 ``[C]``; NaN for a class without images."""
         times = np.ones(len(self.targets)) if times is None else times
         images = self._sum_by_class(times)
         right = self._sum_by_class(self._right * times)
         return np.where(images > 0, 100.0 * right / np.maximum(images, 1e-300), np.nan)
 
     def _weights(self, times: Floats | None) -> Floats:
-        """How much each image counts, ``[N]``."""
+        """Return the weight of each image, ``[N]``."""
         weights = np.ones(len(self.targets)) if times is None else times
         if self.prior is None:
             return weights
         return weights * (self.prior / np.maximum(self.images, 1))[self.targets]
 
     def _calibration_error(self, weights: Floats) -> float:
-        """Expected difference of confidence and accuracy within bins; ``weights`` sum to 1."""
+        """Compute the expected calibration error as a fraction; ``weights`` must sum to 1."""
         gaps = np.bincount(
             self._bins, weights=weights * (self._right - self._confidence), minlength=BINS
         )
@@ -146,7 +146,7 @@ def mean(values: Floats) -> float:
 
 
 def harmonic_mean(shares: Floats) -> float:
-    """Return the harmonic mean of the classes that have images; 0 if one of them is at 0."""
+    """Return the harmonic mean of the shares that are not NaN; 0 if one of them is 0."""
     known = shares[~np.isnan(shares)]
     if len(known) == 0 or (known == 0).any():
         return 0.0 if len(known) else float("nan")
@@ -158,15 +158,14 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return a percentile bootstrap interval of every score.
 
-    Each sample draws, for every class, as many of its images as it has, with replacement: the test
-    distribution is part of the question, not of the error. The interval is that of the test images alone;
-    another seed of the training varies more.
+    Each bootstrap sample resamples the images of every class with replacement, so the number of images per
+    class is fixed. The intervals cover the choice of test images only; runs with other seeds vary more.
 
     Args:
         scorer: the predictions.
-        samples: bootstrap samples, at least 1.
-        level: share of the samples inside the interval.
-        seed: seed of the sampling.
+        samples: number of bootstrap samples, at least 1.
+        level: confidence level of the intervals.
+        seed: seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     order = np.argsort(scorer.targets, kind="stable")

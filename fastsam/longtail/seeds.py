@@ -1,4 +1,4 @@
-"""Independent random streams of one run, derived from its seed; no global generator is touched."""
+"""Independent random streams of a run, derived from its seed. Global generators are not changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a stream of random numbers is used for; each use has its own."""
+    """Uses of random numbers. Each has an independent stream."""
 
     MODEL = 0
     ORDER = 1
@@ -24,27 +24,30 @@ class Stream(IntEnum):
 
 
 def derived_seed(seed: int, stream: Stream, *position: int) -> int:
-    """A 63-bit seed for one stream at one position (epoch, batch, ...) of the run with ``seed``.
+    """Derive a 63-bit seed for a stream at a position (epoch, batch, ...) from the seed of the run.
 
-    It depends on nothing else, so a resumed run draws the same numbers as an uninterrupted one.
+    It depends on nothing else, so a resumed run samples the same numbers as an uninterrupted one.
     """
     entropy = np.random.SeedSequence([seed, int(stream), *position])
     return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def torch_generator(seed: int, stream: Stream, *position: int) -> torch.Generator:
-    """A CPU generator at :func:`derived_seed`: drawn on the CPU and moved, all devices agree."""
+    """Return a CPU generator seeded by :func:`derived_seed`.
+
+    Sample on the CPU and copy to the device: this gives the same numbers on all devices.
+    """
     return torch.Generator().manual_seed(derived_seed(seed, stream, *position))
 
 
 def numpy_generator(seed: int, stream: Stream, *position: int) -> np.random.Generator:
-    """The NumPy counterpart of :func:`torch_generator`."""
+    """Return a NumPy generator seeded by :func:`derived_seed`."""
     return np.random.default_rng(derived_seed(seed, stream, *position))
 
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """Run code that can only draw from torch's global CPU generator, and put the generator back."""
+    """Seed torch's global CPU generator inside the context, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

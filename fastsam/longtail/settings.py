@@ -1,7 +1,7 @@
-"""Settings of a run's parts: frozen dataclasses whose fields say what they mean and what they may be.
+"""Settings of a run's parts: frozen dataclasses whose fields carry help texts, bounds and sources.
 
-Configuration, command-line options, validation and recipes are derived from these fields, so that a
-part states each of its settings once, beside its code.
+Configuration, command-line options, validation and recipes are derived from these fields. A part declares
+each of its settings once, next to its code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Entry:
     """A value of a recipe.
 
     Attributes:
-        value: the value of the setting.
-        source: where it comes from.
-        known: False where no source states the value and it is only a starting point.
+        value: value of the setting.
+        source: where the value comes from.
+        known: whether the value was published; False for a starting point.
     """
 
     value: Any
@@ -30,16 +30,16 @@ class Entry:
 
 
 Layer = Mapping[str, Entry]
-"""Values of settings by name, with their sources."""
+"""Values of settings with their sources, by name."""
 
 
 def layer(source: str, *, known: bool = True, **values: Any) -> dict[str, Entry]:
-    """Return values that share one source."""
+    """Return a layer whose values have the same source."""
     return {name: Entry(value, source, known) for name, value in values.items()}
 
 
 def borrowed(values: Layer, source: str) -> dict[str, Entry]:
-    """Return the values of another recipe as starting points."""
+    """Return the values of another recipe, marked as starting points."""
     return {name: Entry(entry.value, source, known=False) for name, entry in values.items()}
 
 
@@ -59,22 +59,22 @@ def setting(
 ) -> Any:
     """Declare a field of a settings dataclass.
 
-    Choices are declared by the field's type, ``Literal[...]``.
+    Declare choices by the field's type, ``Literal[...]``.
 
     Args:
-        help_text: meaning, unit and default, as the command line shows it.
-        default: value that recipes take where nothing else sets one; an :class:`Entry` names its source.
-        low: smallest value.
-        high: largest value.
-        above: largest value that is too small.
+        help_text: meaning and unit, as shown by ``--help``.
+        default: value in recipes that do not set one; an :class:`Entry` names its source.
+        low: smallest valid value.
+        high: largest valid value.
+        above: valid values are greater than this.
         before: value in runs that were stored before the setting existed.
-        optional: whether a run may leave the setting out; it is None then.
-        place: whether it says only where and how the run takes place, such as the device. Such a
-            setting does not make it another run.
-        scaled: for a number of epochs that recipes scale with the length of the run: how many epochs
-            must follow it.
-        names: registry of the parts that the value names.
-        argument: argument of the part's constructor that the setting fills.
+        optional: whether a run may omit the setting; it is then None.
+        place: whether the setting only determines where the run is executed, like the device. Runs that
+            differ in such settings count as the same run.
+        scaled: set it for epochs that recipes scale with the number of epochs of the run: the number of
+            epochs that must follow.
+        names: registry of the parts that the value selects from.
+        argument: name of the argument of the part's constructor that receives the value.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -109,25 +109,25 @@ def _plain(value: Any) -> Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of every settings dataclass; it checks each value when an instance is made.
+    """Base class of settings dataclasses. Creating an instance checks each value.
 
     Raises:
-        UsageError: a value is out of range, or none of the choices.
+        UsageError: if a value is out of range or is not one of the choices.
     """
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self))
 
     def arguments(self) -> dict[str, Any]:
-        """The settings that fill an argument of the part's constructor, by its name."""
+        """Return the settings that are arguments of the part's constructor, by name of the argument."""
         named = ((item.metadata["argument"], item.name) for item in settings_of(type(self)))
         return {argument: getattr(self, name) for argument, name in named if argument is not None}
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Raise :class:`UsageError` if a setting contradicts another one of the run.
+        """Raise :class:`UsageError` if a setting contradicts another setting of the run.
 
         Args:
-            run: every setting of the run by name.
+            run: all settings of the run by name.
         """
 
 
@@ -138,31 +138,33 @@ class NoSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DeferralSettings(Settings):
-    """The setting of everything that begins late in a run."""
+    """Setting of parts that take effect late in a run."""
 
-    defer_epoch: int = setting("last epoch before drw, drs or ib take effect", low=0, scaled=1)
+    defer_epoch: int = setting(
+        "deferral epoch: last epoch before drw, drs or ib takes effect", low=0, scaled=1
+    )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """The deferral must end before the run does."""
+        """Check that the deferral epoch is before the last epoch."""
         super().check(run)
         if self.defer_epoch >= run["epochs"]:
             raise UsageError(
-                f"defer_epoch must be below epochs ({run['epochs']}), got {self.defer_epoch}: "
-                f"{run['method']} would never take effect"
+                f"defer_epoch must be below epochs ({run['epochs']}), got {self.defer_epoch}; the deferred "
+                f"phase of {run['method']} would never begin"
             )
 
 
 def settings_of(cls: type[Settings]) -> Iterator[Field[Any]]:
-    """The fields of a settings dataclass that are settings."""
+    """Iterate over the fields of a settings dataclass that are settings."""
     return (item for item in fields(cls) if "help" in item.metadata)
 
 
 def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:
-    """Raise :class:`UsageError` if a value is out of range, or none of the choices.
+    """Raise :class:`UsageError` if a value is out of range or is not one of the choices.
 
     Args:
         cls: a settings dataclass.
-        values: values by name; those that are missing are not checked.
+        values: values by name. Settings without a value are not checked.
     """
     hints = get_type_hints(cls)
     for item in settings_of(cls):
@@ -171,13 +173,15 @@ def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:
 
 
 def check_rising(name: str, milestones: tuple[int, ...], epochs: int) -> None:
-    """Raise :class:`UsageError` unless milestones rise and lie within the run."""
+    """Raise :class:`UsageError` unless milestones are in ascending order and lie within the run."""
     if list(milestones) != sorted(milestones) or any(m > epochs for m in milestones):
-        raise UsageError(f"{name} must rise and be at most epochs ({epochs}), got {milestones}")
+        raise UsageError(
+            f"{name} must be in ascending order and at most epochs ({epochs}), got {milestones}"
+        )
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The choices of a ``Literal`` type, also inside an optional one; empty for other types."""
+    """Return the choices of a ``Literal`` type, which may be optional; empty for other types."""
     for kind in (hint, *get_args(hint)):
         if get_origin(kind) is Literal:
             return get_args(kind)

@@ -1,4 +1,4 @@
-"""Small data sets in the true on-disk formats."""
+"""Small data sets in the original file formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 
 def write_cifar10(root: Path, *, per_class: int, test_per_class: int) -> dict[str, str]:
-    """The python version of CIFAR-10, with fewer images; returns the MD5 of every file."""
+    """Write the Python version of CIFAR-10 with fewer images; return the MD5 of every file."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def write_cifar10(root: Path, *, per_class: int, test_per_class: int) -> dict[st
 
 
 def write_cifar100(root: Path, *, per_class: int, test_per_class: int) -> dict[str, str]:
-    """The python version of CIFAR-100, with fewer images; returns the MD5 of every file."""
+    """Write the Python version of CIFAR-100 with fewer images; return the MD5 of every file."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def write_mnist(
     labels: range = range(10),
     compressed: bool = False,
 ) -> dict[str, str]:
-    """The idx files of a set like MNIST, with fewer images; returns the SHA-256 of each content."""
+    """Write the idx files of a data set like MNIST with fewer images; return the SHA-256 of each content."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     sums = {}
@@ -90,13 +90,13 @@ def write_mnist(
 
 
 def idx_content(array: NDArray[np.uint8]) -> bytes:
-    """An array of bytes in the idx format."""
+    """Encode an array of bytes in the idx format."""
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
     return header + array.tobytes()
 
 
 def write_svhn(root: Path, counts: list[int], *, test_per_class: int) -> dict[str, str]:
-    """SVHN's two files with ``counts`` images of the digits 0, 1, ...; returns the MD5 of each."""
+    """Write SVHN's two files with ``counts`` images of the digits 0, 1, ...; return the MD5 of each."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     sums = {}
@@ -115,14 +115,14 @@ def _dump(path: Path, content: Any) -> str:
 
 
 def write_image(path: Path, label: int, rng: np.random.Generator) -> None:
-    """A JPEG whose colour shows its class."""
+    """Encode a JPEG whose color depends on its class."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = rng.integers(0, 60, (24, 20, 3)) + np.array([label * 40, 90, 255 - label * 40]) // 2
     Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
 
 
 def write_listed(root: Path, lists: dict[str, tuple[str, list[int]]]) -> None:
-    """List files ``name: (folder, images of each class)`` and the images that they name."""
+    """Write list files ``name: (folder, images of each class)`` and their images."""
     rng = np.random.default_rng(1)
     for name, (folder, counts) in lists.items():
         lines = []
@@ -135,7 +135,7 @@ def write_listed(root: Path, lists: dict[str, tuple[str, list[int]]]) -> None:
 
 
 def write_inaturalist_json(path: Path, counts: list[int]) -> None:
-    """The competition's JSON for images of ``counts`` classes, in mixed order."""
+    """Write the competition's JSON for images of ``counts`` classes, in mixed order."""
     images, annotations = [], []
     labels = np.random.default_rng(2).permutation(np.repeat(np.arange(len(counts)), counts))
     for number, label in enumerate(labels.tolist()):

@@ -1,4 +1,4 @@
-"""What several test files of long-tailed training use."""
+"""Fixtures shared by the tests of long-tailed training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 
 @pytest.fixture
 def cifar_root(cifar: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The made archive, whose checksums torchvision is told to expect."""
+    """A generated archive, with torchvision's checksums replaced by those of the archive."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     root, sums = cifar

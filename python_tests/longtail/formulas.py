@@ -1,4 +1,4 @@
-"""The losses of one sample in float64 NumPy, written from their papers, class after class.
+"""The losses of one sample in float64 NumPy, written from their papers, class by class.
 
 Each takes logits z, the true class y, the training counts n and the features h.
 """
@@ -13,7 +13,7 @@ Numpy = Callable[[np.ndarray, int, np.ndarray, np.ndarray], float]
 
 
 def nll(z: np.ndarray, y: int) -> float:
-    """-log softmax(z)[y], one class after the other."""
+    """Compute -log softmax(z)[y], class by class."""
     top = max(z)
     return float(np.log(sum(np.exp(value - top) for value in z)) + top - z[y])
 
@@ -38,13 +38,13 @@ def ldam(z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray) -> float:
 def vs(
     z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray, gamma: float = 0.3, tau: float = 1.25
 ) -> float:
-    """The vector-scaling loss, and with gamma or tau 0 its relatives."""
+    """The vector-scaling loss; with gamma or tau 0 its special cases."""
     scaled = [z[k] / (max(n) / n[k]) ** gamma + tau * np.log(n[k] / sum(n)) for k in range(len(n))]
     return nll(np.array(scaled), y)
 
 
 def equalization(z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray) -> float:
-    # In evaluation mode a rare class counts with the probability of being kept.
+    # In evaluation mode a rare class is weighted by the probability that it is kept.
     denominator = sum(
         (1 - 0.9 * (n[k] / sum(n) < 0.05) * (k != y)) * np.exp(z[k]) for k in range(len(n))
     )

@@ -1,4 +1,4 @@
-"""Long-tailed sets of any number of classes, for tests that need many: noisy copies of random images."""
+"""Generated long-tailed data sets with any number of classes: noisy copies of random images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsam.longtail.data.augment import RandomCrop
 
 
 def prototypes(num_classes: int, *, n_max: int, imbalance: float, seed: int = 0) -> LongTailData:
-    """Grey images of 8x8 pixels; each class is one random image, to which noise is added."""
+    """Create grayscale images of 8x8 pixels; each class is one random image with added noise."""
     rng = np.random.default_rng(seed)
     centers = rng.integers(0, 256, (num_classes, 1, 8, 8))
 
@@ -35,5 +35,5 @@ def hundred_classes() -> LongTailData:
 
 @pytest.fixture(scope="session")
 def inaturalist_classes() -> LongTailData:
-    """As many classes as iNaturalist 2018 has."""
+    """A data set with as many classes as iNaturalist 2018."""
     return prototypes(8142, n_max=3, imbalance=3)

@@ -1,4 +1,4 @@
-"""Ascents on a sample of the batch: what is sampled, what reads the whole batch, and what does not change."""
+"""Ascents on a sample of the batch: sampling, passes over the whole batch, and settings without effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsam.longtail.training.ascent_batch import AscentBatches, check_ascent_s
 
 DIGITS = load_digits_lt()
 SHORT = {"epochs": 4, "batch_size": 100, "lr": 0.05, "warmup_epochs": 0, "lr_milestones": (2, 3)}
-STEPS = 3  # of an epoch: 276 images, 76 in the last batch
+STEPS = 3  # batches per epoch: 276 images, 76 in the last batch
 
 
 def config_for(optimizer: str, method: str = "ce", **settings: Any) -> TrainConfig:
@@ -51,7 +51,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 class Seen:
-    """The images of every pass of a network."""
+    """Record the images of every pass of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.inputs: list[Tensor] = []
@@ -65,7 +65,7 @@ def steppers(config: TrainConfig) -> tuple[Stepper, Seen]:
     return run.stepper, Seen(run.model)
 
 
-# --- what a step reads --------------------------------------------------------------------------
+# --- passes of a step ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["sam", "asam", "looksam"])
@@ -74,7 +74,7 @@ def steppers(config: TrainConfig) -> tuple[Stepper, Seen]:
 def test_the_ascent_reads_a_sample_and_the_update_the_whole_batch(
     optimizer: str, sample: str, seed: int
 ) -> None:
-    """Against autograd: climb on the gradient of the sample, descend on that of the batch at the top."""
+    """Compare with autograd: ascend along the gradient of the sample, descend along that of the batch."""
     config = config_for(
         optimizer, "ce-rw", rho=0.1, ascent_share=0.25, ascent_sample=sample, momentum=0.0
     )
@@ -106,7 +106,7 @@ def test_the_ascent_reads_a_sample_and_the_update_the_whole_batch(
     lr, decay = config.lr, config.weight_decay
     for p, w, g in zip(run.network.parameters(), before, gradients, strict=True):
         assert torch.allclose(p, w - lr * (g + decay * w), rtol=1e-4, atol=1e-6)
-    # What is reported and the running statistics are those of the whole batch at the top.
+    # Reported values and running statistics come from the whole batch at the perturbed weights.
     assert seen.loss.item() == pytest.approx(top.item(), rel=1e-4)
     assert torch.equal(seen.indices, data.indices)
     assert len(seen.logits) == 40
@@ -116,7 +116,7 @@ def test_the_ascent_reads_a_sample_and_the_update_the_whole_batch(
 
 
 def climb(config: TrainConfig, network: Classifier, slope: list[Tensor]) -> None:
-    """Go from w to ``w + rho T^2 g / ||T g||``; T is 1, for ASAM ``|w| + 0.01`` of weights."""
+    """Move w to ``w + rho T^2 g / ||T g||``; T is 1, or ``|w| + 0.01`` for weights with ASAM."""
     named = list(network.named_parameters())
     scales = [
         p.detach().abs() + 0.01
@@ -250,7 +250,7 @@ def test_local_and_global_are_the_same_in_one_process() -> None:
 
 
 def test_the_optimizer_is_given_the_processes_only_for_a_local_ascent() -> None:
-    """A stand-in for a process group goes through unread: one process never asks it."""
+    """A single process never uses the process group, so any object can stand in for it."""
     for optimizer in ("sam", "asam", "looksam"):
         for scope in ("global", "local"):
             config = config_for(optimizer, ascent_scope=scope)
@@ -262,7 +262,7 @@ def test_the_optimizer_is_given_the_processes_only_for_a_local_ascent() -> None:
             assert found is (group if scope == "local" else None)
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,13 @@ def test_the_optimizer_is_given_the_processes_only_for_a_local_ascent() -> None:
         ("ce", {"ascent_share": 0}, "ascent_share must be above 0 and at most 1, got 0"),
         ("ce", {"ascent_share": 1.5}, "ascent_share must be above 0 and at most 1"),
         ("ce", {"ascent_sample": "rare"}, "unknown ascent_sample 'rare'; valid: uniform, weighted"),
-        ("ce", {"ascent_sample": "weighted"}, "the method ce has none: .* rw or drw"),
-        ("ib", {"ascent_sample": "weighted", "defer_epoch": 2}, "the method ib has none"),
-        ("ce-rs", {"ascent_sample": "weighted"}, "the method ce-rs has none"),
+        ("ce", {"ascent_sample": "weighted"}, "method ce has none; .* rw or drw"),
+        ("ib", {"ascent_sample": "weighted", "defer_epoch": 2}, "method ib has none"),
+        ("ce-rs", {"ascent_sample": "weighted"}, "method ce-rs has none"),
         ("ce", {"ascent_scope": "node"}, "unknown ascent_scope 'node'; valid: global, local"),
     ],
 )
-def test_mistakes_are_named(method: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(method: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config_for("sam", method, **settings)
 
@@ -286,19 +286,17 @@ def test_mistakes_are_named(method: str, settings: dict[str, Any], message: str)
 @pytest.mark.parametrize("name", ["ascent_share", "ascent_sample", "ascent_scope"])
 def test_other_optimizers_have_no_sample(optimizer: str, name: str) -> None:
     value = {"ascent_share": 0.5, "ascent_sample": "uniform", "ascent_scope": "local"}[name]
-    with pytest.raises(UsageError, match=f"{name} needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match=f"{name} requires optimizer asam, looksam, sam"):
         config_for(optimizer, **{name: value})
 
 
 def test_a_share_of_one_image_is_refused_before_data_are_read() -> None:
     config = config_for("sam", batch_size=40, ascent_share=0.03)
-    message = (
-        r"ascent_share 0.03 leaves 1 of the 40 images .* at least 0.05, or a larger batch_size"
-    )
+    message = r"ascent_share 0.03 selects 1 of 40 images .* at least 0.05 or raise batch_size"
     with pytest.raises(UsageError, match=message):
         Trainer(config, progress=False)
     check_ascent_share(config.replace(ascent_share=0.05), World())
-    with pytest.raises(UsageError, match="leaves 1 of the 20 images"):
+    with pytest.raises(UsageError, match="selects 1 of 20 images"):
         check_ascent_share(config.replace(ascent_share=0.05), World(0, 2))
 
 

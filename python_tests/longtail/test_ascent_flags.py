@@ -1,4 +1,4 @@
-"""When a run ascends: the first epochs are SGD's, the cost is counted, and mistakes are named."""
+"""Epochs with ascents: earlier epochs equal SGD, the cost is counted, and invalid settings are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastsam.longtail.results import Result
 
 DIGITS = load_digits_lt()
 SHORT = {"epochs": 4, "batch_size": 100, "lr": 0.05, "warmup_epochs": 0, "lr_milestones": (2, 3)}
-STEPS = 3  # of an epoch: 276 images
+STEPS = 3  # batches per epoch: 276 images
 
 
 def config_for(optimizer: str, method: str = "ce", **settings: Any) -> TrainConfig:
@@ -94,28 +94,28 @@ def test_names_of_the_first_epoch() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ascent_start": 4}, "no epoch would have ascents"),
-        ({"ascent_start": "2", "ascent_stop": 2}, "no epoch would have ascents"),
+        ({"ascent_start": 4}, "no epoch would have ascent steps"),
+        ({"ascent_start": "2", "ascent_stop": 2}, "no epoch would have ascent steps"),
         ({"ascent_stop": 5}, "ascent_stop must be at most epochs"),
         ({"ascent_start": "soon"}, "unknown ascent_start 'soon'; valid: an epoch, defer, drop"),
         ({"ascent_start": "-1"}, "unknown ascent_start"),
         ({"ascent_interval": 0}, "ascent_interval must be at least 1"),
         (
             {"ascent_start": "drop", "lr_schedule": "cosine"},
-            "needs a learning rate that drops after warm-up",
+            "requires a learning rate that drops after warm-up",
         ),
     ],
 )
-def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
     schedule = {} if "lr_schedule" in settings else SHORT
     with pytest.raises(UsageError, match=message):
         recipe("digits-lt", "ce", "sam", **{**schedule, "epochs": 4, **settings}).config()
 
 
 def test_other_optimizers_have_no_ascent() -> None:
-    with pytest.raises(UsageError, match="ascent_start needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match="ascent_start requires optimizer asam, looksam, sam"):
         config_for("sgd", ascent_start=2)
-    with pytest.raises(UsageError, match="ascent_interval needs optimizer asam, sam"):
+    with pytest.raises(UsageError, match="ascent_interval requires optimizer asam, sam"):
         config_for("looksam", ascent_interval=2)
 
 

@@ -1,4 +1,4 @@
-"""The images that direct an ascent: how often each is sampled, and what their gradient is on average."""
+"""Samples for the ascent gradient: frequencies of images, and the expected gradient."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_uniform_sample_has_each_image_once_at_most_and_equally_often(seed: in
         assert torch.equal(found.batch.inputs, data.inputs[indices])
         assert torch.equal(found.batch.targets, data.targets[indices])
         counts[indices] += 1
-    # 600 of 2000 each, deviation 20.5.
+    # Expected 600 of 2000 each, standard deviation 20.5.
     assert float((counts - 600).abs().max()) < 5 * 20.5
 
 

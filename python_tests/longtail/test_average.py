@@ -1,4 +1,4 @@
-"""The exponential average of the weights: its recurrence, what judges by it, checkpoints and branches."""
+"""The exponential average of the weights: recurrence, evaluation, checkpoints and branches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def same(one: State, other: State) -> bool:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[State]:
-    """State of the trained network after every step."""
+    """Record the state of the trained network after every step."""
     states: list[State] = []
     update = JudgedWeights.update
 
@@ -53,7 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[State]:
 
 
 def averaged(first: State, states: list[State], decay: float) -> State:
-    """The average by its definition, in float64; whole numbers are left out."""
+    """Compute the average by its definition, in float64, without integer buffers."""
     mean = {name: value.double() for name, value in first.items() if value.is_floating_point()}
     for state in states:
         mean = {name: decay * a + (1 - decay) * state[name].double() for name, a in mean.items()}
@@ -66,7 +66,7 @@ def assert_close(found: State, expected: State) -> None:
 
 
 def accuracy_of(state: State, images: Images) -> float:
-    """Percent right of a network with these weights."""
+    """Compute the accuracy in percent of a network with these weights."""
     network = build_network(config_for(), 10, 1)
     network.load_state_dict(state)
     (batch,) = images.batches([torch.arange(len(images)).numpy()], None, torch.device("cpu"))
@@ -76,7 +76,7 @@ def accuracy_of(state: State, images: Images) -> float:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
-def test_the_average_is_what_is_judged_and_the_weights_train_on(
+def test_the_average_is_evaluated_and_training_continues_from_the_weights(
     optimizer: str, tmp_path: Path, steps: list[State]
 ) -> None:
     config = config_for(optimizer, ema=0.8)
@@ -118,7 +118,7 @@ def test_a_skipped_step_averages_in_the_unchanged_weights(seed: int) -> None:
     assert_close(judged.average, averaged(first, [moved, moved], 0.5))
 
 
-def test_a_decay_of_0_judges_the_weights_themselves(tmp_path: Path) -> None:
+def test_a_decay_of_0_evaluates_the_current_weights(tmp_path: Path) -> None:
     result = trained(config_for(ema=0.0), tmp_path)
     kept = Checkpoint.load(tmp_path)
     assert kept.average is not None
@@ -145,7 +145,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_average(
     for name in ("model", "average", "best"):
         assert same(getattr(found, name), getattr(expected, name)), name
     assert (result.test, result.rule) == (whole.test, whole.rule)
-    # A finished run is read again, not trained.
+    # A finished run is loaded, not trained.
     assert trained(config, tmp_path / "cut", resume=True).test == whole.test
 
 
@@ -179,7 +179,7 @@ def test_the_best_epoch_is_chosen_and_kept_by_the_average(
     assert same(judged[3], last.best)
 
 
-def test_weights_that_are_judged_without_an_average(tmp_path: Path) -> None:
+def test_evaluated_weights_without_an_average(tmp_path: Path) -> None:
     trained(config_for(), tmp_path / "last")
     last = Checkpoint.load(tmp_path / "last")
     assert last.average is None
@@ -220,7 +220,7 @@ def test_branches_go_on_with_begin_and_drop_the_average(tmp_path: Path, steps: l
     assert same(Checkpoint.load(tmp_path / "dropped").model, expected.model)
 
 
-def test_the_best_epoch_of_the_parent_is_named_as_the_parent_judged_it(
+def test_the_best_epoch_of_the_parent_keeps_its_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(select="best-validation")
@@ -243,7 +243,7 @@ def test_checkpoints_with_and_without_an_average(tmp_path: Path) -> None:
     assert (old.average, old.config.ema) == (None, None)
     content["config"]["ema"] = 0.9
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"ema is 0\.9, and there is no average"):
+    with pytest.raises(CheckpointError, match=r"ema is 0\.9, but the file has no average"):
         Checkpoint.load(path)
     del content["config"]["ema"]
     torch.save({**content, "average": {"head.weight": 1.0}}, path)
@@ -258,7 +258,7 @@ def test_a_damaged_average_does_not_resume(tmp_path: Path) -> None:
     assert kept.average is not None
     del kept.average["head.weight"]
     kept.save(tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="the weights are not of a resnet8"):
+    with pytest.raises(CheckpointError, match="the weights do not fit a resnet8"):
         Trainer(config, data=DIGITS, out=tmp_path, resume=True, progress=False)
 
 
@@ -276,6 +276,6 @@ def test_sizes_of_checkpoints(select: str, ema: float | None, tmp_path: Path) ->
     ("decay", "message"),
     [(1.0, r"ema must be below 1, got 1"), (-0.1, "ema must be at least 0"), (1.5, "below 1")],
 )
-def test_mistakes_are_named(decay: float, message: str) -> None:
+def test_invalid_settings_are_rejected(decay: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config_for(ema=decay)

@@ -1,4 +1,4 @@
-"""Calibration of a run: chosen on validation alone, kept beside it, applied where it belongs."""
+"""Calibration of a run: choice on validation images only, its file, and its application."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALL = ("none", "logit-adjustment", "tau-norm", "nearest-class-mean")
 
 
 def trained(out: Path, data: LongTailData | None = None, **settings: Any) -> Path:
-    """A run of a few epochs; its tail is poor."""
+    """Train a run for a few epochs; its tail accuracy is low."""
     chosen = {"epochs": 6, "batch_size": 64, "warmup_epochs": 0, "threads": 1, **settings}
     named = "digits-lt" if data is None else f"own:{data.name}"
     if data is not None:
@@ -59,14 +59,14 @@ def found(run: TrainedRun) -> Calibration:
 
 @pytest.fixture
 def folder(finished: Path, found: Calibration, tmp_path: Path) -> Path:
-    """The run with its calibration, for one test alone."""
+    """A copy of the run with its calibration, for a single test."""
     shutil.copytree(finished, tmp_path / "run")
     found.save(tmp_path / "run" / "calibration.json")
     return tmp_path / "run"
 
 
 def normalized(images: Any) -> torch.Tensor:
-    """Plain images as the network is given them."""
+    """Read clean images as inputs of the network."""
     assert isinstance(images, TensorImages)
     pixels = images.images.float() / images.white
     return (pixels - torch.tensor(images.mean)[:, None, None]) / torch.tensor(images.std)[
@@ -106,7 +106,7 @@ def test_the_choice_is_the_first_best_of_validation(run: TrainedRun, found: Cali
     assert tuple(by_name) == ALL
     assert by_name["none"].balanced == pytest.approx(balanced(features @ weight.T + bias))
     for name, values, step in (("logit-adjustment", adjusted, 20), ("tau-norm", normed, 10)):
-        best = int(np.argmax(np.round(values, 9)))  # of equal ones the first
+        best = int(np.argmax(np.round(values, 9)))  # the first of equal ones
         assert by_name[name].parameters == {"tau": best / step}
         assert by_name[name].balanced == pytest.approx(values[best])
     assert 0 < by_name["logit-adjustment"].parameters["tau"] < 3
@@ -118,7 +118,7 @@ def test_the_choice_is_the_first_best_of_validation(run: TrainedRun, found: Cali
 
 
 def test_ties_go_to_the_smaller_change(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All candidates are as good, but for the last digits of a sum."""
+    """All candidates are equal, except for the rounding of a sum."""
     noise = iter(np.linspace(0, 1e-11, 1000).tolist())
     monkeypatch.setattr(HeadScores, "balanced_accuracy", lambda scores, head: 50 + next(noise))
     found = calibrate_run(run)
@@ -140,7 +140,7 @@ def test_one_calibrator_is_compared_with_none(method: str, run: TrainedRun) -> N
 
 
 class Sealed(TensorImages):
-    """Images that nobody may look at."""
+    """Images that fail the test if they are read."""
 
     def batches(
         self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
@@ -178,7 +178,7 @@ def test_other_images_than_those_of_the_run_are_refused(split: str, run: Trained
     assert isinstance(images, TensorImages)
     other = replace(images, images=17 - images.images)
     changed: dict[str, Any] = {split: other}
-    with pytest.raises(CheckpointError, match=f"the {split} images of digits-lt are not those"):
+    with pytest.raises(CheckpointError, match=f"the {split} images of digits-lt have changed"):
         calibrate_run(run, data=replace(DIGITS, **changed))
     names = replace(DIGITS, class_names=tuple("abcdefghij"))
     with pytest.raises(CheckpointError, match="the class names of digits-lt"):
@@ -213,7 +213,7 @@ def test_features_are_of_clean_images_in_evaluation_mode(run: TrainedRun) -> Non
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-# --- validation sets that do not do -----------------------------------------------------------------------
+# --- insufficient validation sets -------------------------------------------------------------------------
 
 
 def with_validation(per_class: Sequence[int]) -> LongTailData:
@@ -226,7 +226,9 @@ def with_validation(per_class: Sequence[int]) -> LongTailData:
 def test_fewer_than_five_images_of_a_class_are_refused_unless_forced(tmp_path: Path) -> None:
     data = with_validation([24, 4, 5, 24, 24, 24, 24, 24, 24, 0])
     run = TrainedRun.load(trained(tmp_path / "run", data, epochs=3))
-    message = r"2 of 10 classes have fewer than 5 validation images, class '9' has 0: .*force=True"
+    message = (
+        r"at least 5 validation images .* 2 of 10 classes have fewer: class '9' has 0; .*force=True"
+    )
     with pytest.raises(UsageError, match=message):
         calibrate_run(run, data=data)
     assert calibrate_run(run, data=data, force=True).images == len(data.splits["validation"])
@@ -239,8 +241,8 @@ def test_fewer_than_five_images_of_a_class_are_refused_unless_forced(tmp_path: P
     ("name", "remedy"),
     [
         ("cifar10-lt", r"--validation-per-class N, at least 5\) and train again"),
-        ("list", "add some to your files .* and train again"),
-        ("inaturalist18", "choose a data set with more of them"),
+        ("list", "add validation images to your files .* and train again"),
+        ("inaturalist18", "choose another data set"),
     ],
 )
 def test_a_run_without_validation_images_says_how_to_get_them(
@@ -248,20 +250,20 @@ def test_a_run_without_validation_images_says_how_to_get_them(
 ) -> None:
     run = TrainedRun.load(finished)
     run.checkpoint.config = recipe(name, "ce", "sgd", model="resnet8").config()
-    with pytest.raises(UsageError, match=f"no validation images .*{remedy}"):
+    with pytest.raises(UsageError, match=f"requires validation images, .*{remedy}"):
         calibrate_run(run, data=replace(DIGITS, validation=None), force=True)
 
 
 def test_calibrators_that_do_not_fit(tmp_path: Path) -> None:
     run = TrainedRun.load(trained(tmp_path / "run", method="ldam", epochs=3))
-    with pytest.raises(UsageError, match="tau-norm has no meaning for this run: a cosine head"):
+    with pytest.raises(UsageError, match="tau-norm cannot be applied to this run: a cosine head"):
         calibrate_run(run, method="tau-norm")
     with pytest.raises(UsageError, match="unknown calibrator 'platt'; valid: best, logit-adj"):
         calibrate_run(run, method="platt")
     found = calibrate_run(run)
     assert list(found.refused) == ["tau-norm"]
     assert "tau-norm" not in [score.calibrator for score in found.scores]
-    # The logits of none are those of the loss: cosines times its scale.
+    # The calibrator none uses the logits of the loss: cosines multiplied by its scale.
     none = calibrate_run(run, method="none")
     head = none.head(head_of(run))
     features = torch.rand(3, run.network.feature_width)
@@ -286,7 +288,7 @@ def test_a_loaded_run_is_calibrated(method: str, run: TrainedRun, folder: Path) 
         plain = CALIBRATORS[stored.calibrator].build(stored.parameters, head_of(run))
         expected = plain(features) / stored.temperature
         torch.testing.assert_close(loaded.network(inputs), expected)
-    # The stored NLL and accuracy are those of the network that is loaded.
+    # The stored NLL and accuracy belong to the loaded network.
     log_shares = loaded.network(inputs).double().log_softmax(dim=1)
     labels = torch.from_numpy(DIGITS.validation.targets)
     score = next(s for s in stored.scores if s.calibrator == stored.calibrator)
@@ -318,7 +320,7 @@ def test_a_round_trip_keeps_every_bit(run: TrainedRun, tmp_path: Path) -> None:
 def test_a_posthoc_adjustment_is_replaced(
     finished: Path, found: Calibration, tmp_path: Path
 ) -> None:
-    """The same weights under another posthoc_tau have the same calibration."""
+    """The calibration does not depend on posthoc_tau."""
     shutil.copytree(finished, tmp_path / "run")
     stored = Checkpoint.load(tmp_path / "run")
     stored.config = stored.config.replace(posthoc_tau=1.0)
@@ -330,7 +332,7 @@ def test_a_posthoc_adjustment_is_replaced(
     inputs = normalized(DIGITS.validation)
     calibrated = TrainedRun.load(tmp_path / "run").network(inputs)
     assert not torch.allclose(calibrated, run.network(inputs), atol=0.1)
-    # From a run that is loaded calibrated the same comes out: it starts from the trained head.
+    # A run loaded with its calibration gives the same result, because it starts from the trained head.
     assert calibrate_run(TrainedRun.load(tmp_path / "run")).scores == found.scores
 
 
@@ -338,7 +340,7 @@ def test_calibrations_of_other_weights_are_refused(folder: Path, finished: Path)
     stored = Checkpoint.load(folder)
     stored.model["features.layers.0.weight"][0, 0, 0, 0] += 1e-4
     stored.save(folder / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match=r"calibration of other weights .*calibrate` again"):
+    with pytest.raises(CheckpointError, match=r"belongs to other weights .*calibrate` again"):
         TrainedRun.load(folder)
     assert TrainedRun.load(folder, calibrated=False).calibration is None
     shutil.copy(finished / "checkpoint.pt", folder / "checkpoint.pt")
@@ -383,14 +385,17 @@ def test_flipped_bits_are_noticed_or_change_nothing(run: TrainedRun, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "else"}, "it is something else"),
-        ({"version": 99}, "calibration version 99, this package reads 1"),
+        ({"format": "else"}, "its format is not"),
+        ({"version": 99}, "calibration version 99, but this version of fastsam reads 1"),
         ({"temperature": -1.0}, "temperature must be finite and above 0"),
         ({"temperature": "warm"}, "temperature must be float"),
-        ({"parameters": {"means": {"float32": "AAAA", "shape": [1]}}}, "read as a calibration"),
-        ({"parameters": {"means": {"float32": "AAAAAA==", "shape": "x"}}}, "cannot be read"),
-        ({"parameters": {"means": {"float32": 3, "shape": [1]}}}, "cannot be read"),
-        ({"parameters": {"means": {"values": 3}}}, "neither a plain value nor a tensor"),
+        (
+            {"parameters": {"means": {"float32": "AAAA", "shape": [1]}}},
+            "cannot read .* as a calibration",
+        ),
+        ({"parameters": {"means": {"float32": "AAAAAA==", "shape": "x"}}}, "cannot read"),
+        ({"parameters": {"means": {"float32": 3, "shape": [1]}}}, "cannot read"),
+        ({"parameters": {"means": {"values": 3}}}, "neither a number, a string nor a tensor"),
         ({"scores": [{"calibrator": "none"}]}, "parameters is missing"),
         ({"images": 0}, "images must be at least 1"),
         ({"added": 1}, "has no 'added'"),
@@ -412,7 +417,7 @@ def test_files_that_contradict_themselves(
     ("change", "error", "message"),
     [
         ({"calibrator": "platt"}, UsageError, "unknown calibrator 'platt'"),
-        ({"parameters": {}}, CheckpointError, "of another version .*calibrate` again"),
+        ({"parameters": {}}, CheckpointError, "another version .*calibrate` again"),
     ],
 )
 def test_calibrators_that_are_not_known_here(
@@ -442,7 +447,7 @@ def test_a_replaced_run_loses_its_calibrations(folder: Path) -> None:
 
 
 def test_there_is_no_calibration(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="`fastsam calibrate RUN` makes one"):
+    with pytest.raises(CheckpointError, match="run `fastsam calibrate RUN` first"):
         Calibration.load(tmp_path / "calibration.json")
 
 
@@ -452,7 +457,7 @@ def test_there_is_no_calibration(tmp_path: Path) -> None:
 def test_the_command_prints_scores_and_the_choice(
     folder: Path, found: Calibration, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "calibration.json").write_text("damaged")  # an earlier one does not matter
+    (folder / "calibration.json").write_text("damaged")  # an earlier calibration does not matter
     assert main(["calibrate", str(folder), "--quiet"]) == 0
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith("240 validation images")
@@ -473,14 +478,16 @@ def test_the_command_prints_scores_and_the_choice(
     assert Calibration.load(folder / "calibration.json").scores == found.scores
 
 
-def test_the_command_says_what_it_leaves_out_and_replaces(
+def test_the_command_lists_skipped_and_replaced_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = trained(tmp_path / "run", method="ldam", epochs=3, posthoc_tau=0.5)
     assert main(["calibrate", str(out), "--quiet"]) == 0
     output = capsys.readouterr().out
-    assert "tau-norm was left out: a cosine head already divides" in output
-    assert "it replaces the post-hoc logit adjustment of the run (posthoc_tau 0.5)" in output
+    assert "skipped tau-norm: a cosine head already normalizes" in output
+    assert (
+        "the calibration replaces the run's post-hoc logit adjustment (posthoc_tau 0.5)" in output
+    )
 
 
 @pytest.mark.parametrize(
@@ -491,7 +498,7 @@ def test_the_command_says_what_it_leaves_out_and_replaces(
             2,
             "valid: best, logit-adjustment, nearest-class-mean, none",
         ),
-        (["RUN", "--device", "cpu:5"], 2, "there is no cpu:5"),
+        (["RUN", "--device", "cpu:5"], 2, "cpu:5 does not exist"),
         (["RUN/none.pt"], 1, "no checkpoint at"),
     ],
 )

@@ -41,7 +41,7 @@ def trained_head(scale: float = 1.0) -> TrainedHead:
 
 
 def training_features() -> Features:
-    """As after a ReLU, far from the origin, so that the transforms differ."""
+    """Features as after a ReLU, far from the origin, so that the transforms differ."""
     targets = torch.from_numpy(np.repeat(np.arange(len(COUNTS)), COUNTS))
     middles = 3 + normal(len(COUNTS), WIDTH)
     return Features((middles[targets] + normal(len(targets), WIDTH)).relu(), targets)
@@ -108,7 +108,7 @@ def test_tau_norm_of_a_class_vector_of_zeros() -> None:
 
 def test_tau_norm_is_refused_where_it_has_no_meaning() -> None:
     class Wider(nn.Linear):
-        """A head that computes something else of the same weights."""
+        """A head that uses the weights of a linear layer differently."""
 
     refuses = CALIBRATORS["tau-norm"].refuses
     assert refuses(trained_head()) is None
@@ -117,7 +117,7 @@ def test_tau_norm_is_refused_where_it_has_no_meaning() -> None:
     assert "cosine head already" in cosine
     wider = refuses(TrainedHead(Wider(WIDTH, 4), 1.0, COUNTS))
     assert wider is not None
-    assert "needs a linear head (nn.Linear), and this run has Wider" in wider
+    assert "requires a linear head (nn.Linear), but this run has Wider" in wider
     for name in ("none", "logit-adjustment", "nearest-class-mean"):
         assert CALIBRATORS[name].refuses(TrainedHead(CosineHead(WIDTH, 4), 30.0, COUNTS)) is None
 
@@ -158,7 +158,7 @@ def test_a_class_without_a_training_feature_has_no_mean() -> None:
     training = training_features()
     kept = training.targets != 2
     fewer = Features(training.values[kept], training.targets[kept])
-    with pytest.raises(DataError, match="class 2 has no training image"):
+    with pytest.raises(DataError, match="class 2 has no readable training image"):
         list(CALIBRATORS["nearest-class-mean"].candidates(trained_head(), lambda: fewer))
 
 
@@ -172,7 +172,7 @@ official = pytest.mark.skipif(
 
 
 def theirs(file: str, name: str, **names: Any) -> Any:
-    """A function of a program that cannot be imported without its arguments and data."""
+    """Extract a function from a script that cannot be imported without its arguments and data."""
     path = Path(os.environ["FASTSAM_CLASSIFIER_BALANCING"]) / file
     nodes = [
         node
@@ -200,7 +200,7 @@ def test_tau_norm_is_that_of_the_authors() -> None:
 
 
 class OnDevice:
-    """A tensor that stays where it is."""
+    """A tensor whose ``cuda()`` returns itself."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -251,7 +251,7 @@ def likelihood(logits: Array, targets: NDArray[np.int64], temperature: float) ->
 
 
 def noisy(images: int, classes: int, scale: float) -> tuple[HeadScores, Array]:
-    """Scores of logits that are informative but not always right; the head passes them on."""
+    """Scores of informative but imperfect logits; the head is the identity."""
     targets = torch.arange(images) % classes
     logits = normal(images, classes) + 2 * nn.functional.one_hot(targets, classes)
     logits *= scale
@@ -279,7 +279,7 @@ def test_one_wrong_image_by_a_hair_has_a_temperature() -> None:
     scores = HeadScores(Features(logits, torch.tensor([0, 1, 0])), 2, CPU)
     fit = scores.fit_temperature(nn.Identity())
     assert fit.temperature is not None
-    # The slope vanishes where 2 * 3 / (1 + exp(3 / T)) = 1e-6 / (1 + exp(-1e-6 / T)).
+    # The slope is zero where 2 * 3 / (1 + exp(3 / T)) = 1e-6 / (1 + exp(-1e-6 / T)).
     inverse = 1 / fit.temperature
     assert 6 / (1 + np.exp(3 * inverse)) == pytest.approx(1e-6 / (1 + np.exp(-1e-6 * inverse)))
 
@@ -320,7 +320,7 @@ def test_chunks_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts[1] == pytest.approx(whole[1], rel=1e-9)
 
 
-def test_logits_that_are_not_finite_are_not_judged() -> None:
+def test_infinite_or_nan_logits_are_not_evaluated() -> None:
     scores, _ = noisy(20, 4, 1.0)
     scores.features.values[3, 2] = float("nan")
     with pytest.raises(TrainingError, match="infinite or NaN"):

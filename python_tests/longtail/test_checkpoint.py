@@ -1,4 +1,4 @@
-"""Checkpoints and atomic files: damage is noticed, and nothing is lost."""
+"""Checkpoints and atomic files: damage is detected, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_truncation_anywhere_is_noticed(tmp_path: Path, seed: int) -> None:
     whole = path.read_bytes()
     for size in [0, 1, *np.random.default_rng(seed).integers(2, len(whole) - 1, 5).tolist()]:
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="truncated, damaged or not"):
+        with pytest.raises(CheckpointError, match="truncated, damaged or was not"):
             Checkpoint.load(path)
 
 
 class Trap:
-    """Unpickling this would run code."""
+    """An object whose unpickling would execute code."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (pytest.fail, ("code of a checkpoint was run",))
@@ -66,20 +66,20 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not written by fastsam"):
         Checkpoint.load(path)
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot read"):
         Checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of `fastsam train`"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99, this package reads 1"):
+    with pytest.raises(CheckpointError, match="version 99, but this version of fastsam reads 1"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 1, "epoch": 1}, path)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         Checkpoint.load(path)
 
 
-def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> None:
+def test_fields_missing_in_older_versions_have_defaults(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     checkpoint(sources={"lr": "a table"}).save(path)
     assert Checkpoint.load(path).sources == {"lr": "a table"}
@@ -89,20 +89,20 @@ def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> 
     assert Checkpoint.load(path).sources == {}
     del content["history"]
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         Checkpoint.load(path)
 
 
 def test_weights_of_another_model_are_refused() -> None:
     other = build_model("resnet20", 10, channels=1).state_dict()
-    with pytest.raises(CheckpointError, match="not of a resnet8 with 10 classes"):
+    with pytest.raises(CheckpointError, match="do not fit a resnet8 with 10 classes"):
         checkpoint(model=other).build_model()
-    with pytest.raises(CheckpointError, match="not of a resnet8 with 7 classes"):
+    with pytest.raises(CheckpointError, match="do not fit a resnet8 with 7 classes"):
         checkpoint(num_classes=7).build_model()
 
 
 def trained(folder: Path) -> Path:
-    """The checkpoint of a short run with an optimizer state."""
+    """Create the checkpoint of a short run with an optimizer state."""
     config = recipe("digits-lt", "ce", "sam", epochs=1).config()
     Trainer(config, out=folder, progress=False).fit()
     return folder / "checkpoint.pt"
@@ -117,7 +117,7 @@ def same(one: object, other: object) -> bool:
 
 
 def test_flipped_bits_are_noticed_or_change_nothing(tmp_path: Path) -> None:
-    """Padding and the dates of an archive may differ; nothing that is loaded may."""
+    """Padding and dates of an archive may change; loaded values may not."""
     path = trained(tmp_path)
     whole = path.read_bytes()
     original = vars(Checkpoint.load(path))
@@ -161,12 +161,12 @@ def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("epoch", 2, "epoch is 2, but the history has 3"),
+        ("epoch", 2, "epochs 1 to 2 in the history, got 3"),
         ("epoch", "3", "epoch must be int, got '3'"),
         ("epoch", True, "epoch must be int"),
         ("history", [{"epoch": 1}], "missing"),
         ("history", "abc", "history must be"),
-        ("channels", 0, "0 channels"),
+        ("channels", 0, "got 0 and 10"),
         ("num_classes", None, "num_classes must be int"),
         ("model", {"features.conv.weight": 3}, "must be a tensor"),
         ("model", None, "model must be dict"),
@@ -176,8 +176,8 @@ def test_checksums_are_written_whatever_torch_is_set_to(tmp_path: Path) -> None:
         ("config", {"data": 5}, "data must be str, got 5"),
         ("config", {"data": "digits-lt"}, "method is missing"),
         ("config", None, "must be a mapping"),
-        ("version", None, "version None, this package reads 1"),
-        ("version", torch.ones(2), "this package reads 1"),
+        ("version", None, "version None, but this version of fastsam reads 1"),
+        ("version", torch.ones(2), "this version of fastsam reads 1"),
     ],
 )
 def test_fields_of_wrong_types_or_that_disagree(
@@ -213,7 +213,7 @@ def test_settings_of_wrong_types(setting: str, value: object, message: str, tmp_
 def test_a_refused_pickle_comes_without_the_advice_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save({"format": "fastsam-longtail", "trap": Trap()}, path)
-    with pytest.raises(DamagedError, match="objects other than data") as caught:
+    with pytest.raises(DamagedError, match="objects that are not plain data") as caught:
         Checkpoint.load(path)
     assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
 
@@ -231,19 +231,19 @@ def test_an_optimizer_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
     )
     for entries in spoiled:
         wrong = replace(good, optimizer={**good.optimizer, "state": entries})
-        with pytest.raises(CheckpointError, match="not of sam on this network"):
+        with pytest.raises(CheckpointError, match="does not fit sam on this network"):
             wrong.load_optimizer(run.optimizer)
     groups = [{**group, "momentum": 0.1} for group in good.optimizer["param_groups"]]
-    with pytest.raises(CheckpointError, match=r"momentum is 0\.1 there and 0\.9 here"):
+    with pytest.raises(CheckpointError, match=r"expected momentum 0\.9, got 0\.1"):
         replace(good, optimizer={**good.optimizer, "param_groups": groups}).load_optimizer(
             run.optimizer
         )
-    with pytest.raises(CheckpointError, match="not of sam"):
+    with pytest.raises(CheckpointError, match="does not fit sam"):
         replace(good, optimizer={}).load_optimizer(run.optimizer)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = build_model("resnet8", 10, channels=1).state_dict()
     model["head.bias"][3] = float("nan")
-    with pytest.raises(CheckpointError, match=r"not finite, head\.bias"):
+    with pytest.raises(CheckpointError, match=r"infinite or NaN .* in head\.bias"):
         checkpoint(model=model).build_model()

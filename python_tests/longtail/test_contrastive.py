@@ -1,4 +1,4 @@
-"""PaCo: the loss against NumPy, the queue and the momentum copy, and whole runs."""
+"""PaCo: the loss compared with NumPy, queue and momentum encoder, and whole runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def paco_in_numpy(
     alpha: float,
     temperature: float,
 ) -> float:
-    """The loss sample by sample; weight 1 for the centre."""
+    """Compute the loss sample by sample; the center has weight 1."""
     losses = []
     for i in range(len(z)):
         terms = [(z[i, c] + np.log(n[c] / n.sum()), float(c == y[i])) for c in range(len(n))]
@@ -147,7 +147,7 @@ def test_a_run_differentiates_the_formula_with_its_queue(
             assert torch.equal(first[3][size:], second[3][size:])
             assert not torch.equal(first[3][:size], second[3][:size])
     (earliest, later) = (calls[0][4], calls[passes][4])
-    assert (earliest[-64:] == -1).all()  # the queue is empty at first
+    assert (earliest[-64:] == -1).all()  # the queue is empty at the start
     assert sorted(later[-64:].tolist()) == sorted(calls[0][1][-64:].tolist())
     keys = dict(run.model.named_parameters())
     changed = [n for n, p in before.named_parameters() if not torch.equal(p, keys[n])]

@@ -19,7 +19,7 @@ from fastsam.longtail.errors import UsageError
 
 
 def failure(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
-    """The one line of a command that must fail."""
+    """Run a command that must fail, and return its error line."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == code
     (line,) = capsys.readouterr().err.splitlines()
@@ -31,7 +31,7 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     output = capsys.readouterr().out
     assert "10 classes, 2 to 100 training images" in output
     assert "SHA-256" in output
-    assert "Where to get cifar10-lt" in failure(
+    assert "To get cifar10-lt" in failure(
         capsys, 1, "data", "check", "cifar10-lt", "--root", tmp_path
     )
     assert "places2" in failure(capsys, 1, "data", "check", "places-lt", "--root", tmp_path)
@@ -46,7 +46,7 @@ def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: 
     write_listed(tmp_path, {"train.txt": ("a", [100, 1]), "test.txt": ("b", [1, 1])})
     check = ["data", "check", "list", "--root", str(tmp_path)]
     assert main([*check, "--decode", "--workers", "0"]) == 0
-    assert "every image can be decoded" in capsys.readouterr().out
+    assert "all images can be decoded" in capsys.readouterr().out
     broken = ("a/n00000000/train_3.JPEG", "a/n00000000/train_99.JPEG", "b/n00000001/test_0.JPEG")
     for path in broken:
         whole = (tmp_path / path).read_bytes()
@@ -59,7 +59,7 @@ def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: 
         output = capsys.readouterr()
         for path in broken:
             assert output.out.count(f"cannot be decoded: {path}\n") == 1
-        assert f"3 images cannot be decoded, the first is {broken[0]}" in output.err
+        assert f"3 images cannot be decoded; the first is {broken[0]}" in output.err
     assert set(multiprocessing.active_children()) <= set(others)
     assert "--workers requires --decode" in failure(capsys, 2, *check, "--workers", "2")
     assert "at least 0" in failure(capsys, 2, *check, "--decode", "--workers", "-1")
@@ -67,14 +67,14 @@ def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: 
 
 def test_data_convert(tmp_path: Path, capsys: Any) -> None:
     source, out = tmp_path / "train2018.json", tmp_path / "list.txt"
-    assert "no file" in failure(capsys, 1, "data", "convert", source, out)
+    assert "does not exist" in failure(capsys, 1, "data", "convert", source, out)
     write_inaturalist_json(source, [3, 1])
     assert main(["data", "convert", str(source), str(out)]) == 0
     assert len(read_list(out)) == 4
     assert "--overwrite" in failure(capsys, 2, "data", "convert", source, out)
 
 
-def test_sheets_show_what_is_there(tmp_path: Path, capsys: Any) -> None:
+def test_sheets_are_named_by_class_and_count(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "sheets"
     command = ["data", "show", "digits-lt", "--imbalance", "50", "--out", str(out)]
     assert main([*command, "--columns", "5", "--rows", "3"]) == 0

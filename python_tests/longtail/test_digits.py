@@ -47,7 +47,7 @@ def test_no_image_is_in_two_parts() -> None:
     assert data.validation is not None
     everything = keys(data.train) + keys(data.validation) + keys(data.test)
     assert len(everything) == 1797
-    # A few digits are equal pixel for pixel; a shared image would show as many more.
+    # A few digits are identical; a shared image would appear more often.
     assert len(set(everything)) >= 1790
 
 
@@ -129,7 +129,7 @@ def test_flips_are_mirror_images_half_of_the_time() -> None:
 
 
 class Counted:
-    """Images of a kind that the library does not know, one of which cannot be read."""
+    """A custom implementation of Images, with one unreadable image."""
 
     def __init__(self, images: Images) -> None:
         self.images = images

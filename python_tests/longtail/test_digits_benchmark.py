@@ -1,4 +1,4 @@
-"""The digits benchmark: intervals, choice on validation, and going on where it stopped."""
+"""The digits benchmark: intervals, choice on validation images, and resuming."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_intervals_are_those_of_the_paired_t_test() -> None:
     assert summary(left)["tail"]["std"] == pytest.approx(np.std([r["tail"] for r in left], ddof=1))
 
 
-def test_it_goes_on_where_it_stopped_and_chooses_on_validation(
+def test_it_resumes_and_selects_on_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[Run] = []
@@ -41,7 +41,7 @@ def test_it_goes_on_where_it_stopped_and_chooses_on_validation(
         trained.append(self)
         settings = dict(self.settings)
         good = settings.get("rho") == (0.2,) or settings.get("lr") == 0.05
-        # The test accuracy would choose otherwise.
+        # Test accuracy would choose differently.
         value = 50.0 + self.seed + settings["epochs"] / 100
         test = dict.fromkeys(longtail_digits.MEASURES, value - 5 * good)
         return {"validation": 70.0 + good, "test": test, "subset": str(self.seed), "seconds": 0.0}
@@ -51,7 +51,7 @@ def test_it_goes_on_where_it_stopped_and_chooses_on_validation(
     clock = itertools.count()
     monkeypatch.setattr(longtail_digits.time, "monotonic", lambda: 30.0 * next(clock))
     case = {"cache": tmp_path / "cache", "seeds": 2, "save": True}
-    with pytest.raises(SystemExit, match="trainings are left"):
+    with pytest.raises(SystemExit, match="runs are left"):
         LongtailDigits(**case, minutes=5.0).run()
     before = len(trained)
     assert 0 < before < 64

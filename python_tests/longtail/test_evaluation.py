@@ -1,4 +1,4 @@
-"""Evaluation of trained runs: what the result says, other data, other numberings, and bad input."""
+"""Evaluation of trained runs: agreement with the result, other data sets, other labels, and invalid input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def renumbered(data: LongTailData, order: np.ndarray) -> LongTailData:
-    """The same images, with class ``order[i]`` as class i."""
+    """Return the same images with class ``order[i]`` relabeled as i."""
     place = np.argsort(order)
 
     def turned(images: TensorImages) -> TensorImages:
@@ -41,7 +41,7 @@ def renumbered(data: LongTailData, order: np.ndarray) -> LongTailData:
     )
 
 
-def test_it_finds_what_the_training_found(folder: Path) -> None:
+def test_it_reproduces_the_metrics_of_training(folder: Path) -> None:
     result = Result.load(folder / "result.json")
     run = TrainedRun.load(folder)
     test = evaluate_run(run, bootstrap=0)
@@ -56,9 +56,7 @@ def test_it_finds_what_the_training_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"ema": 0.9}, {"select": "best-validation"}])
-def test_it_judges_the_weights_that_the_result_judges(
-    choice: dict[str, object], tmp_path: Path
-) -> None:
+def test_it_evaluates_the_weights_of_the_result(choice: dict[str, object], tmp_path: Path) -> None:
     config = recipe("digits-lt", "ce", "sgd", epochs=6, lr=0.3, **choice).config()
     result = Trainer(config, out=tmp_path, progress=False).fit()
     found = evaluate_run(TrainedRun.load(tmp_path), bootstrap=0)
@@ -82,7 +80,7 @@ def test_a_calibration_is_applied_and_named(folder: Path, tmp_path: Path) -> Non
     assert left_out.calibration == "none"
 
 
-def test_a_kept_checkpoint_is_judged_at_its_epoch(folder: Path) -> None:
+def test_a_kept_checkpoint_is_evaluated_at_its_epoch(folder: Path) -> None:
     run = TrainedRun.load(folder / "epoch-2.pt")
     found = evaluate_run(run, split="validation", bootstrap=0)
     assert (found.epoch, found.rule) == (2, "last epoch")
@@ -115,7 +113,7 @@ def test_other_images_are_normalized_as_in_training(folder: Path) -> None:
 def test_images_of_another_size_are_refused(folder: Path) -> None:
     data = load_dataset("digits-lt")
     larger = replace(data.test, images=data.test.images.repeat_interleave(2, dim=3))
-    with pytest.raises(UsageError, match="8x16 pixels, and the network was trained on 8x8"):
+    with pytest.raises(UsageError, match="images of 8x8 pixels, got 8x16"):
         evaluate_run(TrainedRun.load(folder), data=replace(data, test=larger))
 
 
@@ -124,7 +122,7 @@ def test_other_channels_are_refused(folder: Path) -> None:
     color = TensorImages(
         torch.zeros(10, 3, 8, 8, dtype=torch.uint8), np.arange(10), 255.0, (0.0,) * 3, (1.0,) * 3
     )
-    with pytest.raises(UsageError, match="3 channels"):
+    with pytest.raises(UsageError, match=r"with 1 channels, .* have 3"):
         evaluate_run(TrainedRun.load(folder), data=replace(data, test=color))
 
 
@@ -182,6 +180,6 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "training images" not in capsys.readouterr().out
     for name in ("result.json", "checkpoint.pt", "epoch-2.pt", "calibration.json", "."):
         assert main(["evaluate", str(folder), "--out", str(folder / name)]) == 2
-    assert "name a file" in capsys.readouterr().err
+    assert "pass the path of a file" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert "no checkpoint" in capsys.readouterr().err

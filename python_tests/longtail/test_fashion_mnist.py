@@ -1,4 +1,4 @@
-"""fashion-mnist-lt: where its files are found, how they are verified, and which images are chosen."""
+"""fashion-mnist-lt: location and verification of files, and selection of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {"n_max": 20, "validation_per_class": 5, "imbalance": 10.0}
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small set in the true format, whose SHA-256 are taken for those of Fashion-MNIST."""
+    """A small data set in the original format, with Fashion-MNIST's SHA-256 replaced by its own."""
     folder = tmp_path / "data"
     sums = write_mnist(folder, per_class=30, test_per_class=4, compressed=True)
     monkeypatch.setattr(fashion_mnist, "SHA256", sums)
@@ -34,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pixels(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a split, read without the package."""
+    """Read images and labels of a split without fastsam."""
     images, labels = (
         gzip.decompress((root / f"{split}-{name}.gz").read_bytes())
         for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -99,7 +99,7 @@ def test_files_are_found_compressed_or_not(
     assert load_dataset("fashion-mnist-lt", data_root=tmp_path, **SMALL).contents() == expected
 
 
-def test_torchvision_downloads_only_what_is_nowhere(
+def test_torchvision_downloads_only_missing_files(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision.datasets
@@ -119,7 +119,7 @@ def test_torchvision_downloads_only_what_is_nowhere(
     got = load_dataset("fashion-mnist-lt", data_root=new, download=True, **SMALL)
     assert asked == [(str(new), True)]
     assert got.contents() == there.contents()
-    with pytest.raises(DataError, match="cannot be downloaded: no network"):
+    with pytest.raises(DataError, match="cannot download Fashion-MNIST: no network"):
         load_dataset("fashion-mnist-lt", data_root=tmp_path / "newer", download=True, **SMALL)
     with pytest.raises(
         DataError, match=r"neither in .*: pass --download, or install Debian's pack"
@@ -146,15 +146,15 @@ def test_damaged_files_are_refused_with_the_remedy(name: str, root: Path) -> Non
     other = idx_content(np.zeros((7, 28, 28) if "images" in name else (7,), dtype=np.uint8))
     flipped = content[:-1] + bytes([content[-1] ^ 1])
     faults = [
-        (whole[: len(whole) // 2], "is cut or damaged"),
-        (whole[:-3], "is cut or damaged"),
-        (b"", "is cut or damaged|is not an idx file"),
-        (b"not gzip", "is cut or damaged: Not a gzipped file"),
-        (gzip.compress(content[:-5]), "is cut or damaged .*its header says"),
-        (gzip.compress(content[:6]), "is cut or damaged"),
-        (gzip.compress(content + b"\0"), "is cut or damaged"),
-        (gzip.compress(other), "is of another data set"),
-        (gzip.compress(flipped), "is of another data set, or damaged"),
+        (whole[: len(whole) // 2], "is truncated or damaged"),
+        (whole[:-3], "is truncated or damaged"),
+        (b"", "is truncated or damaged|is not an idx file"),
+        (b"not gzip", "is truncated or damaged: Not a gzipped file"),
+        (gzip.compress(content[:-5]), "is truncated or damaged .*according to its header"),
+        (gzip.compress(content[:6]), "is truncated or damaged"),
+        (gzip.compress(content + b"\0"), "is truncated or damaged"),
+        (gzip.compress(other), "belongs to another data set"),
+        (gzip.compress(flipped), "is damaged or belongs to another data set"),
         (gzip.compress(b""), "is not an idx file"),
         (gzip.compress(b"\0\0\x0d\x01" + content[4:]), "is not an idx file"),
     ]
@@ -165,10 +165,10 @@ def test_damaged_files_are_refused_with_the_remedy(name: str, root: Path) -> Non
         assert "pass --download, or install Debian's package" in str(failure.value)
         assert "\n" not in str(failure.value)
     path.unlink()
-    with pytest.raises(DataError, match=f"has no {name}, nor {path.name}; delete"):
+    with pytest.raises(DataError, match=f"contains neither {name} nor {path.name}; delete"):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
     path.with_suffix("").write_bytes(content[:-5])  # not compressed
-    with pytest.raises(DataError, match=f"{name} is cut"):
+    with pytest.raises(DataError, match=f"{name} is truncated"):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
 
 
@@ -179,7 +179,9 @@ def test_swapped_files_are_named(one: str, other: str, root: Path) -> None:
     if one == other:
         assert load_dataset("fashion-mnist-lt", data_root=root, **SMALL).counts[0] == 20
         return
-    with pytest.raises(DataError, match=rf"({one}.gz holds {other}|{other}.gz holds {one}) inst"):
+    with pytest.raises(
+        DataError, match=rf"({one}.gz contains {other}|{other}.gz contains {one}) inst"
+    ):
         load_dataset("fashion-mnist-lt", data_root=root, **SMALL)
 
 

@@ -1,4 +1,4 @@
-"""Labels that are made wrong on purpose: how many, which, and what they leave alone."""
+"""Label noise: number and distribution of wrong labels, and what does not change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_only_training_labels_change(name: str) -> None:
         noisy.subset_hash
         != load_dataset(name, imbalance=20, label_noise=0.2, **settings).subset_hash
     )
-    assert "made wrong on purpose" in noisy.notes[-1]
+    assert "were replaced" in noisy.notes[-1]
 
 
 def test_a_share_above_1_is_refused() -> None:
@@ -53,4 +53,4 @@ def test_a_share_above_1_is_refused() -> None:
 def test_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     line = "train --data digits-lt --imbalance 1 --label-noise 0.4 --method ce --optimizer sgd"
     assert main([*line.split(), "--epochs", "1", "--quiet"]) == 0
-    assert "400 of 1000 training labels were made wrong on purpose" in capsys.readouterr().out
+    assert "label noise: 400 of 1000 training labels were replaced" in capsys.readouterr().out

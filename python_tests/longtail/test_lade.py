@@ -1,4 +1,4 @@
-"""LADE: the loss against NumPy, its gradient, and whole runs."""
+"""LADE: the loss compared with NumPy, its gradient, and whole runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNTS = np.array([50.0, 9.0, 3.0, 1.0])
 
 
 def lade_in_numpy(z: np.ndarray, y: np.ndarray, alpha: float, regularization: float) -> float:
-    """The formula class by class, as equations 8 to 10 of Hong et al. 2021 state it."""
+    """Compute equations 8 to 10 of Hong et al. 2021 class by class."""
     share = COUNTS / COUNTS.sum()
     adjusted = z + np.log(share)
     entropy = [
@@ -60,11 +60,11 @@ def test_runs_log_the_formula(optimizer: str) -> None:
         assert float(step.loss) == pytest.approx(float(loss(step.logits, step.targets)), rel=1e-5)
 
 
-def test_what_it_refuses() -> None:
+def test_invalid_input_is_rejected() -> None:
     for options in ({"alpha": -1.0}, {"regularization": float("nan")}):
         with pytest.raises(UsageError):
             LADELoss(COUNTS, **options)
-    with pytest.raises(UsageError, match="balances classes by itself"):
+    with pytest.raises(UsageError, match="balances classes twice"):
         recipe("digits-lt", "lade-drw", "sgd")
     with pytest.raises(UsageError, match="class indices"):
         LADELoss(COUNTS)(torch.zeros(2, 4), torch.zeros(2, 4))

@@ -1,4 +1,4 @@
-"""Spectra of single classes: which loss they are of."""
+"""Spectra of single classes: the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List files: the real long-tailed list, published counts, and everything that may be wrong."""
+"""List files: the published Places-LT list, published counts, and invalid lists."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_reindexing_of_places_is_by_count_and_stable() -> None:
     counts = class_counts(images, 365, "Places-LT")
     class_map = map_by_count(counts)
     assert sorted(class_map) == list(range(365))
-    falling = class_counts(images.relabelled(class_map), 365, "re-indexed")
+    falling = class_counts(images.relabeled(class_map), 365, "re-indexed")
     assert (np.diff(falling) <= 0).all()
     assert len(set(counts.tolist())) < 365  # there are ties to break
     for first in range(365):
@@ -59,7 +59,7 @@ def test_reindexing_of_places_is_by_count_and_stable() -> None:
                 assert class_map[first] < class_map[second]
     by_rank = groups_by_rank(365, (131, 294))
     by_count = groups_by_count(falling)
-    assert by_rank == by_count  # after re-indexing both rules cut the same order
+    assert by_rank == by_count  # after relabeling both rules split the same order
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_hash_of_a_list_and_its_class_names() -> None:
 
 
 def made_counts(info: ListedSet) -> list[int]:
-    """Falling counts with the published number of classes, extremes and total."""
+    """Create decreasing counts with the published number of classes, extremes and total."""
     total = info.totals[info.train]
     low, high = 0.01, 100.0
     for _ in range(200):
@@ -129,10 +129,10 @@ def test_made_training_lists_with_the_published_totals(
     assert info.boundaries is not None
     groups = groups_by_rank(info.num_classes, info.boundaries)
     assert tuple(len(labels) for labels in groups.values()) == sizes
-    with pytest.raises(DataError, match="half downloaded"):
+    with pytest.raises(DataError, match="download it again"):
         check_totals(info, info.train, ImageList(images.paths[1:], targets[1:]))
     wrong = replace(info, largest=info.largest + 1)
-    with pytest.raises(DataError, match="are published"):
+    with pytest.raises(DataError, match="published"):
         check_totals(wrong, info.train, images)
 
 
@@ -170,9 +170,9 @@ def test_damaged_and_missing_lists(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"list{suffix}"
         path.write_bytes(content)
-        with pytest.raises(DataError, match="damaged or half downloaded"):
+        with pytest.raises(DataError, match="damaged or incomplete"):
             read_list(path)
-    with pytest.raises(DataError, match="no list file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_list(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"no other\.txt \(or \.gz, \.xz\)"):
         find_list(tmp_path, "other.txt")
@@ -180,9 +180,9 @@ def test_damaged_and_missing_lists(tmp_path: Path) -> None:
 
 def test_labels_out_of_range_and_gaps() -> None:
     images = ImageList(["a", "b", "c"], np.array([0, 3, 1]))
-    with pytest.raises(DataError, match="label 3, but there are 3 classes"):
+    with pytest.raises(DataError, match="from 0 to 2, got 3"):
         class_counts(images, 3, "it")
-    with pytest.raises(DataError, match=r"no image of 1 of them, the first is 2"):
+    with pytest.raises(DataError, match=r"1 labels do not occur; the first is 2"):
         class_counts(images, None, "it")
     assert class_counts(images, 5, "it").tolist() == [1, 1, 0, 1, 0]
 
@@ -190,7 +190,7 @@ def test_labels_out_of_range_and_gaps() -> None:
 def test_missing_images_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     check_files(ImageList(["a.jpg"], np.array([0])), tmp_path, "it")
-    with pytest.raises(DataError, match=r"2 of 3 images of it are not under .*first is b\.jpg"):
+    with pytest.raises(DataError, match=r"2 of 3 images of it do not exist in .*first is b\.jpg"):
         check_files(ImageList(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 0, 0])), tmp_path, "it")
 
 
@@ -206,7 +206,7 @@ def test_inaturalist_json_becomes_a_list(tmp_path: Path) -> None:
 
 def test_json_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     source, out = tmp_path / "x.json", tmp_path / "out.txt"
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="does not exist"):
         convert_inaturalist(source, out)
     write_inaturalist_json(source, [2, 1])
     good = json.loads(source.read_text())
@@ -214,9 +214,9 @@ def test_json_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     cases = [
         (half, "not an iNaturalist JSON"),
         (json.dumps({"images": []}), "not an iNaturalist JSON"),
-        (json.dumps({**good, "annotations": good["annotations"][1:]}), "3 images but 2"),
-        (json.dumps({**good, "images": good["images"][1:]}), "which is not listed"),
-        (json.dumps({**good, "categories": good["categories"][1:]}), "is not listed"),
+        (json.dumps({**good, "annotations": good["annotations"][1:]}), "each of 3 images, got 2"),
+        (json.dumps({**good, "images": good["images"][1:]}), "is not in `images`"),
+        (json.dumps({**good, "categories": good["categories"][1:]}), "is not in `categories`"),
     ]
     for text, message in cases:
         source.write_text(text)
@@ -236,7 +236,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert images.targets.tolist() == [0, 1, 1]
     with pytest.raises(DataError, match="zebra"):
         list_folder(tmp_path, ["ant"])
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="none does not exist"):
         list_folder(tmp_path / "none")
     (tmp_path / "empty" / "x").mkdir(parents=True)
     with pytest.raises(DataError, match="no image"):
@@ -263,7 +263,7 @@ def test_class_folders_that_are_empty_or_missing_are_named(tmp_path: Path) -> No
     for name in ("ant", "bee", "cat"):
         (tmp_path / name).mkdir()
     (tmp_path / "ant" / "1.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no image \(.jpg.*in 2 class folders.*first is 'bee'"):
+    with pytest.raises(DataError, match=r"2 class folders .* no images \(.jpg.*first is 'bee'"):
         list_folder(tmp_path)
     images, _, _ = list_folder(tmp_path, ["ant", "bee", "cat"])
     assert images.targets.tolist() == [0]

@@ -1,4 +1,4 @@
-"""The pages on long-tailed classes leave nothing out, and name no option that does not exist."""
+"""The pages on long-tailed classes list every part and option, and no option that does not exist."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_everything_there_is_has_its_line() -> None:
     listed = {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row)}
     assert {Method.parse(row.method).loss for t in TABLES.values() for row in t.rows} <= listed
     assert listed <= set(LOSSES), "the guide names a loss that does not exist"
-    assert "fastsam recipes --names" in TEXT  # lists all, those of other packages too
+    assert "fastsam recipes --names" in TEXT  # lists all parts, including those of plug-ins
     assert {*TABLES, *FIGURES} - {"figure2", "figure5", "figure6", "figure7"} <= words
 
 

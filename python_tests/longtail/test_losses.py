@@ -1,4 +1,4 @@
-"""Every loss against an independent float64 NumPy computation of its formula."""
+"""Every loss compared with an independent float64 NumPy implementation of its formula."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_first_and_second_derivative_by_finite_differences(
 ) -> None:
     loss = CASES[name][0](np.array(counts), class_balanced_weights(counts))
     logits, targets, features = (values[:4] for values in sample(seed))
-    # A smaller scale keeps LDAM's exponentials within what a finite difference resolves.
+    # A smaller scale keeps LDAM's exponentials within the resolution of finite differences.
     z = (0.1 * logits).requires_grad_()
 
     size = loss(z, targets, features).detach().abs()
@@ -146,7 +146,7 @@ def test_equalization_draws_the_stated_share_and_repeats_it() -> None:
     targets = torch.zeros(4000, dtype=torch.long)
     loss.reseed(3)
     first = loss.per_sample(logits, targets, None)
-    # With equal logits the loss is the log of how many classes are left in the denominator.
+    # With equal logits the loss is the log of the number of classes kept in the denominator.
     kept = (first.exp() - 1) / 9
     assert abs(float(kept.mean()) - 0.3) < 5 * (0.21 / 36000) ** 0.5
     assert torch.equal(first, loss.per_sample(logits, targets, None))

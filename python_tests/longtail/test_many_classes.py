@@ -1,4 +1,4 @@
-"""Sets of a hundred classes and of as many as iNaturalist 2018 has: training, results, sheets."""
+"""Data sets of 100 classes and of as many as iNaturalist 2018: training, results and contact sheets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and by hand."""
+"""Metrics compared with scikit-learn and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_against_scikit_learn(seed: int) -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Confidence 0.9 throughout and half of the answers right: the error is 0.4.
+    # Confidence 0.9 for all and an accuracy of 0.5 give an error of 0.4.
     logits = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1]]))
     metrics = evaluate(Predictions.of(logits, torch.tensor([0, 1])), {}, np.array([2, 1]))
     assert metrics.ece == pytest.approx(40.0, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Networks: sizes, shortcuts, heads and initialisation."""
+"""Networks: sizes, shortcuts, heads and initialization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_published_sizes(millions: float, layers: int) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.01)
     weighted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    assert len(weighted) == layers  # option A: shortcuts carry no weights
+    assert len(weighted) == layers  # option A: shortcuts have no weights
 
 
 def test_shortcut_subsamples_and_pads_with_zeros() -> None:
@@ -28,7 +28,7 @@ def test_shortcut_subsamples_and_pads_with_zeros() -> None:
         m for m in model.modules() if getattr(m, "stride", None) == 2 and hasattr(m, "bn2")
     )
     assert isinstance(block.bn2, nn.BatchNorm2d)
-    nn.init.zeros_(block.bn2.weight)  # silence the residual
+    nn.init.zeros_(block.bn2.weight)  # zero the residual branch
     x = torch.rand(2, 16, 6, 6)
     y = block.eval()(x)
     assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
@@ -73,7 +73,7 @@ def test_other_families_take_any_head(name: str, head: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "ghostnet_050"])
 def test_networks_of_timm(name: str) -> None:
-    """The last two widen their features after pooling."""
+    """The last two have a hidden layer after pooling."""
     pytest.importorskip("timm")
     model = build_model(f"timm:{name}", 7, head="cosine", channels=1).eval()
     assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
@@ -86,5 +86,5 @@ def test_unknown_names_list_the_valid_ones() -> None:
         build_model("resnet9", 10)
     with pytest.raises(UsageError, match="cosine, linear"):
         build_model("resnet8", 10, head="cos")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="2 classes"):
+    with pytest.raises(UsageError, match="num_classes must be at least 2"):
         build_model("resnet8", 1)

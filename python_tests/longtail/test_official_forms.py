@@ -1,4 +1,4 @@
-"""Losses, schedules and heads in the form of their official code, and what they refuse."""
+"""Losses, schedules and heads as in their official code, and invalid settings."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_adjusting_twice_is_a_warning(method: str) -> None:
         Trainer(config, data=data, progress=False)
     message = double_adjustment(config)
     assert message is not None
-    assert f"the loss {method} adds" in message
+    assert f"loss {method} adds" in message
     assert "posthoc_tau 1" in message
 
 
@@ -120,7 +120,7 @@ def test_adjusting_once_is_none() -> None:
 
 
 def without(config: TrainConfig, *names: str) -> TrainConfig:
-    """The configuration as an older version stored it."""
+    """Create the configuration as stored by an older version."""
     return TrainConfig.from_dict({k: v for k, v in config.as_dict().items() if k not in names})
 
 
@@ -134,7 +134,7 @@ def test_paco_projects_with_batch_norm_as_its_code_does() -> None:
 
 def test_the_schedules_of_paco() -> None:
     config = recipe("cifar100-lt", "paco", "sgd").config()
-    # The code: lr * 0.1 where its epoch, counted from 0, is above 320, and * 0.01 above 360.
+    # The code multiplies lr by 0.1 in epochs above 320, counted from 0, and by 0.01 above 360.
     for epoch in range(12, 401):
         factor = 0.01 if epoch - 1 > 360 else 0.1 if epoch - 1 > 320 else 1.0
         assert build_schedules(config)["lr"](epoch) == pytest.approx(0.05 * factor)

@@ -1,4 +1,4 @@
-"""Evaluation of a run of image files on other folders: images are read as in the training."""
+"""Evaluation of a run on other folders of image files, which are preprocessed as in training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_images_of_another_data_set_have_the_size_of_the_training(
     assert found.metrics.nll == pytest.approx(-np.mean(likelihoods), rel=1e-4)
 
 
-def test_predictions_do_not_replace_what_they_are_made_of(
+def test_predictions_do_not_overwrite_their_inputs(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = next((folders / "test" / "class0").iterdir())

@@ -38,7 +38,7 @@ def noise(number: int, size: int = 24) -> NDArray[np.uint8]:
 
 
 def write_folders(root: Path, *, train: tuple[int, ...] = (5, 3), suffix: str = ".png") -> None:
-    """Class folders with images that are all different."""
+    """Write class folders with distinct images."""
     numbers = itertools.count()
     for part, counts in (("train", train), ("test", (2,) * len(train))):
         for label, count in enumerate(counts):
@@ -91,7 +91,7 @@ def test_grey_of_16_bits_is_divided_by_its_white(
     ranged = decode(path, Reading(value_range=(-100, 99900))).pixels
     assert isinstance(ranged, torch.Tensor)
     assert np.allclose(ranged[0].numpy(), (GREY + 100) / 100000, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"from 0 to 65535, outside --value-range 0 4095"):
+    with pytest.raises(ValueError, match=r"from 0 to 65535 are outside --value-range 0 4095"):
         decode(path, Reading(value_range=(0, 4095)))
 
 
@@ -100,7 +100,9 @@ def test_integers_of_32_bits_and_floats_need_a_range(tmp_path: Path) -> None:
     Image.fromarray(GREY.astype(np.int32)).save(integers)
     Image.fromarray(GREY.astype(np.float32)).save(floats)
     Image.fromarray((GREY / 65535).astype(np.float32)).save(units)
-    with pytest.raises(ValueError, match=r"32 bits have no known range.*--value-range"):
+    with pytest.raises(
+        ValueError, match=r"range of 32-bit integer images is unknown.*--value-range"
+    ):
         decode(integers, Reading())
     with pytest.raises(ValueError, match=r"outside \[0, 1\].*--value-range"):
         decode(floats, Reading())
@@ -124,7 +126,7 @@ def test_a_range_does_not_touch_8_bits_and_colour_of_16_bits_has_none(tmp_path: 
     assert np.array_equal(np.asarray(pixels), noise(0))
     colour = tmp_path / "a.ppm"
     colour.write_bytes(b"P6\n1 1\n65535\n" + np.array([1, 2, 3], ">u2").tobytes())
-    with pytest.raises(ValueError, match="colour of 16 bits"):
+    with pytest.raises(ValueError, match="16-bit color images"):
         decode(colour, Reading(value_range=(0, 10)))
 
 
@@ -152,11 +154,13 @@ def test_training_and_check_on_16_bits(tmp_path: Path, capsys: Any) -> None:
     (batch,) = ranged.data.train.batches([np.arange(8)], Draw(0, 1), CPU)
     assert batch.inputs.isfinite().all()
     assert ranged.fit().config["value_range"] == [0.0, 4095.0]
-    with pytest.raises(UsageError, match="two rising values"):
+    with pytest.raises(UsageError, match="two values in ascending order"):
         own_config(tmp_path, value_range=(1.0, 1.0))
 
 
-def test_every_format_in_class_folders_and_what_is_left_out(tmp_path: Path, capsys: Any) -> None:
+def test_class_folders_accept_every_format_and_skip_other_files(
+    tmp_path: Path, capsys: Any
+) -> None:
     write_folders(tmp_path)
     folder = tmp_path / "train" / "class 0"
     for number, suffix in enumerate(
@@ -173,7 +177,7 @@ def test_every_format_in_class_folders_and_what_is_left_out(tmp_path: Path, caps
     assert left_out == {".txt": 2, ".heic": 1, "no suffix": 1}
     assert check(tmp_path, "--decode", "--workers", "0") == 0
     output = capsys.readouterr().out
-    assert "train: left out 4 other files: 2 .txt, 1 .heic, 1 no suffix" in output
+    assert "train: ignored 4 other files: 2 .txt, 1 .heic, 1 no suffix" in output
 
 
 def test_only_formats_that_are_decoded_here(tmp_path: Path) -> None:
@@ -206,7 +210,7 @@ def test_links_inside_a_class_are_followed_and_loops_are_refused(tmp_path: Path)
     for target in (folder, tmp_path / "data" / "train", folder / "deep"):
         (folder / "deep").mkdir(exist_ok=True)
         (folder / "deep" / "loop").symlink_to(target, target_is_directory=True)
-        with pytest.raises(DataError, match=r"is a link to .*which it lies in"):
+        with pytest.raises(DataError, match=r"is a link to a folder that contains it"):
             list_folder(tmp_path / "data" / "train")
         (folder / "deep" / "loop").unlink()
 
@@ -219,9 +223,13 @@ def write_lists(root: Path, train: str, test: str) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("a 0\nb 1\n", "a 0\nb 1\n", "train and test share 2 images by path, the first is a"),
+        (
+            "a 0\nb 1\n",
+            "a 0\nb 1\n",
+            "train and test share 2 images with the same path; the first is a",
+        ),
         ("a 0\nb 1\n./b 1\n", "c 0\n", "train: 1 image repeats the path of another"),
-        ("a 0\nb 1\nx/../a 1\n", "c 0\n", r"under more than one class by path.*classes 0, 1"),
+        ("a 0\nb 1\nx/../a 1\n", "c 0\n", r"with the same path in several classes.*classes 0, 1"),
     ],
 )
 def test_own_lists_that_name_an_image_twice_are_refused(
@@ -234,7 +242,7 @@ def test_own_lists_that_name_an_image_twice_are_refused(
     with pytest.raises(DataError, match=message):
         load_dataset("list", data_root=tmp_path)
     assert check(tmp_path, name="list") == 1
-    assert "by path" in (error := capsys.readouterr().err) or "the path" in error
+    assert "the same path" in (error := capsys.readouterr().err) or "the path" in error
 
 
 def test_equal_content_under_other_names_is_found(tmp_path: Path, capsys: Any) -> None:
@@ -248,9 +256,9 @@ def test_equal_content_under_other_names_is_found(tmp_path: Path, capsys: Any) -
     assert check(tmp_path) == 1
     output = capsys.readouterr()
     assert "train: 2 images repeat the content of another" in output.out
-    assert "train: 1 image under more than one class by content" in output.out
-    assert "train and test share 1 image by content" in output.out
-    assert "3 faults of repeated images" in output.err
+    assert "train: 1 image with the same content in several classes" in output.out
+    assert "train and test share 1 image with the same content" in output.out
+    assert "3 problem(s) with repeated images" in output.err
 
 
 def test_equal_samples_are_not_taken_for_equal_content(tmp_path: Path) -> None:
@@ -283,17 +291,17 @@ def test_a_lone_last_image_joins_the_batch_before(
     assert sizes == [4, 5]
     with pytest.raises(UsageError, match="a batch would have 1 image"):
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
-    monkeypatch.setattr(World, "barrier", lambda world: None)  # one process plays both
+    monkeypatch.setattr(World, "barrier", lambda world: None)  # one process stands in for both
     for rank in range(2):
-        with pytest.raises(UsageError, match=r"a batch would have 1 image.*processes are 2"):
+        with pytest.raises(UsageError, match=r"a batch would have 1 image.*2 process"):
             Trainer(own_config(tmp_path, batch_size=2), world=World(rank, 2), progress=False)
         run = Trainer(own_config(tmp_path, batch_size=4), world=World(rank, 2), progress=False)
-        # Nine images are ten for two processes: 2, 2 and a last one that joins the batch before.
+        # Two processes pad nine images to ten: batches of 2 and 2, and a last image that joins the second.
         assert [len(batch) for batch in run.batches.indices(1)] == [2, 3]
 
 
 def test_parts_of_a_batch_hold_two_images_or_more(tmp_path: Path) -> None:
-    """LPF-SGD cuts a batch of nine into four parts, not into the eight that it was asked for."""
+    """LPF-SGD splits a batch of nine into four parts, not into the requested eight."""
     write_folders(tmp_path, train=(5, 4))
     sizes: list[int] = []
     config = recipe(
@@ -329,7 +337,7 @@ def test_exif_orientation_turns_own_images(tmp_path: Path) -> None:
             Image.fromarray(upright).transpose(turn).save(path, exif=exif, **options)
             seen = np.asarray(decode(path, Reading("transpose")).pixels).astype(int)
             assert seen[:10].mean() < 30 < seen[14:].mean()
-            if suffix != "tif":  # which Pillow turns by itself
+            if suffix != "tif":  # which Pillow transposes itself
                 plain = np.asarray(decode(path, Reading("ignore")).pixels).astype(int)
                 assert plain[:10].mean() > 30
             path.unlink()
@@ -389,7 +397,9 @@ def test_list_files_of_other_editors_and_hostile_ones(tmp_path: Path) -> None:
         read_list(path)
     path.write_text("a.jpg 0\nb.jpg 999999999\n")
     write_lists(tmp_path, path.read_text(), "c.jpg 0\n")
-    with pytest.raises(DataError, match="labels up to 999999999 but no image of 999999998"):
+    with pytest.raises(
+        DataError, match="labels up to 999999999, but 999999998 labels do not occur"
+    ):
         load_dataset("list", data_root=tmp_path)
     path.write_text("a.jpg 0\n" + "x" * (1 << 20) + " 1\n")
     with pytest.raises(DataError, match="line 2: longer than"):
@@ -400,7 +410,7 @@ def test_a_flipped_bit_in_a_compressed_list_is_damage(tmp_path: Path) -> None:
     lines = "".join(f"folder/{number}.jpg {number % 7}\n" for number in range(300)).encode()
     whole = gzip.compress(lines, mtime=0)
     path = tmp_path / "list.gz"
-    for place in range(10, len(whole), 3):  # after the header, of which some fields mean nothing
+    for place in range(10, len(whole), 3):  # after the header, some of whose fields are unused
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(DataError):
             read_list(path)
@@ -415,7 +425,7 @@ def test_paths_outside_the_root_are_counted(tmp_path: Path, capsys: Any) -> None
         Image.fromarray(noise(number)).save(path)
     write_lists(root, f"{tmp_path}/far.png 0\nb.png 1\n../up.png 1\n", "c.png 0\n")
     assert check(root, name="list") == 0
-    assert "train: 2 of 3 listed paths lie outside" in capsys.readouterr().out
+    assert "train: 2 of 3 listed paths are outside" in capsys.readouterr().out
 
 
 def test_unreadable_images_leave_counts_before_training(
@@ -429,7 +439,7 @@ def test_unreadable_images_leave_counts_before_training(
     (root / "test" / "class 1" / "0.png").write_bytes(b"none")
     run = Trainer(own_config(root, corrupt="skip"), progress=False)
     result = run.fit()
-    assert result.counts == [3, 4]  # by class, in the order of the listed counts
+    assert result.counts == [3, 4]  # by class, in the order of the counts
     assert set(result.unreadable.values()) == {1}
     assert len(result.unreadable) == 4
     assert result.test.images == 3
@@ -443,16 +453,16 @@ def test_unreadable_images_leave_counts_before_training(
     root.rename(moved)
     data = load_dataset("folder", data_root=moved, corrupt="skip", workers=0)
     assert data.counts.tolist() == [3, 4]
-    assert any("3 images cannot be read and are left out" in note for note in data.notes)
+    assert any("removed 3 unreadable images" in note for note in data.notes)
     monkeypatch.undo()
     monkeypatch.setenv("FASTSAM_CACHE", str(tmp_path / "cache"))
     for path in (moved / "train" / "class 1").iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"no training image of 1 classes can be read.*'class 1'"):
+    with pytest.raises(DataError, match=r"1 classes have no readable training image.*'class 1'"):
         load_dataset("folder", data_root=moved, corrupt="skip", workers=0)
 
 
-def test_damaged_scans_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_scans_are_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSAM_CACHE", str(tmp_path / "cache"))
     write_folders(tmp_path / "data")
     options = {"data_root": tmp_path / "data", "corrupt": "skip", "workers": 0}
@@ -488,7 +498,7 @@ def test_a_moved_folder_is_resumed_and_changed_pixels_are_not(
     assert len(run.fit().history) == 2
     path = moved / part / "class 0" / "0.bmp"
     Image.fromarray(noise(999)).save(path)  # as large as before
-    with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
+    with pytest.raises(CheckpointError, match=f"the {part} images of folder have changed"):
         Trainer(own_config(moved), out=tmp_path / "again", resume=True, progress=False)
 
 
@@ -496,11 +506,11 @@ def test_a_moved_folder_is_resumed_and_changed_pixels_are_not(
 def test_changed_pixels_are_not_resumed(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place, with names and sizes as before."""
+    """Change pixels in place; names and sizes stay the same."""
     write_folders(tmp_path / "data", suffix=".bmp")
     interrupted(own_config(tmp_path / "data"), tmp_path / "run", monkeypatch)
     Image.fromarray(noise(999)).save(tmp_path / "data" / part / "class 1" / "0.bmp")
-    with pytest.raises(CheckpointError, match=f"the {part} images of folder are not those"):
+    with pytest.raises(CheckpointError, match=f"the {part} images of folder have changed"):
         Trainer(own_config(tmp_path / "data"), out=tmp_path / "run", resume=True, progress=False)
 
 
@@ -525,7 +535,7 @@ def test_contact_sheets_have_readable_names_and_are_few(tmp_path: Path, capsys: 
     assert found == [
         *("0-great_white_shark-6.png", "2-a_b_c-4.png", f"4-{'雪' * 26}-2.png", "overview.png")
     ]
-    assert "3 of 5 classes are shown; see --classes" in capsys.readouterr().out
+    assert "showing 3 of 5 classes; raise --classes" in capsys.readouterr().out
     assert main([*show, "--out", str(tmp_path / "none"), "--classes", "0"]) == 2
     assert not (tmp_path / "none").exists()
 
@@ -544,7 +554,7 @@ def test_a_lost_worker_is_named_and_errors_of_workers_stay(tmp_path: Path) -> No
     images, *_ = list_folder(tmp_path / "train")
     requests = [Request(np.arange(2)), Request(np.arange(2, 4))]
     for prepare, kind, message in (
-        (kill_this_process, LongTailError, "ended unexpectedly.*use fewer --workers"),
+        (kill_this_process, LongTailError, "ended unexpectedly.*lower --workers"),
         (refuse_image, RuntimeError, "an error of the reader"),
     ):
         reader = Reader(tmp_path / "train", images, plain=prepare, augmented=prepare)
@@ -561,7 +571,7 @@ def test_a_lost_worker_of_the_decode_scan_is_named(
     monkeypatch.setattr("fastsam.longtail.data.scan.decode", kill_this_process)
     assert check(tmp_path, "--decode", "--workers", "2") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastsam: error: a process that reads images ended unexpectedly")
+    assert line.startswith("fastsam: error: a worker process that reads images ended unexpectedly")
 
 
 def test_workers_are_silent_when_the_main_process_ends(
@@ -579,9 +589,11 @@ def test_workers_are_silent_when_the_main_process_ends(
 def test_labels_beyond_the_class_names_and_one_class(tmp_path: Path, capsys: Any) -> None:
     write_folders(tmp_path, train=(3,))
     assert check(tmp_path) == 1
-    assert "1 class; a classifier needs at least 2" in capsys.readouterr().err
+    assert "1 class(es), but at least 2 are required" in capsys.readouterr().err
     data = load_dataset("digits-lt")
-    with pytest.raises(DataError, match=r"train set of few has label 9, but class_names has 3"):
+    with pytest.raises(
+        DataError, match=r"labels of the train set of few must be from 0 to 2, .* got 9"
+    ):
         LongTailData("few", data.train, None, data.test, ("a", "b", "c"), {}, "")
 
 
@@ -601,8 +613,8 @@ def test_given_data_have_their_own_name(tmp_path: Path, capsys: Any) -> None:
     result = Trainer(config, data=mine, out=tmp_path / "run", progress=False).fit()
     assert result.config["data"] == "own:mine"
     assert main(["spectrum", str(tmp_path / "run"), "--steps", "1"]) == 2
-    assert "own:mine is data that a Python program made" in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"of the data set digits-lt, but the data are 'mine'"):
+    assert "own:mine was created in Python" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"config.data is 'digits-lt', but the data set is 'mine'"):
         Trainer(recipe("digits-lt", "ce", "sgd").config(), data=mine)
     with pytest.raises(UsageError, match=r"valid: cifar10-lt.*own:NAME"):
         recipe("mine", "ce", "sgd")

@@ -1,4 +1,4 @@
-"""Parts from other packages: found by their entry points, trained with by command line and Python."""
+"""Plug-ins: discovery by entry points, and training from the command line and Python."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHORT = ("--model", "tiny-net", "--epochs", "2", "--quiet")
 
 
 def install(folder: Path, modules: dict[str, str]) -> None:
-    """Make a folder look as after ``pip install --target`` of a package with these entry points."""
+    """Create a folder as ``pip install --target`` would, for a package with these entry points."""
     folder.mkdir(exist_ok=True)
     for module in modules.values():
         if (EXAMPLES / f"{module}.py").is_file():
@@ -130,7 +130,7 @@ def test_help_shows_the_settings_of_the_named_parts(site: Path) -> None:
     assert all(name in listed for name in MODULES)
     other = fastsam("train", "--method", "margin-loss", "--max-margin", "1", site=site)
     assert other.returncode == 2
-    assert "max_margin needs loss ldam, but the run has loss margin-loss" in other.stderr
+    assert "max_margin requires loss ldam, but the run has loss margin-loss" in other.stderr
 
 
 @pytest.mark.usefixtures("installed")
@@ -170,7 +170,7 @@ def test_an_optimizer_of_two_passes_makes_two_passes() -> None:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the package's own parts, on data with validation images."""
+    """Train a run without plug-ins, on data with validation images."""
     out = tmp_path_factory.mktemp("digits")
     config = recipe("digits-lt", "ce", "sgd", epochs=2).config()
     Trainer(config, out=out, progress=False).fit()
@@ -185,7 +185,7 @@ def test_the_command_line_calibrates_with_a_plugin(
     assert done.returncode == 0, done.stderr
     assert "chosen: mean-shift (share " in done.stdout
     (digits / "calibration.json").unlink()
-    assert main(list(named)) == 2  # here it is not installed
+    assert main(list(named)) == 2  # the plug-in is not installed here
     error = capsys.readouterr().err
     assert "unknown calibrator 'mean-shift'; valid: best, logit-adjustment" in error
 
@@ -248,7 +248,7 @@ class Unprefixed(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Other(Settings):
-    """Another meaning of a name that is taken."""
+    """A setting with another meaning under a registered name."""
 
     twice_low: int = setting("one meaning", low=0)
 
@@ -264,11 +264,11 @@ def test_names_that_are_taken_or_lack_their_prefix_are_refused() -> None:
     def build(settings: object, classes: object) -> CrossEntropyLoss:
         return CrossEntropyLoss()
 
-    with pytest.raises(ValueError, match="must be named fresh_loss_sharpness"):
+    with pytest.raises(ValueError, match="rename it to fresh_loss_sharpness"):
         register_loss(Loss(name="fresh-loss", build=build, settings=Unprefixed, summary=""))
-    with pytest.raises(ValueError, match="'ce' is registered already"):
+    with pytest.raises(ValueError, match="'ce' is already registered"):
         register_loss(Loss(name="ce", build=build, summary="taken"))
-    with pytest.raises(ValueError, match="cannot be named"):
+    with pytest.raises(ValueError, match="must be non-empty and without spaces"):
         register_loss(Loss(name="two words", build=build, summary="a space"))
     assert "fresh-loss" not in tuple(LOSSES)
     one, two = Registry[RunPart]("thing"), Registry[RunPart]("other thing")

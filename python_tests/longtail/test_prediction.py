@@ -1,4 +1,4 @@
-"""`fastsam predict`: files get the probabilities that the network gives the data set's own images."""
+"""`fastsam predict`: files get the same probabilities as the images of the data set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits whose white is 255, which PNG files can hold, with post-hoc adjustment."""
+    """Train on digits scaled to white = 255, as in PNG files, with post-hoc adjustment."""
     out = tmp_path_factory.mktemp("run")
     data = digits()
     config = recipe("own:bytes", "ce", "sgd", epochs=3, model="resnet8", posthoc_tau=0.7).config()
@@ -67,7 +67,7 @@ def run(folder: Path) -> TrainedRun:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first test images as files, in the order of their names."""
+    """Write the first test images to files, sorted by name."""
     root = tmp_path_factory.mktemp("pictures")
     for place, pixels in enumerate(digits().test.images[:COUNT, 0].numpy()):
         inside = root / f"part{place // 8}"
@@ -87,7 +87,7 @@ def hostile(tmp_path: Path, pictures: Path) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail and returns its one line."""
+    """Run a command that must fail, and return its error line."""
 
     def check(code: int, *arguments: object) -> str:
         assert main(["predict", *map(str, arguments)]) == code
@@ -105,7 +105,7 @@ def test_files_get_the_probabilities_of_the_sets_own_images(
     [batch] = images.batches([np.arange(COUNT)], None, torch.device("cpu"))
     with torch.no_grad():
         logits = run.trained_head(run.network.features(batch.inputs)).double()
-    prior = np.log(run.counts / run.counts.sum())  # the adjustment, once more and in float64
+    prior = np.log(run.counts / run.counts.sum())  # the adjustment again, in float64
     expected = np.exp(logits.numpy() - 0.7 * prior)
     expected /= expected.sum(axis=1, keepdims=True)
     found = list(predict_files(run, [pictures], batch_size=7, workers=workers))
@@ -158,7 +158,7 @@ def test_which_files_are_images(tmp_path: Path) -> None:
     again = image_files([tmp_path / "b.png", tmp_path / "a/no.txt", tmp_path / "b"])
     assert [path.name for path in again] == ["b.png", "no.txt", "1.jpeg", "2.PNG"]
     (tmp_path / "a/up").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"a link to .*, which it lies in"):
+    with pytest.raises(DataError, match=r"a link to a folder that contains it"):
         list(image_files([tmp_path]))
 
 
@@ -253,16 +253,16 @@ def test_images_that_cannot_be_read(
     broken.write_bytes(good.read_bytes()[:40])
     out = tmp_path / "out.csv"
     message = fails(1, folder, good, broken, "--out", out)
-    assert f"{broken} cannot be read" in message
+    assert f"cannot read {broken}" in message
     assert "--corrupt skip" in message
     assert not out.exists()
     assert main(["predict", str(folder), str(broken), str(good), "--corrupt", "skip"]) == 0
     output = capsys.readouterr()
     assert [row[0] for row in csv.reader(io.StringIO(output.out))] == ["path", str(good)]
-    assert f"skipped {broken}" in output.err
+    assert f"skipped unreadable image {broken}" in output.err
     assert "none of the images can be read" in fails(1, folder, broken, "--corrupt", "skip")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.png cannot be read"):
+    with pytest.raises(DataError, match=r"cannot read .*text\.png"):
         list(predict_files(run, [tmp_path / "text.png"]))
 
 
@@ -270,15 +270,17 @@ def test_wrong_calls(
     folder: Path, run: TrainedRun, pictures: Path, tmp_path: Path, fails: Any
 ) -> None:
     picture = pictures / "part0" / "000.png"
-    assert "there is no" in fails(1, folder, tmp_path / "gone.png")
+    assert "does not exist" in fails(1, folder, tmp_path / "gone.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     assert "no image (.jpg" in fails(1, folder, picture, tmp_path / "empty")
-    assert "name image files, or folders" in fails(2, folder)
+    assert "pass image files or folders" in fails(2, folder)
     assert "no checkpoint" in fails(1, tmp_path, picture)
     assert "ends in .csv or .json" in fails(2, folder, picture, "--out", tmp_path / "x.txt")
-    assert "top must be 1 to 10" in fails(2, folder, picture, "--top", 11)
-    assert "top must be 1 to 10" in fails(2, folder, picture, "--top", 0, "--format", "json")
+    assert "top must be at least 1 and at most 10" in fails(2, folder, picture, "--top", 11)
+    assert "top must be at least 1 and at most 10" in fails(
+        2, folder, picture, "--top", 0, "--format", "json"
+    )
     assert "batch_size must be" in fails(2, folder, picture, "--batch-size", 0)
     assert "workers must be" in fails(2, folder, picture, "--workers", -1)
     assert "unknown device" in fails(2, folder, picture, "--device", "tpu")
@@ -291,7 +293,7 @@ def test_a_run_whose_preprocessing_is_unknown(tmp_path: Path, pictures: Path, fa
     config = recipe("own:mine", "ce", "sgd", epochs=1, model="resnet8").config()
     data = from_datasets("mine", both, both)
     Trainer(config, data=data, out=tmp_path, progress=False).fit()
-    assert "own:mine, was made in Python" in fails(1, tmp_path, pictures)
+    assert "own:mine was created in Python" in fails(1, tmp_path, pictures)
 
 
 def test_outputs_that_are_not_finite(folder: Path, pictures: Path) -> None:

@@ -1,4 +1,4 @@
-"""One image file gives the tensor that the data set itself gives."""
+"""Preprocessing of an image file gives the same tensor as the data set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GREY = Preprocessing((4, 4), 1, (0.25,), (0.5,))
 
 
 def inputs_of(images: Images, count: int) -> torch.Tensor:
-    """What evaluation reads of the first images."""
+    """Read the first images as in evaluation."""
     return next(iter(images.batches([np.arange(count)], None, CPU))).inputs
 
 
@@ -75,7 +75,7 @@ def test_a_file_set_reads_files_as_its_preprocessing_does(listed: Path, exif: st
 
 
 def in_memory(channels: int, white: float = 255.0) -> TensorImages:
-    """All values that a pixel may have, and three images of random ones."""
+    """Create images with all pixel values, and three random images."""
     largest = int(white)
     pixels = torch.randint(largest + 1, (4, channels, 8, 6), dtype=torch.uint8)
     pixels[0] = torch.arange(48).mul(7).remainder(largest + 1).reshape(8, 6)
@@ -154,7 +154,7 @@ def test_16_bits_and_ranges(tmp_path: Path) -> None:
 def test_exif_orientation(tmp_path: Path) -> None:
     array = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
     scaled = {
         how: replace(GREY, mean=(0.0,), std=(1.0,), exif=how).apply(tmp_path / "turned.png")[0]
@@ -176,12 +176,12 @@ def test_plain_values_and_back() -> None:
     [
         ({"size": (4,)}, "height and a width"),
         ({"size": (4, 0)}, "at least 1"),
-        ({"channels": 2}, "1 .grey. or 3"),
+        ({"channels": 2}, "1 .grayscale. or 3"),
         ({"mean": (0.1, 0.2)}, "mean must have one value"),
         ({"std": (0.0,)}, "std must be above 0"),
         ({"resize": 0}, "resize must be at least 1"),
         ({"exif": "turn"}, "transpose, ignore"),
-        ({"value_range": (1.0, 1.0)}, "two rising values"),
+        ({"value_range": (1.0, 1.0)}, "two values in ascending order"),
     ],
 )
 def test_values_that_make_no_sense(changes: dict[str, object], message: str) -> None:
@@ -229,5 +229,5 @@ def test_a_run_on_data_from_python_has_none(tmp_path: Path) -> None:
     Trainer(config, data=data, out=tmp_path, progress=False).fit()
     run = TrainedRun.load(tmp_path)
     assert run.preprocessing is None
-    with pytest.raises(DataError, match="own:mine, was made in Python"):
+    with pytest.raises(DataError, match="own:mine was created in Python"):
         run.known_preprocessing()

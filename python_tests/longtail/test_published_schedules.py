@@ -1,4 +1,4 @@
-"""Learning rate and rho of a run: the bits of the formulas, epoch by epoch."""
+"""Learning rate and rho of a run equal the formulas bit for bit in every epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes: ascents on each one's own gradient, samples of each one's images, and one average."""
+"""Two processes: ascents along each rank's gradient, samples of each rank's images, and one average."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def copied(network: nn.Module) -> State:
 
 
 def _local(rank: int, optimizer: str, *, spoil: bool) -> dict[str, Any]:
-    """Steps with local ascents, one of them with NaN in the first pass of one rank."""
+    """Take steps with local ascents, one of them with NaN in the first pass of one rank."""
     config = config_for(optimizer, ascent_scope="local")
     network = build_network(config, 10, 1).train()
     world = World(rank, SIZE)
@@ -85,7 +85,7 @@ def _local(rank: int, optimizer: str, *, spoil: bool) -> dict[str, Any]:
 
 
 class Asks(torch.optim.SGD):
-    """Keeps the gradient that it is given for an ascent, and changes nothing."""
+    """An optimizer that records the ascent gradient and changes nothing."""
 
     given: list[Tensor]
 
@@ -98,7 +98,7 @@ class Asks(torch.optim.SGD):
 
 
 def head_and_tail(rank: int) -> Batch:
-    """Rank 0 has 8 copies of an image of class 0, rank 1 has 4 of one of class 9."""
+    """Rank 0 has 8 copies of an image of class 0, rank 1 has 4 copies of an image of class 9."""
     (image,) = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(rank))
     copies = 8 if rank == 0 else 4
     targets = torch.full((copies,), 0 if rank == 0 else 9)
@@ -106,7 +106,7 @@ def head_and_tail(rank: int) -> Batch:
 
 
 def _weighted(rank: int, weighting: str) -> list[Tensor]:
-    """The gradient of a weighted sample of images that are the same in each process."""
+    """Compute the gradient of a weighted sample of images that are equal on each rank."""
     config = config_for("sam", "ce-rw", weighting=weighting)
     network = build_network(config, 10, 1).eval()
     objective = build_objective(config, DIGITS.counts)
@@ -126,7 +126,7 @@ def _weighted(rank: int, weighting: str) -> list[Tensor]:
 
 
 def _average(rank: int, folder: str) -> dict[str, Any]:
-    """A run with an average, batch normalization and a selection."""
+    """Train a run with averaging, batch normalization and epoch selection."""
     config = config_for(
         "sam", epochs=2, batch_size=100, ema=0.9, select="best-validation", ascent_share=0.5
     )
@@ -199,7 +199,7 @@ def product(one: list[Tensor], other: list[Tensor]) -> Tensor:
 
 
 def by_hand(optimizer: str, *, skip: int = -1) -> list[State]:
-    """Every rank climbs on the gradient of its own images; the gradients at the tops are averaged."""
+    """Every rank ascends along the gradient of its images; the gradients there are averaged."""
     config = config_for(optimizer)
     network = build_network(config, 10, 1).train()
     base = torch.optim.SGD(
@@ -276,7 +276,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(
         for name, value in state.items():
             assert torch.equal(found[name], twin[name]), name
             assert torch.allclose(found[name], value, rtol=1e-4, atol=2e-5), name
-    for outcome in (one, other):  # running statistics, too
+    for outcome in (one, other):  # including running statistics
         before, after = outcome["states"][SPOILED - 1], outcome["states"][SPOILED]
         assert all(torch.equal(before[name], value) for name, value in after.items())
 
@@ -285,7 +285,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(
 def test_samples_of_ranks_count_by_the_class_weights_of_their_images(
     weighting: str, outcomes: list[dict[str, Any]]
 ) -> None:
-    """Any sample of equal images is their gradient: together that of the weighted loss exactly."""
+    """With equal images every sample has their gradient, so the sum is exactly that of the weighted loss."""
     one, other = (outcome[weighting]["gradients"] for outcome in outcomes)
     config = config_for("sam", "ce-rw", weighting=weighting)
     network = build_network(config, 10, 1).eval()
@@ -302,7 +302,7 @@ def test_samples_of_ranks_count_by_the_class_weights_of_their_images(
         assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_both_ranks_judge_one_average(outcomes: list[dict[str, Any]]) -> None:
+def test_both_ranks_evaluate_the_same_average(outcomes: list[dict[str, Any]]) -> None:
     one, other = (outcome["average"] for outcome in outcomes)
     assert one["metrics"] == other["metrics"]
     assert one["rule"] == other["rule"]

@@ -1,4 +1,4 @@
-"""Training on two processes: the same steps as one process takes on the whole batches."""
+"""Training on two processes takes the same steps as one process on whole batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config_for(method: str, optimizer: str) -> Any:
     if method.endswith(("drw", "drs")):
         options["defer_epoch"] = 1
     if optimizer == "looksam":
-        # At a smaller radius the difference of its two gradients is mostly rounding.
+        # With a smaller rho the difference of the two gradients is mostly rounding.
         options["rho"] = (0.2,)
     if optimizer == "lpf-sgd":
         # Rounding of the norms would otherwise be the only difference that grows.
@@ -43,7 +43,7 @@ def config_for(method: str, optimizer: str) -> Any:
 
 
 def _without_batch_statistics(width: int) -> nn.Module:
-    """Batch normalisation sees the share of its process, so the comparison does without."""
+    """Batch normalization depends on the rank's part of the batch, so the networks have none."""
     return nn.GroupNorm(4, width)
 
 
@@ -107,11 +107,11 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
     assert '"processes": 2' in RunFolder(tmp_path / "run").result.read_text()
 
 
-def test_what_several_processes_cannot_do() -> None:
+def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
-    with pytest.raises(UsageError, match="101 is not a multiple of 2"):
+    with pytest.raises(UsageError, match="a multiple of the number of processes, 2, got 101"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), world=two)
-    with pytest.raises(UsageError, match="one process"):
+    with pytest.raises(UsageError, match="a single process"):
         Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

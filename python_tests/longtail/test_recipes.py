@@ -48,30 +48,35 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
             "ce",
             "sgd",
             {"rho": (0.1,)},
-            "rho needs optimizer asam, looksam, sam.*run has optimizer sgd",
+            "rho requires optimizer asam, looksam, sam.*run has optimizer sgd",
         ),
         ("ce", "sam", {"rho": (-0.1,)}, "rho must be at least 0, got -0.1"),
         ("ce", "sam", {"rho": (math.nan,)}, "rho must be at least 0, got nan"),
         ("ce", "sam", {"rho": (math.inf,)}, "rho must be"),
-        ("ce", "sam", {"rho": (0.1, 0.2)}, "rho needs 1 value"),
+        ("ce", "sam", {"rho": (0.1, 0.2)}, "rho must have 1 value"),
         ("ce", "sam", {"rho_schedule": "step"}, "rho_milestones is missing"),
         ("ce", "sam", {"rho_schedule": "steps"}, "constant, deferred, linear, step"),
         ("ce", "sam", {"rho_schedule": "deferred", "rho": (0.1, 0.2)}, "deferral epoch"),
-        ("ce", "sam", {"rho_milestones": (3,)}, "rho_milestones needs rho_schedule step"),
-        ("ce", "sgd", {"tau": 1.0}, "tau needs loss la, vs.*run has loss ce"),
-        ("ce", "sgd", {"beta": 0.9}, "beta needs weighting effective"),
-        ("ce-drw", "sgd", {"beta": 0.9, "weighting": "inverse"}, "beta needs weighting effective"),
-        ("ce-drw", "sgd", {"defer_epoch": 100}, "would never take effect"),
-        ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch needs loss ib or rule drs, drw"),
+        ("ce", "sam", {"rho_milestones": (3,)}, "rho_milestones requires rho_schedule step"),
+        ("ce", "sgd", {"tau": 1.0}, "tau requires loss la, vs.*run has loss ce"),
+        ("ce", "sgd", {"beta": 0.9}, "beta requires weighting effective"),
+        (
+            "ce-drw",
+            "sgd",
+            {"beta": 0.9, "weighting": "inverse"},
+            "beta requires weighting effective",
+        ),
+        ("ce-drw", "sgd", {"defer_epoch": 100}, "would never begin"),
+        ("ce", "sgd", {"defer_epoch": 10}, "defer_epoch requires loss ib or rule drs, drw"),
         ("ce", "sgd", {"epochs": 0}, "epochs must be at least 1"),
         ("ce", "sgd", {"batch_size": 0}, "batch_size"),
         ("ce", "sgd", {"lr": 0.0}, "lr must be above 0"),
         ("ce", "sgd", {"lr": math.nan}, "lr must be above 0"),
         ("ce", "sgd", {"imbalance": 0.5}, "imbalance"),
         ("ce", "sgd", {"kind": "linear"}, "exp, step"),
-        ("ce", "sgd", {"lr_milestones": (90, 80)}, "must rise"),
+        ("ce", "sgd", {"lr_milestones": (90, 80)}, "must be in ascending order"),
         ("ce", "sgd", {"lr_milestones": (90, 101)}, "at most epochs"),
-        ("ce", "sgd", {"lr_milestones": (90,)}, "one value per milestone"),
+        ("ce", "sgd", {"lr_milestones": (90,)}, "one value for each"),
         ("ce", "sgd", {"lr_schedule": "cosine", "lr_factors": (1.0,)}, "lr_schedule multistep"),
         ("ce", "sgd", {"model": "resnet1"}, "resnet8"),
         ("ce", "sgd", {"learning_rate": 1.0}, "unknown setting 'learning_rate'"),
@@ -81,11 +86,11 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce-", "sgd", {}, "unknown method"),
         ("ce", "sgd", {"head": "cosine"}, "loss 'ce' requires head='linear', got 'cosine'"),
         ("ldam", "sgd", {"head": "linear"}, "loss 'ldam' requires head='cosine', got 'linear'"),
-        ("ce", "entropy-sgd", {"nesterov": True}, "nesterov needs a momentum above 0"),
-        ("ib-drw", "sgd", {}, "balances classes by itself"),
+        ("ce", "entropy-sgd", {"nesterov": True}, "nesterov requires a momentum above 0"),
+        ("ib-drw", "sgd", {}, "balances classes twice"),
     ],
 )
-def test_mistakes_are_named(
+def test_invalid_settings_are_rejected(
     method: str, optimizer: str, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -106,14 +111,14 @@ def test_a_stored_config_must_be_complete() -> None:
 
 
 def test_runs_of_format_1_are_read() -> None:
-    """It stored None for every setting that a run does not have, and no format."""
+    """Format 1 stored None for every setting that a run does not have, and no format."""
     for names in (("digits-lt", "ldam-drw", "sam"), ("cifar100-lt", "paco", "sgd")):
         config = recipe(*names).config()
         values = {k: v for k, v in config.as_dict().items() if k != "format"}
         older = {**dict.fromkeys(registered_settings()), **values}
         assert None in older.values()
         assert TrainConfig.from_dict(older) == config
-    with pytest.raises(UsageError, match="format 3, this version reads 1 and 2"):
+    with pytest.raises(UsageError, match="format 3, but this version of fastsam reads 1 and 2"):
         TrainConfig.from_dict({**values, "format": 3})
 
 
@@ -127,7 +132,7 @@ def test_settings_are_read_by_their_flat_names() -> None:
     with pytest.raises(UsageError, match="beta must be at least 0 and at most 1"):
         config.replace(beta=2.0)
     with pytest.raises(
-        UsageError, match=r"settings of rule drs are missing; use TrainConfig.create"
+        UsageError, match=r"settings of rule drs are missing; call TrainConfig.create"
     ):
         replace(config, method="ce-drs")
 
@@ -230,5 +235,5 @@ def test_a_number_will_do_for_a_setting_of_phases() -> None:
             "digits-lt", "ce", "sam", rho=(0.2,), lr_milestones=(3,), lr_factors=(1,)
         ).config()
     )
-    with pytest.raises(UsageError, match="rho needs 2 value"):
+    with pytest.raises(UsageError, match="rho must have 2 value"):
         recipe("digits-lt", "ce", "sam", rho=0.2, rho_schedule="linear").config()

@@ -1,4 +1,4 @@
-"""Tables and figures of the paper: the numbers agree with each other, and all of them can be run."""
+"""Tables and figures of the paper: the numbers are consistent, and all of them can be run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_published_numbers_stand_below_their_row(
     assert not lines[row + 2].strip().startswith("published")
 
 
-def test_a_figure_along_the_training_reads_what_is_there(tmp_path: Path) -> None:
+def test_a_figure_along_training_loads_existing_spectra(tmp_path: Path) -> None:
     def run() -> list[ClassSpectrum]:
         panels = reproduce_figure("figure3", "digits-lt", tmp_path, steps=2, progress=False, **TINY)
         return [panel.item for panel in panels]
@@ -163,7 +163,7 @@ def test_a_figure_needs_one_process(
         str(tmp_path / "runs"),
     ]
     assert main(command) != 0
-    assert "figure2 needs one process, and torchrun started 2" in capsys.readouterr().err
+    assert "figure2 requires a single process, but torchrun started 2" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -179,10 +179,10 @@ def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: P
     assert "all classes (276 train images)" in items[0].subject.title
 
 
-def test_what_is_compared_cannot_be_given(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="kind is what is compared here"):
+def test_compared_settings_cannot_be_overridden(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot override kind"):
         next(reproduce_table("table2", "digits-lt", tmp_path, kind="exp"))
-    with pytest.raises(UsageError, match="rho needs optimizer asam, looksam, sam"):
+    with pytest.raises(UsageError, match="rho requires optimizer asam, looksam, sam"):
         next(reproduce_table("table1", "digits-lt", tmp_path, rho=(0.1,)))
     for wrong in ({"steps": 0}, {"probes": 0}, {"augment": "some"}, {"augment": "99999"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):

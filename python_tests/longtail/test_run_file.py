@@ -1,4 +1,4 @@
-"""run.yaml: every run writes one, it trains the run again, and what it cannot mean is an error."""
+"""run.yaml: every run writes one, it repeats the run, and invalid content is an error."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_short_file_takes_the_rest_from_the_recipe(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    """What is said of a file with a text; nothing is trained."""
+    """Return the error for a file with the given content; nothing is trained."""
 
     def check(text: str, *options: object) -> str:
         file = tmp_path / "wrong.yaml"
@@ -126,15 +126,15 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
     [
         ("epoch: 3", "unknown setting 'epoch', did you mean 'epochs'?"),
         ("out: runs", "unknown setting 'out'"),
-        ("epochs: 3\nepochs: 4", "epochs is given twice"),
-        ("batch_size: 3\nbatch-size: 4", "batch_size is given twice"),
+        ("epochs: 3\nepochs: 4", "duplicate key epochs"),
+        ("batch_size: 3\nbatch-size: 4", "duplicate key batch_size"),
         ("epochs: {a: 1}", "epochs is {'a': 1}; expected a number"),
         ("epochs:", "epochs is None; expected a number"),
-        ("epochs: [1", "is not YAML of plain values"),
-        ("lr: !!python/object/apply:os.getcwd []", "is not YAML of plain values"),
-        ("- epochs", "holds no settings; expected lines such as `epochs: 60`"),
-        ("", "holds no settings"),
-        ("optimizer: sgd\nrho: 0.1", "rho needs optimizer asam"),
+        ("epochs: [1", "is not a YAML file of plain values"),
+        ("lr: !!python/object/apply:os.getcwd []", "is not a YAML file of plain values"),
+        ("- epochs", "contains no settings; expected lines such as `epochs: 60`"),
+        ("", "contains no settings"),
+        ("optimizer: sgd\nrho: 0.1", "rho requires optimizer asam"),
         ("optimizer: sgdd", "unknown optimizer 'sgdd', did you mean 'sgd'?"),
         ("at: soon", "at must be int, got 'soon'"),
         ("tags: [1]", "tags must be str, got 1"),
@@ -154,12 +154,14 @@ def test_a_file_that_cannot_be_used(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     assert train("--config", tmp_path / "none.yaml") == 2
-    assert "No such file or directory; name a file such as the run.yaml" in capsys.readouterr().err
+    assert "No such file or directory; pass a file such as the run.yaml" in capsys.readouterr().err
     assert train("--config", run / "run.yaml", "--resume", "--out", run) == 2
-    assert "choose one of --config and --resume" in capsys.readouterr().err
+    assert "--config cannot be combined with --resume" in capsys.readouterr().err
     assert train("--config", run / "run.yaml", "--optimizer", "sgd") == 2
     line = capsys.readouterr().err
-    assert "rho_schedule needs optimizer asam, looksam, sam, but the run has optimizer sgd" in line
+    assert (
+        "rho_schedule requires optimizer asam, looksam, sam, but the run has optimizer sgd" in line
+    )
     assert f"(with the settings of --config {run / 'run.yaml'})" in line
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert train("--config", run / "run.yaml") == 1
@@ -171,7 +173,7 @@ def test_a_file_that_cannot_be_used(
     ["no", "1", "1e5", "a: b", " # c", "null", "é 🙂", "a\nb", "\x85\x7f\u2028", '"', "C:\\x"],
 )
 def test_texts_survive(text: str, tmp_path: Path) -> None:
-    """PyYAML itself is the judge of what was written."""
+    """PyYAML must read back the values that were written."""
     config = recipe("folder", "ce", "sgd", data_root=text).config()
     file = tmp_path / "run.yaml"
     file.write_text(run_file_text(config, {"data_root": text}, options={}), "utf-8")

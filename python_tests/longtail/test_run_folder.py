@@ -1,4 +1,4 @@
-"""What dies, fills up or is damaged while runs are written, read and continued."""
+"""Killed processes, full disks and damaged files while runs are written, read and resumed."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_cells_are_no_formulas_and_names_no_commands(tmp_path: Path) -> None:
     assert Result.load(tmp_path / "result.json").class_names == list(names)
 
 
-# --- a step that is skipped, a network that cannot be judged -----------------------------------------
+# --- skipped steps, networks that cannot be evaluated -------------------------------------------------
 
 
 def spoil_batch(run: Trainer, number: int) -> None:
-    """NaN in one image of the batch with this number, counted over the run in training."""
+    """Put NaN into one image of a training batch; batches are counted over the run."""
     seen = 0
 
     def spoil(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
@@ -162,7 +162,7 @@ def test_statistics_that_are_not_finite_stop_the_run(optimizer: str, tmp_path: P
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_not_evaluated(bad: float, tmp_path: Path) -> None:
     run = Trainer(short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, progress=False)
     run.model.head.register_forward_hook(
         lambda module, inputs, logits: (
@@ -171,7 +171,7 @@ def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) 
     )
     with pytest.raises(TrainingError, match=r"outputs are infinite or NaN for 1 of \d+ images"):
         predict(run.model, FEW.test, torch.device("cpu"), batch_size=1000)
-    with pytest.raises(TrainingError, match="cannot be judged"):
+    with pytest.raises(TrainingError, match="cannot evaluate the network"):
         run.fit()
     assert not (tmp_path / "result.json").exists()
 
@@ -180,7 +180,7 @@ def test_outputs_that_are_not_finite_are_not_judged(bad: float, tmp_path: Path) 
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Every write beyond the first ``after`` bytes of the process finds no room."""
+    """Make every write after the first ``after`` bytes fail with a full disk."""
     left, write = after, os.write
 
     def limited(handle: int, data: Any) -> int:
@@ -244,7 +244,7 @@ def test_the_probed_room_is_that_of_the_checkpoint(tmp_path: Path) -> None:
             short("ce", optimizer, epochs=1), data=FEW, out=tmp_path / optimizer, keep={1}
         )
         assert run.folder is not None
-        # Two side by side while one is replaced, and the kept one.
+        # Two files while one is being replaced, and the kept one.
         assert run.folder.coming_checkpoints(run.keep) == 3
         size = checkpoint_bytes(run.config, run.model)
         run.fit()
@@ -295,7 +295,7 @@ def test_a_run_set_up_before_another_wrote_is_refused(tmp_path: Path) -> None:
     first.fit()
     with pytest.raises(CheckpointError, match="another process wrote to"):
         second.fit()
-    first.fit()  # the same run again is none of another
+    first.fit()  # the same run again is not another run
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
-# --- going on after a kill -----------------------------------------------------------------------------
+# --- resuming after a kill -------------------------------------------------------------------------------
 
 
 def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
@@ -325,24 +325,24 @@ def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     assert again.fit().test == whole.test
 
 
-def test_a_run_that_goes_on_by_itself(tmp_path: Path) -> None:
+def test_a_run_resumes_automatically(tmp_path: Path) -> None:
     config = short("ce", "sam", epochs=3)
     (tmp_path / "notes.txt").write_text("mine")
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={2}, progress=False)
     whole = run.fit()
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert run.history == []  # epoch 2 is wanted and was passed
+    assert run.history == []  # epoch 2 is requested but has passed
     assert run.fit().test == whole.test
     assert {"epoch-1.pt", "epoch-2.pt", "notes.txt"} <= {path.name for path in tmp_path.iterdir()}
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
     assert len(run.history) == 1
-    with pytest.raises(CheckpointError, match="of another run"):
+    with pytest.raises(CheckpointError, match="cannot resume from"):
         Trainer(short("ce", "sgd", epochs=3), data=FEW, out=tmp_path, resume="auto")
 
 
-def test_reproduce_goes_on_after_a_kill_between_two_checkpoints(tmp_path: Path) -> None:
+def test_reproduce_resumes_after_a_kill_between_two_checkpoints(tmp_path: Path) -> None:
     def first_panel(folder: Path) -> float:
         panels = reproduce_figure("figure3", "digits-lt", folder, steps=2, **TINY)
         return next(panels).item.spectrum.lambda_max
@@ -363,7 +363,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reproduce_makes_again_what_is_damaged(
+def test_reproduce_trains_damaged_runs_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> list[float]:
@@ -388,7 +388,7 @@ def test_reproduce_makes_again_what_is_damaged(
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         assert str(files[0]) in lines[0]
-        assert "made again" in lines[0]
+        assert "creating it again" in lines[0]
         assert result() == before
     assert {path.name for path in tmp_path.rglob("*.damaged")} == {
         "checkpoint.pt.damaged",

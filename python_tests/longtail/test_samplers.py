@@ -1,4 +1,4 @@
-"""Samplers: observed class frequencies follow the rule, and ranks share an epoch fairly."""
+"""Samplers: class frequencies match the rule, and ranks split an epoch evenly."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_two_processes_lose_and_double_nothing(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["class-balanced", "square-root", "progressive"])
-def test_deferred_sampling_changes_what_is_drawn(sampling: str) -> None:
+def test_deferred_sampling_changes_the_samples(sampling: str) -> None:
     data = load_digits_lt()
     drawn: dict[int, list[int]] = {epoch: [] for epoch in (1, 2, 3)}
 

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, weights against repeated images, intervals against binomial ones."""
+"""Scores compared with scikit-learn, weights with repeated images, intervals with binomial ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_against_scikit_learn(seed: int) -> None:
 def test_an_image_that_counts_twice_is_there_twice(seed: int) -> None:
     logits, targets = sample(seed)
     generator = np.random.default_rng(seed)
-    # Every class stays at 1 image at least.
+    # Every class keeps at least 1 image.
     times = np.concatenate([np.ones(CLASSES), generator.integers(0, 4, len(targets) - CLASSES)])
     repeats = torch.from_numpy(times).long()
     repeated = Predictions.of(
@@ -98,7 +98,7 @@ def test_intervals_have_the_width_of_a_binomial_proportion(seed: int) -> None:
     scorer = Scorer(Predictions.of(logits, targets), CLASSES, GROUPS)
     found = intervals(scorer, samples=2000, seed=seed)
     scores, shares, images = scorer.scores(), scorer.shares() / 100, scorer.images
-    # Within each class a proportion, over classes a sum with known weights.
+    # A proportion within each class, and a sum over classes with known weights.
     variance = shares * (1 - shares) / images
     spreads = {
         "balanced": math.sqrt(variance.sum()) / CLASSES,

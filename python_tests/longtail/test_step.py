@@ -1,4 +1,4 @@
-"""The training step against autograd: named weightings, added gradients, parts and fresh batches."""
+"""The training step compared with autograd: weightings, added gradients, parts and fresh batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = recipe("digits-lt", "ce", "sgd").config()
 
 
 class Scripted(torch.optim.SGD):
-    """Asks for a list of gradients, moves the weights in between, and keeps what it was given."""
+    """An optimizer that requests a list of gradients, moves the weights in between, and records them."""
 
     def __init__(self, network: nn.Module, needs: Sequence[Need], *, climb: float = 0.0) -> None:
         super().__init__(network.parameters(), lr=0.1)
@@ -68,7 +68,7 @@ def gradients(
 
 
 def weighted(group: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The sum of the losses of a group's images over the number of all images."""
+    """Compute the sum of the losses of a group's images, divided by the number of all images."""
     members = torch.tensor(DIGITS.groups[group])
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def test_a_weighting_chooses_classes_and_added_gradients_add_up(seed: int) -> None:
-    """An ascent on the tail, then its gradient at the top plus that of the rest."""
+    """Ascend along the tail's gradient, then add its gradient there to that of the other classes."""
     run, optimizer = stepper([Need("tail"), Need("tail"), Need("head", add=True)], climb=0.05)
     data = batch(32, seed)
     reference = build_network(CONFIG, 10, 1).train()
@@ -102,7 +102,7 @@ def test_a_weighting_chooses_classes_and_added_gradients_add_up(seed: int) -> No
     head = gradients(reference, weighted("head"), data)
     assert_close(optimizer.given[2], [a + b for a, b in zip(top, head, strict=True)])
     assert len(seen) == 1
-    # Statistics are those of the first pass alone.
+    # Only the first pass updates statistics.
     norms = [m for m in run.network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {int(m.num_batches_tracked) for m in norms} == {1}
 
@@ -116,7 +116,7 @@ def test_groups_add_up_to_all(seed: int) -> None:
 
 
 def test_parts_have_numbers_of_their_own(seed: int) -> None:
-    """Three parts of five images are two: the third pass goes over the first part again."""
+    """Five images form two parts instead of three, so the third pass uses the first part again."""
     run, optimizer = stepper([Need(part=(i, 3)) for i in range(3)])
     data = batch(5, seed)
     first, second = next(run.steps([data, batch(4, seed)], epoch=1))
@@ -130,4 +130,6 @@ def test_fresh_batches_are_taken_until_none_is_left(seed: int) -> None:
     data = [batch(4, seed + number) for number in range(5)]
     sizes = [[step.batch for step in seen] for seen in run.steps(data, epoch=1)]
     assert sizes == [[0, 1, 2], [3, 4]]
-    assert_close(optimizer.given[3], optimizer.given[5])  # the last step goes round its two batches
+    assert_close(
+        optimizer.given[3], optimizer.given[5]
+    )  # the last step uses its two batches in turn

@@ -70,7 +70,7 @@ def test_counts_fall_and_keep_the_factor(
         ((10, 1, 10), "classes"),
         ((10, 10, 0.5), "imbalance"),
         ((10, 10, float("nan")), "imbalance"),
-        ((10, 10, 100), "without an image"),
+        ((10, 10, 100), "imbalance must be at most"),
         ((10, 10, 2, "linear"), "exp, step"),
     ],
 )
@@ -80,7 +80,7 @@ def test_impossible_profiles_are_refused(arguments: tuple[object, ...], message:
 
 
 def cao_selection(targets: np.ndarray, counts: list[int]) -> list[int]:
-    """Cao et al.'s selection as their description has it, on NumPy's global legacy generator."""
+    """Select images as described by Cao et al., with NumPy's global legacy generator."""
     state = np.random.get_state()
     np.random.seed(0)
     chosen: list[int] = []
@@ -117,7 +117,7 @@ def test_selection_is_nested_and_exact(seed: int) -> None:
 
 
 def test_too_few_images_are_named() -> None:
-    with pytest.raises(DataError, match="class 1 has 2 images, 3"):
+    with pytest.raises(DataError, match="class 1 must have at least 3 images, got 2"):
         longtail_indices([0, 0, 0, 1, 1], [3, 3])
 
 

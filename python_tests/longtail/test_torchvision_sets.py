@@ -1,4 +1,4 @@
-"""Classification sets of torchvision as long-tailed sets, and the cut that all such sets share."""
+"""torchvision data sets cut to a long tail, and the cut that these data sets share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalF
 from fastsam.longtail.data.catalog import dataset_settings
 from fastsam.longtail.data.long_tailed import (
     CutSettings,
-    LabelledPixels,
+    LabeledPixels,
     channel_statistics,
     cut_to_long_tail,
 )
@@ -146,11 +146,11 @@ def test_the_largest_class_is_the_smallest_of_an_uneven_set(svhn: Path) -> None:
     data = load_dataset("torchvision:SVHN", **settings)
     assert (data.counts[0], data.counts[-1]) == (12, 3)
     assert data.class_names == tuple("0123456789")
-    with pytest.raises(UsageError, match=r"n_max 60 needs 60 .*'0', which has 40; n_max of at mo"):
+    with pytest.raises(UsageError, match=r"n_max 60 requires 60 .*'0', which has 40; lower n_max"):
         load_dataset("torchvision:SVHN", n_max=60, **settings)
     with pytest.raises(
         UsageError,
-        match=r"which has 35 after 5 were held out for validation; n_max of at most 7 fits every",
+        match=r"which has 35 after holding out 5 for validation; lower n_max, to 7 or less",
     ):
         load_dataset("torchvision:SVHN", n_max=36, validation_per_class=5, **settings)
     falling = ",".join(map(str, np.argsort(SVHN_COUNTS, kind="stable")[::-1]))
@@ -160,9 +160,7 @@ def test_the_largest_class_is_the_smallest_of_an_uneven_set(svhn: Path) -> None:
     assert larger.class_names[:3] == ("1", "2", "0")
     assert larger.counts[0] == 60
     assert np.bincount(larger.test.targets).tolist() == [2] * 10
-    with pytest.raises(
-        UsageError, match=r"leaves no training image of class '7', which has 12; us"
-    ):
+    with pytest.raises(UsageError, match=r"must be at most 11, because class '7' has 12"):
         load_dataset("torchvision:SVHN", validation_per_class=12, **settings)
 
 
@@ -205,21 +203,21 @@ def _raw(part: Any) -> tuple[np.ndarray, list[int]]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"class_order": "0,1,2"}, "each of the classes 0 to 9 once, got '0,1,2'"),
-        ({"class_order": "0,1,2,3,4,5,6,7,8,8"}, "each of the classes 0 to 9 once"),
-        ({"class_order": "1,2,3,4,5,6,7,8,9,10"}, "each of the classes 0 to 9 once"),
+        ({"class_order": "0,1,2"}, "each label from 0 to 9 once, got '0,1,2'"),
+        ({"class_order": "0,1,2,3,4,5,6,7,8,8"}, "each label from 0 to 9 once"),
+        ({"class_order": "1,2,3,4,5,6,7,8,9,10"}, "each label from 0 to 9 once"),
         *(
-            ({"class_order": bad}, "must be natural, a seed .*, or all classes")
+            ({"class_order": bad}, "must be natural, a seed .*, or all labels")
             for bad in ("", "random", "-1", "0,", "0 1", "4294967296", "²", "9" * 5000)
         ),
-        ({"validation_per_class": 4}, "too few to choose settings by; use at least 5, or 0"),
+        ({"validation_per_class": 4}, "must be at least 5, or 0"),
         ({"validation_per_class": -1}, "at least 0"),
-        ({"validation_per_class": 20}, "no training image of class 'airplane', which has 20"),
-        ({"n_max": 21}, "n_max 21 needs 21 .*'airplane', which has 20; n_max of at most 20"),
-        ({"n_max": 16, "validation_per_class": 5}, "which has 15 after 5 were held out"),
+        ({"validation_per_class": 20}, "at most 19, because class 'airplane' has 20"),
+        ({"n_max": 21}, "n_max 21 requires 21 .*'airplane', which has 20; lower n_max, to 20"),
+        ({"n_max": 16, "validation_per_class": 5}, "which has 15 after holding out 5"),
         ({"n_max": 0}, "n_max must be at least 1"),
-        ({"imbalance": 100.0}, "leaves the last class without an image"),
-        ({"emnist_split": "letters"}, "emnist_split needs data torchvision:EMNIST"),
+        ({"imbalance": 100.0}, "imbalance must be at most"),
+        ({"emnist_split": "letters"}, "emnist_split requires data torchvision:EMNIST"),
         ({"emnist_split": "none"}, "unknown emnist_split"),
     ],
 )
@@ -237,9 +235,9 @@ def test_impossible_settings_are_refused(
     [
         ("Nope", "no data set 'Nope'; names are case-sensitive"),
         ("cifar10", "no data set 'cifar10'"),
-        ("VisionDataset", "no training and test set"),
-        ("EuroSAT", "no training and test set; .* use --data folder"),
-        ("FakeData", "no training and test set"),
+        ("VisionDataset", "a training and a test set, but VisionDataset has none"),
+        ("EuroSAT", "a training and a test set, but EuroSAT has none; .* use --data folder"),
+        ("FakeData", "a training and a test set, but FakeData has none"),
         ("wrap_dataset_for_transforms_v2", "no data set"),
         ("os", "no data set 'os'"),
     ],
@@ -279,12 +277,15 @@ def _swap_labels(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [_truncate, _swap_kinds, _swap_labels])
 def test_damaged_files_are_refused(damage: Callable[[Path], None], kmnist: Path) -> None:
     damage(kmnist / "KMNIST" / "raw")
-    with pytest.raises(DataError, match=r"(damaged in|do not belong together).*--download"):
+    with pytest.raises(
+        DataError,
+        match=r"(damaged in|as many labels as images|no training image).*--download",
+    ):
         load_dataset("torchvision:KMNIST", data_root=kmnist)
 
 
 class Items:
-    """A data set of torchvision with any items."""
+    """A torchvision data set with given items."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items
@@ -302,10 +303,13 @@ GREY, COLOR = Image.new("L", (4, 4)), Image.new("RGB", (4, 4))
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([(GREY, 0), (Image.new("L", (5, 4)), 1)], "differ in size or channels.*--data folder"),
-        ([(GREY, 0), (COLOR, 1)], "differ in size or channels"),
-        ([(Image.new("I;16", (4, 4)), 0)], "must be .grey or RGB image, class."),
-        ([(torch.zeros(1, 4, 4), 0)], "must be .grey or RGB image, class."),
+        (
+            [(GREY, 0), (Image.new("L", (5, 4)), 1)],
+            "must have the same size and channels.*--data folder",
+        ),
+        ([(GREY, 0), (COLOR, 1)], "must have the same size and channels"),
+        ([(Image.new("I;16", (4, 4)), 0)], "must be .grayscale or RGB image, class."),
+        ([(torch.zeros(1, 4, 4), 0)], "must be .grayscale or RGB image, class."),
         ([(GREY, torch.tensor([0, 1]))], "must be"),
         ([(GREY, 0.5)], "must be"),
         ([(GREY, -1)], "must be"),
@@ -359,7 +363,7 @@ def test_commands(kmnist: Path, tmp_path: Path, capsys: Any) -> None:
     few = ["--epochs", "2", "--imbalance", "10", "--n-max", "20", "--quiet"]
     assert main([*run, *few, "--out", str(tmp_path / "run")]) == 0
     assert main(["train", "--data", "digits-lt", "--emnist-split", "letters"]) == 2
-    assert "emnist_split needs data torchvision:NAME" in capsys.readouterr().err
+    assert "emnist_split requires data torchvision:NAME" in capsys.readouterr().err
 
 
 SETTINGS = {"imbalance": 10.0, "kind": "exp", "subset_seed": 0}
@@ -391,14 +395,14 @@ def test_splits_are_disjoint_and_complete(
     classes = len(per_class)
     targets = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), per_class))
     places = torch.arange(len(targets))
-    # The pixels of an image are its place.
+    # The pixels of an image encode its index.
     images = torch.stack([places // 256, places % 256], dim=1).to(torch.uint8)[:, :, None, None]
     names = tuple(f"class {label}" for label in range(classes))
     data = cut_to_long_tail(
         "made",
         names,
-        LabelledPixels(images, targets),
-        LabelledPixels(images[:1], targets[:1]),
+        LabeledPixels(images, targets),
+        LabeledPixels(images[:1], targets[:1]),
         settings(
             imbalance=1.0,
             kind=kind,
@@ -439,7 +443,7 @@ def test_statistics_are_those_of_numpy(seed: int) -> None:
 
 @pytest.mark.parametrize(("size", "padding"), [(32, 4), (28, 4), (96, 12), (16, 2), (8, 1), (2, 1)])
 def test_the_augmentation_shifts_by_an_eighth(size: int, padding: int) -> None:
-    part = LabelledPixels(torch.zeros(40, 1, size, size, dtype=torch.uint8), np.arange(40) % 2)
+    part = LabeledPixels(torch.zeros(40, 1, size, size, dtype=torch.uint8), np.arange(40) % 2)
     for flips in (True, False):
         data = cut_to_long_tail("made", ("a", "b"), part, part, settings(), flips=flips)
         assert isinstance(data.train, TensorImages)
@@ -472,7 +476,9 @@ def test_runs_of_removed_sets_are_reported_but_not_resumed(tmp_path: Path, capsy
     result = json.loads((run / "result.json").read_text())
     del result["sha256"]
     result["config"]["data"] = "glyphs10-lt"
-    result["unseen"] = result["test"]  # as runs of drawn glyphs were judged on a second test set
+    result["unseen"] = result[
+        "test"
+    ]  # runs on generated glyphs were evaluated on a second test set
     (run / "result.json").write_text(json.dumps(result))
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -482,7 +488,7 @@ def test_runs_of_removed_sets_are_reported_but_not_resumed(tmp_path: Path, capsy
         assert main(command) in (1, 2)
         (line,) = capsys.readouterr().err.splitlines()
         assert "data glyphs10-lt was removed: " in line
-        assert "can be neither resumed nor evaluated" in line
+        assert "cannot be resumed or evaluated" in line
 
 
 def test_cifar_runs_from_before_these_settings_are_the_same_runs() -> None:

@@ -1,4 +1,4 @@
-"""Epochs, figures of the result and settings reach each tracker; what cannot work is refused early."""
+"""Trackers receive epochs, results and settings; invalid options are rejected before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = recipe("digits-lt", "ce", "sgd", epochs=2).config()
 
 
 def train(name: str, out: Path) -> Result:
-    """The result of two epochs that are tracked."""
+    """Train two epochs with tracking and return the result."""
     settings = [
         "--method",
         "ce",
@@ -171,12 +171,12 @@ def test_the_folder_names_the_run(tmp_path: Path) -> None:
     assert Tracked().shown_name is None
 
 
-def test_what_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_settings_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UsageError, match="unknown tracker 'tensorbord', did you mean 'tensorboard'"
     ):
         check_tracker(Tracked(track="tensorbord", out=tmp_path))
-    with pytest.raises(UsageError, match="give --out"):
+    with pytest.raises(UsageError, match="pass --out"):
         check_tracker(Tracked(track="tensorboard"))
     assert TRACKERS == ("none", "tensorboard", "wandb", "mlflow")
     for name in ("wandb", "mlflow"):

@@ -1,4 +1,4 @@
-"""Training runs: what is differentiated, reproducibility, resuming, failures."""
+"""Training runs: differentiated loss, reproducibility, resuming and failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIGITS = load_digits_lt()
 
 
 def few_images() -> LongTailData:
-    """A tenth of digits-lt, every class kept, so that a run takes a moment."""
+    """A tenth of digits-lt with every class, for fast runs."""
     train, test = DIGITS.train, DIGITS.test
     assert isinstance(train, TensorImages)
     assert isinstance(test, TensorImages)
@@ -71,7 +71,7 @@ SOME_FIRST = [
 ]
 METHODS = [
     Method(loss, rule).name
-    for loss in (*FORMULAS, "eql")  # each loss has tests of its own besides
+    for loss in (*FORMULAS, "eql")  # each loss has its own tests too
     for rule in RULES
     if not (loss == "ib" and rule in ("rw", "drw"))
 ]
@@ -83,7 +83,7 @@ def short(method: str, optimizer: str, **settings: Any) -> Any:
 
 
 def expected_loss(method: Method, step: Step, *, deferred: bool) -> float:
-    """The loss of a step from its logits, features and labels, in NumPy."""
+    """Compute the loss of a step from its logits, features and labels in NumPy."""
     n = FEW.counts.astype(np.float64)
     z, h = step.logits.double().numpy(), step.features.double().numpy()
     targets = FEW.train.targets[step.indices.numpy()]
@@ -105,7 +105,7 @@ def expected_loss(method: Method, step: Step, *, deferred: bool) -> float:
         return float(weights[targets] @ losses / len(losses))
     active = method.rule == "rw" or (method.rule == "drw" and deferred)
     weights = balanced(n)[targets] if active else np.ones(len(targets))
-    # Recipes of focal loss divide as the code of Cao et al. (2019) does, all others as torch does.
+    # Recipes of the focal loss divide as in the code of Cao et al. (2019), all others as in torch.
     divisor = len(targets) if name == "focal" else weights.sum()
     return float(weights @ losses / divisor)
 
@@ -153,7 +153,7 @@ def test_same_seed_same_bits_and_no_global_randomness(optimizer: str) -> None:
 
 
 class StoppedError(Exception):
-    """Stands for a killed process."""
+    """An exception that simulates a killed process."""
 
 
 def stop_in(epoch: int) -> Callable[[Step], None]:
@@ -184,7 +184,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 def test_resuming_needs_the_same_settings(tmp_path: Path) -> None:
     Trainer(short("ce", "sgd", epochs=1), data=DIGITS, out=tmp_path, progress=False).fit()
-    with pytest.raises(CheckpointError, match=r"another run: lr is 0.05 there and 0.1 here"):
+    with pytest.raises(CheckpointError, match=r"lr was 0.05, is now 0.1"):
         Trainer(short("ce", "sgd", epochs=1, lr=0.1), data=DIGITS, out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         Trainer(short("ce", "sgd"), data=DIGITS, out=tmp_path / "nothing", resume=True)
@@ -198,12 +198,14 @@ def test_a_run_knows_its_training_set(tmp_path: Path) -> None:
     checkpoint.check_data(FEW)
     older = replace(checkpoint, contents={})
     older.check_data(FEW)
-    with pytest.raises(CheckpointError, match=r"not the one of this run: SHA-256 \w+ there, fff"):
+    with pytest.raises(
+        CheckpointError, match=r"has changed since this run: SHA-256 was \w+, is fff"
+    ):
         older.check_data(replace(FEW, subset_hash="f" * 64))
     other = replace(FEW, test=FEW.train)
-    with pytest.raises(CheckpointError, match=r"the test images of digits-lt are not those"):
+    with pytest.raises(CheckpointError, match=r"the test images of digits-lt have changed"):
         Trainer(config, data=other, out=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="are not those of this run"):
+    with pytest.raises(CheckpointError, match="have changed since this run"):
         landscape(checkpoint.build_model(), other, checkpoint, [0], steps=1, progress=False)
 
 
@@ -226,7 +228,7 @@ def test_results_on_disk_and_folders_in_the_way(tmp_path: Path) -> None:
         Trainer(config, data=DIGITS, out=folder.result)
     assert result.seconds == sum(record.seconds for record in result.history)
     (tmp_path / "notes.txt").write_text("mine")
-    # Spectra of the weights that are replaced go with them; those of other runs below do not.
+    # Spectra of the replaced weights are deleted too; those of runs in subfolders are not.
     spectra = [tmp_path / "class-0-a.json", tmp_path / "spectra" / "class-0-a.json"]
     others = tmp_path / "another-run" / "class-0-a.json"
     for file in (*spectra, others):
@@ -249,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(optimizer: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_best_epoch_is_chosen_on_validation_and_labelled(
+def test_best_epoch_is_chosen_on_validation_and_labeled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short("ce", "sgd", epochs=4, select="best-validation")
@@ -277,7 +279,7 @@ def test_best_epoch_is_chosen_on_validation_and_labelled(
     assert (
         Trainer(short("ce", "sgd", epochs=1), data=FEW, progress=False).fit().rule == "last epoch"
     )
-    with pytest.raises(UsageError, match="no validation set"):
+    with pytest.raises(UsageError, match="requires a validation set"):
         Trainer(config, data=FEW)
 
 
@@ -293,14 +295,14 @@ def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
     guess = adjust_logits(logits, DIGITS.counts, 1.0).argmax(dim=1)
     assert second.test.accuracy == pytest.approx(100 * float((guess == targets).double().mean()))
     assert second.test.confusion != first.test.confusion
-    # An epoch is selected by what it is judged by.
+    # Epoch selection and evaluation use the same predictions.
     assert second.validation is not None
     assert second.history[-1].validation_accuracy == second.validation.accuracy
     assert second.history[-1].validation_accuracy != first.history[-1].validation_accuracy
 
 
 def logits_of(run: Trainer, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network of ``run`` says of all ``images``, and the truth."""
+    """Return predictions of the network of ``run`` for all ``images``, and the true classes."""
     order = [np.arange(len(images))]
     (batch,) = images.batches(order, None, torch.device("cpu"))
     with torch.no_grad():
@@ -308,7 +310,7 @@ def logits_of(run: Trainer, images: Images) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])
-def test_cosines_are_judged_at_the_scale_of_their_loss(tau: float) -> None:
+def test_cosine_logits_are_scaled_as_in_the_loss(tau: float) -> None:
     run = Trainer(short("ldam", "sgd", posthoc_tau=tau, scale=20.0), data=DIGITS, progress=False)
     result = run.fit()
     cosines, targets = logits_of(run, DIGITS.test)
@@ -346,7 +348,7 @@ def test_skipped_updates_are_counted(optimizer: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sam", "asam", "looksam"])
 def test_a_skipped_step_says_nothing_of_the_loss(optimizer: str) -> None:
-    """The second batch is not finite: a plain step of LookSAM's."""
+    """The second batch has NaN, in a plain step of LookSAM."""
     run = Trainer(short("ce", optimizer, epochs=1), data=DIGITS, progress=False)
     losses: list[float] = []
 
@@ -375,7 +377,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_that_skips_nothing(optimizer: str
             run.model.head.bias.fill_(float("nan"))
 
     run.on_step = spoil
-    # Entropy-SGD's loss is that of its first pass: the weights tell first, at the end of the epoch.
+    # Entropy-SGD reports the loss of its first pass, so the weights become NaN before the loss.
     with pytest.raises(
         TrainingError, match=r"the loss is nan in epoch [12]|infinite or NaN after epoch 1"
     ):
@@ -426,7 +428,7 @@ def test_channels_last_is_another_order_of_the_same_training(
     for one, other in zip(ordered.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.stride() == other.stride()
-    with pytest.raises(CheckpointError, match="channels_last is True there and False here"):
+    with pytest.raises(CheckpointError, match="channels_last was True, is now False"):
         Trainer(plain.config, data=FEW, out=tmp_path / "True", resume=True)
 
 
@@ -437,7 +439,7 @@ def test_epochs_are_kept_beside_the_last(tmp_path: Path) -> None:
     assert kept == {"checkpoint.pt": 3, "epoch-1.pt": 1, "epoch-3.pt": 3}
     with pytest.raises(UsageError, match=r"1 to 3, got \[4\]"):
         Trainer(config, data=FEW, out=tmp_path / "b", keep=(4,))
-    with pytest.raises(CheckpointError, match="past epoch 2 and kept no checkpoint"):
+    with pytest.raises(CheckpointError, match="past epoch 2 but has no checkpoint"):
         Trainer(config, data=FEW, out=tmp_path, keep=(2,), resume=True)
     Trainer(config, data=FEW, out=tmp_path, overwrite=True, progress=False).fit()
     assert not (tmp_path / "epoch-1.pt").exists()
@@ -447,7 +449,7 @@ def test_unknown_device() -> None:
     for name in ("gpu0", "meta", "mps"):
         with pytest.raises(UsageError, match="valid: cpu, cuda"):
             Trainer(short("ce", "sgd", device=name), data=DIGITS)
-    with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|there is no cuda:99"):
+    with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|cuda:99 does not exist"):
         Trainer(short("ce", "sgd", device="cuda:99"), data=DIGITS)
 
 

@@ -1,4 +1,4 @@
-"""Reading for another device: few copies, none that the CPU waits for, and the same images."""
+"""Reading for another device: few copies, no synchronization, and the same images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Copies(TorchDispatchMode):
 
 
 def test_copies_do_not_grow_with_the_number_of_batches() -> None:
-    """On the meta device, which is not the CPU and needs no machine."""
+    """Runs on the meta device, which needs no GPU."""
     images = in_memory()
     with Copies() as first:
         read(images, "meta", augment=False)
@@ -93,7 +93,7 @@ def waiting_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["memory", "files"])
 def test_a_gpu_is_sent_batches_without_waiting_for_it(kind: str, tmp_path: Path) -> None:
     images: Images = in_memory() if kind == "memory" else in_files(tmp_path)
-    read(images, "cuda")  # the images themselves, and the start of the device
+    read(images, "cuda")  # the images, and the initialization of the device
     with waiting_is_an_error():
         batches = read(images, "cuda")
     for there, here in zip(batches, read(images, "cpu"), strict=True):

@@ -1,1 +1,1 @@
-"""The commands, one file each: ``command(arguments)`` returns its dataclass, which has a ``run``."""
+"""The commands, one module each: its ``command(arguments)`` returns a dataclass with a ``run`` method."""

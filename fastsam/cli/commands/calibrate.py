@@ -1,4 +1,4 @@
-"""fastsam calibrate."""
+"""The command ``fastsam calibrate``."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from fastsam.longtail.trained.calibration import calibration_path
 
 @dataclass(frozen=True)
 class CalibrateCommand:
-    """Change a trained classifier for its tail, and fit a temperature, on its validation images."""
+    """Calibrate a trained classifier for rare classes and fit a temperature, on its validation images."""
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
-    """Folder of a run of `fastsam train`, or the file of a kept checkpoint."""
+    """Folder of a run of `fastsam train`, or a checkpoint file in it."""
     method: Annotated[
         str,
         arg(
-            help=f"calibrator: {', '.join(CALIBRATORS.names())}; {BEST}: the best of them on validation",
+            help=f"Calibrator: {', '.join(CALIBRATORS.names())}, or {BEST} (the one with the highest "
+            "balanced accuracy on validation images).",
             metavar="NAME",
         ),
     ] = BEST
     force: bool = False
     """Accept classes with fewer than 5 validation images."""
-    data_root: str | None = None
-    """Folder with the data, if it is not where it was at the training."""
+    data_root: Annotated[
+        str | None, arg(metavar="DIR", help_behavior_hint="(default: as in training)")
+    ] = None
+    """Folder with the data."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
     quiet: bool = False
-    """No progress bar."""
+    """Hide the progress bar."""
 
     def run(self) -> None:
-        """Calibrate, print the scores on validation, write the calibration beside the checkpoint."""
+        """Calibrate, print the validation scores, and write the calibration beside the checkpoint."""
         run = TrainedRun.load(
             self.run_folder, device=self.device, data_root=self.data_root, calibrated=False
         )
@@ -53,12 +56,14 @@ class CalibrateCommand:
         _show(found)
         tau = run.checkpoint.config.posthoc_tau
         if tau:
-            print(f"it replaces the post-hoc logit adjustment of the run (posthoc_tau {tau:g})")
+            print(
+                f"the calibration replaces the run's post-hoc logit adjustment (posthoc_tau {tau:g})"
+            )
         show(f"calibration: {path}")
 
 
 def _show(found: Calibration) -> None:
-    """Print the score of every calibrator and what was chosen."""
+    """Print the score of every calibrator, and the chosen one."""
     header = ("calibrator", "parameters", "balanced accuracy", "NLL", "temperature")
     rows = [
         (
@@ -70,20 +75,20 @@ def _show(found: Calibration) -> None:
         )
         for score in found.scores
     ]
-    print(f"{found.images} validation images, the best candidate of each calibrator:")
+    print(f"{found.images} validation images; best candidate of each calibrator:")
     show(table(header, rows))
     for name, reason in found.refused.items():
-        show(f"{name} was left out: {reason}")
+        show(f"skipped {name}: {reason}")
     chosen = next(score for score in found.scores if score.calibrator == found.calibrator)
     parameters = "" if chosen.described == "-" else f" ({chosen.described})"
     show(f"chosen: {chosen.calibrator}{parameters}, temperature {found.temperature:.4g}")
     if chosen.temperature is None:
         print(
-            "the temperature is 1: no finite temperature minimizes the NLL, as where every validation "
-            "image is right"
+            "the temperature is 1 because no finite temperature minimizes the NLL; this happens, for "
+            "instance, if every validation image is classified correctly"
         )
 
 
 def command(arguments: Sequence[str]) -> type[CalibrateCommand]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return CalibrateCommand

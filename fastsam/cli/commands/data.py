@@ -1,4 +1,4 @@
-"""fastsam data: check, show and convert."""
+"""Check, show or convert a data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
 
 from fastsam.cli.options import given, settings_of_data, with_settings
 from fastsam.cli.output import show
@@ -22,13 +22,13 @@ from fastsam.longtail.training import check_free
 class DataCheck:
     """Verify the files, labels and counts of a data set."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
     decode: bool = False
     """Also decode every image file."""
 
     def run(self) -> None:
-        """Print what was found."""
+        """Check the data set and print the result."""
         settings = given(self)
         if settings.get("workers") is not None and not self.decode:
             raise UsageError("--workers requires --decode")
@@ -38,22 +38,22 @@ class DataCheck:
 
 @dataclass(frozen=True)
 class DataShow:
-    """Write a contact sheet of each of up to --classes classes, head to tail, and one of them all."""
+    """Write a contact sheet for each class, and one that shows all classes from head to tail."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
     out: Path = Path("sheets")
-    """Folder for the sheets."""
+    """Output folder."""
     split: str = "train"
     """Dataset split: train, validation or test."""
     columns: int = 16
-    """Images in a row."""
+    """Images per row."""
     rows: int = 8
-    """Rows of the sheet of one class."""
+    """Rows in the sheet of one class."""
     classes: int = 100
-    """At most how many classes; of more, so many are taken evenly from head to tail."""
+    """Maximum number of classes to show; if there are more, they are chosen evenly from head to tail."""
     overwrite: bool = False
-    """The folder may hold files already."""
+    """Allow an output folder that is not empty."""
 
     def run(self) -> None:
         """Write the sheets."""
@@ -71,30 +71,30 @@ class DataShow:
         ):
             show(path)
         if data.num_classes > self.classes:
-            print(f"{self.classes} of {data.num_classes} classes are shown; see --classes")
+            print(f"showing {self.classes} of {data.num_classes} classes; raise --classes for more")
 
 
 @dataclass(frozen=True)
 class DataConvert:
-    """Make a list file from an official iNaturalist JSON."""
+    """Convert an official iNaturalist JSON file to a list file."""
 
-    source: Positional[Path]
-    """train2018.json or val2018.json."""
-    destination: Positional[Path]
-    """List file to write, for instance data/iNaturalist18_train.txt."""
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
+    """Path of train2018.json or val2018.json."""
+    destination: Annotated[Positional[Path], arg(metavar="DESTINATION")]
+    """Path of the list file to write, for instance data/iNaturalist18_train.txt."""
     overwrite: bool = False
-    """Replace the list file."""
+    """Overwrite an existing list file."""
 
     def run(self) -> None:
-        """Convert."""
+        """Convert the file and print the number of images."""
         if self.destination.exists() and not self.overwrite:
-            raise UsageError(f"{self.destination} exists; choose another name, or --overwrite")
+            raise UsageError(f"{self.destination} exists; choose another name or pass --overwrite")
         count = convert_inaturalist(self.source, self.destination)
         print(f"{self.destination}: {count} images")
 
 
 def command(arguments: Sequence[str]) -> Any:
-    """The three commands, with options for the settings of the data set that is named."""
+    """Return the three subcommands, with options for the settings of the data set in ``arguments``."""
     settings = settings_of_data(arguments)
     made = [
         with_settings(cls, settings, shown_as={"data_root": "root"})

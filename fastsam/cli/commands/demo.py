@@ -1,4 +1,4 @@
-"""fastsam demo."""
+"""The command ``fastsam demo``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Demo:
-    """What helps rare classes? Compare SGD and SAM on long-tailed handwritten digits over paired seeds.
+    """Compare SGD and SAM on long-tailed handwritten digits over paired seeds.
 
-    Every way to train is judged as trained and after calibration, with 95 % intervals. Then come Hessian
-    spectra of a head and a tail class, and report.html. Takes three to four minutes on two CPU cores and
-    downloads nothing.
+    Each training method is evaluated as trained and after calibration, with 95 % intervals. The demo then
+    measures Hessian spectra of a head and a tail class, and writes report.html. It takes three to four
+    minutes on two CPU cores and downloads nothing.
     """
 
     out: Path = Path("demo")
-    """Folder for runs, spectra and report."""
+    """Output folder for runs, spectra and report."""
     seed: int = 0
-    """First seed of subset, weights and batches."""
+    """First seed. A seed determines the subset, the initial weights and the batches."""
     seeds: int = 6
-    """Number of seeds; intervals need two."""
+    """Number of seeds; intervals need at least two."""
     epochs: int = 60
-    """Epochs of each training."""
+    """Epochs of each run, at least 10."""
     overwrite: bool = False
-    """Replace an earlier demo."""
+    """Replace the results of an earlier demo in the output folder."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
     def run(self) -> None:
         """Run the demo."""
@@ -44,5 +44,5 @@ class Demo:
 
 
 def command(arguments: Sequence[str]) -> type[Demo]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return Demo

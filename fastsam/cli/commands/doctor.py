@@ -1,4 +1,4 @@
-"""fastsam doctor."""
+"""The command ``fastsam doctor``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
     "tqdm": ("longtail", "progress bars"),
     "torchvision": ("longtail", "CIFAR, image folders, ImageNet networks"),
     "pyyaml": ("longtail", "settings from a file"),
-    "timm": ("longtail", "its networks"),
+    "timm": ("longtail", "timm networks"),
     "onnx": ("export", "export to ONNX"),
     "onnxscript": ("export", "export to ONNX"),
     "safetensors": ("export", "export to safetensors"),
@@ -29,12 +29,12 @@ _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
     "wandb": ("wandb", "--track wandb"),
     "mlflow-skinny": ("mlflow", "--track mlflow"),
 }
-"""The extra that installs each optional package, and what needs it."""
+"""The extra that installs each optional package, and what the package is for."""
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Show what this installation can do."""
+    """Show versions, native kernels, optional packages and plug-ins of this installation."""
 
     def run(self) -> None:
         """Print the native build, the optional packages and the plug-ins."""
@@ -57,5 +57,5 @@ class Doctor:
 
 
 def command(arguments: Sequence[str]) -> type[Doctor]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return Doctor

@@ -1,4 +1,4 @@
-"""fastsam evaluate."""
+"""The command ``fastsam evaluate``."""
 
 from __future__ import annotations
 
@@ -18,34 +18,40 @@ from fastsam.longtail.trained import TrainedRun, evaluate_run
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a trained run: every score with a bootstrap interval, and the accuracy of each class."""
+    """Evaluate a trained run: scores with bootstrap intervals, and the accuracy of each class."""
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
-    """Folder of a run of `fastsam train`, or the file of a kept checkpoint."""
-    data: Annotated[str | None, arg(metavar="NAME")] = None
-    """Another data set with the same classes; its settings are options too. By default the run's own."""
+    """Folder of a run of `fastsam train`, or a checkpoint file in it."""
+    data: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: data set of the run)")
+    ] = None
+    """Data set with the classes of the run. With --data, settings of that data set are options too."""
     split: Literal["test", "validation", "train"] = "test"
     """Dataset split; training images are read without augmentation."""
-    prior: TargetPrior = "as-is"
-    """Test distribution of the classes: as-is (that of the images), uniform, trained (that of the training
-    images), or reversed (the rarest class becomes the most frequent)."""
+    prior: Annotated[
+        TargetPrior,
+        arg(
+            help="Class distribution to evaluate for: as-is (of the evaluated images), uniform, "
+            "trained (of the training images), or reversed (the rarest class becomes the most frequent).",
+        ),
+    ] = "as-is"
     bootstrap: int = 1000
-    """Bootstrap samples for the intervals, at least 20; 0 for none."""
+    """Number of bootstrap samples, at least 20; 0 computes no intervals."""
     level: float = 0.95
-    """Share of the bootstrap samples inside an interval."""
+    """Confidence level of the intervals."""
     classes: int = 100
-    """The table of classes is left out where there are more classes than this; --out has all."""
+    """Maximum number of classes for which the class table is printed. --out always contains it."""
     uncalibrated: bool = False
-    """Leave out the calibration of `fastsam calibrate`, which is applied where the run has one."""
+    """Ignore the run's calibration by `fastsam calibrate`."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
-    out: Path | None = None
-    """File for all of it as JSON, the confusion matrix included."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """JSON file for the evaluation, including the confusion matrix."""
     quiet: bool = False
-    """No progress bar."""
+    """Hide the progress bar."""
 
     def run(self) -> None:
-        """Compute, print and, if asked, write the evaluation."""
+        """Compute the evaluation, print it, and write it to ``out`` if set."""
         check_output(self.out)
         from fastsam.report import class_table, confusion_table, score_table
 
@@ -78,7 +84,7 @@ class EvaluateCommand:
 
 
 def command(arguments: Sequence[str]) -> Any:
-    """The command, with options for the settings of the data set that the arguments name."""
+    """Return the command, with options for the settings of the data set in ``arguments``."""
     named = named_parts(arguments).get("data")
     settings = settings_of_data([named] if named else [])
     return with_settings(

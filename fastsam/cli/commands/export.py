@@ -1,4 +1,4 @@
-"""fastsam export."""
+"""The command ``fastsam export``."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from fastsam.longtail.trained.export import FORMATS
 
 
 def _formats() -> str:
-    return "; ".join(f"{name}: {part.summary}" for name, part in FORMATS.items())
+    return "; ".join(f"{name} ({part.summary})" for name, part in FORMATS.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    """Write a trained network as a model file, with its labels and a model card."""
+    """Export a trained network as a model file, with its class labels and a model card."""
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
-    """Folder of a run of `fastsam train`, or the file of a kept checkpoint."""
+    """Folder of a run of `fastsam train`, or a checkpoint file in it."""
     out: Path
-    """Folder for the files."""
-    format: Annotated[str, arg(help=f"format of the model file; {_formats()}", metavar="NAME")] = (
+    """Output folder."""
+    format: Annotated[str, arg(help=f"Format of the model file: {_formats()}.", metavar="NAME")] = (
         "torch"
     )
     overwrite: bool = False
-    """The folder may hold files already; those of an earlier export are replaced."""
+    """Allow a folder that is not empty; files of an earlier export are replaced."""
     device: str = "cpu"
-    """Device that a torch program computes on: cpu, cuda, cuda:1, ..."""
+    """Device of a torch program: cpu, cuda, cuda:1, ..."""
     uncalibrated: bool = False
-    """Leave out the calibration of `fastsam calibrate`, which is applied where the run has one."""
-    data_root: str | None = None
-    """Folder with the data set; only checkpoints of older versions need it."""
+    """Ignore the run's calibration by `fastsam calibrate`."""
+    data_root: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with the data set. Only checkpoints of older versions need it."""
 
     def run(self) -> None:
-        """Write the files."""
+        """Export the network."""
         run = TrainedRun.load(
             self.run_folder,
             device=self.device,
@@ -51,5 +51,5 @@ class ExportCommand:
 
 
 def command(arguments: Sequence[str]) -> type[ExportCommand]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return ExportCommand

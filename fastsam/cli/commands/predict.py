@@ -1,4 +1,4 @@
-"""fastsam predict."""
+"""The command ``fastsam predict``."""
 
 from __future__ import annotations
 
@@ -22,30 +22,39 @@ class PredictCommand:
     """Predict the classes of image files with a trained network."""
 
     run_folder: Positional[Annotated[Path, arg(metavar="RUN")]]
-    """Folder of a run of `fastsam train`, or the file of a kept checkpoint."""
-    paths: Positional[Annotated[tuple[Path, ...], arg(metavar="PATH ...")]]
-    """Image files, and folders, which are searched recursively."""
-    out: Path | None = None
-    """File for the predictions, NAME.csv or NAME.json; default: standard output."""
-    format: Literal["csv", "json"] | None = None
-    """Format of the predictions; default: that of the suffix of --out, else csv."""
-    top: int | None = None
-    """Write the K most probable classes of each image; default: the probability of every class."""
+    """Folder of a run of `fastsam train`, or a checkpoint file in it."""
+    paths: Positional[
+        Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="(required)")]
+    ]
+    """Image files, or folders that are searched recursively for image files."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: standard output)")
+    ] = None
+    """Output file, NAME.csv or NAME.json."""
+    format: Annotated[
+        Literal["csv", "json"] | None,
+        arg(metavar="csv|json", help_behavior_hint="(default: suffix of --out, else csv)"),
+    ] = None
+    """Output format."""
+    top: Annotated[
+        int | None, arg(metavar="K", help_behavior_hint="(default: probabilities of all classes)")
+    ] = None
+    """Write only the K most probable classes of each image."""
     batch_size: int = 64
-    """Images that the network is given at once."""
+    """Images per batch."""
     workers: int = 0
-    """Processes that read images; 0 reads in the main process."""
+    """Worker processes that read images; 0 reads in the main process."""
     corrupt: Literal["stop", "skip"] = "stop"
-    """At an image that cannot be read: stop, or skip it with a notice."""
+    """What to do with an unreadable image: stop with an error, or skip it with a warning."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
     uncalibrated: bool = False
-    """Leave out the calibration of `fastsam calibrate`, which is applied where the run has one."""
-    data_root: str | None = None
-    """Folder with the data set; only checkpoints of older versions need it."""
+    """Ignore the run's calibration by `fastsam calibrate`."""
+    data_root: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with the data set. Only checkpoints of older versions need it."""
 
     def run(self) -> None:
-        """Predict and write while the images are read."""
+        """Predict the images and write each prediction as soon as it is computed."""
         write = WRITERS[self._format()]
         check_output(self.out, inputs=self.paths)
         run = TrainedRun.load(
@@ -76,8 +85,8 @@ class PredictCommand:
         suffix = self.out.suffix.lower().removeprefix(".")
         if suffix not in WRITERS:
             raise UsageError(
-                f"--out {self.out} says no format: name a file that ends in "
-                f"{' or '.join(f'.{name}' for name in WRITERS)}, or pass --format"
+                f"cannot infer the format from --out {self.out}; expected a file name that ends in "
+                f"{' or '.join(f'.{name}' for name in WRITERS)}. Rename it or pass --format"
             )
         return suffix
 
@@ -88,5 +97,5 @@ def _write(file: IO[bytes], parts: Iterable[str]) -> None:
 
 
 def command(arguments: Sequence[str]) -> type[PredictCommand]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return PredictCommand

@@ -1,10 +1,13 @@
-"""fastsam recipes."""
+"""The command ``fastsam recipes``."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
 
 from fastsam.cli.output import table
 from fastsam.longtail.calibrators import CALIBRATORS
@@ -22,20 +25,20 @@ from fastsam.longtail.recipes import Recipe, recipe
 class Recipes:
     """List the recipes of the paper, or show one with the source of every value.
 
-    Any other combination of data, method and optimizer has a recipe as well; --names lists them.
+    Any other combination of data set, method and optimizer has a recipe too; --names lists their names.
     """
 
-    data: str | None = None
-    """Only this data set; with --method and --optimizer one recipe is shown in full."""
-    method: str | None = None
-    """Only this method."""
-    optimizer: str | None = None
-    """Only this optimizer."""
+    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """List only recipes of this data set. With --method and --optimizer, show one recipe in full."""
+    method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """List only recipes of this method."""
+    optimizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """List only recipes of this optimizer."""
     names: bool = False
-    """List every data set, loss, rule and optimizer."""
+    """List all data sets, losses, rules, optimizers, models and calibrators."""
 
     def run(self) -> None:
-        """Print the list, or one recipe."""
+        """Print the list of recipes, one recipe, or the names of all parts."""
         if self.names:
             _print_names()
         elif self.data is None or self.method is None or self.optimizer is None:
@@ -53,19 +56,19 @@ class Recipes:
         }
         if not listed:
             raise UsageError(
-                f"the paper has no recipe for {' '.join(name for name in asked if name)}; name data, "
-                "method and optimizer to see what fastsam takes instead"
+                f"the paper has no recipe for {' '.join(name for name in asked if name)}; pass --data, "
+                "--method and --optimizer to see the recipe that fastsam uses"
             )
         found = {key: recipe(*key) for key in listed}
         for data in sorted({data for data, _, _ in listed}, key=tuple(DATASETS).index):
             _print_data_set(data, [(found[key], listed[key]) for key in listed if key[0] == data])
-        print("? not a published value. Show one recipe, with the source of every value:")
+        print("? value not published. To show one recipe with the source of every value:")
         print("fastsam recipes --data NAME --method NAME --optimizer NAME")
 
 
 _WIDTH = 80
 _SHARED = ("model", "batch_size")
-"""Settings that the heading of a data set shows, because its recipes agree."""
+"""Settings shown in the heading of a data set, because its recipes agree on them."""
 _COLUMNS = {
     "epochs": "epochs",
     "lr": "lr",
@@ -73,11 +76,11 @@ _COLUMNS = {
     "defer_epoch": "defer",
     "rho": "rho",
 }
-"""Settings that have a column of their own, with its title."""
+"""Settings shown in a column, with its title."""
 
 
 def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -> None:
-    """Print the recipes of a data set and the tables of the paper that they are of."""
+    """Print the recipes of a data set and the tables of the paper in which they occur."""
     shared = (
         f"{name.replace('_', ' ')} {' or '.join(dict.fromkeys(_shown(one, name) for one, _ in listed))}"
         for name in _SHARED
@@ -101,7 +104,7 @@ def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -
             unknown.setdefault(" ".join(names), []).append(f"{one.method} {one.optimizer}")
     if unknown:
         notes = (f"{names} of {', '.join(of)}" for names, of in unknown.items())
-        print(textwrap.fill(f"also unknown: {'; '.join(notes)}", _WIDTH))
+        print(textwrap.fill(f"also not published: {'; '.join(notes)}", _WIDTH))
     print()
 
 
@@ -124,7 +127,7 @@ def _print_settings(chosen: Recipe) -> None:
 
 
 def _shown(chosen: Recipe, name: str) -> str:
-    """A value, marked where no source states it."""
+    """Format a value, followed by a question mark if no source states it."""
     entry = chosen.entries.get(name)
     return "-" if entry is None else _value(entry.value) + ("" if entry.known else "?")
 
@@ -156,5 +159,5 @@ def _print_wrapped(line: str) -> None:
 
 
 def command(arguments: Sequence[str]) -> type[Recipes]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return Recipes

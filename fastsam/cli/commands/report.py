@@ -1,4 +1,4 @@
-"""fastsam report."""
+"""The command ``fastsam report``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Report:
-    """Write one self-contained report.html about all runs in a folder."""
+    """Write a self-contained report.html about all runs in a folder."""
 
     folder: Positional[Path]
-    """Folder with runs of `fastsam train` in it or below it."""
+    """Folder that is searched recursively for runs of `fastsam train`. The report is written there."""
 
     def run(self) -> None:
-        """Write the page, replacing an earlier one."""
+        """Write the report, replacing an earlier one."""
         from fastsam.report import write_report
 
         print(f"report: {write_report(self.folder)}")
 
 
 def command(arguments: Sequence[str]) -> type[Report]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return Report

@@ -1,4 +1,4 @@
-"""fastsam reproduce."""
+"""The command ``fastsam reproduce``."""
 
 from __future__ import annotations
 
@@ -22,26 +22,33 @@ from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_t
 
 @dataclass(frozen=True)
 class ReproduceCommand:
-    """Train what a table or a figure of the paper compares, on any data set, beside its numbers.
+    """Train the runs of a table or figure of the paper on any data set, and compare with its numbers.
 
-    Settings that are given replace those of every recipe; numbers are then no longer compared.
+    Settings passed here override every recipe. Published numbers are then not shown.
     """
 
-    name: Positional[str]
-    data: str = "cifar10-lt"
-    out: Annotated[Path, arg(help="folder of the runs; finished ones are not trained again")] = (
-        Path("runs/reproduce")
-    )
-    seeds: Annotated[int, arg(help="number of seeds behind a table")] = 3
+    name: Annotated[Positional[str], arg(help="table or figure", metavar="NAME")]
+    data: Annotated[str, arg(help="data set", metavar="NAME")] = "cifar10-lt"
+    out: Annotated[
+        Path,
+        arg(help="folder for the runs; finished runs in it are not trained again", metavar="DIR"),
+    ] = Path("runs/reproduce")
+    seeds: Annotated[int, arg(help="number of seeds of each row of a table")] = 3
     steps: Annotated[int, arg(help="Lanczos steps of a spectrum")] = 80
     probes: Annotated[int, arg(help="random start vectors of a spectrum")] = 1
     draws: Annotated[
-        str, arg(help="augmentation under a spectrum: none, K fixed draws, or redrawn as published")
+        str,
+        arg(
+            help="augmentation of the images of a spectrum: none (clean images), K (K fixed augmented "
+            "copies of each image), or redrawn (a new augmentation at every product, as published; not "
+            "a valid operator)",
+            metavar="none|K|redrawn",
+        ),
     ] = "none"
-    quiet: Annotated[bool, arg(help="no progress bars")] = False
+    quiet: Annotated[bool, arg(help="hide progress bars")] = False
 
     def run(self) -> None:
-        """Run it; a table's rows are printed as they are done, a figure is written."""
+        """Reproduce a table, printing each row when it is done, or a figure, written as SVG."""
         if self.name in TABLES:
             self._table()
         elif self.name in FIGURES:
@@ -134,7 +141,7 @@ class ReproduceCommand:
 def _series(
     panels: Sequence[Panel], point: Callable[[ClassSpectrum], tuple[float, float]]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Points of each run and class."""
+    """Collect the points of each run and class."""
     series: dict[str, list[tuple[float, float]]] = {}
     for panel in panels:
         name = f"{panel.variant.name}, {panel.item.subject.whose}"
@@ -143,7 +150,7 @@ def _series(
 
 
 def _heading(name: str, data: str, seeds: int) -> str:
-    """The title of a table and of its columns."""
+    """Return the title of a table and the titles of its columns."""
     over = "one seed" if seeds == 1 else f"mean +- standard deviation over {seeds} seeds"
     table = TABLES[name]
     columns = "".join(f"  {measure:>13}" for measure in MEASURES)
@@ -155,12 +162,12 @@ def _heading(name: str, data: str, seeds: int) -> str:
 
 
 def _width(table: PublishedTable) -> int:
-    """Width of the first column."""
+    """Return the width of the first column in characters."""
     return max(len(variant.name) for variant in table.rows)
 
 
 def _lines(row: Row, width: int) -> str:
-    """A row of a table, and below it the published numbers if there are any."""
+    """Format a row of a table, followed by the published numbers if there are any."""
     lines = [f"{row.variant.name:{width}}{_cells(row.measured)}"]
     if row.published:
         lines.append(f"{'  published':{width}}{_cells(row.published)}")
@@ -179,13 +186,14 @@ def _cell(number: Measured | None) -> str:
 
 
 def command(arguments: Sequence[str]) -> Any:
-    """The command with an option for every setting: rows may be of any method and optimizer."""
+    """Return the command with an option for every setting, because rows differ in method and optimizer."""
     settings = every_setting(plugins="--help" in arguments or "-h" in arguments)
     del settings["seed"]
     made = with_settings(ReproduceCommand, settings)
     made.__doc__ = (
-        f"Train what a table ({', '.join(TABLES)}) or a figure of spectra ({', '.join(FIGURES)}) of "
-        "the paper compares, on any data set, and print it beside the published numbers. Settings "
-        "that are given replace those of every recipe; published numbers are then left out."
+        f"Train the runs of a table ({', '.join(TABLES)}) or of a figure of spectra "
+        f"({', '.join(FIGURES)}) of the paper, on any data set, and print the results beside the "
+        "published numbers. Settings passed here override every recipe; published numbers are then "
+        "not shown."
     )
     return made

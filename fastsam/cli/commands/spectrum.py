@@ -1,4 +1,4 @@
-"""fastsam spectrum."""
+"""The command ``fastsam spectrum``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from fastsam.cli.output import show
 from fastsam.files import locked, write_text
@@ -22,40 +22,47 @@ from fastsam.longtail.training import check_free
 
 @dataclass(frozen=True)
 class SpectrumCommand:
-    """Hessian spectrum of the loss of single classes at a trained network's weights."""
+    """Compute the Hessian spectrum of the loss of single classes at the weights of a trained network."""
 
-    checkpoint: Positional[Path]
-    """checkpoint.pt, or the folder of the run."""
+    checkpoint: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of a run of `fastsam train`, or a checkpoint file in it."""
     classes: tuple[int | Literal["all"], ...] = (0, 9)
-    """Labels of the classes; `all` for the images of every class together."""
+    """Labels of the classes to measure, one spectrum each; `all` measures all classes together."""
     split: str = "train"
     """Dataset split: train, validation or test."""
     loss: str = "ce"
-    """Cross-entropy without weights (ce), or the loss of the last epoch (as-trained)."""
-    augment: str = "none"
-    """none: clean images; K: K fixed augmented copies of each image; redrawn: a new augmentation at
-    every product, which is no fixed operator and serves only for comparison."""
+    """Loss: ce (cross-entropy without class weights) or as-trained (loss of the last epoch)."""
+    augment: Annotated[
+        str,
+        arg(
+            help="none: clean images; K: K fixed augmented copies of each image; redrawn: a new "
+            "augmentation at every product (not a valid operator, for comparison only).",
+            metavar="none|K|redrawn",
+        ),
+    ] = "none"
     steps: int = 80
     """Lanczos steps."""
     probes: int = 1
-    """Random start vectors."""
+    """Number of random start vectors."""
     seed: int = 0
-    """Seed of probes and draws."""
+    """Seed of start vectors and augmentation."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Precision of weights, images and products; a class that is fitted perfectly needs float64."""
+    """Precision of weights, images and products. Use float64 for a class that is fitted perfectly."""
     device: str = "cpu"
     """Device: cpu, cuda, cuda:1, ..."""
-    data_root: str | None = None
-    """Folder with the data, if it is not where it was at the training."""
-    out: Path | None = None
-    """Folder for the spectra as JSON and a figure of them."""
+    data_root: Annotated[
+        str | None, arg(metavar="DIR", help_behavior_hint="(default: as in training)")
+    ] = None
+    """Folder with the data."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Output folder for the spectra as JSON and a figure of them."""
     overwrite: bool = False
-    """The folder may hold files already."""
+    """Allow an output folder that is not empty."""
     quiet: bool = False
-    """No progress bar."""
+    """Hide the progress bar."""
 
     def run(self) -> None:
-        """Compute, print and, if asked, write the spectra."""
+        """Compute the spectra, print them, and write them to ``out`` if set."""
         if self.out is not None:
             check_free(self.out, allowed=self.overwrite, flags="--overwrite")
         with nullcontext() if self.out is None else locked(self.out):
@@ -95,5 +102,5 @@ class SpectrumCommand:
 
 
 def command(arguments: Sequence[str]) -> type[SpectrumCommand]:
-    """The command, which has the same options for all arguments."""
+    """Return the command; its options do not depend on ``arguments``."""
     return SpectrumCommand

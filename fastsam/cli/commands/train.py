@@ -1,4 +1,4 @@
-"""fastsam train."""
+"""The command ``fastsam train``."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from fastsam.longtail.training import Branch, RunFolder, Trainer
 from fastsam.records import build
 
 FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
-"""What `fastsam train` trains if nothing is named."""
+"""Parts that `fastsam train` uses if the command line names none."""
 
 
 def _named(name: str) -> Any:
-    """How one of them is shown in the help."""
+    """Build the help entry of ``--data``, ``--method`` or ``--optimizer``."""
     default = f"(default: {FIRST_RUN[name]})"
     help_text = find_setting(name)[0].metadata["help"]
     return arg(help=help_text, metavar="NAME", help_behavior_hint=default)
@@ -50,27 +50,27 @@ def _named(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where a run is sent while it trains."""
+    """Report metrics and settings to an experiment tracker."""
 
     track: Annotated[
         str,
-        arg(help="where epochs, test figures and settings are sent", metavar="|".join(TRACKERS)),
+        arg(help="experiment tracker for metrics and settings", metavar="|".join(TRACKERS)),
     ] = "none"
-    project: Annotated[
-        str, arg(help="project (wandb) or experiment (mlflow) of the run", metavar="TEXT")
-    ] = "fastsam"
+    project: Annotated[str, arg(help="project (wandb) or experiment (mlflow)", metavar="TEXT")] = (
+        "fastsam"
+    )
     name: Annotated[
         str | None,
         arg(
-            help="name of the run",
+            help="name of the run in the tracker",
             metavar="TEXT",
-            help_behavior_hint="(default: name of the folder --out)",
+            help_behavior_hint="(default: name of the --out folder)",
         ),
     ] = None
     tags: Annotated[
         tuple[str, ...],
         arg(
-            help="tags of the run, TEXT or KEY=VALUE",
+            help="tags of the run in the tracker, TEXT or KEY=VALUE",
             metavar="TEXT ...",
             help_behavior_hint="(default: none)",
         ),
@@ -79,7 +79,7 @@ class Tracking:
 
 @dataclass(frozen=True)
 class FileOptions(Tracking):
-    """What a file of settings may hold besides settings."""
+    """Options that a --config file may contain besides settings."""
 
     from_run: str | None = None
     at: int | None = None
@@ -88,7 +88,7 @@ class FileOptions(Tracking):
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train one network and judge it on the test set after the last epoch."""
+    """Train one network and evaluate it on the test set after the last epoch."""
 
     data: Annotated[str | None, _named("data")] = None
     method: Annotated[str | None, _named("method")] = None
@@ -96,7 +96,7 @@ class TrainCommand:
     config: Annotated[
         Path | None,
         arg(
-            help="file of settings, such as the run.yaml of a run; options of the command line override it",
+            help="YAML file of settings, such as the run.yaml of a run; command-line options override it",
             metavar="FILE",
             help_behavior_hint="",
         ),
@@ -104,7 +104,7 @@ class TrainCommand:
     out: Annotated[
         Path | None,
         arg(
-            help="folder for checkpoint, results and run.yaml; without it nothing is saved",
+            help="output folder for checkpoint, results and run.yaml; without it nothing is saved",
             metavar="DIR",
             help_behavior_hint="",
         ),
@@ -113,7 +113,8 @@ class TrainCommand:
         Path | None,
         arg(
             name="from",
-            help="run to continue under other settings, from its epoch --at",
+            help="folder of a run to branch from: training starts from its checkpoint of epoch --at, under "
+            "other settings",
             metavar="RUN",
             help_behavior_hint="",
         ),
@@ -121,38 +122,38 @@ class TrainCommand:
     at: Annotated[
         int | None,
         arg(
-            help="last epoch shared with the run --from",
+            help="epoch of the --from run to branch at, the last that both runs share",
             metavar="INT",
             help_behavior_hint="",
         ),
     ] = None
-    resume: Annotated[bool, arg(help="resume the run in --out, with its settings")] = False
+    resume: Annotated[bool, arg(help="resume the run in --out with its settings")] = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
         arg(
-            help="epochs whose checkpoint is kept as epoch-K.pt",
+            help="epochs K whose checkpoint is also kept as epoch-K.pt",
             metavar="INT ...",
             help_behavior_hint="(default: none)",
         ),
     ] = ()
-    quiet: Annotated[bool, arg(help="no progress bar")] = False
+    quiet: Annotated[bool, arg(help="hide the progress bar")] = False
     tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()
 
     file: ClassVar[RunFile | None] = None
-    """What ``config`` says."""
+    """Content of the ``config`` file."""
 
     def run(self) -> None:
-        """Train, print the accuracies, write the folder."""
+        """Train, print the accuracies, and write the output folder."""
         if self.config is not None and self.file is None:
-            read_run_file(self.config)  # says what is wrong with it
+            read_run_file(self.config)  # raises: the file does not exist
         if self.out is None and (self.resume or self.overwrite or self.keep):
-            raise UsageError("--resume, --overwrite and --keep need --out DIR")
+            raise UsageError("--resume, --overwrite and --keep require --out; pass --out DIR")
         if (self.from_run is None) != (self.at is None):
-            raise UsageError("--from RUN and --at EPOCH belong together")
+            raise UsageError("--from and --at require each other; pass --from RUN --at EPOCH")
         if self.from_run is not None and self.resume:
             raise UsageError(
-                "choose one of --from and --resume; a branch resumes by --resume alone"
+                "--from cannot be combined with --resume; pass only --resume to resume a branch"
             )
         tracked = Tracked(out=self.out, **asdict(self.tracking))
         check_tracker(tracked)
@@ -195,7 +196,7 @@ class TrainCommand:
             print(f"results: {self.out}")
 
     def _settings(self, branch: Branch | None) -> tuple[TrainConfig, dict[str, str]]:
-        """Settings, and where each comes from."""
+        """Return the settings of the run, and the source of each by name."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
         if self.resume and self.out is not None:
             stored = _stored(self.out)
@@ -211,12 +212,12 @@ class TrainCommand:
 
 
 def command(arguments: Sequence[str]) -> Any:
-    """The command with options for the settings of the parts that ``arguments`` name.
+    """Return the command with options for the settings of the parts named in ``arguments``.
 
-    A plain ``--help`` shows the settings of all parts.
+    ``--help`` alone shows the settings of all parts.
 
     Raises:
-        UsageError: an unknown name, or an option that is a setting of other parts.
+        UsageError: if a name is unknown, or an option belongs to a part that the run does not use.
     """
     file = _file(arguments)
     stated = {} if file is None else file.settings
@@ -241,24 +242,26 @@ def command(arguments: Sequence[str]) -> Any:
     base = TrainCommand if file is None else _with_defaults(file)
     made = with_settings(base, settings, recipe=values, given=stated)
     made.__doc__ = (
-        f"Train one network. Data: {', '.join(DATASETS.names())}. Methods are loss or loss-rule, with "
-        f"loss one of {', '.join(LOSSES.names())} and rule one of {', '.join(RULES.names())}. "
-        f"Optimizers: {', '.join(OPTIMIZERS.names())}. Settings that are not given come from the recipe; "
-        "of a run that is resumed, from the run. Name data, method and optimizer before --help to see "
-        "only the settings of these."
+        "Train one network and evaluate it on the test set. "
+        f"Data sets: {', '.join(DATASETS.names())}. Methods: LOSS or LOSS-RULE, where LOSS is one of "
+        f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES.names())}. "
+        f"Optimizers: {', '.join(OPTIMIZERS.names())}. Defaults come from the recipe of data set, method "
+        "and optimizer, or from the run if it is resumed. To list only the settings that apply, pass "
+        "--data, --method and --optimizer before --help."
     )
     return made
 
 
 def _file(arguments: Sequence[str]) -> RunFile | None:
-    """The file that ``--config`` names; None where there is none, as the command itself says."""
+    """Read the ``--config`` file; return None if there is none, which :meth:`TrainCommand.run` reports."""
     for place, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option != "--config" or not (equals or place + 1 < len(arguments)):
             continue
         if "--resume" in arguments:
             raise UsageError(
-                "choose one of --config and --resume; a run resumes with its own settings"
+                "--config cannot be combined with --resume; pass only --resume, which uses the settings "
+                "of the run"
             )
         names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
         path = Path(value if equals else arguments[place + 1])
@@ -267,7 +270,7 @@ def _file(arguments: Sequence[str]) -> RunFile | None:
 
 
 def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
-    """Where the settings of a file come from: the recipe as well if it has the same value, else the file."""
+    """Return the sources of a file's settings: the recipe's source if the values agree, else the file."""
     own = recipe(config.data, config.method, config.optimizer)
     if own.entries["epochs"].value != config.epochs:
         own = own.override(epochs=config.epochs)
@@ -282,10 +285,10 @@ def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
 
 
 def _with_defaults(file: RunFile) -> type[TrainCommand]:
-    """The command whose defaults are what a file says.
+    """Return the command with the values of a file as its defaults.
 
     Raises:
-        UsageError: a value is of a wrong type.
+        UsageError: if a value has the wrong type.
     """
     stated = {"from_run" if key == "from" else key: value for key, value in file.options.items()}
     try:
@@ -311,14 +314,14 @@ def _with_defaults(file: RunFile) -> type[TrainCommand]:
 
 
 def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
-    """The settings of the run that ``arguments`` name, as far as its parts depend on them."""
+    """Return the settings of the run in ``arguments`` that determine its parts."""
     if "--resume" in arguments and "--out" in arguments[:-1]:
         stored = _stored(Path(arguments[arguments.index("--out") + 1]))
         return {**stored.config.flat(), **named}
     if "--from" in arguments[:-1] and "--at" in arguments[:-1]:
         run, epoch = (arguments[arguments.index(option) + 1] for option in ("--from", "--at"))
         if epoch.isdecimal():
-            with suppress(CheckpointError):  # the command itself says what is missing
+            with suppress(CheckpointError):  # raised again, and reported, by the command's run()
                 return Branch.load(Path(run), int(epoch)).settings(**named)[0].flat()
     names = {name: named.get(name, default) for name, default in FIRST_RUN.items()}
     chosen = recipe(**names, **{k: v for k, v in named.items() if k not in names})
@@ -336,7 +339,7 @@ def _show(result: Result) -> None:
     show(accuracy_table([result]))
     skipped = sum(record.skipped for record in result.history)
     if skipped:
-        print(f"skipped {skipped} updates whose gradients were infinite or NaN")
+        print(f"skipped {skipped} updates with infinite or NaN gradients")
     if result.unreadable:
         first = next(iter(result.unreadable))
-        show(f"skipped {len(result.unreadable)} images that cannot be read, the first is {first}")
+        show(f"skipped {len(result.unreadable)} unreadable images; the first is {first}")

@@ -1,4 +1,4 @@
-"""Calibrators: changes of a trained classifier that validation chooses, one file for each."""
+"""Calibrators: changes of a trained classifier, chosen on validation images. Each file defines one."""
 
 from fastsam.longtail.calibrators.base import (
     CALIBRATORS,

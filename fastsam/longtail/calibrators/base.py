@@ -1,4 +1,4 @@
-"""What calibrators have in common, and their registry."""
+"""Base classes of the calibrators, and their registry."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.registry import Registry, RunPart
 
 Parameters = Mapping[str, Any]
-"""Parameters of a calibrator by name: plain JSON values, and float32 tensors."""
+"""Parameters of a calibrator by name: JSON values or float32 tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """The classifier that a calibrator starts from.
+    """The trained head that a calibrator changes.
 
     Attributes:
-        module: maps features ``[B, D]`` to the logits of the training, ``[B, C]``. Calibrators leave it
-            unchanged.
-        logit_scale: factor of the loss on logits.
+        module: maps features ``[B, D]`` to logits ``[B, C]``. Calibrators must not modify it.
+        logit_scale: logit scale of the loss.
         counts: training images of each class, int64 ``[C]``.
     """
 
@@ -37,32 +36,32 @@ class TrainedHead:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are; the CPU if it has none."""
+        """Device of the weights; the CPU if there are none."""
         value = next(chain(self.module.parameters(), self.module.buffers()), None)
         return torch.device("cpu") if value is None else value.device
 
     def scaled(self) -> AffineHead:
-        """The trained head with the logit scale of the loss."""
+        """Return the trained head, multiplied by the logit scale of the loss."""
         zero = torch.zeros(len(self.counts), device=self.device)
         return AffineHead(self.module, self.logit_scale, zero)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrator(RunPart):
-    """A change of the classifier after training; once registered, ``--method NAME`` applies it.
+    """A change of the classifier after training. Once registered, ``calibrate --method NAME`` applies it.
 
     Attributes:
-        build: ``build(parameters, trained)`` makes the new head, a module that maps features ``[B, D]``
-            to logits ``[B, C]``, of one of the candidates and a :class:`TrainedHead`. Its softmax should
-            be the probability of each class; a temperature is fitted afterwards. It is moved to the
+        build: ``build(parameters, trained)`` creates the new head from one of the candidates and a
+            :class:`TrainedHead`: a module that maps features ``[B, D]`` to logits ``[B, C]``. Its softmax
+            should give class probabilities; a temperature is fitted afterwards. The head is moved to the
             device of the trained head.
-        candidates: ``candidates(trained, training)`` gives the parameters among which validation chooses,
-            the one nearest to no change first: it wins ties. ``training()`` returns the
+        candidates: ``candidates(trained, training)`` yields the candidate parameters, of which validation
+            chooses. The first wins ties, so it should change the least. ``training()`` returns the
             :class:`~fastsam.longtail.features.Features` of the clean training images.
-        refuses: ``refuses(trained)`` says why the calibrator has no meaning for this head; None where it
-            has.
-        change: how much of the trained classifier changes, for ties between calibrators: 0 nothing, 1 the
-            offsets of its logits, 2 its class vectors, 3 everything.
+        refuses: ``refuses(trained)`` returns the reason why the calibrator cannot be applied to this head,
+            or None if it can.
+        change: how much of the trained classifier changes: 0 nothing, 1 the offsets of its logits, 2 its
+            class vectors, 3 everything. Of calibrators with equal scores the smallest change wins.
     """
 
     build: Callable[[Parameters, TrainedHead], nn.Module]

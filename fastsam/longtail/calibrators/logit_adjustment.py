@@ -14,9 +14,11 @@ from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.models.heads import AffineHead
 
 TAUS = (*(step / 20 for step in range(61)), 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
-"""0 to 3 in steps of 0.05, then further apart: logits of LDAM, whose loss multiplies them by 30, are
-several times as large as log probabilities. 0 changes nothing; for logits that are log probabilities 1 is the
-consistent choice for equal classes."""
+"""Candidates of tau: 0 to 3 in steps of 0.05, then larger steps.
+
+0 changes nothing. If the logits are log-probabilities, 1 is the consistent choice for a balanced test set.
+Larger values are for LDAM, whose loss multiplies logits by 30: they are several times as large as
+log-probabilities."""
 
 
 def _build(parameters: Parameters, trained: TrainedHead) -> AffineHead:

@@ -1,10 +1,11 @@
-"""The nearest class mean (Kang et al. 2020) in place of the trained classifier.
+"""Nearest-class-mean classifier (Kang et al. 2020), which replaces the trained head.
 
 Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition" (ICLR 2020), section
 4. The three feature transforms are those of the authors' code (``run_networks.py`` and
-``models/KNNClassifier.py`` of facebookresearch/classifier-balancing): ``un``, the features; ``l2n``, divided
-by their length; ``cl2n``, first centered on the mean training feature. Each mean is one of transformed
-training features, and is not normalized again. Logits are negative squared Euclidean distances.
+``models/KNNClassifier.py`` of facebookresearch/classifier-balancing): ``un`` (no change), ``l2n`` (divide by
+the norm) and ``cl2n`` (subtract the mean training feature, then divide by the norm). The class means are
+means of transformed training features and are not normalized. Logits are negative squared Euclidean
+distances.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from fastsam.longtail.errors import DataError
 from fastsam.longtail.features import Features
 
 _ROWS = 4096
-"""Images whose features are in float64 at the same time."""
+"""Images per chunk. Only one chunk of features is converted to float64 at a time."""
 
 
 class NearestMeanHead(nn.Module):
-    """Logits that are negative squared distances to one mean of each class.
+    """A head whose logits are negative squared distances to the class means.
 
     Args:
         means: mean of the transformed features of each class, ``[C, D]``.
-        center: subtracted from the features first, ``[D]``; None for nothing.
-        unit: divide the features by their length.
+        center: vector that is subtracted from the features first, ``[D]``; None for no centering.
+        unit: divide the features by their norm.
 
     Example:
         >>> NearestMeanHead(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))(torch.tensor([[1.0, 1.0]]))
@@ -52,8 +53,8 @@ class NearestMeanHead(nn.Module):
         self.unit = unit
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[B, D]`` to logits ``[B, C]``."""
-        # Relative to the middle of the means the squares are small, and so is their rounding.
+        """Map features ``[B, D]`` to logits ``[B, C]``."""
+        # Centering on the mean of the class means keeps the squares, and their rounding errors, small.
         middle = self.means.mean(dim=0)
         features = _transformed(features, self.center, unit=self.unit) - middle
         means = self.means - middle
@@ -62,7 +63,7 @@ class NearestMeanHead(nn.Module):
 
 
 def _transformed(features: Tensor, center: Tensor | None, *, unit: bool) -> Tensor:
-    """Features ``[B, D]``, centered and of unit length where that is asked for."""
+    """Transform features ``[B, D]``: subtract ``center`` if it is set, then normalize if ``unit`` is set."""
     if center is not None:
         features = features - center
     return functional.normalize(features, dim=1) if unit else features
@@ -73,8 +74,8 @@ def _candidates(trained: TrainedHead, training: Callable[[], Features]) -> Itera
     seen = torch.bincount(features.targets, minlength=len(trained.counts))
     if not seen.all():
         raise DataError(
-            f"class {int(seen.argmin())} has no training image that can be read, so it has no mean; restore "
-            "the files, or choose another calibrator"
+            f"class {int(seen.argmin())} has no readable training image, so its mean is undefined; restore "
+            "the files or choose another calibrator"
         )
     total = torch.zeros(features.values.shape[1], dtype=torch.float64)
     for chunk in features.chunks(_ROWS):

@@ -1,4 +1,4 @@
-"""No change of the classifier: only the temperature is fitted."""
+"""Calibrator that keeps the classifier, so that only the temperature is fitted."""
 
 from fastsam.longtail.calibrators.base import Calibrator, register_calibrator
 
@@ -8,6 +8,6 @@ register_calibrator(
         build=lambda parameters, trained: trained.scaled(),
         candidates=lambda trained, training: [{}],
         change=0,
-        summary="the trained classifier, temperature only",
+        summary="trained classifier, temperature only",
     )
 )

@@ -1,8 +1,8 @@
-"""Tau-normalization (Kang et al. 2020): class vectors divided by a power of their length.
+"""Tau-normalization (Kang et al. 2020): class vectors divided by a power of their norm.
 
 Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition" (ICLR 2020), section
-4: ``w_c / ||w_c||^tau``. As in the authors' code (``tau_norm.py`` of facebookresearch/classifier-balancing)
-the bias is left out, so that tau = 0 is the trained classifier without its bias.
+4: ``w_c / ||w_c||^tau``. As in the authors' code (``tau_norm.py`` of facebookresearch/classifier-balancing),
+the bias is dropped: tau = 0 gives the trained classifier without its bias.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ TAUS = tuple(step / 10 for step in range(21))
 def _refuses(trained: TrainedHead) -> str | None:
     head = trained.module
     if isinstance(head, CosineHead):
-        return "a cosine head already divides its class vectors by their length"
-    # A subclass may compute something else of the same weights.
+        return "a cosine head already normalizes its class vectors"
+    # isinstance() would accept subclasses, which may use the same weights differently.
     if type(head) is not nn.Linear:
-        return f"it needs a linear head (nn.Linear), and this run has {type(head).__name__}"
+        return f"it requires a linear head (nn.Linear), but this run has {type(head).__name__}"
     return None
 
 
 def _build(parameters: Parameters, trained: TrainedHead) -> nn.Linear:
     trained_weight = trained.module.weight
     if not isinstance(trained_weight, torch.Tensor):
-        raise AssertionError("only linear heads are not refused")
+        raise AssertionError("_refuses() accepts only linear heads")
     weight = trained_weight.detach().double()
     length = weight.norm(dim=1, keepdim=True)
-    # A class vector of zeros stays one.
+    # A class vector of zeros is not changed.
     divisor = torch.where(length > 0, length ** parameters["tau"], 1.0)
     classes, width = weight.shape
     head = nn.Linear(width, classes, bias=False, device=weight.device, dtype=trained_weight.dtype)
@@ -55,6 +55,6 @@ register_calibrator(
         candidates=lambda trained, training: [{"tau": tau} for tau in TAUS],
         refuses=_refuses,
         change=2,
-        summary="class vectors over a power of their length, no bias",
+        summary="class vectors divided by a power of their norm, no bias",
     )
 )

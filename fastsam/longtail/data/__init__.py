@@ -1,4 +1,4 @@
-"""Long-tailed data sets: which images form them, how they are read and augmented."""
+"""Long-tailed data sets: selection, reading and augmentation of images."""
 
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.catalog import (

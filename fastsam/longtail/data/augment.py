@@ -1,7 +1,7 @@
-"""Augmentations of whole batches on the device that holds them.
+"""Augmentations of whole batches, on the device of the batch.
 
-Each takes raw images (before normalisation, so that padding is black) and draws from an explicit
-CPU generator, so that every device sees the same draw.
+They take raw images (before normalization, so that padding is black) and sample from an explicit CPU
+generator, which gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BatchAugmentation = Callable[[Tensor, Generator], Tensor]
 
 @dataclass(frozen=True)
 class Compose:
-    """Several augmentations, one after the other."""
+    """Applies several augmentations in sequence."""
 
     parts: tuple[BatchAugmentation, ...]
 
@@ -33,7 +33,7 @@ class Compose:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad with black on every side and cut the original size at a random place.
+    """Pads images with black on every side and crops the original size at a random position.
 
     Args:
         padding: pixels on each side; 4 for CIFAR (Cao et al. 2019), 1 for 8x8 digits.
@@ -58,9 +58,9 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror each image with probability one half."""
+    """Flips each image horizontally with probability 0.5."""
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Mirror images ``[B, C, H, W]``."""
+        """Flip images ``[B, C, H, W]``."""
         flip = upload(torch.rand(len(images), generator=generator).lt(0.5), images.device)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)

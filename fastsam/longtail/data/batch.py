@@ -1,4 +1,4 @@
-"""One batch of images, and which sample of the augmentation it is."""
+"""Batches of images, and the seeds of their augmentation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One batch on its device.
+    """A batch of images on a device.
 
     Attributes:
-        views: normalized images, float32 ``[B, C, H, W]``; each further view is another draw of
-            the augmentation.
+        views: augmented views of the images, normalized, float32 ``[B, C, H, W]`` each.
         targets: classes, int64 ``[B]``.
-        indices: positions of the samples in their :class:`Images`, int64 ``[B]``.
+        indices: indices of the images in their :class:`Images`, int64 ``[B]``.
     """
 
     views: tuple[Tensor, ...]
@@ -28,31 +27,31 @@ class Batch(NamedTuple):
         return self.views[0]
 
     def part_count(self, parts: int) -> int:
-        """How many parts of two images or more the batch has, at most ``parts``.
+        """Return the number of parts of the batch: at most ``parts``, each with at least two images.
 
-        A part of one image would have no variance for batch normalization.
+        Batch normalization needs two images for a variance.
         """
         return max(min(parts, len(self.targets) // 2), 1)
 
     def part(self, index: int, parts: int) -> Batch:
-        """Part ``index`` of ``parts`` nearly equal ones, counted from 0."""
+        """Return part ``index``, counted from 0, of ``parts`` parts of nearly equal size."""
         if parts == 1:
             return self
         return self.take(torch.arange(len(self.targets)).tensor_split(parts)[index])
 
     def take(self, rows: Tensor) -> Batch:
-        """Return the samples at these places of the batch, int64 ``[M]``; a place may occur again."""
+        """Return a batch of the images at ``rows``, int64 ``[M]``, which may repeat."""
         return Batch(
             tuple(view[rows] for view in self.views), self.targets[rows], self.indices[rows]
         )
 
 
 class Draw(NamedTuple):
-    """Which sample of the augmentation: the same seed and epoch give the same images.
+    """Seed of an epoch's augmentation. The same seed and epoch give the same images.
 
     Attributes:
         seed: seed of the run.
-        epoch: counted from 1.
+        epoch: epoch, counted from 1.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""The data sets by name, and the settings that they share."""
+"""Registry of data sets, and the settings that they share."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ Corrupt = Literal["stop", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImbalanceSettings(Settings):
-    """Settings of the data sets that are made long-tailed here."""
+    """Settings of data sets that fastsam cuts to a long tail."""
 
-    imbalance: float = setting("imbalance factor: largest over smallest class count", low=1)
-    kind: ImbalanceKind = setting("shape of the imbalance: exp or step", default="exp")
+    imbalance: float = setting(
+        "imbalance factor: size of the largest class divided by the size of the smallest", low=1
+    )
+    kind: ImbalanceKind = setting(
+        "profile of the class counts: exp (exponential decay) or step (two levels)", default="exp"
+    )
     subset_seed: int = setting(
-        "seed of the subset, apart from the seed of the training",
+        "seed of the choice of training images, independent of --seed",
         default=0,
         low=0,
         high=2**32 - 1,
     )
     label_noise: float = setting(
-        "share of the training labels that are replaced by another class, chosen by subset_seed",
+        "fraction of the training labels that are replaced by another class, sampled with subset_seed",
         default=0.0,
         before=0.0,
         low=0,
@@ -47,13 +51,13 @@ class ImbalanceSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RootSettings(Settings):
-    """The setting of data sets that lie in a folder."""
+    """Setting of data sets that are read from a folder."""
 
     data_root: str = setting("folder with the data", default="data", place=True)
 
     @property
     def root(self) -> Path:
-        """The folder."""
+        """``data_root`` as a path."""
         return Path(self.data_root)
 
 
@@ -62,11 +66,13 @@ class ImageFileSettings(RootSettings):
     """Settings of data sets whose images are read from files."""
 
     image_size: int = setting(
-        "height and width of the network's input", default=224, low=1, high=4096
+        "height and width of the network's input in pixels", default=224, low=1, high=4096
     )
-    workers: int = setting("processes that read images", default=4, low=0, high=1024, place=True)
+    workers: int = setting(
+        "number of worker processes that read images", default=4, low=0, high=1024, place=True
+    )
     corrupt: Corrupt = setting(
-        "at an image that cannot be read: stop, or skip it and count it",
+        "what to do with an unreadable image: stop (with an error) or skip (and count it)",
         default="stop",
         place=True,
     )
@@ -77,41 +83,43 @@ class OwnFileSettings(ImageFileSettings):
     """Settings of the user's own image files."""
 
     exif: Exif = setting(
-        "EXIF orientation of images: transpose (turn them by it) or ignore",
+        "EXIF orientation of images: transpose (apply it) or ignore",
         default="transpose",
         before="ignore",
     )
     value_range: tuple[float, float] | None = setting(
-        "values that become black and white in images of more than 8 bits; by default 0 and "
-        "65535 for 16 bits, 0 and 1 for floats",
+        "pixel values of black and white in images with more than 8 bits per channel (default: 0 65535 for "
+        "16-bit images, 0 1 for floats)",
         optional=True,
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """The range of values rises."""
+        """Check that the range of values has two values in ascending order."""
         super().check(run)
         limits = self.value_range
         if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
-            raise UsageError(f"value_range needs two rising values, got {limits}")
+            raise UsageError(
+                f"value_range must be two values in ascending order, such as 0 4095, got {limits}"
+            )
 
     @property
     def reading(self) -> Reading:
-        """How pixels become numbers."""
+        """How files become pixel values."""
         return Reading(self.exif, self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetPart(RunPart):
-    """A data set; once it is registered, ``--data NAME`` trains on it.
+    """A data set. Once it is registered, ``--data NAME`` trains on it.
 
-    Training settings that its recipe lacks are those of CIFAR-LT, as starting points.
+    If its recipe has no training settings, those of CIFAR-LT are used as starting points.
 
     Attributes:
-        build: ``build(settings, progress)`` loads it; :func:`~fastsam.longtail.data.from_datasets`
-            makes one of any torch datasets.
-        where: where its users get the files.
-        own: whether it is whatever lies in the folder that it is given.
-        check: yields further findings of ``data check``, one per line, given the settings.
+        build: ``build(settings, progress)`` loads the data set.
+            :func:`~fastsam.longtail.data.from_datasets` creates one from torch datasets.
+        where: where to get the files, for error messages.
+        own: whether it reads the user's own data from a folder.
+        check: ``check(settings)`` yields additional lines for ``fastsam data check``.
     """
 
     build: Callable[[Any, bool], LongTailData]
@@ -126,42 +134,42 @@ DATASETS: Registry[DataSetPart] = Registry("data", "fastsam.longtail.data")
 register_dataset = DATASETS.add
 
 GIVEN = "own:"
-"""Begins the names of data sets that are given from Python; what follows is the user's choice."""
+"""Prefix of the names of data sets that are passed from Python: ``own:NAME``."""
 
 
 def is_given(name: str) -> bool:
-    """Whether ``name`` is that of a data set given from Python, ``own:NAME``."""
+    """Return whether ``name`` is the name of a data set passed from Python, ``own:NAME``."""
     return name.startswith(GIVEN) and len(name) > len(GIVEN)
 
 
 def _given(name: str) -> DataSetPart:
     def load(settings: Settings, progress: bool) -> LongTailData:
         raise UsageError(
-            f"{name} is data that a Python program made, which no command can load; pass it as "
-            "data=..., or write it to files for the data sets list or folder"
+            f"data set {name} was created in Python and cannot be loaded by a command; pass it to the "
+            "Python function as data=..., or write it to files for the data set list or folder"
         )
 
-    return DataSetPart(name=name, summary="data that a Python program passes", build=load)
+    return DataSetPart(name=name, summary="your own data, passed from Python", build=load)
 
 
 DATASETS.add_family(GIVEN, _given)
 for _removed in ("glyphs10-lt", "glyphs100-lt"):
     DATASETS.remove(
         _removed,
-        "the package no longer draws images; `fastsam report` still reads results of such runs, but "
-        "they can be neither resumed nor evaluated; fashion-mnist-lt has real images",
+        "fastsam no longer generates images; use fashion-mnist-lt, which has real images. `fastsam report` "
+        "still reads results of such runs, but they cannot be resumed or evaluated",
     )
 
 
 def dataset_settings(name: str, **values: Any) -> Settings:
-    """The settings of a data set; those that are not given are of its recipe.
+    """Return the settings of a data set. Settings without a value come from its recipe.
 
     Args:
         name: one of :data:`DATASETS`.
-        **values: settings by name; paths are taken for strings.
+        **values: settings by name; paths are converted to strings.
 
     Raises:
-        UsageError: for an unknown data set or setting, or a value that is not valid.
+        UsageError: if the data set or a setting is unknown, or a value is not valid.
     """
     part = DATASETS[name]
     chosen: dict[str, Any] = {}
@@ -181,17 +189,17 @@ def dataset_settings(name: str, **values: Any) -> Settings:
 
 
 def load_dataset(name: str, *, progress: bool = True, **values: Any) -> LongTailData:
-    """The data set called ``name``, checked: every class has at least one training image.
+    """Load a data set, and check that every class has at least one training image.
 
     Args:
         name: one of :data:`DATASETS`.
-        progress: show progress while images are made or scanned.
-        **values: settings of the data set, such as ``imbalance=100`` or ``data_root="data"``; those
-            that are not given are of its recipe.
+        progress: show progress while images are downloaded or scanned.
+        **values: settings of the data set, such as ``imbalance=100`` or ``data_root="data"``. Settings
+            without a value come from its recipe.
 
     Raises:
-        UsageError: for an unknown name or setting, or an impossible imbalance.
-        DataError: for missing or damaged files, or labels and counts that disagree.
+        UsageError: if the name or a setting is unknown, or the imbalance is impossible.
+        DataError: if files are missing or damaged, or labels and counts are inconsistent.
 
     Example:
         >>> load_dataset("digits-lt", imbalance=10).counts.tolist()
@@ -201,12 +209,12 @@ def load_dataset(name: str, *, progress: bool = True, **values: Any) -> LongTail
 
 
 def load_with(name: str, settings: Settings, *, progress: bool = True) -> LongTailData:
-    """The data set called ``name`` with ``settings``; see :func:`load_dataset`."""
+    """Load the data set called ``name`` with ``settings``; see :func:`load_dataset`."""
     part = DATASETS[name]
     try:
         data = part.build(settings, progress)
     except DataError as error:
-        where = f". Where to get {name}: {part.where}" if part.where else ""
+        where = f". To get {name}: {part.where}" if part.where else ""
         raise DataError(f"{error}{where}") from error
     check_every_class(data.counts, f"the training set of {name}")
     return data

@@ -1,4 +1,4 @@
-"""Whether a data set is all there, and where to get it if not."""
+"""Checks of the files, labels and counts of a data set."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fastsam.longtail.errors import DataError
 def check_dataset(
     name: str, *, decode: bool = False, progress: bool = True, **values: Any
 ) -> Iterator[str]:
-    """Verify files, labels and counts; yield what was found, line by line.
+    """Check files, labels and counts of a data set, and yield the findings line by line.
 
     Args:
         name: name of the data set.
-        decode: also decode every image file, by the data set's ``workers``, which takes a while.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        decode: also decode every image file, in the data set's ``workers``. This may take minutes.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
         **values: settings of the data set; see :func:`load_dataset`.
 
     Raises:
-        UsageError: for an unknown name.
-        DataError: saying what is missing or wrong, and where the users of the set usually get it.
+        UsageError: if the name or a setting is unknown.
+        DataError: if something is missing or wrong; the message says where to get the data set.
     """
     part, settings = DATASETS[name], dataset_settings(name, **values)
     data = load_with(name, settings, progress=progress)
@@ -52,11 +52,14 @@ def check_dataset(
     yield from faults
     yield from _decoded(data, decode=decode, progress=progress)
     if faults and part.own:
-        raise DataError(f"{len(faults)} faults of repeated images, the first is {faults[0]}")
+        raise DataError(
+            f"found {len(faults)} problem(s) with repeated images; the first: {faults[0]}. Remove the "
+            "repeated images"
+        )
 
 
 def _repeated(data: LongTailData, *, progress: bool) -> list[str]:
-    """Images that occur more than once, by path and by content."""
+    """Describe images that occur more than once, by path or by content."""
     lists = {
         part: images.images
         for part, images in data.splits.items()
@@ -66,7 +69,7 @@ def _repeated(data: LongTailData, *, progress: bool) -> list[str]:
 
 
 def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[str]:
-    """What decoding finds: of every file, or else of some of them."""
+    """Decode all files, or a sample of them, and yield the findings."""
     broken: list[str] = []
     largest: list[float] = []
     for part, images in data.splits.items():
@@ -80,7 +83,7 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
         if scan.frames:
             several = [images.name_of(places[place]) for place in scan.frames]
             yield (
-                f"{part}: {len(several)} files have several frames, of which the first is read: "
+                f"{part}: {len(several)} files have several frames; only the first frame is read: "
                 f"{', '.join(several[:_NAMED])}{', ...' if len(several) > _NAMED else ''}"
             )
         if scan.largest is not None:
@@ -94,9 +97,8 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
     )
     if largest and max(largest) < WHITE_16 / 8 and not ranged:
         yield (
-            f"warning: the largest value of the images of 16 bits is {max(largest):g}, far below "
-            f"{WHITE_16}, which is white: they are nearly black; name their range with --value-range "
-            f"0 {max(largest):g}"
+            f"warning: the largest value in 16-bit images is {max(largest):g}, far below white "
+            f"({WHITE_16}), so the images are nearly black; pass --value-range 0 {max(largest):g}"
         )
     if not decode:
         return
@@ -104,20 +106,20 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
         yield f"cannot be decoded: {path}"
     if broken:
         raise DataError(
-            f"{len(broken)} images cannot be decoded, the first is {broken[0]}; fetch them "
-            f"again. Where to get {data.name}: {DATASETS[data.name].where}"
+            f"{len(broken)} images cannot be decoded; the first is {broken[0]}. Download them again. To "
+            f"get {data.name}: {DATASETS[data.name].where}"
         )
-    yield "every image can be decoded"
+    yield "all images can be decoded"
 
 
 _NAMED = 10
-"""Files that one line names."""
+"""Largest number of files named in one line."""
 _SAMPLED = 64
-"""Files of each split that are decoded without ``--decode``, for their values and frames."""
+"""Number of files per split that are decoded without ``--decode``, to check their values and frames."""
 
 
 def _sampled(images: Images) -> tuple[Sequence[int], Scan]:
-    """A scan of files from all over a set, and their places in it."""
+    """Scan evenly spaced files of a split, and return their indices with the result."""
     places = np.unique(np.linspace(0, len(images) - 1, _SAMPLED).astype(np.int64)).tolist()
     if not isinstance(images, FileImages):
         return places, Scan()

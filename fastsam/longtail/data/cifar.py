@@ -12,7 +12,7 @@ from fastsam.longtail.settings import layer
 
 
 def _load(num_classes: int, settings: DownloadSettings, progress: bool) -> LongTailData:
-    """Load CIFAR; with ``subset_seed=0`` the training images are those of Cao et al."""
+    """Load CIFAR. With ``subset_seed=0`` the training images are those of Cao et al."""
     name = f"cifar{num_classes}-lt"
     return load_torchvision_lt(f"CIFAR{num_classes}", settings, name=name, progress=progress)
 
@@ -24,8 +24,8 @@ for _classes in (10, 100):
             build=partial(_load, _classes),
             summary=f"CIFAR-{_classes} cut to a long tail",
             settings=DownloadSettings,
-            where=f"cifar-{_classes}-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html; "
-            "`fastsam train --download` fetches it",
+            where=f"pass --download, or download cifar-{_classes}-python.tar.gz from "
+            "www.cs.toronto.edu/~kriz/cifar.html",
             recipe={
                 **layer(f"{PAPER} Table 1", imbalance=100.0, kind="exp", subset_seed=0),
                 **CIFAR,

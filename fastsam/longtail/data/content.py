@@ -1,4 +1,4 @@
-"""What image files contain, whatever they are called and wherever they lie."""
+"""Hashes of the content of image files, independent of their names and location."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fastsam.longtail.errors import DataError
 from fastsam.progress import ProgressBar
 
 SAMPLE = 4096
-"""Bytes that a sampled digest reads at the beginning, in the middle and at the end of a file."""
+"""Number of bytes that a sampled digest reads at the start, in the middle and at the end of a file."""
 _THREADS = 16
-"""Files that are read at the same time: the work is waiting for the disk."""
+"""Number of files that are read concurrently. The threads mostly wait for the disk."""
 
 
 def file_digest(path: Path, *, whole: bool = False) -> bytes:
@@ -25,7 +25,7 @@ def file_digest(path: Path, *, whole: bool = False) -> bytes:
 
     Args:
         path: the file.
-        whole: digest every byte, not only :data:`SAMPLE` bytes at three places.
+        whole: hash every byte instead of :data:`SAMPLE` bytes at three positions.
 
     Raises:
         DataError: if the file cannot be read.
@@ -42,19 +42,21 @@ def file_digest(path: Path, *, whole: bool = False) -> bytes:
                     file.seek(place)
                     digest.update(file.read(SAMPLE))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}; check the file and its permissions"
+        ) from error
     return digest.digest()
 
 
 def file_digests(
     paths: Sequence[Path], *, whole: bool = False, progress: bool = False
 ) -> list[bytes]:
-    """Return :func:`file_digest` of every file, in their order.
+    """Return :func:`file_digest` of every file, in order.
 
     Args:
         paths: the files.
         whole: see :func:`file_digest`.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
     """
     digests = []
     with (
@@ -70,14 +72,14 @@ def file_digests(
 
 
 def content_hash(digests: Iterable[bytes], targets: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of a labelled set of images: contents and classes in their order.
+    """Return the SHA-256 of a labeled set of images: contents and classes, in order.
 
     Args:
-        digests: one per image.
+        digests: digest of each image.
         targets: classes, int64 ``[N]``.
 
     Returns:
-        64 hexadecimal digits; the same on machines of either byte order.
+        64 hexadecimal digits, which do not depend on the byte order of the machine.
     """
     digest = hashlib.sha256(np.ascontiguousarray(targets, dtype="<i8").tobytes())
     for part in digests:

@@ -1,4 +1,4 @@
-"""The form every data set has once it is loaded, whatever its files look like."""
+"""The interface of loaded data sets, and images in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastsam.upload import upload
 
 
 class Images(Protocol):
-    """A labelled set of images that can be read in any order."""
+    """Interface of labeled images that can be read in any order."""
 
     @property
     def targets(self) -> NDArray[np.int64]:
@@ -32,32 +32,32 @@ class Images(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         ...
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, subtracted from pixels in [0, 1]."""
+        """Mean of each channel, which is subtracted from pixels in [0, 1]."""
         ...
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, by which they are then divided."""
+        """Standard deviation of each channel, by which pixels minus ``mean`` are divided."""
         ...
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How an image file becomes an input like those of the set; None where that is unknown."""
+        """How an image file becomes an input like these images; None if that is unknown."""
         ...
 
     @property
     def unreadable(self) -> Mapping[str, int]:
-        """How often each image that cannot be read was met and skipped."""
+        """How often each unreadable image was skipped, by name."""
         ...
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Names of the images that a decode scan removed from the set."""
+        """Names of the unreadable images that a decode scan removed."""
         ...
 
     def __len__(self) -> int: ...
@@ -65,24 +65,24 @@ class Images(Protocol):
     def batches(
         self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
-        """The batches whose sample indices ``order`` lists.
+        """Iterate over batches of images.
 
         Args:
-            order: for each batch the indices of its samples, int64.
-            draw: which sample of the training augmentation to read; None for the plain images.
-            device: where the batch is wanted.
+            order: indices of the images of each batch, int64.
+            draw: seed of the training augmentation; None for clean images.
+            device: device of the batches.
         """
         ...
 
     def name_of(self, place: int) -> str:
-        """What to call the image at ``place`` in a message."""
+        """Return the name of the image with index ``place`` for messages."""
         ...
 
     def scan(self, *, progress: bool = False) -> Scan:
         """Decode every image; see :func:`fastsam.longtail.data.scan.scan_files`.
 
         Args:
-            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+            progress: show progress: a bar on a terminal, one line per minute elsewhere.
         """
         ...
 
@@ -92,33 +92,33 @@ class Images(Protocol):
         """Return a digest of the content of each image.
 
         Args:
-            places: which images; None for all.
-            whole: digest every byte of a file, not only its size and a sample.
-            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+            places: indices of the images; None for all.
+            whole: hash every byte of a file instead of its size and a sample.
+            progress: show progress: a bar on a terminal, one line per minute elsewhere.
         """
         ...
 
     def content(self, *, progress: bool = False) -> str:
-        """Return the SHA-256 of contents and classes, images of ``left_out`` included."""
+        """Return the SHA-256 of contents and classes, including the images in ``left_out``."""
         ...
 
     def prepared_as(self, preprocessing: Preprocessing) -> Images:
-        """Return the same images, read without augmentation as a trained network needs them.
+        """Return the same images without augmentation, preprocessed for a trained network.
 
         Args:
-            preprocessing: how image files became inputs of the network.
+            preprocessing: preprocessing of the network.
 
         Raises:
-            UsageError: the images are in memory and have another size.
+            UsageError: if the images are in memory and have another size.
         """
         ...
 
     def for_run(self) -> Images:
-        """The same images with ``unreadable`` and workers of their own: runs may share a set."""
+        """Return a copy with separate workers and ``unreadable``, so that runs can share a data set."""
         ...
 
     def close(self) -> None:
-        """End what reading left running; the images can still be read."""
+        """Stop background workers. The images can still be read afterwards."""
         ...
 
 
@@ -126,21 +126,21 @@ _Decoded = TypeVar("_Decoded", bound="DecodedImages")
 
 
 class DecodedImages:
-    """What is the same for all images that need no file to be decoded here."""
+    """Base class of :class:`Images` that are already decoded."""
 
     @property
     def unreadable(self) -> Mapping[str, int]:
-        """See :meth:`Images.unreadable`; all can be read."""
+        """Empty: all images can be read. See :meth:`Images.unreadable`."""
         return {}
 
     @property
     def left_out(self) -> Sequence[str]:
-        """See :meth:`Images.left_out`; all can be read."""
+        """Empty: all images can be read. See :meth:`Images.left_out`."""
         return ()
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """See :meth:`Images.preprocessing`; what made the images is not known."""
+        """None: the source of the images is unknown. See :meth:`Images.preprocessing`."""
         return None
 
     def name_of(self, place: int) -> str:
@@ -148,31 +148,31 @@ class DecodedImages:
         return f"image {place}"
 
     def scan(self, *, progress: bool = False) -> Scan:
-        """See :meth:`Images.scan`; there is nothing to decode."""
+        """Return an empty scan, because there is nothing to decode. See :meth:`Images.scan`."""
         return Scan()
 
     def for_run(self: _Decoded) -> _Decoded:
-        """See :meth:`Images.for_run`; reading leaves nothing behind that runs could not share."""
+        """Return this object, which has no state that runs could not share. See :meth:`Images.for_run`."""
         return self
 
     def close(self) -> None:
-        """See :meth:`Images.close`; there is nothing to end."""
+        """Do nothing, because there are no workers. See :meth:`Images.close`."""
 
 
 @dataclass(eq=False)
 class TensorImages(DecodedImages):
-    """Images that fit in memory, augmented in whole batches on the device.
+    """Images in memory, augmented in whole batches on the device.
 
-    The device that read last keeps a copy of the images; the CPU waits for it at the first reading
-    alone.
+    The images are copied to a device when they are first read on it, and the last copy is kept. Later
+    reads do not synchronize with the device.
 
     Attributes:
-        images: raw pixels, uint8 ``[N, C, H, W]``; replaced as a whole or not changed at all.
+        images: raw pixels, uint8 ``[N, C, H, W]``. Do not modify them in place; assign a new tensor.
         targets: classes, int64 ``[N]``.
-        white: pixel value that becomes 1 before normalisation (255, or 16 for the 8x8 digits).
-        mean: mean of each channel after that scaling.
-        std: standard deviation of each channel after that scaling.
-        augmentation: what a :class:`Draw` samples; None for sets that are only evaluated.
+        white: pixel value that is scaled to 1 before normalization (255, or 16 for the 8x8 digits).
+        mean: mean of each channel after scaling.
+        std: standard deviation of each channel after scaling.
+        augmentation: training augmentation; None for images that are only evaluated.
     """
 
     images: Tensor
@@ -182,7 +182,7 @@ class TensorImages(DecodedImages):
     std: tuple[float, ...]
     augmentation: BatchAugmentation | None = None
     _copy: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
-    """Images that were read on another device than their own, and what is there."""
+    """The images that were copied last, and their copy on another device."""
 
     @property
     def channels(self) -> int:
@@ -191,9 +191,9 @@ class TensorImages(DecodedImages):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """See :meth:`Images.preprocessing`; files of any size are resized to that of the images.
+        """Preprocessing that resizes files of any size to the size of these images.
 
-        White of a file is 1, as ``white`` is here.
+        White in a file is scaled to 1, like ``white`` here. See :meth:`Images.preprocessing`.
         """
         _, channels, height, width = self.images.shape
         if channels not in CHANNELS:
@@ -206,7 +206,7 @@ class TensorImages(DecodedImages):
     def select(
         self, indices: NDArray[np.int64], *, augmentation: BatchAugmentation | None = None
     ) -> TensorImages:
-        """The subset at ``indices`` (int64), with its own augmentation."""
+        """Return the images at ``indices`` (int64), with the given augmentation."""
         images = self.images[torch.from_numpy(indices)]
         return TensorImages(
             images, self.targets[indices], self.white, self.mean, self.std, augmentation
@@ -217,7 +217,10 @@ class TensorImages(DecodedImages):
     ) -> Iterator[Batch]:
         """See :meth:`Images.batches`."""
         if draw is not None and self.augmentation is None:
-            raise UsageError("these images have no augmentation; read them with draw=None")
+            raise UsageError(
+                "these images have no augmentation, only training images do; "
+                "pass draw=None, or --augment none"
+            )
         images = self._on(device)
         mean = upload(torch.tensor(self.mean), device)[:, None, None]
         std = upload(torch.tensor(self.std), device)[:, None, None]
@@ -243,7 +246,7 @@ class TensorImages(DecodedImages):
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
-        """See :meth:`Images.digests`; of all pixels, whatever ``whole`` is."""
+        """Return digests of all pixels; ``whole`` is ignored. See :meth:`Images.digests`."""
         pixels = self.images.cpu().contiguous().numpy()
         chosen = range(len(pixels)) if places is None else places
         return [hashlib.sha256(pixels[place].data).digest() for place in chosen]
@@ -253,8 +256,8 @@ class TensorImages(DecodedImages):
         return content_hash(self.digests(), self.targets)
 
     def _on(self, device: torch.device) -> Tensor:
-        """The images on ``device``."""
-        device = torch.empty(0, device=device).device  # with its number, which "cuda" leaves open
+        """Return the images on ``device``."""
+        device = torch.empty(0, device=device).device  # resolves "cuda" to "cuda:0" or similar
         if self.images.device == device:
             return self.images
         if self._copy is None or self._copy[0] is not self.images or self._copy[1].device != device:
@@ -264,19 +267,19 @@ class TensorImages(DecodedImages):
 
 @dataclass(eq=False)
 class LongTailData:
-    """A training set with a long tail and the sets that judge what was learnt from it.
+    """A long-tailed data set: training, validation and test images.
 
     Attributes:
         name: name on the command line.
-        train: the long-tailed training images.
-        validation: images for choosing hyper-parameters; None where the data set has none.
-        test: images for the reported result, the same whatever the imbalance.
+        train: long-tailed training images.
+        validation: images for choosing hyperparameters; None if the data set has none.
+        test: images for reported results. They do not depend on the imbalance.
         class_names: one name per class.
-        groups: the classes called head, mid and tail by the paper.
-        subset_hash: SHA-256 of which images, in which order and of which class, form the training
-            set: of the selection where it is made here (:func:`~.subset.subset_hash`), else of the
-            list and the names of the classes (:func:`~.lists.list_hash`). Equal for the same data
-            set under another root.
+        groups: classes of head, mid and tail.
+        subset_hash: SHA-256 that identifies the training set. For data sets that fastsam cuts, it is the hash
+            of the selected indices (:func:`~.subset.subset_hash`); for others, of the list of paths and
+            labels and of the class names (:func:`~.lists.list_hash`). It does not depend on the folder.
+        notes: lines about the data set for the user.
     """
 
     name: str
@@ -291,21 +294,21 @@ class LongTailData:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise DataError(
-                f"{self.name} has {self.num_classes} class; a classifier needs at least 2"
+                f"{self.name} has {self.num_classes} class(es), but at least 2 are required; add classes"
             )
         for part, images in self.splits.items():
             labels = images.targets
             if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
                 wrong = labels.min() if labels.min() < 0 else labels.max()
                 raise DataError(
-                    f"the {part} set of {self.name} has label {wrong}, but class_names has "
-                    f"{self.num_classes} names (labels 0 to {self.num_classes - 1})"
+                    f"labels of the {part} set of {self.name} must be from 0 to {self.num_classes - 1}, the "
+                    f"number of class_names minus 1, got {wrong}"
                 )
         grouped = [label for members in self.groups.values() for label in members]
         if grouped and not (min(grouped) >= 0 and max(grouped) < self.num_classes):
             raise DataError(
-                f"groups of {self.name} name class {max(grouped)}, but there are "
-                f"{self.num_classes} classes"
+                f"groups of {self.name} must contain labels from 0 to {self.num_classes - 1}, got "
+                f"{min(grouped) if min(grouped) < 0 else max(grouped)}"
             )
 
     @property
@@ -315,16 +318,16 @@ class LongTailData:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Training images of each class, int64 ``[num_classes]``."""
+        """Number of training images of each class, int64 ``[C]``."""
         return np.bincount(self.train.targets, minlength=self.num_classes).astype(np.int64)
 
     def group_lists(self) -> dict[str, list[int]]:
-        """Return ``groups`` as plain values for files."""
+        """Return ``groups`` as lists, for JSON."""
         return {name: list(members) for name, members in self.groups.items()}
 
     @property
     def splits(self) -> dict[str, Images]:
-        """The sets there are, by the names ``train``, ``validation`` and ``test``."""
+        """The existing splits by name: ``train``, ``validation`` and ``test``."""
         named = {
             "train": self.train,
             "validation": self.validation,
@@ -333,10 +336,10 @@ class LongTailData:
         return {name: images for name, images in named.items() if images is not None}
 
     def split(self, name: str) -> Images:
-        """The images of one of :attr:`splits`.
+        """Return the images of a split.
 
         Raises:
-            UsageError: if there is no such set.
+            UsageError: if there is no such split.
         """
         splits = self.splits
         if name not in splits:
@@ -346,14 +349,14 @@ class LongTailData:
     def contents(
         self, *, splits: Collection[str] | None = None, progress: bool = False
     ) -> dict[str, str]:
-        """Return the SHA-256 of contents and classes of every split; see :meth:`Images.content`.
+        """Return the SHA-256 of images and labels of every split, and of the class names.
 
-        Neither the place of the files nor their names enter it; the order of images and the names
-        of classes do.
+        It depends on the order of the images, but not on the location and names of files. See
+        :meth:`Images.content`.
 
         Args:
-            splits: which splits, beside the names of the classes; None for all.
-            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+            splits: splits to hash, in addition to the class names; None for all.
+            progress: show progress: a bar on a terminal, one line per minute elsewhere.
         """
         names = hashlib.sha256("\0".join(self.class_names).encode()).hexdigest()
         hashes = {
@@ -364,11 +367,11 @@ class LongTailData:
         return {"classes": names, **hashes}
 
     def for_run(self) -> LongTailData:
-        """The same data set for one run; see :meth:`Images.for_run`."""
+        """Return a copy for one run; see :meth:`Images.for_run`."""
         own: dict[str, Any] = {name: images.for_run() for name, images in self.splits.items()}
         return replace(self, **own)
 
     def close(self) -> None:
-        """End what reading left running; see :meth:`Images.close`."""
+        """Stop background workers; see :meth:`Images.close`."""
         for images in self.splits.values():
             images.close()

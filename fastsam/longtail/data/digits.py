@@ -1,4 +1,4 @@
-"""``digits-lt``: scikit-learn's 1,797 handwritten digits, made long-tailed. Needs no download."""
+"""``digits-lt``: scikit-learn's 1,797 handwritten digits, cut to a long tail. Needs no download."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fastsam.longtail.data.subset import (
 from fastsam.longtail.settings import layer
 
 POOL = 100
-"""Images of each class from which the long tail is drawn."""
+"""Number of images per class from which the training set is selected."""
 VALIDATION = 24
-"""Images of each class, after the pool, for choosing hyper-parameters; the rest is test."""
+"""Number of validation images per class, which follow the pool. The rest is the test set."""
 
 # Mean and standard deviation of all 1,797 images scaled to [0, 1].
 _MEAN, _STD = 0.3053, 0.3760
@@ -36,17 +36,17 @@ def load_digits_lt(
     subset_seed: int = 0,
     label_noise: float = 0.0,
 ) -> LongTailData:
-    """Handwritten digits of 8x8 pixels, 10 classes, with a long tail.
+    """Load long-tailed handwritten digits: 8x8 pixels, 10 classes.
 
-    Every class is shuffled by ``subset_seed``; its first 100 images are the pool from which the
-    long tail is drawn, the next 24 are validation and the rest (50 to 59) test, whatever the
-    imbalance.
+    Every class is shuffled by ``subset_seed``. The training images are selected from its first 100 images,
+    the next 24 are validation images, and the rest (50 to 59) are test images. Validation and test images
+    do not depend on the imbalance.
 
     Args:
-        imbalance: largest over smallest class count, 1 to 100.
+        imbalance: imbalance factor, 1 to 100: size of the largest class divided by the size of the smallest.
         kind: exponential or step profile.
-        subset_seed: seed of the split and the selection, apart from the seed of the training.
-        label_noise: share of the training labels that are replaced by another class.
+        subset_seed: seed of the split and the selection, independent of the seed of the training.
+        label_noise: fraction of the training labels that are replaced by another class.
 
     Example:
         >>> load_digits_lt(imbalance=50).counts.tolist()
@@ -85,13 +85,13 @@ register_dataset(
             subset_seed=settings.subset_seed,
             label_noise=settings.label_noise,
         ),
-        summary="1,797 handwritten digits of 8x8 pixels, long-tailed",
+        summary="1,797 handwritten digits of 8x8 pixels, cut to a long tail",
         settings=ImbalanceSettings,
-        where="comes with scikit-learn",
+        where="install scikit-learn, which includes it",
         recipe={
             **layer("definition of digits-lt", imbalance=50.0, kind="exp", subset_seed=0),
             **layer(
-                "set for runs of some seconds; not tuned (benchmarks/longtail_digits.py compares)",
+                "chosen for runs of a few seconds; not tuned (compared in benchmarks/longtail_digits.py)",
                 model="resnet8",
                 epochs=100,
                 batch_size=32,

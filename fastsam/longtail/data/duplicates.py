@@ -1,4 +1,4 @@
-"""Images that occur more than once: within a set, under two classes, or in training and test."""
+"""Detection of images that occur more than once: in a split, under two classes, or in two splits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fastsam.longtail.data.lists import ImageList
 
 
 class Keyed(NamedTuple):
-    """The images of a split by what they are compared by.
+    """Images of a split with the keys by which they are compared.
 
     Attributes:
-        keys: one per image; equal keys are the same image.
-        targets: one class per image.
-        names: one name per image, for messages.
+        keys: key of each image. Images with equal keys are the same.
+        targets: class of each image.
+        names: name of each image, for messages.
     """
 
     keys: Sequence[Hashable]
@@ -27,15 +27,15 @@ class Keyed(NamedTuple):
 
 
 def repeated(splits: Mapping[str, Keyed], what: str) -> list[str]:
-    """Describe the images that occur more than once, a sentence for each kind of fault.
+    """Describe the images that occur more than once, with one line for each kind of problem.
 
     Args:
         splits: the splits by name.
-        what: what two images have in common, ``path`` or ``content``.
+        what: what repeated images have in common, ``path`` or ``content``.
 
     Example:
         >>> repeated({"train": Keyed("aab", [0, 0, 1], ["x", "y", "z"])}, "content")
-        ['train: 1 image repeats the content of another, the first is y (as x)']
+        ['train: 1 image repeats the content of another; the first is y (same as x)']
     """
     places: dict[str, dict[Hashable, list[int]]] = {}
     lines = []
@@ -50,7 +50,7 @@ def repeated(splits: Mapping[str, Keyed], what: str) -> list[str]:
                 f"{len(again)} image repeats" if len(again) == 1 else f"{len(again)} images repeat"
             )
             lines.append(
-                f"{split}: {count} the {what} of another, the first is "
+                f"{split}: {count} the {what} of another; the first is "
                 f"{_pair(keyed.names[again[0][1]], keyed.names[again[0][0]])}"
             )
         torn = [
@@ -59,7 +59,7 @@ def repeated(splits: Mapping[str, Keyed], what: str) -> list[str]:
         if torn:
             labels = sorted({keyed.targets[place] for place in torn[0]})
             lines.append(
-                f"{split}: {_images(len(torn))} under more than one class by {what}, the first is "
+                f"{split}: {_images(len(torn))} with the same {what} in several classes; the first is "
                 f"{keyed.names[torn[0][0]]} (classes {', '.join(map(str, labels))})"
             )
     for one, other in itertools.combinations(splits, 2):
@@ -68,14 +68,14 @@ def repeated(splits: Mapping[str, Keyed], what: str) -> list[str]:
             here = splits[one].names[places[one][shared[0]][0]]
             there = splits[other].names[places[other][shared[0]][0]]
             lines.append(
-                f"{one} and {other} share {_images(len(shared))} by {what}, the first is "
+                f"{one} and {other} share {_images(len(shared))} with the same {what}; the first is "
                 f"{_pair(here, there)}"
             )
     return lines
 
 
 def repeated_paths(lists: Mapping[str, ImageList]) -> list[str]:
-    """Describe the paths that lists name more than once, each or together."""
+    """Describe the paths that occur more than once in one list or in several."""
     return repeated(
         {
             split: Keyed(_normal(images), images.targets.tolist(), images.paths)
@@ -86,13 +86,13 @@ def repeated_paths(lists: Mapping[str, ImageList]) -> list[str]:
 
 
 def repeated_contents(splits: Mapping[str, Images], *, progress: bool = False) -> list[str]:
-    """Describe the images of equal content under different names.
+    """Describe images with equal content under different names.
 
-    Sampled digests find the candidates, digests of every byte decide.
+    Candidates are found by sampled digests, and confirmed by digests of every byte.
 
     Args:
         splits: the splits by name.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
     """
     names = {
         split: [images.name_of(i) for i in range(len(images))] for split, images in splits.items()
@@ -109,7 +109,7 @@ def repeated_contents(splits: Mapping[str, Images], *, progress: bool = False) -
         whole = dict(zip(candidates, images.digests(candidates, whole=True), strict=True))
         keys: list[Hashable] = []
         for place, name in enumerate(names[split]):
-            # A path that was met before is reported as a path; its content is its own.
+            # A repeated path is reported by repeated_paths(), so here it counts as different content.
             path = f"{split}/{name}" if name.startswith("image ") else posixpath.normpath(name)
             keys.append((split, place) if path in seen else whole.get(place, (split, place)))
             seen.add(path)
@@ -126,4 +126,4 @@ def _images(count: int) -> str:
 
 
 def _pair(one: str, other: str) -> str:
-    return one if one == other else f"{one} (as {other})"
+    return one if one == other else f"{one} (same as {other})"

@@ -1,4 +1,4 @@
-"""Images read from files on CPU workers, and what happens when one cannot be read."""
+"""Images that are read from files by CPU workers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CORRUPT_POLICIES = ("stop", "skip")
 
 @dataclass(frozen=True)
 class Preparation:
-    """How files become tensors.
+    """Transforms from image files to tensors.
 
     Attributes:
-        size: height and width of the network's input.
+        size: height and width of the network's input in pixels.
         mean: mean of each channel.
         std: standard deviation of each channel.
-        jitter: strength of brightness, contrast and saturation jitter in training.
+        jitter: strength of the brightness, contrast and saturation jitter in training.
     """
 
     size: int = 224
@@ -44,7 +44,7 @@ class Preparation:
     jitter: float = 0.4
 
     def training(self) -> Callable[[Any], Tensor]:
-        """Random resized crop, flip, colour jitter."""
+        """Return the training transform: random resized crop, horizontal flip and color jitter."""
         with requires_extra("longtail", "the augmentation of image files"):
             from torchvision.transforms import v2
 
@@ -59,10 +59,10 @@ class Preparation:
         return composed
 
     def evaluation(self, reading: Reading) -> Preprocessing:
-        """Resize the shorter side to 256/224 of the size, then crop the center.
+        """Return the evaluation transform: resize the shorter side to 256/224 of the size, crop the center.
 
         Args:
-            reading: orientation and range of values of the files.
+            reading: handling of EXIF orientation and pixel values.
         """
         return Preprocessing(
             size=(self.size, self.size),
@@ -77,26 +77,26 @@ class Preparation:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """A list of image files.
+    """Images that are read from a list of files.
 
-    An image's augmentation depends on seed, epoch and image alone, not on the number of workers.
-    Workers live on from one reading to the next, and end with :meth:`close` or with this object.
+    The augmentation of an image depends only on seed, epoch and image, not on the number of workers. Workers
+    persist between epochs, until :meth:`close` is called or this object is deleted.
 
     Attributes:
         root: folder that the paths are relative to.
         images: paths and classes.
-        preparation: how files become tensors.
-        workers: processes that read; 0 reads in this one.
-        corrupt: ``stop`` ends the run at an image that cannot be read; ``skip`` leaves it out and
-            counts it in ``unreadable``.
-        reading: orientation and range of values of the files.
-        plain: how images are read without augmentation; None for what ``preparation`` says.
-        left_out: paths of images that :meth:`readable` removed.
-        unreadable: how often each unreadable image was met.
-        known: hash of the contents of ``images`` and ``left_out``, once it has been computed.
+        preparation: transforms from files to tensors.
+        workers: number of worker processes; 0 reads in this process.
+        corrupt: ``stop`` raises an error at an unreadable image; ``skip`` skips it and counts it in
+            ``unreadable``.
+        reading: handling of EXIF orientation and pixel values.
+        plain: preprocessing without augmentation; None for the one of ``preparation``.
+        left_out: paths of unreadable images that :meth:`readable` removed.
+        unreadable: how often each unreadable image was skipped, by path.
+        known: cached hash of the contents of ``images`` and ``left_out``.
 
     Raises:
-        UsageError: for an unknown ``corrupt`` or a negative number of workers.
+        UsageError: if ``corrupt`` is unknown or ``workers`` is negative.
     """
 
     root: Path
@@ -123,7 +123,7 @@ class FileImages:
 
     @property
     def channels(self) -> int:
-        """Images are read as RGB, unless ``plain`` says grey."""
+        """Number of channels: 3, unless ``plain`` is grayscale."""
         return self.preprocessing.channels
 
     @property
@@ -150,7 +150,7 @@ class FileImages:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
-            DataError: at an unreadable image under ``stop``.
+            DataError: if an image cannot be read and ``corrupt`` is ``stop``.
         """
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
@@ -182,12 +182,12 @@ class FileImages:
         return self.known["content"]
 
     def readable(self, *, progress: bool = False) -> FileImages:
-        """Return the images that can be decoded; the others are in ``left_out``.
+        """Return a copy without the images that cannot be decoded, which are listed in ``left_out``.
 
-        The decode scan behind it is cached; see :func:`fastsam.longtail.data.scan.cached_scan`.
+        The result of the decode scan is cached; see :func:`fastsam.longtail.data.scan.cached_scan`.
 
         Args:
-            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+            progress: show progress: a bar on a terminal, one line per minute elsewhere.
         """
         content = self.content(progress=progress)
         broken = cached_scan(content, self.reading, lambda: self.scan(progress=progress)).unreadable
@@ -197,7 +197,7 @@ class FileImages:
         return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
     def prepared_as(self, preprocessing: Preprocessing) -> FileImages:
-        """See :meth:`fastsam.longtail.data.Images.prepared_as`; files are read in any way."""
+        """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing."""
         return replace(self, reading=preprocessing.reading, plain=preprocessing)
 
     def for_run(self) -> FileImages:
@@ -223,7 +223,7 @@ class FileImages:
     def _note(self, sample: Unreadable) -> None:
         if self.corrupt == "stop":
             raise DataError(
-                f"{self.root / sample.path} cannot be read ({sample.reason}); replace the file, or "
-                "go on without such images with --corrupt skip"
+                f"cannot read {self.root / sample.path} ({sample.reason}); replace the file or pass "
+                "--corrupt skip"
             )
         self.unreadable[sample.path] = self.unreadable.get(sample.path, 0) + 1

@@ -11,7 +11,7 @@ GROUPS = ("head", "mid", "tail")
 
 
 def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Head, mid and tail as ranges of classes that are ordered by falling count (the paper's rule).
+    """Split classes that are sorted by decreasing count into head, mid and tail, by rank (as in the paper).
 
     Args:
         num_classes: number of classes C.
@@ -28,15 +28,15 @@ def groups_by_rank(num_classes: int, boundaries: tuple[int, int]) -> dict[str, t
 def groups_by_count(
     counts: NDArray[np.int64], *, many: int = 100, few: int = 20
 ) -> dict[str, tuple[int, ...]]:
-    """Head, mid and tail by training count: above ``many``, ``few`` to ``many``, below ``few``.
+    """Split classes into head, mid and tail by their number of training images.
 
-    The usual rule since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World"
+    This is the usual rule since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World"
     (CVPR 2019).
 
     Args:
         counts: training images of each class, int64 ``[C]``.
-        many: a class with more images than this is head.
-        few: a class with fewer images than this is tail.
+        many: head classes have more images than this.
+        few: tail classes have fewer images than this.
 
     Example:
         >>> groups_by_count(np.array([500, 100, 20, 19]))
@@ -53,6 +53,6 @@ def check_every_class(counts: NDArray[np.int64], where: str) -> None:
     if len(empty):
         shown = ", ".join(str(label) for label in empty[:10]) + (", ..." if len(empty) > 10 else "")
         raise DataError(
-            f"{len(empty)} of {len(counts)} classes have no image in {where}: {shown}; "
-            "add images or remove these classes from the list"
+            f"{len(empty)} of {len(counts)} classes have no image in {where}: {shown}; add images of these "
+            "classes or remove the classes"
         )

@@ -1,4 +1,4 @@
-"""Wrong labels, made on purpose."""
+"""Label noise: training labels that are replaced by wrong ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastsam.longtail.seeds import Stream, numpy_generator
 def noisy_labels(
     targets: NDArray[np.int64], num_classes: int, share: float, seed: int
 ) -> NDArray[np.int64]:
-    """Return the labels with a share of them replaced by another class, uniformly at random.
+    """Replace a fraction of the labels by other classes, uniformly at random.
 
-    This is symmetric noise as of Zhang et al. (ICLR 2017) and Foret et al. (ICLR 2021, section 3.3), but a
-    label that is replaced is always wrong. The rarer a class is, the larger the share of wrong images
-    among those that have its label.
+    This is the symmetric noise of Zhang et al. (ICLR 2017) and Foret et al. (ICLR 2021, section 3.3), except
+    that a replaced label is always wrong. The rarer a class, the larger the fraction of images with its label
+    that belong to other classes.
 
     Args:
         targets: true classes, int64 ``[N]``.
         num_classes: number of classes C.
-        share: share of the N labels that are replaced, rounded to whole images.
-        seed: seed of the choice.
+        share: fraction of the N labels that are replaced, rounded to whole images.
+        seed: seed of the noise.
 
     Example:
         >>> labels = noisy_labels(np.zeros(10, dtype=np.int64), 3, share=0.4, seed=0)
@@ -43,21 +43,21 @@ def noisy_labels(
 
 
 def with_label_noise(data: LongTailData, share: float, seed: int) -> LongTailData:
-    """Return a data set with wrong labels in its training set; see :func:`noisy_labels`.
+    """Return a data set with label noise in its training set; see :func:`noisy_labels`.
 
-    Counts, class weights and priors are then those of the noisy labels, as they would be in practice. Head,
-    mid and tail, validation and test stay as they are.
+    Counts, class weights and priors are computed from the noisy labels, as they would be in practice. Groups,
+    validation set and test set do not change.
 
     Args:
-        data: the data set, in memory.
-        share: share of the training labels that are replaced; 0 returns ``data``.
-        seed: seed of the choice.
+        data: a data set in memory.
+        share: fraction of the training labels that are replaced; 0 returns ``data``.
+        seed: seed of the noise.
     """
     if share == 0:
         return data
     train = data.train
     if not isinstance(train, TensorImages):
-        raise AssertionError("only sets in memory are cut here")
+        raise AssertionError("label noise requires images in memory")
     labels = noisy_labels(train.targets, data.num_classes, share, seed)
     wrong = int((labels != train.targets).sum())
     digits = np.frombuffer(bytes.fromhex(data.subset_hash), dtype="<i8").astype(np.int64)
@@ -65,5 +65,5 @@ def with_label_noise(data: LongTailData, share: float, seed: int) -> LongTailDat
         data,
         train=replace(train, targets=labels),
         subset_hash=subset_hash(np.concatenate([digits, labels])),
-        notes=(*data.notes, f"{wrong} of {len(labels)} training labels were made wrong on purpose"),
+        notes=(*data.notes, f"label noise: {wrong} of {len(labels)} training labels were replaced"),
     )

@@ -1,8 +1,8 @@
-"""Data sets that are given by list files or class folders.
+"""Published data sets that consist of list files and images: ImageNet-LT, Places-LT, iNaturalist 2018.
 
-Of the published lists, Places-LT's training list and the evaluation lists of ImageNet-LT and
-iNaturalist 2018 are in the tests as they are; the training lists of the latter two are tested on made
-lists with the published numbers of images and classes.
+The tests read the published training list of Places-LT and the published evaluation lists of ImageNet-LT and
+iNaturalist 2018. The training lists of the latter two are replaced by generated lists with the published
+numbers of images and classes.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class ListedSet:
         name: name on the command line.
         num_classes: number of classes.
         train: list file of the training images.
-        validation: list file for choosing hyper-parameters; None where there is none.
-        test: list file of the reported result.
-        totals: published number of images of each list file.
-        hashes: SHA-256 of the lists that were at hand (unpacked; see :func:`list_hash`).
-        largest: published training images of the largest class.
-        smallest: the same of the smallest class.
-        boundaries: first class of mid and of tail after sorting by count (the paper's split); None
-            to split by count.
-        preparation: how files become tensors.
-        where: where its users get it.
+        validation: list file of the validation images; None if there is none.
+        test: list file of the test images.
+        totals: published number of images in each list file.
+        hashes: SHA-256 of the published lists that were available (uncompressed; see :func:`list_hash`).
+        largest: published number of training images of the largest class.
+        smallest: published number of training images of the smallest class.
+        boundaries: first class of mid and of tail after sorting by count, as in the paper; None to split by
+            count.
+        preparation: transforms from files to tensors.
+        where: where to get the files.
     """
 
     name: str
@@ -129,22 +129,28 @@ LISTED = {
         boundaries=(842, 4543),
         preparation=_INATURALIST,
         where="images and JSON: the iNaturalist Competition 2018; lists: `fastsam data convert` "
-        "makes them from train2018.json and val2018.json",
+        "creates them from train2018.json and val2018.json",
     ),
 }
 
 
 def list_forms(root: Path, name: str) -> list[Path]:
-    """The files that hold a list: ``root/name`` and its compressed forms, those that there are."""
+    """Return the existing files of a list: ``root/name`` and its compressed forms."""
     forms = (root / f"{name}{packing}" for packing in ("", ".gz", ".xz"))
     return [path for path in forms if path.is_file()]
 
 
 def find_list(root: Path, name: str) -> Path:
-    """``root/name``, or its compressed form."""
+    """Return the path of a list: ``root/name`` or its compressed form.
+
+    Raises:
+        DataError: if there is neither.
+    """
     found = list_forms(root, name)
     if not found:
-        raise DataError(f"no {name} (or .gz, .xz) in {root}")
+        raise DataError(
+            f"{root} contains no {name} (or .gz, .xz); add the file or pass --data-root DIR"
+        )
     return found[0]
 
 
@@ -157,19 +163,19 @@ def load_listed(
     corrupt: str = "stop",
     progress: bool = False,
 ) -> LongTailData:
-    """A published list data set, its classes re-numbered by falling training count.
+    """Load a published list data set. Its classes are relabeled in order of decreasing training count.
 
     Args:
-        info: which one.
+        info: the data set.
         root: folder with the list files, and with the images under the listed paths.
-        size: height and width of the network's input.
-        workers: processes that read images.
+        size: height and width of the network's input in pixels.
+        workers: number of worker processes that read images.
         corrupt: ``stop`` or ``skip``; see :func:`assemble`.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        DataError: for a list that is missing, damaged or not of the published counts, or images
-            that are not there.
+        DataError: if a list is missing, damaged or does not have the published counts, or if images are
+            missing.
     """
     names = {"train": info.train, "validation": info.validation, "test": info.test}
     lists = {
@@ -184,7 +190,7 @@ def load_listed(
         num_classes=info.num_classes,
         boundaries=info.boundaries,
         preparation=Preparation(size, info.preparation.mean, info.preparation.std),
-        # As the published code reads them: without their orientation.
+        # The published code ignores the EXIF orientation.
         reading=Reading(),
         workers=workers,
         corrupt=corrupt,
@@ -196,14 +202,14 @@ def check_totals(info: ListedSet, name: str, images: ImageList) -> None:
     """Raise :class:`DataError` unless a list has its published number of images."""
     if len(images) != info.totals[name]:
         raise DataError(
-            f"{name} lists {len(images)} images, {info.totals[name]} are published; "
-            "it is another version or half downloaded"
+            f"{name} must list the published {info.totals[name]} images, got {len(images)}; it is another "
+            "version or incomplete, download it again"
         )
     counts = class_counts(images, info.num_classes, name)
     if name == info.train and (counts.max(), counts.min()) != (info.largest, info.smallest):
         raise DataError(
-            f"the classes of {name} have {counts.min()} to {counts.max()} images, "
-            f"{info.smallest} to {info.largest} are published"
+            f"classes of {name} must have the published {info.smallest} to {info.largest} images, got "
+            f"{counts.min()} to {counts.max()}; it is another version, download it again"
         )
 
 
@@ -222,14 +228,14 @@ def assemble(
     class_names: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
 ) -> LongTailData:
-    """Make a data set of its lists ``train``, ``test`` and perhaps ``validation``.
+    """Create a data set from the lists ``train``, ``test`` and optionally ``validation``.
 
-    Classes are re-numbered by falling training count in the lists; ``boundaries`` splits them by
-    rank, None by count. Under ``corrupt="skip"`` a decode scan removes the images that cannot be
-    read, so that counts, weights and priors are those of the images that are trained on.
+    Classes are relabeled in order of decreasing training count. ``boundaries`` splits them into groups by
+    rank; None splits by count. With ``corrupt="skip"`` a decode scan removes unreadable images first, so that
+    counts, weights and priors are those of the images used in training.
 
     Raises:
-        DataError: for labels or files that do not fit, or a class with no image that can be read.
+        DataError: if labels are not valid, files are missing, or a class has no readable image.
     """
     counts = class_counts(lists["train"], num_classes, "the training list")
     classes = len(counts)
@@ -239,14 +245,14 @@ def assemble(
         strays = outside(images)
         if strays:
             notes += (
-                f"{part}: {len(strays)} of {len(images)} listed paths lie outside {root}, the first "
-                f"is {strays[0]}",
+                f"{part}: {len(strays)} of {len(images)} listed paths are outside {root}; the first is "
+                f"{strays[0]}",
             )
     class_map = map_by_count(counts)
     old_names = class_names or tuple(str(label) for label in range(classes))
     new_names = tuple(old_names[old] for old in np.argsort(class_map))
     sets = {
-        part: FileImages(root, images.relabelled(class_map), preparation, workers, corrupt, reading)
+        part: FileImages(root, images.relabeled(class_map), preparation, workers, corrupt, reading)
         for part, images in lists.items()
     }
     selection = list_hash(sets["train"].images, new_names)
@@ -255,15 +261,15 @@ def assemble(
         for part, found in sets.items():
             if found.left_out:
                 notes += (
-                    f"{part}: {len(found.left_out)} images cannot be read and are left out, the "
-                    f"first is {found.left_out[0]}",
+                    f"{part}: removed {len(found.left_out)} unreadable images; the first is "
+                    f"{found.left_out[0]}",
                 )
     left = np.bincount(sets["train"].targets, minlength=classes)
     if (left == 0).any():
         lost = new_names[int(np.flatnonzero(left == 0)[0])]
         raise DataError(
-            f"no training image of {int((left == 0).sum())} classes can be read, the first is "
-            f"{lost!r}; replace the files, or remove these classes"
+            f"{int((left == 0).sum())} classes have no readable training image; the first is {lost!r}. "
+            "Replace the files or remove these classes"
         )
     return LongTailData(
         name=name,
@@ -278,17 +284,17 @@ def assemble(
 
 
 def check_lists(name: str, settings: ImageFileSettings) -> Iterator[str]:
-    """Yield the hash of every list of a published set, compared where the published one is known."""
+    """Yield the hash of every list of a published data set, and whether it is the published one."""
     info = LISTED[name]
     for file in info.totals:
         found = list_hash(read_list(find_list(settings.root, file)))
         known = info.hashes.get(file)
         if known is None:
-            verdict = "no published hash is known"
+            verdict = "published hash not known"
         elif known == found:
-            verdict = "the published list"
+            verdict = "published list"
         else:
-            verdict = f"NOT the published list, {known}: the order or the files differ"
+            verdict = f"NOT the published list, {known}: order or files differ"
         yield f"{file}, SHA-256: {found} ({verdict})"
 
 
@@ -312,7 +318,7 @@ for _name, _recipe in (
         DataSetPart(
             name=_name,
             build=partial(_load, _name),
-            summary=f"{LISTED[_name].num_classes} classes of photographs, long-tailed",
+            summary=f"long-tailed photographs of {LISTED[_name].num_classes} classes",
             settings=ImageFileSettings,
             where=LISTED[_name].where,
             recipe=_recipe,

@@ -1,4 +1,4 @@
-"""List files of long-tailed benchmarks: one ``path label`` per line."""
+"""List files, with one line ``path label`` per image, and class folders."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fastsam.longtail.errors import DataError
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 _LONGEST_LINE = 1 << 16
-"""Characters of a line; the paths of no file system are longer."""
+"""Largest number of characters in a line. Paths are shorter on every file system."""
 _DIGITS = 9
-"""Digits of a label; a table of more classes fits into no memory."""
+"""Largest number of digits of a label. Tables of more classes would not fit into memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """Images by path, relative to the root of their data set, and their classes.
+    """Paths of images, relative to the root of their data set, and their classes.
 
     Attributes:
-        paths: one per image.
+        paths: path of each image.
         targets: classes, int64 ``[N]``.
     """
 
@@ -44,28 +44,27 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def relabelled(self, class_map: NDArray[np.int64]) -> ImageList:
-        """The same images with class c called ``class_map[c]``."""
+    def relabeled(self, class_map: NDArray[np.int64]) -> ImageList:
+        """Return the same images with label c replaced by ``class_map[c]``."""
         return ImageList(self.paths, class_map[self.targets])
 
 
 def read_list(path: Path) -> ImageList:
     """Read a list file, plain or compressed (``.gz``, ``.xz``).
 
-    Each line is a path and a class number, separated by white space; the path may hold spaces.
-    Empty lines are skipped.
+    Each line is a path and a label, separated by white space. The path may contain spaces. Empty lines are
+    skipped.
 
     Raises:
-        DataError: for a file that is missing or damaged, or a line that is not of that form, which
-            is named.
+        DataError: if the file is missing or damaged, or a line has another form; the message names the line.
     """
     if not path.is_file():
-        raise DataError(f"no list file at {path}")
+        raise DataError(f"list file {path} does not exist")
     opener: Any = _OPENERS.get(path.suffix, open)
     paths: list[str] = []
     labels: list[int] = []
     try:
-        # Editors of Windows begin a file with a byte order mark, which is no part of the first path.
+        # Windows editors start a file with a byte order mark, which utf-8-sig removes.
         with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
@@ -83,14 +82,14 @@ def read_list(path: Path) -> ImageList:
                 paths.append(parts[0].strip())
                 labels.append(int(parts[1]))
     except (EOFError, OSError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged or half downloaded: {error}") from error
+        raise DataError(f"{path} is damaged or incomplete: {error}; download it again") from error
     if not paths:
-        raise DataError(f"{path} lists no image")
+        raise DataError(f"{path} lists no images; expected lines `path label`")
     return ImageList(paths, np.array(labels, dtype=np.int64))
 
 
 def _lines(file: Any, path: Path) -> Iterator[str]:
-    """The lines of a text file, of which none is read without bound."""
+    """Iterate over the lines of a text file, with a limit on their length."""
     number = 0
     while line := file.readline(_LONGEST_LINE):
         number += 1
@@ -103,7 +102,7 @@ def _lines(file: Any, path: Path) -> Iterator[str]:
 
 
 def outside(images: ImageList) -> list[str]:
-    """Return the paths that are absolute or lead out of the root by ``..``."""
+    """Return the paths that are absolute or leave the root by ``..``."""
     normal = ((path, posixpath.normpath(path.replace(os.sep, "/"))) for path in images.paths)
     return [
         path for path, clean in normal if Path(path).is_absolute() or clean.split("/")[0] == ".."
@@ -111,11 +110,11 @@ def outside(images: ImageList) -> list[str]:
 
 
 def list_hash(images: ImageList, class_names: Sequence[str] = ()) -> str:
-    """SHA-256 of the lines ``path label``, whatever the file's line ends and packing.
+    """Return the SHA-256 of the lines ``path label``, independent of line endings and compression.
 
     Args:
         images: the list.
-        class_names: what its labels stand for, one name per class, where that is part of the data.
+        class_names: one name per class, to include in the hash; empty to hash only the list.
 
     Example:
         >>> list_hash(ImageList(["a.jpg"], np.array([0])))[:8]
@@ -127,43 +126,41 @@ def list_hash(images: ImageList, class_names: Sequence[str] = ()) -> str:
     for name in class_names:
         digest.update(
             f"\n{name}\n".encode()
-        )  # no list has an empty line: names cannot pass for one
+        )  # the empty line separates names from paths, because lists have none
     return digest.hexdigest()
 
 
 def class_counts(images: ImageList, num_classes: int | None, where: str) -> NDArray[np.int64]:
-    """Images of each class, int64 ``[C]``.
+    """Count the images of each class, int64 ``[C]``.
 
     Args:
         images: the list.
-        num_classes: number of classes C; None for one more than the largest label, with no gaps.
-        where: the list in words, for the message.
+        num_classes: number of classes C; None to infer it from the largest label.
+        where: description of the list, for the message.
 
     Raises:
-        DataError: for a label out of range, or, without ``num_classes``, a label that is left out.
+        DataError: if a label is out of range, or ``num_classes`` is None and a label does not occur.
     """
     largest = int(images.targets.max(initial=-1))
     if num_classes is not None and largest >= num_classes:
         raise DataError(
-            f"{where} has label {largest}, but there are {num_classes} classes "
-            f"(0 to {num_classes - 1})"
+            f"labels of {where} must be from 0 to {num_classes - 1}, got {largest}; correct the list"
         )
-    # Not by a table of all labels, which one wrong label would make larger than the memory.
+    # np.bincount before this check could exhaust memory because of a single wrong label.
     found = np.unique(images.targets)
     if num_classes is None and len(found) <= largest:
         first = int(np.flatnonzero(found != np.arange(len(found)))[0])
         raise DataError(
-            f"{where} has labels up to {largest} but no image of {largest + 1 - len(found)} of them, "
-            f"the first is {first}; number the classes from 0 without gaps"
+            f"{where} has labels up to {largest}, but {largest + 1 - len(found)} labels do not occur; the "
+            f"first is {first}. Number the classes from 0 without gaps"
         )
     return np.bincount(images.targets, minlength=num_classes or 0).astype(np.int64)
 
 
 def map_by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """New class numbers in the order of falling training counts, int64 ``[C]``.
+    """Return new labels in order of decreasing count, int64 ``[C]``.
 
-    ``map[c]`` is the place of class c; classes with equal counts keep their order, whatever the
-    version of NumPy.
+    Entry c is the new label of class c. Classes with equal counts keep their order.
 
     Example:
         >>> map_by_count(np.array([5, 9, 5])).tolist()
@@ -180,18 +177,18 @@ def check_files(images: ImageList, root: Path, where: str) -> None:
     missing = [path for path in images.paths if not (root / path).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(images)} images of {where} are not under {root}, the first is "
-            f"{missing[0]}; check --data-root and whether everything was unpacked"
+            f"{len(missing)} of {len(images)} images of {where} do not exist in {root}; the first is "
+            f"{missing[0]}. Check --data-root, and that all archives were unpacked"
         )
 
 
 class ClassFolders(NamedTuple):
-    """What class folders hold.
+    """Content of class folders.
 
     Attributes:
-        images: the images, with paths relative to the folder of the class folders.
-        class_names: the names of the classes.
-        left_out: number of files without an image suffix, by suffix in lower case.
+        images: the images, with paths relative to the folder that contains the class folders.
+        class_names: names of the classes.
+        left_out: number of files that are not images, by suffix in lower case.
     """
 
     images: ImageList
@@ -200,37 +197,38 @@ class ClassFolders(NamedTuple):
 
 
 def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
-    """Find the images of ``root/CLASS/...``, classes in alphabetical order.
+    """Find the images in class folders, ``root/CLASS/...``, with classes in alphabetical order.
 
-    Files with a suffix in :data:`fastsam.longtail.data.pixels.SUFFIXES` are images. Links to
-    folders are followed. Hidden files and folders, whose names begin with a dot, are left out: they
-    are not the user's images but what programs leave behind (``.ipynb_checkpoints``,
-    ``._cat.jpg``).
+    Files with a suffix in :data:`fastsam.longtail.data.pixels.SUFFIXES` are images. Links to folders are
+    followed. Hidden files and folders (names that start with a dot) are ignored, because programs create them
+    (``.ipynb_checkpoints``, ``._cat.jpg``).
 
     Args:
         root: folder with one folder per class.
-        class_names: the classes to expect, each with a folder, which may be empty; None to take the
-            folders' names, each with an image.
+        class_names: expected classes. Each must have a folder, which may be empty. None to use the names of
+            the folders, each of which must contain an image.
 
     Raises:
-        DataError: if there is no such folder, a class is unknown, without a folder or, where no
-            classes are expected, without an image, if there is no image at all, or if a link leads
-            back to a folder that it lies in.
+        DataError: if ``root`` does not exist, a class folder is unexpected, missing or (without
+            ``class_names``) empty, there is no image at all, or a link leads to a folder above it.
     """
     if not root.is_dir():
-        raise DataError(f"no folder {root}; expected one folder per class in it")
+        raise DataError(f"folder {root} does not exist; create it with one folder per class")
     found = sorted(
         path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     names = list(class_names) if class_names is not None else found
     strangers = sorted(set(found) - set(names))
     if strangers:
-        raise DataError(f"{root} has the class {strangers[0]!r}, which the training set has not")
+        raise DataError(
+            f"{root} has class {strangers[0]!r}, but the training set does not; add training images or "
+            "remove the folder"
+        )
     missing = sorted(set(names) - set(found))
     if missing:
         raise DataError(
-            f"{root} has no folder for {len(missing)} classes of the training set, the first is "
-            f"{missing[0]!r}; add them, or empty ones to do without such images"
+            f"{root} has no folder for {len(missing)} classes of the training set; the first is "
+            f"{missing[0]!r}. Create these folders; they may be empty"
         )
     paths: list[str] = []
     labels: list[int] = []
@@ -251,17 +249,19 @@ def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFo
     suffixes = ", ".join(SUFFIXES)
     others = f"; found {describe_left_out(left_out)}" if left_out else ""
     if not paths:
-        raise DataError(f"no image ({suffixes}) in the class folders of {root}{others}")
+        raise DataError(
+            f"the class folders of {root} contain no images ({suffixes}){others}; add images"
+        )
     if class_names is None and empty:
         raise DataError(
-            f"no image ({suffixes}) in {len(empty)} class folders of {root}, the first is "
-            f"{empty[0]!r}{others}; add images or remove these folders"
+            f"{len(empty)} class folders of {root} contain no images ({suffixes}); the first is "
+            f"{empty[0]!r}{others}. Add images or remove these folders"
         )
     return ClassFolders(ImageList(paths, np.array(labels, dtype=np.int64)), names, left_out)
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """Return the counts of files by suffix, the largest first.
+    """Describe the numbers of files by suffix, largest first.
 
     Example:
         >>> describe_left_out({".txt": 1, ".heic": 12})
@@ -274,22 +274,24 @@ def describe_left_out(left_out: Mapping[str, int]) -> str:
 
 
 def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Return the files in and below ``folder``, sorted, hidden ones left out, links followed.
+    """Iterate over the files in a folder and its subfolders, sorted, without hidden files.
+
+    Links to folders are followed.
 
     Args:
-        folder: where to look.
-        above: the real paths of the folders that it lies in.
+        folder: folder to search.
+        above: resolved paths of the folders that contain it.
 
     Raises:
-        DataError: a link leads back to a folder above it.
+        DataError: if a link leads to a folder above it.
     """
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(
-            f"{folder} is a link to {real}, which it lies in; remove the link, or the images in it "
-            "have no end"
+            f"{folder} is a link to a folder that contains it, {real}; remove the link, which would be "
+            "followed forever"
         )
-    for name in sorted(os.listdir(folder)):  # names, which are smaller than paths
+    for name in sorted(os.listdir(folder)):  # strings need less memory than paths
         if name.startswith("."):
             continue
         path = folder / name
@@ -300,22 +302,22 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def convert_inaturalist(source: Path, destination: Path) -> int:
-    """Write the list file of an official iNaturalist JSON (``train2018.json``, ``val2018.json``).
+    """Convert an official iNaturalist JSON (``train2018.json``, ``val2018.json``) to a list file.
 
-    Categories are numbered by ascending ``id``, as in the published lists.
+    Categories are labeled in order of ascending ``id``, as in the published lists.
 
     Args:
-        source: the JSON with ``images``, ``annotations`` and ``categories``.
-        destination: the list file to write.
+        source: path of the JSON file with ``images``, ``annotations`` and ``categories``.
+        destination: path of the list file to write.
 
     Returns:
         Number of images.
 
     Raises:
-        DataError: if the file is missing, not such a JSON, or its parts disagree.
+        DataError: if the file is missing, has another structure, or is inconsistent.
     """
     if not source.is_file():
-        raise DataError(f"no file {source}")
+        raise DataError(f"{source} does not exist; pass the path of train2018.json or val2018.json")
     try:
         content: Mapping[str, Any] = json.loads(source.read_text("utf-8"))
         files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -323,17 +325,25 @@ def convert_inaturalist(source: Path, destination: Path) -> int:
         categories = sorted({mark["id"] for mark in content.get("categories", ())})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{source} is not an iNaturalist JSON with images and annotations: {error!r}"
+            f"{source} is not an iNaturalist JSON with images and annotations: {error!r}; download it again"
         ) from error
     labels = {category: label for label, category in enumerate(categories)}
     lines = []
     for image, category in annotated:
         if image not in files:
-            raise DataError(f"{source}: an annotation names image {image!r}, which is not listed")
+            raise DataError(
+                f"{source}: image {image!r} of an annotation is not in `images`; download it again"
+            )
         if labels and category not in labels:
-            raise DataError(f"{source}: category {category!r} of image {image!r} is not listed")
+            raise DataError(
+                f"{source}: category {category!r} of image {image!r} is not in `categories`; download it "
+                "again"
+            )
         lines.append(f"{files[image]} {labels.get(category, category)}\n")
     if len(lines) != len(files):
-        raise DataError(f"{source}: {len(files)} images but {len(lines)} annotations")
+        raise DataError(
+            f"{source}: expected one annotation for each of {len(files)} images, got {len(lines)}; download "
+            "it again"
+        )
     write_text(destination, "".join(lines))
     return len(lines)

@@ -1,4 +1,4 @@
-"""Cut a set of labelled images to a long tail, after validation images were held out.
+"""Cuts labeled images to a long tail, after holding out validation images.
 
 Counts and selection are those of Cao et al. (NeurIPS 2019); see :mod:`fastsam.longtail.data.subset`.
 """
@@ -36,7 +36,7 @@ from fastsam.longtail.settings import setting
 
 NATURAL = "natural"
 FEWEST = 5
-"""Validation images of a class below which no setting can be chosen by them."""
+"""Smallest number of validation images per class for choosing settings."""
 _LARGEST_SEED = 2**32 - 1
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -45,16 +45,16 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings(ImbalanceSettings):
-    """Which images train and which validate."""
+    """Settings of the split into training and validation images, and of the cut."""
 
     n_max: int | None = setting(
-        "training images of the largest class; default: what the smallest class has after the "
-        "validation images were held out",
+        "number of training images of the largest class (default: number of images of the smallest class "
+        "of the balanced set, without validation images)",
         low=1,
         optional=True,
     )
     validation_per_class: int = setting(
-        "training images of each class held out for validation before the cut; 0 for no "
+        "number of images per class held out for validation before the long tail is cut; 0 for no "
         f"validation set, else at least {FEWEST}",
         default=0,
         before=0,
@@ -64,27 +64,27 @@ class CutSettings(ImbalanceSettings):
         "seed of the choice of validation images", default=0, before=0, low=0, high=_LARGEST_SEED
     )
     class_order: str = setting(
-        "classes from the largest to the smallest: natural, a seed that shuffles them, or all "
-        "of them as c0,c1,...",
+        "order of classes from the largest to the smallest: natural (order of the data set), a seed that "
+        "shuffles them, or all labels as c0,c1,...",
         default=NATURAL,
         before=NATURAL,
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Validation images must be enough to choose by, and the order must be one of the forms."""
+        """Check the number of validation images and the form of the class order."""
         super().check(run)
         if 0 < self.validation_per_class < FEWEST:
             raise UsageError(
-                f"validation_per_class {self.validation_per_class} is too few to choose settings "
-                f"by; use at least {FEWEST}, or 0 for no validation set"
+                f"validation_per_class must be at least {FEWEST}, or 0 for no validation set, got "
+                f"{self.validation_per_class}"
             )
         self._listed_order()
 
     def ordered_classes(self, num_classes: int) -> NDArray[np.int64]:
-        """Return the classes from the largest to the smallest, int64 ``[num_classes]``.
+        """Return the labels of the classes from the largest to the smallest, int64 ``[C]``.
 
         Raises:
-            UsageError: the order does not name every class once.
+            UsageError: if the order does not contain every class once.
         """
         listed = self._listed_order()
         if self.class_order == NATURAL:
@@ -94,27 +94,27 @@ class CutSettings(ImbalanceSettings):
             return shuffled.astype(np.int64)
         if sorted(listed) != list(range(num_classes)):
             raise UsageError(
-                f"class_order must name each of the classes 0 to {num_classes - 1} once, got "
+                f"class_order must contain each label from 0 to {num_classes - 1} once, got "
                 f"{self.class_order!r:.80}"
             )
         return np.array(listed, dtype=np.int64)
 
     def _listed_order(self) -> list[int]:
-        """The numbers in ``class_order``: none for the natural order, a single one for a seed."""
+        """Return the numbers in ``class_order``: none for the natural order, a single one for a seed."""
         parts = [] if self.class_order == NATURAL else self.class_order.split(",")
         digits = (part for part in parts if part.isascii() and part.isdigit() and len(part) < 11)
         numbers = [int(part) for part in digits]
         if len(numbers) < len(parts) or (len(numbers) == 1 and numbers[0] > _LARGEST_SEED):
             raise UsageError(
-                f"class_order must be {NATURAL}, a seed of at most {_LARGEST_SEED}, or all classes "
-                f"as c0,c1,..., got {self.class_order!r:.80}"
+                f"class_order must be {NATURAL}, a seed of at most {_LARGEST_SEED}, or all labels as "
+                f"c0,c1,..., got {self.class_order!r:.80}"
             )
         return numbers
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledPixels:
-    """Images of one size with their classes.
+class LabeledPixels:
+    """Images of equal size, with their classes.
 
     Attributes:
         pixels: uint8 ``[N, C, H, W]``.
@@ -124,16 +124,16 @@ class LabelledPixels:
     pixels: Tensor
     targets: NDArray[np.int64]
 
-    def select(self, indices: NDArray[np.int64]) -> LabelledPixels:
+    def select(self, indices: NDArray[np.int64]) -> LabeledPixels:
         """Return the images at ``indices``, int64 ``[n]``."""
-        return LabelledPixels(self.pixels[torch.from_numpy(indices)], self.targets[indices])
+        return LabeledPixels(self.pixels[torch.from_numpy(indices)], self.targets[indices])
 
 
 def cut_to_long_tail(
     name: str,
     class_names: tuple[str, ...],
-    train: LabelledPixels,
-    test: LabelledPixels,
+    train: LabeledPixels,
+    test: LabeledPixels,
     settings: CutSettings,
     *,
     normalization: Normalization | None = None,
@@ -141,24 +141,24 @@ def cut_to_long_tail(
 ) -> LongTailData:
     """Hold out validation images, then cut the remaining training images to a long tail.
 
-    The validation images depend on ``validation_per_class`` and ``validation_seed`` alone, the test
-    images on no setting. Classes are numbered from the largest to the smallest. The paper's groups
-    of classes apply to 10 and 100 classes (0-2, 3-6, 7-9 and 0-35, 36-70, 71-99); other sets are cut
+    The validation images depend only on ``validation_per_class`` and ``validation_seed``; the test images
+    depend on no setting. Classes are relabeled from the largest to the smallest. With 10 or 100 classes the
+    groups are those of the paper (0-2, 3-6, 7-9 and 0-35, 36-70, 71-99). Other numbers of classes are split
     into thirds, and step profiles into halves.
 
     Args:
         name: name on the command line.
-        class_names: one per class, in the set's own order.
-        train: the training images.
-        test: the test images.
-        settings: the cut.
-        normalization: mean and standard deviation of each channel; by default those of the chosen
+        class_names: one name per class, in the original order.
+        train: training images.
+        test: test images.
+        settings: settings of the cut.
+        normalization: mean and standard deviation of each channel; None to compute them from the selected
             training images.
-        flips: whether the training augmentation mirrors images; every image is also shifted by up
-            to an eighth of its size.
+        flips: whether the training augmentation includes horizontal flips. It always includes shifts by up to
+            an eighth of the image size.
 
     Raises:
-        UsageError: the settings need more images than there are.
+        UsageError: if the settings require more images than there are.
     """
     num_classes = len(class_names)
     validation, pool = _held_out(train.targets, class_names, settings)
@@ -172,7 +172,7 @@ def cut_to_long_tail(
     selected = train.select(chosen)
     mean, std = normalization or channel_statistics(selected.pixels)
 
-    def ready(part: LabelledPixels, augmentation: BatchAugmentation | None = None) -> TensorImages:
+    def ready(part: LabeledPixels, augmentation: BatchAugmentation | None = None) -> TensorImages:
         targets = ranks[part.targets]
         return TensorImages(part.pixels, targets, 255.0, mean, std, augmentation)
 
@@ -189,10 +189,12 @@ def cut_to_long_tail(
 
 
 def channel_statistics(pixels: Tensor) -> Normalization:
-    """Return mean and standard deviation of each channel, the same on any number of threads.
+    """Compute mean and standard deviation of each channel, for pixels scaled to [0, 1].
+
+    The result does not depend on the number of threads. A constant channel gets standard deviation 1.
 
     Args:
-        pixels: uint8 ``[N, C, H, W]``; 255 becomes 1. A constant channel has standard deviation 1.
+        pixels: uint8 ``[N, C, H, W]``.
     """
     values = np.arange(256) / 255
     means, deviations = [], []
@@ -207,15 +209,15 @@ def channel_statistics(pixels: Tensor) -> Normalization:
 def _held_out(
     targets: NDArray[np.int64], class_names: tuple[str, ...], settings: CutSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the validation images, class after class, and of all others, ascending."""
+    """Return the indices of the validation images, class by class, and of all others, ascending."""
     wanted = settings.validation_per_class
     order = shuffled_by_class(targets, len(class_names), settings.validation_seed)
     smallest = min(range(len(order)), key=lambda label: len(order[label]))
     if wanted >= len(order[smallest]):
         raise UsageError(
-            f"validation_per_class {wanted} leaves no training image of class "
-            f"{class_names[smallest]!r}, which has {len(order[smallest])}; use at most "
-            f"{len(order[smallest]) - 1}"
+            f"validation_per_class must be at most {len(order[smallest]) - 1}, because class "
+            f"{class_names[smallest]!r} has {len(order[smallest])} images and needs one for training, got "
+            f"{wanted}"
         )
     validation = np.concatenate([indices[:wanted] for indices in order])
     return validation, np.setdiff1d(np.arange(len(targets)), validation)
@@ -224,30 +226,30 @@ def _held_out(
 def _counts(
     left: NDArray[np.int64], names: tuple[str, ...], settings: CutSettings
 ) -> NDArray[np.int64]:
-    """Training images of each class, where ``left`` are those that may be chosen."""
+    """Return the number of training images of each class; ``left`` are the available images."""
     n_max = int(left.min()) if settings.n_max is None else settings.n_max
     counts = longtail_counts(n_max, len(names), settings.imbalance, settings.kind)
     short = np.flatnonzero(counts > left)
     if len(short):
         held = settings.validation_per_class
-        also = f" after {held} were held out for validation" if held else ""
+        also = f" after holding out {held} for validation" if held else ""
         remedy = " or lower validation_per_class" if held else ""
         raise UsageError(
-            f"n_max {n_max} needs {counts[short[0]]} training images of class "
-            f"{names[short[0]]!r}, which has {left[short[0]]}{also}; n_max of at most "
-            f"{left.min()} fits every class{remedy}"
+            f"n_max {n_max} requires {counts[short[0]]} training images of class "
+            f"{names[short[0]]!r}, which has {left[short[0]]}{also}; lower n_max, to {left.min()} or less "
+            f"for any imbalance{remedy}"
         )
     return counts
 
 
 def _augmentation(pixels: Tensor, *, flips: bool) -> BatchAugmentation:
-    """Shifts by an eighth of the size, which is 4 of CIFAR's 32 pixels, and perhaps flips."""
+    """Return the augmentation: shifts by up to an eighth of the size (4 pixels for CIFAR), and flips."""
     crop = RandomCrop(max(1, round(min(pixels.shape[-2:]) / 8)))
     return Compose((crop, RandomHorizontalFlip())) if flips else crop
 
 
 def _boundaries(num_classes: int, kind: ImbalanceKind) -> tuple[int, int]:
-    """First class of mid and of tail."""
+    """Return the first class of mid and the first class of tail."""
     if kind == "step":
         return num_classes // 2, num_classes // 2
     if num_classes == 100:

@@ -16,13 +16,13 @@ from fastsam.longtail.settings import borrowed
 
 
 def load_own_lists(settings: OwnFileSettings, progress: bool = False) -> LongTailData:
-    """Load the user's own lists: ``root/train.txt``, ``root/test.txt`` and perhaps ``root/val.txt``.
+    """Load the user's own lists: ``root/train.txt``, ``root/test.txt`` and optionally ``root/val.txt``.
 
-    Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``; counts and splits (by
-    count) are taken from the training list.
+    Each may be compressed (``.gz``, ``.xz``). Paths are relative to ``root``. Counts and groups (by count)
+    come from the training list.
 
     Raises:
-        DataError: for a path that is listed more than once, or what :func:`assemble` refuses.
+        DataError: if a path is listed more than once, or the lists are not valid; see :func:`assemble`.
     """
     root = settings.root
     names = {"train": "train.txt", "test": "test.txt"}
@@ -33,7 +33,7 @@ def load_own_lists(settings: OwnFileSettings, progress: bool = False) -> LongTai
 
 
 def load_own_folders(settings: OwnFileSettings, progress: bool = False) -> LongTailData:
-    """Load the user's own folders: ``root/train/CLASS``, ``root/test/CLASS``, perhaps ``root/val``."""
+    """Load the user's own folders: ``train/CLASS``, ``test/CLASS`` and optionally ``val/CLASS``."""
     root = settings.root
     train = list_folder(root / "train")
     found = {"train": ("train", train)}
@@ -41,7 +41,7 @@ def load_own_folders(settings: OwnFileSettings, progress: bool = False) -> LongT
         if part == "test" or (root / folder).is_dir():
             found[part] = (folder, list_folder(root / folder, train.class_names))
     notes = tuple(
-        f"{part}: left out {describe_left_out(inside.left_out)}"
+        f"{part}: ignored {describe_left_out(inside.left_out)}"
         for part, (_, inside) in found.items()
         if inside.left_out
     )
@@ -67,8 +67,8 @@ def _own(
     faults = repeated_paths(lists)
     if faults:
         raise DataError(
-            f"{'; '.join(faults)}: counts would be wrong, or the test would be of images that were "
-            "trained on; name every image once"
+            f"{'; '.join(faults)}. Repeated images make counts wrong or leak training images into the test "
+            "set; list every image once"
         )
     return assemble(
         name,
@@ -94,9 +94,13 @@ for _name, _load, _where in (
     (
         "list",
         load_own_lists,
-        "your own: train.txt, test.txt and perhaps val.txt with lines `path label`",
+        "create train.txt, test.txt and optionally val.txt with lines `path label`",
     ),
-    ("folder", load_own_folders, "your own: train/CLASS, test/CLASS and perhaps val/CLASS"),
+    (
+        "folder",
+        load_own_folders,
+        "create folders train/CLASS, test/CLASS and optionally val/CLASS with images",
+    ),
 ):
     register_dataset(
         DataSetPart(

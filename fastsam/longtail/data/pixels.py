@@ -1,4 +1,4 @@
-"""From one image file to pixels: which formats are read, and what 0 and 1 mean in each."""
+"""Decoding of image files: supported formats and ranges of pixel values."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Exif = Literal["transpose", "ignore"]
 EXIF: tuple[Exif, ...] = ("transpose", "ignore")
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
-"""Formats of Pillow that are read: all are decoded in this process, none by another program."""
+"""Pillow formats that are read. Pillow decodes them itself, without starting other programs."""
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Names of files that count as images in class folders, in lower case."""
+"""Suffixes of image files in folders, in lower case."""
 
 WHITE_16 = 65535
-"""Value that becomes 1 in an image of 16 bits, unless a range of values is given."""
+"""Pixel value that is scaled to 1 in a 16-bit image, unless a range of values is given."""
 _ALWAYS_16 = ("PNG", "PPM")
-"""Formats with at most 16 bits, which Pillow may hand over in a mode of 32."""
+"""Formats with at most 16 bits per channel, which Pillow may return in a 32-bit mode."""
 
 
 class Reading(NamedTuple):
-    """How files are turned into pixels.
+    """Options for decoding image files.
 
     Attributes:
-        exif: ``transpose`` turns an image as its EXIF orientation says, ``ignore`` leaves it.
-        value_range: values that become 0 and 1 in images of more than 8 bits a channel; None for
-            0 and 65,535 in images of 16 bits, and 0 and 1 in images of floats.
+        exif: EXIF orientation: ``transpose`` applies it, ``ignore`` does not.
+        value_range: values that are scaled to 0 and 1 in images with more than 8 bits per channel; None for
+            0 and 65,535 in 16-bit images, and 0 and 1 in images of floats.
     """
 
     exif: Exif = "ignore"
@@ -46,12 +46,12 @@ class Reading(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """One decoded file.
+    """A decoded image file.
 
     Attributes:
-        pixels: an RGB image of Pillow, or, of more than 8 bits, float32 ``[3, H, W]`` in [0, 1].
-        frames: how many frames or pages the file has; ``pixels`` are those of the first.
-        largest: the largest value of an image of 16 bits; None of others.
+        pixels: an RGB Pillow image, or float32 ``[3, H, W]`` in [0, 1] for more than 8 bits per channel.
+        frames: number of frames or pages in the file; ``pixels`` is the first.
+        largest: largest value of a 16-bit image; None for others.
     """
 
     pixels: Image | Tensor
@@ -64,12 +64,12 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
 
     Args:
         path: the file.
-        reading: orientation and range of values.
-        count_frames: also count the frames, for which some formats are read to their end; else 1.
+        reading: handling of EXIF orientation and pixel values.
+        count_frames: count the frames, which reads the whole file in some formats. Otherwise 1 is returned.
 
     Raises:
-        OSError: for a file that is missing, damaged or of another format than :data:`FORMATS`.
-        ValueError: for values outside the range, or a range that has to be given.
+        OSError: if the file is missing, damaged or in a format that is not in :data:`FORMATS`.
+        ValueError: if values are outside the range, or the range is unknown and not given.
     """
     with requires_extra("longtail", "an image file"):
         from PIL import Image, ImageOps
@@ -80,11 +80,12 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
             wide = _wide(opened)
             if reading.value_range is not None and _narrowed(opened):
                 raise ValueError(
-                    "Pillow reads colour of 16 bits with 8, so no range of values applies to it"
+                    "value_range does not apply to 16-bit color images, which Pillow reads with 8 bits; "
+                    "convert the file, or omit --value-range"
                 )
             deep = _is_16_bit(opened)
             limits = _range(opened, reading) if wide else (0.0, 1.0)
-            # Before the conversion, which drops what TIFF says of the orientation.
+            # Transpose before the conversion, which drops the orientation of TIFF files.
             image = ImageOps.exif_transpose(opened) if reading.exif == "transpose" else opened
             if not wide:
                 return Decoded(image.convert("RGB"), frames, None)
@@ -92,12 +93,12 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
             scaled = _scaled(values, limits, stated=reading.value_range is not None)
             return Decoded(scaled, frames, float(values.max()) if deep else None)
     except (SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports damage of some formats as a syntax error.
+        # Pillow raises SyntaxError for damaged files of some formats.
         raise OSError(str(error)) from error
 
 
 def _wide(image: Image) -> bool:
-    """Whether an image has one channel of more than 8 bits, which Pillow would clip."""
+    """Return whether an image has one channel with more than 8 bits, which convert("RGB") would clip."""
     return image.mode.split(";")[0] in ("I", "F")
 
 
@@ -106,7 +107,7 @@ def _is_16_bit(image: Image) -> bool:
 
 
 def _narrowed(image: Image) -> bool:
-    """Whether Pillow is about to drop the lower half of channels of 16 bits."""
+    """Return whether Pillow decodes 16-bit channels to 8 bits."""
     if _wide(image):
         return False
     tiles: Any = getattr(image, "tile", ())
@@ -117,7 +118,7 @@ def _narrowed(image: Image) -> bool:
 
 
 def _range(image: Image, reading: Reading) -> tuple[float, float]:
-    """The values that become 0 and 1."""
+    """Return the pixel values that are scaled to 0 and 1."""
     if reading.value_range is not None:
         return reading.value_range
     if _is_16_bit(image):
@@ -125,20 +126,20 @@ def _range(image: Image, reading: Reading) -> tuple[float, float]:
     if image.mode == "F":
         return 0.0, 1.0
     raise ValueError(
-        "integers of 32 bits have no known range; name the values that become black and white with "
-        "--value-range LO HI"
+        "the range of 32-bit integer images is unknown; pass the values of black and white as --value-range "
+        "LO HI"
     )
 
 
 def _scaled(values: NDArray[np.float64], limits: tuple[float, float], *, stated: bool) -> Tensor:
-    """Grey values ``[H, W]`` with ``limits`` at 0 and 1, float32 ``[3, H, W]``."""
+    """Scale gray values ``[H, W]`` from ``limits`` to [0, 1], and return them as float32 ``[3, H, W]``."""
     low, high = limits
     smallest, largest = float(values.min()), float(values.max())
     if not (low <= smallest and largest <= high):  # also False for NaN
         where = f"--value-range {low:g} {high:g}" if stated else f"[{low:g}, {high:g}]"
         raise ValueError(
-            f"values go from {smallest:g} to {largest:g}, outside {where}; name a range that holds "
-            "them with --value-range LO HI"
+            f"pixel values from {smallest:g} to {largest:g} are outside {where}; pass a range that contains "
+            "them as --value-range LO HI"
         )
-    grey = torch.from_numpy(((values - low) / (high - low)).astype(np.float32))
-    return grey.expand(3, -1, -1).contiguous()
+    gray = torch.from_numpy(((values - low) / (high - low)).astype(np.float32))
+    return gray.expand(3, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""From one image file to the input of a network, without augmentation."""
+"""Preprocessing of image files for a network, without augmentation."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHANNELS = (1, 3)
-"""Channels that an image file can be read with: grey or RGB."""
+"""Supported numbers of channels of an input: grayscale or RGB."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image file becomes the input of a network.
 
-    The file is decoded as RGB, turned to grey if ``channels`` is 1, resized, scaled to [0, 1] and
+    The file is decoded as RGB, converted to grayscale if ``channels`` is 1, resized, scaled to [0, 1] and
     normalized. Resizing is bilinear with antialiasing.
 
     Attributes:
         size: height and width of the input, in pixels.
-        channels: 1 for grey, 3 for RGB.
-        mean: mean of each channel, subtracted from pixels in [0, 1]; one value serves all channels.
-        std: standard deviation of each channel, by which they are then divided.
-        resize: length of the shorter side before ``size`` is cropped from the center; None to resize
-            both sides to ``size``.
-        exif: ``transpose`` turns an image by its EXIF orientation, ``ignore`` leaves it.
-        value_range: values that become 0 and 1 in images of more than 8 bits a channel; None for 0
-            and 65,535 in images of 16 bits, and 0 and 1 in images of floats.
+        channels: 1 for grayscale, 3 for RGB.
+        mean: mean of each channel, subtracted from pixels in [0, 1]; a single value applies to all channels.
+        std: standard deviation of each channel, by which pixels minus ``mean`` are divided.
+        resize: length in pixels of the shorter side before ``size`` is cropped from the center; None to
+            resize both sides to ``size``.
+        exif: EXIF orientation: ``transpose`` applies it, ``ignore`` does not.
+        value_range: values that are scaled to 0 and 1 in images with more than 8 bits per channel; None for
+            0 and 65,535 in 16-bit images, and 0 and 1 in images of floats.
 
     Raises:
-        ValueError: a value is out of range, or the numbers of channels disagree.
+        ValueError: if a value is out of range, or the numbers of channels differ.
 
     Example:
-        >>> grey = Preprocessing(size=(2, 2), channels=1, mean=(0.5,), std=(0.25,))
-        >>> grey.prepare(torch.full((3, 2, 2), 0.75))
+        >>> gray = Preprocessing(size=(2, 2), channels=1, mean=(0.5,), std=(0.25,))
+        >>> gray.prepare(torch.full((3, 2, 2), 0.75))
         tensor([[[1., 1.],
                  [1., 1.]]])
     """
@@ -62,7 +62,7 @@ class Preprocessing:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size must be a height and a width of at least 1, got {self.size}")
         if self.channels not in CHANNELS:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+            raise ValueError(f"channels must be 1 (grayscale) or 3 (RGB), got {self.channels}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(
@@ -77,44 +77,44 @@ class Preprocessing:
             raise ValueError(f"exif must be one of {', '.join(EXIF)}, got {self.exif!r}")
         limits = self.value_range
         if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
-            raise ValueError(f"value_range needs two rising values, got {limits}")
+            raise ValueError(f"value_range must be two values in ascending order, got {limits}")
 
     @property
     def reading(self) -> Reading:
-        """How files are decoded."""
+        """Options for decoding files."""
         return Reading(self.exif, self.value_range)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise :class:`UsageError` unless images in memory have the size of the network's input."""
         if (height, width) != tuple(self.size):
             raise UsageError(
-                f"the images are {height}x{width} pixels, and the network was trained on "
-                f"{self.size[0]}x{self.size[1]}; resize them, or pass image files, which are resized"
+                f"the network requires images of {self.size[0]}x{self.size[1]} pixels, got {height}x{width}; "
+                "resize them, or pass image files, which are resized automatically"
             )
 
     def apply(self, path: str | Path) -> Tensor:
-        """Read an image file.
+        """Read and preprocess an image file.
 
         Args:
-            path: the file.
+            path: path of the file.
 
         Returns:
             The input of the network, float32 ``[channels, H, W]``.
 
         Raises:
-            OSError: the file is missing, damaged or of a format that is not read.
-            ValueError: a value is outside the range, or the range has to be given.
+            OSError: if the file is missing, damaged or in an unsupported format.
+            ValueError: if pixel values are outside the range, or the range is unknown and not given.
         """
         return self.prepare(decode(Path(path), self.reading).pixels)
 
     def prepare(self, image: Image | Tensor) -> Tensor:
-        """Make the input of the network from a decoded image.
+        """Preprocess a decoded image.
 
         Args:
-            image: an RGB image of Pillow, or float32 ``[3, H, W]`` in [0, 1] whose channels are equal.
+            image: an RGB Pillow image, or float32 ``[3, H, W]`` in [0, 1] with equal channels.
 
         Returns:
-            Float32 ``[channels, H, W]``.
+            The input of the network, float32 ``[channels, H, W]``.
         """
         with requires_extra("longtail", "an image file"):
             from torchvision.transforms.v2 import functional
@@ -129,15 +129,15 @@ class Preprocessing:
         return normalized(image, self.mean, self.std)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON accepts."""
+        """Convert to a dict of JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Build from the values of :meth:`as_dict`.
+        """Create an instance from the result of :meth:`as_dict`.
 
         Raises:
-            ValueError: a field is unknown or missing, or its value is not valid.
+            ValueError: if a field is unknown or missing, or has an invalid value.
         """
         return build(cls, values)
 
@@ -146,7 +146,7 @@ def normalized(image: Image | Tensor, mean: Sequence[float], std: Sequence[float
     """Scale an image to [0, 1] and normalize it.
 
     Args:
-        image: an image of Pillow with 8 bits a channel, or float32 ``[C, H, W]`` in [0, 1].
+        image: a Pillow image with 8 bits per channel, or float32 ``[C, H, W]`` in [0, 1].
         mean: mean of each channel.
         std: standard deviation of each channel.
 
@@ -158,13 +158,13 @@ def normalized(image: Image | Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def _scaled(image: Image | Tensor) -> Tensor:
-    """The pixels in [0, 1], float32 ``[C, H, W]``."""
+    """Scale an image to [0, 1], float32 ``[C, H, W]``."""
     if isinstance(image, Tensor):
         return image
     with requires_extra("longtail", "an image file"):
         from torchvision.transforms.v2 import functional
 
-    # By division, as data sets in memory are scaled. torchvision multiplies by 1 / 255, which rounds
-    # twice and gives other bits for some values.
+    # Divide by 255, as for images in memory. torchvision's to_dtype multiplies by 1 / 255, which rounds
+    # twice and differs in the last bit for some values.
     pixels: Tensor = functional.pil_to_tensor(image)
     return pixels.float() / 255

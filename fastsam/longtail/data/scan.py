@@ -1,4 +1,4 @@
-"""A decode scan: which image files can be decoded, and what is worth knowing about the others."""
+"""Decode scans: find unreadable image files, files with several frames, and the largest 16-bit value."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_
 from fastsam.progress import ProgressBar
 
 _TOGETHER = 64
-"""Files between two steps of the progress bar."""
+"""Number of files per step of the progress bar."""
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found in a list of files; files are named by their places in the list.
+    """Result of a decode scan. Files are identified by their index in the list.
 
     Attributes:
-        unreadable: reason by file, of those that cannot be decoded.
-        frames: number of frames by file, of those with more than one.
-        largest: the largest value of all images of 16 bits; None if there are none.
+        unreadable: reason for each file that cannot be decoded.
+        frames: number of frames of each file with more than one.
+        largest: largest value of all 16-bit images; None if there are none.
     """
 
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Scan:
 
 
 class _Decoder(Dataset[list[tuple[str | None, int, float | None]]]):
-    """Runs in the workers: decodes the files between two places."""
+    """Decodes a group of consecutive files in the workers."""
 
     def __init__(self, paths: Sequence[Path], reading: Reading) -> None:
         self.paths = paths
@@ -67,9 +67,9 @@ def scan_files(
 
     Args:
         paths: the files.
-        reading: how training reads them.
-        workers: processes that decode; 0 decodes in this one.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        reading: handling of EXIF orientation and pixel values.
+        workers: number of worker processes; 0 decodes in this process.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
     """
     scan = Scan()
     largest: list[float] = []
@@ -78,7 +78,7 @@ def scan_files(
         batch_size=None,
         num_workers=workers,
         worker_init_fn=expect_lost_connections,
-        # Its own generator: the loader would otherwise advance the global one.
+        # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )
     place = 0
@@ -98,15 +98,15 @@ def scan_files(
 
 
 def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Scan:
-    """Return the scan of files with this content, from the cache if it is there.
+    """Return the scan of files with a given content, from the cache if possible.
+
+    The cache is the folder ``scans`` in :func:`fastsam.cache.cache_folder`. A damaged cache file is replaced.
+    If the folder cannot be written to, a warning is issued.
 
     Args:
-        content: hash of the files' contents in their order.
-        reading: how the files are read.
-        make: scans the files.
-
-    The cache is a file in ``scans`` below :func:`fastsam.cache.cache_folder`. A file
-    there that is damaged is written again; a folder that cannot be written is a warning.
+        content: hash of the contents of the files, in order.
+        reading: handling of EXIF orientation and pixel values.
+        make: function that scans the files.
     """
     with requires_extra("longtail", "a scan of image files"):
         import PIL
@@ -127,15 +127,15 @@ def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Sca
         write_text(path, json.dumps({"key": key, "scan": asdict(scan)}))
     except OSError as error:
         warnings.warn(
-            f"the decode scan cannot be kept in {path.parent} ({error}) and is done again at the "
-            f"next start; name another folder in {CACHE_VARIABLE}",
+            f"cannot cache the decode scan in {path.parent} ({error}), so it is repeated at the next start; "
+            f"set {CACHE_VARIABLE} to a writable folder",
             stacklevel=2,
         )
     return scan
 
 
 def _read(path: Path, key: dict[str, Any]) -> Scan | None:
-    """The scan in ``path``; None if there is none of this key."""
+    """Read the scan in ``path``; return None if there is none with this key."""
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["key"] != key:

@@ -1,7 +1,7 @@
-"""Training recipes that several data sets share.
+"""Training recipes shared by several data sets.
 
 ``[paper]`` is Rangwani et al., "Escaping Saddle Points for Effective Generalization on
-Class-Imbalanced Data" (NeurIPS 2022), ``[code]`` the code that its authors published.
+Class-Imbalanced Data" (NeurIPS 2022), ``[code]`` is the code of its authors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CIFAR: Layer = {
 }
 
 STARTING_POINTS: Layer = borrowed(CIFAR, "the recipe of CIFAR-LT")
-"""Training settings of data sets whose recipe lacks them."""
+"""Training settings of data sets whose recipe has none."""
 
 IMAGENET: Layer = layer(
     CODE,

@@ -1,4 +1,4 @@
-"""Contact sheets: what the images of a data set look like, class by class."""
+"""Contact sheets of the images of a data set, class by class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsam.longtail.errors import UsageError
 GAP = 2
 """White pixels between images."""
 SMALLEST = 64
-"""Images smaller than this are enlarged by a whole factor."""
+"""Images with fewer rows than this are enlarged by an integer factor."""
 
 
 def write_sheets(
@@ -28,30 +28,31 @@ def write_sheets(
     rows: int = 8,
     classes: int = 100,
 ) -> Iterator[Path]:
-    """Write a sheet for each of some classes, and one with a row for each of them, head to tail.
+    """Write a contact sheet for each class, and an overview with one row per class, head to tail.
 
-    Sheets show a class's first images without augmentation; they are named after rank, class and
-    number of images. Nothing else in the folder is touched.
+    A sheet shows the first images of a class without augmentation. Its name contains rank, class name and
+    number of images. Other files in the folder are not changed.
 
     Args:
         data: the data set.
-        folder: where the PNG files go; made if need be.
-        split: whose images.
-        columns: images in a row.
-        rows: rows of the sheet of one class.
-        classes: at most how many classes; of more, so many are taken evenly from head to tail.
+        folder: folder for the PNG files; created if it does not exist.
+        split: dataset split: ``train``, ``validation`` or ``test``.
+        columns: images per row.
+        rows: rows in the sheet of one class.
+        classes: maximum number of classes to show; if there are more, they are chosen evenly from head to
+            tail.
 
     Yields:
-        The path of every file, once it is written.
+        The path of each file after it is written.
 
     Raises:
-        UsageError: for an unknown split, or no rows, columns or classes.
+        UsageError: if the split is unknown, or a number is below 1.
     """
     with requires_extra("longtail", "a contact sheet"):
         from PIL import Image
 
     if columns < 1 or rows < 1:
-        raise UsageError(f"a sheet needs rows and columns, got {rows} and {columns}")
+        raise UsageError(f"rows and columns must be at least 1, got {rows} and {columns}")
     if classes < 1:
         raise UsageError(f"classes must be at least 1, got {classes}")
     images = data.split(split)
@@ -76,11 +77,11 @@ def write_sheets(
 
 
 def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Images as they are, without augmentation.
+    """Read images as pixels, without augmentation.
 
     Args:
-        images: a set of images.
-        indices: which of them, int64 ``[n]``.
+        images: the images.
+        indices: indices of the images to read, int64 ``[n]``.
 
     Returns:
         uint8 ``[n, H, W, 3]``.
@@ -93,7 +94,7 @@ def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def tiled(shown: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Images ``[n, H, W, 3]`` side by side and row by row, uint8 ``[height, width, 3]``."""
+    """Arrange images ``[n, H, W, 3]`` in a grid, uint8 ``[height, width, 3]``."""
     factor = max(1, -(-SMALLEST // shown.shape[1]))
     shown = _filled(shown, -(-len(shown) // columns) * columns)
     shown = shown.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -104,11 +105,11 @@ def tiled(shown: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
 
 
 def _filled(shown: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """The images, and white ones after them until there are ``count``."""
+    """Append white images until there are ``count`` images."""
     return np.pad(shown, ((0, count - len(shown)), *((0, 0),) * 3), constant_values=255)
 
 
 def _file_name(class_name: str) -> str:
-    """Return the name of a class as every file system takes it, at most 80 bytes long."""
+    """Convert the name of a class to a valid file name on every file system, at most 80 bytes long."""
     kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in class_name).strip("._")
     return kept.encode()[:80].decode(errors="ignore") or "class"

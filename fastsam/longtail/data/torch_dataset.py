@@ -1,4 +1,4 @@
-"""Long-tailed data made of any datasets of PyTorch."""
+"""Long-tailed data from any PyTorch datasets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 from fastsam.upload import upload
 
 Augmentation = Callable[[Tensor], Tensor]
-"""Maps an image ``[C, H, W]`` in [0, 1] to another, sampled from torch's global CPU generator."""
+"""Maps an image ``[C, H, W]`` in [0, 1] to an augmented one, using torch's global CPU generator."""
 
 
 def from_datasets(
@@ -40,26 +40,25 @@ def from_datasets(
     std: Sequence[float] = (1.0,),
     workers: int = 0,
 ) -> LongTailData:
-    """Make a data set of any map-style datasets whose items are ``(image, label)``.
+    """Create a data set from map-style datasets whose items are ``(image, label)``.
 
-    Images are Pillow images, uint8 tensors or arrays, which are divided by 255, or float tensors,
-    which stay as they are; all of one size. Labels are integers from 0. Head, mid and tail are split
-    by training count, at 100 and 20 images.
+    Images are Pillow images, uint8 tensors or uint8 arrays, which are divided by 255, or float tensors, which
+    are not scaled. All images must have the same size. Labels are integers from 0. Head, mid and tail are
+    split by training count: more than 100, 20 to 100, and fewer than 20 images.
 
     Args:
         name: name of the data set.
         train: training images.
-        test: images for the reported result.
-        validation: images for choosing hyper-parameters; None where there are none.
-        class_names: one per class; by default the datasets' ``classes``, or the labels.
-        augmentation: applied to training images; the same seed, epoch and image give the same
-            result.
-        mean: mean of each channel, subtracted from images.
-        std: standard deviation of each channel, by which they are then divided.
-        workers: processes that read; 0 reads in this one.
+        test: test images.
+        validation: validation images; None for no validation set.
+        class_names: one name per class; None for ``train.classes`` if it exists, else the labels.
+        augmentation: augmentation of training images. The same seed, epoch and image give the same result.
+        mean: mean of each channel, which is subtracted from images.
+        std: standard deviation of each channel, by which images minus ``mean`` are divided.
+        workers: number of worker processes that read images; 0 reads in this process.
 
     Raises:
-        DataError: labels are not integers, or a class of the training set has no image.
+        DataError: if labels are not integers of at least 0.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -93,14 +92,14 @@ def from_datasets(
 
 @dataclass(frozen=True, eq=False)
 class DatasetImages(DecodedImages):
-    """The items of a dataset of PyTorch as :class:`~fastsam.longtail.data.Images`.
+    """Adapter of a PyTorch dataset to :class:`~fastsam.longtail.data.Images`.
 
     Attributes:
-        dataset: map-style; see :func:`from_datasets` for its items.
+        dataset: a map-style dataset; see :func:`from_datasets` for its items.
         mean: mean of each channel.
         std: standard deviation of each channel.
-        augmentation: what a :class:`~fastsam.longtail.data.Draw` samples; None for evaluation only.
-        workers: processes that read; 0 reads in this one.
+        augmentation: training augmentation; None for images that are only evaluated.
+        workers: number of worker processes that read images; 0 reads in this process.
     """
 
     dataset: Dataset[Any]
@@ -114,10 +113,10 @@ class DatasetImages(DecodedImages):
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Classes, int64 ``[N]``: the dataset's ``targets`` where it has them, else those of its items.
+        """Classes, int64 ``[N]``: the dataset's ``targets`` if it has them, else the labels of its items.
 
         Raises:
-            DataError: a label is not an integer of at least 0.
+            DataError: if a label is not an integer of at least 0.
         """
         known = getattr(self.dataset, "targets", None)
         labels = np.asarray(
@@ -132,7 +131,7 @@ class DatasetImages(DecodedImages):
 
     @property
     def channels(self) -> int:
-        """Channels of the first image."""
+        """Number of channels of the first image."""
         return as_image(self.dataset[0][0]).shape[0]
 
     def batches(
@@ -140,7 +139,10 @@ class DatasetImages(DecodedImages):
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`."""
         if draw is not None and self.augmentation is None:
-            raise UsageError("these images have no augmentation; read them with draw=None")
+            raise UsageError(
+                "these images have no augmentation, only training images do; "
+                "pass draw=None, or --augment none"
+            )
         requests = (Request(batch, draw) for batch in order)
         for samples in self._workers.read(requests, pin=device.type == "cuda"):
             if samples.read is not None:
@@ -156,7 +158,7 @@ class DatasetImages(DecodedImages):
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
-        """See :meth:`fastsam.longtail.data.Images.digests`; of all pixels, whatever ``whole`` is."""
+        """Return digests of all pixels; ``whole`` is ignored."""
         chosen = range(len(self)) if places is None else places
         images = (as_image(self.dataset[place][0]).contiguous().numpy() for place in chosen)
         return [hashlib.sha256(image.data).digest() for image in images]
@@ -176,7 +178,7 @@ class DatasetImages(DecodedImages):
 
 
 def as_image(item: Any) -> Tensor:
-    """An image as a float32 tensor ``[C, H, W]``; bytes are divided by 255."""
+    """Convert an image to a float32 tensor ``[C, H, W]``; uint8 values are divided by 255."""
     image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
     if not isinstance(item, Tensor):
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
@@ -185,7 +187,7 @@ def as_image(item: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class _Reader(Dataset[list[Sample]]):
-    """Runs in the workers: fetches, augments and normalizes."""
+    """Reads, augments and normalizes images in the workers."""
 
     dataset: Dataset[Any]
     targets: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Any classification set of torchvision, cut to a long tail, by the name ``torchvision:NAME``."""
+"""Classification data sets of torchvision, cut to a long tail and named ``torchvision:NAME``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastsam.longtail.data.catalog import DATASETS, DataSetPart, RootSettings
 from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.long_tailed import (
     CutSettings,
-    LabelledPixels,
+    LabeledPixels,
     Normalization,
     cut_to_long_tail,
 )
@@ -35,47 +35,48 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "MNIST": ((0.1307,), (0.3081,)),  # PyTorch's MNIST example
     "FashionMNIST": ((0.2860,), (0.3530,)),  # all 60,000 training images
 }
-"""Published statistics of pixels; other sets take those of their chosen training images."""
+"""Published mean and standard deviation of pixels. For other data sets they are computed from the selected
+training images."""
 
 UPRIGHT = frozenset({"EMNIST", "KMNIST", "MNIST", "QMNIST", "RenderedSST2", "SVHN", "USPS"})
-"""Sets of digits and text, whose mirror images mean something else."""
+"""Data sets of digits and text, which are not flipped because that changes their meaning."""
 
 EMNISTSplit = Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings(CutSettings, RootSettings):
-    """Settings of long-tailed sets whose files torchvision can download."""
+    """Settings of long-tailed data sets whose files torchvision can download."""
 
-    download: bool = setting("fetch the archive if it is not there", default=False, place=True)
+    download: bool = setting(
+        "download the data set if it is not in data_root", default=False, place=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSettings(DownloadSettings):
     """Settings of ``torchvision:NAME``."""
 
-    emnist_split: EMNISTSplit | None = setting(
-        "which of EMNIST's sets; default: balanced", optional=True
-    )
+    emnist_split: EMNISTSplit | None = setting("split of EMNIST (default: balanced)", optional=True)
 
 
 def load_torchvision_lt(
     reader: str, settings: DownloadSettings, *, name: str, progress: bool = True
 ) -> LongTailData:
-    """Load a set of torchvision and cut its training images to a long tail.
+    """Load a torchvision data set and cut its training images to a long tail.
 
-    Classes without a training image are left out, such as ``N/A`` of EMNIST's letters.
+    Classes without training images, such as ``N/A`` of EMNIST's letters, are removed.
 
     Args:
-        reader: class in ``torchvision.datasets`` whose items are (PIL image, class), all images of
-            one size, with a training and a test set.
+        reader: name of a class in ``torchvision.datasets`` with a training and a test set, whose items are
+            (PIL image, class) with images of equal size.
         settings: folder of the files, and the cut.
         name: name on the command line.
         progress: show progress while images are read.
 
     Raises:
-        UsageError: for a set of another form, or what :func:`cut_to_long_tail` refuses.
-        DataError: files are missing or damaged.
+        UsageError: if the data set has another form, or the cut is not possible.
+        DataError: if files are missing or damaged.
     """
     with requires_extra("longtail", name):
         parts = _opened(reader, settings)
@@ -93,7 +94,7 @@ def load_torchvision_lt(
 
 
 def _opened(reader: str, settings: DownloadSettings) -> list[Any]:
-    """The training set and the test set as torchvision has them."""
+    """Open the training set and the test set with torchvision."""
     from torchvision import datasets
 
     made: Any = getattr(datasets, reader, None) if reader in datasets.__all__ else None
@@ -105,38 +106,42 @@ def _opened(reader: str, settings: DownloadSettings) -> list[Any]:
     takes = _parameters(made)
     options: dict[str, Any] = {}
     if settings.download and "download" not in takes:
-        raise UsageError(f"torchvision cannot download {reader}; put its files into data_root")
+        raise UsageError(
+            f"torchvision cannot download {reader}; put its files into data_root and omit --download"
+        )
     if "download" in takes:
         options["download"] = settings.download
     emnist_split = getattr(settings, "emnist_split", None)
     if reader == "EMNIST":
         options["split"] = emnist_split or "balanced"
     elif emnist_split is not None:
-        raise UsageError(f"emnist_split needs data torchvision:EMNIST, the run has {reader}")
+        raise UsageError(
+            f"emnist_split requires data torchvision:EMNIST, got torchvision:{reader}; omit it"
+        )
     if "train" in takes:
         splits: list[dict[str, Any]] = [{"train": True}, {"train": False}]
     elif "split" in takes:
         splits = [{"split": "train"}, {"split": "test"}]
     else:
         raise UsageError(
-            f"torchvision's {reader} has no training and test set; sort its images into class "
-            "folders and use --data folder"
+            f"data torchvision:NAME requires a training and a test set, but {reader} has none; sort its "
+            "images into class folders and use --data folder"
         )
     try:
         return [made(str(settings.root), **options, **split) for split in splits]
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # damage shows as any of a dozen types of exception
+    except Exception as error:  # damaged files can raise any of a dozen types of exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        source = "with --download" if "download" in takes else "as torchvision's documentation says"
+        source = "with --download" if "download" in takes else "as described by torchvision's docs"
         raise DataError(
-            f"{reader} is missing or damaged in {settings.root}: {reason}; pass the data_root that "
-            f"has it, or delete damaged files and fetch them {source}"
+            f"{reader} is missing or damaged in {settings.root}: {reason}; pass --data-root DIR, or delete "
+            f"damaged files and get them again {source}"
         ) from error
 
 
 def _parameters(made: type) -> set[str]:
-    """Names of the arguments of a class, those that it passes on to its bases included."""
+    """Return the names of the arguments of a class, including those that it passes to its bases."""
     names: set[str] = set()
     for owner in made.__mro__:
         if "__init__" not in vars(owner):
@@ -148,17 +153,18 @@ def _parameters(made: type) -> set[str]:
     return names
 
 
-def _read(part: Any, reader: str, *, progress: bool) -> LabelledPixels:
-    """Every image and class of one set of torchvision.
+def _read(part: Any, reader: str, *, progress: bool) -> LabeledPixels:
+    """Read all images and classes of a torchvision data set.
 
     Raises:
-        UsageError: images or classes are not of the form that is needed.
-        DataError: the set is empty, or has more or fewer classes than images.
+        UsageError: if images or classes have another form.
+        DataError: if the data set is empty, or the numbers of images and labels differ.
     """
     if len(part) == 0 or len(getattr(part, "targets", part)) != len(part):
         raise DataError(
-            f"{reader} has {len(part)} images and {len(getattr(part, 'targets', part))} labels: its "
-            "files do not belong together; delete them and fetch them again with --download"
+            f"{reader} must have as many labels as images, at least 1, got {len(part)} images and "
+            f"{len(getattr(part, 'targets', part))} labels; delete its files and download them again with "
+            "--download"
         )
     targets = np.empty(len(part), dtype=np.int64)
     pixels: NDArray[np.uint8] | None = None
@@ -167,17 +173,17 @@ def _read(part: Any, reader: str, *, progress: bool) -> LabelledPixels:
             pixels = np.empty((len(part), *image.shape), dtype=np.uint8)
         if image.shape != pixels.shape[1:]:
             raise UsageError(
-                f"images of torchvision's {reader} differ in size or channels: "
+                f"images of torchvision's {reader} must have the same size and channels, got "
                 f"{pixels.shape[1:]} and {image.shape}; sort them into class folders and use --data "
-                "folder, which scales them to --image-size"
+                "folder, which resizes them to --image-size"
             )
         pixels[place], targets[place] = image, label
     channels_first = np.ascontiguousarray(np.moveaxis(np.asarray(pixels), -1, 1))
-    return LabelledPixels(torch.from_numpy(channels_first), targets)
+    return LabeledPixels(torch.from_numpy(channels_first), targets)
 
 
 def _items(part: Any, reader: str, *, progress: bool) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Pixels ``[H, W, C]`` and class of every image."""
+    """Iterate over pixels ``[H, W, C]`` and class of all images."""
     from PIL.Image import Image
 
     with ProgressBar(
@@ -199,30 +205,30 @@ def _items(part: Any, reader: str, *, progress: bool) -> Iterator[tuple[NDArray[
 
 def _unsuitable(reader: str, item: object) -> UsageError:
     return UsageError(
-        f"items of torchvision's {reader} must be (grey or RGB image, class), got {item!r:.80}; pass "
-        "your own data from Python with from_datasets"
+        f"items of torchvision's {reader} must be (grayscale or RGB image, class), got {item!r:.80}; pass "
+        "the data from Python with from_datasets()"
     )
 
 
 def _without_empty_classes(
-    train: LabelledPixels, test: LabelledPixels
-) -> tuple[LabelledPixels, LabelledPixels, NDArray[np.int64]]:
-    """Both sets with renumbered classes, and the labels of the classes that have images."""
+    train: LabeledPixels, test: LabeledPixels
+) -> tuple[LabeledPixels, LabeledPixels, NDArray[np.int64]]:
+    """Remove classes without training images: return both sets relabeled, and the remaining labels."""
     labels = np.unique(train.targets)
     strange = np.setdiff1d(test.targets, labels)
     if len(strange):
         raise DataError(
-            f"label {strange[0]} of the test set has no training image: the files do not belong "
-            "together; delete them and fetch them again with --download"
+            f"label {strange[0]} of the test set has no training image; delete the files and download them "
+            "again with --download"
         )
     renumbered = [
-        LabelledPixels(part.pixels, np.searchsorted(labels, part.targets)) for part in (train, test)
+        LabeledPixels(part.pixels, np.searchsorted(labels, part.targets)) for part in (train, test)
     ]
     return renumbered[0], renumbered[1], labels
 
 
 def _names(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """Names of the classes; the labels themselves where the set has no names."""
+    """Return the names of the classes, or the labels if the data set has no names."""
     known: object = getattr(part, "classes", None)
     if isinstance(known, Sequence) and len(known) > labels.max():
         return tuple(str(known[label]) for label in labels)

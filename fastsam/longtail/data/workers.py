@@ -1,4 +1,4 @@
-"""Processes that read image files: what they are asked for, what they do, how long they live."""
+"""Worker processes that read image files."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from fastsam.longtail.errors import LongTailError
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 
 Prepare = Callable[[Any], Tensor]
-"""Makes the tensor ``[3, S, S]`` of an RGB image of Pillow, or of a tensor ``[3, H, W]`` in [0, 1]."""
+"""Maps an RGB Pillow image, or a tensor ``[3, H, W]`` in [0, 1], to a tensor ``[3, S, S]``."""
 
 
 SIGNAL_SECONDS = 0.2
-"""How long the signal of a worker's death may come after its connection is lost."""
+"""Longest time between the loss of a worker's connection and the signal of its death."""
 
 
 class Request(NamedTuple):
-    """One batch to read.
+    """A batch to read.
 
     Attributes:
-        samples: which images, int64 ``[B]``.
-        draw: seed and epoch that the augmentation is drawn from; None for plain images.
+        samples: indices of the images, int64 ``[B]``.
+        draw: seed and epoch of the augmentation; None for clean images.
     """
 
     samples: NDArray[np.int64]
@@ -42,18 +42,19 @@ class Request(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Stands in a batch for an image that could not be read."""
+    """Placeholder in a batch for an image that could not be read."""
 
     path: str
     reason: str
 
 
 class Samples(NamedTuple):
-    """One batch as the workers hand it over, stacked so that the loader can pin it whole.
+    """A batch that was read, stacked into tensors so that the loader can pin it.
 
     Attributes:
-        unreadable: images of the batch that are left out of the rest.
-        read: inputs float32 ``[B, 3, S, S]``, targets and indices int64 ``[B]``; None if B is 0.
+        unreadable: images that could not be read.
+        read: inputs float32 ``[B, 3, S, S]``, targets and indices int64 ``[B]`` of the other images; None if
+            B is 0.
     """
 
     unreadable: list[Unreadable]
@@ -61,11 +62,11 @@ class Samples(NamedTuple):
 
 
 Sample = tuple[Tensor, int, int] | Unreadable
-"""Input, target and index of an image, or the reason why there are none."""
+"""Input, target and index of an image, or the reason why it could not be read."""
 
 
 def _stack(samples: list[Sample]) -> Samples:
-    """The samples of one batch together."""
+    """Stack the samples of a batch."""
     unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
     read = [sample for sample in samples if not isinstance(sample, Unreadable)]
     if not read:
@@ -75,16 +76,16 @@ def _stack(samples: list[Sample]) -> Samples:
 
 
 class Reader(Dataset[list[Sample]]):
-    """Runs in the workers: decodes and prepares.
+    """Decodes and transforms images in the workers.
 
-    An image's augmentation depends on seed, epoch and image alone.
+    The augmentation of an image depends only on seed, epoch and image.
 
     Args:
         root: folder that the paths are relative to.
         images: paths and classes.
-        plain: what becomes of an image without augmentation.
-        augmented: the same with it, drawn from torch's global generator.
-        reading: how files become pixels.
+        plain: transform without augmentation.
+        augmented: transform with augmentation, which uses torch's global generator.
+        reading: handling of EXIF orientation and pixel values.
     """
 
     def __init__(
@@ -115,21 +116,21 @@ class Reader(Dataset[list[Sample]]):
         if draw is None:
             return self.plain(image), target, sample
         seed, epoch = draw
-        # torchvision draws from the global generator only.
+        # torchvision supports only the global generator.
         with global_seed(derived_seed(seed, Stream.AUGMENT, epoch, sample)):
             return self.augmented(image), target, sample
 
 
 class Workers:
-    """Processes that read for one set of images and live on from one reading to the next.
+    """Persistent worker processes that read batches of images.
 
-    They start at the first reading and end with :meth:`close`, or with this object. Readings may
-    overlap (the two views of an epoch do), each with processes of its own; one that is broken off
-    ends them.
+    Workers start at the first :meth:`read` and end with :meth:`close` or when this object is deleted. Several
+    iterators may be active at a time, as for two views of an epoch. Each has its own workers, which end if
+    the iterator is not exhausted.
 
     Args:
-        reader: what they do: maps a :class:`Request` to its samples.
-        count: how many processes a reading has; 0 reads in this one.
+        reader: maps a :class:`Request` to its samples.
+        count: number of worker processes per iterator; 0 reads in this process.
     """
 
     def __init__(self, reader: Dataset[list[Sample]], count: int) -> None:
@@ -138,11 +139,11 @@ class Workers:
         self._idle: dict[bool, list[_Loader]] = {True: [], False: []}
 
     def read(self, requests: Iterable[Request], *, pin: bool = False) -> Iterator[Samples]:
-        """The batches that are asked for, in their order.
+        """Iterate over the requested batches, in order.
 
         Args:
-            requests: one for each batch.
-            pin: whether to hand them over in pinned memory, as a GPU is sent them.
+            requests: one request for each batch.
+            pin: whether to return batches in pinned memory, for copies to a GPU.
         """
         idle = self._idle[pin]
         loader = idle.pop() if idle else _Loader(self.reader, self.count, pin)
@@ -150,26 +151,26 @@ class Workers:
         idle.append(loader)
 
     def close(self) -> None:
-        """End the processes that are not reading; another reading starts new ones."""
+        """Stop the workers that are idle. A later :meth:`read` starts new ones."""
         for idle in self._idle.values():
             idle.clear()
 
 
 class _Loader:
-    """A loader that can be sent other requests each time, which torch's takes at its start."""
+    """A ``DataLoader`` with persistent workers that accepts new requests for each iteration."""
 
     def __init__(self, reader: Dataset[list[Sample]], workers: int, pin: bool) -> None:
         self._requests: list[Request] = []
         self._loader: DataLoader[Any] = DataLoader(
             reader,
-            batch_size=None,  # a request is a batch already
+            batch_size=None,  # each request is a batch
             sampler=self._requests,
             num_workers=workers,
             collate_fn=_stack,
             pin_memory=pin,
             persistent_workers=workers > 0,
             worker_init_fn=expect_lost_connections,
-            # Its own generator: the loader would otherwise advance the global one.
+            # Without a generator the loader would advance torch's global generator.
             generator=torch.Generator(),
         )
 
@@ -181,31 +182,31 @@ class _Loader:
 
 @contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Turn what torch raises where a worker of a ``DataLoader`` was killed into one error that says so.
+    """Convert the errors that torch raises when a ``DataLoader`` worker was killed to one clear error.
 
     Raises:
-        LongTailError: a worker ended before it had read its batch.
+        LongTailError: if a worker ended before it returned its batch.
     """
     try:
         yield
     except (ConnectionError, EOFError, RuntimeError) as error:
-        # Errors that a worker itself raised begin with "Caught".
+        # Exceptions raised inside a worker start with "Caught"; those pass through.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        # The connection may be lost before the signal of the worker's death arrives. Torch's handler then
-        # raises in the main thread, wherever that is: wait for it here.
+        # The connection can be lost before SIGCHLD arrives. Torch's signal handler then raises in the main
+        # thread at an arbitrary place. Sleeping here makes it raise here, where it is suppressed.
         with suppress(RuntimeError):
             time.sleep(SIGNAL_SECONDS)
         raise LongTailError(
-            f"a process that reads images ended unexpectedly ({str(error).strip()}); if memory ran out, "
-            "use fewer --workers"
+            f"a worker process that reads images ended unexpectedly ({str(error).strip()}); if memory ran "
+            "out, lower --workers"
         ) from error
 
 
 def expect_lost_connections(worker: int) -> None:
-    """Keep a worker silent when the main process ends before it has taken a batch.
+    """Suppress a worker's traceback when the main process ends before it has received a batch.
 
-    The thread of multiprocessing that hands batches over reports errors through ``sys.excepthook``.
+    The thread of multiprocessing that sends batches reports errors through ``sys.excepthook``.
     """
 
     def report(

@@ -1,7 +1,7 @@
-"""Losses for long-tailed classes: one file for each, with its settings and its registration.
+"""Losses for long-tailed classes. Each file defines one loss with its settings, and registers it.
 
-Every loss maps logits ``[B, C]`` and targets ``[B]`` to a scalar. Half-precision logits (autocast)
-are raised to float32 first; float64 stays. All are twice differentiable, so that their Hessians exist.
+Every loss maps logits ``[B, C]`` and targets ``[B]`` to a scalar. Half-precision logits (autocast) are
+converted to float32 first; float64 logits are not. All losses are twice differentiable, as Hessians require.
 """
 
 from fastsam.longtail.classes import (

@@ -1,4 +1,4 @@
-"""What the losses have in common, and the registry of losses."""
+"""Base classes of the losses, and their registry."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ __all__ = ["LOSSES", "MEANS", "ClassStatistics", "LongTailLoss", "Loss", "Mean",
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the class indices, int64 ``[B]``.
+    """Check that targets are class indices, and return them as int64 ``[B]``.
+
+    Soft targets ``[B, C]`` are refused because some losses would accept them and compute something else.
 
     Args:
         logits: ``[B, C]``.
         targets: integers ``[B]``.
 
     Raises:
-        UsageError: for anything but one index per row of the logits, soft targets ``[B, C]`` above
-            all: some losses would take them, and mean something else.
+        UsageError: if ``targets`` is not one class index for each row of ``logits``.
     """
     fits = targets.ndim == 1 and logits.ndim == 2 and len(targets) == len(logits)
     if (
@@ -41,8 +42,9 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
         or targets.dtype == torch.bool
     ):
         raise UsageError(
-            f"targets must be class indices, integers [B] for logits [B, C]; got {targets.dtype} "
-            f"{tuple(targets.shape)} for logits {tuple(logits.shape)}; soft targets are not supported"
+            "targets must be class indices: integers of shape [B] for logits of shape [B, C]; got "
+            f"{targets.dtype} {tuple(targets.shape)} for logits {tuple(logits.shape)}. Soft targets are not "
+            "supported"
         )
     return targets.long()
 
@@ -55,12 +57,12 @@ def check_number(name: str, value: float, *, positive: bool = False) -> None:
 
 
 class LongTailLoss(Term):
-    """A mean over the batch of per-sample losses, weighted by class.
+    """Mean of per-sample losses over the batch, weighted by class.
 
     Subclasses override :meth:`per_sample`.
 
     Attributes:
-        weight: class weights, float64 ``[C]``, or None for equal ones.
+        weight: class weights, float64 ``[C]``, or None for equal weights.
         mean: ``weights`` divides by the sum of the batch's weights, as ``nn.CrossEntropyLoss``
             does; ``samples`` divides by the number of samples.
     """
@@ -82,7 +84,7 @@ class LongTailLoss(Term):
         self.mean = mean
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """Unweighted loss of every sample, ``[B]``."""
+        """Compute the unweighted loss of every sample, ``[B]``."""
         return functional.cross_entropy(logits, targets, reduction="none")
 
     def sums(
@@ -93,23 +95,22 @@ class LongTailLoss(Term):
         *,
         factors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses and what to divide it by, both scalars.
+        """Compute the weighted sum of the losses and the divisor of their mean, both scalars.
 
         Args:
             logits: ``[B, C]``.
             targets: int64 ``[B]``.
             features: ``[B, D]``; only the influence-balanced loss reads them.
-            factors: further factor on the loss of each class, ``[C]``, which does not enter the
-                divisor.
+            factors: additional factor on the loss of each class, ``[C]``. It does not enter the divisor.
 
         Raises:
-            UsageError: targets are not class indices.
+            UsageError: if targets are not class indices.
         """
         targets = check_targets(logits, targets)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         losses = self.per_sample(logits, targets, features)
-        # Not torch.tensor(), whose copy to a GPU would wait for it.
+        # torch.tensor() would copy from the host and synchronize with the GPU.
         samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
         if factors is not None:
             losses = losses * factors.to(losses)[targets]
@@ -119,7 +120,7 @@ class LongTailLoss(Term):
         return (weights * losses).sum(), weights.sum() if self.mean == "weights" else samples
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
-        """The mean loss; see :meth:`sums` for the arguments."""
+        """Compute the mean loss; see :meth:`sums` for the arguments."""
         total, weight = self.sums(logits, targets, features)
         return total / weight
 
@@ -130,12 +131,12 @@ class LongTailLoss(Term):
 
 @dataclass(frozen=True, eq=False)
 class ClassStatistics:
-    """What a loss is told about the classes.
+    """Class statistics that a loss is built from.
 
     Attributes:
         counts: training images of each class, ``[C]``.
-        weight: class weights of the rule, float64 ``[C]``; None for equal ones.
-        mean: what the weighted sum is divided by.
+        weight: class weights of the rule, float64 ``[C]``; None for equal weights.
+        mean: divisor of the weighted sum: the sum of the weights or the number of samples.
     """
 
     counts: ArrayLike
@@ -145,16 +146,16 @@ class ClassStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(RunPart):
-    """A loss; once it is registered, ``--method NAME`` trains with it.
+    """A loss. Once it is registered, ``--method NAME`` trains with it.
 
     Attributes:
-        build: ``build(settings, classes)`` makes the term, given a :class:`ClassStatistics`.
-        head: classifier that the loss needs; None for any.
-        early: loss before the deferral epoch, by name; None for the same.
-        balances_classes: whether it balances classes itself, so that no rule may weight them.
-        adjusts_logits: describes the logit adjustment of the loss, given its settings; None where
-            there is none.
-        network: extends the network, given the settings and a classifier.
+        build: ``build(settings, classes)`` creates the term from a :class:`ClassStatistics`.
+        head: head that the loss requires; None for any head.
+        early: name of the loss that is used up to the deferral epoch; None for this loss throughout.
+        balances_classes: whether the loss balances classes itself. It is then used without a rule.
+        adjusts_logits: ``adjusts_logits(settings)`` describes the logit adjustment of the loss; it returns
+            None if there is none.
+        network: ``network(settings, classifier)`` extends the network; None for no extension.
     """
 
     build: Callable[..., Term]

@@ -9,7 +9,7 @@ register_loss(
         build=lambda settings, classes: VSLoss(
             classes.counts, 0.0, 1.0, classes.weight, mean=classes.mean
         ),
-        summary="balanced softmax (logit adjustment with tau = 1)",
+        summary="balanced softmax (logit-adjusted loss with tau = 1)",
         adjusts_logits=lambda settings: "log prior (balanced softmax)",
     )
 )

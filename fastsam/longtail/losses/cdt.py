@@ -1,4 +1,4 @@
-"""Class-dependent temperatures (Ye et al. 2020): the VS loss without its additive part."""
+"""Class-dependent temperatures (Ye et al. 2020): the VS loss without its additive term."""
 
 from fastsam.longtail.losses.base import Loss, register_loss
 from fastsam.longtail.losses.vs import GammaSettings, VSLoss

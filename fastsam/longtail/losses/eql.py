@@ -19,17 +19,17 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class EqualizationLoss(LongTailLoss):
-    """Softmax equalization: rare classes are mostly left out of other samples' denominators.
+    """Softmax equalization loss: rare classes are dropped at random from other samples' denominators.
 
     Tan et al., "Equalization Loss for Long-Tailed Object Recognition" (CVPR 2020), section 3.3:
-    ``-log(e^{z_y} / sum_k w_k e^{z_k})`` with ``w_k = 1 - b T_k (1 - y_k)``, T_k = 1 where the
-    frequency of class k is below ``threshold`` and b a draw that is 1 with probability ``drop``.
-    The draws (one per sample and class) happen in training mode; in evaluation mode b is ``drop``.
+    ``-log(e^{z_y} / sum_k w_k e^{z_k})`` with ``w_k = 1 - b T_k (1 - y_k)``. T_k is 1 if the frequency of
+    class k is below ``threshold``, else 0. In training mode b is sampled for every sample and class and is 1
+    with probability ``drop``; in evaluation mode b is ``drop``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
         threshold: frequency (share of all images) below which a class counts as rare.
-        drop: probability of leaving a rare class out.
+        drop: probability of dropping a rare class from a denominator.
         weight: class weights ``[C]``.
         mean: see :class:`LongTailLoss`.
     """
@@ -56,11 +56,11 @@ class EqualizationLoss(LongTailLoss):
         self._seed = 0
 
     def reseed(self, seed: int) -> None:
-        """Every call of the loss draws the same mask until the next ``reseed``."""
+        """Set the seed of the mask. Every call samples the same mask until the next ``reseed``."""
         self._seed = seed
 
     def prepare(self, batch: Batch, network: Classifier, seed: int) -> int:
-        """Return the seed of the batch's mask, which all passes share."""
+        """Return the seed of the batch's mask. All passes of a step share it."""
         return seed
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class EqualizationLoss(LongTailLoss):
         return super().loss(outputs, batch, given)
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """Equalization loss of every sample, ``[B]``."""
+        """Compute the equalization loss of every sample, ``[B]``."""
         if self.training:
             generator = torch.Generator().manual_seed(self._seed)
             dropped = torch.rand(logits.shape, generator=generator).lt(self.drop).to(logits)
@@ -78,7 +78,7 @@ class EqualizationLoss(LongTailLoss):
             dropped = torch.full_like(logits, self.drop)
         others = 1 - functional.one_hot(targets, logits.shape[1])
         kept = 1 - dropped * self.rare.to(logits) * others
-        # log(0) = -inf takes a dropped class out of the log-sum-exp.
+        # log(0) = -inf removes a dropped class from the log-sum-exp.
         return super().per_sample(logits + kept.log(), targets, features)
 
 
@@ -87,13 +87,13 @@ class EqualizationSettings(Settings):
     """Settings of the equalization loss."""
 
     eql_threshold: float = setting(
-        "frequency below which a class is rare",
+        "share of the training images below which a class counts as rare",
         default=Entry(0.005, "starting point", known=False),
         low=0,
         high=1,
     )
     eql_drop: float = setting(
-        "probability of leaving a rare class out of a denominator",
+        "probability of dropping a rare class from the softmax denominator of a sample",
         default=Entry(0.9, "starting point", known=False),
         low=0,
         high=1,

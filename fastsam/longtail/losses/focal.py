@@ -19,7 +19,7 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class FocalLoss(LongTailLoss):
-    """``(1 - p)^gamma * CE`` with p the probability of the true class.
+    """Focal loss ``(1 - p)^gamma * CE``, where p is the probability of the true class.
 
     Lin et al., "Focal Loss for Dense Object Detection" (ICCV 2017), equation 4. The class weight
     multiplies the loss and does not enter p.
@@ -27,9 +27,8 @@ class FocalLoss(LongTailLoss):
     Args:
         gamma: focusing exponent, at least 0; 1 in Cao et al. 2019.
         weight: class weights ``[C]``.
-        mean: what the weighted sum is divided by: ``samples`` by their number, as in the code of
-            Cao et al. 2019, or ``weights`` by the sum of their weights, as ``nn.CrossEntropyLoss``
-            divides.
+        mean: divisor of the weighted sum: ``samples`` (their number, as in the code of Cao et al. 2019)
+            or ``weights`` (the sum of their weights, as in ``nn.CrossEntropyLoss``).
     """
 
     def __init__(
@@ -40,9 +39,9 @@ class FocalLoss(LongTailLoss):
         self.gamma = gamma
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """Focal loss of every sample, ``[B]``."""
+        """Compute the focal loss of every sample, ``[B]``."""
         losses = super().per_sample(logits, targets, features)
-        # 1 - p = -expm1(-CE); bounded away from 0, where a fractional power has no derivative.
+        # 1 - p = -expm1(-CE), clamped above 0 because a fractional power has no derivative at 0.
         missing = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
         return missing**self.gamma * losses
 
@@ -55,15 +54,14 @@ class FocalSettings(Settings):
         "exponent of the focal loss", default=Entry(1.0, "code of Cao et al. 2019"), low=0
     )
     focal_mean: Mean = setting(
-        "what focal losses with class weights are divided by: samples (their number) or weights "
-        "(their sum)",
+        "divisor of the class-weighted focal loss: samples (their number) or weights (their sum)",
         default=Entry("samples", "code of Cao et al. 2019"),
         before="weights",
     )
 
 
 def _build(settings: FocalSettings, classes: ClassStatistics) -> FocalLoss:
-    # Algorithm 1 is a mean over samples, whatever the loss.
+    # The weighting algorithm1 averages over samples for every loss.
     mean: Mean = "samples" if classes.mean == "samples" else settings.focal_mean
     return FocalLoss(settings.focal_gamma, weight=classes.weight, mean=mean)
 

@@ -17,12 +17,12 @@ class InfluenceBalancedLoss(LongTailLoss):
     """Cross-entropy divided by each sample's influence on the decision boundary.
 
     Park et al., "Influence-Balanced Loss for Imbalanced Visual Classification" (ICCV 2021), section
-    3.3: ``alpha CE / (|softmax - onehot|_1 |h|_1 + epsilon)`` with h the features before the head.
+    3.3: ``alpha CE / (|softmax - onehot|_1 |h|_1 + epsilon)``, where h are the inputs of the head.
     The mean is over samples.
 
     Args:
         alpha: overall factor; 1000 in the authors' code.
-        epsilon: bound on the division; 0.001 in the authors' code.
+        epsilon: added to the divisor, which may be 0; 0.001 in the authors' code.
         weight: class weights ``[C]``; inverse frequencies in the authors' code.
     """
 
@@ -36,9 +36,11 @@ class InfluenceBalancedLoss(LongTailLoss):
         self.epsilon = epsilon
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """Influence-balanced loss of every sample, ``[B]``."""
+        """Compute the influence-balanced loss of every sample, ``[B]``."""
         if features is None:
-            raise UsageError("the influence-balanced loss needs the features before the head")
+            raise UsageError(
+                "the influence-balanced loss got features=None; pass the inputs of the head, shape [B, D]"
+            )
         onehot = functional.one_hot(targets, logits.shape[1])
         error = (logits.softmax(dim=1) - onehot).abs().sum(dim=1)
         influence = error * features.to(logits).abs().sum(dim=1)

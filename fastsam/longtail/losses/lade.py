@@ -19,12 +19,12 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class LADELoss(Term):
-    """Cross-entropy of ``z + log(prior)`` minus a bound on the logits' dependence on the labels.
+    """LADE: cross-entropy of ``z + log(prior)`` minus a bound on how much the logits depend on the labels.
 
     Hong et al., "Disentangling Label Distribution for Long-Tailed Visual Recognition" (CVPR 2021),
     equations 8 to 10. For class c the regularized Donsker-Varadhan bound is ``r_c = mean_{y=c} z_c - s_c -
-    lambda s_c^2`` with ``s_c = log mean exp(z_c - log prior_c - log C)`` over the batch; the loss is
-    ``CE - alpha sum_c prior_c r_c``. The bound compares all samples of a batch.
+    lambda s_c^2`` with ``s_c = log mean exp(z_c - log prior_c - log C)``; both means are over the batch, so
+    the loss is not a sum over samples. The loss is ``CE - alpha sum_c prior_c r_c``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
@@ -84,10 +84,12 @@ class LADESettings(Settings):
     """Settings of LADE."""
 
     lade_alpha: float = setting(
-        "weight of the bound on dependence", default=Entry(0.1, "code of Hong et al. 2021"), low=0
+        "weight of LADE's regularizer", default=Entry(0.1, "code of Hong et al. 2021"), low=0
     )
     lade_lambda: float = setting(
-        "regularization of the bound", default=Entry(0.1, "code of Hong et al. 2021"), low=0
+        "weight of the quadratic penalty inside LADE's regularizer",
+        default=Entry(0.1, "code of Hong et al. 2021"),
+        low=0,
     )
 
 
@@ -98,7 +100,7 @@ register_loss(
             classes.counts, settings.lade_alpha, settings.lade_lambda
         ),
         settings=LADESettings,
-        summary="balanced softmax with label distribution disentangling",
+        summary="balanced softmax with label-distribution disentangling",
         balances_classes=True,
         adjusts_logits=lambda settings: "log prior (balanced softmax)",
     )

@@ -15,11 +15,11 @@ from fastsam.longtail.settings import Entry, Settings, layer, setting
 
 
 class LDAMLoss(LongTailLoss):
-    """Cross-entropy of scaled logits whose true class is handicapped by a margin.
+    """LDAM loss: cross-entropy of scaled logits after a margin is subtracted from that of the true class.
 
     Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss" (NeurIPS
     2019), equations 12 and 13: ``CE(scale * (z - margin_y onehot(y)))`` with margins proportional
-    to ``n^(-1/4)``. Meant for cosine logits.
+    to ``n^(-1/4)``. The logits should be cosines.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
@@ -53,7 +53,7 @@ class LDAMLoss(LongTailLoss):
         self.logit_scale = scale
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """LDAM loss of every sample, ``[B]``."""
+        """Compute the LDAM loss of every sample, ``[B]``."""
         handicap = functional.one_hot(targets, logits.shape[1]) * self.margins.to(logits)
         return super().per_sample(self.scale * (logits - handicap), targets, features)
 
@@ -63,10 +63,12 @@ class LDAMSettings(Settings):
     """Settings of the LDAM loss."""
 
     max_margin: float = setting(
-        "margin of the smallest class", default=Entry(0.5, "Cao et al. 2019 (CIFAR)"), low=0
+        "margin of the smallest class in the LDAM loss",
+        default=Entry(0.5, "Cao et al. 2019 (CIFAR)"),
+        low=0,
     )
     scale: float = setting(
-        "factor on cosine logits",
+        "factor on the cosine logits of the LDAM loss",
         default=Entry(30.0, "code of Cao et al. 2019"),
         above=0,
         high=10**6,

@@ -1,4 +1,4 @@
-"""Parametric contrastive learning (PaCo): class centres and a queue of keys in one softmax.
+"""Parametric contrastive learning (PaCo): class centers and a queue of keys in one softmax.
 
 Cui et al., "Parametric Contrastive Learning" (ICCV 2021), section 3.3.
 """
@@ -25,18 +25,18 @@ from fastsam.longtail.settings import Entry, Settings, setting
 
 
 class PaCoLoss(Term):
-    """The contrastive loss whose positives are the class centre and the samples of the same class.
+    """PaCo loss: the positives of a sample are the center of its class and the samples of its class.
 
-    One softmax runs over C centres, with logits ``z + log(prior)``, and over contrasted samples,
-    with logits ``q . k / temperature``; the anchor itself is left out. The loss of a sample is minus
-    the mean log-probability of its positives: the centre with weight ``beta``, each contrasted
-    sample of its class with weight ``alpha``.
+    One softmax runs over C class centers, with logits ``z + log(prior)``, and over M contrasts (other
+    samples), with logits ``q . k / temperature``. The sample itself is masked. The loss of a sample is minus
+    the weighted mean log-probability of its positives: the center has weight ``beta``, each contrast of the
+    same class has weight ``alpha``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
-        alpha: weight of a contrasted positive; 0.01 for CIFAR-100-LT, 0.05 for ImageNet-LT.
-        beta: weight of the centre; 1.
-        temperature: of the contrasts; 0.05 for CIFAR-100-LT, 0.2 for ImageNet-LT.
+        alpha: weight of a contrast of the same class; 0.01 for CIFAR-100-LT, 0.05 for ImageNet-LT.
+        beta: weight of the center; 1 in the authors' code.
+        temperature: temperature of the contrasts; 0.05 for CIFAR-100-LT, 0.2 for ImageNet-LT.
     """
 
     views = 2
@@ -54,9 +54,9 @@ class PaCoLoss(Term):
         super().__init__()
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} must be at least 0, got {value}")
+                raise UsageError(f"{name} must be finite and at least 0, got {value}")
         if not (math.isfinite(temperature) and temperature > 0):
-            raise UsageError(f"temperature must be above 0, got {temperature}")
+            raise UsageError(f"temperature must be finite and above 0, got {temperature}")
         self.register_buffer("log_prior", prior(counts).log())
         self.alpha = alpha
         self.beta = beta
@@ -84,12 +84,12 @@ class PaCoLoss(Term):
         """Return the loss of every sample, ``[B]``.
 
         Args:
-            logits: of the classifier, ``[B, C]``.
+            logits: logits of the classifier, ``[B, C]``.
             targets: int64 ``[B]``.
             queries: unit vectors of the batch, ``[B, P]``.
             contrasts: unit vectors to compare with, ``[M, P]``; the first B are ``queries``.
-            contrast_targets: classes of the contrasts, int64 ``[M]``; -1 for an empty place of the
-                queue, which is left out.
+            contrast_targets: classes of the contrasts, int64 ``[M]``; -1 marks an empty entry of the queue,
+                which is masked.
         """
         targets = check_targets(logits, targets)
         batch, classes = logits.shape
@@ -101,21 +101,21 @@ class PaCoLoss(Term):
         )
         log_probability = everything.log_softmax(dim=1)
         same = (targets[:, None] == contrast_targets) & ~own
-        centre = functional.one_hot(targets, classes).to(logits)
-        positives = torch.cat([self.beta * centre, self.alpha * same.to(logits)], dim=1)
-        # Where the weight is 0 the logarithm may be -inf, and 0 * -inf is not 0.
+        center = functional.one_hot(targets, classes).to(logits)
+        positives = torch.cat([self.beta * center, self.alpha * same.to(logits)], dim=1)
+        # Masked entries have log-probability -inf, and 0 * -inf is NaN.
         weighted = torch.where(positives > 0, positives * log_probability, 0.0)
         return -(weighted.sum(dim=1) / positives.sum(dim=1))
 
     def prepare(self, batch: Batch, network: Classifier, seed: int) -> Tensor:
-        """Return the keys of the second view, with which all passes of the step compare."""
+        """Compute the keys of the second view, float32 ``[B, P]``, which all passes of the step share."""
         return _paco(network).keys(batch.views[1]).float()
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
-        """See :meth:`Term.loss`: the batch against itself, its keys and the queue."""
+        """See :meth:`Term.loss`. The contrasts are the batch itself, its keys and the queue."""
         queries, queue = outputs.projections, _paco(given.network)
         if queries is None:
-            raise AssertionError("a PaCoClassifier gives projections")
+            raise AssertionError("a PaCoClassifier returns projections")
         losses = self.per_sample(
             outputs.logits.float(),
             batch.targets,
@@ -129,20 +129,22 @@ class PaCoLoss(Term):
         return losses.sum(), samples
 
     def commit(self, batch: Batch, network: Classifier, prepared: Any) -> None:
-        """Move the momentum encoder and put the keys into the queue."""
+        """Update the momentum encoder and add the keys to the queue."""
         _paco(network).advance(prepared, batch.targets)
 
 
 class PaCoClassifier(Classifier):
-    """A classifier with a projection, a momentum copy of both, and a queue of keys.
+    """A classifier with a projection, a momentum encoder, and a queue of keys.
+
+    The momentum encoder is a moving average of the feature extractor and the projection.
 
     Args:
-        classifier: features and head.
+        classifier: feature extractor and head.
         projection: length P of the projected vectors; 32 for CIFAR, 128 for large images.
-        queue: places in the queue; 1024 for CIFAR-100-LT, 8192 for ImageNet-LT.
-        batch_norm: normalize the hidden layer of the projection over the batch, as the code of Cui et
-            al. 2021 does.
-        momentum: of the copy; 0.999 as in He et al. (CVPR 2020).
+        queue: length of the queue; 1024 for CIFAR-100-LT, 8192 for ImageNet-LT.
+        batch_norm: apply batch normalization in the hidden layer of the projection, as in the code of Cui et
+            al. 2021.
+        momentum: momentum of the moving average; 0.999 as in He et al. (CVPR 2020).
     """
 
     queue: Tensor
@@ -173,27 +175,27 @@ class PaCoClassifier(Classifier):
         self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
 
     def queries(self, features: Tensor) -> Tensor:
-        """Unit vectors ``[B, P]`` of features ``[B, D]``."""
+        """Project features ``[B, D]`` to unit vectors ``[B, P]``."""
         return functional.normalize(self.projection(features), dim=1)
 
     @torch.no_grad()
     def keys(self, inputs: Tensor) -> Tensor:
-        """Unit vectors ``[B, P]`` of another view of the images, by the momentum copy."""
+        """Encode images ``[B, channels, H, W]`` as unit vectors ``[B, P]`` with the momentum encoder."""
         return functional.normalize(self.key_encoder(inputs), dim=1)
 
     def outputs(self, inputs: Tensor) -> Outputs:
-        """See :meth:`Classifier.outputs`; projections are computed in float32, autocast or not."""
+        """See :meth:`Classifier.outputs`. Projections are computed in float32 even under autocast."""
         outputs = super().outputs(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             return outputs._replace(projections=self.queries(outputs.features.float()))
 
     @torch.no_grad()
     def advance(self, keys: Tensor, targets: Tensor) -> None:
-        """Once a step: move the copy towards the network and put the keys into the queue.
+        """Update the momentum encoder and add the keys to the queue. Call it once a step.
 
         Args:
-            keys: ``[B, P]``; at most as many as the queue has places are kept.
-            targets: their classes, int64 ``[B]``.
+            keys: ``[B, P]``; if B exceeds the length of the queue, the last keys are kept.
+            targets: classes of the keys, int64 ``[B]``.
         """
         trained = [*self.features.parameters(), *self.projection.parameters()]
         for slow, fast in zip(self.key_encoder.parameters(), trained, strict=True):
@@ -208,7 +210,7 @@ class PaCoClassifier(Classifier):
 
 def _paco(network: Classifier) -> PaCoClassifier:
     if not isinstance(network, PaCoClassifier):
-        raise AssertionError("the loss paco comes with its own network")
+        raise AssertionError("the loss paco requires a PaCoClassifier")
     return network
 
 
@@ -220,19 +222,21 @@ class PaCoSettings(Settings):
     """Settings of PaCo."""
 
     paco_alpha: float = setting(
-        "weight of a contrasted positive", default=Entry(0.01, _SOURCE), low=0
+        "weight of a sample of the same class in the PaCo loss; the class center has weight 1",
+        default=Entry(0.01, _SOURCE),
+        low=0,
     )
     paco_temperature: float = setting(
-        "temperature of the contrasts", default=Entry(0.05, _SOURCE), above=0
+        "temperature of the contrasts in the PaCo loss", default=Entry(0.05, _SOURCE), above=0
     )
     paco_queue: int = setting(
-        "places in the queue of keys", default=Entry(1024, _SOURCE), low=1, high=2**20
+        "number of keys in PaCo's queue", default=Entry(1024, _SOURCE), low=1, high=2**20
     )
     paco_projection: int = setting(
-        "length of the projected vectors", default=Entry(32, _SOURCE), low=1, high=2**14
+        "dimension of PaCo's projected vectors", default=Entry(32, _SOURCE), low=1, high=2**14
     )
     paco_batch_norm: bool = setting(
-        "batch normalization in the projection", default=Entry(True, _SOURCE), before=False
+        "use batch normalization in PaCo's projection", default=Entry(True, _SOURCE), before=False
     )
 
 

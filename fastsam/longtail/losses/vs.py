@@ -19,13 +19,13 @@ class VSLoss(LongTailLoss):
     """Vector-scaling loss: cross-entropy of ``z / (n_max / n)^gamma + tau log(prior)``.
 
     Kini et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization"
-    (NeurIPS 2021), equation 2. ``tau = 0`` is CDT, ``gamma = 0`` logit adjustment, and ``gamma = 0,
-    tau = 1`` balanced softmax.
+    (NeurIPS 2021), equation 2. With ``tau = 0`` it is CDT, with ``gamma = 0`` the logit-adjusted loss, and
+    with ``gamma = 0, tau = 1`` balanced softmax.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
-        gamma: exponent of the multiplicative part, at least 0; 0.3 in the official code.
-        tau: strength of the additive part; 1 in the official code.
+        gamma: exponent of the divisors, at least 0; 0.3 in the authors' code.
+        tau: factor on the log prior; 1 in the authors' code.
         weight: class weights ``[C]``.
         mean: see :class:`LongTailLoss`.
     """
@@ -46,23 +46,23 @@ class VSLoss(LongTailLoss):
         values = checked_counts(counts)
         if not (math.isfinite(gamma) and gamma >= 0 and math.isfinite(tau)):
             raise UsageError(
-                f"gamma must be at least 0 and tau finite, got gamma={gamma}, tau={tau}"
+                f"gamma and tau must be finite and gamma at least 0, got gamma={gamma}, tau={tau}"
             )
         self.register_buffer("divisors", torch.from_numpy((values.max() / values) ** gamma))
         self.register_buffer("offsets", tau * prior(counts).log())
 
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
-        """VS loss of every sample, ``[B]``."""
+        """Compute the VS loss of every sample, ``[B]``."""
         adjusted = logits / self.divisors.to(logits) + self.offsets.to(logits)
         return super().per_sample(adjusted, targets, features)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GammaSettings(Settings):
-    """The setting of losses that divide logits."""
+    """Setting of losses that divide logits by a power of the class counts."""
 
     gamma: float = setting(
-        "exponent of the logits' divisors",
+        "exponent gamma of the divisors (n_max / n)^gamma of the logits",
         default=Entry(
             0.3, "[code] defaults; the values behind Table 1 are not published", known=False
         ),
@@ -73,10 +73,10 @@ class GammaSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TauSettings(Settings):
-    """The setting of losses that add the log prior to logits."""
+    """Setting of losses that add a multiple of the log prior to logits."""
 
     tau: float = setting(
-        "factor on the log prior",
+        "tau; tau * log prior is added to the logits",
         default=Entry(1.0, "Menon et al. 2021: tau = 1 is the consistent choice"),
         low=0,
         high=1000,
@@ -89,7 +89,7 @@ class VSSettings(TauSettings, GammaSettings):
 
 
 def added_prior(settings: TauSettings) -> str | None:
-    """Describe the log prior that a loss adds; None for tau = 0."""
+    """Describe the log prior that a loss adds; return None for tau = 0."""
     return None if settings.tau == 0 else f"tau * log prior with tau {settings.tau}"
 
 

@@ -1,4 +1,4 @@
-"""Networks: one file for each family, with its registration, and the classifier around them."""
+"""Networks. Each file defines and registers one family; :class:`Classifier` adds a head."""
 
 from fastsam.longtail.models.base import MODELS, Model, build_model, register_model
 from fastsam.longtail.models.cifar_resnet import CifarResNet

@@ -1,4 +1,4 @@
-"""The networks by name, and how one becomes a classifier."""
+"""Registry of networks, and construction of classifiers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TORCH_HEAD: Layer = layer(_SOURCE, head_init="torch")
 
 @dataclass(frozen=True, kw_only=True)
 class Model(RunPart):
-    """A network; once it is registered, ``--model NAME`` trains it.
+    """A network. Once it is registered, ``--model NAME`` trains it.
 
     Attributes:
-        build: ``build(settings, channels)`` makes a module that maps images ``[B, channels, H, W]``
+        build: ``build(settings, channels)`` creates a module that maps images ``[B, channels, H, W]``
             to features ``[B, out_features]`` and has the attribute ``out_features``.
     """
 
@@ -48,24 +48,24 @@ def build_model(
     seed: int = 0,
     settings: Settings | None = None,
 ) -> Classifier:
-    """A freshly initialized classifier.
+    """Create a freshly initialized classifier.
 
-    Convolutions of the CIFAR networks are sampled from He et al.'s normal distribution, cosine heads
-    from uniform directions; other networks keep the initialization of their library. All of it
-    comes from ``seed`` alone.
+    Convolutions of the CIFAR networks are sampled from He et al.'s normal distribution, and vectors of
+    cosine heads from a uniform distribution. Other networks keep the initialization of their library. The
+    initial weights depend only on ``seed``.
 
     Args:
         name: one of :data:`MODELS`, such as ``resnet32`` or ``timm:NAME``.
         num_classes: number of classes C.
         head: ``linear``, or ``cosine`` for normalized features and class vectors.
-        head_init: initial weights of a linear head: ``he`` or ``torch``; None for what the network's
-            recipe says.
+        head_init: initial weights of a linear head: ``he`` or ``torch``; None for the default of the
+            network's recipe.
         channels: channels of the input images.
-        seed: seed of the initial weights; the global generator is left alone.
-        settings: settings of the network, where it has any.
+        seed: seed of the initial weights; the global generator is not changed.
+        settings: settings of the network, if it has any.
 
     Raises:
-        UsageError: for an unknown name or head, or fewer than 2 classes.
+        UsageError: if the name or the head is unknown, or there are fewer than 2 classes.
 
     Example:
         >>> sum(p.numel() for p in build_model("resnet32", 10).parameters())
@@ -73,7 +73,7 @@ def build_model(
     """
     model, classifier_head = MODELS[name], HEADS[head]
     if num_classes < 2:
-        raise UsageError(f"a classifier needs at least 2 classes, got {num_classes}")
+        raise UsageError(f"num_classes must be at least 2, got {num_classes}")
     chosen: dict[str, Any] = {}
     if head == "linear":
         chosen["head_init"] = head_init or model.recipe["head_init"].value

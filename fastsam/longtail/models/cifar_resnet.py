@@ -1,4 +1,4 @@
-"""The ResNets of CIFAR.
+"""ResNets for CIFAR.
 
 They follow He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), section 4.2: 3x3
 convolutions throughout, stages of falling resolution, and parameter-free shortcuts (option A).
@@ -15,7 +15,7 @@ from fastsam.longtail.models.base import HE_HEAD, Model, register_model
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an option-A shortcut: subsample, pad new channels with zeros."""
+    """Two 3x3 convolutions and an option-A shortcut, which subsamples and pads new channels with zeros."""
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The features of a CIFAR ResNet: stem, stages at falling resolution, global average pooling.
+    """Feature extractor of a CIFAR ResNet: stem, stages of falling resolution, global average pooling.
 
     Args:
         blocks: basic blocks of each stage; ``(5, 5, 5)`` is ResNet-32.
@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images ``[B, channels, H, W]`` to features ``[B, widths[-1]]``."""
+        """Map images ``[B, channels, H, W]`` to features ``[B, widths[-1]]``."""
         maps: Tensor = self.layers(inputs)
         return maps.mean(dim=(2, 3))
 
@@ -86,7 +86,7 @@ for _name, _blocks, _widths in (
     ("resnet44", (7, 7, 7), _NARROW),
     ("resnet56", (9, 9, 9), _NARROW),
     ("resnet8-w32", (1, 1, 1), (32, 64, 128)),
-    # The networks that later long-tail papers run under the names resnet32 and resnet34.
+    # Later long-tail papers call these networks resnet32 and resnet34.
     ("resnet32-w64", (5, 5, 5), (64, 128, 256)),
     ("resnet34-w64", (3, 4, 6, 3), (64, 128, 256, 512)),
 ):

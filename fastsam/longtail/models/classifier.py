@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
-    """What a network makes of one view of a batch.
+    """Outputs of a network for one view of a batch.
 
     Attributes:
-        features: what the head is given, ``[B, D]``.
+        features: inputs of the head, ``[B, D]``.
         logits: ``[B, C]``.
-        projections: vectors that a contrastive loss compares, ``[B, P]``; None without one.
+        projections: vectors that a contrastive loss compares, ``[B, P]``; None for other losses.
     """
 
     features: Tensor
@@ -37,11 +37,11 @@ class Classifier(nn.Module):
         self.feature_width = feature_width
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images ``[B, channels, H, W]`` to logits ``[B, C]``."""
+        """Map images ``[B, channels, H, W]`` to logits ``[B, C]``."""
         logits: Tensor = self.head(self.features(inputs))
         return logits
 
     def outputs(self, inputs: Tensor) -> Outputs:
-        """Everything that a loss may read, of images ``[B, channels, H, W]``."""
+        """Compute all outputs that a loss may read, from images ``[B, channels, H, W]``."""
         features = self.features(inputs)
         return Outputs(features, self.head(features))

@@ -17,7 +17,7 @@ HeadInit = Literal["he", "torch"]
 
 
 class CosineHead(nn.Module):
-    """Logits that are cosines between the features and one unit vector per class; no bias.
+    """Cosine head: logits are cosines between the features and one vector per class, without bias.
 
     Args:
         in_features: length D of the feature vector.
@@ -31,16 +31,16 @@ class CosineHead(nn.Module):
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         weight = torch.empty(in_features, num_classes).uniform_(-1, 1)
-        # Unit columns: renorm_ only shortens, so the bound is tiny and is scaled away again.
+        # Normalize the columns. renorm_ only shortens them, so it gets a tiny bound and mul_ undoes it.
         self.weight = nn.Parameter(weight.renorm_(2, 1, 1e-5).mul_(1e5))  # [D, C]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[B, D]`` to cosines ``[B, C]``."""
+        """Map features ``[B, D]`` to cosines ``[B, C]``."""
         return functional.normalize(features, dim=1) @ functional.normalize(self.weight, dim=0)
 
 
 class AffineHead(nn.Module):
-    """Logits of another head times a scale, plus an offset of each class.
+    """A head whose logits are those of another head, multiplied by a scale and shifted for each class.
 
     Args:
         head: maps features ``[B, D]`` to logits ``[B, C]``.
@@ -59,14 +59,18 @@ class AffineHead(nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[B, D]`` to logits ``[B, C]``."""
+        """Map features ``[B, D]`` to logits ``[B, C]``."""
         logits: Tensor = self.head(features) * self.scale + self.offset
         return logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head(RunPart):
-    """A head by name; ``build(settings, features, classes)`` makes the module."""
+    """A registered head.
+
+    Attributes:
+        build: ``build(settings, in_features, num_classes)`` creates the module.
+    """
 
     build: Callable[..., nn.Module]
 
@@ -79,7 +83,7 @@ class LinearSettings(Settings):
     """Settings of a linear head."""
 
     head_init: HeadInit = setting(
-        "initial weights of a linear head: he (He et al.'s normal) or torch (nn.Linear's own)",
+        "initial weights of a linear head: he (He et al.'s normal) or torch (default of nn.Linear)",
         before="he",
     )
 
@@ -94,7 +98,7 @@ def _linear(settings: LinearSettings, in_features: int, num_classes: int) -> nn.
 HEADS.add(
     Head(
         name="linear",
-        summary="linear, with a bias",
+        summary="linear with bias",
         build=_linear,
         settings=LinearSettings,
     )

@@ -1,4 +1,4 @@
-"""Every network of timm, by the name ``timm:NAME``."""
+"""The networks of timm, named ``timm:NAME``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMM = "timm:"
 
 
 class TimmFeatures(nn.Module):
-    """Any network of timm without its classifier, from random weights.
+    """A timm network without its classifier, with random initial weights.
 
     Args:
         name: name in timm.
@@ -27,14 +27,14 @@ class TimmFeatures(nn.Module):
         with requires_extra("longtail", f"timm:{name}"):
             timm = import_module("timm")
         if not timm.is_model(name):
-            raise UsageError(f"timm has no network {name!r}; timm.list_models() names them")
+            raise UsageError(f"timm has no network {name!r}; timm.list_models() lists them")
         self.network = timm.create_model(name, num_classes=0, in_chans=channels)
-        # Some networks widen their features once more before the classifier.
+        # Some networks end with a hidden layer, whose width differs from num_features.
         width = getattr(self.network, "head_hidden_size", None)
         self.out_features: int = width or self.network.num_features
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images ``[B, channels, H, W]`` to features ``[B, out_features]``."""
+        """Map images ``[B, channels, H, W]`` to features ``[B, out_features]``."""
         features: Tensor = self.network(inputs)
         return features
 
@@ -48,6 +48,6 @@ MODELS.add_family(
     lambda name: Model(
         name=name,
         build=partial(_build, name.removeprefix(TIMM)),
-        summary="a network of timm",
+        summary="timm network",
     ),
 )

@@ -12,11 +12,14 @@ from fastsam.longtail.models.base import Model, register_model
 
 
 class TorchvisionFeatures(nn.Module):
-    """A torchvision ResNet or ResNeXt without its last layer, from random weights.
+    """A torchvision ResNet or ResNeXt without its last layer, with random initial weights.
 
     Args:
         name: name in ``torchvision.models``.
-        channels: channels of the input images; 3.
+        channels: channels of the input images; must be 3.
+
+    Raises:
+        UsageError: if ``channels`` is not 3.
     """
 
     def __init__(self, name: str, channels: int) -> None:
@@ -25,13 +28,16 @@ class TorchvisionFeatures(nn.Module):
             import torchvision
 
         if channels != 3:
-            raise UsageError(f"{name} reads colour images, these have {channels} channel(s)")
+            raise UsageError(
+                f"{name} requires images with 3 channels, got {channels}; choose another network, such "
+                "as resnet32 or timm:NAME"
+            )
         self.network = torchvision.models.get_model(name, weights=None)
         self.out_features: int = self.network.fc.in_features
         self.network.fc = nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to features ``[B, out_features]``."""
+        """Map images ``[B, 3, H, W]`` to features ``[B, out_features]``."""
         features: Tensor = self.network(inputs)
         return features
 
@@ -53,5 +59,5 @@ for _name in (
     "wide_resnet101_2",
 ):
     register_model(
-        Model(name=_name, build=partial(_build, _name), summary=f"{_name} of torchvision")
+        Model(name=_name, build=partial(_build, _name), summary=f"torchvision's {_name}")
     )

@@ -1,4 +1,4 @@
-"""Optimizers: one file for each, with its settings and its registration."""
+"""Optimizers. Each file defines one optimizer with its settings, and registers it."""
 
 from fastsam.longtail.optimizers.base import (
     OPTIMIZERS,

@@ -1,4 +1,4 @@
-"""The optimizers by name, and the settings that they share."""
+"""Registry of optimizers, and the settings that they share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fastsam.optim import Schedule
 
 @dataclass(frozen=True)
 class OptimizerInputs:
-    """What an optimizer is built for.
+    """Inputs from which an optimizer is built.
 
     Attributes:
-        parameters: the trained parameters with their names.
-        lr: learning rate after warm-up; the schedule sets it in every epoch.
+        parameters: names and values of the trained parameters.
+        lr: learning rate after warm-up; the schedule sets the learning rate of each epoch.
         weight_decay: L2 penalty on every parameter.
-        seed: seed of the optimizer's own noise.
-        run: every setting of the run by name.
-        steps_per_epoch: steps of an epoch.
-        process_group: the processes of the run; None for one.
+        seed: seed of the optimizer's noise.
+        run: all settings of the run by name.
+        steps_per_epoch: optimizer steps per epoch.
+        process_group: process group of the ranks; None for a single process.
     """
 
     parameters: Iterable[tuple[str, Tensor]]
@@ -42,40 +42,42 @@ class OptimizerInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Settings):
-    """Base of the settings of an optimizer."""
+    """Base class of the settings of an optimizer."""
 
     def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
-        """Options of the parameter groups that change from epoch to epoch, besides ``lr``.
+        """Return the schedules of parameter-group options that change between epochs, besides ``lr``.
 
         Args:
-            run: every setting of the run by name.
+            run: all settings of the run by name.
         """
         return {}
 
     def state_copies(self) -> int:
-        """Estimate how many tensors of a parameter's size the state dict holds for it."""
+        """Return an upper estimate of the state tensors per parameter in the optimizer's state dict."""
         return 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGDSettings(OptimizerSettings):
-    """Settings of SGD, on which every optimizer of the paper is built."""
+    """Settings of SGD, the base optimizer of every optimizer of the paper."""
 
     momentum: float = setting("momentum of SGD", default=Entry(0.9, "[code]"), low=0, high=1)
     nesterov: bool = setting("Nesterov momentum", default=Entry(False, "[code]"), before=False)
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Nesterov momentum needs momentum."""
+        """Check that Nesterov momentum has a momentum above 0."""
         super().check(run)
         if self.nesterov and self.momentum == 0:
-            raise UsageError("nesterov needs a momentum above 0")
+            raise UsageError(
+                "nesterov requires a momentum above 0, got 0; raise momentum or set nesterov=False"
+            )
 
     def state_copies(self) -> int:
-        """The momentum buffer."""
+        """Return 1 for the momentum buffer, or 0 without momentum."""
         return int(self.momentum > 0)
 
     def sgd(self, inputs: OptimizerInputs) -> SGD:
-        """Make the base optimizer."""
+        """Create the base optimizer."""
         return SGD(
             inputs.parameters,
             lr=inputs.lr,
@@ -87,85 +89,87 @@ class SGDSettings(OptimizerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AscentSettings(SGDSettings):
-    """Settings of the optimizers that ascend: SAM and its relatives."""
+    """Settings of optimizers with ascent steps: SAM and its variants."""
 
     rho: tuple[float, ...] = setting(
-        "radius of the ascent step: one value, or one per phase of the rho schedule",
+        "radius rho of the ascent step: one value, or one for each phase of rho_schedule",
         default=Entry((0.05,), "starting point; the paper names no value", known=False),
         low=0,
     )
     rho_schedule: str = setting(
-        "constant; step (at rho_milestones); linear (first to last epoch); deferred (second "
-        "value after defer_epoch, as Algorithm 1)",
+        "schedule of rho: constant; step (next value after each of rho_milestones); linear (from the first "
+        "value to the second over the run); or deferred (second value after defer_epoch, as in "
+        "Algorithm 1)",
         default=Entry("constant", "[code]"),
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(
-        "epoch before the first ascent: a number, 0 for ascents from the beginning; defer (the "
-        "deferral epoch of the method, else drop); or drop (the first drop of the learning rate "
-        "after warm-up). Earlier steps are those of SGD, with one pass",
+        "last epoch without ascent steps: a number (0: ascent steps in every epoch); defer (the deferral "
+        "epoch of the method, or drop if it has none); or drop (the epoch before the learning rate first "
+        "drops after warm-up). Steps without an ascent are SGD steps with one pass",
         default="0",
         before="0",
     )
     ascent_stop: int | None = setting(
-        "last epoch with ascents; by default the last of the run", optional=True, low=1
+        "last epoch with ascent steps (default: last epoch of the run)", optional=True, low=1
     )
     ascent_share: float = setting(
-        "share of each batch whose gradient directs the ascent, sampled at random; the second pass reads "
-        "the whole batch. Below 1, and with ascent_sample weighted, the training loss of such a step is "
-        "that at the perturbed weights",
+        "share of each batch from which the ascent gradient is computed, sampled at random; the second "
+        "pass uses the whole batch. If ascent_share is below 1 or ascent_sample is weighted, the recorded "
+        "training loss of a step with an ascent is the loss at the perturbed weights",
         default=1.0,
         before=1.0,
         above=0,
         high=1,
     )
     ascent_sample: Literal["uniform", "weighted"] = setting(
-        "how that share is sampled: uniform, without replacement; weighted, with replacement in "
-        "proportion to the class weights of the epoch, which the loss of the ascent then leaves out "
-        "(rules rw and drw)",
+        "how the images of ascent_share are sampled: uniform (without replacement) or weighted (with "
+        "replacement and in proportion to the class weights of the epoch; the ascent loss is then "
+        "unweighted; requires rule rw or drw)",
         default="uniform",
         before="uniform",
     )
     ascent_scope: Literal["global", "local"] = setting(
-        "gradient that directs the ascent of each process: global, of the batch of all processes; "
-        "local, of the process's own part of the batch",
+        "gradient of the ascent step in distributed training: global (of the batch over all ranks) or "
+        "local (of each rank's part of the batch)",
         default="global",
         before="global",
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """There is a rho for every phase of the schedule, some epoch has ascents, and weights exist."""
+        """Check the number of rho values, the epochs with ascents, and that weights exist to sample by."""
         super().check(run)
         first = self.first_ascent_epoch(run)
         last = run["epochs"] if self.ascent_stop is None else self.ascent_stop
         if last > run["epochs"]:
             raise UsageError(
-                f"ascent_stop must be at most epochs ({run['epochs']}), got {last}; leave it out for ascents "
-                "to the end"
+                f"ascent_stop must be at most epochs ({run['epochs']}), got {last}; omit it to ascend up to "
+                "the last epoch"
             )
         if first > last:
             raise UsageError(
-                f"no epoch would have ascents: with ascent_start {self.ascent_start} the first is {first}, "
-                f"and the last is {last}; choose ascent_start below {last}"
+                f"no epoch would have ascent steps: ascent_start={self.ascent_start} makes {first} the first "
+                f"and {last} is the last; choose ascent_start below {last}"
             )
         schedule = RHO_SCHEDULES[self.rho_schedule]
         needed = schedule.phases(run["parts"]["rho_schedule"])
         if len(self.rho) != needed:
             raise UsageError(
-                f"rho needs {needed} value(s) with rho_schedule {self.rho_schedule}, "
-                f"got {len(self.rho)}; for a fixed radius choose rho_schedule constant"
+                f"rho must have {needed} value(s) for rho_schedule {self.rho_schedule}, "
+                f"got {len(self.rho)}; for a fixed radius choose rho_schedule=constant"
             )
         if self.ascent_sample == "weighted" and run.get("weighting") is None:
             raise UsageError(
-                f"ascent_sample weighted samples by class weights, and the method {run['method']} has none: "
-                "choose a method with the rule rw or drw, such as ce-drw, or ascent_sample=uniform"
+                f"ascent_sample 'weighted' requires class weights, but method {run['method']} has none; "
+                "choose a method with rule rw or drw, such as ce-drw, or ascent_sample=uniform"
             )
 
     def first_ascent_epoch(self, run: Mapping[str, Any]) -> int:
-        """The first epoch with ascents, counted from 1.
+        """Return the first epoch with ascent steps, counted from 1.
 
         Raises:
-            UsageError: ``ascent_start`` is not valid, or the learning rate has no drop.
+            UsageError: if ``ascent_start`` is not valid, or it refers to a drop of the learning rate and
+                there is none.
         """
         if self.ascent_start.isdecimal():
             return int(self.ascent_start) + 1
@@ -176,14 +180,14 @@ class AscentSettings(SGDSettings):
         drops = [m for m in run.get("lr_milestones") or () if m >= run["warmup_epochs"]]
         if not drops:
             raise UsageError(
-                f"ascent_start {self.ascent_start} needs a learning rate that drops after warm-up, but "
-                f"lr_schedule is {run['lr_schedule']}; give the epoch, for instance "
+                f"ascent_start {self.ascent_start} requires a learning rate that drops after warm-up, but "
+                f"lr_schedule is {run['lr_schedule']}; pass an epoch instead, for instance "
                 f"ascent_start={run['epochs'] * 4 // 5}"
             )
         return int(drops[0]) + 1
 
     def ascent(self, inputs: OptimizerInputs) -> dict[str, Any]:
-        """The arguments of SAM that choose the steps with ascents and whose gradients direct them."""
+        """Return the arguments of SAM that select the steps with ascents and the ascent gradient."""
         start = (self.first_ascent_epoch(inputs.run) - 1) * inputs.steps_per_epoch
         stop = None if self.ascent_stop is None else self.ascent_stop * inputs.steps_per_epoch
         ranks = inputs.process_group if self.ascent_scope == "local" else None
@@ -200,7 +204,7 @@ class SAMSettings(AscentSettings):
     """Settings of SAM and ASAM."""
 
     ascent_interval: int = setting(
-        "steps from one ascent to the next, counted from the first; rho is not scaled",
+        "number of steps from one ascent to the next, counted from the first ascent; rho is not scaled",
         default=1,
         before=1,
         low=1,
@@ -214,11 +218,11 @@ class SAMSettings(AscentSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPart(RunPart):
-    """An optimizer; once it is registered, ``--optimizer NAME`` trains with it.
+    """An optimizer. Once it is registered, ``--optimizer NAME`` trains with it.
 
     Attributes:
-        build: ``build(settings, inputs)`` makes it, given :class:`OptimizerInputs`. One that needs
-            several gradients a step has a method ``passes()``; see
+        build: ``build(settings, inputs)`` creates the optimizer from :class:`OptimizerInputs`. An optimizer
+            that needs several gradients per step must have a method ``passes()``; see
             :func:`fastsam.optim.passes_of`.
     """
 

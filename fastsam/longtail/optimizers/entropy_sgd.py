@@ -21,26 +21,36 @@ class EntropySGDSettings(SGDSettings):
     """Settings of Entropy-SGD."""
 
     entropy_steps: int = setting(
-        "Langevin steps, a batch each",
+        "Langevin steps per step of Entropy-SGD, each on the next batch",
         default=Entry(5, _UNTUNED, known=False),
         low=1,
         high=10**6,
         argument="steps",
     )
     entropy_lr: float = setting(
-        "step size of the dynamics", default=Entry(0.1, _PAPER), above=0, argument="inner_lr"
+        "step size of the Langevin dynamics",
+        default=Entry(0.1, _PAPER),
+        above=0,
+        argument="inner_lr",
     )
     entropy_gamma: float = setting(
-        "pull towards the weights of the step",
+        "strength of the pull of the Langevin dynamics towards the current weights",
         default=Entry(0.03, _UNTUNED, known=False),
         above=0,
         argument="gamma",
     )
     entropy_noise: float = setting(
-        "thermal noise", default=Entry(0.0001, _PAPER), low=0, argument="noise"
+        "scale of the noise of the Langevin dynamics",
+        default=Entry(0.0001, _PAPER),
+        low=0,
+        argument="noise",
     )
     entropy_alpha: float = setting(
-        "memory of the running mean", default=Entry(0.75, _PAPER), low=0, high=1, argument="alpha"
+        "decay of the running mean of the Langevin iterates",
+        default=Entry(0.75, _PAPER),
+        low=0,
+        high=1,
+        argument="alpha",
     )
 
 

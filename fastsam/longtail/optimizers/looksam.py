@@ -18,14 +18,14 @@ class LookSAMSettings(AscentSettings):
     """Settings of LookSAM."""
 
     look_every: int = setting(
-        "steps from one SAM step to the next",
+        "number of steps from one SAM step of LookSAM to the next",
         default=Entry(5, "Liu et al. 2022"),
         low=1,
         high=10**9,
         argument="every",
     )
     look_alpha: float = setting(
-        "weight of the reused direction",
+        "weight of the direction that LookSAM reuses between SAM steps",
         default=Entry(
             0.3,
             "ours: 0.7, tuned for ViTs by Liu et al. 2022, took the tail of digits-lt from 77 to 54",
@@ -35,7 +35,7 @@ class LookSAMSettings(AscentSettings):
     )
 
     def state_copies(self) -> int:
-        """The momentum buffer and the direction."""
+        """Return the number of state tensors of SGD, plus one for the direction."""
         return super().state_copies() + 1
 
 
@@ -49,7 +49,7 @@ register_optimizer(
             **settings.ascent(inputs),
         ),
         settings=LookSAMSettings,
-        summary="SAM at every k-th step, its direction reused in between",
+        summary="SAM at every k-th step, reusing its direction in between",
         recipe=layer(
             "starting point; the paper names no value", known=False, rho_schedule="constant"
         ),

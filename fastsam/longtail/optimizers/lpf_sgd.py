@@ -23,24 +23,24 @@ class LPFSGDSettings(SGDSettings):
     """Settings of LPF-SGD."""
 
     lpf_gamma: float = setting(
-        "noise relative to the norm of each filter",
+        "noise scale of LPF-SGD, relative to the norm of each filter",
         default=Entry(0.002, _SOURCE, known=False),
         low=0,
         argument="gamma",
     )
     lpf_parts: int = setting(
-        "parts of a batch with their own noise",
+        "number of parts of a batch in LPF-SGD, each with its own noise",
         default=Entry(1, _SOURCE, known=False),
         low=1,
         argument="parts",
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """A batch has an image for every part."""
+        """Check that a batch has at least one image for every part."""
         super().check(run)
         if self.lpf_parts > run["batch_size"]:
             raise UsageError(
-                f"lpf_parts must be at least 1 and at most {run['batch_size']}, got {self.lpf_parts}"
+                f"lpf_parts must be at most batch_size ({run['batch_size']}), got {self.lpf_parts}"
             )
 
 

@@ -21,13 +21,13 @@ class PGDSettings(SGDSettings):
     """Settings of perturbed gradient descent."""
 
     noise_sigma: float = setting(
-        "standard deviation of the noise",
+        "standard deviation of the noise of PGD",
         default=Entry(0.0001, _UNTUNED, known=False),
         low=0,
         argument="sigma",
     )
     noise_on: Literal["gradient", "weights"] = setting(
-        "noise on gradient or weights",
+        "where PGD adds noise: gradient or weights",
         default=Entry("gradient", _UNTUNED, known=False),
         argument="noise_on",
     )

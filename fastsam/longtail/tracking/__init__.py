@@ -1,4 +1,4 @@
-"""Runs as they go, sent to TensorBoard, Weights & Biases or MLflow."""
+"""Experiment tracking with TensorBoard, Weights & Biases or MLflow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["TRACKERS", "Tracked", "Tracker", "TrackerKind", "check_tracker", "tr
 
 
 def check_tracker(run: Tracked) -> None:
-    """Refuse a tracker that could not be used, before anything is written.
+    """Check that the tracker of a run can be used, before anything is written.
 
     Args:
-        run: what will be tracked, and where.
+        run: tracker and identity of the run.
 
     Raises:
-        UsageError: for an unknown name, or TensorBoard without a folder.
+        UsageError: if the tracker is unknown, or is TensorBoard and the run has no folder.
         ImportError: if the package is not installed; the message names the extra that installs it.
     """
     if run.track not in TRACKERS:
@@ -34,11 +34,11 @@ def check_tracker(run: Tracked) -> None:
 
 @contextmanager
 def tracker(run: Tracked, config: TrainConfig) -> Iterator[Tracker]:
-    """What receives epochs and result of a run; closed when the context ends, as failed by an error.
+    """Open a tracker for a run. Leaving the context closes it; an exception marks the run as failed.
 
     Args:
-        run: what is tracked, and where; checked by :func:`check_tracker`.
-        config: settings of the run, recorded once.
+        run: tracker and identity of the run, checked by :func:`check_tracker`.
+        config: settings of the run, which are logged once.
     """
     sink: Tracker = Silent() if run.track == "none" else _KINDS[run.track].begin(run, config)
     try:

@@ -1,4 +1,4 @@
-"""What every tracker receives: settings, epochs, and the figures of the result."""
+"""Interface of trackers, and the settings and metrics that they receive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastsam.longtail.results import Epoch, Result
 
 @dataclass(frozen=True, kw_only=True)
 class Tracked:
-    """A run that is tracked.
+    """Tracker and identity of a run.
 
     Attributes:
-        track: name of the tracker.
+        track: name of the tracker, or ``none``.
         project: project or experiment that the run belongs to.
-        name: name of the run; by default that of its folder.
-        tags: words, or ``KEY=VALUE``.
+        name: name of the run; by default the name of its folder.
+        tags: tags, ``TEXT`` or ``KEY=VALUE``.
         out: folder of the run.
     """
 
@@ -33,18 +33,18 @@ class Tracked:
 
     @property
     def shown_name(self) -> str | None:
-        """The name, or that of the folder; None without both, where the tracker chooses one."""
+        """Name of the run, else of its folder; None if it has neither, and the tracker chooses a name."""
         return self.name or (None if self.out is None else Path(self.out).resolve().name)
 
 
 class Tracker(Protocol):
-    """What receives a run."""
+    """Receiver of the metrics of a run."""
 
     def epoch(self, record: Epoch) -> None:
-        """Send a finished epoch."""
+        """Log the metrics of a finished epoch."""
 
     def result(self, result: Result) -> None:
-        """Send the figures of the result."""
+        """Log the metrics of the result."""
 
     def close(self, *, failed: bool) -> None:
         """End the run."""
@@ -55,9 +55,9 @@ class TrackerKind:
     """A kind of tracker.
 
     Attributes:
-        name: its name on the command line.
-        check: raises what would keep it from working.
-        begin: begins a run.
+        name: name on the command line.
+        check: raises an error if the tracker cannot be used.
+        begin: starts a run.
     """
 
     name: str
@@ -66,7 +66,7 @@ class TrackerKind:
 
 
 class Silent:
-    """A tracker that sends nothing."""
+    """A tracker that discards everything."""
 
     def epoch(self, record: Epoch) -> None:
         """Do nothing."""
@@ -79,7 +79,7 @@ class Silent:
 
 
 def hyperparameters(config: TrainConfig) -> dict[str, bool | int | float | str]:
-    """Settings by name; those with several values as text, separated by spaces."""
+    """Return the settings by name. Tuples become text, with values separated by spaces."""
     return {
         name: value if isinstance(value, bool | int | float | str) else " ".join(map(str, value))
         for name, value in settings_in(config.as_dict()).items()
@@ -87,17 +87,17 @@ def hyperparameters(config: TrainConfig) -> dict[str, bool | int | float | str]:
 
 
 def epoch_figures(record: Epoch) -> dict[str, float]:
-    """The measurements of an epoch that exist, by name."""
+    """Return the metrics of an epoch by name, without those that are None."""
     values: dict[str, Any] = asdict(record)
     return {key: value for key, value in values.items() if key != "epoch" and value is not None}
 
 
 def result_figures(result: Result) -> dict[str, float]:
-    """Figures of the test and validation sets, by names such as ``test/tail`` and ``test/ece``.
+    """Return the metrics of the test and validation sets, by names such as ``test/tail`` and ``test/ece``.
 
-    Accuracies are in percent: overall, balanced, of head, mid and tail, the harmonic mean of classes and the
-    worst class. Calibration is the expected calibration error ``ece``, in percent, and the negative log
-    likelihood ``nll``, in nats. Figures that are not known are left out.
+    Accuracies are in percent: overall, balanced, of head, mid and tail classes, the harmonic mean over
+    classes and the worst class. The expected calibration error ``ece`` is in percent, the negative
+    log-likelihood ``nll`` in nats. Metrics that are None or not finite are omitted.
     """
     sets = {"test": result.test, "validation": result.validation}
     figures = {

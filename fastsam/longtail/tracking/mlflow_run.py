@@ -1,4 +1,4 @@
-"""MLflow: a run of an experiment, at the tracking URI of the environment (``MLFLOW_TRACKING_URI``)."""
+"""MLflow tracker. It uses the tracking URI of the environment variable ``MLFLOW_TRACKING_URI``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from fastsam.longtail.tracking.base import (
 
 
 class MlflowRun:
-    """Log settings as parameters, and epochs and the figures of the result as metrics.
+    """Log settings to MLflow as parameters, and epochs and the result as metrics.
 
-    A client of its own leaves MLflow's active run to the caller.
+    A separate client leaves MLflow's active run untouched.
 
     Args:
-        run: the run; a tag ``KEY=VALUE`` is a tag of MLflow, another one has the value "true".
-        config: its settings.
+        run: identity of the run. A tag ``KEY=VALUE`` becomes an MLflow tag; any other tag gets the value
+            "true".
+        config: settings of the run.
     """
 
     def __init__(self, run: Tracked, config: TrainConfig) -> None:
@@ -47,7 +48,7 @@ class MlflowRun:
         self._log(epoch_figures(record), record.epoch)
 
     def result(self, result: Result) -> None:
-        """Log the figures at the last epoch."""
+        """Log the metrics of the result at the last epoch."""
         self._log(result_figures(result), len(result.history))
 
     def close(self, *, failed: bool) -> None:
@@ -61,11 +62,11 @@ class MlflowRun:
 
 
 def _client() -> tuple[Any, Any]:
-    """A client, and the class of metrics.
+    """Create an MLflow client, and return it with the class of MLflow's metrics.
 
     Raises:
-        ImportError: MLflow is not installed.
-        UsageError: MLflow cannot use its tracking URI.
+        ImportError: if MLflow is not installed.
+        UsageError: if MLflow cannot use its tracking URI.
     """
     with requires_extra("mlflow", "--track mlflow"):
         from mlflow import MlflowClient
@@ -76,7 +77,7 @@ def _client() -> tuple[Any, Any]:
     except MlflowException as error:
         raise UsageError(
             f"--track mlflow cannot store runs: {str(error).partition('. ')[0]}. Set MLFLOW_TRACKING_URI to "
-            "a server, http://HOST:PORT, or to a folder, file:///DIR, with MLFLOW_ALLOW_FILE_STORE=true"
+            "a server (http://HOST:PORT), or to a folder (file:///DIR) and MLFLOW_ALLOW_FILE_STORE=true"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the folder of the run."""
+"""TensorBoard tracker. It writes event files into the folder of the run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fastsam.longtail.tracking.base import (
 
 
 class TensorBoardEvents:
-    """Write epochs as scalars, and settings with the figures of the result as hyperparameters.
+    """Log epochs to TensorBoard as scalars, and settings and result as hyperparameters.
 
-    TensorBoard has no projects: project, name and tags are a text.
+    TensorBoard has no projects, so project, name and tags are logged as a text.
 
     Args:
-        folder: where the event files are written.
-        run: the run.
-        config: its settings.
+        folder: folder of the event files.
+        run: identity of the run.
+        config: settings of the run.
     """
 
     def __init__(self, folder: Path, run: Tracked, config: TrainConfig) -> None:
@@ -36,12 +36,12 @@ class TensorBoardEvents:
         self._writer.add_text("run", text)
 
     def epoch(self, record: Epoch) -> None:
-        """Write the scalars of an epoch."""
+        """Log the metrics of an epoch as scalars."""
         for name, value in epoch_figures(record).items():
             self._writer.add_scalar(name, value, record.epoch)
 
     def result(self, result: Result) -> None:
-        """Write the figures, as scalars of the last epoch and beside the settings."""
+        """Log the metrics of the result, as scalars of the last epoch and with the hyperparameters."""
         figures = result_figures(result)
         epoch = len(result.history)
         for name, value in figures.items():
@@ -68,7 +68,9 @@ def _check(run: Tracked) -> None:
 
 def _folder(run: Tracked) -> Path:
     if run.out is None:
-        raise UsageError("--track tensorboard writes into the run's folder: give --out DIR")
+        raise UsageError(
+            "--track tensorboard requires an output folder for its event files; pass --out DIR"
+        )
     return Path(run.out) / "tensorboard"
 
 

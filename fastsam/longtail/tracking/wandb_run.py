@@ -1,4 +1,4 @@
-"""Weights & Biases: one of its runs."""
+"""Weights & Biases tracker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fastsam.longtail.tracking.base import (
 
 
 class WandbRun:
-    """Log epochs, and the figures of the result in the summary of the run.
+    """Log epochs to Weights & Biases, and the result to the summary of the run.
 
     Args:
-        run: the run.
-        config: its settings.
+        run: identity of the run.
+        config: settings of the run.
     """
 
     def __init__(self, run: Tracked, config: TrainConfig) -> None:
@@ -37,7 +37,7 @@ class WandbRun:
         self._run.log(epoch_figures(record), step=record.epoch, commit=True)
 
     def result(self, result: Result) -> None:
-        """Write the figures into the summary."""
+        """Write the metrics of the result to the summary."""
         self._run.summary.update(result_figures(result))
 
     def close(self, *, failed: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is done with a run after its training."""
+"""Trained runs: evaluation, calibration, prediction and export."""
 
 from fastsam.longtail.trained.calibrate import calibrate_run
 from fastsam.longtail.trained.calibration import Calibration

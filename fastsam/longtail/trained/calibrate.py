@@ -1,4 +1,4 @@
-"""Calibrate a trained classifier on the validation images of its run."""
+"""Calibration of a trained classifier on the validation images of its run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fastsam.longtail.trained.run import TrainedRun
 from fastsam.threads import cpu_threads
 
 BEST = "best"
-"""Name of the choice among all calibrators."""
+"""Name that selects the best of all calibrators."""
 NONE = "none"
-"""Name of the calibrator that changes nothing; it is always in the table."""
+"""Name of the calibrator that changes nothing. Its score is always reported."""
 _DIGITS = 9
-"""Percentages that agree to so many decimals are ties: sums round."""
+"""Percentages that agree to this number of decimals are ties, because sums have rounding errors."""
 
 
 def calibrate_run(
@@ -37,32 +37,31 @@ def calibrate_run(
     data: LongTailData | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """Choose a change of the classifier, and fit a temperature, on the run's validation images.
+    """Calibrate a trained classifier and fit a temperature, on the validation images of its run.
 
-    Each calibrator has candidates, such as values of tau. The candidate with the highest balanced
-    validation accuracy (mean over classes) is chosen; ties go to the one nearest to no change. Then the
-    temperature T of ``softmax(logits / T)`` is fitted, which minimizes the negative log-likelihood of the
-    validation images and changes no answer. Test images are neither read nor compared with those of the
-    training.
+    Each calibrator has candidates, such as values of tau. The candidate with the highest balanced validation
+    accuracy (mean over classes) is chosen; of equal candidates, the smallest change. Then the temperature T
+    of ``softmax(logits / T)`` is fitted by minimizing the negative log-likelihood of the validation images,
+    which does not change predicted classes. Test images are not read.
 
-    Calibration starts from the trained head and the logit scale of its loss. It takes the place of the
-    run's post-hoc adjustment (``posthoc_tau``).
+    Calibration starts from the trained head and the logit scale of its loss. It replaces the run's post-hoc
+    adjustment (``posthoc_tau``).
 
     Args:
-        run: the run; it is left unchanged. Write the result with :meth:`Calibration.save`, to
-            :func:`~fastsam.longtail.trained.calibration.calibration_path`, and
-            :meth:`TrainedRun.load` applies it.
-        method: a calibrator, or ``best`` for the best of all that fit the head.
+        run: the run; it is not changed. To apply the calibration, write it with :meth:`Calibration.save` to
+            :func:`~fastsam.longtail.trained.calibration.calibration_path`; :meth:`TrainedRun.load` then
+            loads it.
+        method: name of a calibrator, or ``best`` for the best of all that can be applied to the head.
         force: accept classes with fewer than 5 validation images.
-        data: the data set that the run was trained on; by default it is loaded.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        data: the data set of the run; None to load it.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        UsageError: an unknown calibrator, or one that has no meaning for the head; no validation images, or
-            too few of a class.
-        DataError: the data are missing or damaged.
-        CheckpointError: the training or validation images are not those of the run.
-        TrainingError: a feature or logit is infinite or NaN.
+        UsageError: if the calibrator is unknown or cannot be applied to the head, or there are no
+            validation images or too few of a class.
+        DataError: if data are missing or damaged.
+        CheckpointError: if the training or validation images are not those of the run.
+        TrainingError: if a feature or logit is infinite or NaN.
 
     Example:
         >>> import tempfile
@@ -103,7 +102,7 @@ def calibrate_run(
         found = {
             name: _best_candidate(CALIBRATORS[name], trained, training, scores) for name in tried
         }
-    # The first of the best: ties go to the smaller change.
+    # max() returns the first of equal scores, which is the smallest change.
     chosen = max(
         (name for name in tried if name in eligible),
         key=lambda name: round(found[name][1].balanced, _DIGITS),
@@ -124,10 +123,10 @@ def calibrate_run(
 
 
 def _calibrators(method: str, trained: TrainedHead) -> tuple[list[str], dict[str, str]]:
-    """Names of the calibrators among which validation chooses, and why others are left out.
+    """Return the names of the calibrators to choose from, and the reason for each that cannot be applied.
 
     Raises:
-        UsageError: there is no such calibrator, or it has no meaning for the head.
+        UsageError: if the calibrator is unknown, or cannot be applied to the head.
     """
     if method != BEST:
         calibrator = CALIBRATORS.get(method)
@@ -136,7 +135,7 @@ def _calibrators(method: str, trained: TrainedHead) -> tuple[list[str], dict[str
         reason = calibrator.refuses(trained)
         if reason is not None:
             raise UsageError(
-                f"calibrator {method} has no meaning for this run: {reason}; choose another, or {BEST}"
+                f"calibrator {method} cannot be applied to this run: {reason}; choose another one or {BEST!r}"
             )
         return [method], {}
     CALIBRATORS.names(plugins=True)
@@ -151,7 +150,7 @@ def _best_candidate(
     training: Callable[[], Features],
     scores: HeadScores,
 ) -> tuple[Parameters, CalibratorScore]:
-    """The first of the candidates with the highest balanced accuracy, and its score."""
+    """Return the candidate with the highest balanced accuracy (of equal ones the first), and its score."""
     best: tuple[float, Parameters] | None = None
     for parameters in calibrator.candidates(trained, training):
         head = calibrator.build(parameters, trained).to(scores.device).eval()
@@ -167,34 +166,34 @@ def _best_candidate(
 
 
 def _validation(run: TrainedRun, data: LongTailData, *, force: bool) -> Images:
-    """The validation images.
+    """Return the validation images.
 
     Raises:
-        UsageError: there are none, or too few of a class.
+        UsageError: if there are none, or too few of a class.
     """
     images = data.validation
     remedy = _more_images(run)
     if images is None or not len(images):
         raise UsageError(
-            f"this run has no validation images to choose a calibration on; {remedy} and train again"
+            f"calibration requires validation images, but this run has none; {remedy} and train again"
         )
     counts = np.bincount(images.targets, minlength=data.num_classes)
     fewest = int(counts.argmin())
     if counts[fewest] < FEWEST and not force:
         few = int((counts < FEWEST).sum())
         raise UsageError(
-            f"{few} of {data.num_classes} classes have fewer than {FEWEST} validation images, class "
-            f"{data.class_names[fewest]!r} has {counts[fewest]}: too few to choose a calibration on; "
-            f"{remedy} and train again, or accept them (--force, force=True)"
+            f"calibration requires at least {FEWEST} validation images per class, but {few} of "
+            f"{data.num_classes} classes have fewer: class {data.class_names[fewest]!r} has "
+            f"{counts[fewest]}; {remedy} and train again, or accept them (--force, force=True)"
         )
     return images
 
 
 def _more_images(run: TrainedRun) -> str:
-    """How the data set of a run gets more validation images."""
+    """Describe how to get more validation images of a run's data set."""
     config = run.checkpoint.config
     if any(item.name == "validation_per_class" for item in settings_of(type(config.parts["data"]))):
-        return f"hold some out of the training set (--validation-per-class N, at least {FEWEST})"
+        return f"hold out training images (--validation-per-class N, at least {FEWEST})"
     if is_own(config.data):
-        return "add some to your files (val.txt for list, val/CLASS for folder)"
-    return f"{config.data} has no more: choose a data set with more of them"
+        return "add validation images to your files (val.txt for list, val/CLASS for folder)"
+    return f"choose another data set, because {config.data} has no more,"

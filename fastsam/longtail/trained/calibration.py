@@ -1,4 +1,4 @@
-"""A calibration of a trained classifier, and the file that keeps it."""
+"""Calibrations of trained classifiers, and their files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CalibratorScore:
-    """What the best candidate of a calibrator reaches on the validation images.
+    """Validation scores of the best candidate of a calibrator.
 
     Attributes:
-        calibrator: its name.
-        parameters: parameters of the candidate, without its tensors.
-        balanced: mean over classes of the percentage that is right.
-        nll: mean negative log-likelihood at ``temperature``.
-        temperature: the one that minimizes ``nll``; None where no finite temperature does, and 1 is used.
+        calibrator: name of the calibrator.
+        parameters: parameters of the candidate, without tensors.
+        balanced: balanced accuracy (mean over classes) in percent.
+        nll: mean negative log-likelihood at ``temperature``, in nats.
+        temperature: temperature that minimizes ``nll``; None if no finite temperature does, and 1 is used.
     """
 
     calibrator: str
@@ -49,16 +49,16 @@ class CalibratorScore:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A change of the classifier of one trained run, chosen on its validation images.
+    """A change of the classifier of a trained run, chosen on its validation images.
 
     Attributes:
-        calibrator: name of the calibrator that was chosen.
-        parameters: its parameters: plain values, and float32 tensors.
-        temperature: logits are divided by it.
-        scores: the best candidate of every calibrator that was tried.
+        calibrator: name of the chosen calibrator.
+        parameters: parameters of the calibrator: JSON values and float32 tensors.
+        temperature: divisor of the logits.
+        scores: score of the best candidate of every calibrator that was tried.
         images: number of validation images.
-        weights: SHA-256 of the weights that it belongs to.
-        refused: reason by name for each calibrator that has no meaning for the run.
+        weights: SHA-256 of the weights of the run.
+        refused: reasons why calibrators could not be applied, by name.
 
     Example:
         >>> score = CalibratorScore("logit-adjustment", {"tau": 1.0}, 90.0, 0.31, 1.7)
@@ -84,21 +84,21 @@ class Calibration:
         return ", ".join(words)
 
     def head(self, trained: TrainedHead) -> nn.Module:
-        """The calibrated head: maps features ``[B, D]`` to logits ``[B, C]`` whose softmax is calibrated.
+        """Return the calibrated head, which maps features ``[B, D]`` to logits ``[B, C]`` for softmax.
 
         Args:
-            trained: the head as it was trained.
+            trained: the trained head.
 
         Raises:
-            UsageError: the calibrator is not known here.
-            CheckpointError: its parameters are of another version of the calibrator.
+            UsageError: if the calibrator is unknown.
+            CheckpointError: if another version of the calibrator wrote the parameters.
         """
         calibrator = CALIBRATORS[self.calibrator]
         try:
             head = calibrator.build(self.parameters, trained)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"the parameters of calibrator {self.calibrator} are of another version "
+                f"another version of calibrator {self.calibrator} wrote its parameters "
                 f"({type(error).__name__}: {error}); run `fastsam calibrate` again"
             ) from error
         return AffineHead(head, 1 / self.temperature, torch.zeros(len(trained.counts)))
@@ -107,18 +107,17 @@ class Calibration:
         """Raise :class:`CheckpointError` unless the calibration belongs to these weights.
 
         Args:
-            weights: what :func:`weights_hash` says of the run.
-            path: file of the calibration, for the message.
+            weights: :func:`weights_hash` of the run.
+            path: path of the calibration, for the message.
         """
         if weights != self.weights:
             raise CheckpointError(
-                f"{path} is the calibration of other weights (SHA-256 {self.weights[:8]} there, "
-                f"{weights[:8]} in the run); run `fastsam calibrate` again, remove the file, or pass "
-                "--uncalibrated"
+                f"{path} belongs to other weights (SHA-256 {self.weights[:8]}, but {weights[:8]} in the "
+                "run); run `fastsam calibrate` again, remove the file, or pass --uncalibrated"
             )
 
     def save(self, path: str | Path) -> None:
-        """Write JSON with a checksum, atomically; tensors are base64 of their float32 values."""
+        """Write JSON with a checksum, atomically. Tensors are stored as base64 of their float32 values."""
         values = {name: _plain(value) for name, value in self.parameters.items()}
         document = {
             "format": FORMAT,
@@ -129,19 +128,19 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what :meth:`save` wrote.
+        """Load a file written by :meth:`save`.
 
         Raises:
-            CheckpointError: there is no such file, or a later version of fastsam wrote it.
-            DamagedError: the file is something else, or was damaged or edited.
+            CheckpointError: if the file is missing, or another version of fastsam wrote it.
+            DamagedError: if the file is not a calibration, or was damaged or edited.
         """
         path = Path(path)
         if not path.is_file():
-            raise CheckpointError(f"no calibration at {path}; `fastsam calibrate RUN` makes one")
+            raise CheckpointError(f"no calibration at {path}; run `fastsam calibrate RUN` first")
         try:
             values = files.from_json(path.read_text("utf-8"))
             if values.pop("format", None) != FORMAT:
-                raise ValueError("it is something else")
+                raise ValueError(f"its format is not {FORMAT!r}")
             version = values.pop("version", None)
             if version == VERSION:
                 calibration = build(cls, values)
@@ -153,16 +152,16 @@ class Calibration:
                 return replace(calibration, parameters=parameters)
         except ValueError as error:
             raise DamagedError(
-                f"{path} cannot be read as a calibration: {error}; run `fastsam calibrate` again, or "
-                "remove the file"
+                f"cannot read {path} as a calibration: {error}; run `fastsam calibrate` again or remove the "
+                "file"
             ) from error
         raise CheckpointError(
-            f"{path} has calibration version {version!r:.20}, this package reads {VERSION}; run "
-            "`fastsam calibrate` again"
+            f"{path} has calibration version {version!r:.20}, but this version of fastsam reads {VERSION}; "
+            "run `fastsam calibrate` again"
         )
 
     def _check(self) -> None:
-        """Raise ValueError if a field cannot be."""
+        """Raise ValueError if a field is out of range."""
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be finite and above 0, got {self.temperature}")
         if self.images < 1:
@@ -170,10 +169,10 @@ class Calibration:
 
 
 def calibration_path(run: Path) -> Path:
-    """Where the calibration of a run lies.
+    """Return the path of a run's calibration.
 
     Args:
-        run: the run's folder, or the file of one of its checkpoints.
+        run: folder of the run, or a checkpoint file in it.
 
     Example:
         >>> calibration_path(Path("runs/sam/epoch-160.pt")).name
@@ -192,10 +191,10 @@ def weights_hash(*modules: nn.Module) -> str:
     """Return the SHA-256 of names, shapes and values of all weights and buffers.
 
     Args:
-        *modules: the modules in a fixed order.
+        *modules: the modules. The hash depends on their order.
 
     Returns:
-        64 hexadecimal digits; the same on machines of either byte order.
+        64 hexadecimal digits, which do not depend on the byte order of the machine.
     """
     digest = hashlib.sha256()
     for number, module in enumerate(modules):
@@ -211,7 +210,7 @@ def _described(parameters: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as it stands in the file."""
+    """Convert a parameter to a JSON value."""
     if not isinstance(value, Tensor):
         return value
     array = value.detach().cpu().float().contiguous().numpy()
@@ -220,16 +219,16 @@ def _plain(value: Any) -> Any:
 
 
 def _tensor(value: dict[str, Any]) -> Tensor:
-    """The tensor that :func:`_plain` wrote.
+    """Convert the JSON value of a tensor, written by :func:`_plain`, back to the tensor.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: if it is not the value of a tensor.
     """
     if value.keys() != {"float32", "shape"}:
-        raise ValueError("a parameter is neither a plain value nor a tensor")
+        raise ValueError("a parameter is neither a number, a string nor a tensor")
     try:
         content = base64.b64decode(value["float32"], validate=True)
         array = np.frombuffer(content, dtype="<f4").reshape(value["shape"])
     except TypeError as error:
-        raise ValueError(f"a tensor cannot be read: {error}") from error
+        raise ValueError(f"cannot read a tensor: {error}") from error
     return torch.from_numpy(array.astype(np.float32))

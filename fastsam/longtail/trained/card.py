@@ -1,4 +1,4 @@
-"""The model card of an exported run, in the form of the Hugging Face Hub."""
+"""The model card of an exported run, in the format of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from fastsam.longtail.training import RunFolder
 from fastsam.text import printable
 
 MOST_CLASSES = 100
-"""Classes up to which the card lists every one."""
+"""Largest number of classes for which the card lists all of them."""
 _ENDS = 5
-"""Largest and smallest classes that are listed where there are more."""
+"""Number of largest, and of smallest, classes that the card lists otherwise."""
 _SETTINGS = (
     *("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "rho", "defer_epoch"),
     *("posthoc_tau", "imbalance", "kind", "subset_seed", "seed", "precision"),
 )
-"""Settings that the card lists, where the run has them."""
+"""Settings that the card lists if the run has them."""
 
 
 _LIBRARY = 'library_name: "fastsam"'
 
 
 def is_card(text: str) -> bool:
-    """Return whether text is a model card that :func:`model_card` wrote."""
+    """Return whether text is a model card written by :func:`model_card`."""
     return text.startswith("---\n") and _LIBRARY in text
 
 
 def model_card(run: TrainedRun, *, file: str, usage: str) -> str:
     """Write the model card of a run: YAML front matter, then Markdown.
 
-    Accuracies are those of the run's ``result.json``, if it is of the same training. A calibrated run has
-    other ones, so its card states none.
+    Accuracies come from the run's ``result.json`` if it belongs to these weights. The card of a calibrated
+    run has no accuracies, because the result does not apply to it.
 
     Args:
         run: the trained run.
         file: name of the model file.
-        usage: Markdown that says what the file holds and how to load it.
+        usage: Markdown that describes the content of the file and how to load it.
 
     Raises:
-        DataError: ``result.json`` is damaged.
+        DataError: if ``result.json`` is damaged.
     """
     result = _result(run)
     config = run.checkpoint.config
@@ -75,19 +75,19 @@ def model_card(run: TrainedRun, *, file: str, usage: str) -> str:
 
 
 def _result(run: TrainedRun) -> Result | None:
-    """The result that judges these weights, if there is one."""
+    """Load the result of these weights; return None if there is none."""
     if run.calibration is not None:
         return None
     path = RunFolder(run.path if run.path.is_dir() else run.path.parent).result
     if not path.is_file():
         return None
     result = Result.load(path)
-    # A checkpoint of an earlier epoch, or of a run that goes on, has another history.
+    # The history differs if the checkpoint is of an earlier epoch, or the run has been continued.
     return result if result.history == run.checkpoint.history else None
 
 
 def _front_matter(title: str, data: str, result: Result | None) -> str:
-    """YAML; a JSON text is a YAML text too, so values cannot break out."""
+    """Return the front matter as YAML. Values are written as JSON, which is valid YAML for any string."""
     document: dict[str, Any] = {
         "library_name": "fastsam",
         "pipeline_tag": "image-classification",
@@ -114,11 +114,11 @@ def _front_matter(title: str, data: str, result: Result | None) -> str:
 
 def _input(preprocessing: Preprocessing | None) -> str:
     if preprocessing is None:
-        return "How an image file becomes an input is unknown: the training data were made in Python.\n"
+        return "The preprocessing of image files is unknown: the training data were created in Python.\n"
     height, width = preprocessing.size
-    color = "RGB" if preprocessing.channels == 3 else "grey (ITU-R 601 luma)"
+    color = "RGB" if preprocessing.channels == 3 else "grayscale (ITU-R 601 luma)"
     turned = (
-        "turn it by its EXIF orientation"
+        "rotate it by its EXIF orientation"
         if preprocessing.exif == "transpose"
         else "ignore its EXIF orientation"
     )
@@ -131,13 +131,13 @@ def _input(preprocessing: Preprocessing | None) -> str:
     white = (
         "divide 8-bit values by 255 and 16-bit values by 65535"
         if preprocessing.value_range is None
-        else "divide 8-bit values by 255; in images of more bits, "
-        f"{preprocessing.value_range[0]:g} becomes 0 and {preprocessing.value_range[1]:g} becomes 1"
+        else "divide 8-bit values by 255; in images with more bits, map "
+        f"{preprocessing.value_range[0]:g} to 0 and {preprocessing.value_range[1]:g} to 1"
     )
     mean, std = (", ".join(map(str, values)) for values in (preprocessing.mean, preprocessing.std))
     return (
         f"Decode the image as {color}, {turned}, {scaled}, {white}. Resizing is bilinear with "
-        f"antialiasing. The mean of the channels is {mean}, their standard deviation {std}.\n"
+        f"antialiasing. The channels have mean {mean} and standard deviation {std}.\n"
     )
 
 
@@ -163,24 +163,27 @@ def _settings(run: TrainedRun) -> Iterable[tuple[str, object]]:
 def _accuracy(run: TrainedRun, result: Result | None) -> str:
     if run.calibration is not None:
         return (
-            "Not stated: the calibration was chosen after the training was judged. `fastsam evaluate` gives "
-            "the scores of the calibrated network.\n"
+            "Not available: the run was evaluated before it was calibrated. `fastsam evaluate` computes the "
+            "scores of the calibrated network.\n"
         )
     if result is None:
-        return "There is no result of a finished training beside these weights.\n"
+        return "Not available: the run has no result for these weights.\n"
     shares = {"all": result.test.accuracy, **result.test.groups}
     rows = [(name, f"{share:.2f}") for name, share in shares.items()]
     return _table((f"classes ({result.test.images:,} test images)", "accuracy in percent"), rows)
 
 
 def _classes(run: TrainedRun, result: Result | None) -> str:
-    """Every class, or where there are too many the largest and the smallest."""
+    """Return a table of all classes, or of the largest and smallest if there are too many."""
     labels = list(range(len(run.class_names)))
-    said = "`labels.json` has the names in the order of the labels.\n"
+    said = "`labels.json` lists the class names in the order of the labels.\n"
     if len(labels) > MOST_CLASSES:
         order = np.argsort(-run.counts, kind="stable").tolist()
         labels = [*order[:_ENDS], *order[-_ENDS:]]
-        said = f"The {_ENDS} largest and the {_ENDS} smallest of {len(run.class_names):,} classes. {said}"
+        said = (
+            f"The table shows the {_ENDS} largest and the {_ENDS} smallest of "
+            f"{len(run.class_names):,} classes. {said}"
+        )
     rows: list[tuple[object, ...]] = []
     for label in labels:
         row: tuple[object, ...] = (label, run.class_names[label], int(run.counts[label]))
@@ -195,20 +198,19 @@ def _limits(run: TrainedRun, result: Result | None) -> str:
     largest, smallest = int(run.counts.max()), int(run.counts.min())
     text = (
         f"- The training data are long-tailed: {largest:,} images of the largest class, {smallest:,} of "
-        "the smallest. Rare classes are recognized less reliably, and their accuracies rest on few "
-        "training images.\n"
+        "the smallest. Rare classes are recognized less reliably.\n"
     )
     shares = {} if result is None else result.test.groups
     if "head" in shares and "tail" in shares:
         text += (
             f"- Test accuracy is {shares['head']:.2f} percent on head classes and "
-            f"{shares['tail']:.2f} percent on tail classes; the accuracy on all classes hides the "
+            f"{shares['tail']:.2f} percent on tail classes; the overall accuracy does not show this "
             "difference.\n"
         )
     return (
         text
-        + "- Every image gets one of the classes, also an image of something else. Judge the model on "
-        "your own data before use.\n"
+        + "- The model assigns one of the classes to every image, even if the image shows something else. "
+        "Evaluate the model on your own data before use.\n"
     )
 
 
@@ -218,6 +220,6 @@ def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _text(value: object) -> str:
-    """Text that Markdown takes for nothing else, in one line."""
+    """Escape a value for Markdown and put it on one line."""
     line = " ".join(printable(str(value)).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", line) if line != "---" else line

@@ -1,4 +1,4 @@
-"""Evaluation of a trained run: every score with its interval, for a stated test distribution."""
+"""Evaluation of a trained run: scores and intervals for a given test distribution."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from fastsam.threads import cpu_threads
 SEED = 0
 """Seed of the bootstrap."""
 FEWEST = 20
-"""Bootstrap samples below which quantiles mean nothing."""
+"""Smallest number of bootstrap samples for meaningful quantiles."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one run on one set of images.
+    """Scores of a run on one dataset split.
 
     Attributes:
         data: name of the data set.
         split: ``train``, ``validation`` or ``test``.
         prior: test distribution of the classes; see :func:`fastsam.longtail.classes.target_prior`.
-        epoch: epochs of training behind the weights.
-        rule: which weights of the run they are, as in :attr:`fastsam.longtail.Result.rule`.
-        calibration: calibrator, parameters and temperature that were applied; ``none`` without a calibration.
+        epoch: number of epochs after which the weights were saved.
+        rule: description of the weights; see :attr:`fastsam.longtail.Result.rule`.
+        calibration: calibrator, parameters and temperature; ``none`` without a calibration.
         metrics: the scores.
-        intervals: bootstrap interval of each score, of the images alone: the training has another, larger
-            spread. Empty where none was asked for.
-        level: share of the bootstrap samples inside an interval.
+        intervals: bootstrap interval of each score; empty if none were requested. They cover the choice of
+            images only; runs with other seeds vary more.
+        level: confidence level of the intervals.
         bootstrap: number of bootstrap samples.
-        class_names: one per class.
+        class_names: one name per class.
         counts: training images of each class.
         groups: classes of head, mid and tail, by rank of the training count.
-        unreadable: images that could not be read and were skipped.
+        unreadable: names of unreadable images that were skipped, with how often.
     """
 
     data: str
@@ -65,7 +65,7 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Every score by name, in the order in which they are shown."""
+        """Scores by name, in the order of tables."""
         metrics = self.metrics
         named = {
             "accuracy": metrics.accuracy,
@@ -86,10 +86,10 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what :meth:`save` wrote.
+        """Load a file written by :meth:`save`.
 
         Raises:
-            DataError: the file is something else, or was damaged or edited.
+            DataError: if the file is not an evaluation, or was damaged or edited.
         """
         try:
             return build(cls, files.from_json(Path(path).read_text("utf-8")))
@@ -112,18 +112,19 @@ def evaluate_run(
 
     Args:
         run: the run.
-        data: images of the same classes; by default the data set that the run was trained on.
+        data: data set with the classes of the run; None for the data set of the run.
         split: ``train``, ``validation`` or ``test``; training images are read without augmentation.
-        prior: test distribution of the classes: ``as-is``, ``uniform``, ``trained`` or ``reversed``.
-        bootstrap: bootstrap samples for the intervals; 0 for no intervals.
-        level: share of the bootstrap samples inside an interval.
-        batch_size: images in a batch; by default that of the training.
+        prior: test distribution of the classes: ``as-is``, ``uniform``, ``trained`` or ``reversed``; see
+            :func:`fastsam.longtail.classes.target_prior`.
+        bootstrap: number of bootstrap samples, at least 20; 0 for no intervals.
+        level: confidence level of the intervals, at least 0.5 and below 1.
+        batch_size: images per batch; None for the batch size of the run.
         progress: show progress while data are loaded.
 
     Raises:
-        UsageError: an option is not valid, or ``data`` has other classes or channels than the run.
-        DataError: the data are missing or damaged.
-        CheckpointError: the data set is not the one that the run was trained on.
+        UsageError: if an option is not valid, or ``data`` has other classes or channels than the run.
+        DataError: if data are missing or damaged.
+        CheckpointError: if the data set of the run has changed.
 
     Example:
         >>> import tempfile
@@ -137,7 +138,7 @@ def evaluate_run(
     """
     if bootstrap != 0 and bootstrap < FEWEST:
         raise UsageError(
-            f"bootstrap must be 0, for no intervals, or at least {FEWEST} samples, got {bootstrap}"
+            f"bootstrap must be 0 (no intervals) or at least {FEWEST}, got {bootstrap}"
         )
     if not 0.5 <= level < 1:
         raise UsageError(f"level must be at least 0.5 and below 1 (0.95 for 95 %), got {level:g}")
@@ -145,7 +146,7 @@ def evaluate_run(
     if data is None:
         data = run.data(progress=progress)
         run.checkpoint.check_data(data)
-    data = data.for_run()  # its counts of unreadable images begin at 0
+    data = data.for_run()  # a copy whose counts of unreadable images start at 0
     images = data.split(split)
     with cpu_threads(run.checkpoint.config.threads), closing(data):
         predictions = _predictions(run, data, images, batch_size)
@@ -175,14 +176,14 @@ def evaluate_run(
 def _predictions(
     run: TrainedRun, data: LongTailData, images: Images, batch_size: int | None
 ) -> Predictions:
-    """Predictions for images whose classes may be numbered in another order than the run's."""
+    """Compute predictions for images of a data set that may order the classes differently."""
     labels = _labels(run, data)
-    if run.preprocessing is not None:  # another set may be read in another way
+    if run.preprocessing is not None:  # another data set may have another preprocessing
         images = images.prepared_as(run.preprocessing)
     if images.channels != run.checkpoint.channels:
         raise UsageError(
-            f"the images of {data.name} have {images.channels} channels, the run has "
-            f"{run.checkpoint.channels}; evaluate the run on images with as many channels"
+            f"the run requires images with {run.checkpoint.channels} channels, but those of {data.name} "
+            f"have {images.channels}; choose another data set"
         )
     config = run.checkpoint.config
     return predict(
@@ -195,10 +196,10 @@ def _predictions(
 
 
 def _labels(run: TrainedRun, data: LongTailData) -> NDArray[np.int64]:
-    """The run's number of each class of ``data``.
+    """Return the run's label of each class of ``data``.
 
     Raises:
-        UsageError: the classes are not the same.
+        UsageError: if the class names differ.
     """
     here = {name: label for label, name in enumerate(run.class_names)}
     there = set(data.class_names)
@@ -206,7 +207,7 @@ def _labels(run: TrainedRun, data: LongTailData) -> NDArray[np.int64]:
         names = sorted(there ^ set(here))
         shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
         raise UsageError(
-            f"{data.name} has {data.num_classes} classes, the run {len(here)}, and they differ in {shown}; "
-            "name the classes as in training, or evaluate on a data set that has exactly these"
+            f"{data.name} must have the {len(here)} classes of the run, but has {data.num_classes} classes "
+            f"that differ in {shown}; rename its classes or choose another data set"
         )
     return np.array([here[name] for name in data.class_names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Export of a trained run: a model file that other programs load, with labels and a model card."""
+"""Export of a trained run: a model file for other programs, with labels and a model card."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ CARD, LABELS = "README.md", "labels.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFormat(RunPart):
-    """A format of model files; ``build(run)`` makes the content of the file, as bytes.
+    """A format of model files.
 
     Attributes:
+        build: ``build(run)`` returns the content of the model file.
         file: name of the model file.
-        usage: ``usage(run)`` describes, in Markdown, what the file holds and how to load it.
+        usage: ``usage(run)`` describes in Markdown the content of the file and how to load it.
     """
 
     build: Callable[[TrainedRun], bytes]
@@ -38,28 +39,28 @@ register_format = FORMATS.add
 def export_run(
     run: TrainedRun, folder: str | Path, *, format: str = "torch", overwrite: bool = False
 ) -> Path:
-    """Write a trained run as a model file, ``labels.json`` and a model card, ``README.md``.
+    """Export a trained run: a model file, ``labels.json`` and a model card, ``README.md``.
 
-    Each file is written atomically, and only after the model file could be made.
+    Nothing is written if the model cannot be converted. Each file is written atomically.
 
     Args:
         run: the trained run.
-        folder: where to write; created if need be.
+        folder: output folder; created if it does not exist.
         format: one of :data:`FORMATS`: ``torch``, ``onnx`` or ``safetensors``.
-        overwrite: replace the files of an earlier export into the folder.
+        overwrite: replace the files of an earlier export in the folder.
 
     Returns:
-        The model file.
+        Path of the model file.
 
     Raises:
-        UsageError: the format is unknown, or the folder holds files other than an earlier export that
-            may be overwritten.
-        DataError: the format needs the preprocessing of the run, which is unknown; or the run's
+        UsageError: if the format is unknown, or the folder is not empty and ``overwrite`` is not set or its
+            files are not those of an earlier export.
+        DataError: if the format requires the preprocessing of the run and it is unknown, or the run's
             ``result.json`` is damaged.
-        LongTailError: the network cannot be written in this format.
-        ImportError: a package of the extra ``export`` is missing.
-        FolderBusyError: another process writes to the folder.
-        OSError: a file cannot be written.
+        LongTailError: if the network cannot be converted to this format.
+        ImportError: if a package of the extra ``export`` is missing.
+        FolderBusyError: if another process writes to the folder.
+        OSError: if a file cannot be written.
 
     Example:
         >>> import tempfile
@@ -75,7 +76,9 @@ def export_run(
     content = chosen.build(run)
     card = model_card(run, file=chosen.file, usage=chosen.usage(run))
     with locked(folder):
-        _check(folder, overwrite=overwrite)  # another export may have written since
+        _check(
+            folder, overwrite=overwrite
+        )  # another process may have written before the lock was taken
         write_bytes(folder / chosen.file, content)
         write_text(folder / LABELS, json.dumps(list(run.class_names), indent=0) + "\n")
         write_text(folder / CARD, card)
@@ -86,10 +89,10 @@ def export_run(
 
 
 def _check(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder whose files an export did not write.
+    """Check that a folder is empty, or contains an earlier export that may be overwritten.
 
     Raises:
-        UsageError: the folder is not empty and may not be overwritten, or holds something else.
+        UsageError: if the folder has other content, or must not be overwritten.
     """
     check_free(folder, allowed=overwrite, flags="--overwrite")
     names = {CARD, LABELS, *(part.file for part in FORMATS.values())}
@@ -97,7 +100,7 @@ def _check(folder: Path, *, overwrite: bool) -> None:
     card = folder / CARD
     if present and not (card.is_file() and is_card(card.read_text("utf-8", "replace"))):
         raise UsageError(
-            f"{present[0]} was not written by `fastsam export`; choose another --out, or move it away"
+            f"{present[0]} was not written by `fastsam export`; choose another --out or move the file"
         )
     if RunFolder(folder).checkpoints():
         raise UsageError(f"{folder} is the folder of a run; choose another --out")

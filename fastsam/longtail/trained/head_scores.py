@@ -1,4 +1,4 @@
-"""Judge heads on collected features: accuracy, likelihood, and the temperature that fits best."""
+"""Scores of heads on features: balanced accuracy, likelihood and the best temperature."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastsam.longtail.errors import TrainingError
 from fastsam.longtail.features import Features
 
 _LOGITS = 1 << 22
-"""Logits in memory at the same time; those of thousands of classes are not kept whole."""
+"""Number of logits in memory at a time: with thousands of classes they are computed in chunks."""
 _STEPS = 200
 _PRECISION = 1e-12
-"""Relative error of the temperature where the search ends."""
+"""Relative error of the temperature at which the search stops."""
 
 
 class Fit(NamedTuple):
-    """A temperature and what it gives.
+    """A fitted temperature and its likelihood.
 
     Attributes:
-        temperature: minimizes ``nll``; None where no finite temperature does, and 1 is used.
-        nll: mean negative log-likelihood of the true classes at that temperature.
+        temperature: temperature that minimizes ``nll``; None if no finite temperature does, and 1 is used.
+        nll: mean negative log-likelihood of the true classes at this temperature, in nats.
     """
 
     temperature: float | None
@@ -34,12 +34,12 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class HeadScores:
-    """Judges heads on the features of N images of C classes.
+    """Computes scores of heads on the features of N images of C classes.
 
     Attributes:
         features: the features.
         classes: number of classes C.
-        device: where the heads are.
+        device: device of the heads.
     """
 
     features: Features
@@ -48,10 +48,10 @@ class HeadScores:
 
     @torch.no_grad()
     def balanced_accuracy(self, head: nn.Module) -> float:
-        """Mean over the classes with images of the percentage that is right.
+        """Compute the balanced accuracy in percent: the mean over classes that have images.
 
         Raises:
-            TrainingError: a logit is infinite or NaN.
+            TrainingError: if a logit is infinite or NaN.
         """
         right = torch.zeros(self.classes, dtype=torch.int64)
         for logits, targets in self._logits(head):
@@ -63,19 +63,19 @@ class HeadScores:
 
     @torch.no_grad()
     def fit_temperature(self, head: nn.Module) -> Fit:
-        """The temperature T whose ``softmax(logits / T)`` has the smallest negative log-likelihood.
+        """Fit the temperature T that minimizes the negative log-likelihood of ``softmax(logits / T)``.
 
-        In ``1 / T`` the negative log-likelihood is convex (a mean of log-sum-exps minus linear terms), so
-        Newton's method between two bounds finds its only minimum; all sums are in float64. There is no
-        finite minimum where every image is right, or where the true class has no larger logit, in the
-        mean, than the others: the temperature is None then.
+        As a function of ``1 / T`` the negative log-likelihood is convex (a mean of log-sum-exps minus linear
+        terms), so Newton's method with a bracket finds its only minimum. All sums are in float64. There is no
+        finite minimum if every image is classified correctly, or if on average the logit of the true class is
+        not larger than the mean logit. The temperature is then None.
 
         Raises:
-            TrainingError: a logit is infinite or NaN.
+            TrainingError: if a logit is infinite or NaN.
         """
         if not self._has_minimum(head):
             return Fit(None, self._slopes(head, 1.0)[0])
-        low, high, place = -math.inf, math.inf, 0.0  # of the logarithm of 1 / T
+        low, high, place = -math.inf, math.inf, 0.0  # bracket and iterate of log(1 / T)
         for _ in range(_STEPS):
             inverse = math.exp(place)
             _, slope, curvature = self._slopes(head, inverse)
@@ -84,7 +84,7 @@ class HeadScores:
             low, high = (place, high) if slope < 0 else (low, place)
             divisor = curvature * inverse
             step = -slope / divisor if divisor > 0 else math.inf
-            # Far from the minimum the logarithm of the curvature misleads: a factor of 8 at most.
+            # Far from the minimum the quadratic model is poor, so a step changes 1 / T by at most 8x.
             step = math.copysign(min(abs(step), math.log(8)), -slope)
             following = place + step
             if not low < following < high and abs(step) >= _PRECISION:
@@ -95,24 +95,24 @@ class HeadScores:
         return Fit(math.exp(-place), self._slopes(head, math.exp(place))[0])
 
     def _logits(self, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits ``[B, C]`` and classes of chunk after chunk."""
+        """Iterate over logits ``[B, C]`` and true classes ``[B]`` in chunks."""
         for chunk in self.features.chunks(max(1, _LOGITS // self.classes), self.device):
             logits: Tensor = head(chunk.values)
             if not logits.isfinite().all():
                 raise TrainingError(
-                    "logits of a calibrated head are infinite or NaN; choose another calibrator, or train "
+                    "logits of a calibrated head are infinite or NaN; choose another calibrator or train "
                     "again with a lower learning rate"
                 )
             yield logits, chunk.targets
 
     def _margins(self, head: nn.Module) -> Iterator[Tensor]:
-        """Logits minus that of the true class, float64 ``[B, C]``, of chunk after chunk."""
+        """Iterate in chunks over logits minus the logit of the true class, float64 ``[B, C]``."""
         for logits, targets in self._logits(head):
             logits = logits.double()
             yield logits - logits.gather(1, targets[:, None])
 
     def _has_minimum(self, head: nn.Module) -> bool:
-        """Whether the slope has both signs between 1 / T = 0 and infinity."""
+        """Return whether the derivative by 1 / T is negative at 0 and positive at infinity."""
         first = last = 0.0
         for margins in self._margins(head):
             first += float(margins.mean(dim=1).sum())
@@ -120,7 +120,7 @@ class HeadScores:
         return first < 0 < last
 
     def _slopes(self, head: nn.Module, inverse: float) -> tuple[float, float, float]:
-        """Mean negative log-likelihood at ``1 / T = inverse``, with two derivatives by ``1 / T``."""
+        """Compute the mean negative log-likelihood at ``1 / T = inverse`` and its two derivatives there."""
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for margins in self._margins(head):
             log_sums = (inverse * margins).logsumexp(dim=1)

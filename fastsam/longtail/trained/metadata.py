@@ -1,4 +1,4 @@
-"""What a model file says about itself: text by name."""
+"""Metadata of model files: strings by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def metadata(run: TrainedRun) -> dict[str, str]:
 
     Returns:
         ``fastsam`` (version), ``architecture``, ``head``, ``channels``, and as JSON ``classes`` (names
-        in the order of labels), ``counts`` (training images of each), ``preprocessing`` (see
-        :class:`~fastsam.longtail.data.Preprocessing`; ``null`` if unknown) and ``config`` (settings,
-        without those of the machine).
+        in the order of labels), ``counts`` (training images of each class), ``preprocessing`` (see
+        :class:`~fastsam.longtail.data.Preprocessing`; ``null`` if unknown) and ``config`` (settings; see
+        :func:`portable_settings`).
     """
     config = run.checkpoint.config
     preprocessing = run.preprocessing
@@ -35,7 +35,7 @@ def metadata(run: TrainedRun) -> dict[str, str]:
 
 
 def portable_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the stored form of the settings, those of the machine at their defaults."""
+    """Return the stored form of the settings, with settings of the machine reset to their defaults."""
     values = config.as_dict()
     for name in values.keys() & set(place_settings()):
         default = find_setting(name)[0].metadata["default"]

@@ -1,4 +1,4 @@
-"""Probabilities that a trained run gives the classes of image files."""
+"""Predictions of a trained run for image files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from fastsam.upload import upload
 
 @dataclass(frozen=True, eq=False)
 class FilePrediction:
-    """The classes of one image file.
+    """The prediction for one image file.
 
     Attributes:
-        path: the file.
-        probabilities: one per class, float32 ``[C]``; they sum to 1.
+        path: path of the file.
+        probabilities: probability of each class, float32 ``[C]``.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class FilePrediction:
 
     @property
     def label(self) -> int:
-        """The most probable class."""
+        """Label of the most probable class."""
         return int(self.probabilities.argmax())
 
     @property
@@ -49,7 +49,7 @@ class FilePrediction:
         return float(self.probabilities[self.label])
 
     def top(self, count: int) -> list[int]:
-        """Return the ``count`` most probable classes, the most probable first."""
+        """Return the labels of the ``count`` most probable classes, most probable first."""
         order = np.argsort(-self.probabilities, kind="stable")
         return [int(label) for label in order[:count]]
 
@@ -64,26 +64,25 @@ def predict_files(
 ) -> Iterator[FilePrediction]:
     """Predict the classes of image files with the preprocessing of the run.
 
-    Files are read and predicted while the result is iterated over: memory does not grow with their
-    number.
+    Files are read and predicted lazily, during iteration, so memory does not grow with their number.
 
     Args:
         run: the trained run.
         paths: image files and folders. A folder is searched recursively, in sorted order, for the
-            suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are left out.
-        batch_size: images that the network is given at once.
-        workers: processes that read files; 0 reads in this one.
-        corrupt: at an image that cannot be read: ``stop``, or ``skip`` it with a notice on standard
-            error.
+            suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are ignored.
+        batch_size: images per batch.
+        workers: number of worker processes that read files; 0 reads in this process.
+        corrupt: what to do with an unreadable image: ``stop`` with an error, or ``skip`` it with a
+            warning on standard error.
 
     Returns:
         One prediction per image, in the order of the files.
 
     Raises:
-        DataError: the preprocessing of the run is unknown, a path does not exist, a folder has no
-            image, an image cannot be read under ``stop``, or none can be read under ``skip``. Errors
-            of images are raised during the iteration.
-        UsageError: no path is given, or an argument is out of range.
+        DataError: if the preprocessing of the run is unknown, a path does not exist, or a folder has no
+            image. Raised during iteration: if an image cannot be read with ``stop``, or no image can be
+            read with ``skip``.
+        UsageError: if there are no paths, or an argument is out of range.
 
     Example:
         >>> import tempfile
@@ -106,13 +105,13 @@ def predict_files(
     files = image_files([Path(path) for path in paths])
     loader: DataLoader[_Batch] = DataLoader(
         _Files(preprocessing),
-        batch_size=None,  # a list of paths is a batch already
+        batch_size=None,  # the sampler yields batches, as lists of paths
         sampler=_Chunks(files, batch_size),
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=run.device.type == "cuda",
         worker_init_fn=expect_lost_connections,
-        # Its own generator: the loader would otherwise advance the global one.
+        # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )
     return _predictions(run, loader, corrupt)
@@ -122,25 +121,30 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
     """Find image files.
 
     Args:
-        paths: files, which count whatever their suffix, and folders, which are searched recursively
-            in sorted order. Links to folders are followed.
+        paths: files with any suffix, and folders, which are searched recursively in sorted order. Links to
+            folders are followed.
 
     Raises:
-        UsageError: there is no path.
-        DataError: a path does not exist, or a folder has no image. A link that leads back to a folder
-            above it is found during the iteration.
+        UsageError: if there are no paths.
+        DataError: if a path does not exist, or a folder has no image. Raised during iteration: if a link
+            leads to a folder above it.
     """
     if not paths:
-        raise UsageError("no images: name image files, or folders with images in them")
+        raise UsageError("no images to predict; pass image files or folders that contain images")
     for path in paths:
         if not path.exists():
-            raise DataError(f"there is no {path}; name image files, or folders with images in them")
+            raise DataError(
+                f"{path} does not exist; pass image files or folders that contain images"
+            )
     parts = []
     for path in paths:
         found = filter(_is_image, files_below(path)) if path.is_dir() else iter((path,))
         first = next(found, None)
         if first is None:
-            raise DataError(f"no image ({', '.join(SUFFIXES)}) in {path} or below it")
+            raise DataError(
+                f"{path} contains no image ({', '.join(SUFFIXES)}); pass image files or folders that "
+                "contain images"
+            )
         parts.append(chain((first,), found))
     return chain.from_iterable(parts)
 
@@ -150,7 +154,7 @@ def _is_image(path: Path) -> bool:
 
 
 class _Chunks:
-    """Lists of at most ``size`` paths, as the loader asks for them."""
+    """Splits paths into lists of at most ``size`` lazily."""
 
     def __init__(self, paths: Iterator[Path], size: int) -> None:
         self.paths = paths
@@ -165,9 +169,9 @@ class _Batch(NamedTuple):
     """Files of one batch, in order.
 
     Attributes:
-        paths: the files that could be read.
-        inputs: what the network is given, ``[B, C, H, W]``; None if B is 0.
-        unreadable: the others, with the reason.
+        paths: files that could be read.
+        inputs: preprocessed images, ``[B, C, H, W]``; None if B is 0.
+        unreadable: files that could not be read, with the reason.
     """
 
     paths: list[Path]
@@ -176,7 +180,7 @@ class _Batch(NamedTuple):
 
 
 class _Files(Dataset[_Batch]):
-    """Runs in the workers: decodes and prepares."""
+    """Reads and preprocesses files in the workers."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -208,27 +212,28 @@ def _predictions(
             for path, reason in batch.unreadable:
                 if corrupt == "stop":
                     raise DataError(
-                        f"{path} cannot be read ({reason}); replace the file, or leave such images "
-                        "out with --corrupt skip"
+                        f"cannot read {path} ({reason}); replace the file or pass --corrupt skip"
                     )
-                notice(f"skipped {path}, which cannot be read ({reason})")
+                notice(f"skipped unreadable image {path} ({reason})")
             if batch.inputs is not None:
                 found = True
                 yield from _predicted(run, batch.paths, batch.inputs)
     if not found:
-        raise DataError("none of the images can be read; name images of a format that is read")
+        raise DataError(
+            f"none of the images can be read; pass images in a supported format ({', '.join(SUFFIXES)})"
+        )
 
 
 def _predicted(run: TrainedRun, paths: list[Path], inputs: Tensor) -> list[FilePrediction]:
-    # Not around a yield: the caller's own code would run in this mode.
+    # A generator must not yield inside inference_mode, which would stay on in the caller's code.
     with torch.inference_mode():
         logits = run.network(upload(inputs, run.device))
         probabilities = logits.float().softmax(dim=1).cpu()
     spoiled = (~probabilities.isfinite().all(dim=1)).nonzero()
     if len(spoiled):
         raise LongTailError(
-            f"the network's outputs for {paths[int(spoiled[0])]} are infinite or NaN; look for such "
-            "values in the image"
+            f"the network's outputs for {paths[int(spoiled[0])]} are infinite or NaN; check the image for "
+            "such values"
         )
     rows = probabilities.numpy()
     return [FilePrediction(path, row) for path, row in zip(paths, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Predictions of image files as CSV or JSON text, one image after the other."""
+"""Predictions of image files as CSV or JSON text, written image by image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.trained.prediction import FilePrediction
 
 Writer = Callable[[Iterable[FilePrediction], Sequence[str], int | None], Iterator[str]]
-"""Maps predictions, class names and a number of classes to parts of the text."""
+"""A function of predictions, class names and a number of classes that yields parts of the text."""
 
 _FIRST_COLUMNS = ("path", "class", "probability")
 
@@ -21,19 +21,19 @@ _FIRST_COLUMNS = ("path", "class", "probability")
 def csv_parts(
     predictions: Iterable[FilePrediction], class_names: Sequence[str], top: int | None = None
 ) -> Iterator[str]:
-    """Write a CSV table, one line per image.
+    """Yield a CSV table with one line per image.
 
-    The columns are ``path``, ``class`` and ``probability`` of the most probable class, then the
-    probability of every class under its name. With ``top``, they are instead ``class_2``,
-    ``probability_2`` and so on up to the ``top`` most probable classes.
+    The columns are ``path``, ``class`` and ``probability`` of the most probable class, followed by one column
+    with the probability of each class, named after the class. With ``top``, the other columns are instead
+    ``class_2``, ``probability_2`` and so on for the ``top`` most probable classes.
 
     Args:
         predictions: the predictions.
-        class_names: one per class.
-        top: number of classes; None for every class.
+        class_names: one name per class.
+        top: number of classes; None for all classes.
 
     Raises:
-        UsageError: ``top`` is out of range.
+        UsageError: if ``top`` is out of range.
     """
     _check_top(top, class_names)
     places = range(2, (top or 1) + 1)
@@ -52,19 +52,19 @@ def csv_parts(
 def json_parts(
     predictions: Iterable[FilePrediction], class_names: Sequence[str], top: int | None = None
 ) -> Iterator[str]:
-    """Write a JSON list with one object per image.
+    """Yield a JSON list with one object per image.
 
-    An object has ``path``, ``label`` (number of the most probable class), ``class``, ``probability``
-    and ``probabilities``, which maps names to probabilities: of every class in the order of labels,
-    or of the ``top`` most probable ones, the most probable first.
+    An object has ``path``, the ``label``, ``class`` and ``probability`` of the most probable class, and
+    ``probabilities``, which maps class names to probabilities: of all classes in the order of labels, or of
+    the ``top`` most probable classes, most probable first.
 
     Args:
         predictions: the predictions.
-        class_names: one per class.
-        top: number of classes; None for every class.
+        class_names: one name per class.
+        top: number of classes; None for all classes.
 
     Raises:
-        UsageError: ``top`` is out of range.
+        UsageError: if ``top`` is out of range.
     """
     _check_top(top, class_names)
     names = distinct_names(class_names)
@@ -84,15 +84,15 @@ def json_parts(
 
 
 WRITERS: dict[str, Writer] = {"csv": csv_parts, "json": json_parts}
-"""What writes predictions, by the name of the format."""
+"""Writers of predictions by name of the format."""
 
 
 def distinct_names(class_names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """Return the class names, each with its number where two classes would share a name.
+    """Return distinct class names: a name that occurs twice, or is taken, gets the label appended.
 
     Args:
-        class_names: one per class.
-        taken: names that no class may have.
+        class_names: one name per class.
+        taken: names that must not be used.
 
     Example:
         >>> distinct_names(["cat", "dog", "cat", "path"], taken=["path"])
@@ -107,9 +107,11 @@ def distinct_names(class_names: Sequence[str], taken: Sequence[str] = ()) -> lis
 
 def _check_top(top: int | None, class_names: Sequence[str]) -> None:
     if top is not None and not 1 <= top <= len(class_names):
-        raise UsageError(f"top must be 1 to {len(class_names)}, the number of classes, got {top}")
+        raise UsageError(
+            f"top must be at least 1 and at most {len(class_names)}, the number of classes, got {top}"
+        )
 
 
 def _number(value: np.float32) -> float:
-    """A float32 as the shortest decimal that gives it back."""
+    """Convert a float32 to the shortest decimal that rounds to it."""
     return float(str(value))

@@ -1,4 +1,4 @@
-"""A trained run as one graph, from pixels to logits."""
+"""A trained run as a torch.export program, from pixels to logits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastsam.longtail.errors import LongTailError
 from fastsam.longtail.trained.run import TrainedRun
 
 INPUT, OUTPUT, BATCH = "pixels", "logits", "batch"
-"""Names of the graph's input and output, and of the dimension whose size is free."""
+"""Names of the graph's input and output, and of its dynamic batch dimension."""
 
 
 class PixelClassifier(nn.Module):
-    """A network with the normalization of its inputs.
+    """A network that normalizes its inputs first.
 
     Args:
         network: maps normalized images ``[B, C, H, W]`` to logits ``[B, classes]``.
-        preprocessing: has the mean and the standard deviation of each channel.
+        preprocessing: preprocessing with mean and standard deviation of each channel.
     """
 
     mean: Tensor
@@ -35,42 +35,42 @@ class PixelClassifier(nn.Module):
             self.register_buffer(name, values[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1], float32 ``[B, C, H, W]``, to logits ``[B, classes]``."""
+        """Map pixels in [0, 1], float32 ``[B, C, H, W]``, to logits ``[B, classes]``."""
         logits: Tensor = self.network((pixels - self.mean) / self.std)
         return logits
 
 
 def exported_program(run: TrainedRun, device: torch.device | str) -> ExportedProgram:
-    """Capture normalization, network and head of a run as a graph with a free batch size.
+    """Export normalization, network and head of a run as a graph with dynamic batch size.
 
-    The graph's input ``pixels`` is float32 ``[B, C, H, W]`` in [0, 1] at the size of the run; its
-    output is the logits, float32 ``[B, classes]``, whose softmax is the probability of each class.
+    The graph's input ``pixels`` is float32 ``[B, C, H, W]`` in [0, 1], with the image size of the run. Its
+    output is the logits, float32 ``[B, classes]``; their softmax gives class probabilities.
 
     Args:
         run: the trained run.
-        device: where the graph computes.
+        device: device of the graph.
 
     Raises:
-        DataError: the preprocessing of the run is unknown.
-        LongTailError: the network cannot be captured.
+        DataError: if the preprocessing of the run is unknown.
+        LongTailError: if torch.export fails.
     """
     preprocessing = run.known_preprocessing()
-    # A copy: the run's own network keeps its gradients and its place.
+    # Copy the network, because requires_grad_() and to() would change the network of the run.
     network = copy.deepcopy(run.network).requires_grad_(False).eval()
     classifier = PixelClassifier(network, preprocessing).to(device).eval()
-    # Not one image: torch.export takes sizes of 1 for constants.
+    # Two images, because torch.export treats sizes of 1 as constants.
     example = torch.zeros(2, preprocessing.channels, *preprocessing.size, device=device)
     shapes = {INPUT: {0: Dim(BATCH, min=1)}}
     try:
         program = torch.export.export(classifier, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # what a network does in Python shows as any of a dozen types
+    except Exception as error:  # torch.export can raise any of a dozen types
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise LongTailError(
-            f"torch.export cannot capture the network {run.checkpoint.config.model} ({reason}); use "
-            "--format safetensors, which stores its weights alone"
+            f"torch.export cannot export the network {run.checkpoint.config.model} ({reason}); use "
+            "--format safetensors, which stores only the weights"
         ) from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names source files of this machine
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
 
 
@@ -80,12 +80,12 @@ def accepted(run: TrainedRun) -> str:
     shape = ", ".join(map(str, (preprocessing.channels, *preprocessing.size)))
     return (
         f"Input `{INPUT}`: float32 `[B, {shape}]` in [0, 1], with any batch size B. Output "
-        f"`{OUTPUT}`: float32 `[B, {len(run.class_names)}]`; softmax gives the probability of each "
-        "class. Normalization, logit scale and adjustment of the logits are inside."
+        f"`{OUTPUT}`: float32 `[B, {len(run.class_names)}]`; softmax gives class probabilities. The model "
+        "includes the normalization of inputs and the scale and adjustment of logits."
     )
 
 
 def example_shape(run: TrainedRun) -> str:
-    """Return the shape of one image with its batch dimension, as text."""
+    """Return the shape of a batch of one image, as text."""
     preprocessing = run.known_preprocessing()
     return ", ".join(map(str, (1, preprocessing.channels, *preprocessing.size)))

@@ -1,4 +1,4 @@
-"""A trained run: the network that its result judges, and what is needed to use it."""
+"""Trained runs: the network that a run evaluated, and everything needed to use it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ from fastsam.longtail.trained.calibration import Calibration, calibration_path, 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """The network of a finished or interrupted run, ready to be used.
+    """A finished or interrupted run, ready for inference.
 
     Attributes:
-        path: the run's folder, or the file of a kept checkpoint.
-        checkpoint: what was read.
-        network: maps normalized images ``[B, channels, H, W]`` to logits ``[B, C]`` whose softmax is the
-            probability that the run gives each class: logit scale and post-hoc adjustment, or the
-            calibration in their place, are in its head.
-            In evaluation mode, on ``device``, with the weights that the result judges.
-        trained_head: the head as it was trained; its logits have neither.
-        logit_scale: factor of the loss on logits.
-        class_names: one per class.
+        path: folder of the run, or a checkpoint file in it.
+        checkpoint: checkpoint of the run.
+        network: the network in evaluation mode on ``device``, with :meth:`Checkpoint.judged_weights`. It maps
+            normalized images ``[B, channels, H, W]`` to logits ``[B, C]``; their softmax gives class
+            probabilities. Its head applies logit scale and post-hoc adjustment, or the calibration instead.
+        trained_head: the head without logit scale, post-hoc adjustment and calibration.
+        logit_scale: logit scale of the loss.
+        class_names: one name per class.
         counts: training images of each class, int64 ``[C]``.
         groups: classes of head, mid and tail.
-        device: where the network is.
-        calibration: what `fastsam calibrate` chose, if it is applied; it replaces the post-hoc adjustment.
+        device: device of the network.
+        calibration: calibration that is applied, and replaces the post-hoc adjustment; None without one.
 
     Example:
         >>> import tempfile
@@ -73,18 +72,18 @@ class TrainedRun:
         data_root: str | None = None,
         calibrated: bool = True,
     ) -> TrainedRun:
-        """Read a run.
+        """Load a run.
 
         Args:
-            path: the run's folder, or the file of a kept checkpoint.
-            device: where the network is wanted.
-            data_root: folder with the data, if it is not where it was at the training.
-            calibrated: apply the calibration beside the checkpoint, if there is one.
+            path: folder of the run, or a checkpoint file in it.
+            device: device of the network.
+            data_root: folder with the data; None for the folder used in training.
+            calibrated: apply the run's calibration, if there is one.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is damaged; the calibration is damaged, or belongs
-                to other weights.
-            UsageError: the device does not exist.
+            CheckpointError: if there is no checkpoint, it is damaged, or the calibration is damaged or
+                belongs to other weights.
+            UsageError: if the device does not exist.
         """
         path = Path(path)
         checkpoint = Checkpoint.load(path)
@@ -114,13 +113,13 @@ class TrainedRun:
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
-        """How an image file becomes the input of the network; None where that is unknown.
+        """How an image file becomes the input of the network; None if that is unknown.
 
-        It is unknown for data made in Python, whose transforms are the user's own. Checkpoints of
-        older versions do not store it; then it comes from the data set.
+        It is unknown for data created in Python, because the user's code transforms them. Checkpoints of
+        older versions do not store it; it is then taken from the data set.
 
         Raises:
-            DataError: the data set is needed, and is missing or damaged.
+            DataError: if the data set is required, but is missing or damaged.
         """
         stored = self.checkpoint.preprocessing
         if stored is not None or is_given(self.checkpoint.config.data):
@@ -128,26 +127,26 @@ class TrainedRun:
         return self.data().test.preprocessing
 
     def known_preprocessing(self) -> Preprocessing:
-        """Return :attr:`preprocessing`.
+        """Return :attr:`preprocessing`, which must be known.
 
         Raises:
-            DataError: it is unknown, or the data set is needed and is missing or damaged.
+            DataError: if it is unknown, or the data set is required but is missing or damaged.
         """
         if self.preprocessing is None:
             raise DataError(
-                f"how image files become inputs of {self.path} is unknown: its data set, "
-                f"{self.checkpoint.config.data}, was made in Python; pass tensors that you prepare "
-                "as in training to TrainedRun.load(RUN).network"
+                f"the preprocessing of image files for {self.path} is unknown, because its data set "
+                f"{self.checkpoint.config.data} was created in Python; prepare tensors as in training and "
+                "pass them to TrainedRun.load(RUN).network"
             )
         return self.preprocessing
 
     def data(self, *, progress: bool = False) -> LongTailData:
-        """Load the data set that the run was trained on.
+        """Load the data set of the run.
 
         Args:
-            progress: show progress: a bar on a terminal, a line a minute elsewhere.
+            progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: if it is missing or damaged.
         """
         return load_configured(self.checkpoint.config, progress=progress)

@@ -1,4 +1,4 @@
-"""Weights of a run that leave their checkpoint, and the network that they come back to."""
+"""Weights of a run as named tensors, and the network that is rebuilt from them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.trained.run import TrainedRun
 
 SCALE, OFFSET = "logits.scale", "logits.offset"
-"""Names of the tensors that turn the head's output z into logits, ``scale * z + offset``."""
+"""Names of the scale and the offset in the logits ``scale * head(features) + offset``."""
 
 
 class LoadedWeights(NamedTuple):
-    """A network read from ``model.safetensors``.
+    """A network loaded from ``model.safetensors``.
 
     Attributes:
-        network: maps normalized images ``[B, channels, H, W]`` to logits ``[B, C]`` whose softmax is the
-            probability of each class; in evaluation mode, on the CPU.
-        class_names: one per class.
-        preprocessing: how an image file becomes the network's input; None where that is unknown.
+        network: the network in evaluation mode, on the CPU. It maps normalized images ``[B, channels, H, W]``
+            to logits ``[B, C]``; their softmax gives class probabilities.
+        class_names: one name per class.
+        preprocessing: how an image file becomes the network's input; None if that is unknown.
     """
 
     network: Classifier
@@ -38,13 +38,13 @@ class LoadedWeights(NamedTuple):
 
 
 def named_weights(run: TrainedRun) -> dict[str, Tensor]:
-    """Return the tensors that rebuild the network of a run.
+    """Return the tensors from which the network of a run can be rebuilt.
 
-    They have the names of the trained network: ``features.*`` and ``head.*``. :data:`SCALE` (float64)
-    and :data:`OFFSET` (``[C]``) turn the head's output into logits whose softmax is the probability.
+    They have the names of the trained network, ``features.*`` and ``head.*``. Logits are the head's output
+    times :data:`SCALE` (float64) plus :data:`OFFSET` (``[C]``); their softmax gives class probabilities.
 
     Raises:
-        LongTailError: the run's head is not the trained kind of head with a scale and an offset.
+        LongTailError: if the run's head is not the trained type of head with a scale and an offset.
     """
     head, scales, offsets = _unwrapped(run)
     state = {
@@ -54,7 +54,7 @@ def named_weights(run: TrainedRun) -> dict[str, Tensor]:
     }
     state |= {f"head.{name}": value for name, value in head.state_dict().items()}
     scale, offset = 1.0, torch.zeros(len(run.class_names))
-    if scales:  # the usual case, one of each, keeps its bits
+    if scales:  # the usual case of a single scale and offset is bit-exact
         scale, offset = scales[-1], offsets[-1].cpu()
     for factor, shift in zip(scales[-2::-1], offsets[-2::-1], strict=True):
         scale, offset = factor * scale, factor * offset + shift.cpu()
@@ -63,7 +63,7 @@ def named_weights(run: TrainedRun) -> dict[str, Tensor]:
 
 
 def _unwrapped(run: TrainedRun) -> tuple[nn.Module, list[float], list[Tensor]]:
-    """The innermost head, and the scales and offsets around it from the outside in."""
+    """Return the innermost head, and the scales and offsets around it, outermost first."""
     head: nn.Module = run.network.head
     scales: list[float] = []
     offsets: list[Tensor] = []
@@ -74,23 +74,23 @@ def _unwrapped(run: TrainedRun) -> tuple[nn.Module, list[float], list[Tensor]]:
     trained = run.trained_head
     if type(head) is not type(trained) or head.state_dict().keys() != trained.state_dict().keys():
         raise LongTailError(
-            f"the head of {run.path} is a {type(head).__name__}, not the trained "
-            f"{type(trained).__name__} with a scale and an offset, so it cannot be stored as weights "
-            "of the network; use --format torch or onnx, or leave the calibration out (--uncalibrated)"
+            f"safetensors requires the trained head, a {type(trained).__name__}, but the calibration of "
+            f"{run.path} replaces it by a {type(head).__name__}; use --format torch or onnx, or pass "
+            "--uncalibrated"
         )
     return head, scales, offsets
 
 
 def load_weights(path: str | Path) -> LoadedWeights:
-    """Rebuild the network of a file that ``fastsam export --format safetensors`` wrote.
+    """Load the network from a file written by ``fastsam export --format safetensors``.
 
     Args:
-        path: ``model.safetensors``.
+        path: path of ``model.safetensors``.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not written by fastsam, or names a network that
-            this version does not have.
-        ImportError: safetensors is not installed.
+        CheckpointError: if the file is missing, damaged or not written by fastsam, or its network does not
+            exist in this version.
+        ImportError: if safetensors is not installed.
     """
     with requires_extra("export", "model.safetensors"):
         from safetensors import safe_open
@@ -98,16 +98,20 @@ def load_weights(path: str | Path) -> LoadedWeights:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
-            f"there is no {path}; `fastsam export --format safetensors` writes one"
+            f"{path} does not exist; write it with `fastsam export --format safetensors`"
         )
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the library's own error is an Exception
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+        raise CheckpointError(
+            f"cannot read {path} as safetensors: {error}; export the run again"
+        ) from error
     if "config" not in header or SCALE not in state:
-        raise CheckpointError(f"{path} was not written by `fastsam export --format safetensors`")
+        raise CheckpointError(
+            f"{path} was not written by `fastsam export --format safetensors`; pass a file that was"
+        )
     try:
         names = tuple(json.loads(header["classes"]))
         stored = json.loads(header["preprocessing"])
@@ -117,6 +121,8 @@ def load_weights(path: str | Path) -> LoadedWeights:
         scale, offset = state.pop(SCALE).item(), state.pop(OFFSET)
         network.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this version of fastsam: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a valid export for this version of fastsam: {error}; export the run again"
+        ) from error
     network.head = AffineHead(network.head, scale, offset)
     return LoadedWeights(network.eval(), names, preprocessing)

@@ -1,4 +1,4 @@
-"""Training of a run: the loop, the step, evaluation, resume and the run folder."""
+"""Training of a run: loop, step, evaluation, resuming and run folder."""
 
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.run_folder import RunFolder, check_free

@@ -1,4 +1,4 @@
-"""The images of a batch on which an ascent is computed."""
+"""Samples of a batch from which the ascent gradient is computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.longtail.training.batches import EpochBatches
 
 _FEWEST = 2
-"""Images of a sample at least: batch normalization has no variance of one."""
+"""Smallest number of images in a sample: batch normalization needs two for a variance."""
 
 
 class AscentSample(NamedTuple):
@@ -27,8 +27,8 @@ class AscentSample(NamedTuple):
 
     Attributes:
         batch: the images of the sample.
-        mass: what their sum of losses stands for, among the samples of all processes: the sum of the class
-            weights of the whole batch, a float64 scalar. None for samples that count by their images.
+        mass: weight of this sample's mean loss among the samples of all ranks: the sum of the class weights
+            of the rank's whole batch, a float64 scalar. None to weight by the number of images.
     """
 
     batch: Batch
@@ -37,22 +37,23 @@ class AscentSample(NamedTuple):
 
 @dataclass(frozen=True)
 class AscentBatches:
-    """Samples each batch for the gradient that directs an ascent.
+    """Samples from each batch the images for the ascent gradient.
 
     Without ``class_weights`` the images are sampled uniformly, without replacement.
 
-    With them they are sampled with replacement, image i in proportion to the weight ``w_i`` of its class, and
-    the loss of the sample leaves the weights out. This is importance sampling: the expected gradient of an
-    image of the sample is ``sum_i w_i g_i / sum_i w_i`` over the batch. That is the gradient of the weighted
-    loss, up to a positive factor where this loss is divided by the number of images. An ascent depends on the
-    direction of its gradient alone. (Batch normalization uses the statistics of the sample.)
+    With ``class_weights`` they are sampled with replacement, image i in proportion to the weight ``w_i`` of
+    its class, and the loss of the sample is unweighted. This is importance sampling: the expected gradient of
+    a sampled image is ``sum_i w_i g_i / sum_i w_i`` over the batch. It equals the gradient of the weighted
+    loss, up to a positive factor if that loss is divided by the number of images. The factor does not matter,
+    because an ascent depends only on the direction of its gradient. (Batch normalization uses the statistics
+    of the sample.)
 
     Attributes:
-        share: size of a sample as a share of the batch, in (0, 1].
+        share: size of a sample as a fraction of the batch, in (0, 1].
         seed: seed of this process.
-        objective: the loss of a sample.
-        class_weights: class weights of an epoch, float64 ``[C]`` on the device of the batches; None to
-            sample uniformly.
+        objective: objective of a sample.
+        class_weights: function from epoch to class weights, float64 ``[C]`` on the device of the batches;
+            None to sample uniformly.
     """
 
     share: float
@@ -68,13 +69,13 @@ class AscentBatches:
         objective: Objective,
         batches: EpochBatches,
     ) -> AscentBatches | None:
-        """Return the sampling of a run; None where ascents read whole batches.
+        """Create the sampling of a run; return None if ascents use whole batches.
 
         Args:
             config: settings of the run.
-            data: its data set.
-            objective: its loss.
-            batches: its batches.
+            data: data set of the run.
+            objective: objective of the run.
+            batches: batches of the run.
         """
         seed, device = batches.seed, batches.device
         if config.ascent_sample == "weighted":
@@ -87,18 +88,18 @@ class AscentBatches:
         return cls(config.ascent_share, seed, objective)
 
     def size(self, images: int) -> int:
-        """Return the size of the sample of a batch with so many images: at least 2, at most all."""
+        """Return the size of a sample of a batch with ``images`` images: at least 2, at most all."""
         return min(max(round(self.share * images), _FEWEST), images)
 
     def sample(self, batch: Batch, *, epoch: int, number: int) -> AscentSample:
-        """Return the sample of a batch; the same in a resumed run and on every device.
+        """Sample a batch, without synchronizing with the device.
 
-        The host does not wait for the device.
+        The sample is the same in a resumed run and on every device.
 
         Args:
-            batch: this process's part of a batch.
-            epoch: counted from 1.
-            number: batch of the epoch, counted from 0.
+            batch: this rank's part of a batch.
+            epoch: epoch, counted from 1.
+            number: index of the batch in the epoch, counted from 0.
         """
         images = len(batch.targets)
         size = self.size(images)
@@ -106,7 +107,7 @@ class AscentBatches:
         if self.class_weights is None:
             rows = torch.randperm(images, generator=generator)[:size]
             return AscentSample(batch.take(rows.to(batch.targets.device, non_blocking=True)), None)
-        # Inverse distribution function: image i is sampled where a uniform number falls into its weight.
+        # Inverse transform sampling: a uniform number selects the image in whose weight interval it lies.
         ends = self.class_weights(epoch)[batch.targets].cumsum(dim=0)
         points = torch.rand(size, generator=generator, dtype=torch.float64)
         points = points.to(ends.device, non_blocking=True)
@@ -115,21 +116,21 @@ class AscentBatches:
 
 
 def check_ascent_share(config: TrainConfig, world: World) -> None:
-    """Refuse a share that leaves fewer than 2 images of a batch.
+    """Check that ``ascent_share`` selects at least 2 images of each rank's part of a batch.
 
     Args:
         config: settings of the run.
-        world: the processes of the run, which share out each batch.
+        world: the ranks of the run, which split each batch.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: if it selects fewer.
     """
     own = config.batch_size // world.world_size
     share = config.ascent_share
     if share is None or round(share * own) >= _FEWEST or share == 1:
         return
     raise UsageError(
-        f"ascent_share {share:g} leaves {round(share * own)} of the {own} images of a batch of each process "
-        f"for the ascent, and batch normalization needs at least {_FEWEST}: choose ascent_share of at least "
-        f"{_FEWEST / own:.2g}, or a larger batch_size"
+        f"ascent_share {share:g} selects {round(share * own)} of {own} images per batch and process, but "
+        f"batch normalization requires at least {_FEWEST}; raise ascent_share to at least "
+        f"{_FEWEST / own:.2g} or raise batch_size"
     )

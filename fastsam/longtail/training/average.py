@@ -1,4 +1,4 @@
-"""The weights that a run judges: those of the last epoch, of an average over steps, or of the best epoch."""
+"""The weights that a run evaluates: of the last epoch, of an average over steps, or of the best epoch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from fastsam.longtail.results import Epoch, best_epoch, judged_rule
 
 
 class JudgedWeights:
-    """Follows the weights of a run and keeps those that its result judges.
+    """Maintains the weights that a run evaluates.
 
-    With ``ema`` these are an exponential average, ``a <- decay * a + (1 - decay) * w`` after every step, of
-    weights and buffers, running statistics included. It begins at the weights with which training begins, in
-    a branch those of the kept epoch. A skipped step counts: it averages in the weights that it left
-    unchanged. Without ``ema`` they are the weights themselves.
+    With ``ema`` they are an exponential moving average of weights and buffers, including running statistics:
+    ``a <- decay * a + (1 - decay) * w`` after every step. It starts at the initial weights, in a branch at
+    those of the checkpoint. A skipped step updates the average too, with the unchanged weights. Without
+    ``ema`` they are the trained weights.
 
     Args:
         network: the network that is trained.
         config: settings of the run.
 
     Attributes:
-        network: the network to judge: that of the average, or the trained one.
-        best: its state after the best epoch on validation so far, where the run selects that.
+        network: the network to evaluate: the average, or the trained network.
+        best: state dict of ``network`` after the best epoch on validation so far; None if the run does not
+            select by validation.
     """
 
     def __init__(self, network: Classifier, config: TrainConfig) -> None:
@@ -46,13 +47,13 @@ class JudgedWeights:
 
     @property
     def average(self) -> dict[str, Any] | None:
-        """State of the averaged network; None in runs without ``ema``."""
+        """State dict of the averaged network; None in runs without ``ema``."""
         return None if self._average is None else self.network.state_dict()
 
     def continue_from(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint ended, of this run or of the one that it branches from.
+        """Load the state of a checkpoint, of this run or of the run that it branches from.
 
-        The trained network has the weights of the checkpoint already.
+        The trained network must have the weights of the checkpoint already.
         """
         self.best = checkpoint.best if self._selects else None
         if self._average is not None:
@@ -60,15 +61,15 @@ class JudgedWeights:
             self.network.load_state_dict(began)
 
     def update(self) -> None:
-        """Average in the weights after a step."""
+        """Update the average after a step."""
         if self._average is not None:
             self._average.update_parameters(self._trained)
 
     def average_statistics(self, world: World) -> None:
-        """Give every process the mean of the running statistics of batch normalization.
+        """Average the running statistics of batch normalization over all ranks.
 
-        Processes see different images, so their statistics differ within an epoch. The average over steps is
-        linear in them: the mean of the processes' averages is the average of their means.
+        Ranks see different images, so their statistics differ within an epoch. The moving average is linear
+        in them, so the mean of the ranks' moving averages is the moving average of the mean.
         """
         if world.world_size == 1:
             return
@@ -84,16 +85,16 @@ class JudgedWeights:
             value.div_(world.world_size)
 
     def keep_best(self, history: Sequence[Epoch]) -> None:
-        """Keep the weights if the last epoch is the first of the highest validation accuracy."""
+        """Store the weights if the last epoch has the highest validation accuracy so far."""
         if self._selects and best_epoch(history) == len(history):
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def choose(self, history: Sequence[Epoch], parent: Mapping[str, Any] | None) -> str:
-        """Load the weights that the result judges into ``network``, and return what they are.
+        """Load the weights to evaluate into ``network``, and return their description.
 
         Args:
-            history: every epoch.
-            parent: the record of the run that this one branches from, which may have judged other weights.
+            history: records of all epochs.
+            parent: record of the run from which this one branched off, which may average differently.
         """
         if self.best is not None:
             self.network.load_state_dict(self.best)

@@ -1,4 +1,4 @@
-"""The batches of an epoch."""
+"""Batches of an epoch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fastsam.longtail.data import Batch, Draw, Images
 from fastsam.longtail.samplers import HasOrder
 
 VIEW_EPOCHS = 1 << 32
-"""Each further view of an epoch is sampled as that of an epoch so much later."""
+"""Offset in epochs between the augmentation seeds of two views of an image."""
 
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """Reads this process's share of an epoch, batch by batch.
+    """Reads this rank's batches of an epoch.
 
     Attributes:
         images: the training images.
-        sampler: which of them an epoch has, in their order.
-        batch_size: images in a batch of this process.
-        views: how many augmented views of each image are read.
-        augment: whether to augment.
-        seed: seed of the augmentation in this process.
-        device: where the batches are wanted.
+        sampler: yields the indices of the images of an epoch in order.
+        batch_size: images per batch of this rank.
+        views: number of augmented views of each image.
+        augment: whether to augment images.
+        seed: seed of the augmentation on this rank.
+        device: device of the batches.
     """
 
     images: Images
@@ -39,7 +39,7 @@ class EpochBatches:
     device: torch.device
 
     def indices(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Indices of each batch of an epoch; a lone last image joins the batch before."""
+        """Return the indices of each batch of an epoch. A last batch of one image joins the one before."""
         order = self.sampler.order(epoch)
         cuts = list(range(self.batch_size, len(order), self.batch_size))
         if cuts and len(order) - cuts[-1] == 1:
@@ -47,7 +47,7 @@ class EpochBatches:
         return np.array_split(order, cuts)
 
     def read(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1, with all their views."""
+        """Iterate over the batches of an epoch (counted from 1), with all views."""
         order = self.indices(epoch)
         views = [
             self.images.batches(

@@ -1,4 +1,4 @@
-"""Branches: a run that continues a kept checkpoint of another run under other settings."""
+"""Branches: runs that start from a checkpoint of another run, with other settings."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ NAMES = ("data", "method", "optimizer")
 _FIXED_PARTS = ("data", "model", "head")
 _COUNTERS = ("attempted_steps", "steps_taken")
 _KEPT_STATE = ("momentum_buffer",)
-"""State that an optimizer of another name takes over: that of the SGD below all of them."""
+"""Optimizer state that a different optimizer takes over: the state of SGD, the base of all of them."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A checkpoint of another run that a run continues.
+    """The checkpoint of a parent run from which a branch starts.
 
     Attributes:
-        name: name of the other run's folder.
-        checkpoint: its state after the last epoch that both runs share.
-        folder: the other run's folder; None where it is not known.
+        name: name of the parent's folder.
+        checkpoint: state of the parent after the last epoch that both runs share.
+        folder: folder of the parent; None if unknown.
     """
 
     name: str
@@ -43,20 +43,20 @@ class Branch:
 
     @classmethod
     def load(cls, run: str | Path, epoch: int) -> Branch:
-        """Read the checkpoint that a run kept of an epoch.
+        """Load the checkpoint that a run kept of an epoch.
 
         Args:
-            run: folder of the run.
+            run: folder of the parent run.
             epoch: last epoch that both runs share.
 
         Raises:
-            CheckpointError: it was not kept; the message says which were.
+            CheckpointError: if there is no checkpoint of the epoch; the message lists the existing ones.
         """
         run = Path(run)
         if not run.is_dir():
             what = "is a file" if run.is_file() else "does not exist"
             raise CheckpointError(
-                f"{run} {what}; name the folder of a run, and the epoch with --at"
+                f"{run} {what}; pass the folder of a run, and the epoch with --at"
             )
         folder = RunFolder(run)
         kept = {}
@@ -66,19 +66,19 @@ class Branch:
         if epoch not in kept:
             have = ", ".join(map(str, sorted(kept))) or "none"
             raise CheckpointError(
-                f"{run} kept no checkpoint of epoch {epoch}; kept: {have}. Train with --keep {epoch} to "
-                "keep it"
+                f"{run} has no checkpoint of epoch {epoch}, only of: {have}. Choose one of these, or train "
+                f"the run with --keep {epoch}"
             )
         return cls(run.resolve().name, Checkpoint.load(kept[epoch]), run.resolve())
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The options of ``fastsam train`` that begin this branch."""
+        """Options of ``fastsam train`` that start this branch, by name."""
         return {"from": str(self.folder) if self.folder else None, "at": self.checkpoint.epoch}
 
     @property
     def parent(self) -> dict[str, Any]:
-        """The other run, for the record."""
+        """Record of the parent run, as stored in results."""
         weights = hashlib.sha256()
         for name, value in sorted(self.checkpoint.model.items()):
             weights.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
@@ -90,15 +90,16 @@ class Branch:
         }
 
     def settings(self, **overrides: Any) -> tuple[TrainConfig, dict[str, str]]:
-        """The settings of the branch, and where each comes from.
+        """Return the settings of the branch, and the source of each by name.
 
-        They are those of the other run, as far as the chosen parts have them, then of the recipe.
+        Settings are inherited from the parent run. Settings that only parts of the branch have come from the
+        recipe.
 
         Args:
             **overrides: settings that replace them.
 
         Raises:
-            UsageError: for a setting that does not exist.
+            UsageError: if a setting does not exist.
         """
         parent = self.checkpoint.config
         names = {name: overrides.pop(name, getattr(parent, name)) for name in NAMES}
@@ -112,16 +113,16 @@ class Branch:
         return made.config(), sources
 
     def check(self, config: TrainConfig, data: LongTailData, steps_per_epoch: int) -> None:
-        """Refuse settings that a branch cannot change.
+        """Check that the branch changes only settings that may differ from the parent.
 
         Args:
             config: settings of the branch.
-            data: its data set.
-            steps_per_epoch: its batches of an epoch.
+            data: data set of the branch.
+            steps_per_epoch: batches per epoch of the branch.
 
         Raises:
-            UsageError: a setting of data, network, head or batches is another one.
-            CheckpointError: the data are not those of the other run.
+            UsageError: if a setting of data, network, head or batches differs.
+            CheckpointError: if the data differ.
         """
         parent = self.checkpoint.config
         fixed = ["data", "model", "head", "batch_size", "augment"]
@@ -132,42 +133,42 @@ class Branch:
             here, there = getattr(config, name), getattr(parent, name)
             if here != there:
                 raise UsageError(
-                    f"a branch cannot change {name}: it is {there} in {self.name}, {here} here; train from "
-                    "the beginning instead"
+                    f"a branch cannot change {name}: it is {there} in {self.name}, but {here} in the branch; "
+                    "train from scratch instead"
                 )
         extended = _extends(config) or _extends(parent)
         if extended and config.parts["loss"] != parent.parts["loss"]:
             raise UsageError(
-                f"a branch cannot go from the loss {parent.parsed_method.loss} to "
-                f"{config.parsed_method.loss}: their networks differ"
+                f"a branch cannot change loss {parent.parsed_method.loss} to "
+                f"{config.parsed_method.loss}, because their networks differ; train from scratch instead"
             )
         if config.epochs <= self.checkpoint.epoch:
             raise UsageError(
-                f"the branch begins after epoch {self.checkpoint.epoch}, but has {config.epochs} epochs; "
-                "begin earlier (--at), or train longer (--epochs)"
+                f"epochs must be above {self.checkpoint.epoch}, the epoch at which the branch starts, got "
+                f"{config.epochs}; branch off earlier (--at) or train longer (--epochs)"
             )
         if config.select != "last" and self.checkpoint.best is None:
             raise UsageError(
-                f"select {config.select} needs the best epoch so far, which {self.name} did not keep; "
-                "train it with the same select"
+                f"select {config.select} requires the best weights so far, but {self.name} did not store "
+                f"them; train it with select={config.select}"
             )
         self.checkpoint.check_data(data)
         if self.checkpoint.steps_per_epoch not in (None, steps_per_epoch):
             raise CheckpointError(
-                f"{self.name} has {self.checkpoint.steps_per_epoch} steps in an epoch, here there are "
-                f"{steps_per_epoch}; use as many processes as there"
+                f"{self.name} has {self.checkpoint.steps_per_epoch} steps per epoch, but this branch has "
+                f"{steps_per_epoch}; use the same number of processes"
             )
 
     def continue_optimizer(self, optimizer: Optimizer, *, same: bool, steps: int) -> None:
-        """Give a new optimizer the state of the other run.
+        """Load the state of the parent's optimizer into a new optimizer.
 
         Args:
-            optimizer: newly built for the settings of the branch, which stay.
-            same: whether the other run has the same optimizer: all of its state is taken over. Else it
-                is the momentum.
-            steps: steps of the epochs that both share, where the other run did not count them.
+            optimizer: optimizer built from the settings of the branch. Its options are kept.
+            same: whether the parent has the same optimizer. Then all of its state is loaded, else only the
+                momentum.
+            steps: number of steps in the shared epochs, used if the parent did not count them.
         """
-        # A copy: optimizers take over the tensors that they load, and another branch may follow.
+        # Optimizers keep references to the tensors that they load, and this branch may be used again.
         stored, own = copy.deepcopy(self.checkpoint.optimizer), optimizer.state_dict()
         state = {
             index: {name: value for name, value in entry.items() if same or name in _KEPT_STATE}
@@ -192,5 +193,5 @@ def _counters(stored: Mapping[str, Any], own: Mapping[str, Any], steps: int) -> 
 
 
 def _extends(config: TrainConfig) -> bool:
-    """Whether the loss has a network of its own."""
+    """Return whether the loss extends the network."""
     return LOSSES[config.parsed_method.loss].network is not None

@@ -1,4 +1,4 @@
-"""What a run is refused for before it begins."""
+"""Checks before a run starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastsam.longtail.training.ascent_batch import check_ascent_share
 
 
 def check_run(config: TrainConfig, world: World) -> None:
-    """Warn if logits are adjusted twice, and refuse batches that are too small or cannot be shared out.
+    """Check settings against the number of processes, and warn if logits are adjusted twice.
 
     Raises:
-        UsageError: the processes of ``world`` cannot share the batches, or ``ascent_share`` leaves fewer
-            than 2 images of one.
+        UsageError: if the ranks of ``world`` cannot split the batches, or ``ascent_share`` selects fewer than
+            2 images of one.
     """
     twice = double_adjustment(config)
     if twice is not None and world.rank == 0:
@@ -31,14 +31,17 @@ def check_run(config: TrainConfig, world: World) -> None:
 
 
 def _check_processes(config: TrainConfig, world: World) -> None:
-    """Refuse what several processes cannot do together."""
+    """Check that several processes can train this configuration."""
     if config.batch_size % world.world_size:
         raise UsageError(
-            f"batch_size is that of all processes together: {config.batch_size} is not a multiple "
-            f"of {world.world_size}"
+            f"batch_size must be a multiple of the number of processes, {world.world_size}, got "
+            f"{config.batch_size}; batch_size counts the images of all processes"
         )
     if config.corrupt == "skip":
-        raise UsageError("several processes need --corrupt stop: they must see as many batches")
+        raise UsageError(
+            "corrupt 'skip' requires a single process, because all processes must have the same number of "
+            "batches; pass --corrupt stop"
+        )
 
 
 def check_batches(
@@ -47,16 +50,15 @@ def check_batches(
     """Raise :class:`UsageError` if a batch of an epoch would have fewer than 2 images.
 
     Args:
-        batches: indices of each batch of this process.
+        batches: indices of each batch of this rank.
         config: settings of the run.
         images: number of training images.
-        world: the processes of the run.
+        world: the ranks of the run.
     """
     alone = min((len(batch) for batch in batches), default=0)
     if alone < 2:
         raise UsageError(
-            f"a batch would have {alone} image, of which batch normalization has no variance and "
-            f"class weights no effect: {config.data} has {images} training images, batch_size is "
-            f"{config.batch_size} and processes are {world.world_size}; give every process at least 2 "
-            "images of a batch"
+            f"a batch would have {alone} image(s), but batch normalization and class weights require at "
+            f"least 2: {config.data} has {images} training images, batch_size is {config.batch_size}, and "
+            f"there are {world.world_size} process(es); raise batch_size or use fewer processes"
         )

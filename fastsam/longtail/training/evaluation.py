@@ -1,4 +1,4 @@
-"""How the network of a run is judged, while it trains and afterwards."""
+"""Evaluation of a network during and after training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fastsam.longtail.predictions import Predictions, predict
 
 @dataclass
 class Judge:
-    """Judges a network on the images of a data set.
+    """Evaluates a network at its current weights.
 
     Attributes:
-        network: the network, at its weights of the moment.
-        data: the data set, for its groups and counts.
+        network: the network.
+        data: the data set, for its groups and class counts.
         logit_scale: logit scale of the loss.
-        posthoc_tau: strength of the post-hoc logit adjustment; 0 for none.
-        batch_size: images in a batch of one process.
-        device: where the network is.
-        world: this process among those that share the work.
+        posthoc_tau: factor of the post-hoc logit adjustment; 0 for none.
+        batch_size: images per batch and process.
+        device: device of the network.
+        world: the ranks that share the work.
     """
 
     network: Classifier
@@ -38,7 +38,7 @@ class Judge:
     world: World = field(default_factory=World)
 
     def predictions(self, images: Images) -> Predictions:
-        """Predictions for all images that can be read; for selecting and for judging alike."""
+        """Compute predictions for all readable images. Epoch selection and final evaluation both use it."""
         return predict(
             self.network,
             images,
@@ -49,11 +49,11 @@ class Judge:
         )
 
     def metrics(self, images: Images) -> Metrics:
-        """Accuracy and calibration on ``images``."""
+        """Compute the metrics on ``images``."""
         return evaluate(self.predictions(images), self.data.groups, self.data.counts)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
-        """Logits ``[B, C]`` as the loss scales them, with the post-hoc adjustment."""
+        """Apply the logit scale and the post-hoc adjustment to logits ``[B, C]``."""
         logits = self.logit_scale * logits
         tau = self.posthoc_tau
         return adjust_logits(logits, self.data.counts, tau) if tau else logits

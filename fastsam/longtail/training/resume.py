@@ -1,4 +1,4 @@
-"""Whether a run can resume from what its folder holds."""
+"""Checks whether a run can be resumed from its folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastsam.longtail.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Resume:
-    """A run that may resume.
+    """A run that may be resumed.
 
     Attributes:
-        config: its settings.
-        data: its data set.
-        steps_per_epoch: batches of an epoch.
-        lone_last_image: whether batches of equal size would leave one image for the last.
+        config: settings of the run.
+        data: data set of the run.
+        steps_per_epoch: batches per epoch.
+        lone_last_image: whether batches of equal size would leave a last batch of one image.
         keep: epochs whose checkpoint is kept.
     """
 
@@ -33,15 +33,16 @@ class Resume:
     keep: Collection[int]
 
     def find(self, folder: RunFolder, resume: bool | Literal["auto"]) -> Checkpoint | None:
-        """The newest checkpoint of the run in ``folder``.
+        """Find and load the newest checkpoint of the run in ``folder``.
 
         Args:
-            folder: where to look.
-            resume: ``"auto"`` finds none where there is none; True raises.
+            folder: folder of the run.
+            resume: True to require a checkpoint, ``"auto"`` to return None if there is none, False to return
+                None.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is of another run, other data or other
-                batches, or one that should have been kept is missing.
+            CheckpointError: if there is no checkpoint; if settings, data or number of batches differ; or if a
+                checkpoint in ``keep`` is missing.
         """
         if not resume:
             return None
@@ -54,8 +55,8 @@ class Resume:
                 return checkpoint
             if resume != "auto":
                 raise CheckpointError(
-                    f"{folder.path} is past epoch {missing[0]} and kept no checkpoint of it; "
-                    "choose another --out to train again"
+                    f"{folder.path} is past epoch {missing[0]} but has no checkpoint of it, which --keep "
+                    "requires; choose another --out to train again"
                 )
         return None
 
@@ -65,15 +66,15 @@ class Resume:
             stored.as_dict(), wanted.as_dict(), same_content=bool(checkpoint.contents)
         ):
             raise CheckpointError(
-                f"{path} is of another run: {name} is {getattr(stored, name)} there and "
-                f"{getattr(wanted, name)} here; resume with the same settings or choose another --out"
+                f"cannot resume from {path}: {name} was {getattr(stored, name)}, is now "
+                f"{getattr(wanted, name)}; use the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
         if checkpoint.steps_per_epoch not in (None, self.steps_per_epoch):
             raise CheckpointError(
-                f"{path} is of a run with {checkpoint.steps_per_epoch} steps in an epoch, here there are "
-                f"{self.steps_per_epoch}; other images can be read now, or the number of processes is "
-                "another one: restore them, or train again"
+                f"cannot resume from {path}: it has {checkpoint.steps_per_epoch} steps per epoch, now there "
+                f"are {self.steps_per_epoch}; the number of processes or of readable images has changed: "
+                "restore it, or train again"
             )
         if checkpoint.steps_per_epoch is None:
             self._check_older(checkpoint)
@@ -81,14 +82,14 @@ class Resume:
         checkpoint.check_judged()
 
     def _check_older(self, checkpoint: Checkpoint) -> None:
-        """Refuse runs of older versions that would not continue as they began."""
+        """Raise :class:`CheckpointError` for runs of older versions whose batches or counts would change."""
         if self.lone_last_image:
             raise CheckpointError(
-                "an older version began this run, with a last batch of one image in every epoch; this "
-                "image now joins the batch before, so train again (--overwrite)"
+                "cannot resume this run of an older version: the last batch of each epoch had one image, "
+                "which is now merged into the previous batch; train again (--overwrite)"
             )
         if checkpoint.unreadable and any(i.left_out for i in self.data.splits.values()):
             raise CheckpointError(
-                "an older version began this run and kept images that cannot be read in its class "
-                "counts; they are now left out before training, so train again (--overwrite)"
+                "cannot resume this run of an older version: its class counts include unreadable images, "
+                "which are now removed before training; train again (--overwrite)"
             )

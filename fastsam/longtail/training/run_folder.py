@@ -1,4 +1,4 @@
-"""The folder that keeps a run."""
+"""The output folder of a run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ RUN_FILES = (
     *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv", "run.yaml"),
     *("calibration.json", "*.calibration.json"),
 )
-"""Names of the files that a run's folder holds."""
+"""Names of the files in a run's folder, with wildcards."""
 
 
 class RunFolder:
-    """The files of one run.
+    """The output folder of a run.
 
     Attributes:
-        checkpoint: state after the last completed epoch that was written.
-        result: the :class:`Result` as JSON.
-        history: one line per epoch, CSV.
-        per_class: one line per class, CSV.
-        settings: the settings, which train the run again; see :mod:`fastsam.longtail.run_file`.
+        checkpoint: path of the newest checkpoint.
+        result: path of the :class:`Result` as JSON.
+        history: path of a CSV file with one line per epoch.
+        per_class: path of a CSV file with one line per class.
+        settings: path of the settings, from which the run can be repeated; see
+            :mod:`fastsam.longtail.run_file`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,13 +39,13 @@ class RunFolder:
         self.settings = self.path / "run.yaml"
 
     def kept(self, epoch: int) -> Path:
-        """Where the checkpoint of an epoch lies that was asked to be kept."""
+        """Return the path of the kept checkpoint of an epoch."""
         return self.path / f"epoch-{epoch}.pt"
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that are there, the newest first.
+        """Return the paths of the existing checkpoints, newest first.
 
-        Between two writes of ``checkpoint``, a kept one may be all that a killed run has left.
+        A killed run may have kept checkpoints but no ``checkpoint`` yet.
         """
         stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
         epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
@@ -52,41 +53,42 @@ class RunFolder:
         return [path for path in files if path.is_file()]
 
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """What differs after any other process wrote a checkpoint or a result."""
+        """Return a value that changes when a process writes a checkpoint or a result."""
         return tuple(_stamp(path) for path in (self.checkpoint, self.result))
 
     @contextmanager
     def held(self, stamp: object) -> Iterator[None]:
-        """Keep other processes out of the folder; see :func:`fastsam.files.locked`.
+        """Lock the folder against other processes; see :func:`fastsam.files.locked`.
 
         Args:
-            stamp: what :meth:`stamp` was when the run was set up.
+            stamp: value of :meth:`stamp` when the run was set up.
 
         Raises:
-            FolderBusyError: another process has the folder.
-            CheckpointError: another process had it since then.
+            FolderBusyError: if another process has locked the folder.
+            CheckpointError: if another process has written to it since then.
         """
         with locked(self.path):
             if self.stamp() != stamp:
                 raise CheckpointError(
-                    f"another process wrote to {self.path} after this run was set up; start again"
+                    f"another process wrote to {self.path} after this run was set up; start the run again"
                 )
             yield
 
     def check(self, *, resume: bool = False, overwrite: bool = False, writes: bool = True) -> None:
-        """Make sure that nothing of value is in the way, and that no other run is at work.
+        """Check that the folder can be used, and that no other process uses it.
 
         Args:
-            resume: the folder holds a run to go on with.
-            overwrite: the files of a previous run may be removed.
-            writes: whether this process will write to it.
+            resume: whether the run in the folder is resumed.
+            overwrite: whether the files of a previous run are removed.
+            writes: whether this process writes to the folder.
 
         Raises:
-            UsageError: if the folder is not empty and neither flag is given, or both are.
+            UsageError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, or both
+                are.
             FolderBusyError: if another process writes to it.
         """
         if resume and overwrite:
-            raise UsageError("choose one of --resume and --overwrite")
+            raise UsageError("--resume cannot be combined with --overwrite; pass one of them")
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
         if writes and self.path.is_dir():
             with locked(self.path):
@@ -96,8 +98,8 @@ class RunFolder:
         """Create the folder.
 
         Args:
-            overwrite: remove what a previous run wrote, its calibrations, and the spectra of its weights in
-                the folder or in ``spectra`` below it.
+            overwrite: remove the files of a previous run, its calibrations, and its spectra in the folder or
+                in the subfolder ``spectra``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -114,17 +116,17 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def coming_checkpoints(self, keep: Collection[int]) -> int:
-        """Return how many checkpoints a run will write beside those that are there.
+        """Return the number of checkpoint files for which a run needs additional disk space.
 
         Args:
             keep: epochs whose checkpoints are kept.
         """
         missing = sum(not self.kept(epoch).is_file() for epoch in keep)
-        # A checkpoint is written beside the one that it replaces.
+        # A checkpoint is written to a temporary file before it replaces the old one.
         return 1 + (not self.checkpoint.is_file()) + missing
 
     def write_settings(self, text: str) -> None:
-        """Write the file of settings, unless the run has one already."""
+        """Write the file of settings, unless it exists."""
         if not self.settings.is_file():
             write_text(self.settings, text)
 
@@ -158,10 +160,19 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def check_free(path: str | Path, *, allowed: bool, flags: str) -> None:
-    """Raise :class:`UsageError` if ``path`` is a file, or a folder with content and not allowed."""
+    """Check that an output folder is empty or does not exist.
+
+    Args:
+        path: the folder.
+        allowed: whether it may have content.
+        flags: options that allow content, for the message.
+
+    Raises:
+        UsageError: if ``path`` is a file, or a folder with content that is not allowed.
+    """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; --out needs a folder")
+        raise UsageError(f"--out {path} is a file; pass a folder")
     files = path.iterdir() if path.is_dir() else ()
     if not allowed and any(not file.name.startswith(OWN_FILES) for file in files):
-        raise UsageError(f"{path} is not empty; choose another --out, or {flags}")
+        raise UsageError(f"{path} is not empty; choose another --out or pass {flags}")

@@ -1,4 +1,4 @@
-"""One training step of any optimizer: answer each gradient that it asks for."""
+"""Training steps of any optimizer: computes each gradient that the optimizer requests."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from fastsam.optim.passes import Need, passes_of, run_passes
 
 @dataclass(frozen=True)
 class Step:
-    """What the first pass over one whole batch saw.
+    """Outputs of the first pass of a step over a whole batch.
 
-    It is the pass at the weights before the step, unless the ascent read only a sample of the batch: then it
-    is the pass at the perturbed weights.
+    This pass is at the weights before the step. If the ascent uses only a sample of the batch, it is the pass
+    at the perturbed weights.
 
     Attributes:
-        epoch: counted from 1.
-        batch: batch of the epoch (for LPF-SGD, part of a batch), counted from 0.
-        loss: scalar loss that was differentiated; that of this process's part of the batch in the first pass
-            of a local ascent.
+        epoch: epoch, counted from 1.
+        batch: index of the batch in the epoch (for LPF-SGD, of the part of a batch), counted from 0.
+        loss: scalar loss that was differentiated. In the first pass of a local ascent it is the loss of this
+            rank's part of the batch.
         logits: ``[B, C]``.
-        features: what the head was given, ``[B, D]``.
+        features: inputs of the head, ``[B, D]``.
         targets: int64 ``[B]``.
-        indices: samples of the batch, positions in the training set, int64 ``[B]``.
+        indices: indices of the images in the training set, int64 ``[B]``.
     """
 
     epoch: int
@@ -52,18 +52,18 @@ class Step:
 
 @dataclass
 class _Piece:
-    """A batch, a part of one, or a sample of either, in a step.
+    """A batch in a step, a part of a batch, or a sample of either.
 
     Attributes:
-        batch: its images.
-        share: their number as a share of the whole batch.
-        number: batch of the epoch, counted from 0.
-        objective: the loss of its passes.
-        prepared: what the terms of the loss prepared for it.
+        batch: images of the piece.
+        share: number of images as a fraction of the whole batch.
+        number: index of the batch in the epoch, counted from 0.
+        objective: objective of its passes.
+        prepared: return value of :meth:`Objective.prepare`.
         mass: see :class:`AscentSample`.
-        is_sample: whether its passes only direct an ascent.
-        sample: the sample of it that directs an ascent, once it was taken.
-        seen: what the first pass saw; None before it, and for a sample.
+        is_sample: whether it is a sample for the ascent gradient.
+        sample: sample of this piece for the ascent gradient; None before it is taken.
+        seen: outputs of the first pass; None before it, and for a sample.
     """
 
     batch: Batch
@@ -84,12 +84,12 @@ class Stepper:
     Attributes:
         network: the network being trained.
         optimizer: any optimizer; see :func:`fastsam.optim.passes_of`.
-        objective: the loss.
-        seed: seed of what the loss draws in this process.
-        world: this process among those of the run.
+        objective: objective of the run.
+        seed: seed of the random numbers of the loss on this rank.
+        world: the ranks of the run.
         precision: ``float32``, or ``bfloat16`` for passes under autocast.
-        ascent: samples each batch for its ascent; None for ascents on whole batches.
-        gradients: cost so far: forward and backward passes over whole batches.
+        ascent: samples each batch for the ascent gradient; None to use whole batches.
+        gradients: cost so far in forward-backward passes over whole batches.
     """
 
     network: Classifier
@@ -103,25 +103,25 @@ class Stepper:
 
     @property
     def skips_nonfinite_steps(self) -> bool:
-        """Whether a step with an infinite or NaN gradient leaves the weights as they were."""
+        """Whether a step with an infinite or NaN gradient leaves the weights unchanged."""
         return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
 
     @property
     def skipped_steps(self) -> int:
-        """Updates skipped so far because a gradient was not finite; waits for the device."""
+        """Number of updates skipped because of infinite or NaN gradients; synchronizes with the device."""
         return int(getattr(self.optimizer, "skipped_steps", 0))
 
     def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
-        """Take a step for each batch, or for as many batches as the optimizer asks for.
+        """Take one step for each batch, or for several batches if the optimizer requests them.
 
-        The last step of an epoch goes round the batches that are left.
+        If the last step of an epoch requests more batches than are left, it reuses its batches in turn.
 
         Args:
             batches: the batches of an epoch, each with the views that the objective reads.
-            epoch: counted from 1.
+            epoch: epoch, counted from 1.
 
         Yields:
-            What the first pass over each batch, or part of one, saw.
+            The outputs of the first pass over each batch or part of a batch.
         """
         stream, numbers = iter(batches), itertools.count()
         for first in stream:
@@ -170,19 +170,21 @@ class Stepper:
         return _Piece(batch, share, number, objective, prepared)
 
     def _sample(self, piece: _Piece, ascent: AscentBatches, epoch: int) -> _Piece:
-        """The sample of a piece that directs an ascent; the same in all passes of a step."""
+        """Return the sample of a piece for the ascent gradient. All passes of a step use the same sample."""
         if piece.sample is None:
             batch, mass = ascent.sample(piece.batch, epoch=epoch, number=piece.number)
             share = piece.share * len(batch.targets) / len(piece.batch.targets)
-            with frozen_batch_norm_statistics(self.network):  # a momentum encoder has them, too
+            with frozen_batch_norm_statistics(
+                self.network
+            ):  # a momentum encoder has statistics too
                 sample = self._piece(batch, share, piece.number, epoch, ascent.objective)
             piece.sample = replace(sample, mass=mass, is_sample=True)
         return piece.sample
 
     def _pass(self, piece: _Piece, need: Need, epoch: int) -> Tensor:
-        """Forward, objective and backward.
+        """Compute the loss and its gradient: forward, objective, backward and all-reduce.
 
-        Only the first pass over a whole piece changes running statistics and is reported.
+        Only the first pass over a whole piece updates running statistics and is reported.
         """
         trained = [p for p in self.network.parameters() if p.requires_grad]
         earlier = [p.grad for p in trained] if need.add else []
@@ -223,11 +225,11 @@ class Stepper:
         return value
 
     def _total(self, mass: Tensor | None, weight: Tensor) -> Tensor:
-        """What to divide the sum of this process's losses by, so that those of all processes add up.
+        """Return the divisor of this rank's sum of losses, such that the quotients add up over all ranks.
 
         Args:
-            mass: what the sum stands for among those of all processes; None for its own weight.
-            weight: the weight of the sum, which is overwritten.
+            mass: weight of this rank's mean loss among all ranks; None for ``weight``.
+            weight: sum of the weights of the losses; it is overwritten.
         """
         if mass is not None:
             total = mass.clone()
@@ -237,12 +239,12 @@ class Stepper:
         return weight
 
     def _autocast(self) -> torch.autocast:
-        """A context of its own for every pass: its cache of cast weights must not outlive them."""
+        """Return a new autocast context. Each pass needs one, because it caches weights that then change."""
         device = next(self.network.parameters()).device
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _unless_skipped(self) -> AbstractContextManager[None]:
-        """Undo what a step changes besides the trained weights if the optimizer skips it."""
+        """Return a context that restores buffers and frozen parameters if the optimizer skips the step."""
         if not self.skips_nonfinite_steps:
             return nullcontext()
         frozen = [value for value in self.network.parameters() if not value.requires_grad]

@@ -1,4 +1,4 @@
-"""What an epoch adds up to: loss, accuracy, skipped updates."""
+"""Totals of an epoch: loss and accuracy."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fastsam.longtail.training.step import Step
 class EpochTotals:
     """Sums over the steps of an epoch.
 
-    They stay on the device: reading them back at every batch would stall an accelerator.
+    They stay on the device, because reading them after every batch would synchronize with it.
 
     Args:
-        device: where the steps are computed.
-        skips: whether the optimizer skips steps whose gradient is not finite. The loss of such a step
-            says nothing of the others and is left out.
+        device: device of the steps.
+        skips: whether the optimizer skips steps with infinite or NaN gradients. The loss of a skipped step
+            is then not counted.
     """
 
     def __init__(self, device: torch.device, *, skips: bool) -> None:
         self.steps = 0
         self._skips = skips
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        # Images that are right, that were seen, and whose loss counts.
+        # Number of images that are classified correctly, that were seen, and whose loss is counted.
         self._counted = torch.zeros(3, dtype=torch.int64, device=device)
 
     def add(self, step: Step) -> None:
-        """Add what a step saw of one batch."""
+        """Add the outputs of a step for one batch."""
         images = len(step.targets)
         known = step.loss.isfinite() | (not self._skips)
         self._loss += torch.where(known, step.loss.double() * images, 0.0)
@@ -46,19 +46,19 @@ class EpochTotals:
         """Return the mean loss and the accuracy in percent over all ranks.
 
         Args:
-            world: the processes of the run.
-            epoch: counted from 1, for messages.
-            skipped: updates that were skipped in the epoch.
-            where: the learning rate and rho, for messages.
+            world: the ranks of the run.
+            epoch: epoch, counted from 1, for messages.
+            skipped: number of updates that were skipped in the epoch.
+            where: learning rate and rho, for messages.
 
         Raises:
-            TrainingError: no image could be read, half of the updates were skipped, or the loss is
-                not finite.
+            TrainingError: if no image could be read, at least half of the updates were skipped, or the loss
+                is infinite or NaN.
         """
         world.all_reduce([self._loss, self._counted])
         right, seen, with_loss = self._counted.tolist()
         if seen == 0:
-            raise TrainingError(f"no image of epoch {epoch} could be read")
+            raise TrainingError(f"no image of epoch {epoch} could be read; check the files")
         mean = float(self._loss) / max(with_loss, 1)
         if 2 * skipped >= self.steps or not math.isfinite(mean):
             what = (

@@ -1,4 +1,4 @@
-"""Training of one configuration, from the first weights to the metrics on the test set."""
+"""The trainer: trains one configuration and evaluates it on the test set."""
 
 from __future__ import annotations
 
@@ -45,39 +45,40 @@ from fastsam.progress import ProgressBar
 from fastsam.threads import cpu_threads
 
 CHECKPOINT_SECONDS = 10.0
-"""A checkpoint is written after an epoch if the last one is older than this, and after the last."""
+"""Seconds between checkpoints: after an epoch, one is written if the previous one is older than this. The
+last epoch always has a checkpoint."""
 
 
 class Trainer:
-    """Trains one configuration and judges the weights after the last epoch.
+    """Trains one configuration, and evaluates the weights after the last epoch on the test set.
 
-    ``select="best-validation"`` in the settings judges, and says so, those of the best epoch on the
-    validation set; the test set never selects anything.
+    With ``select="best-validation"`` in the settings it evaluates the weights of the best epoch on the
+    validation set, and the result says so. The test set is never used to select anything.
 
     Args:
-        config: the settings; :func:`fastsam.longtail.recipe` makes them.
-        data: the data set; None to load the one that ``config`` names.
-        sources: where each setting comes from, kept with the result; by default, of a resumed run,
-            what its checkpoint says.
-        out: folder for checkpoint and results; None to write nothing.
-        resume: go on with the run in ``out``; ``"auto"`` begins it where there is no checkpoint.
+        config: settings of the run, for instance from :func:`fastsam.longtail.recipe`.
+        data: the data set; None to load the data set of ``config``.
+        sources: source of each setting by name, stored with the result. Defaults to the sources in the
+            checkpoint if the run is resumed.
+        out: output folder for checkpoint and results; None to write nothing.
+        resume: resume the run in ``out``; ``"auto"`` starts a new run if there is no checkpoint.
         overwrite: replace the run in ``out``.
-        branch: checkpoint of another run that this one continues.
-        keep: epochs after which the checkpoint is also kept as ``out/epoch-K.pt``.
-        on_step: called after every step with what it saw of each of its batches.
+        branch: checkpoint of another run to start from.
+        keep: epochs K whose checkpoint is also kept as ``out/epoch-K.pt``.
+        on_step: called after every step with the :class:`Step` of each of its batches.
         on_epoch: called with the record of every finished epoch.
         on_result: called with the result before it is written.
-        world: this process among those of the run; by default it is alone. Batches are shared out,
-            and the loss and its gradient are those of the whole batch, whatever the number of
-            processes; batch normalisation sees the share of its process.
-        progress: show progress: a bar on a terminal, a line a minute elsewhere.
+        world: the ranks of the run; by default a single process. Ranks split each batch. Loss and gradient
+            are those of the whole batch for any number of ranks, but batch normalization uses the statistics
+            of the rank's part.
+        progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        UsageError: an ``out`` that is not empty, or a device that does not exist.
-        DataError: data that is missing or damaged.
-        CheckpointError: the run cannot be resumed.
-        FolderBusyError: another process writes to ``out``.
-        OSError: ``out`` cannot be written to, or has too little room.
+        UsageError: if the settings are not valid, ``out`` is not empty, or the device does not exist.
+        DataError: if data are missing or damaged.
+        CheckpointError: if the run cannot be resumed.
+        FolderBusyError: if another process writes to ``out``.
+        OSError: if ``out`` cannot be written to, or has too little free space.
 
     Example:
         >>> from fastsam.longtail import Trainer, recipe
@@ -115,8 +116,8 @@ class Trainer:
             data = load_configured(config, progress=self.progress)
         elif config.data not in (data.name, f"{GIVEN}{data.name}"):
             raise UsageError(
-                f"the settings are of the data set {config.data}, but the data are {data.name!r}; make "
-                f"the settings by recipe('{GIVEN}{data.name}', ...)"
+                f"config.data is {config.data!r}, but the data set is {data.name!r}; create the settings "
+                f"with recipe('{GIVEN}{data.name}', ...)"
             )
         self.data = data.for_run()
         self.sources = sources or {}
@@ -125,21 +126,23 @@ class Trainer:
         self.on_result = on_result
         self.keep = frozenset(keep)
         if any(not 1 <= epoch <= config.epochs for epoch in self.keep):
-            raise UsageError(f"epochs to keep are 1 to {config.epochs}, got {sorted(self.keep)}")
+            raise UsageError(
+                f"keep must contain epochs from 1 to {config.epochs}, got {sorted(self.keep)}"
+            )
 
         self.contents = self.data.contents(progress=self.progress)
         self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
         if config.channels_last:
-            # Filters in this order are enough: the maps that they make take it over.
+            # Converting the filters is enough: their outputs get the same memory format.
             self.model = self.model.to(memory_format=torch.channels_last)
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
         if self.objective.couples_batch and world.world_size > 1:
             raise UsageError(
-                f"the loss {config.parsed_method.loss} compares the samples of a batch, which "
-                f"{world.world_size} processes do not share; train in one process"
+                f"loss {config.parsed_method.loss} requires a single process, because it compares samples of "
+                f"the whole batch, got {world.world_size} processes; train without torchrun"
             )
         self.judged = JudgedWeights(self.model, config)
         self.judge = Judge(
@@ -190,7 +193,10 @@ class Trainer:
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
         if config.select == "best-validation" and self.data.validation is None:
-            raise UsageError(f"{config.data} has no validation set to select an epoch by")
+            raise UsageError(
+                f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
+                "validation images or pass --select last"
+            )
 
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
@@ -198,7 +204,7 @@ class Trainer:
             lone = len(self.sampler.order(1)) % self.batches.batch_size == 1
             run = Resume(config, self.data, self.steps_per_epoch, lone, self.keep)
             resumed = run.find(self.folder, resume)
-        world.barrier()  # everyone has read what is there
+        world.barrier()  # all ranks have read the folder before rank 0 changes it
         if resumed is not None:
             self.model.load_state_dict(resumed.model)
             resumed.load_optimizer(self.optimizer)
@@ -224,9 +230,9 @@ class Trainer:
         """Train to the last epoch, write the results to the folder, and return them.
 
         Raises:
-            TrainingError: if the loss, a weight or an output of the network is no longer finite, or half
-                of an epoch's updates were skipped; the folder keeps its last checkpoint.
-            OSError: if a file cannot be written; the one before it is whole.
+            TrainingError: if the loss, a weight or an output of the network is infinite or NaN, or half of an
+                epoch's updates were skipped. The last checkpoint is kept.
+            OSError: if a file cannot be written. The previous version of the file is kept.
         """
         saved, folder = time.perf_counter(), self._writes
         bar = ProgressBar(
@@ -261,7 +267,7 @@ class Trainer:
                 except OSError as error:
                     if not last:
                         raise
-                    unwritten = error  # the network can still be judged
+                    unwritten = error  # evaluate the network before raising it
                 bar.update(note=f"loss {record.loss:.3f}")
             result = self._result()
             if self.on_result is not None:
@@ -274,7 +280,7 @@ class Trainer:
         return result
 
     def _begin_at(self, branch: Branch) -> None:
-        """Begin with the state of another run."""
+        """Start from the checkpoint of another run."""
         branch.check(self.config, self.data, self.steps_per_epoch)
         start = branch.checkpoint
         self.model.load_state_dict(start.model)
@@ -288,7 +294,7 @@ class Trainer:
 
     @property
     def _writes(self) -> RunFolder | None:
-        """The folder that this process writes to, if any."""
+        """The output folder on rank 0; None on other ranks and if nothing is written."""
         return self.folder if self.world.rank == 0 else None
 
     def _train_epoch(self, epoch: int) -> Epoch:
@@ -314,8 +320,8 @@ class Trainer:
         spoiled = not_finite(self.model)
         if spoiled is not None:
             raise TrainingError(
-                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; look for such values "
-                f"in the images, or train again (--overwrite) with a lower learning rate (now {lr:g})"
+                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
+                f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
             )
         validation = self.data.validation
         if epoch % self.config.validate_every and epoch < self.config.epochs:
@@ -336,7 +342,7 @@ class Trainer:
 
     @property
     def _own_seed(self) -> int:
-        """The seed of what each process draws for itself: augmentation and masks of the loss."""
+        """Seed of random numbers that differ between ranks: augmentation and masks of the loss."""
         seed, rank = self.config.seed, self.world.rank
         return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
 
@@ -363,11 +369,11 @@ class Trainer:
         )
 
     def _unreadable(self) -> dict[str, int]:
-        """How often each image was skipped, training and evaluation together, since the start."""
+        """Return how often each unreadable image was skipped since the start, in training and evaluation."""
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
             met.update(images.unreadable)
-            # A scan meets an image once, however often the run is resumed.
+            # Images found unreadable by a scan count once, however often the run is resumed.
             met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
 

@@ -1,1 +1,1 @@
-"""Formats that a trained run is exported in: one file for each, with its registration."""
+"""Export formats of trained runs. Each file defines and registers one format."""

@@ -1,4 +1,4 @@
-"""``onnx``: the graph for ONNX Runtime and other engines."""
+"""The format ``onnx``: a graph for ONNX Runtime and other engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE = "model.onnx"
 def _build(run: TrainedRun) -> bytes:
     with requires_extra("export", "the export to ONNX"):
         import onnx
-        import onnxscript  # noqa: F401 (torch.onnx needs it)
+        import onnxscript  # noqa: F401 (required by torch.onnx)
 
     program = exported_program(run, "cpu")
     try:
@@ -43,17 +43,17 @@ def _build(run: TrainedRun) -> bytes:
         onnx.helper.set_model_props(model, metadata(run))
         content: bytes = model.SerializeToString()
         onnx.checker.check_model(content, full_check=True)
-    except Exception as error:  # an operator that ONNX lacks shows as any of a dozen types
+    except Exception as error:  # an operator that ONNX lacks can raise any of a dozen types
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise LongTailError(
-            f"the network {run.checkpoint.config.model} cannot be written as ONNX ({reason}); use "
+            f"cannot convert the network {run.checkpoint.config.model} to ONNX ({reason}); use "
             "--format torch"
         ) from error
     return content
 
 
 def _name_batch(model: Any) -> None:
-    """Give the free dimension a name that says what it is, in place of one like ``s77``."""
+    """Rename the dynamic dimension, which torch calls ``s77`` or similar, to ``batch``."""
     graph = model.graph
     free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -64,7 +64,7 @@ def _name_batch(model: Any) -> None:
 
 def _usage(run: TrainedRun) -> str:
     return f"""\
-`{FILE}` is an ONNX graph; it needs onnxruntime or another engine. {accepted(run)}
+`{FILE}` is an ONNX graph; it requires onnxruntime or another engine. {accepted(run)}
 
 ```python
 import json, numpy, onnxruntime, pathlib

@@ -1,4 +1,4 @@
-"""``safetensors``: the weights, with what rebuilds the network in the header."""
+"""The format ``safetensors``: the weights, with a header from which the network is rebuilt."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def _build(run: TrainedRun) -> bytes:
 def _usage(run: TrainedRun) -> str:
     channels = run.checkpoint.channels
     given = (
-        f"torch.rand(1, {channels}, H, W)  # an image that you prepare as in training"
+        f"torch.rand(1, {channels}, H, W)  # an image prepared as in training"
         if run.preprocessing is None
         else 'preprocessing.apply(Path("image.png"))[None]'
     )
     return f"""\
-`{FILE}` has the weights under the names of the network, `features.*` and `head.*`. Logits are
-`{SCALE} * head(features) + {OFFSET}`; softmax gives the probability of each class. The
-header has `architecture`, `head`, `channels`, and as JSON `classes`, `counts`, `preprocessing` and
-`config`. Inputs are normalized images `[B, {channels}, H, W]`.
+`{FILE}` contains the weights under the names of the network, `features.*` and `head.*`. Logits are
+`{SCALE} * head(features) + {OFFSET}`; softmax gives class probabilities. The header contains
+`architecture`, `head`, `channels`, and as JSON `classes`, `counts`, `preprocessing` and `config`. Inputs are
+normalized images `[B, {channels}, H, W]`.
 
 ```python
 from pathlib import Path
@@ -42,8 +42,8 @@ logits = network(inputs)
 print(class_names[int(logits.argmax())])
 ```
 
-Without fastsam, the weights `features.network.*` of a network of timm or torchvision, with that prefix
-removed, are those of `timm.create_model(NAME, num_classes=0, in_chans={channels})`, and of
+Without fastsam: for a timm or torchvision network, remove the prefix `features.network.` and load the weights
+into `timm.create_model(NAME, num_classes=0, in_chans={channels})`, or into
 `torchvision.models.get_model(NAME)` without its last layer.
 """
 
@@ -51,7 +51,7 @@ removed, are those of `timm.create_model(NAME, num_classes=0, in_chans={channels
 register_format(
     ExportFormat(
         name="safetensors",
-        summary="weights with their description in the header",
+        summary="weights, with a description of the network in the header",
         build=_build,
         file=FILE,
         usage=_usage,

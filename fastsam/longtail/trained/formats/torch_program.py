@@ -1,4 +1,4 @@
-"""``torch``: a self-contained program of torch.export, which loads without fastsam."""
+"""The format ``torch``: a self-contained torch.export program, which loads without fastsam."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "model.pt2"
 
 def _build(run: TrainedRun) -> bytes:
     program = exported_program(run, run.device)
-    file = io.BytesIO()  # torch.export.save seeks
+    file = io.BytesIO()  # torch.export.save needs a seekable file
     torch.export.save(
         program, file, extra_files={"metadata.json": json.dumps(metadata(run), indent=1)}
     )
@@ -28,10 +28,10 @@ def _usage(run: TrainedRun) -> str:
     place = (
         ""
         if run.device.type == "cpu"
-        else f"\nThe program computes on `{run.device}`, where it was exported.\n"
+        else f"\nThe program runs on `{run.device}`, the device it was exported on.\n"
     )
     return f"""\
-`{FILE}` is a program of `torch.export`; it needs torch alone. {accepted(run)}
+`{FILE}` is a `torch.export` program; it requires only torch. {accepted(run)}
 {place}
 ```python
 import json, pathlib, torch
@@ -47,7 +47,7 @@ print(json.loads(pathlib.Path("labels.json").read_text())[int(probabilities.argm
 register_format(
     ExportFormat(
         name="torch",
-        summary="program of torch.export, loads without fastsam",
+        summary="torch.export program, loads without fastsam",
         build=_build,
         file=FILE,
         usage=_usage,
