@@ -10,6 +10,7 @@ from typing import Any
 from fastsam import files
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.metrics import Metrics
+from fastsam.longtail.origin import Origin
 from fastsam.records import build
 
 
@@ -96,6 +97,7 @@ class Result:
         contents: SHA-256 of contents and classes of every split.
         steps_per_epoch: batches of an epoch.
         parent: the run that this one continues, and from which epoch; None for a run of its own.
+        origin: date, command and version; None in results of older versions.
     """
 
     config: dict[str, Any]
@@ -114,6 +116,7 @@ class Result:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    origin: Origin | None = None
 
     @property
     def gradients(self) -> float | None:

@@ -27,6 +27,7 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
+from fastsam.longtail.origin import Origin
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
@@ -342,7 +343,6 @@ class Trainer:
 
     def _result(self) -> Result:
         data = self.data
-        rule = self.judged.choose(self.history, self.parent)
         return Result(
             config=self.config.as_dict(),
             sources=self.sources,
@@ -353,13 +353,14 @@ class Trainer:
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
             parent=self.parent,
-            rule=rule,
+            rule=self.judged.choose(self.history, self.parent),  # puts the judged weights in place
             test=self.judge.metrics(data.test),
             validation=None if data.validation is None else self.judge.metrics(data.validation),
             history=self.history,
             seconds=sum(record.seconds for record in self.history),
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.world.world_size},
+            origin=Origin.here(),
         )
 
     def _unreadable(self) -> dict[str, int]:
