@@ -226,7 +226,7 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "loss as-trained, 2 fixed augmented copies of each image" in capsys.readouterr().out
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<figcaption>class ") == 3
     assert {Spectrum.load(path).settings["dtype"] for path in spectra.glob("*.json")} == {"float32"}
     fine = run.parent / "fine"
     more = ["--steps", "3", "--quiet", "--out", str(fine), "--dtype", "float64"]

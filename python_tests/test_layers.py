@@ -94,7 +94,7 @@ def test_imports_go_down(path: Path) -> None:
 LONGTAIL_LAYERS = (
     ("errors",),
     ("seeds", "settings"),
-    ("registry", "runtime"),
+    ("registry", "runtime", "origin"),
     ("classes", "data"),
     ("schedules", "models", "predictions"),
     ("features",),

@@ -45,7 +45,7 @@ def plot_density(
         grid = _symlog_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
         axes.plot(grid, density, label=None if label is None else plain(label), linewidth=1)
-    _symlog(axes, _widest(spectra))
+    set_symlog(axes, spectra)
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")
@@ -81,10 +81,9 @@ def plot_spectra(
         rows, columns, figsize=(3 * columns, 2.4 * rows), sharex=True, sharey=True, squeeze=False
     )
     flat = panels.ravel()
-    widest = _widest(list(spectra.values()))
     for panel, (name, spectrum) in zip(flat, spectra.items(), strict=False):
         plot_density([spectrum], axes=panel, sigma=sigma)
-        _symlog(panel, widest)
+        set_symlog(panel, list(spectra.values()))
         panel.set_title(
             f"{plain(str(name))}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
             f"ratio {spectrum.ratio:.2g}",
@@ -103,13 +102,18 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _symlog(axes: Any, widest: float) -> None:
-    """Set a symlog scale whose linear range, about ``widest / 100``, leaves room between ticks at 0."""
+def set_symlog(axes: Any, spectra: Sequence[Spectrum]) -> None:
+    """Set a scale of eigenvalues that is linear around 0 and logarithmic further out.
+
+    It is linear up to a power of ten, about a hundredth of the widest spectrum, so that 0 has room between
+    two ticks.
+
+    Args:
+        axes: matplotlib axes.
+        spectra: spectra that the axis must show.
+    """
+    widest = max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
-
-
-def _widest(spectra: Sequence[Spectrum]) -> float:
-    return max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
 
 
 def _symlog_grid(spectrum: Spectrum, sigma: float | str) -> Any:

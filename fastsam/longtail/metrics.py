@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastsam.longtail.data import groups_by_count
 from fastsam.longtail.predictions import Predictions
-from fastsam.longtail.scores import Floats, Scorer, harmonic_mean, mean
+from fastsam.longtail.scores import ConfidenceBin, Floats, Scorer, harmonic_mean, mean
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Metrics:
             are None in results of older versions.
         macro_f1: mean over classes of the F1 score.
         nll: mean negative log-probability of the true class, in nats.
+        bins: the bins of confidence behind ``ece`` that have images; None in results of older versions.
     """
 
     accuracy: float
@@ -43,6 +44,7 @@ class Metrics:
     top5: float | None = None
     macro_f1: float | None = None
     nll: float | None = None
+    bins: list[ConfidenceBin] | None = None
 
     @property
     def harmonic_mean(self) -> float:
@@ -111,4 +113,5 @@ def evaluate(
         top5=scores["top5"],
         macro_f1=scores["macro_f1"],
         nll=scores["nll"],
+        bins=scorer.bins(),
     )

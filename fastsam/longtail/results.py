@@ -10,6 +10,7 @@ from typing import Any
 from fastsam import files
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.metrics import Metrics
+from fastsam.longtail.origin import Origin
 from fastsam.records import build
 
 
@@ -95,6 +96,7 @@ class Result:
         contents: SHA-256 of images and labels of every split, and of the class names.
         steps_per_epoch: batches per epoch.
         parent: run and epoch from which this run branched off; None for other runs.
+        origin: date, command, version and commit; None in results of older versions.
     """
 
     config: dict[str, Any]
@@ -113,6 +115,7 @@ class Result:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    origin: Origin | None = None
 
     @property
     def gradients(self) -> float | None:

@@ -20,6 +20,21 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """The images whose confidence lies in one bin; all numbers are in percent.
+
+    Attributes:
+        share: share of all images.
+        confidence: their mean confidence.
+        accuracy: share of them that are right.
+    """
+
+    share: float
+    confidence: float
+    accuracy: float
+
+
 @dataclass(frozen=True, eq=False)
 class Scorer:
     """Computes scores of predictions, with a weight for each image.
@@ -87,6 +102,19 @@ class Scorer:
         images = self._sum_by_class(times)
         right = self._sum_by_class(self._right * times)
         return np.where(images > 0, 100.0 * right / np.maximum(images, 1e-300), np.nan)
+
+    def bins(self) -> list[ConfidenceBin]:
+        """Return the bins of the calibration error that have images; they follow the prior."""
+        weights = self._weights(None)
+        shares, confidence, right = (
+            np.bincount(self._bins, weights=weights * values / weights.sum(), minlength=BINS)
+            for values in (1.0, self._confidence, self._right)
+        )
+        return [
+            ConfidenceBin(*(100.0 * float(x) for x in (share, sure / share, true / share)))
+            for share, sure, true in zip(shares, confidence, right, strict=True)
+            if share > 0
+        ]
 
     def _weights(self, times: Floats | None) -> Floats:
         """Return the weight of each image, ``[N]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -10,7 +11,7 @@ from fastsam.files import from_json, to_json, write_text
 from fastsam.longtail.errors import DataError
 from fastsam.records import build
 from fastsam.report.paired import Difference, paired
-from fastsam.report.tables import TextTable, mean_and_deviation
+from fastsam.report.text_table import TextTable, mean_and_deviation
 
 Judged = Literal["raw", "calibrated"]
 SCORES = ("accuracy", "balanced", "head", "mid", "tail")
@@ -25,7 +26,7 @@ class Arm:
         name: its name.
         gradients: forward and backward passes over whole batches, mean over seeds.
         raw: each score of each seed, as trained.
-        calibrated: the same after a calibration chosen on validation images.
+        calibrated: the same after a calibration chosen on validation images; empty without one.
     """
 
     name: str
@@ -57,20 +58,42 @@ class PairedPanel:
         by_name = {arm.name: arm for arm in self.arms}
         return paired(by_name[left].scores(judged, score), by_name[right].scores(judged, score))
 
+    def gaps(self, left: str, right: str, judged: Judged, score: str) -> list[float]:
+        """Return the difference of two arms for each seed."""
+        by_name = {arm.name: arm.scores(judged, score) for arm in self.arms}
+        return [a - b for a, b in zip(by_name[left], by_name[right], strict=True)]
+
     def cost(self, name: str) -> float:
-        """Return the gradients of an arm over those of the first."""
-        return {arm.name: arm.gradients for arm in self.arms}[name] / self.arms[0].gradients
+        """Return the gradients of an arm over those of the first; NaN where they are unknown."""
+        by_name = {arm.name: arm.gradients for arm in self.arms}
+        first = self.arms[0].gradients
+        return by_name[name] / first if first else math.nan  # older runs did not count
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds of each arm."""
+        return len(self.arms[0].raw["balanced"])
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """How the arms were judged: as trained, and after calibration where all were calibrated."""
+        calibrated = all(arm.calibrated for arm in self.arms)
+        return get_args(Judged) if calibrated else ("raw",)
+
+    def compared(self) -> list[tuple[str, str]]:
+        """Return the names of arms that are compared: others with the first, then the further pairs."""
+        first = self.arms[0].name
+        pairs = [(arm.name, first) for arm in self.arms[1:]]
+        return pairs + [(left, right) for left, right in self.pairs]
 
     def verdicts(self) -> list[tuple[str, str]]:
         """Return what calibration does to the first arm, and the verdict on each pair of arms.
 
-        Each is a verdict on balanced accuracy after calibration and the numbers behind it: differences
-        overall and on the tail, after calibration and as trained, with 95 % intervals, and the cost.
+        Each is a verdict on balanced accuracy, after calibration if there was one, and the numbers behind
+        it: differences overall and on the tail with 95 % intervals, and the cost.
         """
-        first = self.arms[0].name
-        pairs = [(arm.name, first) for arm in self.arms[1:]]
-        pairs += [(left, right) for left, right in self.pairs]
-        return [self._about_calibration(), *(self._about_pair(*pair) for pair in pairs)]
+        pairs = [self._about_pair(*pair) for pair in self.compared()]
+        return [self._about_calibration(), *pairs] if "calibrated" in self.judged else pairs
 
     def _about_calibration(self) -> tuple[str, str]:
         first = self.arms[0]
@@ -83,16 +106,47 @@ class PairedPanel:
         )
 
     def _about_pair(self, left: str, right: str) -> tuple[str, str]:
-        overall, tail, raw, raw_tail = (
-            self.difference(left, right, judged, score)
-            for judged in get_args(Judged)[::-1]
+        overall, tail = (
+            [self.difference(left, right, judged, score) for judged in self.judged[::-1]]
             for score in ("balanced", "tail")
         )
+        numbers = f"Balanced accuracy {overall[0]} points, tail {tail[0]}"
+        if len(self.judged) > 1:
+            numbers = (
+                f"Balanced accuracy {overall[0]} points after calibration, {overall[1]} as trained; "
+                f"tail {tail[0]} and {tail[1]}"
+            )
+        cost = self._ratio(left, right)
         return (
-            f"{left}, against {right}: {overall.verdict()}.",
-            f"Balanced accuracy {overall} points after calibration, {raw} as trained; tail {tail} and "
-            f"{raw_tail}; {self.cost(left) / self.cost(right):.2g}x the gradients.",
+            f"{left}, against {right}: {overall[0].verdict()}.",
+            f"{numbers}." if math.isnan(cost) else f"{numbers}; {cost:.2g}x the gradients.",
         )
+
+    def _ratio(self, left: str, right: str) -> float:
+        cost = self.cost(right)
+        return self.cost(left) / cost if cost else math.nan
+
+    def differences(self) -> TextTable:
+        """Return each difference with its interval and the verdict on it."""
+        rows = tuple(
+            (
+                f"{left}, minus {right}",
+                "as trained" if judged == "raw" else "calibrated",
+                str(balanced.n),
+                str(balanced),
+                balanced.verdict(),
+                str(tail),
+                tail.verdict(),
+                f"{self._ratio(left, right):.2f}x",
+            )
+            for left, right in self.compared()
+            for judged in self.judged
+            for balanced, tail in [
+                [self.difference(left, right, judged, score) for score in ("balanced", "tail")]
+            ]
+        )
+        scores = ("balanced, points", "verdict", "tail, points", "verdict on the tail")
+        return TextTable((self.title, "judged", "seeds", *scores, "gradients"), rows)
 
     def table(self) -> TextTable:
         """Return mean and standard deviation of each score of each arm, raw and calibrated."""
@@ -103,7 +157,7 @@ class PairedPanel:
                 f"{self.cost(arm.name):.2f}x",
             )
             for arm in self.arms
-            for judged in ("raw", "calibrated")
+            for judged in self.judged
         )
         return TextTable((f"{self.title}; test accuracy, %", *SCORES, "gradients"), rows)
 

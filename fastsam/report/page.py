@@ -2,106 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import base64
+import gzip
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, get_args
 
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
-from fastsam.longtail.errors import DataError
-from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
-from fastsam.report.comparison import PairedComparison
-from fastsam.report.figures import (
-    accuracy_bars,
-    comparison_svg,
-    spectra_panels,
-    training_curves,
-)
-from fastsam.report.tables import (
-    TextTable,
-    accuracy_table,
-    by_settings,
-    run_name,
-    settings_table,
-    spectrum_table,
-)
-from fastsam.report.timing import StepTiming
-from fastsam.text import notice
+from fastsam.report import palette
+from fastsam.report.collect import Runs, read_runs
+from fastsam.report.content import PageTable, sections
+from fastsam.report.formats import Format, lines, shown
+from fastsam.report.groups import by_settings, data_title
 
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Runs:
-    """What a page is about.
-
-    Attributes:
-        results: of every run.
-        spectra: of classes, at the weights of these runs.
-        comparison: of ways to train over several seeds.
-        timing: of the optimizer part of the SAM step.
-    """
-
-    results: Sequence[Result]
-    spectra: Sequence[ClassSpectrum] = ()
-    comparison: PairedComparison | None = None
-    timing: StepTiming | None = None
-
-
-def read_runs(folder: str | Path) -> Runs:
-    """Read the results and spectra in ``folder`` and below it, its comparison and its timing.
-
-    Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
-    written by fastsam is skipped, with one line on standard error.
-
-    Raises:
-        DataError: there is no result at all.
-    """
-    folder = Path(folder)
-    results = _readable(Result.load, folder.rglob("result.json"))
-    if not results:
-        raise DataError(
-            f"no result.json in {folder} or below it; run `fastsam train --out {folder}`"
-        )
-    results.sort(key=lambda result: _place(run_name(result)))
-    spectra = _readable(ClassSpectrum.load, folder.rglob("class-*.json"))
-    spectra.sort(key=lambda item: (_order(item.subject.label), _place(item.subject.run)))
-    return Runs(
-        results,
-        spectra,
-        _readable_file(PairedComparison.load, folder / PairedComparison.FILE),
-        _readable_file(StepTiming.load, folder / StepTiming.FILE),
-    )
-
-
-def _readable_file(load: Callable[[Path], _Item], path: Path) -> _Item | None:
-    """Load a file that may not exist; report one that cannot be read."""
-    items = _readable(load, [path] if path.is_file() else [])
-    return items[0] if items else None
-
-
-def _readable(load: Callable[[Path], _Item], paths: Iterable[Path]) -> list[_Item]:
-    """Load the files that ``load`` can read, and report the others."""
-    items = []
-    for path in sorted(paths):
-        try:
-            items.append(load(path))
-        except (DataError, OSError) as error:
-            notice(f"left out: {error}")
-    return items
-
-
-def _order(label: int | None) -> int:
-    """Return a sort key for spectra: by class, that of all classes first."""
-    return -1 if label is None else label
-
-
-def _place(run: str) -> tuple[str, bool, str]:
-    """Sorts runs by method, SGD before the optimizers that are compared with it."""
-    method, _, optimizer = run.partition(" ")
-    return method, optimizer != "sgd", optimizer
+_HERE = Path(__file__).parent
 
 
 def write_report(folder: str | Path) -> Path:
@@ -109,8 +26,13 @@ def write_report(folder: str | Path) -> Path:
 
     The page holds its figures and needs no other file and no network.
     """
+    return write_page(read_runs(folder), folder)
+
+
+def write_page(runs: Runs, folder: str | Path) -> Path:
+    """Write ``folder/report.html`` about runs that were read, and return its path."""
     page = Path(folder, "report.html")
-    write_text(page, render(read_runs(folder)))
+    write_text(page, render(runs))
     return page
 
 
@@ -118,49 +40,79 @@ def render(runs: Runs) -> str:
     """Return the page as HTML text.
 
     Raises:
-        ImportError: jinja2 or matplotlib is not installed.
+        ImportError: jinja2 or plotly is not installed.
     """
     with requires_extra("longtail", "the report"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
 
-    results, comparison = runs.results, runs.comparison
-    figures = {"accuracy": accuracy_bars(results), "training": training_curves(results)}
-    tables = {
-        "accuracy": accuracy_table(results),
-        "settings": settings_table([members[0] for members in by_settings(results).values()]),
-        "environment": _environment_table(results[0]),
-    }
-    if comparison is not None:
-        figures["comparison"] = comparison_svg(comparison)
-    sound = [item for item in runs.spectra if item.subject.augment != REDRAWN]
-    mistaken = [item for item in runs.spectra if item.subject.augment == REDRAWN]
-    for name, items in (("spectra", sound), ("mistakes", mistaken)):
-        if items:
-            figures[name], tables[name] = spectra_panels(items), spectrum_table(items)
-    # Autoescape everything but the figures, which are SVG.
+    content = sections(runs)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["shown"] = shown
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    # Autoescape everything but the files of the package.
+    own = {
+        name: Markup((_HERE / name).read_text("utf-8"))
+        for name in ("page.css", "page.js", "charts.js")
+    }
+    titles = dict.fromkeys(map(data_title, runs.results))
     return environment.get_template("page.html.jinja").render(
-        titles=dict.fromkeys(map(_title, results)),
-        sets=_sets(results),
-        rules=", ".join(dict.fromkeys(result.rule for result in results)),
-        figures={name: Markup(figure) for name, figure in figures.items()},
-        tables=tables,
-        comparison=comparison,
-        timing=None if runs.timing is None else runs.timing.sentence(),
+        title="What helps the tail of this data?"
+        if runs.comparison
+        else f"fastsam: {'; '.join(titles)}",
+        sets=_sets(runs.results),
+        groups=[
+            (group.name, palette.style(place)) for place, group in enumerate(by_settings(runs.runs))
+        ],
+        palette=palette,
+        sections=content,
+        own=own,
+        plotly=Markup(_plotly()),
+        data={
+            "charts": [
+                {"data": chart.data, "layout": chart.layout}
+                for section in content
+                for chart in section.charts
+            ],
+            "tables": {
+                table.name: _languages(table) for section in content for table in section.tables
+            },
+        },
     )
+
+
+@cache
+def _plotly() -> str:
+    """Return the plotting library, compressed: uncompressed, the page has 5 MB instead of 2 MB."""
+    with requires_extra("longtail", "the report"):
+        from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _languages(table: PageTable) -> dict[Format, list[list[Any]]]:
+    """Return a table as CSV, Markdown and LaTeX."""
+    return {
+        format: [
+            [line.start, line.cells, line.between, line.end, line.row]
+            for line in lines(table.content, format)
+        ]
+        for format in get_args(Format)
+    }
 
 
 def _sets(results: Sequence[Result]) -> list[str]:
     """Describe each data set once; wrong labels make the counts of its classes differ between seeds."""
     counts: dict[tuple[str, int, int], list[Sequence[int]]] = {}
     for result in results:
-        key = _title(result), sum(result.counts), len(result.counts)
+        key = data_title(result), sum(result.counts), len(result.counts)
         counts.setdefault(key, []).append(result.counts)
     return [
         f"{title}: {images} training images in {classes} classes, {_range(map(max, members))} in the "
@@ -172,20 +124,3 @@ def _sets(results: Sequence[Result]) -> list[str]:
 def _range(values: Iterable[int]) -> str:
     found = sorted(set(values))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
-
-
-def _environment_table(result: Result) -> TextTable:
-    rows = [(name, str(value)) for name, value in result.environment.items()]
-    rows.append(("training set, SHA-256", str(result.subset_hash)))
-    return TextTable(("", ""), tuple(rows))
-
-
-def _title(result: Result) -> str:
-    """Return the data set of a run, with its imbalance and wrong labels where they were made."""
-    imbalance, noise = result.config.get("imbalance"), result.config.get("label_noise")
-    parts = [str(result.config["data"])]
-    if imbalance is not None:
-        parts.append(f"imbalance {imbalance:g}")
-    if noise:
-        parts.append(f"{100 * noise:g} % wrong labels")
-    return ", ".join(parts)

@@ -56,7 +56,7 @@ class Difference:
         return "undecided"
 
     def __str__(self) -> str:
-        """The mean with its interval, ``+1.2 [0.3, 2.1]``."""
+        """Return the mean with its interval, ``+1.2 [0.3, 2.1]``."""
         if math.isinf(self.half_width):
             return f"{self.mean:+.1f}"
         low, high = self.interval

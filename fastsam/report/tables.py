@@ -5,113 +5,202 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from fastsam.longtail.config import differences, settings_in
+from fastsam.longtail.config import settings_in
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
 from fastsam.longtail.results import Result
 from fastsam.longtail.trained import Evaluation
+from fastsam.report.collect import Run
+from fastsam.report.groups import SEEDS, Group, setting_text
+from fastsam.report.text_table import TextTable, mean_and_deviation
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """Rows of text under a header."""
+def accuracy_table(groups: Sequence[Group]) -> TextTable:
+    """Test accuracy in percent, overall and by group of classes, calibration error, and cost.
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        """Columns aligned with spaces; the first to the left, the others to the right."""
-        lines = (self.header, *self.rows)
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-
-
-def run_name(result: Result) -> str:
-    """How a run is called in tables and figures: ``method optimizer``."""
-    return f"{result.config['method']} {result.config['optimizer']}"
-
-
-_SEEDS = ("seed", "subset_seed")
-
-
-def by_settings(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs that differ in nothing but their seeds and place, together under a name of their own.
-
-    The name is ``method optimizer``, with the settings in which runs of that name differ and, where
-    there are several, the number of seeds.
+    Mean and standard deviation over runs that differ in their seeds alone.
     """
-    groups: list[list[Result]] = []
-    for result in results:
-        members = next((group for group in groups if not _differing(group[0], result)), None)
-        if members is None:
-            groups.append([result])
-        # The same run twice is not two seeds: it would narrow the deviation.
-        elif not any(_seeds(member) == _seeds(result) for member in members):
-            members.append(result)
-    named = {}
-    for members in groups:
-        first = members[0]
-        rivals = [other[0] for other in groups if run_name(other[0]) == run_name(first)]
-        differing = {name for rival in rivals for name in _differing(first, rival)}
-        settings = [
-            f"{name} {_setting(value)}" for name, value in first.config.items() if name in differing
-        ]
-        count = [f"{len(members)} seeds"] if len(members) > 1 else []
-        named[", ".join([run_name(first), *settings, *count])] = members
-    return named
-
-
-def _differing(one: Result, other: Result) -> list[str]:
-    """The settings, but for the seeds, that make two runs different ones."""
-    return [name for name in differences(one.config, other.config) if name not in _SEEDS]
-
-
-def _seeds(result: Result) -> list[Any]:
-    return [result.config.get(name) for name in _SEEDS]
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """``80.1``, or ``80.1 +- 0.4`` for several values."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
-
-
-def accuracy_table(results: Sequence[Result]) -> TextTable:
-    """Test accuracy in percent, overall and by group, calibration error, and cost of each run.
-
-    Runs that differ in their seeds alone share a row: mean and standard deviation over them.
-    """
-    groups = list(results[0].test.groups) if results else []
+    names = dict.fromkeys(name for group in groups for name in group.first.test.groups)
     rows = tuple(
         (
-            name,
-            mean_and_deviation([result.test.accuracy for result in members]),
+            group.name,
+            mean_and_deviation([r.test.accuracy for r in group.results]),
             *(
-                mean_and_deviation([r.test.groups.get(group, float("nan")) for r in members])
-                for group in groups
+                mean_and_deviation([r.test.groups.get(name, math.nan) for r in group.results])
+                for name in names
             ),
-            mean_and_deviation([result.test.ece for result in members]),
-            _cost(members),
-            mean_and_deviation([result.seconds for result in members]),
+            mean_and_deviation([r.test.ece for r in group.results]),
+            _cost(group.results),
+            mean_and_deviation([r.seconds for r in group.results]),
         )
-        for name, members in by_settings(results).items()
+        for group in groups
     )
-    return TextTable(("test accuracy, %", "all", *groups, "ECE", "gradients", "seconds"), rows)
+    return TextTable(("test accuracy, %", "all", *names, "ECE", "gradients", "seconds"), rows)
 
 
 def _cost(results: Sequence[Result]) -> str:
     """Forward and backward passes over whole batches; empty where older runs did not count them."""
     costs = [result.gradients for result in results if result.gradients is not None]
     return f"{statistics.mean(costs):.0f}" if len(costs) == len(results) else ""
+
+
+def class_accuracy_table(groups: Sequence[Group]) -> TextTable:
+    """Test accuracy of each class, largest class first, with a column for each group of runs."""
+    first = groups[0].first
+    group_of = {label: name for name, members in first.groups.items() for label in members}
+    rows = tuple(
+        (
+            first.class_names[label],
+            group_of.get(label, ""),
+            _range([result.counts[label] for group in groups for result in group.results]),
+            *(
+                mean_and_deviation([r.test.per_class[label] for r in group.results])
+                for group in groups
+            ),
+        )
+        for label in by_count(first)
+    )
+    return TextTable(("class", "group", "training images", *(group.name for group in groups)), rows)
+
+
+def by_count(result: Result) -> list[int]:
+    """Return the classes of a run, largest first."""
+    return sorted(range(len(result.counts)), key=lambda label: -result.counts[label])
+
+
+def _range(values: Sequence[int]) -> str:
+    """One number, or the smallest and the largest: wrong labels make counts differ between seeds."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def calibration_table(groups: Sequence[Group]) -> TextTable:
+    """Calibration error, mean confidence and negative log likelihood on the test set."""
+    rows = tuple(
+        (
+            group.name,
+            mean_and_deviation([r.test.ece for r in group.results]),
+            _mean_of_known([_confidence(result) for result in group.results], 1),
+            mean_and_deviation([r.test.accuracy for r in group.results]),
+            _mean_of_known([result.test.nll for result in group.results], 3),
+        )
+        for group in groups
+    )
+    return TextTable(
+        ("calibration", "ECE, %", "mean confidence, %", "accuracy, %", "NLL, nats"), rows
+    )
+
+
+def _confidence(result: Result) -> float | None:
+    bins = result.test.bins
+    return None if bins is None else sum(each.share * each.confidence for each in bins) / 100
+
+
+def _mean_of_known(values: Sequence[float | None], digits: int) -> str:
+    """Return the mean; empty where older runs lack the number."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.{digits}f}" if len(known) == len(values) else ""
+
+
+_CONFUSIONS = 5
+"""Pairs of classes that are shown, those that are confused most often."""
+
+
+def confusions_table(groups: Sequence[Group]) -> tuple[TextTable, list[int]]:
+    """Return the pairs of classes that each group of runs confuses most often, over all its seeds.
+
+    Returns:
+        The table, and the place of the group of each row.
+    """
+    rows: list[tuple[str, ...]] = []
+    places: list[int] = []
+    for place, group in enumerate(groups):
+        names, summed = group.first.class_names, confusion(group)
+        images = {label: 0 for label, _ in summed}
+        for (label, _), count in summed.items():
+            images[label] += count
+        wrong = sorted((-n, i, j) for (i, j), n in summed.items() if i != j)
+        places += [place] * len(wrong[:_CONFUSIONS])
+        rows += [
+            (group.name, names[i], names[j], str(-n), f"{-100 * n / images[i]:.1f}")
+            for n, i, j in wrong[:_CONFUSIONS]
+        ]
+    header = ("most frequent confusions", "class", "taken for", "images", "% of the class")
+    return TextTable(header, tuple(rows)), places
+
+
+def confusion(group: Group) -> dict[tuple[int, int], int]:
+    """Return how many images of one class were taken for another, over all runs of a group."""
+    summed: dict[tuple[int, int], int] = {}
+    for result in group.results:
+        for true, taken, images in result.test.confusion:
+            summed[true, taken] = summed.get((true, taken), 0) + images
+    return summed
+
+
+def runs_table(runs: Sequence[Run]) -> TextTable:
+    """Where each run lies and what made it; empty where older runs do not say."""
+    rows = []
+    for run in runs:
+        origin = run.result.origin
+        made = ("", "", "", "")
+        if origin is not None:
+            made = (origin.date, origin.version, _short(origin.commit), origin.command)
+        seeds = (setting_text(run.result.config.get(name)) for name in SEEDS)
+        rows.append((run.folder or "-", run.name, *seeds, run.result.rule, *made))
+    header = ("folder", "run", *SEEDS, "judged", "date", "version", "commit", "command")
+    return TextTable(header, tuple(rows))
+
+
+def _short(commit: str | None) -> str:
+    """Twelve digits of a commit, and whether files were changed."""
+    digits, _, state = (commit or "").partition("-")
+    return f"{digits[:12]}-{state}" if state else digits[:12]
+
+
+def differing_settings(groups: Sequence[Group]) -> TextTable:
+    """Return a table of the settings and environments in which the groups differ."""
+    columns = {
+        name: [setting_text(group.first.config.get(name)) for group in groups]
+        for name in _setting_names(groups)
+    } | {
+        name: [str(group.first.environment.get(name, "")) for group in groups]
+        for name in dict.fromkeys(key for group in groups for key in group.first.environment)
+    }
+    columns = {name: values for name, values in columns.items() if len(set(values)) > 1}
+    rows = zip((group.name for group in groups), *columns.values(), strict=True)
+    return TextTable(("settings that differ", *columns), tuple(rows))
+
+
+def settings_table(groups: Sequence[Group]) -> TextTable:
+    """Every setting with its value and where it comes from; settings that no run has are left out."""
+    rows = []
+    for name in _setting_names(groups):
+        results = [group.first for group in groups]
+        sources = {result.sources[name]: None for result in results if name in result.sources}
+        values = {setting_text(result.config.get(name)): None for result in results}
+        value = next(iter(values)) if len(values) == 1 else "differs"
+        rows.append((name, value, "; ".join(sources)))
+    return TextTable(("setting", "value", "source"), tuple(rows))
+
+
+def _setting_names(groups: Sequence[Group]) -> list[str]:
+    names = dict.fromkeys(name for group in groups for name in settings_in(group.first.config))
+    return [name for name in names if name not in SEEDS]
+
+
+def environment_table(groups: Sequence[Group]) -> TextTable:
+    """Versions and device, as far as they are the same, and the SHA-256 of the training images."""
+    first, *others = [group.first for group in groups]
+    shared = {
+        name: value
+        for name, value in first.environment.items()
+        if all(other.environment.get(name) == value for other in others)
+    }
+    hashes = dict.fromkeys(str(r.subset_hash) for group in groups for r in group.results)
+    rows = [(name, str(value)) for name, value in shared.items()]
+    rows += [("training set, SHA-256", each) for each in hashes]
+    return TextTable(("environment", "value"), tuple(rows))
 
 
 _LONG_NAMES = {
@@ -122,8 +211,6 @@ _LONG_NAMES = {
     "nll": "NLL, nats",
     "ece": "calibration error",
 }
-_CONFUSIONS = 5
-"""Pairs of classes that are shown, those that are confused most often."""
 
 
 def score_table(evaluation: Evaluation) -> TextTable:
@@ -161,12 +248,8 @@ def class_table(evaluation: Evaluation) -> TextTable:
     return TextTable(("class", "group", "training images", "images", "accuracy, %"), rows)
 
 
-def _share(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.1f}"
-
-
 def confusion_table(evaluation: Evaluation) -> TextTable:
-    """The pairs of classes that are confused most often."""
+    """Return the pairs of classes that are confused most often."""
     wrong = [entry for entry in evaluation.metrics.confusion if entry[0] != entry[1]]
     wrong.sort(key=lambda entry: -entry[2])
     names = evaluation.class_names
@@ -174,16 +257,24 @@ def confusion_table(evaluation: Evaluation) -> TextTable:
     return TextTable(("most frequent confusions", "images"), rows)
 
 
-def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:
-    """Both extremes with their Ritz residual bounds, and what is needed to judge them."""
+def spectrum_table(
+    spectra: Sequence[ClassSpectrum], names: Sequence[str] | None = None
+) -> TextTable:
+    """Both extremes with their Ritz residual bounds, and what is needed to judge them.
+
+    Args:
+        spectra: one for each row.
+        names: of their runs; by default those that the spectra have.
+    """
     rows = []
     several = len({item.subject.epoch for item in spectra}) > 1
-    for item in spectra:
+    for place, item in enumerate(spectra):
         spectrum, subject = item.spectrum, item.subject
         low, high = item.ratio_bounds
         rows.append(
             (
-                f"{subject.run}, {f'epoch {subject.epoch}, ' if several else ''}{subject.whose} "
+                f"{names[place] if names else subject.run}, "
+                f"{f'epoch {subject.epoch}, ' if several else ''}{subject.whose} "
                 f"({subject.of})" + (" RE-DRAWN" if subject.augment == REDRAWN else ""),
                 _with_error(spectrum.lambda_max, spectrum.lambda_max_residual),
                 _with_error(spectrum.lambda_min, spectrum.lambda_min_residual),
@@ -203,23 +294,6 @@ def spectrum_table(spectra: Sequence[ClassSpectrum]) -> TextTable:
         "|weights|",
     )
     return TextTable(header, tuple(rows))
-
-
-def settings_table(results: Sequence[Result]) -> TextTable:
-    """Every setting of every run and where it comes from; settings that no run has are left out."""
-    names = dict.fromkeys(name for result in results for name in settings_in(result.config))
-    rows = []
-    for name in names:
-        sources = {result.sources[name]: None for result in results if name in result.sources}
-        values = (_setting(result.config.get(name)) for result in results)
-        rows.append((name, *values, "; ".join(sources)))
-    return TextTable(("setting", *(run_name(result) for result in results), "source"), tuple(rows))
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(str(item) for item in value)
-    return "" if value is None else str(value)
 
 
 def _with_error(value: float, error: float) -> str:

@@ -46,7 +46,7 @@ class StepTiming:
     device: str
 
     def sentence(self) -> str:
-        """The result in words, with median and range of the ratio over the rounds."""
+        """Return the result in words, with median and range of the ratio over the rounds."""
         ratios = sorted(plain / fused for plain, fused in zip(self.plain, self.fused, strict=True))
         return (
             f"SAM step without the passes, {self.tensors} tensors, {self.parameters} parameters, "

@@ -43,6 +43,24 @@ def test_against_scikit_learn(seed: int) -> None:
     assert scores["tail"] == pytest.approx(np.mean(shares[5:]))
 
 
+def test_bins_of_confidence_are_those_of_the_calibration_error(seed: int) -> None:
+    logits, targets = sample(seed)
+    scorer = Scorer(Predictions.of(logits, targets), CLASSES)
+    confidence, guess = logits.softmax(dim=1).max(dim=1)
+    expected = []
+    for low in range(15):
+        inside = (confidence * 15).floor().clamp(max=14) == low
+        if inside.any():
+            right = (guess == targets)[inside].float().mean()
+            parts = inside.float().mean(), confidence[inside].mean(), right
+            expected.append([100 * float(part) for part in parts])
+    bins = scorer.bins()
+    found = [[each.share, each.confidence, each.accuracy] for each in bins]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    error = sum(each.share * abs(each.confidence - each.accuracy) for each in bins) / 100
+    assert error == pytest.approx(scorer.scores()["ece"])
+
+
 def test_an_image_that_counts_twice_is_there_twice(seed: int) -> None:
     logits, targets = sample(seed)
     generator = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy.stats import ttest_rel
 
 from fastsam.longtail.errors import DataError
 from fastsam.report import Arm, PairedComparison, PairedPanel
+from fastsam.report.canvas import svg
 from fastsam.report.comparison import SCORES
-from fastsam.report.figures import comparison_png, comparison_svg
+from fastsam.report.figures import comparison_figure, comparison_png
 
 
 def made(seed: int, seeds: int = 5) -> PairedPanel:
@@ -66,14 +68,42 @@ def test_table_has_a_row_for_each_arm_as_trained_and_calibrated(seed: int) -> No
     assert table.rows[-1][-2] == f"{tail.mean():.1f} +- {tail.std(ddof=1):.1f}"
 
 
+def test_differences_hold_the_numbers_of_scipy_and_the_verdicts(seed: int) -> None:
+    panel = made(seed)
+    rows = panel.differences().rows
+    assert [row[:2] for row in rows[:3]] == [
+        ("free, minus plain", "as trained"),
+        ("free, minus plain", "calibrated"),
+        ("dear, minus plain", "as trained"),
+    ]
+    plain, free = panel.arms[0].calibrated, panel.arms[1].calibrated
+    for score, cell in (("balanced", rows[1][3]), ("tail", rows[1][5])):
+        low, high = ttest_rel(free[score], plain[score]).confidence_interval(0.95)
+        mean = np.mean(free[score]) - np.mean(plain[score])
+        assert cell == f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+    assert [row[4] for row in rows[1::2]] == ["no difference", "better", "better"]
+    assert rows[-1][-1] == "1.50x"
+
+
+def test_without_calibration_the_verdict_is_on_runs_as_trained(seed: int) -> None:
+    panel = made(seed)
+    raw = PairedPanel("data", [replace(arm, calibrated={}, gradients=0) for arm in panel.arms], [])
+    assert raw.judged == ("raw",)
+    found = [verdict for verdict, _ in raw.verdicts()]
+    assert found == ["free, against plain: better.", "dear, against plain: better."]
+    assert all("x the gradients" not in numbers for _, numbers in raw.verdicts())  # unknown
+    assert len(raw.differences().rows) == 2
+    assert len(raw.table().rows) == 3
+
+
 @pytest.mark.parametrize("seeds", [1, 4])
 def test_figure_is_a_picture_with_every_arm(seeds: int, seed: int) -> None:
     from PIL import Image
 
     comparison = PairedComparison(seeds, [made(seed, seeds), made(seed + 1, seeds)])
-    svg = comparison_svg(comparison)
-    ElementTree.fromstring(svg)
-    assert svg == comparison_svg(comparison)
+    picture = svg(comparison_figure(comparison.panels))
+    ElementTree.fromstring(picture)
+    assert picture == svg(comparison_figure(comparison.panels))
     sizes = [
         Image.open(io.BytesIO(comparison_png(PairedComparison(seeds, panels)))).size
         for panels in (comparison.panels[:1], comparison.panels)

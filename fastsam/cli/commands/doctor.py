@@ -12,11 +12,12 @@ from fastsam.extras import Extra, install_command
 from fastsam.longtail.registry import PLUGINS, load_plugins
 
 _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
-    "matplotlib": ("plots", "figures and reports"),
+    "matplotlib": ("plots", "figures"),
     "scikit-learn": ("longtail", "digits-lt"),
     "joblib": ("longtail", "demo"),
     "pillow": ("longtail", "image files"),
     "jinja2": ("longtail", "reports"),
+    "plotly": ("longtail", "reports"),
     "scipy": ("longtail", "distances between spectra"),
     "tqdm": ("longtail", "progress bars"),
     "torchvision": ("longtail", "CIFAR, image folders, ImageNet networks"),

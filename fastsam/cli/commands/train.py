@@ -334,9 +334,9 @@ def _stored(out: Path) -> Checkpoint:
 
 
 def _show(result: Result) -> None:
-    from fastsam.report import accuracy_table
+    from fastsam.report import Run, accuracy_table, by_settings
 
-    show(accuracy_table([result]))
+    show(accuracy_table(by_settings([Run(result)])))
     skipped = sum(record.skipped for record in result.history)
     if skipped:
         print(f"skipped {skipped} updates with infinite or NaN gradients")

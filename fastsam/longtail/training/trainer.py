@@ -27,6 +27,7 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
+from fastsam.longtail.origin import Origin
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
@@ -45,8 +46,7 @@ from fastsam.progress import ProgressBar
 from fastsam.threads import cpu_threads
 
 CHECKPOINT_SECONDS = 10.0
-"""Seconds between checkpoints: after an epoch, one is written if the previous one is older than this. The
-last epoch always has a checkpoint."""
+"""Seconds between checkpoints, written after an epoch; the last epoch always has one."""
 
 
 class Trainer:
@@ -58,27 +58,22 @@ class Trainer:
     Args:
         config: settings of the run, for instance from :func:`fastsam.longtail.recipe`.
         data: the data set; None to load the data set of ``config``.
-        sources: source of each setting by name, stored with the result. Defaults to the sources in the
-            checkpoint if the run is resumed.
+        sources: source of each setting by name, for the result; None for those of a resumed checkpoint.
         out: output folder for checkpoint and results; None to write nothing.
         resume: resume the run in ``out``; ``"auto"`` starts a new run if there is no checkpoint.
         overwrite: replace the run in ``out``.
         branch: checkpoint of another run to start from.
         keep: epochs K whose checkpoint is also kept as ``out/epoch-K.pt``.
-        on_step: called after every step with the :class:`Step` of each of its batches.
-        on_epoch: called with the record of every finished epoch.
-        on_result: called with the result before it is written.
-        world: the ranks of the run; by default a single process. Ranks split each batch. Loss and gradient
-            are those of the whole batch for any number of ranks, but batch normalization uses the statistics
-            of the rank's part.
+        on_step: called after every step with the :class:`Step` of each of its batches; ``on_epoch`` with the
+            record of every finished epoch, ``on_result`` with the result before it is written.
+        world: the ranks of the run, which split each batch; by default a single process. Loss and gradient
+            are those of the whole batch, but batch normalization uses statistics of the rank's part.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        UsageError: if the settings are not valid, ``out`` is not empty, or the device does not exist.
-        DataError: if data are missing or damaged.
+        UsageError, DataError: if settings are not valid, ``out`` is not empty, or data are damaged.
         CheckpointError: if the run cannot be resumed.
-        FolderBusyError: if another process writes to ``out``.
-        OSError: if ``out`` cannot be written to, or has too little free space.
+        FolderBusyError, OSError: if another process writes to ``out``, or it cannot be written to.
 
     Example:
         >>> from fastsam.longtail import Trainer, recipe
@@ -348,7 +343,6 @@ class Trainer:
 
     def _result(self) -> Result:
         data = self.data
-        rule = self.judged.choose(self.history, self.parent)
         return Result(
             config=self.config.as_dict(),
             sources=self.sources,
@@ -359,13 +353,14 @@ class Trainer:
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
             parent=self.parent,
-            rule=rule,
+            rule=self.judged.choose(self.history, self.parent),  # puts the judged weights in place
             test=self.judge.metrics(data.test),
             validation=None if data.validation is None else self.judge.metrics(data.validation),
             history=self.history,
             seconds=sum(record.seconds for record in self.history),
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.world.world_size},
+            origin=Origin.here(),
         )
 
     def _unreadable(self) -> dict[str, int]:

@@ -1,0 +1,58 @@
+"""Rows of text under a header."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ONE = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|inf|nan)"
+_NUMBER = re.compile(rf"({_ONE})x?(?: \+- ({_ONE})| \[({_ONE}), ({_ONE})\])?")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of text under a header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """Columns aligned with spaces; the first to the left, the others to the right."""
+        lines = (self.header, *self.rows)
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether each column holds numbers, besides cells that are empty or ``-``."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
+        known = ([cell for cell in column if cell not in ("", "-")] for column in columns)
+        return tuple(bool(cells) and all(map(numbers_in, cells)) for cells in known)
+
+
+def numbers_in(cell: str) -> list[str]:
+    """Return the numbers of a cell: one, one with its deviation, or one with the ends of its interval.
+
+    Any other text has none.
+
+    Example:
+        >>> numbers_in("80.1 +- 0.4"), numbers_in("+1.2 [0.3, 2.1]"), numbers_in("2.00x")
+        (['80.1', '0.4'], ['+1.2', '0.3', '2.1'], ['2.00'])
+    """
+    found = _NUMBER.fullmatch(cell)
+    return [] if found is None else [number for number in found.groups() if number is not None]
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """``80.1``, or ``80.1 +- 0.4`` for several values."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
