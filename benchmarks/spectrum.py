@@ -42,7 +42,7 @@ from fastsam.curvature import (
 )
 from fastsam.curvature.data import read_batches
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.model import ModelOperator
+from fastsam.curvature.operators.model import ModelOperator
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.longtail.models import build_model
 from fastsam.threads import cpu_threads

@@ -10,7 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
+    from fastsam.curvature import (
+        BatchLoss,
+        Spectrum,
+        class_spectra,
+        curvature_operator,
+        spectral_density,
+    )
     from fastsam.kernels.backends import FallbackWarning, build_info, require_native
     from fastsam.optim import SAM, capture_step
 
@@ -22,6 +28,7 @@ __all__ = [
     "build_info",
     "capture_step",
     "class_spectra",
+    "curvature_operator",
     "require_native",
     "spectral_density",
 ]
@@ -29,7 +36,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LOCATIONS = {
-    **dict.fromkeys(("BatchLoss", "Spectrum", "class_spectra", "spectral_density"), "curvature"),
+    **dict.fromkeys(
+        ("BatchLoss", "Spectrum", "class_spectra", "curvature_operator", "spectral_density"),
+        "curvature",
+    ),
     **dict.fromkeys(("FallbackWarning", "build_info", "require_native"), "kernels.backends"),
     **dict.fromkeys(("SAM", "capture_step"), "optim"),
 }

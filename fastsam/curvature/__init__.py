@@ -1,28 +1,23 @@
 """Spectra of Hessians and other symmetric operators by batched Lanczos."""
 
-from fastsam.curvature.api import (
-    class_spectra,
-    group_spectra,
-    layer_spectra,
-    operator_spectrum,
-    spectral_density,
-)
+from fastsam.curvature.api import curvature_operator, operator_spectrum, spectral_density
 from fastsam.curvature.comparison import Comparison, compare, merge, table
-from fastsam.curvature.eigenpairs import Eigenpairs, eigenpairs
+from fastsam.curvature.eigenpairs import ConvergenceWarning, Eigenpairs, eigenpairs
 from fastsam.curvature.escape import (
     EscapeReport,
     NegativeCurvature,
     escape_report,
     negative_curvature,
 )
-from fastsam.curvature.losses import BatchLoss
-from fastsam.curvature.operators import (
-    CallableOperator,
-    MatrixOperator,
-    Operator,
-    from_scipy,
-    to_scipy,
-)
+from fastsam.curvature.groups import class_spectra, group_spectra, layer_spectra
+from fastsam.curvature.lanczos.options import LanczosOptions
+from fastsam.curvature.losses import BatchLoss, OutputLoss
+from fastsam.curvature.operators.algebra import CallableOperator, SymmetricOperator
+from fastsam.curvature.operators.base import Operator
+from fastsam.curvature.operators.curvature import CurvatureOperator
+from fastsam.curvature.operators.matrix import MatrixOperator
+from fastsam.curvature.operators.scipy import from_scipy, to_scipy
+from fastsam.curvature.options import SpectrumOptions
 from fastsam.curvature.spectrum import (
     Estimate,
     Histogram,
@@ -35,17 +30,24 @@ __all__ = [
     "BatchLoss",
     "CallableOperator",
     "Comparison",
+    "ConvergenceWarning",
+    "CurvatureOperator",
     "Eigenpairs",
     "EscapeReport",
     "Estimate",
     "Histogram",
+    "LanczosOptions",
     "MassBelow",
     "MatrixOperator",
     "NegativeCurvature",
     "Operator",
+    "OutputLoss",
     "Spectrum",
+    "SpectrumOptions",
+    "SymmetricOperator",
     "class_spectra",
     "compare",
+    "curvature_operator",
     "eigenpairs",
     "escape_report",
     "from_scipy",

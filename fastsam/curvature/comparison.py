@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsam.curvature.quadrature import Floats
+from fastsam.curvature.lanczos.quadrature import Floats
 from fastsam.curvature.spectrum import Estimate, MassBelow, Spectrum
 from fastsam.extras import requires_extra
 

@@ -1,115 +1,164 @@
-"""Extreme eigenpairs of an operator, with measured residuals."""
+"""Eigenvalues and eigenvectors at one end of a spectrum."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from fastsam.curvature.lanczos import LanczosRun, LanczosSettings, lanczos
-from fastsam.curvature.operators import Operator
-from fastsam.curvature.quadrature import ritz_pairs
-from fastsam.kernels.backends import widened
+from fastsam.curvature.checks import check_count
+from fastsam.curvature.lanczos.basis import allocated_basis
+from fastsam.curvature.lanczos.thick_restart import RitzPairs, Subspace, Which, find_extremes
+from fastsam.curvature.operators.base import Operator
+from fastsam.progress import ProgressBar
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+MAX_PRODUCTS = 10_000
+"""Default limit on the products of :func:`eigenpairs`."""
 
-    from fastsam.curvature.options import LanczosOptions
+
+class ConvergenceWarning(UserWarning):
+    """Eigenpairs are returned whose residuals are larger than the tolerance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
-    """Approximate eigenpairs of both ends of a spectrum.
+    """Approximate eigenpairs, the most wanted first.
 
     Attributes:
-        values: Rayleigh quotients, float64 ``[count]``: first the ``top`` largest in descending
-            order, then the smallest in ascending order.
-        vectors: unit vectors ``[count, n]`` on the operator's device.
-        residuals: ``||H v - value v||``, float64 ``[count]``: an eigenvalue is within this distance
-            of the value.
-        top: number of pairs from the upper end.
+        values: Ritz values, float64 ``[k]`` on the CPU.
+        vectors: orthonormal vectors ``[k, n]`` on the operator's device.
+        residuals: ``||A v - value v||``, float64 ``[k]`` on the CPU, up to the rounding of the
+            products. There is an eigenvalue within this distance of each value.
+        norm: the largest absolute Ritz value of the run, a lower bound on the norm of A.
+        tolerance: largest residual of a converged pair, as a fraction of ``norm``.
+        products: number of products with the operator.
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
-    top: int
+    norm: float
+    tolerance: float
+    products: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether every residual is within the tolerance."""
+        return bool((self.residuals <= self.tolerance * self.norm).all())
 
 
 def eigenpairs(
     operator: Operator,
+    k: int = 1,
     *,
-    top: int = 1,
-    bottom: int = 1,
-    **options: Unpack[LanczosOptions],
+    which: Which = "largest",
+    tol: float = 1e-5,
+    subspace: int | None = None,
+    max_products: int = MAX_PRODUCTS,
+    start: Tensor | None = None,
+    seed: int = 0,
+    basis: str | Path = "device",
+    memory_limit: int | None = None,
+    progress: bool = True,
 ) -> Eigenpairs:
-    """Return the ``top`` largest and ``bottom`` smallest eigenvalues with their eigenvectors.
+    """Compute ``k`` eigenvalues of an end of the spectrum with their eigenvectors.
 
-    It makes one Lanczos run that keeps the basis, and one product per pair for the residuals. A
-    multiple eigenvalue occurs once, because the Krylov space of one start vector contains only one
-    direction of its eigenspace.
+    Thick-restart Lanczos (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000) in a subspace of fixed
+    size. After the pairs have converged, the run looks for eigenvalues that it missed from a new
+    random direction, so that a multiple eigenvalue is returned as often as it occurs.
 
     Args:
-        operator: any symmetric operator.
-        top: number of pairs from the upper end. Default 1.
-        bottom: number of pairs from the lower end. Default 1.
-        **options: see :class:`fastsam.curvature.lanczos.LanczosSettings`; ``probes`` must be 1 and
-            ``reorthogonalize`` must be ``"full"``.
+        operator: a symmetric operator of dimension n, such as that of
+            :func:`fastsam.curvature_operator`.
+        k: number of pairs, from 1 to n. Default 1.
+        which: ``"largest"`` (default), ``"smallest"``, or ``"magnitude"`` for the largest absolute
+            values.
+        tol: largest residual, as a fraction of the operator's norm; at least the machine epsilon of
+            its dtype. The error of an eigenvalue that is separated from others is of the order of
+            the square of its residual. Default 1e-5.
+        subspace: number of vectors in memory, more than ``k``. A larger subspace takes fewer
+            products. Default None: ``max(2 k + 1, 20)``, at most n.
+        max_products: number of products after which the pairs are returned with a
+            :class:`ConvergenceWarning`. Default 10,000.
+        start: vectors to start from, ``[n]`` or ``[count, n]``, for example the eigenvectors of a
+            similar operator. Default None: a random vector.
+        seed: seed of random vectors.
+        basis: location of the subspace: ``"device"`` (default), ``"host"``, or a ``pathlib.Path`` of
+            a folder for a memory-mapped file.
+        memory_limit: bytes that the subspace may use. Default None: 80 % of free memory.
+        progress: whether to show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
-        ValueError: an option is invalid, or the run found fewer Ritz values than requested pairs.
+        ValueError: an argument is invalid, the subspace does not fit in memory, or the operator is
+            not symmetric.
+        FloatingPointError: a product contains NaN or infinity.
 
     Example:
         >>> from fastsam.curvature import MatrixOperator
-        >>> operator = MatrixOperator(torch.diag(torch.tensor([-1.0, 2.0, 5.0])))
-        >>> [round(value, 4) for value in eigenpairs(operator, steps=3).values.tolist()]
-        [5.0, -1.0]
+        >>> operator = MatrixOperator(torch.diag(torch.tensor([-1.0, 2.0, 5.0, 5.0])))
+        >>> [round(value, 4) for value in eigenpairs(operator, 3).values.tolist()]
+        [5.0, 5.0, 2.0]
     """
-    return extreme_pairs(operator, LanczosSettings(**options), top=top, bottom=bottom)
-
-
-def extreme_pairs(
-    operator: Operator, settings: LanczosSettings, *, top: int, bottom: int
-) -> Eigenpairs:
-    """Return :func:`eigenpairs` for an existing settings object."""
-    if min(top, bottom) < 0 or top + bottom < 1:
+    dimension = operator.shape[0]
+    check_count("k", k)
+    if k > dimension:
+        raise ValueError(f"k must be at most the operator's dimension, {dimension}, got {k}")
+    if which not in get_args(Which):
+        raise ValueError(f"which must be one of {', '.join(get_args(Which))}, got {which!r}")
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol must be at least 0 and below 1, got {tol}")
+    check_count("max_products", max_products)
+    if subspace is not None and subspace <= k < dimension:
+        raise ValueError(f"subspace must be larger than k = {k}, got {subspace}")
+    if start is not None and (start.ndim not in (1, 2) or start.shape[-1] != dimension):
         raise ValueError(
-            f"top and bottom must be at least 0 and one of them at least 1, got {top} and {bottom}"
+            f"start must have shape [{dimension}] or [count, {dimension}], got {list(start.shape)}"
         )
-    if settings.reorthogonalize == "none":
-        raise ValueError("eigenvectors require the basis: use reorthogonalize='full'")
-    if len(settings.indices) != 1:
-        raise ValueError(f"eigenpairs requires probes=1, got {len(settings.indices)} probes")
-    with lanczos(operator, settings, identity=getattr(operator, "identity", {})) as run:
-        vectors = _ritz_vectors(run, top=top, bottom=bottom).to(operator.device)
-    images = operator.matmat(vectors)
-    values = (widened(vectors) * widened(images)).sum(dim=1)
-    residuals = (widened(images) - values[:, None] * widened(vectors)).norm(dim=1)
-    return Eigenpairs(
-        values=values.cpu().double(),
-        vectors=vectors,
-        residuals=residuals.cpu().double(),
-        top=top,
+    capacity = min(dimension, subspace_size(k, subspace))
+    bar = ProgressBar(total=None, description="eigenpairs", unit="product", enabled=progress)
+    memory = allocated_basis(
+        1,
+        capacity + 1,
+        dimension,
+        dtype=operator.dtype,
+        device=operator.device,
+        place=basis,
+        memory_limit=memory_limit,
     )
 
+    def report(pairs: RitzPairs) -> None:
+        bar.update(note=f"{pairs.converged}/{k} converged")
 
-def _ritz_vectors(run: LanczosRun, *, top: int, bottom: int) -> Tensor:
-    order = int(run.order[0])
-    both_ends = (
-        order == top == bottom == 1
-    )  # a multiple of the identity: its value is both extremes
-    if top + bottom > order and not both_ends:
-        raise ValueError(
-            f"{top} + {bottom} eigenpairs were requested, but the run found {order} Ritz values (a "
-            "multiple eigenvalue counts once); use more steps or request fewer pairs"
+    with bar, memory as rows:
+        space = Subspace(operator, rows[0], seed=seed)
+        space.leave(None if start is None else start.reshape(-1, dimension).sum(dim=0))
+        pairs = find_extremes(
+            space, k, which, tolerance=tol, most_products=max_products, report=report
         )
-    _, coordinates = ritz_pairs(run.alpha[0, :order], run.beta[0, :order])
-    chosen = [order - 1 - index for index in range(top)] + list(range(bottom))
-    assert run.basis is not None
-    rows = run.basis[0, :order]
-    mix = torch.from_numpy(coordinates[:, chosen])
-    vectors: Tensor = widened(mix.T.to(rows) @ rows)
-    vectors /= vectors.norm(dim=1, keepdim=True)
-    return vectors.to(rows.dtype)
+        vectors = space.basis[:k].to(operator.device, copy=True)
+    found = Eigenpairs(
+        values=torch.from_numpy(pairs.values.copy()),
+        vectors=vectors,
+        residuals=torch.from_numpy(pairs.residuals.copy()),
+        norm=space.norm,
+        tolerance=max(tol, torch.finfo(operator.dtype).eps),
+        products=space.products,
+    )
+    if not found.converged:
+        warnings.warn(
+            f"{pairs.converged} of {k} eigenpairs converged within {space.products} products; the "
+            f"largest residual is {float(found.residuals.max()):.1e} at norm {space.norm:.1e}. Raise "
+            "max_products or subspace, or accept a larger tol",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def subspace_size(k: int, subspace: int | None) -> int:
+    """Return the number of vectors in memory for ``k`` pairs: ``subspace``, or the default."""
+    return max(2 * k + 1, 20) if subspace is None else subspace

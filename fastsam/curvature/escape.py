@@ -22,20 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.data import read_batches
-from fastsam.curvature.eigenpairs import extreme_pairs
+from fastsam.curvature.eigenpairs import MAX_PRODUCTS, eigenpairs, subspace_size
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
-from fastsam.curvature.model import ModelOperator, run_dtype
+from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss, make_model_loss, unwrapped
+from fastsam.curvature.operators.model import ModelOperator, run_dtype
+from fastsam.curvature.options import operator_options
 from fastsam.curvature.prepared import prepared_run
-from fastsam.curvature.products import HessianGraph
-from fastsam.curvature.pure import PureLoss, parameter_names
+from fastsam.curvature.products.kinds.hessian import HessianGraph
+from fastsam.curvature.products.pure import PureLoss, parameter_names
 from fastsam.kernels.backends import widened
 from fastsam.progress import ProgressBar
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastsam.curvature.options import SpectrumOptions
+    from fastsam.curvature.options import OperatorKeywords
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +63,28 @@ class NegativeCurvature:
 
 def negative_curvature(
     model: nn.Module,
-    loss_fn: LossFunction | BatchLoss,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
     data: Any,
-    **options: Unpack[SpectrumOptions],
+    *,
+    tol: float = 1e-5,
+    subspace: int | None = None,
+    max_products: int = MAX_PRODUCTS,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Unpack[OperatorKeywords],
 ) -> NegativeCurvature:
-    """Compute lambda_min of the Hessian of the mean loss, with its eigenvector.
+    """Compute the smallest eigenvalue of the Hessian of the mean loss, with its eigenvector.
 
     Args:
         model: as in :func:`fastsam.spectral_density`.
         loss_fn: as in :func:`fastsam.spectral_density`.
         data: as in :func:`fastsam.spectral_density`.
-        **options: as in :func:`fastsam.spectral_density`, but ``probes`` must be 1,
-            ``reorthogonalize`` must be ``"full"``, and ``shard`` must not be ``"probes"``.
+        tol: as in :func:`eigenpairs`, also ``subspace``, ``max_products``, ``seed`` and ``progress``.
+        subspace: see ``tol``.
+        max_products: see ``tol``.
+        seed: see ``tol``.
+        progress: see ``tol``.
+        **options: fields of :class:`fastsam.curvature.SpectrumOptions` that describe the operator.
 
     Raises:
         ValueError: as in :func:`fastsam.spectral_density`.
@@ -81,15 +92,27 @@ def negative_curvature(
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
         >>> batch = torch.randn(8, 3), torch.randint(2, (8,))
-        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batch, steps=20)
+        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batch)
         >>> sorted(found.direction)
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     if options.get("shard") == "probes":
-        raise ValueError("negative_curvature has one probe; split the samples with shard='samples'")
-    with prepared_run(model, loss_fn, data, **options) as run:
+        raise ValueError("an eigenpair has no probes to split over ranks; pass shard='samples'")
+    chosen = operator_options(
+        options, seed=seed, progress=progress, steps=subspace_size(1, subspace) + 1
+    )
+    with prepared_run(model, loss_fn, data, chosen) as run:
         operator = run.operator
-        found = extreme_pairs(operator, run.settings, top=0, bottom=1)
+        found = eigenpairs(
+            operator,
+            which="smallest",
+            tol=tol,
+            subspace=subspace,
+            max_products=max_products,
+            seed=seed,
+            basis=chosen.basis,
+            progress=run.options.progress,
+        )
     vector = found.vectors[0]
     return NegativeCurvature(
         value=float(found.values[0]),
@@ -165,7 +188,7 @@ class EscapeReport:
 
 def escape_report(
     model: nn.Module,
-    loss_fn: LossFunction | BatchLoss,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
     minibatches: Any,
     direction: dict[str, Tensor],
     *,
@@ -194,7 +217,7 @@ def escape_report(
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
         >>> batches = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
-        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batches, steps=20)
+        >>> found = negative_curvature(model, nn.CrossEntropyLoss(), batches)
         >>> escape_report(model, nn.CrossEntropyLoss(), batches, found.direction, rho=0.05).batches
         5
     """
@@ -219,19 +242,7 @@ def escape_report(
 
 
 def _unit(loss: PureLoss, direction: dict[str, Tensor]) -> Tensor:
-    pieces = []
-    for name, value in zip(loss.names, loss.values, strict=True):
-        if name not in direction:
-            raise ValueError(
-                f"direction has no entry {name!r}; expected a tensor for each parameter, by its name"
-            )
-        if direction[name].shape != value.shape:
-            raise ValueError(
-                f"direction[{name!r}] has shape {tuple(direction[name].shape)}, "
-                f"expected {tuple(value.shape)}"
-            )
-        pieces.append(direction[name].to(value))
-    vector = widened(loss.join(pieces))
+    vector = widened(loss.join_by_name(direction))
     norm = float(vector.norm())
     if not 0 < norm < float("inf"):
         raise ValueError(f"the direction must have a finite norm above 0, got {norm}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsam.curvature.structure import sample_count
 from fastsam.kernels.backends import sum_dtype
 
 LossFunction = Callable[..., Any]
@@ -36,6 +37,34 @@ class BatchLoss:
     """
 
     function: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """A criterion on outputs and targets that are taken from batches of any form.
+
+    It exposes the model's outputs, so unlike :class:`BatchLoss` it works with every kind of curvature
+    matrix.
+
+    Args:
+        outputs: ``outputs(model, batch)`` returns the outputs, in the form that ``criterion`` takes.
+        targets: ``targets(batch)`` returns the targets.
+        criterion: a criterion with mean reduction, as in :func:`fastsam.spectral_density`.
+
+    Example:
+        A causal language model of Hugging Face: the logits at a position predict the next token, and
+        positions with the label -100 do not count.
+
+        >>> next_token = OutputLoss(
+        ...     outputs=lambda model, batch: model(**batch).logits[:, :-1].mT,
+        ...     targets=lambda batch: batch["labels"][:, 1:],
+        ...     criterion=nn.CrossEntropyLoss(ignore_index=-100),
+        ... )
+    """
+
+    outputs: Callable[[nn.Module, Any], Any]
+    targets: Callable[[Any], Any]
+    criterion: LossFunction
 
 
 class ModelLoss(nn.Module):
@@ -72,35 +101,54 @@ class ModelLoss(nn.Module):
 
 
 class CriterionLoss(ModelLoss):
-    """The loss ``criterion(model(inputs), targets)`` of batches ``(inputs, targets)``, as a sum."""
+    """The loss ``criterion(outputs, targets)`` of batches, as a sum.
+
+    Without a :class:`OutputLoss`, batches are ``(inputs, targets)`` and outputs are ``model(inputs)``.
+    """
 
     separable = True
 
-    def __init__(self, model: nn.Module, criterion: LossFunction) -> None:
+    def __init__(
+        self, model: nn.Module, criterion: LossFunction, parts: OutputLoss | None = None
+    ) -> None:
         nn.Module.__init__(self)
         self.model = model
+        self._parts = parts
         # As an attribute, so that the buffers of a module (class weights) get the run's dtype.
         self.criterion = criterion
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return (sum of losses, weight) of a batch, two scalar tensors."""
-        inputs, targets = pair(batch)
-        return self.loss(self.outputs(inputs), targets, samples=len(inputs))
+        return self.loss(self.outputs(batch), batch)
 
-    def outputs(self, inputs: Any) -> Any:
+    def outputs(self, batch: Any) -> Any:
         """Return the model's outputs."""
-        return self.model(inputs)
+        if self._parts is None:
+            return self.model(pair(batch)[0])
+        return self._parts.outputs(self.model, batch)
 
-    def loss(self, outputs: Any, targets: Any, *, samples: int) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: Any) -> Any:
+        """Return the targets."""
+        return pair(batch)[1] if self._parts is None else self._parts.targets(batch)
+
+    def samples(self, batch: Any) -> int:
+        """Return the number of samples."""
+        return len(pair(batch)[0]) if self._parts is None else sample_count(batch)
+
+    def loss(
+        self, outputs: Any, batch: Any, *, targets: Any | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses of ``outputs`` and its weight.
 
         Args:
-            outputs: result of the model, in any form that the criterion accepts, such as an object
-                with a tensor ``logits``.
-            targets: a tensor, whose length is the number of samples, or any other object.
-            samples: number of samples if ``targets`` has no length.
+            outputs: the outputs, in any form that the criterion accepts, such as an object with a
+                tensor ``logits``.
+            batch: the batch, whose number of samples counts if the targets have no length.
+            targets: targets to use instead of those of the batch.
         """
         criterion = self.criterion
+        if targets is None:
+            targets = self.targets(batch)
         if of_torch(criterion) and not isinstance(outputs, Tensor):
             name = getattr(criterion, "__name__", type(criterion).__name__)
             raise TypeError(
@@ -111,8 +159,8 @@ class CriterionLoss(ModelLoss):
             )
         if is_likelihood(criterion):
             return _summed_likelihood(criterion, outputs, targets)
-        if isinstance(targets, Tensor) and targets.ndim:
-            samples = len(targets)
+        counted = isinstance(targets, Tensor) and targets.ndim
+        samples = len(targets) if counted else self.samples(batch)
         value = criterion(outputs, targets)
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -130,14 +178,20 @@ class CriterionLoss(ModelLoss):
             )
         return value.reshape(()) * samples, weight
 
-    def sample_losses(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_losses(self, batch: Any, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the weighted losses of the samples (or positions), and their weights, of one shape.
+
+        Args:
+            batch: the batch.
+            targets: targets to use instead of those of the batch.
 
         Raises:
             ValueError: the criterion has no attribute ``reduction``, or its forward ignores it.
         """
         criterion = self.criterion
-        outputs = self.outputs(inputs)
+        outputs = self.outputs(batch)
+        targets = self.targets(batch) if targets is None else targets
+        samples = self.samples(batch)
         if not isinstance(criterion, nn.Module) or not hasattr(criterion, "reduction"):
             raise ValueError(
                 "the losses of single samples require a torch.nn criterion with a reduction, got "
@@ -150,10 +204,10 @@ class CriterionLoss(ModelLoss):
             if targets.is_floating_point():
                 return losses, torch.ones_like(losses).detach()
             return losses, _target_weights(criterion, targets, losses)
-        if losses.ndim == 0 or len(losses) != len(inputs):
+        if losses.ndim == 0 or len(losses) != samples:
             raise ValueError(
                 f"{type(criterion).__name__} with reduction='none' returned shape "
-                f"{tuple(losses.shape)} for {len(inputs)} samples, expected one row per sample: its "
+                f"{tuple(losses.shape)} for {samples} samples, expected one row per sample: its "
                 "forward must use self.reduction"
             )
         losses = losses.flatten(start_dim=1) if losses.ndim > 1 else losses[:, None]
@@ -203,7 +257,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return bare
 
 
-def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> ModelLoss:
+def make_model_loss(model: nn.Module, loss_fn: LossFunction | OutputLoss | BatchLoss) -> ModelLoss:
     """Combine a model and a loss function as described in :func:`fastsam.spectral_density`.
 
     Raises:
@@ -217,8 +271,14 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Mode
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(loss_fn, BatchLoss):
         return ModelLoss(model, loss_fn)
+    parts = None
+    if isinstance(loss_fn, OutputLoss):
+        parts, loss_fn = loss_fn, loss_fn.criterion
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a criterion or a BatchLoss, got {type(loss_fn).__name__}")
+        raise TypeError(
+            "loss_fn must be a criterion, an OutputLoss or a BatchLoss, got "
+            f"{type(loss_fn).__name__}"
+        )
     if loss_fn is F.cross_entropy:
         loss_fn = nn.CrossEntropyLoss()
     elif loss_fn is F.nll_loss:
@@ -242,7 +302,7 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | BatchLoss) -> Mode
             f"{type(loss_fn).__name__} has class weights, and it is unknown whether its mean divides "
             "by them; use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
         )
-    return CriterionLoss(model, loss_fn)
+    return CriterionLoss(model, loss_fn, parts)
 
 
 def _refuse_unknown_mean(criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:

@@ -1,34 +1,29 @@
-"""Preparation of a run on a model: its operator and settings from the options of a call."""
+"""Preparation of a run on a model: its operator and its options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from fastsam.curvature.checkpoint import LanczosCheckpoint
-from fastsam.curvature.data import DATA_MEMORY, Batches, read_batches
+from fastsam.curvature.data import Batches, read_batches
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.lanczos import LanczosSettings, lanczos
-from fastsam.curvature.losses import BatchLoss, LossFunction
+from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint
+from fastsam.curvature.lanczos.run import lanczos
+from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss
 from fastsam.curvature.memory import readable
-from fastsam.curvature.model import ModelOperator
-from fastsam.curvature.operators import AsymmetryError, ResolutionError
-from fastsam.curvature.planning import Measurements
+from fastsam.curvature.operators.base import AsymmetryError, ResolutionError
+from fastsam.curvature.operators.model import ModelOperator
+from fastsam.curvature.options import SpectrumOptions
 from fastsam.curvature.sharding import shard_of_probes, sharded_world
 from fastsam.distributed import World
 from fastsam.threads import cpu_threads
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fastsam.curvature.options import SpectrumOptions
 
 
 @dataclass(frozen=True)
@@ -37,49 +32,25 @@ class PreparedRun:
 
     Attributes:
         operator: the curvature, with a chosen strategy.
-        settings: settings of the Lanczos run of this rank.
+        options: options of this rank.
         batches: the data.
         world: the ranks of the run.
     """
 
     operator: ModelOperator
-    settings: LanczosSettings
+    options: SpectrumOptions
     batches: Batches
     world: World
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Options of the operator of a model, documented in :func:`fastsam.spectral_density`."""
-
-    curvature: str = "hessian"
-    params: Iterable[str] | None = None
-    dtype: torch.dtype | None = None
-    strategy: str = "auto"
-    micro_batch: int | None = None
-    freeze: int | None = None
-    verify_data: bool = True
-    data_memory: int = DATA_MEMORY
-    shard: str | None = None
-    measurements: Measurements | None = None
-
-    @classmethod
-    def split(cls, options: SpectrumOptions) -> tuple[ModelSettings, LanczosSettings]:
-        """Split the options of a call into those of the operator and those of the Lanczos run."""
-        rest: dict[str, Any] = {**options}
-        own = {item.name: rest.pop(item.name) for item in fields(cls) if item.name in rest}
-        chosen = cls(**own)
-        return chosen, LanczosSettings(**rest, verify_symmetry=chosen.verify_data)
 
 
 @contextmanager
 def prepared_run(
     model: nn.Module,
-    loss_fn: LossFunction | BatchLoss,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
     data: Any,
-    **options: Unpack[SpectrumOptions],
+    options: SpectrumOptions,
 ) -> Iterator[PreparedRun]:
-    """Prepare a run with the options of :func:`fastsam.spectral_density`, and isolate the context.
+    """Prepare a run, and isolate the context.
 
     If the checkpoint folder contains a run, its strategy, passes and number of threads are reused,
     because they determine the bits.
@@ -87,28 +58,30 @@ def prepared_run(
     Raises:
         TypeError, ValueError: as in :func:`fastsam.spectral_density`.
     """
-    chosen, settings = ModelSettings.split(options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    world = sharded_world(chosen.shard)
-    if chosen.shard == "probes":
-        settings = replace(settings, probe_indices=shard_of_probes(settings.indices, world))
-    settings = replace(settings, progress=settings.progress and world.rank == 0)
+    world = sharded_world(options.shard)
+    if options.shard == "probes":
+        options = replace(options, probe_indices=shard_of_probes(options.indices, world))
+    options = replace(options, progress=options.progress and world.rank == 0)
     earlier = None
-    if settings.checkpoint is not None:
-        folder = _own_folder(Path(settings.checkpoint), chosen.shard, world)
-        writes = chosen.shard == "probes" or world.rank == 0
-        settings = replace(settings, checkpoint=folder, writes_checkpoint=writes)
+    if options.checkpoint is not None:
+        folder = _own_folder(Path(options.checkpoint), options.shard, world)
+        writes = options.shard == "probes" or world.rank == 0
+        options = replace(options, checkpoint=folder, writes_checkpoint=writes)
         earlier = LanczosCheckpoint.identity_of(folder)
     threads = None if earlier is None else earlier.get("threads")
-    with undisturbed(model, repeatable=settings.checkpoint is not None), cpu_threads(threads):
+    with undisturbed(model, repeatable=options.checkpoint is not None), cpu_threads(threads):
         kept = None
         batches = read_batches(
-            data, freeze=chosen.freeze, verify=chosen.verify_data, memory_limit=chosen.data_memory
+            data,
+            freeze=options.freeze,
+            verify=options.verify_data,
+            memory_limit=options.data_memory,
         )
-        if earlier is not None and chosen.strategy == "auto" and "strategy" in earlier:
-            chosen = replace(
-                chosen, strategy=earlier["strategy"], micro_batch=earlier["micro_batch"]
+        if earlier is not None and options.strategy == "auto" and "strategy" in earlier:
+            options = replace(
+                options, strategy=earlier["strategy"], micro_batch=earlier["micro_batch"]
             )
             kept = earlier.get("kept")
         make_operator = partial(
@@ -116,40 +89,40 @@ def prepared_run(
             model,
             loss_fn,
             batches,
-            curvature=chosen.curvature,
-            seed=settings.seed,
-            world=world if chosen.shard == "samples" else World(),
+            kind=options.kind,
+            seed=options.seed,
+            world=world if options.shard == "samples" else World(),
         )
         operator = make_operator(
-            params=chosen.params,
-            dtype=chosen.dtype,
-            strategy=chosen.strategy,
-            micro_batch=chosen.micro_batch,
+            params=options.params,
+            dtype=options.dtype,
+            strategy=options.strategy,
+            micro_batch=options.micro_batch,
             kept=kept,
         )
         operator.prepare(
-            probes=len(settings.indices),
-            steps=min(settings.steps, operator.shape[0]),
-            memory_limit=settings.memory_limit,
-            reserved=settings.basis_bytes(operator) if settings.basis == "device" else 0,
-            measurements=chosen.measurements,
+            probes=len(options.indices),
+            steps=min(options.steps, operator.shape[0]),
+            memory_limit=options.memory_limit,
+            reserved=options.basis_bytes(operator) if options.basis == "device" else 0,
+            measurements=options.measurements,
         )
         size, seconds = operator.predicted_bytes, operator.predicted_seconds
         if size is not None and seconds is not None:
             forecast = f"{readable(size)}, about {seconds:.0f} s"
-            settings = replace(settings, description=f"{settings.description} ({forecast})")
+            options = replace(options, description=f"{options.description} ({forecast})")
         try:
-            yield PreparedRun(operator, settings, batches, world)
+            yield PreparedRun(operator, options, batches, world)
         except AsymmetryError as error:
             if operator.dtype is torch.float64:
                 raise
             exact = make_operator(
-                params=operator.params,  # chosen.params may be an iterator, which is exhausted
+                params=operator.params,  # options.params may be an iterator, which is exhausted
                 dtype=torch.float64,
                 strategy="rebuild",
                 micro_batch=operator.micro_batch,
             )
-            if _is_symmetric(exact, settings):
+            if _is_symmetric(exact, options):
                 raise ResolutionError(
                     "the curvature is below the resolution of float32: the loss is "
                     f"{operator.loss:.1e}, and rounding makes its products asymmetric by "
@@ -176,11 +149,11 @@ def _own_folder(folder: Path, shard: str | None, world: World) -> Path:
     return folder
 
 
-def _is_symmetric(operator: ModelOperator, settings: LanczosSettings) -> bool:
+def _is_symmetric(operator: ModelOperator, options: SpectrumOptions) -> bool:
     """Return whether a short Lanczos run finds the products of an operator symmetric."""
     plain = replace(
-        settings,
-        steps=min(settings.steps, _STEPS_THAT_SHOW_ASYMMETRY),
+        options,
+        steps=min(options.steps, _STEPS_THAT_SHOW_ASYMMETRY),
         checkpoint=None,
         progress=False,
         tolerance=None,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastsam.curvature.modes import Arguments, DispatchMode, Keywords
+from fastsam.curvature.products.modes import Arguments, DispatchMode, Keywords
 
 USER_CODE = threading.RLock()
 """Lock held while user code runs with swapped parameters or random streams."""

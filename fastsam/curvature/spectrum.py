@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsam.curvature.quadrature import Floats, Quadrature, share_limits
+from fastsam.curvature.lanczos.quadrature import Floats, Quadrature, share_limits
 from fastsam.curvature.storage import read_spectrum, write_spectrum
 
 WIDTH_RULES = ("scale-free", "pyhessian", "papyan")

@@ -19,8 +19,8 @@ from fastsam.curvature import (
     spectral_density,
     table,
 )
-from fastsam.curvature.lanczos import sphere_probes
-from fastsam.curvature.quadrature import share_limits
+from fastsam.curvature.lanczos.probes import sphere_probes
+from fastsam.curvature.lanczos.quadrature import share_limits
 
 
 def generator_of(seed: int) -> torch.Generator:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsam.curvature.captured import Captured
+from fastsam.curvature.products.captured import Captured
 
 
 class Recorder:

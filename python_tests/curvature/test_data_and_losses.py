@@ -638,7 +638,7 @@ def test_subclasses_whose_mean_is_unknown_are_refused(criterion, message):
 def test_fisher_matrices_of_subclasses():
     model = mlp((3, 4, 3))
     inputs, targets = GOOD
-    options = {"steps": 31, "curvature": "fisher"}
+    options = {"steps": 31, "kind": "empirical-fisher"}
     spectrum = spectral_density(model, Adjusted(), GOOD, **options)
     expected = 0
     for x, y in zip(inputs, targets, strict=True):
@@ -648,7 +648,7 @@ def test_fisher_matrices_of_subclasses():
     with pytest.raises(ValueError, match=r"Focal.*must use self\.reduction"):
         spectral_density(model, Focal(), GOOD, **options)
     with pytest.raises(ValueError, match="overridden forward"):
-        spectral_density(model, Focal(), GOOD, curvature="fisher-mc")
+        spectral_density(model, Focal(), GOOD, kind="mc-fisher")
 
 
 def flat_gradient(loss, model):
@@ -665,7 +665,7 @@ def flat_gradient(loss, model):
 def test_fisher_of_one_sample_is_its_gradient_squared(criterion):
     model = nn.Sequential(mlp((3, 4, 5)), nn.LogSoftmax(dim=1))
     batch = torch.randn(1, 3).double(), torch.rand(1, 5).double().softmax(dim=1)
-    spectrum = spectral_density(model, criterion, batch, steps=9, curvature="fisher")
+    spectrum = spectral_density(model, criterion, batch, steps=9, kind="empirical-fisher")
     gradient = flat_gradient(criterion(model(batch[0]), batch[1]).sum(), model)
     assert spectrum.lambda_max == pytest.approx(float(gradient @ gradient), rel=1e-8)
     assert spectrum.gradient_norm == pytest.approx(float(gradient.norm()))

@@ -109,7 +109,7 @@ def test_one_dimension_and_more_steps_than_dimensions():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_gauss_quadrature_is_exact_up_to_degree_2m_minus_1(steps):
     matrix = rotated(torch.randn(60, dtype=torch.float64))
-    from fastsam.curvature.lanczos import sphere_probes
+    from fastsam.curvature.lanczos.probes import sphere_probes
 
     start = sphere_probes(60, range(2), seed=3, dtype=torch.float64, device=torch.device("cpu"))
     spectrum = operator_spectrum(MatrixOperator(matrix), steps=steps, probes=2, seed=3)

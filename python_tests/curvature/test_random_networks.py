@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastsam.curvature import spectral_density
-from fastsam.curvature.products import STRATEGIES
+from fastsam.curvature.products.strategies import STRATEGIES
 
 SEED = int(os.environ.get("FASTSAM_TEST_SEED", "0"))
 PADDING = ("zeros", "reflect", "replicate", "circular")

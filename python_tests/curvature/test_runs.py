@@ -17,14 +17,13 @@ from fastsam.curvature import (
     BatchLoss,
     CallableOperator,
     MatrixOperator,
-    checkpoint,
     class_spectra,
-    eigenpairs,
-    lanczos,
     operator_spectrum,
     spectral_density,
 )
-from fastsam.curvature.planning import _LiveStorage
+from fastsam.curvature.lanczos import checkpoint
+from fastsam.curvature.lanczos import run as runs
+from fastsam.curvature.products.graph_memory import LiveStorage
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -138,12 +137,12 @@ def test_early_stop(tolerance):
 def late_monitor(monkeypatch, lag):
     """Make the host lag behind as with a GPU."""
 
-    class Late(lanczos.Monitor):
+    class Late(runs.Monitor):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             self._lag = lag
 
-    monkeypatch.setattr(lanczos, "Monitor", Late)
+    monkeypatch.setattr(runs, "Monitor", Late)
 
 
 OUTLIERS = torch.cat([torch.linspace(-0.1, 0.1, 398), torch.tensor([-3.0, 40.0])]).double()
@@ -231,16 +230,6 @@ def test_a_late_host_still_sees_the_last_steps(monkeypatch):
     assert spectrum.order.tolist() == [11]
 
 
-def test_eigenpairs_of_a_run_that_ended_early(tmp_path, monkeypatch):
-    operator = CallableOperator(lambda rows: rows * OUTLIERS, dimension=400)
-    late_monitor(monkeypatch, 2)
-    options = {"steps": 50, "tolerance": 1e-8, "checkpoint": tmp_path / "run"}
-    runs = [eigenpairs(operator, **options) for _ in range(2)]
-    assert torch.equal(runs[0].vectors, runs[1].vectors)
-    assert runs[0].values.tolist() == pytest.approx([40, -3])
-    assert abs(runs[0].vectors[0, -1]) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("strategy", ["kept-graph", "rebuild", "forward-over-reverse"])
 def test_micro_batches_change_nothing(strategy):
     model, (inputs, targets) = mlp((3, 4, 3)), classification(23, 3, 3)
@@ -273,15 +262,15 @@ def test_a_memory_limit_splits_batches_and_drops_kept_graphs():
 
 def test_predicted_memory_is_near_the_truth():
     from fastsam.curvature.losses import make_model_loss
-    from fastsam.curvature.planning import _graph_cost
-    from fastsam.curvature.products import HessianGraph
-    from fastsam.curvature.pure import PureLoss
+    from fastsam.curvature.products.graph_memory import graph_cost
+    from fastsam.curvature.products.kinds.hessian import HessianGraph
+    from fastsam.curvature.products.pure import PureLoss
 
     model, batch = mlp((30, 40, 3)), classification(500, 30, 3)
     model_loss = make_model_loss(model, nn.CrossEntropyLoss())
     loss = PureLoss(model_loss, [n for n, _ in model.named_parameters()], dtype=torch.float64)
-    predicted = _graph_cost(loss, batch, HessianGraph)(500)
-    with _LiveStorage() as live:
+    predicted = graph_cost(loss, batch, HessianGraph)(500)
+    with LiveStorage() as live:
         graph = HessianGraph(loss, batch)
         true = live.count()
     assert 0.7 * true <= predicted <= 1.4 * true
@@ -295,15 +284,15 @@ def test_a_batch_loss_is_not_split():
         spectral_density(mlp((3, 3)), loss, batch, micro_batch=2)
 
 
-@pytest.mark.parametrize("curvature", ["gauss-newton", "fisher", "fisher-mc"])
+@pytest.mark.parametrize("kind", ["ggn", "empirical-fisher", "mc-fisher"])
 @pytest.mark.parametrize("strategy", ["auto", "rebuild"])
-def test_other_curvatures(curvature, strategy):
+def test_other_kinds(kind, strategy):
     model, (inputs, targets) = mlp((3, 5, 4)), classification(13, 3, 4)
     weight = torch.rand(4, dtype=torch.float64) + 0.2
     data = [(inputs[:8], targets[:8]), (inputs[8:], targets[8:])]
     criterion = nn.CrossEntropyLoss(weight=weight)
     spectrum = spectral_density(
-        model, criterion, data, steps=99, probes=2, curvature=curvature, strategy=strategy
+        model, criterion, data, steps=99, probes=2, kind=kind, strategy=strategy
     )
     jacobians = per_output_jacobian(model, inputs)  # [samples, outputs, n]
     p = torch.softmax(model(inputs), dim=1).detach()
@@ -311,34 +300,30 @@ def test_other_curvatures(curvature, strategy):
     expected = torch.zeros(n, n, dtype=torch.float64)
     for j, row, target in zip(jacobians, p, targets, strict=True):
         middle = torch.diag(row) - torch.outer(row, row)
-        if curvature == "fisher":
+        if kind == "empirical-fisher":
             residual = row - F.one_hot(target, 4)
             middle = torch.outer(residual, residual)
         expected += weight[target] * j.T @ middle @ j
     expected /= weight[targets].sum()
     eigenvalues = torch.linalg.eigvalsh(expected)
     assert spectrum.lambda_min >= -1e-10
-    if (
-        curvature == "fisher-mc"
-    ):  # one draw per sample: correct in expectation, so the tolerance is wide
+    if kind == "mc-fisher":  # one draw per sample: correct only in expectation
         assert 0 < spectrum.trace < 10 * float(expected.trace())
     else:
         assert spectrum.lambda_max == pytest.approx(float(eigenvalues[-1]), rel=1e-8)
-        assert spectrum.settings["curvature"] == curvature
+        assert spectrum.settings["kind"] == kind
 
 
 def test_sampled_fisher_is_unbiased():
     model, (inputs, targets) = mlp((2, 2)), classification(4, 2, 2)
-    gauss_newton = spectral_density(
-        model, F.cross_entropy, (inputs, targets), steps=6, curvature="gauss-newton"
-    )
+    gauss_newton = spectral_density(model, F.cross_entropy, (inputs, targets), steps=6, kind="ggn")
     first = [  # u'Fu for one fixed u, over independent draws of the targets
         spectral_density(
             model,
             F.cross_entropy,
             (inputs.repeat(1500, 1), targets.repeat(1500)),
             steps=1,
-            curvature="fisher-mc",
+            kind="mc-fisher",
         ).alpha[0, 0]
     ]
     assert np.mean(first) == pytest.approx(gauss_newton.alpha[0, 0], rel=0.1)
@@ -367,46 +352,46 @@ def per_output_jacobian(model, inputs):
 def test_gauss_newton_equals_the_hessian_of_a_linear_model():
     model, batch = nn.Linear(3, 4).double(), classification(9, 3, 4)
     hessian = explicit_hessian(model, lambda m: F.cross_entropy(m(batch[0]), batch[1]))
-    spectrum = spectral_density(model, F.cross_entropy, batch, steps=16, curvature="gauss-newton")
+    spectrum = spectral_density(model, F.cross_entropy, batch, steps=16, kind="ggn")
     assert spectrum.lambda_max == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]))
 
 
-def test_errors_of_other_curvatures_name_their_limits():
+def test_errors_of_other_kinds_name_their_limits():
     batch = classification(9, 3, 3)
     model = mlp((3, 3))
     loss = BatchLoss(lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="sum"), 9))
     with pytest.raises(ValueError, match="got a BatchLoss"):
-        spectral_density(model, loss, batch, curvature="gauss-newton")
-    with pytest.raises(ValueError, match="curvature must be one of"):
-        spectral_density(model, F.cross_entropy, batch, curvature="laplacian")
-    with pytest.raises(ValueError, match="requires curvature='hessian'"):
+        spectral_density(model, loss, batch, kind="ggn")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        spectral_density(model, F.cross_entropy, batch, kind="laplacian")
+    with pytest.raises(ValueError, match="requires kind='hessian'"):
         spectral_density(
-            model, F.cross_entropy, batch, curvature="fisher", strategy="forward-over-reverse"
+            model, F.cross_entropy, batch, kind="empirical-fisher", strategy="forward-over-reverse"
         )
     with pytest.raises(ValueError, match="softmax"):
-        spectral_density(model, nn.MSELoss(), (batch[0], batch[0]), curvature="fisher-mc")
+        spectral_density(model, nn.MSELoss(), (batch[0], batch[0]), kind="mc-fisher")
 
 
 def test_classes_share_measurements(monkeypatch):
     """Memory and the choice between two strategies are measured only for the first class."""
-    from fastsam.curvature import planning
+    from fastsam.curvature.products import graph_memory, planning, trials
 
     measured = []
-    for name in ("_graph_bytes", "_time"):
-        original = getattr(planning, name)
+    for module, name in ((graph_memory, "graph_bytes"), (trials, "_time")):
+        original = getattr(module, name)
 
         def counted(*arguments, original=original, name=name):
             measured.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(planning, name, counted)
+        monkeypatch.setattr(module, name, counted)
     monkeypatch.setattr(
         planning, "_candidates", lambda *_, **__: ["kept-graph", "kept-graph-batched"]
     )
     model, inputs = mlp((3, 4, 3)), torch.randn(30, 3).double()
     targets = torch.tensor([0] * 15 + [1] * 14 + [2])
     spectra = class_spectra(model, nn.CrossEntropyLoss(), (inputs, targets), steps=31)
-    assert measured == ["_graph_bytes", "_graph_bytes", "_time", "_time"]
+    assert measured == ["graph_bytes", "graph_bytes", "_time", "_time"]
     for label, spectrum in spectra.items():
         mask = targets == label
         alone = spectral_density(model, F.cross_entropy, (inputs[mask], targets[mask]), steps=31)
@@ -420,7 +405,8 @@ KILLED_RUN = """
 import os, signal, sys
 import torch
 from fastsam import files
-from fastsam.curvature import CallableOperator, checkpoint, operator_spectrum
+from fastsam.curvature import CallableOperator, operator_spectrum
+from fastsam.curvature.lanczos import checkpoint
 
 torch.set_num_threads(1)
 folder, when, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -504,7 +490,7 @@ def test_small_batches_are_joined_where_their_graphs_are_held():
 
 def test_batches_that_differ_are_not_joined():
     from fastsam.curvature.data import read_batches
-    from fastsam.curvature.planning import joined
+    from fastsam.curvature.products.passes import joined
 
     def sizes(*batches):
         return [len(batch[0]) for batch in joined(read_batches(list(batches)), 10)]

@@ -9,7 +9,7 @@ from oracles import explicit_hessian
 from torch import nn
 
 from fastsam.curvature import spectral_density
-from fastsam.curvature.second_order import FastSecondOrder
+from fastsam.curvature.products.second_order import FastSecondOrder
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(2, 3, 3), (5, 6)),

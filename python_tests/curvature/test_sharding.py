@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracles import classification, mlp
 
 from fastsam.curvature import BatchLoss, negative_curvature, spectral_density
-from fastsam.curvature import lanczos as runs
+from fastsam.curvature.lanczos import run as runs
 
 
 def summed(model, batch):

@@ -9,7 +9,7 @@ from oracles import classification, explicit_hessian, mlp
 from torch import nn
 
 from fastsam.curvature import class_spectra, spectral_density
-from fastsam.curvature.products import STRATEGIES
+from fastsam.curvature.products.strategies import STRATEGIES
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

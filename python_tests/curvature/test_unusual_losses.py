@@ -20,10 +20,10 @@ from fastsam.curvature import (
     escape_report,
     negative_curvature,
     operator_spectrum,
-    planning,
     spectral_density,
 )
-from fastsam.curvature.products import STRATEGIES
+from fastsam.curvature.products import planning, trials
+from fastsam.curvature.products.strategies import STRATEGIES
 
 HESSIAN_ONLY = ("kept-graph-batched", "forward-over-reverse")
 
@@ -54,7 +54,7 @@ def test_many_steps_take_the_kept_graph():
 def test_an_unfit_strategy_is_dropped_by_auto_and_refused_if_requested(
     fault, strategy, monkeypatch, caplog
 ):
-    make = planning.make_product
+    make = trials.make_product
 
     def unfit(name, *arguments, **options):
         product = make(name, *arguments, **options)
@@ -65,11 +65,11 @@ def test_an_unfit_strategy_is_dropped_by_auto_and_refused_if_requested(
         return lambda vectors: product(vectors) * (1 + 1e-6)
 
     plain = "kept-graph" if strategy == "kept-graph-batched" else "rebuild"
-    monkeypatch.setattr(planning, "make_product", unfit)
+    monkeypatch.setattr(trials, "make_product", unfit)
     monkeypatch.setattr(planning, "_candidates", lambda *_, **__: [plain, strategy])
     model, batch = mlp((3, 4, 3)), classification(9, 3, 3)
     hessian = explicit_hessian(model, lambda m: F.cross_entropy(m(batch[0]), batch[1]))
-    with caplog.at_level(logging.DEBUG, logger="fastsam.curvature.planning"):
+    with caplog.at_level(logging.DEBUG, logger="fastsam.curvature.products.trials"):
         spectrum = spectral_density(model, F.cross_entropy, batch, steps=31, probes=2)
     assert spectrum.settings["strategy"] == plain
     agrees(spectrum, hessian)
@@ -158,7 +158,7 @@ def rows_of_hessian(model: nn.Module, mean) -> Tensor:
 
 def test_escape_of_a_loss_that_differentiates():
     batches = [(torch.randn(5, 2).double(), torch.randn(5, 2).double()) for _ in range(3)]
-    found = negative_curvature(Forces(), nn.MSELoss(), batches, steps=9)
+    found = negative_curvature(Forces(), nn.MSELoss(), batches)
     model = Forces()
     assert escape_report(model, nn.MSELoss(), batches, found.direction, rho=0.01).batches == 3
 
@@ -216,11 +216,11 @@ def test_criteria_over_outputs_with_structure(structure, targets_are):
 @pytest.mark.parametrize(
     "criterion", [nn.CrossEntropyLoss(), F.cross_entropy, nn.MSELoss(), F.mse_loss]
 )
-@pytest.mark.parametrize("curvature", ["hessian", "gauss-newton", "fisher", "fisher-mc"])
-def test_errors_of_torch_criteria_over_structured_outputs_name_the_fix(criterion, curvature):
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "empirical-fisher", "mc-fisher"])
+def test_errors_of_torch_criteria_over_structured_outputs_name_the_fix(criterion, kind):
     model, batch = Heads(Output), classification(11, 3, 3)
     with pytest.raises(TypeError, match=r"returned Output; select the tensor.*BatchLoss"):
-        spectral_density(model, criterion, batch, curvature=curvature)
+        spectral_density(model, criterion, batch, kind=kind)
 
 
 # Samples that depend on each other

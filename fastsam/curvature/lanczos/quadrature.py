@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.polynomial.chebyshev import Chebyshev
 from numpy.typing import NDArray
+
+from fastsam.curvature.lanczos.tridiagonal import ritz_pairs
 
 Floats = NDArray[np.float64]
 
@@ -30,23 +31,6 @@ _CELLS = 512
 
 _SUM_ROUNDING = 1e-12
 """Largest rounding error of a sum of weights."""
-
-
-def ritz_pairs(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
-    """Diagonalize T, on the CPU in float64.
-
-    Args:
-        alpha: diagonal of T, ``[order]``.
-        beta: off-diagonal, at least ``[order - 1]``; further elements are ignored.
-
-    Returns:
-        The eigenvalues in ascending order, ``[order]``, and the eigenvectors as columns,
-        ``[order, order]``.
-    """
-    diagonal, off = torch.from_numpy(alpha), torch.from_numpy(beta[: len(alpha) - 1])
-    # eigh reads only the lower triangle.
-    nodes, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off, -1))
-    return nodes.numpy(), vectors.numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from fastsam.curvature.pure import PureLoss
-from fastsam.curvature.second_order import FastSecondOrder
+from fastsam.curvature.products.graphs import GraphBuilder
+from fastsam.curvature.products.kinds import kind_named
+from fastsam.curvature.products.kinds.hessian import HessianGraph
+from fastsam.curvature.products.pure import PureLoss
 
 
 class Product(Protocol):
@@ -30,67 +32,6 @@ class Product(Protocol):
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of ``vectors``, ``[probes, n]`` to ``[probes, n]``."""
-
-
-class Graph(Protocol):
-    """The differentiable graph of one batch, through which products are computed."""
-
-    @property
-    def roots(self) -> Sequence[Tensor]:
-        """The tensors at which the backward passes of products start."""
-
-    def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """Return the products with the rows of ``vectors``; ``batched`` vectorizes over them."""
-
-
-GraphBuilder = Callable[[PureLoss, Any, int], Graph]
-"""Builds the graph of a batch on the run's device; the integer is the index of the batch."""
-
-
-class HessianGraph:
-    """The differentiable gradient of one batch's summed loss."""
-
-    def __init__(self, loss: PureLoss, batch: Any, number: int = 0) -> None:
-        self._loss = loss
-        self._leaves = loss.leaves()
-        with FastSecondOrder():
-            gradients = loss.gradient(batch, self._leaves, differentiable=True)
-        # The gradient by a parameter in which the loss is linear has no graph; its products are 0.
-        self._curved = [index for index, piece in enumerate(gradients) if piece.requires_grad]
-        self._gradients = [gradients[index] for index in self._curved]
-
-    @property
-    def roots(self) -> Sequence[Tensor]:
-        """The parts of the gradient that depend on the parameters."""
-        return self._gradients
-
-    def product(self, vectors: Tensor, *, batched: bool = False) -> Tensor:
-        """Return the products with the rows of ``vectors``, by backward passes through the gradient."""
-        if not self._curved:
-            return torch.zeros_like(vectors)
-        if batched:
-            return self._backward(vectors, batched=True)
-        return torch.stack([self._backward(vector, batched=False) for vector in vectors])
-
-    def _backward(self, vector: Tensor, *, batched: bool) -> Tensor:
-        pieces = self._loss.split(vector)
-        products = torch.autograd.grad(
-            self._gradients,
-            self._leaves,
-            grad_outputs=[pieces[index] for index in self._curved],
-            retain_graph=True,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
-        # With materialize_grads, torch's zeros for unused leaves would lack the batch dimension.
-        lead = vector.shape[:-1]
-        return self._loss.join(
-            (
-                leaf.new_zeros((*lead, *leaf.shape)) if product is None else product
-                for product, leaf in zip(products, self._leaves, strict=True)
-            ),
-            lead=len(lead),
-        )
 
 
 class Rebuild:
@@ -209,8 +150,11 @@ GRAPH_STRATEGIES: dict[str, type[KeptGraph] | type[Rebuild]] = {
 }
 """Strategies that work with the graph of any curvature."""
 
-STRATEGIES: Sequence[str] = (*GRAPH_STRATEGIES, "mixed", "forward-over-reverse")
-"""Names of all strategies."""
+Strategy = Literal[
+    "auto", "kept-graph", "kept-graph-batched", "rebuild", "mixed", "forward-over-reverse"
+]
+STRATEGIES: tuple[str, ...] = tuple(name for name in get_args(Strategy) if name != "auto")
+"""Names of all strategies; ``"auto"`` stands for one of them."""
 
 HESSIAN_ONLY = ("kept-graph-batched", "forward-over-reverse")
 """Strategies that vectorize over the probes, which only the Hessian supports.
@@ -240,3 +184,23 @@ def make_product(
     if strategy == "forward-over-reverse":
         return ForwardOverReverse(loss, batches)
     return GRAPH_STRATEGIES[strategy](loss, batches, build)
+
+
+def check_strategy(strategy: str, *, kind: str, held: bool) -> None:
+    """Raise ValueError for a strategy that is unknown or unsuited to the kind or the data."""
+    if strategy == "auto":
+        return
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be 'auto' or one of {', '.join(STRATEGIES)}, got {strategy!r}"
+        )
+    if not kind_named(kind).is_hessian and strategy in HESSIAN_ONLY:
+        raise ValueError(
+            f"strategy {strategy!r} requires kind='hessian', got {kind!r}; use 'kept-graph' "
+            "or 'rebuild'"
+        )
+    if not held and strategy in (*HOLDING, "mixed"):
+        raise ValueError(
+            f"strategy {strategy!r} requires all batches in memory, but data is read again at every "
+            "product; use 'rebuild', or raise data_memory"
+        )

@@ -11,8 +11,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastsam.curvature.products import GraphBuilder, Product, make_product
-from fastsam.curvature.pure import PureLoss
+from fastsam.curvature.products.graphs import GraphBuilder
+from fastsam.curvature.products.pure import PureLoss
+from fastsam.curvature.products.strategies import Product, make_product
 
 Result = TypeVar("Result")
 Replay = Callable[[], None]
@@ -149,7 +150,7 @@ def device_product(
     """Return the product of a strategy, recorded as a CUDA graph if possible.
 
     Args:
-        strategy: one of :data:`fastsam.curvature.products.STRATEGIES`.
+        strategy: one of :data:`fastsam.curvature.products.strategies.STRATEGIES`.
         loss: the loss.
         batches: the data.
         build: builds the graph of a batch.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsam.curvature.modes import Arguments, FunctionMode, Keywords
+from fastsam.curvature.products.modes import Arguments, FunctionMode, Keywords
 
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.losses import ModelLoss
+from fastsam.curvature.products.second_order import TwiceDifferentiable
 from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
-from fastsam.curvature.second_order import TwiceDifferentiable
 from fastsam.curvature.structure import map_tensors
 
 _WATCHED = 2
@@ -134,6 +134,33 @@ class PureLoss:
         """Invert :meth:`split`; ``lead`` is the number of leading dimensions."""
         return torch.cat([piece.reshape(*piece.shape[:lead], -1) for piece in pieces], dim=-1)
 
+    def split_by_name(self, vector: Tensor) -> dict[str, Tensor]:
+        """Split a vector ``[n]`` into tensors of the parameters' shapes, by their names."""
+        return dict(zip(self.names, self.split(vector), strict=True))
+
+    def join_by_name(self, pieces: Mapping[str, Tensor]) -> Tensor:
+        """Join tensors of the parameters' shapes to a vector ``[n]``.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape is wrong.
+        """
+        unknown = sorted(set(pieces) - set(self.names))
+        if unknown:
+            raise ValueError(f"no chosen parameter is named {unknown[0]!r}")
+        found = []
+        for name, value in zip(self.names, self.values, strict=True):
+            if name not in pieces:
+                raise ValueError(
+                    f"there is no tensor for {name!r}; expected one for each parameter, by its name"
+                )
+            if pieces[name].shape != value.shape:
+                raise ValueError(
+                    f"the tensor for {name!r} has shape {tuple(pieces[name].shape)}, expected "
+                    f"{tuple(value.shape)}"
+                )
+            found.append(pieces[name].to(value))
+        return self.join(found)
+
     def checksum(self) -> str:
         """Return a hexadecimal checksum of the names and values of all parameters and buffers."""
         checksum = hashlib.blake2b(digest_size=16)
@@ -208,7 +235,7 @@ def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[s
                 "params="
             )
     else:
-        names = _selected(available, [selection] if isinstance(selection, str) else selection)
+        names = selected_names(available, [selection] if isinstance(selection, str) else selection)
     for name in names:
         if not available[name].is_floating_point():
             raise ValueError(
@@ -251,7 +278,13 @@ def _within(available: Iterable[str], entry: str) -> list[str]:
     return [name for name in available if name == entry or name.startswith(f"{entry}.")]
 
 
-def _selected(available: dict[str, nn.Parameter], wanted: Iterable[str]) -> list[str]:
+def selected_names(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Return the names of the parameters that names of parameters and layers select.
+
+    Raises:
+        ValueError: a name selects nothing, or nothing is selected.
+    """
+    available = list(available)
     names: list[str] = []
     for entry in wanted:
         found = _within(available, entry)

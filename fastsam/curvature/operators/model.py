@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,26 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsam.curvature.captured import Captured, device_product
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.data import Batches, one_batch
-from fastsam.curvature.factored import graph_builder
-from fastsam.curvature.losses import BatchLoss, LossFunction, make_model_loss, unwrapped
-from fastsam.curvature.planning import (
-    JOINED_SAMPLES,
-    Measurements,
-    joined,
-    make_plan,
-    pieces,
-)
-from fastsam.curvature.products import (
+from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss, make_model_loss, unwrapped
+from fastsam.curvature.products.captured import Captured, device_product
+from fastsam.curvature.products.kinds import kind_named
+from fastsam.curvature.products.passes import JOINED_SAMPLES, joined, pieces
+from fastsam.curvature.products.planning import Measurements, make_plan
+from fastsam.curvature.products.pure import PureLoss, parameter_names, shortest_selection
+from fastsam.curvature.products.strategies import (
     HESSIAN_ONLY,
     HOLDING,
-    STRATEGIES,
     Product,
+    check_strategy,
     gradients_per_block,
 )
-from fastsam.curvature.pure import PureLoss, parameter_names, shortest_selection
 from fastsam.curvature.randomness import USER_CODE
 from fastsam.curvature.sharding import shard_of_samples
 from fastsam.curvature.structure import sample_count, tensors_of
@@ -52,15 +47,15 @@ class ModelOperator:
         model: any module with all parameters on one device.
         loss_fn: criterion or :class:`BatchLoss`.
         batches: the data.
-        curvature: one of :data:`fastsam.curvature.factored.CURVATURES`.
+        kind: name of a curvature matrix; see :class:`fastsam.curvature.SpectrumOptions`.
         params: names of parameters or layers; None for all that require a gradient.
         dtype: dtype of weights, data and vectors, float32 or float64; None for that of the
             parameters, at least float32.
-        strategy: one of :data:`fastsam.curvature.products.STRATEGIES`, or ``"auto"``.
+        strategy: one of :data:`fastsam.curvature.products.strategies.STRATEGIES`, or ``"auto"``.
         micro_batch: maximum number of samples per pass; None to split batches only if memory
             requires it.
         kept: number of passes whose graphs ``"mixed"`` keeps; None for as many as fit.
-        seed: seed of the targets drawn for ``"fisher-mc"``.
+        seed: seed of the targets drawn for ``"mc-fisher"``.
         world: ranks that share the samples. Default: one process.
 
     Attributes:
@@ -80,10 +75,10 @@ class ModelOperator:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction | BatchLoss,
+        loss_fn: LossFunction | OutputLoss | BatchLoss,
         batches: Batches,
         *,
-        curvature: str = "hessian",
+        kind: str = "hessian",
         params: Iterable[str] | None = None,
         dtype: torch.dtype | None = None,
         strategy: str = "auto",
@@ -92,11 +87,11 @@ class ModelOperator:
         seed: int = 0,
         world: World = World(),  # noqa: B008 (frozen)
     ) -> None:
-        check_strategy(strategy, curvature=curvature, held=batches.held)
+        check_strategy(strategy, kind=kind, held=batches.held)
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, unit="samples")
         model = unwrapped(model)
-        self._build = graph_builder(curvature, seed=seed)
+        self._build = kind_named(kind).builder(seed)
         model_loss = make_model_loss(model, loss_fn)
         names = parameter_names(model, params)
         self.params = shortest_selection(model, names)
@@ -112,7 +107,7 @@ class ModelOperator:
         self._alone = world.world_size == 1 and micro_batch is None
         self._batches = pieces(batches, micro_batch)
         self._survey()
-        self.curvature = curvature
+        self.kind = kind_named(kind)
         self.strategy = strategy
         self.micro_batch = micro_batch
         self._kept = kept
@@ -144,7 +139,7 @@ class ModelOperator:
         reserved: int = 0,
         measurements: Measurements | None = None,
     ) -> None:
-        """Choose the strategy and the passes; see :func:`fastsam.curvature.planning.make_plan`."""
+        """Choose the strategy and the passes; see :func:`fastsam.curvature.products.planning.make_plan`."""
         with _explained(self.strategy):
             plan = make_plan(
                 self._loss,
@@ -161,9 +156,9 @@ class ModelOperator:
         if plan.micro_batch is not None:
             self.micro_batch = plan.micro_batch
             self._batches = pieces(self._batches, plan.micro_batch)
-        # The targets of fisher-mc are drawn per batch, so joining batches would change them.
+        # The targets of mc-fisher are drawn per batch, so joining batches would change them.
         held = self.strategy in HOLDING and self.micro_batch is None
-        if held and self._loss.model_loss.separable and self.curvature != "fisher-mc":
+        if held and self._loss.model_loss.separable and not self.kind.is_random:
             self._batches = joined(self._batches, JOINED_SAMPLES)
         if self.strategy == "mixed" and self._kept is None:
             ends = np.cumsum([sample_count(batch) for batch in self._batches])
@@ -203,7 +198,7 @@ class ModelOperator:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the bits of the products, for checkpoints."""
         return {
-            "curvature": self.curvature,
+            "kind": self.kind.name,
             "strategy": self.strategy,
             "micro_batch": self.micro_batch,
             "kept": self._kept,
@@ -216,7 +211,21 @@ class ModelOperator:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Split a vector ``[n]`` into tensors of the parameters' shapes, by their names."""
-        return dict(zip(self._loss.names, self._loss.split(vector), strict=True))
+        return self._loss.split_by_name(vector)
+
+    def join(self, pieces: Mapping[str, Tensor]) -> Tensor:
+        """Join tensors of the parameters' shapes to a vector ``[n]``."""
+        return self._loss.join_by_name(pieces)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the chosen parameters, in the order of their coordinates."""
+        return self._loss.names
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of elements of the chosen parameters."""
+        return self._loss.sizes
 
     def _survey(self) -> None:
         """Compute loss, weight and gradient over all data, and raise errors before the run."""
@@ -326,26 +335,6 @@ class ModelOperator:
                 f"{first} and {second}. Check for dropout that is always on (F.dropout without "
                 "training=self.training)"
             )
-
-
-def check_strategy(strategy: str, *, curvature: str, held: bool) -> None:
-    """Raise ValueError for a strategy that is unknown or unsuited to the curvature or the data."""
-    if strategy == "auto":
-        return
-    if strategy not in STRATEGIES:
-        raise ValueError(
-            f"strategy must be 'auto' or one of {', '.join(STRATEGIES)}, got {strategy!r}"
-        )
-    if curvature != "hessian" and strategy in HESSIAN_ONLY:
-        raise ValueError(
-            f"strategy {strategy!r} requires curvature='hessian', got {curvature!r}; use 'kept-graph' "
-            "or 'rebuild'"
-        )
-    if not held and strategy in (*HOLDING, "mixed"):
-        raise ValueError(
-            f"strategy {strategy!r} requires all batches in memory, but data is read again at every "
-            "product; use 'rebuild', or raise data_memory"
-        )
 
 
 @contextmanager

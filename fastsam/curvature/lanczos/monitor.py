@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsam.curvature.checkpoint import STATE_ARRAYS, Progress
-from fastsam.curvature.operators import AsymmetryError
-from fastsam.curvature.quadrature import ritz_pairs
-from fastsam.kernels.backends import widened
+from fastsam.curvature.lanczos.checkpoint import STATE_ARRAYS, Progress
+from fastsam.curvature.lanczos.symmetry import Symmetry
+from fastsam.curvature.lanczos.tridiagonal import ritz_pairs
+from fastsam.curvature.operators.base import AsymmetryError
 from fastsam.kernels.lanczos import Recurrence
 
 HOST_LAG = 2
@@ -20,31 +20,6 @@ HOST_LAG = 2
 
 JUDGED_EVERY = 5
 """Number of steps between two convergence checks of a run with a tolerance."""
-
-
-class Symmetry:
-    """Checks that ``q_{j-1} . A q_j`` equals beta_{j-1}, as for a symmetric A, without host waits.
-
-    Attributes:
-        asymmetry: the largest difference so far relative to the operator's norm, float64
-            ``[probes]``.
-        tolerated: the largest difference that rounding may explain. It is far above eps, because a
-            product accumulates the errors of many operations.
-    """
-
-    def __init__(self, recurrence: Recurrence, *, eps: float) -> None:
-        self._recurrence = recurrence
-        self.tolerated = eps**0.4
-        self.asymmetry = torch.zeros_like(recurrence.bound)
-
-    def look(self, step: int, previous: Tensor, image: Tensor) -> None:
-        """Check one step, given q_{j-1} and A q_j, ``[probes, n]`` each."""
-        overlap = widened(torch.linalg.vecdot(previous, image))
-        gap = (overlap - self._recurrence.beta[:, step - 1]).abs()
-        norm = widened(torch.linalg.vector_norm(image, dim=1))
-        share = gap / torch.maximum(norm, self._recurrence.bound)
-        share = torch.where(self._recurrence.active.bool(), share, 0)
-        torch.maximum(self.asymmetry, share, out=self.asymmetry)
 
 
 class _Snapshot:

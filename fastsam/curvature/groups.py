@@ -1,0 +1,262 @@
+"""Spectra of classes, of groups of classes and of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from fastsam.curvature.api import spectral_density
+from fastsam.curvature.data import DATA_MEMORY, read_batches
+from fastsam.curvature.isolation import undisturbed
+from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss
+from fastsam.curvature.products.planning import Measurements
+from fastsam.curvature.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastsam.curvature.options import SpectrumKeywords
+
+
+GroupName = TypeVar("GroupName", bound=Hashable)
+
+
+def class_spectra(
+    model: nn.Module,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
+    dataset: Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
+    classes: Iterable[int] | None = None,
+    *,
+    targets: Sequence[int] | Tensor | None = None,
+    batch_size: int = 256,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    **options: Unpack[SpectrumKeywords],
+) -> dict[int, Spectrum]:
+    """Compute the spectrum of the mean loss of each class.
+
+    The Hessians H_c of the classes add up to that of the whole loss: ``sum(W_c H_c) / W = H``, with
+    W_c the sum of the weights of a class's samples.
+
+    Args:
+        model: as in :func:`spectral_density`.
+        loss_fn: as in :func:`spectral_density`. A class weight cancels in the mean of its class.
+        dataset: a map-style dataset of ``(input, target)`` samples, a ``DataLoader`` over one, or a
+            pair of tensors ``(inputs, targets)``.
+        classes: classes to compute. Default None: all that occur, in ascending order.
+        targets: the class of every sample. Default None: taken from the dataset (``TensorDataset``,
+            ``Subset``, an attribute ``targets`` of the right length, else by reading every sample
+            once).
+        batch_size: number of samples in a batch. Default 256.
+        collate_fn: as in ``DataLoader``.
+        **options: as in :func:`spectral_density`; ``checkpoint`` gets a subfolder per class.
+
+    Returns:
+        The spectra by class.
+
+    Raises:
+        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
+
+    Example:
+        >>> inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
+        >>> model, criterion = nn.Linear(3, 2), nn.CrossEntropyLoss()
+        >>> spectra = class_spectra(model, criterion, (inputs, targets), steps=4)
+        >>> sorted(spectra)
+        [0, 1]
+    """
+    labels = _class_of_samples(_as_dataset(dataset), targets)
+    chosen = np.unique(labels).tolist() if classes is None else [int(label) for label in classes]
+    return group_spectra(
+        model,
+        loss_fn,
+        dataset,
+        {label: [label] for label in chosen},
+        targets=torch.from_numpy(labels),
+        batch_size=batch_size,
+        collate_fn=collate_fn,
+        **options,
+    )
+
+
+def group_spectra(
+    model: nn.Module,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
+    dataset: Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
+    groups: Mapping[GroupName, Iterable[int]],
+    *,
+    targets: Sequence[int] | Tensor | None = None,
+    batch_size: int = 256,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    **options: Unpack[SpectrumKeywords],
+) -> dict[GroupName, Spectrum]:
+    """Compute the spectrum of the mean loss of each group of classes, such as head, mid and tail.
+
+    Args:
+        model: as in :func:`spectral_density`.
+        loss_fn: as in :func:`spectral_density`.
+        dataset: as in :func:`class_spectra`.
+        groups: the classes of each group, by the group's name.
+        targets: as in :func:`class_spectra`.
+        batch_size: as in :func:`class_spectra`.
+        collate_fn: as in :func:`class_spectra`.
+        **options: as in :func:`spectral_density`; ``checkpoint`` gets a subfolder per group.
+
+    Returns:
+        The spectra by name of the group.
+
+    Raises:
+        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
+
+    Example:
+        >>> data = torch.randn(8, 3), torch.arange(8) % 4
+        >>> groups = {"head": [0, 1], "tail": [2, 3]}
+        >>> spectra = group_spectra(nn.Linear(3, 4), nn.CrossEntropyLoss(), data, groups, steps=4)
+        >>> list(spectra)
+        ['head', 'tail']
+    """
+    samples = _as_dataset(dataset)
+    if collate_fn is None and isinstance(dataset, DataLoader):
+        collate_fn = dataset.collate_fn
+    labels = _class_of_samples(samples, targets)
+    members = {name: [int(label) for label in classes] for name, classes in groups.items()}
+    present = np.unique(labels).tolist()
+    for label in (label for classes in members.values() for label in classes):
+        if label not in present:
+            raise ValueError(
+                f"class {label} has no sample in the dataset; choose among the classes {present}"
+            )
+    rest: dict[str, Any] = {**options}
+    folder = rest.pop("checkpoint", None)
+    rest.pop("description", None)
+    rest.setdefault("measurements", Measurements())
+    spectra = {}
+    for name, classes in members.items():
+        subset = Subset(samples, np.flatnonzero(np.isin(labels, classes)).tolist())
+        loader: DataLoader[Any] = DataLoader(subset, batch_size=batch_size, collate_fn=collate_fn)
+        spectra[name] = spectral_density(
+            model,
+            loss_fn,
+            loader,
+            description=f"class {name}" if classes == [name] else str(name),
+            checkpoint=None if folder is None else Path(folder) / f"group-{name}",
+            **rest,
+        )
+    return spectra
+
+
+def layer_spectra(
+    model: nn.Module,
+    loss_fn: LossFunction | OutputLoss | BatchLoss,
+    data: Any,
+    layers: Iterable[str] | None = None,
+    **options: Unpack[SpectrumKeywords],
+) -> dict[str, Spectrum]:
+    """Compute the spectrum of each layer's diagonal block of the Hessian.
+
+    Args:
+        model: as in :func:`spectral_density`.
+        loss_fn: as in :func:`spectral_density`.
+        data: as in :func:`spectral_density`.
+        layers: names of modules or parameters. Default None: every module that directly has a
+            parameter that requires a gradient.
+        **options: as in :func:`spectral_density`, without ``params``; ``checkpoint`` gets a
+            subfolder per layer.
+
+    Returns:
+        The spectra by name of the layer.
+
+    Raises:
+        ValueError: ``params`` is passed; otherwise as in :func:`spectral_density`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> batch = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> list(layer_spectra(model, nn.CrossEntropyLoss(), batch, steps=4))
+        ['0', '2']
+    """
+    if "params" in options:
+        raise ValueError("layer_spectra does not accept params=; pass the names as layers=")
+    selections: dict[str, list[str]] = {}
+    if layers is None:
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                selections.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    else:
+        selections = {layer: [layer] for layer in layers}
+    rest: dict[str, Any] = {**options}
+    folder = rest.pop("checkpoint", None)
+    rest.pop("description", None)
+    with undisturbed(model):  # read once for all layers: an iterator cannot be read again
+        batches = read_batches(
+            data,
+            freeze=options.get("freeze"),
+            verify=options.get("verify_data", True),
+            memory_limit=options.get("data_memory", DATA_MEMORY),
+        )
+    return {
+        layer: spectral_density(
+            model,
+            loss_fn,
+            batches,
+            params=names,
+            description=layer,
+            checkpoint=None if folder is None else Path(folder) / f"layer-{layer}",
+            **rest,
+        )
+        for layer, names in selections.items()
+    }
+
+
+def _as_dataset(dataset: Any) -> Any:
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset
+    if isinstance(dataset, (tuple, list)) and all(isinstance(part, Tensor) for part in dataset):
+        return TensorDataset(*dataset)
+    no_samples = isinstance(dataset, (tuple, list, dict, Tensor))
+    if not no_samples and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return dataset
+    raise TypeError(
+        "spectra of classes require samples that can be indexed: expected a map-style dataset of (input, "
+        f"target), a DataLoader over one, or a pair of tensors, got {type(dataset).__name__}"
+    )
+
+
+def _class_of_samples(dataset: Any, targets: Any) -> NDArray[Any]:
+    if targets is None:
+        targets = _find_targets(dataset)
+    labels = targets.cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
+    if labels.ndim != 1 or len(labels) != len(dataset):
+        raise ValueError(
+            f"targets must have one class per sample: expected shape ({len(dataset)},), "
+            f"got {labels.shape}"
+        )
+    return labels
+
+
+def _find_targets(dataset: Any) -> Any:
+    if isinstance(dataset, Subset):
+        parent = np.asarray(_find_targets(dataset.dataset))
+        return parent[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1]
+    known = getattr(dataset, "targets", None)
+    if known is not None and len(known) == len(dataset):
+        return known
+    labels = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        try:
+            labels.append(int(sample[1]))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"sample {index} of the dataset is a {type(sample).__name__}, not a pair (input, "
+                "target) with an integer class; pass the class of every sample, such as "
+                "targets=[sample['label'] for sample in dataset]"
+            ) from error
+    return labels

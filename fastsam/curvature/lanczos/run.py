@@ -1,0 +1,167 @@
+"""Batched Lanczos: all probes advance together as the rows of one block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam.curvature.lanczos.basis import allocated_basis
+from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint, Progress
+from fastsam.curvature.lanczos.monitor import Monitor
+from fastsam.curvature.lanczos.options import LanczosOptions
+from fastsam.curvature.lanczos.probes import sphere_probes
+from fastsam.curvature.lanczos.symmetry import Symmetry
+from fastsam.curvature.operators.base import Operator, checked_product
+from fastsam.kernels.backends import backend_of, sum_dtype
+from fastsam.kernels.lanczos import Recurrence, orthogonalize
+from fastsam.progress import ProgressBar
+
+
+@dataclass(frozen=True, eq=False)
+class LanczosRun:
+    """The tridiagonal matrices T of a finished run, on the host, and the basis.
+
+    Attributes:
+        alpha: diagonals, float64 ``[probes, steps]``.
+        beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` couples j and j + 1, and
+            ``beta[:, order - 1]`` is the norm of the residual, 0 if the Krylov space is exhausted.
+        order: order of each probe's T, int64 ``[probes]``.
+        basis: ``[probes, steps, n]``, valid inside the context of :func:`lanczos`; None if it was
+            not kept.
+    """
+
+    alpha: NDArray[np.float64]
+    beta: NDArray[np.float64]
+    order: NDArray[np.int64]
+    basis: Tensor | None
+
+
+@contextlib.contextmanager
+def lanczos(
+    operator: Operator, options: LanczosOptions, *, identity: Mapping[str, Any]
+) -> Iterator[LanczosRun]:
+    """Run Lanczos from random unit vectors. The basis is freed when the context ends.
+
+    Args:
+        operator: symmetric operator of dimension n.
+        options: options of the run.
+        identity: values that must equal those of a checkpoint to resume it, besides the options.
+
+    Raises:
+        ValueError: the basis does not fit in memory, the checkpoint belongs to another run, or the
+            operator is not symmetric.
+        OSError: the disk has no room for the file of the basis.
+        FloatingPointError: a product contains NaN or infinity.
+    """
+    dimension = operator.shape[0]
+    steps = min(options.steps, dimension)
+    probes = len(options.indices)
+    short = options.reorthogonalize == "none"
+    rows = min(steps, 3) if short else steps
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            ProgressBar(total=steps, description=options.description, enabled=options.progress)
+        )
+        basis = stack.enter_context(
+            allocated_basis(
+                probes,
+                rows,
+                dimension,
+                dtype=operator.dtype,
+                device=operator.device,
+                place=options.basis,
+                memory_limit=options.memory_limit,
+            )
+        )
+        recurrence = Recurrence.start(
+            probes, steps, device=basis.device, dtype=sum_dtype(basis.device, basis.dtype)
+        )
+        image = torch.empty(probes, dimension, dtype=basis.dtype, device=basis.device)
+        basis[:, 0] = sphere_probes(
+            dimension, options.indices, seed=options.seed, dtype=basis.dtype, device=basis.device
+        )
+        # PyTorch operations round unlike the kernels, so a run must not be resumed with the other.
+        if backend_of(basis.device) == "torch":
+            identity = {**identity, "backend": "torch"}
+        checkpoint = _open_checkpoint(options, identity, dimension)
+        earlier = Progress()
+        if checkpoint is not None:
+            earlier = checkpoint.restore(basis, recurrence, all_rows=not short)
+            bar.update(earlier.done)
+        eps = torch.finfo(operator.dtype).eps
+        symmetry = Symmetry(recurrence, eps=eps) if options.verify_symmetry else None
+        monitor = Monitor(recurrence, symmetry, tolerance=options.tolerance, start=earlier)
+        for step in range(earlier.done, earlier.done if earlier.ended else steps):
+            # Row j of the basis is vector j; without re-orthogonalization only the last two are kept.
+            current = min(step, 1) if short else step
+            product = operator.matmat(basis[:, current].to(operator.device))
+            # Copy: the product may be its argument, a view, or memory that the operator reuses, and
+            # orthogonalize overwrites it.
+            image.copy_(checked_product(product, image))
+            if symmetry is not None and step and step & (step - 1) == 0:
+                symmetry.look(step, basis[:, current - 1], image)
+            last = step == steps - 1
+            orthogonalize(
+                basis[:, : current + 1],
+                image,
+                None if last else basis[:, current + 1],
+                recurrence,
+                step=step,
+                eps=eps,
+            )
+            if short and step > 0 and not last:
+                basis[:, :2] = basis[:, 1:3].clone()
+            bar.update(note=monitor.note())
+            monitor.record(step)
+            leaving = last or monitor.leaves(step)
+            if checkpoint is not None and checkpoint.writes and (leaving or checkpoint.due()):
+                # Check every step before it is written, so that a resumed run ends at the same step.
+                state = monitor.settle()
+                ended = last or monitor.ended
+                offset = step if short else 0
+                needed = () if short and ended else range(offset, min(step + 2, steps))
+                checkpoint.write(
+                    {number: basis[:, number - offset] for number in needed},
+                    state.recurrence,
+                    Progress(done=state.step + 1, ended=ended),
+                )
+            if leaving:
+                break
+        state = monitor.settle()
+        yield LanczosRun(
+            alpha=state.recurrence.alpha.double().numpy(),
+            beta=state.recurrence.beta.double().numpy(),
+            order=state.recurrence.steps_taken.numpy(),
+            basis=None if short else basis,
+        )
+
+
+def _open_checkpoint(
+    options: LanczosOptions, identity: Mapping[str, Any], dimension: int
+) -> LanczosCheckpoint | None:
+    if options.checkpoint is None:
+        return None
+    own = {
+        "dimension": dimension,
+        "steps": min(options.steps, dimension),
+        "probes": list(options.indices),
+        "seed": options.seed,
+        "reorthogonalize": options.reorthogonalize,
+        "tolerance": options.tolerance,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return LanczosCheckpoint(
+        Path(options.checkpoint),
+        {**own, **identity},
+        interval=options.checkpoint_interval,
+        writes=options.writes_checkpoint,
+    )

@@ -1,0 +1,289 @@
+"""Thick-restart Lanczos: the eigenpairs at one end of a spectrum, in a subspace of fixed size.
+
+The method is that of Wu and Simon (SIAM J. Matrix Anal. Appl. 22, 2000). In exact arithmetic it spans
+the same spaces as the implicitly restarted method of ARPACK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam.curvature.lanczos.symmetry import refuse_asymmetric
+from fastsam.curvature.operators.base import Operator, checked_product
+from fastsam.kernels.backends import sum_dtype, widened
+from fastsam.kernels.lanczos import Recurrence, orthogonalize
+
+Which = Literal["largest", "smallest", "magnitude"]
+Vector = NDArray[np.float64]
+
+_TILE = 1 << 16
+"""Columns that a restart combines at a time: it needs no second basis."""
+
+_LEAST_SEARCH = 8
+"""Least number of products of a search for missed eigenvalues."""
+
+
+@dataclass(frozen=True, eq=False)
+class RitzPairs:
+    """Wanted Ritz pairs, the most wanted first.
+
+    Attributes:
+        values: Ritz values, ``[count]``.
+        coordinates: unit vectors in the basis of the subspace, as columns ``[size, count]``.
+        residuals: ``||A v - value v||`` as the recurrence gives it, ``[count]``.
+        allowed: the largest residual of a converged pair.
+        converged: number of converged pairs.
+    """
+
+    values: Vector
+    coordinates: Vector
+    residuals: Vector
+    allowed: float
+
+    @property
+    def converged(self) -> int:
+        """Number of pairs whose residual is small enough."""
+        return int(np.sum(self.residuals <= self.allowed))
+
+
+class Subspace:
+    """An orthonormal basis Q, the operator projected on it, and the one direction that leads out.
+
+    After every method ``A Q[i] = sum_j T[i, j] Q[j] + coupling[i] q`` holds, where ``q`` is the row
+    of ``memory`` after the basis. A plain Lanczos run has a coupling in its last entry alone. After
+    a restart every kept Ritz vector has one, and T is an arrowhead.
+
+    Args:
+        operator: symmetric operator of dimension n.
+        memory: memory for the basis and ``q``, ``[capacity + 1, n]``.
+        seed: seed of random directions.
+    """
+
+    def __init__(self, operator: Operator, memory: Tensor, *, seed: int) -> None:
+        self._operator = operator
+        self._memory = memory
+        self._generator = torch.Generator().manual_seed(seed)
+        self._eps = torch.finfo(operator.dtype).eps
+        self.capacity = len(memory) - 1
+        self._projected: Vector = np.zeros((self.capacity, self.capacity))
+        self._coupling: Vector = np.zeros(0)
+        self._left = 0
+        """Size at which :meth:`leave` was called; the coupling of that direction is not exact."""
+        self.size = 0
+        self.norm = 0.0
+        """Largest absolute Ritz value so far: a lower bound on the operator's norm."""
+        self.products = 0
+
+    @property
+    def basis(self) -> Tensor:
+        """The basis ``[size, n]``, a view."""
+        return self._memory[: self.size]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the basis spans all of R^n."""
+        return self.size == self._memory.shape[1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is room for no other row."""
+        return self.size == self.capacity
+
+    def leave(self, direction: Tensor | None = None) -> None:
+        """Replace the direction that leads out by ``direction`` ``[n]``, or by a random one.
+
+        Its coupling to the basis is taken as zero: for Ritz vectors it is at most their residual.
+        """
+        length = self._memory.shape[1]
+        if direction is None:
+            direction = torch.randn(length, generator=self._generator, dtype=self._memory.dtype)
+        direction = direction.to(self._memory).clone()
+        out = self._memory[self.size]
+        if self.size:
+            self._orthogonalize(self.basis, direction[None], out[None], norm=0.0)
+        else:
+            long = widened(direction)
+            out.copy_(long / long.norm())
+        self._coupling = np.zeros(self.size)
+        self._left = self.size
+
+    def grow(self) -> None:
+        """Take the direction that leads out into the basis, by one product with the operator.
+
+        Raises:
+            AsymmetryError: the product shows that the operator is not symmetric.
+            FloatingPointError: the product holds NaN or infinity.
+        """
+        size = self.size
+        latest = self._memory[size : size + 1]
+        # A copy: the product may be the argument, a view, or memory of the operator.
+        image = checked_product(self._operator.matmat(latest.to(self._operator.device)), latest)
+        image = image.to(latest.device).clone()
+        self.products += 1
+        if size > self._left:
+            overlap = float(widened(torch.linalg.vecdot(self._memory[size - 1], image[0])))
+            scale = max(self.norm, float(widened(image).norm()))
+            if scale > 0:
+                refuse_asymmetric(abs(overlap - self._coupling[-1]) / scale, eps=self._eps)
+        # Without a successor where the basis spans everything: what is left of the image is rounding.
+        whole = size + 1 == self._memory.shape[1]
+        out = None if whole else self._memory[size + 1 : size + 2]
+        rows = self._memory[: size + 1]
+        diagonal, beta = self._orthogonalize(rows, image, out, norm=self.norm)
+        self._projected[:size, size] = self._projected[size, :size] = self._coupling
+        self._projected[size, size] = diagonal
+        self._coupling = np.zeros(size + 1)
+        self.size = size + 1
+        if whole:
+            return
+        self._coupling[size] = beta
+        if beta == 0:  # an invariant subspace: other eigenvectors are orthogonal to it
+            self.leave()
+
+    def wanted(self, count: int, which: Which, tolerance: float) -> RitzPairs:
+        """Return the ``count`` best Ritz pairs, or all of a smaller subspace."""
+        values, coordinates = np.linalg.eigh(self._projected[: self.size, : self.size])
+        self.norm = max(self.norm, float(np.abs(values).max()))
+        residuals = np.abs(self._coupling @ coordinates)
+        best = ranking(values, which)[:count]
+        allowed = max(tolerance, self._eps) * self.norm
+        return RitzPairs(values[best], coordinates[:, best], residuals[best], allowed)
+
+    def restart(self, pairs: RitzPairs) -> None:
+        """Reduce the basis to Ritz vectors; the direction that leads out stays."""
+        kept = len(pairs.values)
+        sums = sum_dtype(self._memory.device, self._memory.dtype)
+        mix = torch.from_numpy(np.ascontiguousarray(pairs.coordinates.T))
+        mix = mix.to(self._memory.device, sums)
+        for begin in range(0, self._memory.shape[1], _TILE):
+            tile = self._memory[:, begin : begin + _TILE]
+            tile[:kept] = (mix @ tile[: self.size].to(sums)).to(tile.dtype)
+        self._memory[kept] = self._memory[self.size]
+        self._coupling = self._coupling @ pairs.coordinates
+        self._projected[:] = 0
+        self._projected[np.arange(kept), np.arange(kept)] = pairs.values
+        self.size = kept
+
+    def _orthogonalize(
+        self, rows: Tensor, vector: Tensor, out: Tensor | None, *, norm: float
+    ) -> tuple[float, float]:
+        """Write ``vector``, less its part in ``rows`` and normalized, to ``out``.
+
+        Returns:
+            The overlap of ``vector`` with the last row, and the norm of what is left of it; 0 where
+            that is within the rounding of an operator of norm ``norm``.
+        """
+        kind = sum_dtype(rows.device, rows.dtype)
+        step = Recurrence.start(1, 1, device=rows.device, dtype=kind)
+        step.bound.fill_(norm)
+        orthogonalize(rows[None], vector, out, step, step=0, eps=self._eps)
+        overlap, length = float(step.alpha[0, 0]), float(step.beta[0, 0])
+        if not np.isfinite(overlap) or not np.isfinite(length):
+            raise FloatingPointError(
+                f"the operator's product held NaN or infinity at product {self.products}; "
+                "a larger dtype (dtype=torch.float64) may help if the model overflows"
+            )
+        return overlap, length
+
+
+def ranking(values: Vector, which: Which) -> NDArray[np.int64]:
+    """Return the indices that sort values, the most wanted first."""
+    keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
+    return np.argsort(keys[which], kind="stable")
+
+
+def find_extremes(
+    space: Subspace,
+    count: int,
+    which: Which,
+    *,
+    tolerance: float,
+    most_products: int,
+    report: Callable[[RitzPairs], None],
+) -> RitzPairs:
+    """Find ``count`` Ritz pairs at an end of the spectrum; the subspace then holds their vectors.
+
+    A Krylov space holds one direction of each eigenspace, so a multiple eigenvalue would appear
+    once. Therefore every set of converged pairs is followed by a search for what is missing.
+
+    Args:
+        space: a subspace that has a direction to leave, and room for more than ``count`` rows.
+        count: number of pairs, at most n.
+        which: the end.
+        tolerance: largest residual, a share of the norm.
+        most_products: products after which the pairs are returned as they are.
+        report: is called after every product.
+
+    Returns:
+        The pairs. They have converged unless ``most_products`` were reached.
+    """
+    while True:
+        pairs = _converge(space, count, which, tolerance, most_products, report)
+        found = pairs.converged == count
+        if space.is_whole or space.products >= most_products:
+            space.restart(pairs)
+            return pairs
+        if found and not _misses(space, pairs, which, tolerance, report):
+            return pairs
+
+
+def _converge(
+    space: Subspace,
+    count: int,
+    which: Which,
+    tolerance: float,
+    most_products: int,
+    report: Callable[[RitzPairs], None],
+) -> RitzPairs:
+    """Grow and restart until the wanted pairs have converged, or products have run out."""
+    while True:
+        if not space.is_whole:
+            space.grow()
+        pairs = space.wanted(count, which, tolerance)
+        report(pairs)
+        ready = len(pairs.values) == count
+        if ready and (pairs.converged == count or space.products >= most_products):
+            return pairs
+        if space.is_whole:
+            return pairs
+        if space.is_full:
+            # Ritz vectors beyond the wanted ones speed the next round up: they make room between
+            # the wanted values and the rest. Converged ones need none.
+            extra = max(pairs.converged, (space.capacity - count) // 2)
+            kept = min(space.capacity - 1, count + extra)
+            space.restart(space.wanted(kept, which, tolerance))
+
+
+def _misses(
+    space: Subspace,
+    pairs: RitzPairs,
+    which: Which,
+    tolerance: float,
+    report: Callable[[RitzPairs], None],
+) -> bool:
+    """Whether a random direction orthogonal to the pairs leads to a value that replaces one.
+
+    It is followed for a tenth of the products so far. That is enough for a value that is missing
+    for want of a component in the start vector, as the second copy of a multiple eigenvalue is: to
+    be seen at all it must pass the values behind it, which takes far fewer steps than convergence.
+    """
+    least = max(_LEAST_SEARCH, space.products // 10)
+    count = len(pairs.values)
+    space.restart(pairs)
+    space.leave()
+    for _ in range(min(least, space.capacity - count)):
+        space.grow()
+        found = space.wanted(count, which, tolerance)
+        report(found)
+        if np.abs(found.values - pairs.values).max() > 2 * pairs.allowed:
+            return True
+        if space.is_whole:
+            return False
+    return False

@@ -1,0 +1,1 @@
+"""Symmetric operators: the protocol, matrices, SciPy, and the curvature of a model."""

@@ -1,0 +1,1 @@
+"""Products with the curvature of a model: matrices, strategies, and the choice between them."""
