@@ -23,6 +23,11 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise wrong from error
+    if device.type in ("mps", "xpu"):
+        raise UsageError(
+            f"device {device}: the trainer runs only on cpu and cuda (NVIDIA and AMD); SAM and spectra in "
+            "your own code run on every device"
+        )
     if device.type not in ("cpu", "cuda"):
         raise wrong
     if device.type == "cpu" and device.index:

@@ -284,6 +284,7 @@ def test_wrong_calls(
     assert "batch_size must be" in fails(2, folder, picture, "--batch-size", 0)
     assert "workers must be" in fails(2, folder, picture, "--workers", -1)
     assert "unknown device" in fails(2, folder, picture, "--device", "tpu")
+    assert "only on cpu and cuda" in fails(2, folder, picture, "--device", "mps")
     with pytest.raises(UsageError, match="valid: stop, skip"):
         predict_files(run, [picture], corrupt="keep")  # type: ignore[arg-type]
 
