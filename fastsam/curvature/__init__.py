@@ -9,6 +9,7 @@ from fastsam.curvature.escape import (
     escape_report,
     negative_curvature,
 )
+from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, normal_interval
 from fastsam.curvature.groups import class_spectra, group_spectra, layer_spectra
 from fastsam.curvature.lanczos.options import LanczosOptions
 from fastsam.curvature.losses import BatchLoss, OutputLoss
@@ -18,13 +19,7 @@ from fastsam.curvature.operators.curvature import CurvatureOperator
 from fastsam.curvature.operators.matrix import MatrixOperator
 from fastsam.curvature.operators.scipy import from_scipy, to_scipy
 from fastsam.curvature.options import SpectrumOptions
-from fastsam.curvature.spectrum import (
-    Estimate,
-    Histogram,
-    MassBelow,
-    Spectrum,
-    normal_interval,
-)
+from fastsam.curvature.spectrum import Spectrum
 
 __all__ = [
     "BatchLoss",

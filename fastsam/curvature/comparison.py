@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fastsam.curvature.estimates import Estimate, MassBelow
 from fastsam.curvature.lanczos.quadrature import Floats
-from fastsam.curvature.spectrum import Estimate, MassBelow, Spectrum
+from fastsam.curvature.spectrum import Spectrum
 from fastsam.extras import requires_extra
 
 

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from fastsam.curvature.lanczos.quadrature import Floats
 from fastsam.extras import requires_extra
-
-if TYPE_CHECKING:
-    from fastsam.curvature.spectrum import Spectrum
 
 FLOOR = 1e-7
 """Lower limit of the drawn density, as in the paper's figures."""
+
+
+class Drawable(Protocol):
+    """What a figure needs of a spectrum; :class:`fastsam.curvature.Spectrum` has it."""
+
+    @property
+    def nodes(self) -> list[Floats]:
+        """Ritz values of each probe in ascending order."""
+
+    @property
+    def lambda_min(self) -> float:
+        """Smallest Ritz value."""
+
+    @property
+    def lambda_max(self) -> float:
+        """Largest Ritz value."""
+
+    @property
+    def ratio(self) -> float:
+        """``|lambda_min / lambda_max|``."""
+
+    def width(self, rule: str = ...) -> float:
+        """Return the standard deviation of the smoothing Gaussian."""
+
+    def grid(self, points: int = ..., *, sigma: float | str = ...) -> Floats:
+        """Return equidistant eigenvalues that cover all nodes."""
+
+    def density(self, grid: ArrayLike, sigma: float | str = ...) -> Floats:
+        """Return the smoothed density at ``grid``."""
 
 
 def plain(text: str) -> str:
@@ -22,7 +50,7 @@ def plain(text: str) -> str:
 
 
 def plot_density(
-    spectra: Sequence[Spectrum],
+    spectra: Sequence[Drawable],
     *,
     axes: Any = None,
     sigma: float | str = "scale-free",
@@ -33,7 +61,7 @@ def plot_density(
     Args:
         spectra: the spectra to draw.
         axes: matplotlib axes. Default None: a new figure.
-        sigma: see :meth:`Spectrum.density`.
+        sigma: see :meth:`fastsam.curvature.Spectrum.density`.
         labels: a legend label per spectrum, or None; escaped by :func:`plain`.
 
     Raises:
@@ -55,14 +83,14 @@ def plot_density(
 
 
 def plot_spectra(
-    spectra: Mapping[Any, Spectrum], *, sigma: float | str = "scale-free", columns: int = 4
+    spectra: Mapping[Any, Drawable], *, sigma: float | str = "scale-free", columns: int = 4
 ) -> Any:
     """Draw one panel per spectrum with shared axes, as in the paper's Figures 2 and 5 to 7.
 
     Args:
         spectra: the spectra by name, such as the result of :func:`fastsam.class_spectra`. Names are
             escaped by :func:`plain`.
-        sigma: see :meth:`Spectrum.density`.
+        sigma: see :meth:`fastsam.curvature.Spectrum.density`.
         columns: number of panels per row. Default 4.
 
     Returns:
@@ -102,7 +130,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def set_symlog(axes: Any, spectra: Sequence[Spectrum]) -> None:
+def set_symlog(axes: Any, spectra: Sequence[Drawable]) -> None:
     """Set a scale of eigenvalues that is linear around 0 and logarithmic further out.
 
     It is linear up to a power of ten, about a hundredth of the widest spectrum, so that 0 has room between
@@ -116,7 +144,7 @@ def set_symlog(axes: Any, spectra: Sequence[Spectrum]) -> None:
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
 
 
-def _symlog_grid(spectrum: Spectrum, sigma: float | str) -> Any:
+def _symlog_grid(spectrum: Drawable, sigma: float | str) -> Any:
     """Return an even grid with extra points around every node, so that no peak is missed."""
     even = spectrum.grid(2001, sigma=sigma)
     width = spectrum.width(sigma) if isinstance(sigma, str) else sigma

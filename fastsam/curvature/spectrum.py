@@ -7,70 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastsam.curvature.lanczos.quadrature import Floats, Quadrature, share_limits
+from fastsam.curvature.density import smoothed_density, smoothing_width
+from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, check_confidence
+from fastsam.curvature.lanczos.quadrature import (
+    Floats,
+    bin_shares,
+    share_limits,
+)
+from fastsam.curvature.lanczos.ritz import RitzValues
+from fastsam.curvature.lanczos.tridiagonal import first_moment, second_moment
 from fastsam.curvature.storage import read_spectrum, write_spectrum
 
-WIDTH_RULES = ("scale-free", "pyhessian", "papyan")
-
-
-class Estimate(NamedTuple):
-    """A number with its standard error.
-
-    Attributes:
-        value: the estimate.
-        stderr: its standard error, including ``quadrature_error``.
-        quadrature_error: bound on the error of the quadrature.
-    """
-
-    value: float
-    stderr: float
-    quadrature_error: float = 0.0
-
-
-@dataclass(frozen=True)
-class MassBelow:
-    """Fraction of the eigenvalues below a threshold.
-
-    Attributes:
-        threshold: the threshold, an eigenvalue.
-        value: estimate: the middle of the quadrature's bounds, clipped to the limits.
-        lower: lower confidence limit, which includes the errors of quadrature and probes.
-        upper: upper confidence limit.
-    """
-
-    threshold: float
-    value: float
-    lower: float
-    upper: float
-
 
 @dataclass(frozen=True, eq=False)
-class Histogram:
-    """Fractions of the eigenvalues in bins; the two outer bins are open-ended.
-
-    Attributes:
-        edges: eigenvalues between the bins, ``[bins - 1]``.
-        shares: estimated fractions, the middle of the quadrature's bounds, ``[bins]``. They sum to 1
-            and may be outside their limits by less than one eigenvalue.
-        lower: lower confidence limit of each fraction, ``[bins]``, which includes the errors of
-            quadrature and probes.
-        upper: upper confidence limit of each fraction, ``[bins]``.
-    """
-
-    edges: Floats
-    shares: Floats
-    lower: Floats
-    upper: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(RitzValues):
     """Stochastic Lanczos quadrature of a symmetric operator of dimension n.
 
     Everything is derived from the tridiagonal matrices T, one per probe. A probe is a random unit
@@ -100,116 +55,11 @@ class Spectrum:
         True
     """
 
-    alpha: Floats
-    beta: Floats
-    order: NDArray[np.int64]
-    dimension: int
-    eps: float
     loss: float | None = None
     gradient_norm: float | None = None
     weight_norm: float | None = None
     weight: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def probes(self) -> int:
-        """Number of probes."""
-        return len(self.order)
-
-    @cached_property
-    def _quadrature(self) -> list[Quadrature]:
-        return [
-            Quadrature(self.alpha[probe, :order], self.beta[probe, :order], self.resolution)
-            for probe, order in enumerate(self.order.tolist())
-        ]
-
-    @cached_property
-    def resolution(self) -> float:
-        """Largest error of an eigenvalue by rounding, ``64 eps ||T||``.
-
-        It is also the size of beta below which a Krylov space counts as exhausted.
-        """
-        previous = np.pad(self.beta, ((0, 0), (1, 0)))[:, :-1]
-        rows = np.abs(self.alpha) + previous + self.beta
-        used = np.arange(self.alpha.shape[1]) < self.order[:, None]
-        return float(64 * self.eps * np.max(rows, where=used, initial=0.0))
-
-    @property
-    def nodes(self) -> list[Floats]:
-        """Ritz values of each probe in ascending order, ``[order]``."""
-        return [rule.nodes for rule in self._quadrature]
-
-    @property
-    def weights(self) -> list[Floats]:
-        """Quadrature weights of the Ritz values, ``[order]``; they sum to 1 for each probe."""
-        return [rule.weights for rule in self._quadrature]
-
-    @property
-    def residuals(self) -> list[Floats]:
-        """Distance from each Ritz value within which there is an eigenvalue, ``[order]``."""
-        return [rule.residuals for rule in self._quadrature]
-
-    @cached_property
-    def _lowest(self) -> tuple[float, float]:
-        return min((float(rule.nodes[0]), float(rule.residuals[0])) for rule in self._quadrature)
-
-    @cached_property
-    def _highest(self) -> tuple[float, float]:
-        return max((float(rule.nodes[-1]), float(rule.residuals[-1])) for rule in self._quadrature)
-
-    @property
-    def lambda_min(self) -> float:
-        """Smallest Ritz value of all probes; at or above the smallest eigenvalue, up to rounding."""
-        return self._lowest[0]
-
-    @property
-    def lambda_max(self) -> float:
-        """Largest Ritz value of all probes; at or below the largest eigenvalue, up to rounding."""
-        return self._highest[0]
-
-    @property
-    def lambda_min_residual(self) -> float:
-        """Distance from ``lambda_min`` within which there is *an* eigenvalue."""
-        return self._lowest[1]
-
-    @property
-    def lambda_max_residual(self) -> float:
-        """Distance from ``lambda_max`` within which there is *an* eigenvalue."""
-        return self._highest[1]
-
-    @property
-    def ratio(self) -> float:
-        """The paper's saddle measure ``|lambda_min / lambda_max|``; NaN if lambda_max is 0."""
-        return abs(self.lambda_min / self.lambda_max) if self.lambda_max != 0 else math.nan
-
-    def outer_bounds(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Return an interval that contains the spectrum with probability at least ``confidence``.
-
-        It follows from the probabilistic bound of Kuczynski and Wozniakowski (SIAM J. Matrix Anal.
-        Appl. 13, 1992, theorem 4.2) for a random start on the sphere, applied to both ends. If the
-        run is too short for the bound, the interval is infinite.
-        """
-        _check_confidence(confidence)
-        order = int(self.order.min())
-        last = self.beta[np.arange(self.probes), self.order - 1]
-        # An exhausted Krylov space of a random start contains every eigenvalue.
-        if order >= self.dimension or bool(np.any(last == 0)):
-            return (
-                self.lambda_min - self.lambda_min_residual,
-                self.lambda_max + self.lambda_max_residual,
-            )
-        # Half of the failure probability for each end; an end fails only if every probe fails.
-        failure = ((1 - confidence) / 2) ** (1 / self.probes)
-        relative = (
-            max(0.0, math.log(1.648 * math.sqrt(self.dimension) / failure)) / (2 * order - 1)
-        ) ** 2
-        if relative >= 0.5:
-            return -math.inf, math.inf
-        slack = relative * (self.lambda_max - self.lambda_min) / (1 - 2 * relative)
-        return (
-            self.lambda_min - slack - self.lambda_min_residual,
-            self.lambda_max + slack + self.lambda_max_residual,
-        )
 
     def function(self, function: Callable[[Floats], Floats]) -> Estimate:
         """Estimate the trace of f(H), with the errors of the random probes and of the quadrature.
@@ -285,24 +135,12 @@ class Spectrum:
 
     @cached_property
     def _trace(self) -> Estimate:
-        # The first step gives the moments up to the second: ||T e_1||^2 = alpha_1^2 + beta_1^2.
-        first, residual = self.alpha[:, 0], self.beta[:, 0]
-        mean = float(np.mean(first))
-        spread = float(np.mean((first - mean) ** 2 + residual**2))
+        mean, spread = first_moment(self.alpha, self.beta)
         return Estimate(self.dimension * mean, self._stderr(spread))
 
     @cached_property
     def _frobenius(self) -> Estimate:
-        # The fourth moment is ||T^2 e_1||^2, which takes two steps unless the first exhausts the space.
-        alpha, beta = (
-            np.pad(array, ((0, 0), (0, 1)))[:, :2].T for array in (self.alpha, self.beta)
-        )
-        square = alpha[0] ** 2 + beta[0] ** 2
-        mean = float(np.mean(square))
-        if np.any((self.order < 2) & (beta[0] > 0)):
-            return Estimate(self.dimension * mean, math.inf)
-        rest = (beta[0] * (alpha[0] + alpha[1])) ** 2 + (beta[0] * beta[1]) ** 2
-        spread = float(np.mean((square - mean) ** 2 + rest))
+        mean, spread = second_moment(self.alpha, self.beta, self.order)
         return Estimate(self.dimension * mean, self._stderr(spread))
 
     def log_determinant(self, shift: float = 0.0) -> Estimate:
@@ -347,7 +185,7 @@ class Spectrum:
         Raises:
             ValueError: ``threshold`` is not finite, or ``confidence`` is not between 0 and 1.
         """
-        _check_confidence(confidence)
+        check_confidence(confidence)
         point = self.default_threshold if threshold is None else float(threshold)
         if not math.isfinite(point):
             raise ValueError(f"threshold must be finite, got {threshold}")
@@ -377,15 +215,8 @@ class Spectrum:
         Raises:
             ValueError: ``rule`` is unknown.
         """
-        extent = self.lambda_max - self.lambda_min
-        if rule == "scale-free":
-            return extent / 200 or max(abs(self.lambda_max) / 200, float(np.finfo(float).tiny))
-        if rule == "pyhessian":
-            return math.sqrt(1e-5 * max(1.0, extent))
-        if rule == "papyan":
-            steps = max(2, int(self.order.max()))
-            return extent / (steps - 1) / math.sqrt(8 * math.log(1.25)) or self.width("scale-free")
-        raise ValueError(f"width rule must be one of {WIDTH_RULES}, got {rule!r}")
+        steps = max(2, int(self.order.max()))
+        return smoothing_width(rule, self.lambda_min, self.lambda_max, steps=steps)
 
     def grid(self, points: int = 1001, *, sigma: float | str = "scale-free") -> Floats:
         """Return ``points`` equidistant eigenvalues that cover all nodes and 5 sigma on both sides."""
@@ -399,13 +230,8 @@ class Spectrum:
             grid: eigenvalues of any shape, for example :meth:`grid`.
             sigma: standard deviation, or the name of a rule of :meth:`width`.
         """
-        width = self._sigma(sigma)
         points = np.asarray(grid, dtype=np.float64)
-        total = np.zeros(points.shape)
-        for rule in self._quadrature:
-            scaled = (points[..., None] - rule.nodes) / width
-            total += np.exp(-0.5 * scaled**2) @ rule.weights
-        return total / (self.probes * width * math.sqrt(2 * math.pi))
+        return smoothed_density(points, self.nodes, self.weights, self._sigma(sigma))
 
     def histogram(self, edges: ArrayLike, confidence: float = 0.95) -> Histogram:
         """Return the fraction of the eigenvalues in each bin, with rigorous limits.
@@ -422,25 +248,15 @@ class Spectrum:
             ValueError: ``edges`` are not finite and ascending, or ``confidence`` is not between 0
                 and 1.
         """
-        _check_confidence(confidence)
+        check_confidence(confidence)
         cuts = np.asarray(edges, dtype=np.float64)
         if cuts.ndim != 1 or not np.all(np.isfinite(cuts)) or np.any(np.diff(cuts) < 0):
             raise ValueError(f"edges must be finite numbers in ascending order, got {edges!r}")
-        below = np.array(
-            [[(0.0, 0.0), *map(rule.mass_below, cuts), (1.0, 1.0)] for rule in self._quadrature]
-        )
-        low, high = below[..., 0], below[..., 1]
-        least = np.maximum(low[:, 1:] - high[:, :-1], 0).mean(axis=0)
-        most = (high[:, 1:] - low[:, :-1]).mean(axis=0)
+        shares, least, most = bin_shares(self._quadrature, cuts)
         limits = np.array(
             [self._share_limits(*bounds, confidence) for bounds in zip(least, most, strict=True)]
         )
-        return Histogram(
-            edges=cuts,
-            shares=np.diff((low + high).mean(axis=0) / 2),
-            lower=limits[:, 0],
-            upper=limits[:, 1],
-        )
+        return Histogram(edges=cuts, shares=shares, lower=limits[:, 0], upper=limits[:, 1])
 
     def _sigma(self, sigma: float | str) -> float:
         width = self.width(sigma) if isinstance(sigma, str) else float(sigma)
@@ -512,21 +328,3 @@ class Spectrum:
             f"trace={self.trace:.6g} +- {self.trace_stderr:.2g}, dimension={self.dimension}, "
             f"probes={self.probes}, steps={int(self.order.max())})"
         )
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-
-
-def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval around an estimate that covers the true value with about ``confidence``.
-
-    Example:
-        >>> low, high = normal_interval(Estimate(value=1.0, stderr=0.5))
-        >>> round(low, 2), round(high, 2)
-        (0.02, 1.98)
-    """
-    _check_confidence(confidence)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
-    return estimate.value - half, estimate.value + half

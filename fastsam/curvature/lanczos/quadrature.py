@@ -11,7 +11,7 @@ left of t_k is between the sum of the weights left of t_k and that sum plus the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -251,3 +251,33 @@ def _probability_above(mass: float, rank: int, dimension: int, probes: int) -> f
     total = np.fft.irfft(np.fft.rfft(one, length) ** probes, length)
     first = math.ceil(probes * ((mass - start) / width - 1))
     return float(total[max(first, 0) :].sum())
+
+
+def extreme_slack(dimension: int, order: int, failure: float) -> float:
+    """Return how far an extreme eigenvalue may be outside the nodes, as a fraction of their range.
+
+    The bound of Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992, theorem 4.2) for a
+    random start on the sphere; infinite if the run is too short for it.
+
+    Args:
+        dimension: n.
+        order: Lanczos steps.
+        failure: probability that the bound fails for one probe.
+    """
+    logarithm = max(0.0, math.log(1.648 * math.sqrt(dimension) / failure))
+    relative = (logarithm / (2 * order - 1)) ** 2
+    return math.inf if relative >= 0.5 else relative / (1 - 2 * relative)
+
+
+def bin_shares(rules: Sequence[Quadrature], cuts: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the shares of the mass in bins: estimates, lower and upper bounds, ``[bins]`` each.
+
+    Args:
+        rules: the rule of each probe.
+        cuts: eigenvalues between the bins in ascending order, ``[bins - 1]``.
+    """
+    below = np.array([[(0.0, 0.0), *map(rule.mass_below, cuts), (1.0, 1.0)] for rule in rules])
+    low, high = below[..., 0], below[..., 1]
+    least = np.maximum(low[:, 1:] - high[:, :-1], 0).mean(axis=0)
+    most = (high[:, 1:] - low[:, :-1]).mean(axis=0)
+    return np.diff((low + high).mean(axis=0) / 2), least, most

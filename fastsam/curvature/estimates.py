@@ -1,0 +1,78 @@
+"""Numbers with error bounds that a spectrum returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+from fastsam.curvature.lanczos.quadrature import Floats
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error.
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error, including ``quadrature_error``.
+        quadrature_error: bound on the error of the quadrature.
+    """
+
+    value: float
+    stderr: float
+    quadrature_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class MassBelow:
+    """Fraction of the eigenvalues below a threshold.
+
+    Attributes:
+        threshold: the threshold, an eigenvalue.
+        value: estimate: the middle of the quadrature's bounds, clipped to the limits.
+        lower: lower confidence limit, which includes the errors of quadrature and probes.
+        upper: upper confidence limit.
+    """
+
+    threshold: float
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Fractions of the eigenvalues in bins; the two outer bins are open-ended.
+
+    Attributes:
+        edges: eigenvalues between the bins, ``[bins - 1]``.
+        shares: estimated fractions, the middle of the quadrature's bounds, ``[bins]``. They sum to 1
+            and may be outside their limits by less than one eigenvalue.
+        lower: lower confidence limit of each fraction, ``[bins]``, which includes the errors of
+            quadrature and probes.
+        upper: upper confidence limit of each fraction, ``[bins]``.
+    """
+
+    edges: Floats
+    shares: Floats
+    lower: Floats
+    upper: Floats
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ValueError for a confidence that is not between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+
+
+def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval around an estimate that covers the true value with about ``confidence``.
+
+    Example:
+        >>> low, high = normal_interval(Estimate(value=1.0, stderr=0.5))
+        >>> round(low, 2), round(high, 2)
+        (0.02, 1.98)
+    """
+    check_confidence(confidence)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
+    return estimate.value - half, estimate.value + half
