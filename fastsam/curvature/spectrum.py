@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsam.curvature.quadrature import Floats, Quadrature, share_limits
 from fastsam.curvature.storage import read_spectrum, write_spectrum
+from fastsam.curvature.summary_table import summary_table
 
 WIDTH_RULES = ("scale-free", "pyhessian", "papyan")
 
@@ -512,6 +513,9 @@ class Spectrum:
             f"trace={self.trace:.6g} +- {self.trace_stderr:.2g}, dimension={self.dimension}, "
             f"probes={self.probes}, steps={int(self.order.max())})"
         )
+
+    def _repr_html_(self) -> str:
+        return summary_table(self.summary(), steps=int(self.order.max()))
 
 
 def _check_confidence(confidence: float) -> None:
