@@ -22,6 +22,7 @@ from fastsam.curvature.lanczos.quadrature import (
 from fastsam.curvature.lanczos.ritz import RitzValues
 from fastsam.curvature.lanczos.tridiagonal import first_moment, second_moment
 from fastsam.curvature.storage import read_spectrum, write_spectrum
+from fastsam.curvature.summary_table import summary_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,3 +329,6 @@ class Spectrum(RitzValues):
             f"trace={self.trace:.6g} +- {self.trace_stderr:.2g}, dimension={self.dimension}, "
             f"probes={self.probes}, steps={int(self.order.max())})"
         )
+
+    def _repr_html_(self) -> str:
+        return summary_table(self.summary(), steps=int(self.order.max()))

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastsam import files
+from fastsam.html_table import html_table
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.origin import Origin
@@ -154,6 +157,23 @@ class Result:
             return cls.from_json(Path(path).read_text("utf-8"))
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
+
+    def _repr_html_(self) -> str:
+        """Return the main metrics on the test set as an HTML table, for notebooks."""
+        test = self.test
+        worst = self.class_names[int(np.nanargmin(np.array(test.per_class, dtype=np.float64)))]
+        rows: list[tuple[str, str | float | None, str]] = [
+            ("accuracy", test.accuracy, "%"),
+            ("balanced accuracy", test.balanced, "%"),
+            *((name, accuracy, "%") for name, accuracy in test.groups.items()),
+            ("worst class", test.worst_class, f"% ({worst})"),
+            ("negative log-likelihood", test.nll, "nats"),
+            ("expected calibration error", test.ece, "%"),
+            ("cost", self.gradients, "gradients of a batch"),
+            *((name, self.config[name], "") for name in ("data", "method", "optimizer")),
+            ("weights", self.rule, ""),
+        ]
+        return html_table(("test set", "value", "unit"), rows)
 
     def _check(self) -> None:
         """Raise ValueError if the fields contradict each other."""
