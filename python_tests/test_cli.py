@@ -17,7 +17,7 @@ import pytest
 import fastsam
 from fastsam.cli import main, parse
 from fastsam.curvature import Spectrum
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import DATASETS, load_dataset
 from fastsam.longtail.errors import UsageError
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
@@ -409,10 +409,35 @@ def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> No
     assert "other settings" in fails(1, "reproduce", "table4", *options)
 
 
+def test_training_says_what_it_trains_and_warns_of_epochs_of_one_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["train", "--method", "ce", "--optimizer", "sgd", "--epochs", "2", "--quiet"]
+    assert main([*line, "--batch-size", "1024"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "digits-lt, ce, sgd, 2 epochs"
+    images = int(load_dataset("digits-lt").counts.sum())
+    warning = f"an epoch is one step ({images} images, batch size 1024); lower --batch-size"
+    assert output.err.splitlines() == [f"fastsam: {warning}"]
+    assert main([*line, "--batch-size", str(images - 2)]) == 0
+    assert "one step" not in capsys.readouterr().err
+
+
+def test_help_names_settings_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "ce-drw", "--help"])
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "one value, or one for each phase of --rho-schedule" in text
+    assert "rho_schedule" not in text
+    assert "defer_epoch" not in text
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "openmp" in output
+    assert re.search("^built with CUDA: (yes|no)$", output, re.MULTILINE)
+    assert "\ncuda: " not in output
     for package in ("scikit-learn", "onnx", "safetensors"):
         assert f"\n{package}: " in output
 

@@ -111,7 +111,9 @@ def _options(command: Any, arguments: Sequence[str]) -> Iterator[tuple[str, Any]
             yield from _options(hint, arguments)
         else:
             names = [note.name for note in notes if isinstance(getattr(note, "name", None), str)]
-            yield f"--{(names or [item.name])[0].replace('_', '-')}", hint
+            more = (alias for note in notes for alias in getattr(note, "aliases", None) or ())
+            for name in (*(names or [item.name]), *more):
+                yield f"--{name.removeprefix('--').replace('_', '-')}", hint
 
 
 def _described(hint: Any) -> str:

@@ -68,8 +68,8 @@ def predict_files(
 
     Args:
         run: the trained run.
-        paths: image files and folders, or one of them. A folder is searched recursively, in sorted order, for the
-            suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are ignored.
+        paths: image files and folders, or one of them. A folder is searched recursively, in sorted order,
+            for the suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are ignored.
         batch_size: images per batch.
         workers: number of worker processes that read files; 0 reads in this process.
         corrupt: what to do with an unreadable image: ``stop`` with an error, or ``skip`` it with a
