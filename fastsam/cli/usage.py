@@ -102,9 +102,8 @@ def _options(command: Any, arguments: Sequence[str]) -> Iterator[tuple[str, Any]
         return
     hints = get_type_hints(command, include_extras=True)
     for item in fields(command):
-        hint, notes = hints[item.name], ()
-        if get_origin(hint) is Annotated:
-            hint, *notes = get_args(hint)
+        hint = hints[item.name]
+        hint, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if _POSITIONAL in notes:
             continue
         if is_dataclass(hint):
