@@ -17,7 +17,8 @@ import pytest
 import fastsam
 from fastsam.cli import main, parse
 from fastsam.curvature import Spectrum
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import DATASETS, load_dataset
+from fastsam.longtail.errors import UsageError
 
 TINY = ["--epochs", "1", "--batch-size", "100", "--quiet"]
 
@@ -85,12 +86,31 @@ def test_wrong_settings_of_train(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--rho", "much"], ["train", "--rhoo", "1"], ["--rho"], []]
+    ("line", "message"),
+    [
+        ("train --optimizer sam --rho abc", "--rho must be one or more numbers, got 'abc'"),
+        ("train --rho=0.1 x", "--rho must be one or more numbers, got '0.1 x'"),
+        ("train --epochs three", "--epochs must be a whole number, got 'three'"),
+        ("train --lr fast --quiet", "--lr must be a number, got 'fast'"),
+        ("train --epochs", "--epochs requires a value, a whole number"),
+        ("train --epoch 3", "unknown option --epoch, did you mean --epochs?"),
+        ("train --quiet 3", "unexpected argument '3'"),
+        ("predict RUN img --epochs 3", "unknown option --epochs;"),
+        ("predict RUN img --format xml", "--format must be csv or json, got 'xml'"),
+        ("data show cifar10-lt --colums 3", "unknown option --colums, did you mean --columns?"),
+        ("spectrum", "missing RUN"),
+        ("data", "check, show, convert"),
+        ("data chek", "'chek'"),
+        ("--rho", "a command must come first"),
+        ("", "a command must come first"),
+    ],
 )
-def test_arguments_that_cannot_be_parsed(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
+def test_arguments_that_cannot_be_parsed(
+    line: str, message: str, fails: Callable[..., str]
+) -> None:
+    found = fails(2, *line.split())
+    assert message in found
+    assert "--help`" in found
 
 
 def test_an_unknown_command_names_the_closest(fails: Callable[..., str]) -> None:
@@ -110,9 +130,8 @@ def test_boolean_settings(command: list[str], capsys: Any) -> None:
     assert on.threads is None
     assert parsed("--channels-last", "False").channels_last is False
     for wrong in (["no"], ["True", "False"], ["False", "x"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(UsageError, match=r"channels-last|unexpected"):
             parsed("--channels-last", *wrong)
-        assert "channels-last" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse([command[0], "--help"])
     assert "--channels-last [True|False]" in capsys.readouterr().out
@@ -390,10 +409,35 @@ def test_reproduce(tmp_path: Path, fails: Callable[..., str], capsys: Any) -> No
     assert "other settings" in fails(1, "reproduce", "table4", *options)
 
 
+def test_training_says_what_it_trains_and_warns_of_epochs_of_one_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["train", "--method", "ce", "--optimizer", "sgd", "--epochs", "2", "--quiet"]
+    assert main([*line, "--batch-size", "1024"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "digits-lt, ce, sgd, 2 epochs"
+    images = int(load_dataset("digits-lt").counts.sum())
+    warning = f"an epoch is one step ({images} images, batch size 1024); lower --batch-size"
+    assert output.err.splitlines() == [f"fastsam: {warning}"]
+    assert main([*line, "--batch-size", str(images - 2)]) == 0
+    assert "one step" not in capsys.readouterr().err
+
+
+def test_help_names_settings_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "ce-drw", "--help"])
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "one value, or one for each phase of --rho-schedule" in text
+    assert "rho_schedule" not in text
+    assert "defer_epoch" not in text
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "openmp" in output
+    assert re.search("^built with CUDA: (yes|no)$", output, re.MULTILINE)
+    assert "\ncuda: " not in output
     for package in ("scikit-learn", "onnx", "safetensors"):
         assert f"\n{package}: " in output
 

@@ -18,6 +18,7 @@ from tyro.conf import subcommand
 import fastsam
 from fastsam.cli import commands
 from fastsam.cli.options import flattened
+from fastsam.cli.usage import parsed
 from fastsam.distributed import LaunchError
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.text import one_line
@@ -43,7 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> Any:
         argv: arguments without the program's name; ``sys.argv[1:]`` if None.
 
     Raises:
-        SystemExit: for ``--version`` and ``--help`` (code 0) and for options that cannot be parsed (code 2).
+        UsageError: if the command or an option is unknown, or a value does not fit its option.
+        SystemExit: for ``--version`` and ``--help`` (code 0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -52,14 +54,13 @@ def parse(argv: Sequence[str] | None = None) -> Any:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in command_names():
         made = _command(name, rest)
-        return flattened(
-            tyro.cli(
-                made,
-                prog=f"fastsam {name}",
-                description=_description(name, made),
-                args=rest,
-                config=_CONFIG,
-            )
+        options = {"description": _description(name, made), "config": _CONFIG}
+        return flattened(parsed(made, rest, prog=f"fastsam {name}", **options))
+    if name and not name.startswith("-"):
+        raise unknown("command", name, command_names())
+    if not {"--help", "-h"} & set(arguments):
+        raise UsageError(
+            f"a command must come first, one of {', '.join(command_names())}; see `fastsam --help`"
         )
     made_by_name = {name: _command(name, ()) for name in command_names()}
     every: Any = reduce(
@@ -69,10 +70,8 @@ def parse(argv: Sequence[str] | None = None) -> Any:
             for name, made in made_by_name.items()
         ),
     )
-    if name and not name.startswith("-"):
-        raise unknown("command", name, command_names())
-    return flattened(
-        tyro.cli(every, prog="fastsam", description=_DESCRIPTION, args=arguments, config=_CONFIG)
+    return tyro.cli(
+        every, prog="fastsam", description=_DESCRIPTION, args=["--help"], config=_CONFIG
     )
 
 
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 on success, 2 for wrong usage, 1 for any other error, 130 if interrupted.
 
     Raises:
-        SystemExit: for ``--version`` and ``--help`` (code 0) and for options that cannot be parsed (code 2).
+        SystemExit: for ``--version`` and ``--help`` (code 0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

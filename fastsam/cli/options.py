@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, make_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -30,6 +31,8 @@ _TITLES = {
     "lr_schedule": "learning rate",
 }
 """Titles of the option groups in the help, by kind of part or by name of a setting of the run."""
+_SETTING = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
+"""Words in a help text that may be names of settings."""
 _ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
 
 
@@ -37,7 +40,7 @@ def with_settings(
     base: type[Any],
     settings: Mapping[str, tuple[Field[Any], Any]],
     *,
-    shown_as: Mapping[str, str] | None = None,
+    shorter: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -49,7 +52,7 @@ def with_settings(
     Args:
         base: a frozen dataclass with the other options.
         settings: field and type of each setting by name.
-        shown_as: names of options that differ from their setting, by name of the setting.
+        shorter: other names of options, shown first, by name of the setting.
         recipe: values that the help shows as the recipe's.
         given: values that a file sets already; options override them.
     """
@@ -63,7 +66,7 @@ def with_settings(
                 str | None
             )  # the setting's own check lists the choices and suggests the closest one
         value = (given or {}).get(name)
-        shown = _shown(item, hint, (shown_as or {}).get(name), _default(item, value, recipe))
+        shown = _shown(item, hint, (shorter or {}).get(name), _default(item, value, recipe))
         groups.setdefault(_group(name), []).append((name, Annotated[kind, shown], value))
     options = [option for group in groups.values() for option in group]
     flat = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
@@ -191,6 +194,16 @@ def _setting_name(option: str) -> str | None:
     return option[2:].replace("-", "_") if option.startswith("--") and len(option) > 2 else None
 
 
+def _option_name(setting: str) -> str:
+    """Convert ``lr_factors`` to ``--lr-factors``."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def _as_option(name: re.Match[str]) -> str:
+    """Convert the name of a setting in a text to that of its option; leave other words."""
+    return _option_name(name[0]) if name[0] in every_setting() else name[0]
+
+
 def _names_a_part(name: str) -> bool:
     every = every_setting()
     return name in every and every[name][0].metadata["names"] is not None
@@ -221,8 +234,8 @@ def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> 
     return "" if item.metadata["optional"] else "(default: from the recipe)"
 
 
-def _shown(item: Field[Any], hint: Any, name: str | None, behavior: str) -> Any:
-    """Build the help entry of a setting's option."""
+def _shown(item: Field[Any], hint: Any, shorter: str | None, behavior: str) -> Any:
+    """Build the help entry of a setting's option, which names other settings as options."""
     kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "NAME"}
     used = [kind for kind in (hint, *get_args(hint)) for kind in (kind, *get_args(kind))]
     metavar = next((text for kind, text in kinds.items() if kind in used), None)
@@ -232,8 +245,9 @@ def _shown(item: Field[Any], hint: Any, name: str | None, behavior: str) -> Any:
         help_text += f". One of: {', '.join(item.metadata['names'].names())}"
     many = any(get_origin(kind) is tuple for kind in used)
     return arg(
-        name=name,
-        help=help_text,
+        name=shorter,
+        aliases=None if shorter is None else [_option_name(item.name)],
+        help=_SETTING.sub(_as_option, help_text),
         metavar=f"{metavar} ..." if many else metavar,
         help_behavior_hint=behavior,
     )

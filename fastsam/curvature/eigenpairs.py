@@ -87,8 +87,8 @@ def eigenpairs(
         start: vectors to start from, ``[n]`` or ``[count, n]``, for example the eigenvectors of a
             similar operator. Default None: a random vector.
         seed: seed of random vectors.
-        basis: location of the subspace: ``"device"`` (default), ``"host"``, or a ``pathlib.Path`` of
-            a folder for a memory-mapped file.
+        basis: location of the subspace: ``"device"`` (default), ``"host"``, or the path of a folder
+            for a memory-mapped file.
         memory_limit: bytes that the subspace may use. Default None: 80 % of free memory.
         progress: whether to show progress: a bar on a terminal, one line per minute elsewhere.
 

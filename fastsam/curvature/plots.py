@@ -89,7 +89,7 @@ def plot_spectra(
 
     Args:
         spectra: the spectra by name, such as the result of :func:`fastsam.class_spectra`. Names are
-            escaped by :func:`plain`.
+            escaped by :func:`plain`; a whole number is that of a class.
         sigma: see :meth:`fastsam.curvature.Spectrum.density`.
         columns: number of panels per row. Default 4.
 
@@ -110,10 +110,12 @@ def plot_spectra(
     )
     flat = panels.ravel()
     for panel, (name, spectrum) in zip(flat, spectra.items(), strict=False):
+        title = f"class {name}" if isinstance(name, int | np.integer) else str(name)
         plot_density([spectrum], axes=panel, sigma=sigma)
         set_symlog(panel, list(spectra.values()))
+        panel.set_xticks(_ends_and_zero(panel, list(spectra.values())))
         panel.set_title(
-            f"{plain(str(name))}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
+            f"{plain(title)}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
             f"ratio {spectrum.ratio:.2g}",
             fontsize="small",
         )
@@ -142,6 +144,17 @@ def set_symlog(axes: Any, spectra: Sequence[Drawable]) -> None:
     """
     widest = max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
     axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
+
+
+def _ends_and_zero(axes: Any, spectra: Sequence[Drawable]) -> list[float]:
+    """Return 0 and the last power of ten before each end, if it is outside the linear part.
+
+    More ticks would overlap in a small panel.
+    """
+    ends = (min(s.lambda_min for s in spectra), max(s.lambda_max for s in spectra))
+    powers = [np.sign(end) * 10.0 ** np.floor(np.log10(abs(end))) for end in ends if end]
+    linear = axes.xaxis.get_transform().linthresh
+    return sorted({0.0, *(float(power) for power in powers if abs(power) >= linear)})
 
 
 def _symlog_grid(spectrum: Drawable, sigma: float | str) -> Any:

@@ -299,7 +299,7 @@ def applies(name: str, chosen: Mapping[str, RunPart]) -> bool:
     if name in registered_settings() or name in registered_settings(plugins=True):
         return False
     common = (item.name for item in settings_of(TrainConfig))
-    raise unknown("setting", name, sorted({*common, *registered_settings()}))
+    raise unknown("setting", name, sorted({*common, *registered_settings()}), brief=True)
 
 
 def check_applies(name: str, chosen: Mapping[str, RunPart]) -> None:
@@ -334,7 +334,7 @@ def find_setting(name: str) -> tuple[Any, Any]:
     if name not in known:
         known |= registered_settings(plugins=name not in registered_settings())
     if name not in known:
-        raise unknown("setting", name, sorted(known))
+        raise unknown("setting", name, sorted(known), brief=True)
     return known[name]
 
 

@@ -30,8 +30,14 @@ class TrainingError(LongTailError):
     """Training or evaluation failed, for instance because the loss is infinite or NaN."""
 
 
-def unknown(kind: str, name: object, valid: Iterable[object]) -> UsageError:
+def unknown(kind: str, name: object, valid: Iterable[object], *, brief: bool = False) -> UsageError:
     """Return the error for an unknown name. It suggests the closest valid name and lists all.
+
+    Args:
+        kind: what is named.
+        name: the unknown name.
+        valid: the valid names.
+        brief: do not list them if there is a suggestion.
 
     Example:
         >>> str(unknown("color", "gren", ["red", "green"]))
@@ -41,5 +47,7 @@ def unknown(kind: str, name: object, valid: Iterable[object]) -> UsageError:
     """
     names = [str(item) for item in valid]
     close = get_close_matches(str(name), names, n=1)
+    if close and brief:
+        return UsageError(f"unknown {kind} {name!r:.80}, did you mean {close[0]!r}?")
     hint = f", did you mean {close[0]!r}?" if close else ";"
     return UsageError(f"unknown {kind} {name!r:.80}{hint} valid: {', '.join(names)}")

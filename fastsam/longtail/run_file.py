@@ -70,7 +70,7 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
     for name in values.keys() - known - common:
         if name not in registered_settings() and name not in registered_settings(plugins=True):
             valid = sorted({*known, *common, *registered_settings()})
-            raise UsageError(f"{path}: {unknown('setting', name, valid)}")
+            raise UsageError(f"{path}: {unknown('setting', name, valid, brief=True)}")
     return RunFile(
         path,
         {name: _of_type(path, name, value) for name, value in values.items() if name not in known},

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fastsam.longtail.errors import DataError
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.errors import CheckpointError, DataError
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.results import Result
+from fastsam.longtail.trained.calibration import Calibration, calibration_path
 from fastsam.report.comparison import PairedComparison
 from fastsam.report.timing import StepTiming
 from fastsam.text import notice, printable
@@ -25,11 +27,13 @@ class Run:
         result: what it found.
         folder: its folder, relative to that of the report; empty if it has none.
         spectra: spectra of classes at its weights.
+        calibration: what `fastsam calibrate` wrote beside it; None without one.
     """
 
     result: Result
     folder: str = ""
     spectra: Sequence[ClassSpectrum] = ()
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -68,14 +72,15 @@ class Runs:
 def read_runs(folder: str | Path) -> Runs:
     """Read the results and spectra in ``folder`` and below it, its comparison and its timing.
 
-    Runs are sorted by method, then by optimizer, plain ones first. A file that is damaged or was not
-    written by fastsam is skipped, with one line on standard error.
+    Runs are sorted by method, then by optimizer, plain ones first. A run that is not finished, and a file
+    that is damaged or was not written by fastsam, are left out with one line on standard error.
 
     Raises:
         DataError: there is no result at all.
     """
     folder = Path(folder)
     results = dict(_readable(Result.load, folder.rglob("result.json")))
+    _report_unfinished(folder)
     if not results:
         raise DataError(
             f"no result.json in {folder} or below it; run `fastsam train --out {folder}`"
@@ -88,7 +93,12 @@ def read_runs(folder: str | Path) -> Runs:
     for items in spectra.values():
         items.sort(key=class_order)
     runs = [
-        Run(result, _relative(path.parent, folder), spectra.get(path.parent, ()))
+        Run(
+            result,
+            _relative(path.parent, folder),
+            spectra.get(path.parent, ()),
+            _calibration(path.parent),
+        )
         for path, result in results.items()
     ]
     return Runs(
@@ -97,6 +107,31 @@ def read_runs(folder: str | Path) -> Runs:
         _readable_file(PairedComparison.load, folder / PairedComparison.FILE),
         _readable_file(StepTiming.load, folder / StepTiming.FILE),
     )
+
+
+def _report_unfinished(folder: Path) -> None:
+    """Report the runs in ``folder`` that have a checkpoint, but no result."""
+    for path in sorted({found.parent for found in folder.rglob("checkpoint.pt")}):
+        if (path / "result.json").exists():
+            continue
+        try:
+            found = Checkpoint.load(path)
+        except (CheckpointError, OSError) as error:
+            notice(f"left out: {error}")
+        else:
+            notice(
+                f"left out: {path} is not finished (epoch {found.epoch} of {found.config.epochs})"
+            )
+
+
+def _calibration(folder: Path) -> Calibration | None:
+    """Load the calibration of a run; None without one. Report one that cannot be read."""
+    path = calibration_path(folder)
+    try:
+        return Calibration.load(path) if path.is_file() else None
+    except (CheckpointError, OSError) as error:
+        notice(f"left out: {error}")
+        return None
 
 
 def _relative(path: Path, folder: Path) -> str:

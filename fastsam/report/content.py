@@ -9,9 +9,10 @@ from typing import get_args
 
 from fastsam.files import write_text
 from fastsam.longtail.landscape import REDRAWN
+from fastsam.longtail.trained.calibration import Calibration
 from fastsam.report import charts, formats, tables
 from fastsam.report.charts import Chart
-from fastsam.report.collect import Runs
+from fastsam.report.collect import Run, Runs
 from fastsam.report.comparison import PairedPanel
 from fastsam.report.formats import Format
 from fastsam.report.groups import Group, by_settings, data_title, places_of, with_the_same_classes
@@ -93,7 +94,7 @@ def sections(runs: Runs) -> list[Section]:
     alike = with_the_same_classes(groups)
     found = [
         *_differences(runs, groups),
-        _accuracy(groups),
+        _accuracy(groups, runs),
         *(_classes(groups, places, several=len(alike) > 1) for places in alike),
         _confusion(groups),
         _calibration(groups),
@@ -146,15 +147,29 @@ def _differences(runs: Runs, groups: Sequence[Group]) -> Iterable[Section]:
         )
 
 
-def _accuracy(groups: Sequence[Group]) -> Section:
+def _accuracy(groups: Sequence[Group], runs: Runs) -> Section:
     rules = dict.fromkeys(group.first.rule for group in groups)
     content = tables.accuracy_table(groups)
     caption = "Test accuracy, calibration error and cost; mean ± standard deviation over seeds"
     return Section(
         "Accuracy",
-        [f"Accuracies are those of the {', '.join(rules)} on the test set."],
+        [
+            f"Accuracies are those of the {', '.join(rules)} on the test set.",
+            *(_calibrated(run, run.calibration) for run in runs.runs if run.calibration),
+        ],
         charts=[charts.accuracy(groups)],
         tables=[PageTable("accuracy", caption, content, range(len(groups)))],
+    )
+
+
+def _calibrated(run: Run, calibration: Calibration) -> str:
+    """Return what the calibration of a run says, which has scores of validation images only."""
+    score = next(each for each in calibration.scores if each.calibrator == calibration.calibrator)
+    return (
+        f"{run.folder if run.folder not in ('', '.') else run.name} is calibrated "
+        f"({calibration.described}): on its {calibration.images} validation images, balanced accuracy "
+        f"{score.balanced:.2f} % and NLL {score.nll:.4f}. This page shows it as trained; "
+        "`fastsam evaluate` shows it calibrated."
     )
 
 

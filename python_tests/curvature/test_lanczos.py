@@ -268,7 +268,7 @@ def test_a_product_with_nan_is_an_error():
         ({"reorthogonalize": "sometimes"}, "must be 'full' or 'none', got 'sometimes'"),
         ({"reorthogonalize": "selective"}, "must be 'full' or 'none', got 'selective'"),
         ({"tolerance": -1.0}, "tolerance"),
-        ({"basis": "tape"}, "basis"),
+        ({"basis": ""}, "basis must be 'device', 'host' or the path of a folder"),
     ],
 )
 def test_bad_options(options, message):

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -226,6 +227,18 @@ def test_plots():
     assert [text.get_text() for text in both.get_legend().get_texts()] == ["head", "tail"]
     figure = plot_spectra(spectra)
     assert [panel.get_title().split("\n")[0] for panel in figure.axes] == ["head", "tail"]
+    classes = plot_spectra({0: spectra["head"], np.int64(1): spectra["tail"]}, columns=2)
+    assert [panel.get_title().split("\n")[0] for panel in classes.axes] == ["class 0", "class 1"]
+    classes.canvas.draw()
+    for panel in classes.axes:
+        low, high = panel.get_xlim()
+        boxes = [
+            label.get_window_extent()
+            for label, at in zip(panel.get_xticklabels(), panel.get_xticks(), strict=True)
+            if low <= at <= high
+        ]
+        assert len(boxes) >= 2
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     with pytest.raises(ValueError, match="at least one"):
         plot_spectra({})
     mpl.pyplot.close("all")

@@ -38,6 +38,7 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     assert "valid: cifar10-lt" in failure(capsys, 2, "data", "check", "mnist")
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
     assert main(["data", "check", "list", "--root", str(tmp_path)]) == 0
+    assert main(["data", "check", "list", "--data-root", str(tmp_path)]) == 0
     assert "training set, SHA-256: " in capsys.readouterr().out
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
 

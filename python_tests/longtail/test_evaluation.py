@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastsam.cli.main import main
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe
@@ -175,6 +176,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert words in text
     assert Evaluation.load(out).bootstrap == 20
+    assert main(["evaluate", str(folder / "epoch-2.pt"), "--bootstrap", "0"]) == 0
+    assert "weights: epoch 2 of 6; calibration" in capsys.readouterr().out
     other = ["evaluate", str(folder), "--data", "digits-lt", "--imbalance", "10", "--classes", "0"]
     assert main([*other, "--bootstrap", "0"]) == 0
     assert "training images" not in capsys.readouterr().out
@@ -183,3 +186,26 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "pass the path of a file" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_commands_say_that_a_run_is_not_finished(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "epoch-2.pt", tmp_path / "checkpoint.pt")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    said = (
+        "weights: epoch 2 of 6 (the run is not finished; "
+        f"`fastsam train --resume --out {tmp_path}` continues it)"
+    )
+    assert main(["evaluate", str(tmp_path), "--bootstrap", "0", "--quiet"]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["calibrate", str(tmp_path), "--quiet"]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["predict", str(tmp_path), str(tmp_path / "a.png")]) == 0
+    assert said in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    assert f"left out: {tmp_path} is not finished (epoch 2 of 6)" in capsys.readouterr().err
+    (tmp_path / "a").mkdir()
+    shutil.copytree(folder, tmp_path / "a", dirs_exist_ok=True)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("left out: ") == 1

@@ -120,6 +120,12 @@ def test_files_get_the_probabilities_of_the_sets_own_images(
     assert np.array_equal(np.stack([item.probabilities for item in whole]), same)
 
 
+def test_one_path_is_enough(run: TrainedRun, pictures: Path) -> None:
+    names = [item.path for item in predict_files(run, [pictures])]
+    for one in (pictures, str(pictures)):
+        assert [item.path for item in predict_files(run, one)] == names
+
+
 def test_files_are_read_as_they_are_needed(
     run: TrainedRun, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from fastsam.longtail import TrainConfig, recipe
 from fastsam.longtail.build import build_schedules
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import DATASETS, load_dataset
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
@@ -100,6 +101,22 @@ def test_invalid_settings_are_rejected(
 def test_unknown_data_lists_the_valid_names() -> None:
     with pytest.raises(UsageError, match="digits-lt"):
         recipe("mnist", "ce", "sgd")
+
+
+def test_an_unknown_setting_has_a_suggestion_and_no_list() -> None:
+    with pytest.raises(UsageError, match=r"unknown setting 'epoch', did you mean 'epochs'\?$"):
+        recipe("digits-lt", "ce", "sgd", epoch=3)
+    with pytest.raises(
+        UsageError, match=r"^data set folder has no setting 'root'; did you mean 'data_root'\?$"
+    ):
+        load_dataset("folder", root="x")
+    with pytest.raises(UsageError, match=r"has no setting 'zzz'; valid: .*data_root"):
+        load_dataset("folder", zzz=1)
+
+
+def test_the_default_number_of_workers_fits_the_machine() -> None:
+    entry = registered_settings()["workers"][0].metadata["default"]
+    assert entry.value == min(4, os.cpu_count() or 1)
 
 
 def test_a_stored_config_must_be_complete() -> None:

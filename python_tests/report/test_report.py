@@ -16,6 +16,7 @@ from fastsam.curvature import MatrixOperator, operator_spectrum
 from fastsam.longtail import Result
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.landscape import ClassSpectrum
+from fastsam.longtail.trained.calibration import Calibration, CalibratorScore
 from fastsam.report import (
     Run,
     Runs,
@@ -271,3 +272,22 @@ def test_timing_measures_equal_optimizers_and_leaves_the_model(tmp_path: Path) -
     (tmp_path / StepTiming.FILE).write_text("[]")
     with pytest.raises(DataError):
         StepTiming.load(tmp_path / StepTiming.FILE)
+
+
+def test_a_calibrated_run_is_named_with_the_scores_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text(result("sam", 70.0).to_json())
+    assert "calibrated" not in write_report(tmp_path).read_text()
+    scores = (
+        CalibratorScore("none", {}, 61.25, 1.5, 1.1),
+        CalibratorScore("tau-norm", {"tau": 0.5}, 72.375, 0.98765, 1.3),
+    )
+    made = Calibration("tau-norm", {"tau": 0.5}, 1.3, scores, 240, "12ab")
+    made.save(tmp_path / "a" / "calibration.json")
+    page = write_report(tmp_path).read_text()
+    assert (
+        f"a is calibrated ({made.described}): on its 240 validation images, balanced accuracy "
+        "72.38 % and NLL 0.9877."
+    ) in page
+    (tmp_path / "a" / "calibration.json").write_text("damaged")
+    assert "is calibrated" not in write_report(tmp_path).read_text()

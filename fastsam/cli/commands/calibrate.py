@@ -47,6 +47,8 @@ class CalibrateCommand:
         run = TrainedRun.load(
             self.run_folder, device=self.device, data_root=self.data_root, calibrated=False
         )
+        if not run.finished:
+            show(f"weights: {run.weights}")
         path = calibration_path(self.run_folder)
         with locked(path.parent):
             found = calibrate_run(

@@ -97,7 +97,7 @@ def command(arguments: Sequence[str]) -> Any:
     """Return the three subcommands, with options for the settings of the data set in ``arguments``."""
     settings = settings_of_data(arguments)
     made = [
-        with_settings(cls, settings, shown_as={"data_root": "root"})
+        with_settings(cls, settings, shorter={"data_root": "root"})
         if cls is not DataConvert
         else cls
         for cls in (DataCheck, DataShow, DataConvert)

@@ -43,6 +43,7 @@ class Doctor:
         print(f"torch: {importlib.metadata.version('torch')}")
         native = fastsam.build_info()
         backends = native.pop("backends", {})
+        print(f"built with CUDA: {'yes' if native.pop('cuda') else 'no'}")
         for name, value in native.items():
             print(f"{name}: {value}")
         for device, backend in backends.items():

@@ -74,7 +74,7 @@ class EvaluateCommand:
             level=self.level,
             progress=not self.quiet,
         )
-        show(f"weights: {evaluation.rule}; calibration: {evaluation.calibration}")
+        show(f"weights: {run.weights}; calibration: {evaluation.calibration}")
         for table in (score_table, class_table, confusion_table):
             if table is not class_table or len(run.counts) <= self.classes:
                 show(f"{table(evaluation)}\n")

@@ -15,6 +15,7 @@ from fastsam.files import write_atomically
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.trained import TrainedRun, predict_files
 from fastsam.longtail.trained.prediction_text import WRITERS
+from fastsam.text import notice
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class PredictCommand:
             data_root=self.data_root,
             calibrated=not self.uncalibrated,
         )
+        if not run.finished:
+            notice(f"weights: {run.weights}")
         found = predict_files(
             run,
             self.paths,

@@ -36,6 +36,7 @@ from fastsam.longtail.run_file import RunFile, read_run_file
 from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
 from fastsam.longtail.training import Branch, RunFolder, Trainer
 from fastsam.records import build
+from fastsam.text import notice
 
 FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 """Parts that `fastsam train` uses if the command line names none."""
@@ -174,6 +175,13 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = world.rank == 0
+            if writes:
+                print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+            if writes and trainer.steps_per_epoch == 1:
+                notice(
+                    f"an epoch is one step ({len(trainer.data.train)} images, batch size "
+                    f"{config.batch_size}); lower --batch-size"
+                )
             if writes and self.out is None:
                 print("Results are not saved. Pass --out DIR to keep them.")
             if writes and config.device == "cpu" and torch.cuda.is_available():

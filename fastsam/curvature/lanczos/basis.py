@@ -26,6 +26,14 @@ def basis_bytes(probes: int, rows: int, dimension: int, *, dtype: torch.dtype) -
     return probes * rows * _padded(dimension) * dtype.itemsize
 
 
+def check_place(place: str | Path) -> None:
+    """Raise TypeError unless ``place`` is text or a path, and ValueError if it is empty."""
+    if not isinstance(place, str | Path):
+        raise TypeError(f"basis must be 'device', 'host' or the path of a folder, got {place!r}")
+    if not str(place).strip():
+        raise ValueError(f"basis must be 'device', 'host' or the path of a folder, got {place!r}")
+
+
 @contextmanager
 def allocated_basis(
     probes: int,
@@ -49,7 +57,7 @@ def allocated_basis(
         dimension: length of a vector.
         dtype: dtype of the vectors.
         device: device of the operator.
-        place: ``"device"``, ``"host"``, or a folder, which is created if it does not exist.
+        place: ``"device"``, ``"host"``, or the path of a folder, which is created if it does not exist.
         memory_limit: bytes that may be used; None for 80 % of free memory. It does not apply to a
             file.
 
@@ -59,8 +67,9 @@ def allocated_basis(
     """
     padded = (probes, rows, _padded(dimension))
     size = basis_bytes(probes, rows, dimension, dtype=dtype)
-    if isinstance(place, Path):
-        memory = torch.frombuffer(_mapped_file(place, size), dtype=dtype)
+    check_place(place)
+    if place not in ("device", "host"):
+        memory = torch.frombuffer(_mapped_file(Path(place), size), dtype=dtype)
     else:
         if place == "host":
             device = torch.device("cpu")
@@ -69,7 +78,7 @@ def allocated_basis(
             raise ValueError(
                 f"the Lanczos basis needs {readable(size)} on {device}, but {readable(limit)} "
                 "may be used: use fewer steps or probes, basis='host', "
-                "basis=pathlib.Path(folder), or reorthogonalize='none'"
+                "basis=FOLDER, or reorthogonalize='none'"
             )
         memory = torch.empty(math.prod(padded), dtype=dtype, device=device)
     yield memory.view(padded)[..., :dimension]

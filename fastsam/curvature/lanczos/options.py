@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from fastsam.curvature.checks import check_count, check_number
-from fastsam.curvature.lanczos.basis import basis_bytes
+from fastsam.curvature.lanczos.basis import basis_bytes, check_place
 from fastsam.curvature.operators.base import Operator
 
 Reorthogonalize = Literal["full", "none"]
@@ -29,8 +29,8 @@ class LanczosOptions:
             instead of all; the extremes remain accurate, but converged eigenvalues occur repeatedly.
         tolerance: stop early when the Ritz residuals of both extremes are at most ``tolerance *
             ||T||``, checked at every fifth step. Default None: make all steps.
-        basis: location of the basis: ``"device"``, ``"host"`` (main memory), or a folder for a
-            memory-mapped file; see :func:`fastsam.curvature.lanczos.basis.allocated_basis`. It has the
+        basis: location of the basis: ``"device"``, ``"host"`` (main memory), or the path of a folder
+            for a memory-mapped file; see :func:`fastsam.curvature.lanczos.basis.allocated_basis`. It has the
             operator's dtype. A basis in bfloat16 was rejected: the extremes of two spectra of
             dimension 1000 had errors of up to 5e-5 of the norm at Ritz residuals of 1e-20, and the
             bound that always holds, 2^-8, is too large to be useful.
@@ -84,10 +84,7 @@ class LanczosOptions:
             )
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, below=1)
-        if not isinstance(self.basis, Path) and self.basis not in ("device", "host"):
-            raise ValueError(
-                f"basis must be 'device', 'host' or a pathlib.Path of a folder, got {self.basis!r}"
-            )
+        check_place(self.basis)
 
     @property
     def indices(self) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.errors import DataError, UsageError
+from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
     Entry,
@@ -69,7 +70,11 @@ class ImageFileSettings(RootSettings):
         "height and width of the network's input in pixels", default=224, low=1, high=4096
     )
     workers: int = setting(
-        "number of worker processes that read images", default=4, low=0, high=1024, place=True
+        "number of worker processes that read images",
+        default=min(4, os.cpu_count() or 1),
+        low=0,
+        high=1024,
+        place=True,
     )
     corrupt: Corrupt = setting(
         "what to do with an unreadable image: stop (with an error) or skip (and count it)",
@@ -173,6 +178,11 @@ def dataset_settings(name: str, **values: Any) -> Settings:
     """
     part = DATASETS[name]
     chosen: dict[str, Any] = {}
+    known = [item.name for item in settings_of(part.settings)]
+    for key in values:
+        if key not in known:
+            hint = str(unknown("setting", key, known, brief=True)).partition(repr(key))[2]
+            raise UsageError(f"data set {name} has no setting {key!r}{hint.replace(',', ';', 1)}")
     for item in settings_of(part.settings):
         entry: Entry | Any = part.recipe.get(item.name, item.metadata["default"])
         if isinstance(entry, Entry):

@@ -56,7 +56,7 @@ class FilePrediction:
 
 def predict_files(
     run: TrainedRun,
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     batch_size: int = 64,
     workers: int = 0,
@@ -68,8 +68,8 @@ def predict_files(
 
     Args:
         run: the trained run.
-        paths: image files and folders. A folder is searched recursively, in sorted order, for the
-            suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are ignored.
+        paths: image files and folders, or one of them. A folder is searched recursively, in sorted order,
+            for the suffixes in :data:`fastsam.longtail.data.pixels.SUFFIXES`; hidden files are ignored.
         batch_size: images per batch.
         workers: number of worker processes that read files; 0 reads in this process.
         corrupt: what to do with an unreadable image: ``stop`` with an error, or ``skip`` it with a
@@ -102,7 +102,8 @@ def predict_files(
     if corrupt not in CORRUPT_POLICIES:
         raise unknown("corrupt", corrupt, CORRUPT_POLICIES)
     preprocessing = run.known_preprocessing()
-    files = image_files([Path(path) for path in paths])
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files = image_files([Path(path) for path in given])
     loader: DataLoader[_Batch] = DataLoader(
         _Files(preprocessing),
         batch_size=None,  # the sampler yields batches, as lists of paths

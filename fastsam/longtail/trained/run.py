@@ -111,6 +111,23 @@ class TrainedRun:
             path, checkpoint, network, head, scale, names, counts, groups, where, calibration
         )
 
+    @property
+    def weights(self) -> str:
+        """Which weights the network has. Of a run that is not finished, also how to continue it."""
+        if self.finished:
+            return self.checkpoint.rule
+        done = f"epoch {self.checkpoint.epoch} of {self.checkpoint.config.epochs}"
+        rule = self.checkpoint.rule.replace("last epoch", done)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        if self.path not in (folder, folder / "checkpoint.pt"):
+            return rule  # a kept checkpoint, of a run that may have gone on
+        return f"{rule} (the run is not finished; `fastsam train --resume --out {folder}` continues it)"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint is that of the last epoch."""
+        return self.checkpoint.epoch == self.checkpoint.config.epochs
+
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
         """How an image file becomes the input of the network; None if that is unknown.
