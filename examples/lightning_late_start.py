@@ -23,7 +23,8 @@ class Classifier(lightning.LightningModule):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> SAM:
-        return SAM(self.parameters(), torch.optim.SGD, closure="both_passes", lr=0.1)
+        base = torch.optim.SGD(self.parameters(), lr=0.1)
+        return SAM(optimizer=base, rho=0.05, closure="both_passes")
 
 
 def main() -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastsam import SAM
+from fastsam.optim import frozen_batch_norm_statistics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -110,6 +111,27 @@ def test_loops_of_other_libraries(script: str, package: str, parts: int) -> None
     x, y = samples()
     train(model, list(zip(x.split(32), y.split(32), strict=True)), epochs=2, parts=parts)
     assert_same_bits(found, model.state_dict())
+
+
+def test_lightning_logs_and_normalizes_in_the_first_pass_only() -> None:
+    pytest.importorskip("lightning")
+    state, logged = runpy.run_path(str(EXAMPLES / "lightning_first_pass.py"))["main"]()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 2))
+    x, y = samples()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+    for _ in range(2):
+        losses = []
+        for inputs, targets in zip(x.split(32), y.split(32), strict=True):
+            loss = nn.functional.cross_entropy(model(inputs), targets)
+            losses.append(loss.item())
+            loss.backward()
+            optimizer.first_step(zero_grad=True)
+            with frozen_batch_norm_statistics(model):
+                nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.second_step(zero_grad=True)
+    assert_same_bits(state, model.state_dict())
+    assert logged == pytest.approx(sum(losses) / len(losses), abs=1e-6)
 
 
 def test_a_callback_chooses_the_first_ascent() -> None:
