@@ -153,7 +153,7 @@ def test_the_explanation_names_the_folder_and_the_fix(tmp_path: Path) -> None:
 
 def test_benchmarks_time_the_fallback_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_fallback("cpu")
-    with pytest.raises(SystemExit, match=r"'meta' devices.*FASTSAM_KERNELS=torch times"):
+    with pytest.raises(SystemExit, match=r"'meta' devices.*set FASTSAM_KERNELS=torch"):
         refuse_fallback("meta")
     monkeypatch.setenv(backends.VARIABLE, "torch")
     refuse_fallback("meta")

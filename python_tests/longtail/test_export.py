@@ -414,7 +414,7 @@ def test_settings_of_the_machine_stay_here() -> None:
     config = recipe("folder", "ce", "sgd", data_root="/home/me/secret", workers=7).config()
     values = portable_settings(config)
     assert values["data_root"] == "data"
-    assert values["workers"] == 4
+    assert values["workers"] == recipe("folder", "ce", "sgd").config().workers != 7
     assert values["image_size"] == config.image_size
 
 

@@ -446,7 +446,9 @@ def test_epochs_are_kept_beside_the_last(tmp_path: Path) -> None:
 
 
 def test_unknown_device() -> None:
-    for name in ("gpu0", "meta", "mps"):
+    with pytest.raises(UsageError, match="only on cpu and cuda"):
+        Trainer(short("ce", "sgd", device="mps"), data=DIGITS)
+    for name in ("gpu0", "meta"):
         with pytest.raises(UsageError, match="valid: cpu, cuda"):
             Trainer(short("ce", "sgd", device=name), data=DIGITS)
     with pytest.raises(UsageError, match=r"no usable NVIDIA GPU|cuda:99 does not exist"):
