@@ -3,8 +3,7 @@
 from contextlib import nullcontext
 
 import lightning
-import torch
-from torch import Tensor, nn
+from torch import Tensor, manual_seed, nn, optim, randint, randn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastsam import SAM
@@ -25,16 +24,15 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> SAM:
-        base = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        base = optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return SAM(optimizer=base, rho=0.05, closure="both_passes")
 
 
 def main() -> tuple[dict[str, Tensor], float]:
-    torch.manual_seed(0)
-    model, data = Classifier(), TensorDataset(torch.randn(256, 8), torch.randint(2, (256,)))
-    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu")
-    trainer.fit(model, DataLoader(data, batch_size=32))
-    return model.net.state_dict(), trainer.callback_metrics["train_loss"].item()
+    manual_seed(0)
+    model, data = Classifier(), TensorDataset(randn(256, 8), randint(2, (256,)))
+    lightning.Trainer(max_epochs=2, accelerator="cpu").fit(model, DataLoader(data, batch_size=32))
+    return model.net.state_dict(), model.trainer.callback_metrics["train_loss"].item()
 
 
 if __name__ == "__main__":
