@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.lanczos.basis import allocated_basis
-from fastsam.curvature.lanczos.thick_restart import RitzPairs, Subspace, Which, find_extremes
+from fastsam.curvature.lanczos.thick_restart import Goal, RitzPairs, Subspace, Which, find_extremes
 from fastsam.curvature.operators.base import Operator
 from fastsam.progress import ProgressBar
 
@@ -118,6 +118,10 @@ def eigenpairs(
         raise ValueError(
             f"start must have shape [{dimension}] or [count, {dimension}], got {list(start.shape)}"
         )
+    if start is not None:
+        start = start.reshape(-1, dimension).sum(dim=0)
+        if not bool(torch.isfinite(start).all()) or not bool(start.any()):
+            raise ValueError("start must be finite, and the sum of its vectors must not be zero")
     capacity = min(dimension, subspace_size(k, subspace))
     bar = ProgressBar(total=None, description="eigenpairs", unit="product", enabled=progress)
     memory = allocated_basis(
@@ -135,10 +139,9 @@ def eigenpairs(
 
     with bar, memory as rows:
         space = Subspace(operator, rows[0], seed=seed)
-        space.leave(None if start is None else start.reshape(-1, dimension).sum(dim=0))
-        pairs = find_extremes(
-            space, k, which, tolerance=tol, most_products=max_products, report=report
-        )
+        space.leave(start)
+        goal = Goal(count=k, which=which, tolerance=tol, most_products=max_products, report=report)
+        pairs = find_extremes(space, goal)
         vectors = space.basis[:k].to(operator.device, copy=True)
     found = Eigenpairs(
         values=torch.from_numpy(pairs.values.copy()),

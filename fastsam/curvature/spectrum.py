@@ -14,11 +14,7 @@ from numpy.typing import ArrayLike
 
 from fastsam.curvature.density import smoothed_density, smoothing_width
 from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, check_confidence
-from fastsam.curvature.lanczos.quadrature import (
-    Floats,
-    bin_shares,
-    share_limits,
-)
+from fastsam.curvature.lanczos.quadrature import Floats, bin_shares, share_limits
 from fastsam.curvature.lanczos.ritz import RitzValues
 from fastsam.curvature.lanczos.tridiagonal import first_moment, second_moment
 from fastsam.curvature.storage import read_spectrum, write_spectrum

@@ -155,6 +155,7 @@ def test_basis_in_a_file_gives_the_same_bits(tmp_path, seed):
         ({"tol": float("nan")}, "tol must be"),
         ({"k": 3, "subspace": 3}, "subspace must be larger than k"),
         ({"max_products": 0}, "max_products"),
+        ({"start": torch.zeros(6)}, "must not be zero"),
         ({"start": torch.ones(5)}, r"start must have shape \[6\]"),
     ],
 )

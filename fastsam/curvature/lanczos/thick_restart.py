@@ -7,7 +7,7 @@ the same spaces as the implicitly restarted method of ARPACK.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,7 +39,6 @@ class RitzPairs:
         coordinates: unit vectors in the basis of the subspace, as columns ``[size, count]``.
         residuals: ``||A v - value v||`` as the recurrence gives it, ``[count]``.
         allowed: the largest residual of a converged pair.
-        converged: number of converged pairs.
     """
 
     values: Vector
@@ -51,6 +50,25 @@ class RitzPairs:
     def converged(self) -> int:
         """Number of pairs whose residual is small enough."""
         return int(np.sum(self.residuals <= self.allowed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a run looks for, and when it ends.
+
+    Attributes:
+        count: number of pairs, at most n.
+        which: the end of the spectrum.
+        tolerance: largest residual of a converged pair, as a fraction of the operator's norm.
+        most_products: number of products after which the pairs are returned as they are.
+        report: called with the wanted pairs after every product.
+    """
+
+    count: int
+    which: Which
+    tolerance: float
+    most_products: int
+    report: Callable[[RitzPairs], None]
 
 
 class Subspace:
@@ -147,13 +165,13 @@ class Subspace:
         if beta == 0:  # an invariant subspace: other eigenvectors are orthogonal to it
             self.leave()
 
-    def wanted(self, count: int, which: Which, tolerance: float) -> RitzPairs:
-        """Return the ``count`` best Ritz pairs, or all of a smaller subspace."""
+    def wanted(self, goal: Goal) -> RitzPairs:
+        """Return the ``goal.count`` best Ritz pairs, or all of a smaller subspace."""
         values, coordinates = np.linalg.eigh(self._projected[: self.size, : self.size])
         self.norm = max(self.norm, float(np.abs(values).max()))
         residuals = np.abs(self._coupling @ coordinates)
-        best = ranking(values, which)[:count]
-        allowed = max(tolerance, self._eps) * self.norm
+        best = ranking(values, goal.which)[: goal.count]
+        allowed = max(goal.tolerance, self._eps) * self.norm
         return RitzPairs(values[best], coordinates[:, best], residuals[best], allowed)
 
     def restart(self, pairs: RitzPairs) -> None:
@@ -199,75 +217,49 @@ def ranking(values: Vector, which: Which) -> NDArray[np.int64]:
     return np.argsort(keys[which], kind="stable")
 
 
-def find_extremes(
-    space: Subspace,
-    count: int,
-    which: Which,
-    *,
-    tolerance: float,
-    most_products: int,
-    report: Callable[[RitzPairs], None],
-) -> RitzPairs:
-    """Find ``count`` Ritz pairs at an end of the spectrum; the subspace then holds their vectors.
+def find_extremes(space: Subspace, goal: Goal) -> RitzPairs:
+    """Find Ritz pairs at an end of the spectrum; the subspace then holds their vectors.
 
     A Krylov space holds one direction of each eigenspace, so a multiple eigenvalue would appear
     once. Therefore every set of converged pairs is followed by a search for what is missing.
 
     Args:
-        space: a subspace that has a direction to leave, and room for more than ``count`` rows.
-        count: number of pairs, at most n.
-        which: the end.
-        tolerance: largest residual, a share of the norm.
-        most_products: products after which the pairs are returned as they are.
-        report: is called after every product.
+        space: a subspace that has a direction that leads out, and room for more rows than pairs.
+        goal: the pairs to find.
 
     Returns:
-        The pairs. They have converged unless ``most_products`` were reached.
+        The pairs. They have converged unless ``goal.most_products`` was reached.
     """
     while True:
-        pairs = _converge(space, count, which, tolerance, most_products, report)
-        found = pairs.converged == count
-        if space.is_whole or space.products >= most_products:
+        pairs = _converge(space, goal)
+        if space.is_whole or space.products >= goal.most_products:
             space.restart(pairs)
             return pairs
-        if found and not _misses(space, pairs, which, tolerance, report):
+        if not _misses(space, pairs, goal):
             return pairs
 
 
-def _converge(
-    space: Subspace,
-    count: int,
-    which: Which,
-    tolerance: float,
-    most_products: int,
-    report: Callable[[RitzPairs], None],
-) -> RitzPairs:
+def _converge(space: Subspace, goal: Goal) -> RitzPairs:
     """Grow and restart until the wanted pairs have converged, or products have run out."""
     while True:
         if not space.is_whole:
             space.grow()
-        pairs = space.wanted(count, which, tolerance)
-        report(pairs)
-        ready = len(pairs.values) == count
-        if ready and (pairs.converged == count or space.products >= most_products):
+        pairs = space.wanted(goal)
+        goal.report(pairs)
+        ready = len(pairs.values) == goal.count
+        if ready and (pairs.converged == goal.count or space.products >= goal.most_products):
             return pairs
         if space.is_whole:
             return pairs
         if space.is_full:
             # Ritz vectors beyond the wanted ones speed the next round up: they make room between
             # the wanted values and the rest. Converged ones need none.
-            extra = max(pairs.converged, (space.capacity - count) // 2)
-            kept = min(space.capacity - 1, count + extra)
-            space.restart(space.wanted(kept, which, tolerance))
+            extra = max(pairs.converged, (space.capacity - goal.count) // 2)
+            kept = min(space.capacity - 1, goal.count + extra)
+            space.restart(space.wanted(replace(goal, count=kept)))
 
 
-def _misses(
-    space: Subspace,
-    pairs: RitzPairs,
-    which: Which,
-    tolerance: float,
-    report: Callable[[RitzPairs], None],
-) -> bool:
+def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
     """Whether a random direction orthogonal to the pairs leads to a value that replaces one.
 
     It is followed for a tenth of the products so far. That is enough for a value that is missing
@@ -275,13 +267,12 @@ def _misses(
     be seen at all it must pass the values behind it, which takes far fewer steps than convergence.
     """
     least = max(_LEAST_SEARCH, space.products // 10)
-    count = len(pairs.values)
     space.restart(pairs)
     space.leave()
-    for _ in range(min(least, space.capacity - count)):
+    for _ in range(min(least, space.capacity - goal.count)):
         space.grow()
-        found = space.wanted(count, which, tolerance)
-        report(found)
+        found = space.wanted(goal)
+        goal.report(found)
         if np.abs(found.values - pairs.values).max() > 2 * pairs.allowed:
             return True
         if space.is_whole:

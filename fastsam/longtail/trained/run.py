@@ -120,7 +120,7 @@ class TrainedRun:
         rule = self.checkpoint.rule.replace("last epoch", done)
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.path not in (folder, folder / "checkpoint.pt"):
-            return rule  # a kept checkpoint, of a run that may have gone on
+            return rule  # a kept checkpoint: the run may have trained for more epochs
         return f"{rule} (the run is not finished; `fastsam train --resume --out {folder}` continues it)"
 
     @property
