@@ -70,9 +70,19 @@ LONG_TAIL = PanelPlan(
     settings={"imbalance": 50.0},
     ways=(
         Way("SGD with the recipe's settings", "sgd"),
-        Way("SGD with a larger late learning rate", "sgd", {"lr_factors": _LATE_FACTORS}, branches=True),
+        Way(
+            "SGD with a larger late learning rate",
+            "sgd",
+            {"lr_factors": _LATE_FACTORS},
+            branches=True,
+        ),
         Way("SAM throughout", "sam"),
-        Way("SAM in the late phase", "sam", {"lr_factors": _LATE_FACTORS, "rho": (0.05,)}, branches=True),
+        Way(
+            "SAM in the late phase",
+            "sam",
+            {"lr_factors": _LATE_FACTORS, "rho": (0.05,)},
+            branches=True,
+        ),
     ),
     pairs=(("SAM in the late phase", "SGD with a larger late learning rate"),),
     closer=("SGD with a larger late learning rate", "SAM in the late phase"),
