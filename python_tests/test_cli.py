@@ -516,7 +516,7 @@ def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     arguments = ["demo", "--quiet", "--out", str(out)]
     assert main([*arguments, "--epochs", "10", "--seeds", "2"]) == 0
     output = capsys.readouterr().out
-    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM late, against SGD, larger"):
+    for text in ("head", "lambda_max", "RE-DRAWN", "times faster", "SAM in the late phase vs. SGD"):
         assert text in output
     page = (out / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -37,7 +37,7 @@ class Way:
     @property
     def folder(self) -> str:
         """Name of the folder of its runs."""
-        return self.name.lower().replace(" ", "-").replace(",", "")
+        return self.name.lower().replace(" ", "-").replace("'", "")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,23 @@ LONG_TAIL = PanelPlan(
     method="ce-drw",
     settings={"imbalance": 50.0},
     ways=(
-        Way("SGD as in the recipe", "sgd"),
-        Way("SGD, larger late rate", "sgd", {"lr_factors": _LATE_FACTORS}, branches=True),
+        Way("SGD with the recipe's settings", "sgd"),
+        Way(
+            "SGD with a larger late learning rate",
+            "sgd",
+            {"lr_factors": _LATE_FACTORS},
+            branches=True,
+        ),
         Way("SAM throughout", "sam"),
-        Way("SAM late", "sam", {"lr_factors": _LATE_FACTORS, "rho": (0.05,)}, branches=True),
+        Way(
+            "SAM in the late phase",
+            "sam",
+            {"lr_factors": _LATE_FACTORS, "rho": (0.05,)},
+            branches=True,
+        ),
     ),
-    pairs=(("SAM late", "SGD, larger late rate"),),
-    closer=("SGD, larger late rate", "SAM late"),
+    pairs=(("SAM in the late phase", "SGD with a larger late learning rate"),),
+    closer=("SGD with a larger late learning rate", "SAM in the late phase"),
 )
 
 WRONG_LABELS = PanelPlan(
@@ -85,7 +95,7 @@ WRONG_LABELS = PanelPlan(
     settings={"imbalance": 50.0, "label_noise": 0.4, "augment": False},
     ways=(
         Way("SGD", "sgd", {"weight_decay": 0.04}),
-        Way("SGD, twice the epochs", "sgd", {"weight_decay": 0.04}, longer=2),
+        Way("SGD for twice the epochs", "sgd", {"weight_decay": 0.04}, longer=2),
         Way("SAM throughout", "sam", {"weight_decay": 0.005, "rho": (0.6,)}),
     ),
 )

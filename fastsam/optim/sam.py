@@ -40,8 +40,8 @@ class SAM(BetweenHalves):
     other steps are the base optimizer's update, with one pass and no backup of the weights. Code that always
     makes two passes stays correct: in those steps ``first_step`` changes nothing.
 
-    Frozen parameters (``requires_grad`` False and no gradient) cost nothing and may be of any dtype; they
-    may be frozen and unfrozen between steps.
+    Frozen parameters (``requires_grad`` False and no gradient) need no backup and may have any dtype. Freeze
+    and unfreeze parameters between steps only.
 
     If a gradient of either pass is not finite, the weights are restored and the update is skipped.
     ``skipped_steps`` counts these steps on the device.

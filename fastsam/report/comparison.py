@@ -101,26 +101,23 @@ class PairedPanel:
             paired(first.calibrated[score], first.raw[score]) for score in ("balanced", "tail")
         )
         return (
-            f"{first.name} calibrated, against as trained: {overall.verdict()}.",
-            f"Balanced accuracy {overall} points, tail {tail}, at no cost in training.",
+            f"{first.name}, calibrated vs. as trained: {overall.verdict()}.",
+            f"Balanced accuracy {overall} points, tail {tail}. Training costs the same.",
         )
 
     def _about_pair(self, left: str, right: str) -> tuple[str, str]:
-        overall, tail = (
-            [self.difference(left, right, judged, score) for judged in self.judged[::-1]]
-            for score in ("balanced", "tail")
-        )
-        numbers = f"Balanced accuracy {overall[0]} points, tail {tail[0]}"
-        if len(self.judged) > 1:
-            numbers = (
-                f"Balanced accuracy {overall[0]} points after calibration, {overall[1]} as trained; "
-                f"tail {tail[0]} and {tail[1]}"
+        sentences = []
+        for judged in self.judged[::-1]:
+            overall, tail = (
+                self.difference(left, right, judged, score) for score in ("balanced", "tail")
             )
+            when = "As trained" if judged == "raw" else "After calibration"
+            sentences.append(f"{when}: balanced accuracy {overall} points, tail {tail}.")
         cost = self._ratio(left, right)
-        return (
-            f"{left}, against {right}: {overall[0].verdict()}.",
-            f"{numbers}." if math.isnan(cost) else f"{numbers}; {cost:.2g}x the gradients.",
-        )
+        if not math.isnan(cost):
+            sentences.append(f"Cost: {cost:.2g}x the gradients.")
+        verdict = self.difference(left, right, self.judged[-1], "balanced").verdict()
+        return f"{left} vs. {right}: {verdict}.", " ".join(sentences)
 
     def _ratio(self, left: str, right: str) -> float:
         cost = self.cost(right)

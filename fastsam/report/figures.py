@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from fastsam.curvature.plots import plain, plot_density
@@ -37,7 +38,7 @@ def comparison_figure(panels: Sequence[PairedPanel]) -> Any:
     for row, panel in zip(axes, panels, strict=True):
         for ax, score in zip(row, _SHOWN, strict=True):
             _draw_differences(ax, panel, score)
-        title = f"{panel.title}: minus {panel.arms[0].name}, points"
+        title = f"{panel.title}: difference from {panel.arms[0].name}, points"
         row[0].set_title(plain(title), loc="left", fontsize=9)
         row[1].tick_params(labelleft=False)
     legend_below(figure, axes[0, 0])
@@ -70,8 +71,8 @@ def _draw_differences(ax: Any, panel: PairedPanel, score: str) -> None:
 
 
 def _with_cost(panel: PairedPanel, name: str) -> str:
-    cost = panel.cost(name)
-    return plain(name) if math.isnan(cost) else f"{plain(name)}\n{cost:.2g}x the gradients"
+    cost, label = panel.cost(name), fill(plain(name), 26)
+    return label if math.isnan(cost) else f"{label}\n{cost:.2g}x the gradients"
 
 
 def curves(

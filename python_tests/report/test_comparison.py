@@ -38,13 +38,13 @@ def made(seed: int, seeds: int = 5) -> PairedPanel:
 
 def test_verdicts_say_who_wins_by_how_much_at_what_cost(seed: int) -> None:
     calibrated, free, dear, pair = made(seed).verdicts()
-    assert calibrated[0] == "plain calibrated, against as trained: better."
-    assert free[0] == "free, against plain: no difference."
-    assert free[1].endswith("; 1x the gradients.")
-    assert dear[0] == "dear, against plain: better."
-    assert dear[1].startswith("Balanced accuracy +")
-    assert dear[1].endswith("; 1.5x the gradients.")
-    assert pair[0] == "dear, against free: better."
+    assert calibrated[0] == "plain, calibrated vs. as trained: better."
+    assert free[0] == "free vs. plain: no difference."
+    assert free[1].endswith(" Cost: 1x the gradients.")
+    assert dear[0] == "dear vs. plain: better."
+    assert dear[1].startswith("After calibration: balanced accuracy +")
+    assert dear[1].endswith(" Cost: 1.5x the gradients.")
+    assert pair[0] == "dear vs. free: better."
 
 
 def test_differences_are_those_of_scipy(seed: int) -> None:
@@ -90,7 +90,7 @@ def test_without_calibration_the_verdict_is_on_runs_as_trained(seed: int) -> Non
     raw = PairedPanel("data", [replace(arm, calibrated={}, gradients=0) for arm in panel.arms], [])
     assert raw.judged == ("raw",)
     found = [verdict for verdict, _ in raw.verdicts()]
-    assert found == ["free, against plain: better.", "dear, against plain: better."]
+    assert found == ["free vs. plain: better.", "dear vs. plain: better."]
     assert all("x the gradients" not in numbers for _, numbers in raw.verdicts())  # unknown
     assert len(raw.differences().rows) == 2
     assert len(raw.table().rows) == 3
