@@ -139,7 +139,7 @@ def _version(number: int) -> str:
 
 def _advice(device_type: str) -> str:
     if device_type != "cuda" or torch.version.hip is not None:
-        return "use one of those to get the kernels"
+        return "move the model to the CPU or to an NVIDIA GPU"
     if not hasattr(extension.module(), "cuda"):
         return _TOOLKIT
     return f"update the driver, or build with a toolkit that it supports: {_TOOLKIT}"

@@ -252,11 +252,21 @@ def _converge(space: Subspace, goal: Goal) -> RitzPairs:
         if space.is_whole:
             return pairs
         if space.is_full:
-            # Ritz vectors beyond the wanted ones speed the next round up: they make room between
-            # the wanted values and the rest. Converged ones need none.
-            extra = max(pairs.converged, (space.capacity - goal.count) // 2)
-            kept = min(space.capacity - 1, goal.count + extra)
-            space.restart(space.wanted(replace(goal, count=kept)))
+            kept = replace(goal, count=_kept(space.capacity, goal.count, pairs.converged))
+            space.restart(space.wanted(kept))
+
+
+def _kept(capacity: int, count: int, converged: int) -> int:
+    """Return the number of Ritz vectors that a restart keeps.
+
+    The rest of the subspace is the degree of the polynomial that the next round applies. At a dense
+    end of the spectrum a high degree matters more than many kept vectors, so a restart keeps the
+    wanted vectors and, as in ARPACK, another one for each converged pair, so that convergence does
+    not lower the effort on the others. A third of the subspace is kept in any case: with one vector
+    a round would forget the directions between the wanted value and the rest.
+    """
+    wanted = count + min(converged, (capacity - count) // 2)
+    return min(capacity - 1, max(wanted, capacity // 3))
 
 
 def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
