@@ -104,8 +104,8 @@ class AscentSettings(SGDSettings):
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(
-        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch; the same as "
-        "drop if the method has none); or drop (the epoch before the learning rate first drops after "
+        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch; the same "
+        "as drop if the method has none); or drop (the epoch before the learning rate first drops after "
         "warm-up). Steps without an ascent are SGD steps with one pass",
         default="0",
         before="0",
