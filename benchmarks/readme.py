@@ -197,10 +197,8 @@ def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
                 mean, half = entry[gap][measure]["mean"], entry[gap][measure]["confidence_95"]
                 if abs(mean) > half:
                     beyond.append(f"{method} {label} ({'better' if mean > 0 else 'worse'})")
-        found = ", ".join(beyond) if beyond else "none"
-        lines.append(
-            f"- {gap}: differences whose interval excludes zero, of {2 * len(methods)}: {found}."
-        )
+        found = f" ({', '.join(beyond)})" if beyond else ""
+        lines.append(f"- {gap}: {len(beyond)} of {2 * len(methods)} intervals exclude zero{found}.")
     return lines
 
 

@@ -432,14 +432,61 @@ def test_help_names_settings_as_options(capsys: pytest.CaptureFixture[str]) -> N
     assert "defer_epoch" not in text
 
 
+def test_the_command_line_does_not_offer_data_that_exist_only_in_python(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert main(["recipes", "--names"]) == 0
+    assert main(["train", "--data", "nothing"]) == 2
+    shown = capsys.readouterr()
+    assert "torchvision:NAME" in shown.out
+    assert "torchvision:NAME" in shown.err
+    assert "own:" not in shown.out + shown.err
+    assert "own:mine" in DATASETS
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
-    assert "openmp" in output
-    assert re.search("^built with CUDA: (yes|no)$", output, re.MULTILINE)
-    assert "\ncuda: " not in output
+    assert re.search("^OpenMP: (yes|no)$", output, re.MULTILINE)
+    assert re.search(r"^built with CUDA: (no|\d+\.\d, for architectures .*)$", output, re.MULTILINE)
+    assert "cuda_" not in output
     for package in ("scikit-learn", "onnx", "safetensors"):
         assert f"\n{package}: " in output
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices", "found"),
+    [
+        (0, 0, "none (no NVIDIA driver)"),
+        (12080, 0, "none (the NVIDIA driver supports CUDA 12.8)"),
+        (13000, 2, "2 (the NVIDIA driver supports CUDA 13.0)"),
+    ],
+)
+def test_doctor_describes_gpus_in_words(
+    driver: int,
+    devices: int,
+    found: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = {
+        "compiler": "GNU 12.2.0",
+        "openmp": True,
+        "cuda": True,
+        "cuda_runtime": 13000,
+        "cuda_driver": driver,
+        "cuda_devices": devices,
+        "cuda_architectures": "90-real",
+        "kernels": "auto",
+        "backends": {"cpu": "native"},
+    }
+    monkeypatch.setattr(fastsam, "build_info", lambda: build)
+    assert main(["doctor"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["GPUs found"] == found
+    assert lines["built with CUDA"] == "13.0, for architectures 90-real"
 
 
 def test_doctor_prints_install_commands(

@@ -159,7 +159,7 @@ OPTIONS = {
             "--seeds",
             "--steps",
             "--probes",
-            "--draws",
+            "--spectrum-augment",
             "--lr",
             "--rho",
             "--kind",

@@ -128,12 +128,18 @@ def _outdated_driver(build: dict[str, Any]) -> str | None:
     if driver // 1000 >= runtime // 1000:
         return None
     return (
-        f"fastsam was built with CUDA {_version(runtime)}, but the NVIDIA driver supports only CUDA "
-        f"{_version(driver)}"
+        f"fastsam was built with CUDA {cuda_version(runtime)}, but the NVIDIA driver supports only CUDA "
+        f"{cuda_version(driver)}"
     )
 
 
-def _version(number: int) -> str:
+def cuda_version(number: int) -> str:
+    """Format a version number of CUDA.
+
+    Example:
+        >>> cuda_version(12080)
+        '12.8'
+    """
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

@@ -77,16 +77,15 @@ class TrainConfig(Settings):
         before="last",
     )
     validate_every: int = setting(
-        "number of epochs from one evaluation on the validation set to the next; the last epoch is always "
-        "evaluated",
+        "evaluate on the validation set every N epochs, and after the last epoch",
         default=1,
         before=1,
         low=1,
     )
     ema: float | None = setting(
         "decay of an exponential moving average of weights and running statistics, at least 0 and below 1, "
-        "updated after every step. The average is evaluated instead of the trained weights; with 0 it equals "
-        "them (default: no average)",
+        "updated after every step. The average is evaluated; 0 evaluates the trained weights themselves "
+        "(default: no average)",
         optional=True,
         low=0,
     )
@@ -110,8 +109,8 @@ class TrainConfig(Settings):
         before="float32",
     )
     channels_last: bool = setting(
-        "use the channels_last memory format for images and filters, which speeds up bfloat16 "
-        "convolutions on a GPU and often convolutions on a CPU",
+        "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
+        "bfloat16 convolutions on a GPU and often convolutions on a CPU",
         default=False,
         before=False,
     )

@@ -46,8 +46,18 @@ def unknown(kind: str, name: object, valid: Iterable[object], *, brief: bool = F
         "unknown color 'x'; valid: red, green"
     """
     names = [str(item) for item in valid]
-    close = get_close_matches(str(name), names, n=1)
-    if close and brief:
-        return UsageError(f"unknown {kind} {name!r:.80}, did you mean {close[0]!r}?")
-    hint = f", did you mean {close[0]!r}?" if close else ";"
-    return UsageError(f"unknown {kind} {name!r:.80}{hint} valid: {', '.join(names)}")
+    hint = suggestion(name, names)
+    if hint and brief:
+        return UsageError(f"unknown {kind} {name!r:.80}{hint}")
+    return UsageError(f"unknown {kind} {name!r:.80}{hint or ';'} valid: {', '.join(names)}")
+
+
+def suggestion(name: object, valid: Iterable[str]) -> str:
+    """Return the end of an error message that suggests the closest valid name; empty if none is close.
+
+    Example:
+        >>> suggestion("gren", ["red", "green"])
+        ", did you mean 'green'?"
+    """
+    close = get_close_matches(str(name), valid, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from fastsam.longtail.classes import ClassWeightSettings
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import UsageError, suggestion
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.registry import Registry, RunPart, load_plugins
 from fastsam.longtail.settings import DeferralSettings, Entry, NoSettings, Settings, setting
@@ -63,7 +64,8 @@ class Method:
         """Parse ``LOSS`` or ``LOSS-RULE``. The last word counts as a rule only if a rule has this name.
 
         Raises:
-            UsageError: if the loss is unknown; the message lists the valid losses and rules.
+            UsageError: if the loss is unknown, or loss and rule balance classes twice. The message suggests
+                the closest method and lists the valid losses and rules.
 
         Example:
             >>> Method.parse("ldam-drw")
@@ -74,12 +76,14 @@ class Method:
             loss, rule = name, "none"
         if loss not in LOSSES:
             failed = "".join(f"; plug-in {key}: {why}" for key, why in load_plugins().items())
+            methods = (cls(*pair) for pair in product(LOSSES, RULES))
+            hint = suggestion(name, [one.name for one in methods if not one.balances_twice])
             raise UsageError(
-                f"unknown method {name!r}; expected LOSS or LOSS-RULE, where LOSS is one of "
+                f"unknown method {name!r}{hint or ';'} expected LOSS or LOSS-RULE, where LOSS is one of "
                 f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES)}{failed}"
             )
         method = cls(loss, rule)
-        if method.weighted and LOSSES[loss].balances_classes:
+        if method.balances_twice:
             raise UsageError(
                 f"method {name!r} balances classes twice, in the loss and by the rule; choose {loss!r}"
             )
@@ -94,6 +98,11 @@ class Method:
     def weighted(self) -> bool:
         """Whether the loss has class weights in some epochs."""
         return issubclass(RULES[self.rule].settings, ClassWeightSettings)
+
+    @property
+    def balances_twice(self) -> bool:
+        """Whether the loss balances classes by itself and has class weights in addition."""
+        return self.weighted and LOSSES[self.loss].balances_classes
 
     @property
     def resampled(self) -> bool:

@@ -69,6 +69,7 @@ class Registry(Mapping[str, P], Generic[P]):
         self._home = home
         self._parts: dict[str, P] = {}
         self._families: dict[str, Callable[[str], P]] = {}
+        self._unlisted: set[str] = set()
         self._removed: dict[str, str] = {}
         _REGISTRIES.append(self)
 
@@ -92,18 +93,21 @@ class Registry(Mapping[str, P], Generic[P]):
         self._parts[part.name] = part
         return part
 
-    def add_family(self, prefix: str, make: Callable[[str], P]) -> None:
+    def add_family(self, prefix: str, make: Callable[[str], P], *, listed: bool = True) -> None:
         """Register all names that begin with ``prefix``.
 
         Args:
             prefix: prefix of the names, for instance ``timm:``.
             make: creates the part for a full name. All parts of a family must have the same settings.
+            listed: whether :meth:`names` lists the family.
 
         Raises:
             ValueError: if a setting conflicts with another one; see :meth:`add`.
         """
         _check_fields(make(f"{prefix}NAME"))
         self._families[prefix] = make
+        if not listed:
+            self._unlisted.add(f"{prefix}NAME")
 
     def remove(self, name: str, reason: str) -> None:
         """Register the name of a part that was removed, for the error message.
@@ -123,7 +127,7 @@ class Registry(Mapping[str, P], Generic[P]):
         self._load_home()
         if plugins:
             load_plugins()
-        return tuple(self.examples())
+        return tuple(name for name in self.examples() if name not in self._unlisted)
 
     def examples(self) -> dict[str, P]:
         """Return every part by name. Each family is represented by one part, named ``prefixNAME``."""

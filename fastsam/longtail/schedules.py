@@ -53,7 +53,7 @@ class CosineSettings(Settings):
     """Settings of a cosine learning-rate schedule."""
 
     cosine_start: Literal["first-epoch", "after-warmup"] = setting(
-        "start of a cosine schedule: first-epoch (warm-up replaces its first part) or after-warmup",
+        "start of a cosine schedule: first-epoch (warm-up overrides its first epochs) or after-warmup",
         default="first-epoch",
         before="first-epoch",
     )

@@ -24,9 +24,9 @@ from fastsam.report.text_table import TextTable
 MOST_CELLS = 5000
 """Cells of a table of classes above which the page does without it."""
 _BAND = (
-    "Dots are seeds. The band is plus or minus one point: “no difference” needs an interval inside it, "
-    "“better” and “worse” an interval that excludes 0, everything else is undecided. Intervals cover 95 % "
-    "and are not corrected for the number of comparisons."
+    "Dots are seeds. The band is plus or minus one point. “No difference”: the interval lies inside it. "
+    "“Better” and “worse”: the interval excludes 0 and reaches beyond the band. “Undecided”: it includes 0 "
+    "and reaches beyond the band. Intervals cover 95 % and are not corrected for the number of comparisons."
 )
 _SPECTRA = (
     "Density of the eigenvalues of the Hessian of the mean loss of one class, from Lanczos runs with full "

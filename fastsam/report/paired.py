@@ -40,10 +40,11 @@ class Difference:
         return self.mean - self.half_width, self.mean + self.half_width
 
     def verdict(self, p: float | None = None) -> Verdict:
-        """Return what the difference says.
+        """Return the verdict on the difference.
 
-        ``no difference`` needs an interval within plus or minus :data:`SMALLEST_EFFECT`; ``better`` and
-        ``worse`` need a p value below :data:`LEVEL`. Everything else is ``undecided``.
+        ``no difference`` if the interval lies within plus or minus :data:`SMALLEST_EFFECT`, also if it
+        excludes 0. Otherwise ``better`` or ``worse`` if the p value is below :data:`LEVEL`, which for its own
+        p value means that the interval excludes 0; else ``undecided``.
 
         Args:
             p: p value after a correction for several comparisons; by default its own.

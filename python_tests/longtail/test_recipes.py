@@ -83,7 +83,20 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce", "sgd", {"learning_rate": 1.0}, "unknown setting 'learning_rate'"),
         ("ce", "adam", {}, r"unknown optimizer 'adam', did you mean 'asam'\? valid: asam, .*sgd"),
         ("cee", "sgd", {}, "unknown method 'cee'.*ce, eql, focal"),
-        ("ce-dwr", "sgd", {}, "unknown method 'ce-dwr'.*drw"),
+        (
+            "ce-dr",
+            "sgd",
+            {},
+            r"unknown method 'ce-dr', did you mean 'ce-drw'\? expected LOSS or LOSS-RULE",
+        ),
+        ("lda-drw", "sgd", {}, r"unknown method 'lda-drw', did you mean 'ldam-drw'\? expected"),
+        (
+            "ib-rww",
+            "sgd",
+            {},
+            r"unknown method 'ib-rww', did you mean 'ib-rs'\? expected",
+        ),  # ib-rw is invalid
+        ("zzzzz", "sgd", {}, "unknown method 'zzzzz'; expected LOSS or LOSS-RULE"),
         ("ce-", "sgd", {}, "unknown method"),
         ("ce", "sgd", {"head": "cosine"}, "loss 'ce' requires head='linear', got 'cosine'"),
         ("ldam", "sgd", {"head": "linear"}, "loss 'ldam' requires head='cosine', got 'linear'"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import fastsam
 from fastsam.cli.output import show
 from fastsam.extras import Extra, install_command
+from fastsam.kernels.backends import cuda_version
 from fastsam.longtail.registry import PLUGINS, load_plugins
 
 _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
@@ -43,8 +45,7 @@ class Doctor:
         print(f"torch: {importlib.metadata.version('torch')}")
         native = fastsam.build_info()
         backends = native.pop("backends", {})
-        print(f"built with CUDA: {'yes' if native.pop('cuda') else 'no'}")
-        for name, value in native.items():
+        for name, value in _native_build(native).items():
             print(f"{name}: {value}")
         for device, backend in backends.items():
             print(f"kernels on {device}: {backend}")
@@ -56,6 +57,26 @@ class Doctor:
         failed = load_plugins()
         for point in importlib.metadata.entry_points(group=PLUGINS):
             show(f"plug-in {point.name}: {failed.get(point.name, 'loaded')} ({point.value})")
+
+
+def _native_build(native: Mapping[str, Any]) -> dict[str, str]:
+    """Describe the native module, and the GPUs that it finds, in words."""
+    lines = {
+        "compiler": native["compiler"],
+        "OpenMP": "yes" if native["openmp"] else "no",
+        "built with CUDA": "no",
+    }
+    if native["cuda"]:
+        driver, devices = native["cuda_driver"], native["cuda_devices"]
+        found = "no NVIDIA driver"
+        if driver:
+            found = f"the NVIDIA driver supports CUDA {cuda_version(driver)}"
+        lines |= {
+            "built with CUDA": f"{cuda_version(native['cuda_runtime'])}, for architectures "
+            f"{native['cuda_architectures']}",
+            "GPUs found": f"{devices or 'none'} ({found})",
+        }
+    return lines | {"FASTSAM_KERNELS": native["kernels"]}
 
 
 def command(arguments: Sequence[str]) -> type[Doctor]:

@@ -25,7 +25,7 @@ class EvaluateCommand:
     data: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: data set of the run)")
     ] = None
-    """Data set with the classes of the run. With --data, settings of that data set are options too."""
+    """Data set with the classes of the run. --data also enables the options of that data set."""
     split: Literal["test", "validation", "train"] = "test"
     """Dataset split; training images are read without augmentation."""
     prior: Annotated[

@@ -79,6 +79,14 @@ _COLUMNS = {
 """Settings shown in a column, with its title."""
 
 
+_SOURCES = (
+    "[paper] Rangwani et al., NeurIPS 2022 (arXiv 2212.13827)",
+    "[code] the published code of its authors",
+    "default the default of fastsam",
+)
+"""Explanation of the sources in a recipe."""
+
+
 def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -> None:
     """Print the recipes of a data set and the tables of the paper in which they occur."""
     shared = (
@@ -124,6 +132,9 @@ def _print_settings(chosen: Recipe) -> None:
                 break_long_words=False,
             )
         )
+    print()
+    for line in _SOURCES:
+        print(line)
 
 
 def _shown(chosen: Recipe, name: str) -> str:

@@ -15,7 +15,7 @@ class Report:
     """Write one self-contained, interactive report.html about all runs in a folder.
 
     It shows accuracy overall and by class, confusion, calibration, training curves, Hessian spectra, paired
-    differences with a verdict, and the settings in which runs differ. It needs no network.
+    differences with a verdict, and the settings in which runs differ. It works offline.
     """
 
     folder: Positional[Path]

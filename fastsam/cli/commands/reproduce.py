@@ -36,7 +36,7 @@ class ReproduceCommand:
     seeds: Annotated[int, arg(help="number of seeds of each row of a table")] = 3
     steps: Annotated[int, arg(help="Lanczos steps of a spectrum")] = 80
     probes: Annotated[int, arg(help="random start vectors of a spectrum")] = 1
-    draws: Annotated[
+    spectrum_augment: Annotated[
         str,
         arg(
             help="augmentation of the images of a spectrum: none (clean images), K (K fixed augmented "
@@ -101,7 +101,7 @@ class ReproduceCommand:
                 self.name,
                 self.data,
                 self.out,
-                augment=self.draws,
+                augment=self.spectrum_augment,
                 steps=self.steps,
                 probes=self.probes,
                 progress=not self.quiet,
@@ -118,7 +118,8 @@ class ReproduceCommand:
                 show(f"published, {panel.variant.name}, {panel.item.subject.whose}: {low} {high}")
         if figure.note:
             print(f"note: {figure.note}")
-        title = f"{self.data}, {figure.title}, loss {figure.loss}, augmentation {self.draws}"
+        augmentation = f"augmentation {self.spectrum_augment}"
+        title = f"{self.data}, {figure.title}, loss {figure.loss}, {augmentation}"
         if figure.epochs:
             series = _series(panels, lambda item: (item.subject.epoch, item.spectrum.ratio))
             svg = curves(series, x="epoch", y="|lambda_min / lambda_max|", title=title)
@@ -191,9 +192,9 @@ def command(arguments: Sequence[str]) -> Any:
     del settings["seed"]
     made = with_settings(ReproduceCommand, settings)
     made.__doc__ = (
-        f"Train the runs of a table ({', '.join(TABLES)}) or of a figure of spectra "
-        f"({', '.join(FIGURES)}) of the paper, on any data set, and print the results beside the "
-        "published numbers. Settings passed here override every recipe; published numbers are then "
+        "Train the runs behind a table or figure of the paper, on any data set, and print the results "
+        f"beside the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
+        f"{', '.join(FIGURES)}. Settings passed here override every recipe; published numbers are then "
         "not shown."
     )
     return made

@@ -22,7 +22,7 @@ from fastsam.longtail.training import check_free
 
 @dataclass(frozen=True)
 class SpectrumCommand:
-    """Compute the Hessian spectrum of the loss of single classes at the weights of a trained network."""
+    """Compute Hessian spectra of a trained network, for the loss of single classes or of all classes."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a run of `fastsam train`, or a checkpoint file in it."""

@@ -123,7 +123,7 @@ class TrainCommand:
     at: Annotated[
         int | None,
         arg(
-            help="epoch of the --from run to branch at, the last that both runs share",
+            help="epoch at which to branch from the --from run; both runs share the epochs up to it",
             metavar="INT",
             help_behavior_hint="",
         ),

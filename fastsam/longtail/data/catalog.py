@@ -157,7 +157,7 @@ def _given(name: str) -> DataSetPart:
     return DataSetPart(name=name, summary="your own data, passed from Python", build=load)
 
 
-DATASETS.add_family(GIVEN, _given)
+DATASETS.add_family(GIVEN, _given, listed=False)  # the command line cannot load them
 for _removed in ("glyphs10-lt", "glyphs100-lt"):
     DATASETS.remove(
         _removed,

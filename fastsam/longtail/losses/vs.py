@@ -62,7 +62,7 @@ class GammaSettings(Settings):
     """Setting of losses that divide logits by a power of the class counts."""
 
     gamma: float = setting(
-        "exponent gamma of the divisors (n_max / n)^gamma of the logits",
+        "exponent gamma: logits are divided by (size of the largest class / size of the class)^gamma",
         default=Entry(
             0.3, "[code] defaults; the values behind Table 1 are not published", known=False
         ),
@@ -76,7 +76,7 @@ class TauSettings(Settings):
     """Setting of losses that add a multiple of the log prior to logits."""
 
     tau: float = setting(
-        "tau; tau * log prior is added to the logits",
+        "strength tau of the logit adjustment: tau * log prior is added to the logits",
         default=Entry(1.0, "Menon et al. 2021: tau = 1 is the consistent choice"),
         low=0,
         high=1000,

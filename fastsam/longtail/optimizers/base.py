@@ -104,14 +104,14 @@ class AscentSettings(SGDSettings):
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(
-        "last epoch without ascent steps: a number (0: ascent steps in every epoch); defer (the deferral "
-        "epoch of the method, or drop if it has none); or drop (the epoch before the learning rate first "
-        "drops after warm-up). Steps without an ascent are SGD steps with one pass",
+        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch; the same "
+        "as drop if the method has none); or drop (the epoch before the learning rate first drops after "
+        "warm-up). Steps without an ascent are SGD steps with one pass",
         default="0",
         before="0",
     )
     ascent_stop: int | None = setting(
-        "last epoch with ascent steps (default: last epoch of the run)", optional=True, low=1
+        "last epoch with ascents (default: last epoch of the run)", optional=True, low=1
     )
     ascent_share: float = setting(
         "share of each batch from which the ascent gradient is computed, sampled at random; the second "
@@ -204,7 +204,7 @@ class SAMSettings(AscentSettings):
     """Settings of SAM and ASAM."""
 
     ascent_interval: int = setting(
-        "number of steps from one ascent to the next, counted from the first ascent; rho is not scaled",
+        "ascend in every N-th step, counted from the first ascent; rho is not scaled",
         default=1,
         before=1,
         low=1,

@@ -18,7 +18,7 @@ class LookSAMSettings(AscentSettings):
     """Settings of LookSAM."""
 
     look_every: int = setting(
-        "number of steps from one SAM step of LookSAM to the next",
+        "take a full SAM step in every N-th step of LookSAM",
         default=Entry(5, "Liu et al. 2022"),
         low=1,
         high=10**9,
