@@ -81,6 +81,7 @@ class LateAscent:
         """Choose settings, train all arms, and report after each tier."""
         deadline = time.monotonic() + 60 * self.minutes
         base = self._choose(deadline)
+        self._report()
         for setup, tier in ORDER:
             if setup not in self.setups:
                 continue

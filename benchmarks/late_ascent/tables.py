@@ -19,17 +19,15 @@ _FIELDS = ("mean", "half_width", "p", "n")
 
 def tables() -> dict[str, str]:
     """Return the sections of the document, by name."""
-    path = FOLDER / "summary.json"
-    if not path.is_file():
-        names = ("tuning", "answers", "arms", "curvature")
-        return {f"late-ascent-{name}": "In progress.\n" for name in names}
-    summary = json.loads(path.read_text())
-    return {
-        "late-ascent-tuning": _tuning(summary["tuning"]),
-        "late-ascent-answers": _answers(summary["setups"]),
-        "late-ascent-arms": _all_arms(summary["setups"]),
-        "late-ascent-curvature": _curvature(summary["setups"]),
+    summary = json.loads((FOLDER / "summary.json").read_text())
+    setups = summary["setups"]
+    sections = {
+        "tuning": _tuning(summary["tuning"]),
+        "answers": _answers(setups) if setups else "",
+        "arms": _all_arms(setups) if setups else "",
+        "curvature": _curvature(setups) if setups else "",
     }
+    return {f"late-ascent-{name}": text or "In progress.\n" for name, text in sections.items()}
 
 
 def comparison(setups: Sequence[str]) -> PairedComparison:
@@ -84,8 +82,11 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
             parts.append(_markdown([name, "validation, %"], rows))
             continue
         base = max(table["base"], key=table["base"].__getitem__)
-        rows = [[*_trial(arm, [value], [arm == base]), ""] for arm, value in table["base"].items()]
         by_images = table["late"]
+        empty = [""] * (len(by_images) - 1)
+        rows = [
+            [*_trial(arm, [value], [arm == base]), *empty] for arm, value in table["base"].items()
+        ]
         rows += [
             _trial(
                 arm,
@@ -94,7 +95,7 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
             )
             for arm in next(iter(by_images.values()))
         ]
-        header = [name, *(f"{images} of a class, %" for images in by_images)]
+        header = [name, *(f"{images}, %" for images in by_images)]
         parts.append(_markdown(header, rows))
     return "\n".join(parts)
 
