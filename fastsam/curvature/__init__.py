@@ -19,7 +19,16 @@ from fastsam.curvature.operators.curvature import CurvatureOperator
 from fastsam.curvature.operators.matrix import MatrixOperator
 from fastsam.curvature.operators.scipy import from_scipy, to_scipy
 from fastsam.curvature.options import SpectrumOptions
+from fastsam.curvature.sharpness import (
+    Sharpness,
+    average_sharpness,
+    m_sharpness,
+    worst_case_sharpness,
+)
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.surfaces.directions import random_directions
+from fastsam.curvature.surfaces.path import LossPath, loss_path
+from fastsam.curvature.surfaces.surface import Surface, loss_surface
 
 __all__ = [
     "BatchLoss",
@@ -32,14 +41,18 @@ __all__ = [
     "Estimate",
     "Histogram",
     "LanczosOptions",
+    "LossPath",
     "MassBelow",
     "MatrixOperator",
     "NegativeCurvature",
     "Operator",
     "OutputLoss",
+    "Sharpness",
     "Spectrum",
     "SpectrumOptions",
+    "Surface",
     "SymmetricOperator",
+    "average_sharpness",
     "class_spectra",
     "compare",
     "curvature_operator",
@@ -48,11 +61,16 @@ __all__ = [
     "from_scipy",
     "group_spectra",
     "layer_spectra",
+    "loss_path",
+    "loss_surface",
+    "m_sharpness",
     "merge",
     "negative_curvature",
     "normal_interval",
     "operator_spectrum",
+    "random_directions",
     "spectral_density",
     "table",
     "to_scipy",
+    "worst_case_sharpness",
 ]

@@ -68,7 +68,7 @@ def plot_density(
         ImportError: matplotlib is not installed.
     """
     if axes is None:
-        axes = _pyplot().subplots()[1]
+        axes = import_pyplot().subplots()[1]
     for spectrum, label in zip(spectra, labels or [None] * len(spectra), strict=True):
         grid = _symlog_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
@@ -102,7 +102,7 @@ def plot_spectra(
     """
     if not spectra:
         raise ValueError("plot_spectra requires at least one spectrum, got none")
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     columns = min(columns, len(spectra))
     rows = -(-len(spectra) // columns)
     figure, panels = pyplot.subplots(
@@ -126,8 +126,9 @@ def plot_spectra(
     return figure
 
 
-def _pyplot() -> Any:
-    with requires_extra("plots", "a plot of spectra"):
+def import_pyplot(purpose: str = "a plot of spectra") -> Any:
+    """Import matplotlib's pyplot; the error for a missing package names ``purpose``."""
+    with requires_extra("plots", purpose):
         from matplotlib import pyplot
     return pyplot
 
