@@ -235,6 +235,7 @@ def worst_case_sharpness(
                 start = origin
                 if ascent > 0 or not bool(neighborhood.steepest(origin.gradient).any()):
                     start = neighborhood.place(rho * neighborhood.random_direction(generator))
+                best = max(best, start, key=lambda found: found.loss)
                 for place in neighborhood.ascend(start, steps):
                     increases.append(place.loss - origin.loss)
                     best = max(best, place, key=lambda found: found.loss)
