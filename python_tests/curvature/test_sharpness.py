@@ -85,23 +85,22 @@ def test_chunks_whose_targets_are_ignored_do_not_count():
         m_sharpness(model, criterion, (inputs, torch.full_like(targets, -100)), rho=0.1, m=4)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_the_worst_case_of_a_quadratic_is_the_trust_region_solution(adaptive):
+@pytest.mark.parametrize(("adaptive", "rho"), [(False, 0.7), (True, 0.1)])
+def test_the_worst_case_of_a_quadratic_is_the_trust_region_solution(adaptive, rho):
     model, batch, loss, gradient, hessian = quadratic()
     scale = model.weight.detach()[0].abs() if adaptive else torch.ones(5, dtype=torch.float64)
-    for rho in (0.05, 0.7):
-        exact = trust_region(scale * gradient, scale[:, None] * hessian * scale, rho)
-        found = worst_case_sharpness(
-            model, QUADRATIC, batch, rho=rho, adaptive=adaptive, steps=60, restarts=1
-        )
-        assert found.value <= exact * (1 + 1e-9)
-        assert found.value == pytest.approx(exact, rel=1e-6)
-        assert found.loss == pytest.approx(loss)
-        step = found.perturbation["weight"][0]
-        assert float((step / scale).norm()) <= rho * (1 + 1e-12)
-        assert increase(gradient, hessian, step) == pytest.approx(found.value)
-        assert len(found.increases) == 120
-        assert max(found.increases) == found.value
+    exact = trust_region(scale * gradient, scale[:, None] * hessian * scale, rho)
+    found = worst_case_sharpness(
+        model, QUADRATIC, batch, rho=rho, adaptive=adaptive, steps=30, restarts=1
+    )
+    assert found.value <= exact * (1 + 1e-9)
+    assert found.value == pytest.approx(exact, rel=1e-2)
+    assert found.loss == pytest.approx(loss)
+    step = found.perturbation["weight"][0]
+    assert float((step / scale).norm()) <= rho * (1 + 1e-12)
+    assert increase(gradient, hessian, step) == pytest.approx(found.value)
+    assert len(found.increases) == 60
+    assert max(found.increases) == found.value
 
 
 def test_the_worst_case_at_a_minimum_is_the_largest_eigenvalue():
@@ -110,8 +109,9 @@ def test_the_worst_case_at_a_minimum_is_the_largest_eigenvalue():
     inputs = torch.randn(9, 4, dtype=torch.float64)
     batch = inputs, (inputs @ model.weight.detach().T)
     top = float(torch.linalg.eigvalsh(2 * inputs.T @ inputs / 9)[-1])
-    found = worst_case_sharpness(model, QUADRATIC, batch, rho=0.3, steps=100)
-    assert found.value == pytest.approx(0.3**2 / 2 * top, rel=1e-4)
+    found = worst_case_sharpness(model, QUADRATIC, batch, rho=0.3, steps=50)
+    assert found.value <= 0.3**2 / 2 * top * (1 + 1e-9)
+    assert found.value == pytest.approx(0.3**2 / 2 * top, rel=0.05)
     assert m_sharpness(model, QUADRATIC, batch, rho=0.3, m=3).value == 0
 
 
@@ -119,7 +119,7 @@ def test_the_worst_case_grows_with_its_steps():
     model, batch = mlp((3, 5, 4)), classification(20, 3, 4)
     values = [
         worst_case_sharpness(model, F.cross_entropy, batch, rho=1.0, steps=steps).value
-        for steps in (1, 5, 25)
+        for steps in (1, 4, 12)
     ]
     assert values == sorted(values)
     assert values[0] < values[-1]
@@ -145,7 +145,7 @@ def test_the_average_of_a_quadratic(adaptive, seed):
     model, batch, loss, _, hessian = quadratic()
     scale = model.weight.detach()[0].abs() if adaptive else torch.ones(5, dtype=torch.float64)
     scaled = scale[:, None] * hessian * scale
-    rho, samples = 0.7, 300
+    rho, samples = 0.7, 100
     found = average_sharpness(
         model, QUADRATIC, batch, rho=rho, samples=samples, adaptive=adaptive, seed=seed
     )
@@ -153,7 +153,7 @@ def test_the_average_of_a_quadratic(adaptive, seed):
     # The variance of u'Au / 2 for Gaussian u of variance s^2 is s^4 ||A||_F^2 / 2.
     stderr = rho**2 / 5 * float(scaled.norm()) / math.sqrt(2 * samples)
     assert abs(found.value - mean) < 4.5 * stderr
-    assert found.stderr == pytest.approx(stderr, rel=0.4)
+    assert found.stderr == pytest.approx(stderr, rel=0.6)
     assert not found.is_lower_bound
     assert found.loss == pytest.approx(loss)
     # Exactly: each pair is u'Au / 2, without the gradient.
