@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.checks import check_count, check_number
-from fastsam.curvature.data import one_batch, read_batches
+from fastsam.curvature.data import Batches, one_batch, read_batches
 from fastsam.curvature.estimates import check_confidence
 from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss
@@ -98,7 +98,7 @@ def m_sharpness(
     """Compute the mean over chunks of m samples of ``L(w + rho g / ||g||) - L(w)``.
 
     L is the mean loss of the chunk and g its gradient at w, so the perturbation is that of a SAM step
-    on the chunk. Foret et al. (ICLR 2021, arXiv 2010.01412), section 3; Andriushchenko and
+    on the chunk. Foret et al. (ICLR 2021, arXiv 2010.01412); Andriushchenko and
     Flammarion, "Towards Understanding Sharpness-Aware Minimization" (ICML 2022, arXiv 2206.06232). With
     ``adaptive``, the perturbation is ``rho T^2 g / ||T g||``, T the diagonal matrix of the absolute
     weights. A chunk whose gradient is zero counts with increase 0. Chunks are weighted by the sum of
@@ -142,12 +142,12 @@ def m_sharpness(
         batches = read_batches(data, freeze=freeze)
         mean = MeanLoss(model, loss_fn, batches, params=params, dtype=dtype)
         if m is not None:
-            _refuse_uncuttable(mean)
+            batches = _chunks(mean, m)
         neighborhood = Neighborhood(mean, rho, adaptive=adaptive)
         with ProgressBar(
             total=None, description="m-sharpness", unit="chunk", enabled=progress
         ) as bar:
-            for chunk in pieces(batches, m):
+            for chunk in batches:
                 part = mean.over(one_batch(chunk))
                 total, weight, gradient = part.sums_with_gradient(mean.origin)
                 if weight > 0:  # all targets of a chunk may be ignored
@@ -198,7 +198,8 @@ def worst_case_sharpness(
         data: as in :func:`m_sharpness`; the loss is the mean over all of it.
         rho: radius, above 0.
         adaptive: whether the perturbation is ``|w| u`` by element instead of u. Default False.
-        steps: steps per ascent, each with one gradient. Default 20, as in arXiv 2302.07011.
+        steps: steps per ascent, each with one gradient. Default 20, as in the code of arXiv
+            2302.07011.
         restarts: additional ascents, each from a random point of length rho. Default 0. If the
             gradient at the weights is zero, the first ascent starts there, too.
         seed: seed of random starting points.
@@ -334,17 +335,25 @@ def _check_rho(rho: float) -> None:
         raise ValueError(f"rho must be above 0, got {rho}")
 
 
-def _refuse_uncuttable(mean: MeanLoss) -> None:
-    """Raise ValueError if batches cannot be split into chunks of samples."""
+def _chunks(mean: MeanLoss, m: int) -> Batches:
+    """Split every batch into chunks of at most m samples.
+
+    Raises:
+        ValueError: the loss is a :class:`BatchLoss`, or the tensors of a batch have different lengths.
+    """
     if not mean.loss.model_loss.separable:
         raise ValueError(
             "m requires a criterion, because the batches of a BatchLoss cannot be split; pass "
             "m=None and batches of m samples"
         )
-    for number, batch in enumerate(mean.batches):
+
+    def checked(batch: Any) -> list[Any]:
         lengths = {len(tensor) if tensor.ndim else None for tensor in tensors_of(batch)}
         if len(lengths) > 1 or None in lengths:
             raise ValueError(
-                f"the tensors of batch {number} have no common first dimension, so the batch cannot be "
-                "split into chunks; pass m=None and batches of m samples"
+                "the tensors of a batch have no common first dimension, so the batch cannot be split "
+                "into chunks; pass m=None and batches of m samples"
             )
+        return [batch]
+
+    return pieces(mean.batches.mapped(checked), m)

@@ -37,7 +37,7 @@ def random_directions(
     networks with different scales of their weights can be compared. A filter is a slice along the
     first dimension: the weights of one output channel of a convolution or one output of a linear
     layer. Parameters of at most one dimension (biases, scales of normalization layers) get zeros, as
-    in the authors' code.
+    with the authors' option ``biasbn``.
 
     Args:
         model: any module with all parameters on one device.
@@ -75,9 +75,10 @@ def random_directions(
     found = []
     for _ in range(count):
         drawn = [
-            torch.randn(weight.shape, dtype=torch.float64, generator=generator).to(
-                weight.device, dtype
-            )
+            # To the dtype first: some devices have no float64.
+            torch.randn(weight.shape, dtype=torch.float64, generator=generator)
+            .to(dtype)
+            .to(weight.device)
             for weight in weights
         ]
         found.append(dict(zip(names, normalized(drawn, weights, normalize), strict=True)))
@@ -137,7 +138,7 @@ def direction_rows(
         raise ValueError(f"a surface has one or two directions, got {len(listed)}")
     rows = []
     for number, direction in enumerate(listed):
-        flat = _flat(loss, direction, number)
+        flat = _flat(loss, direction, number).detach()
         row = loss.join(normalized(loss.split(flat), loss.values, normalize))
         norm = float(widened(row).norm())
         if not 0 < norm < float("inf"):
@@ -187,4 +188,4 @@ def _flat(loss: PureLoss, direction: Direction, number: int) -> Tensor:
             f"direction {number} has shape {tuple(direction.shape)}, expected ({loss.dimension},), "
             "one value for each chosen parameter"
         )
-    return direction.detach().to(loss.device, loss.dtype)
+    return direction.to(loss.dtype).to(loss.device)

@@ -57,7 +57,7 @@ class LossPath:
     def barrier(self) -> float:
         """Height of the barrier: the largest excess, at least 0.
 
-        Definition 2.1 of Entezari et al., "The Role of Permutation Invariance in Linear Mode
+        The barrier of Entezari et al., "The Role of Permutation Invariance in Linear Mode
         Connectivity of Neural Networks" (ICLR 2022, arXiv 2110.06296), on the points of the path. It
         is NaN if a loss is NaN or the loss of an end is infinite.
         """

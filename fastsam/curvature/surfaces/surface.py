@@ -208,7 +208,7 @@ def loss_surface(
             "cosine": cosine_of(rows),
             "normalize": normalize,
             "fingerprint": fingerprint_of(
-                mean, mean.loss.checksum(), rows, f"{span!r} {points} {metric is not None}"
+                mean, mean.loss.checksum(), rows, f"{float(span)!r} {points} {metric is not None}"
             ),
         }
         return Surface._of(
