@@ -9,7 +9,7 @@ from fastsam.curvature.escape import (
     escape_report,
     negative_curvature,
 )
-from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, normal_interval
+from fastsam.curvature.estimates import Estimate, Histogram, MassBelow
 from fastsam.curvature.groups import class_spectra, group_spectra, layer_spectra
 from fastsam.curvature.lanczos.options import LanczosOptions
 from fastsam.curvature.losses import BatchLoss, OutputLoss
@@ -50,7 +50,6 @@ __all__ = [
     "layer_spectra",
     "merge",
     "negative_curvature",
-    "normal_interval",
     "operator_spectrum",
     "spectral_density",
     "table",

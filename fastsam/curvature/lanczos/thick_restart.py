@@ -105,6 +105,21 @@ class Subspace:
         return self._memory[: self.size]
 
     @property
+    def projected(self) -> Vector:
+        """The operator projected on the basis, T, ``[size, size]``."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def coupling(self) -> Vector:
+        """Coupling of each row of the basis to the direction that leads out, ``[size]``."""
+        return self._coupling
+
+    @property
+    def out(self) -> Tensor:
+        """The direction that leads out, ``[n]``, a view; meaningless if the basis spans R^n."""
+        return self._memory[self.size]
+
+    @property
     def is_whole(self) -> bool:
         """Whether the basis spans all of R^n."""
         return self.size == self._memory.shape[1]
