@@ -10,6 +10,9 @@ from fastsam.curvature.escape import (
     negative_curvature,
 )
 from fastsam.curvature.estimates import Estimate, Histogram, MassBelow
+from fastsam.curvature.estimators.frobenius import frobenius_norm
+from fastsam.curvature.estimators.functions import log_determinant, trace_of
+from fastsam.curvature.estimators.trace import trace
 from fastsam.curvature.groups import class_spectra, group_spectra, layer_spectra
 from fastsam.curvature.lanczos.options import LanczosOptions
 from fastsam.curvature.losses import BatchLoss, OutputLoss
@@ -45,13 +48,17 @@ __all__ = [
     "curvature_operator",
     "eigenpairs",
     "escape_report",
+    "frobenius_norm",
     "from_scipy",
     "group_spectra",
     "layer_spectra",
+    "log_determinant",
     "merge",
     "negative_curvature",
     "operator_spectrum",
     "spectral_density",
     "table",
     "to_scipy",
+    "trace",
+    "trace_of",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from fastsam.curvature.checks import check_count
 from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.progress import ProgressBar
 
@@ -48,6 +50,22 @@ class CheckedOperator:
             )
         self._bar.update(len(vectors))
         return images
+
+
+@contextmanager
+def checked_products(
+    operator: Operator, *, name: str, products: int, seed: int, progress: bool
+) -> Iterator[CheckedOperator]:
+    """Check the options that estimators share, and show a progress bar over their products.
+
+    Raises:
+        TypeError: ``operator`` is not an operator, or an option is not an integer.
+        ValueError: ``products`` is less than 2 or ``seed`` negative.
+    """
+    check_count("products", products, least=2)
+    check_count("seed", seed, least=0)
+    with ProgressBar(total=products, description=name, unit="product", enabled=progress) as bar:
+        yield CheckedOperator(operator, bar)
 
 
 def blocks(count: int) -> Iterator[range]:

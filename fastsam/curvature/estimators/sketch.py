@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,10 +117,10 @@ def krylov_sketch(operator: CheckedOperator, *, products: int, seed: int) -> Ite
         yield Sketch(space.basis, space.projected, space.coupling, space.out)
 
 
-def no_sketch(operator: CheckedOperator) -> AbstractContextManager[Sketch]:
+def no_sketch(operator: CheckedOperator) -> Sketch:
     """Return the sketch of dimension 0, with which the probes estimate the whole matrix."""
     basis = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
-    return nullcontext(Sketch(basis, np.zeros((0, 0)), np.zeros(0), basis.new_zeros(basis.shape[1])))
+    return Sketch(basis, np.zeros((0, 0)), np.zeros(0), basis.new_zeros(basis.shape[1]))
 
 
 def _remaining(space: Subspace, dimension: int) -> float:
@@ -192,7 +192,14 @@ def sphere_samples(
     return torch.cat(samples).numpy()
 
 
-def sampled(known: float, samples: Floats) -> Estimate:
-    """Return the estimate ``known`` plus the mean of independent samples."""
-    stderr = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-    return Estimate(known + float(np.mean(samples)), stderr, degrees=len(samples) - 1)
+def sampled(known: Floats, samples: Floats, *, eps: float) -> Estimate:
+    """Return the estimate of the sum of known numbers plus the mean of independent samples.
+
+    Args:
+        known: numbers without a random error.
+        samples: independent samples, at least two.
+        eps: machine epsilon of the products. The standard error is at least the rounding of the sum.
+    """
+    rounding = eps * float(np.abs(known).sum() + np.abs(samples).mean())
+    stderr = math.hypot(float(np.std(samples, ddof=1)) / math.sqrt(len(samples)), rounding)
+    return Estimate(float(np.sum(known) + np.mean(samples)), stderr, degrees=len(samples) - 1)

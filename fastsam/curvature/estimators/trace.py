@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from fastsam.curvature.checks import check_count
 from fastsam.curvature.estimates import Estimate
-from fastsam.curvature.estimators.products import CheckedOperator, matrix_rows
+from fastsam.curvature.estimators.products import checked_products, matrix_rows
 from fastsam.curvature.estimators.sketch import krylov_sketch, no_sketch, sampled, sphere_samples
 from fastsam.curvature.operators.base import Operator
 from fastsam.kernels.backends import widened
-from fastsam.progress import ProgressBar
 
 TraceMethod = Literal["hutch++", "hutchinson"]
 
@@ -58,29 +57,24 @@ def trace(
         >>> low < 22.7 < high
         True
     """
-    check_count("products", products, least=2)
-    check_count("seed", seed, least=0)
     if method not in get_args(TraceMethod):
         raise ValueError(
             f"method must be one of {', '.join(get_args(TraceMethod))}, got {method!r}"
         )
-    with ProgressBar(
-        total=products, description="trace", unit="product", enabled=progress
-    ) as bar:
-        checked = CheckedOperator(operator, bar)
-        if products >= operator.shape[0]:
-            diagonals = (widened(images[:, rows].diagonal()) for rows, images in matrix_rows(checked))
-            return Estimate(sum(float(part.sum()) for part in diagonals), 0.0)
-        if method == "hutch++":
-            sketch = krylov_sketch(checked, products=products, seed=seed)
-        else:
-            sketch = no_sketch(checked)
-        with sketch as known:
-            samples = sphere_samples(
-                checked,
-                known,
-                products - len(known.basis),
-                form=torch.linalg.vecdot,
-                seed=seed,
+    with (
+        checked_products(
+            operator, name="trace", products=products, seed=seed, progress=progress
+        ) as checked,
+        ExitStack() as stack,
+    ):
+        if products >= checked.shape[0]:
+            return Estimate(
+                sum(float(widened(part[:, rows]).trace()) for rows, part in matrix_rows(checked)),
+                0.0,
             )
-            return sampled(float(np.trace(known.projected)), samples)
+        known = no_sketch(checked)
+        if method == "hutch++":
+            known = stack.enter_context(krylov_sketch(checked, products=products, seed=seed))
+        count = products - len(known.basis)
+        samples = sphere_samples(checked, known, count, form=torch.linalg.vecdot, seed=seed)
+        return sampled(np.diagonal(known.projected), samples, eps=torch.finfo(checked.dtype).eps)
