@@ -69,7 +69,8 @@ class Spectrum(RitzValues):
 
         The variance of ``n u'Au`` for u uniform on the sphere is ``2 n^2 / (n+2) (m2 - m1^2)``,
         where m1 and m2 are the means of the eigenvalues of A and of their squares. Both are computed
-        by the quadrature and pooled over the probes, with the bias of m1^2 removed.
+        by the quadrature and pooled over the probes, with the bias of m1^2 removed. The degrees of
+        freedom account for the randomness of these means.
 
         The quadrature error is bounded by the distance of f to a polynomial that the quadrature
         integrates exactly, or by the variation of f times the mass that may be elsewhere than at the
@@ -104,21 +105,37 @@ class Spectrum(RitzValues):
             pairs = [rule.integral(function, interval) for rule in rules]
         means, errors = np.transpose(pairs)
         mean = float(np.mean(means))
-        # The error bound of the spread is added to it, so that it is not underestimated.
-        spread = float(
-            np.mean(
-                [
-                    sum(rule.integral(lambda x: (function(x) - mean) ** 2, interval))
-                    for rule in rules
-                ]
-            )
-        )
+
+        def moment(power: int) -> float:
+            def deviation(points: Floats) -> Floats:
+                return np.asarray((function(points) - mean) ** power)
+
+            # The error bound is added, so that the spread is not underestimated.
+            return float(np.mean([sum(rule.integral(deviation, interval)) for rule in rules]))
+
+        spread, fourth = moment(2), moment(4)
         quadrature_error = self.dimension * float(np.mean(errors))
         return Estimate(
             value=self.dimension * mean,
             stderr=self._stderr(spread) + quadrature_error,
             quadrature_error=quadrature_error,
+            degrees=self._degrees(spread, fourth),
         )
+
+    def _degrees(self, spread: float, fourth: float) -> float:
+        """Return the degrees of freedom of a variance that is computed from ``spread``.
+
+        Those of Satterthwaite (Biometrics Bulletin 2, 1946), ``2 E[V]^2 / Var(V)``: few if a few
+        eigenvalues dominate the spread, because their weights are random.
+
+        Args:
+            spread: mean squared deviation of the values of f at the eigenvalues.
+            fourth: mean fourth power of the deviation.
+        """
+        rest = fourth - spread**2
+        if not 0 < rest < math.inf:
+            return math.inf
+        return max(1.0, float(math.floor(self.probes * (self.dimension + 2) * spread**2 / rest)))
 
     def _stderr(self, spread: float) -> float:
         """Return the standard error of a trace, given the mean squared deviation of eigenvalues."""
@@ -358,9 +375,8 @@ def refuse_indefinite(least: float, shift: float, *, resolution: float) -> None:
     """
     if not least + shift > resolution:
         raise ValueError(
-            "the log-determinant requires H + shift I to be positive definite beyond rounding "
-            f"({resolution:.1e}), but lambda_min is {least:.6g} and shift is {shift:.6g}; pass a shift "
-            f"above {resolution - least:.3g}"
+            f"H + shift I is not positive definite beyond rounding ({resolution:.1e}): lambda_min is "
+            f"{least:.6g}, shift is {shift:.6g}; pass a shift above {resolution - least:.3g}"
         )
 
 

@@ -118,7 +118,7 @@ def test_functions_of_the_operator():
     assert high - low == pytest.approx(2 * 1.95996 * estimate.stderr, rel=1e-4)
     with pytest.raises(ValueError, match="not positive definite"):
         spectrum.log_determinant(shift=-1.0)
-    with pytest.raises(ValueError, match="not finite at the Ritz value"):
+    with pytest.raises(ValueError, match="not finite at the eigenvalue"):
         spectrum.function(lambda nodes: nodes * np.nan)
 
 

@@ -67,8 +67,9 @@ class Sketch:
 
     def complement(self, rows: Tensor) -> Tensor:
         """Project the rows of ``[count, n]`` on the complement of Q."""
+        basis = self.basis.to(rows.dtype)
         for _ in range(2):  # rounding leaves a part of the order of eps times the part removed
-            rows = rows - (rows @ self.basis.T) @ self.basis
+            rows = rows - (rows @ basis.T) @ basis
         return rows
 
 
@@ -129,7 +130,7 @@ def _remaining(space: Subspace, dimension: int) -> float:
     A node of weight w represents about n w eigenvalues, of which the space holds one. The weight of
     one that has converged and may be single is not an estimate of its number.
     """
-    nodes, vectors = np.linalg.eigh(space.projected)
+    nodes, vectors = space.ritz()
     counts = dimension * vectors[0] ** 2
     converged = np.abs(space.coupling @ vectors) <= 0.1 * np.abs(nodes)
     single = converged & (counts < _SINGLE)
@@ -143,8 +144,8 @@ def probed(
     *,
     draw: Callable[..., Tensor],
     seed: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw probes u and yield blocks of ``P u`` and ``A P u``, ``[block, n]`` each.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draw probes u and yield blocks of u, ``P u`` and ``A P u``, ``[block, n]`` each.
 
     Args:
         operator: operator of dimension n.
@@ -158,7 +159,7 @@ def probed(
             operator.shape[0], indices, seed=seed, dtype=operator.dtype, device=operator.device
         )
         rest = sketch.complement(probes)
-        yield rest, operator.matmat(rest)
+        yield probes, rest, operator.matmat(rest)
 
 
 def sphere_samples(
@@ -185,7 +186,7 @@ def sphere_samples(
         The samples, float64 ``[count]``.
     """
     samples = []
-    for rows, images in probed(operator, sketch, count, draw=sphere_probes, seed=seed):
+    for _, rows, images in probed(operator, sketch, count, draw=sphere_probes, seed=seed):
         rest, images = widened(rows), widened(images)
         norms = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         samples.append(sketch.rest * form(rest / norms, images / norms).cpu().double())
