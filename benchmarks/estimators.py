@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from benchmarks.machine import save
 from fastsam.curvature import (
     CallableOperator,
     Estimate,
+    Operator,
     curvature_operator,
     frobenius_norm,
     log_determinant,
     trace,
 )
+from fastsam.curvature.estimators.trace import TraceMethod
 from fastsam.threads import cpu_threads
 
 KINDS = ("hessian", "ggn")
@@ -41,7 +44,7 @@ class Estimators:
     """Number of seeds of each estimator."""
     epochs: int = 150
     """Training epochs of each network on digits."""
-    samples: int = 300
+    samples: int = 200
     """Number of digits for training and curvature."""
     save: bool = False
     """Write the results to benchmarks/results/."""
@@ -71,7 +74,7 @@ class Estimators:
         model, criterion = make(), nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         for _ in range(self.epochs):
-            for batch in torch.randperm(len(images)).split(50):
+            for batch in torch.split(torch.randperm(len(images)), 50):
                 optimizer.zero_grad()
                 criterion(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
@@ -99,12 +102,10 @@ class Estimators:
         }
         for products in PRODUCTS:
             contestants: dict[str, Callable[[int], Estimate]] = {
-                "hutchinson": lambda seed, m=products: trace(
-                    operator, products=m, method="hutchinson", seed=seed
-                ),
-                "fastsam": lambda seed, m=products: trace(operator, products=m, seed=seed),
-                "hutch++ of the paper": lambda seed, m=products: range_hutchpp(values, m, seed),
-                "xtrace": lambda seed, m=products: xtrace(values, m, seed),
+                "hutchinson": partial(_trace, operator, products, "hutchinson"),
+                "fastsam": partial(_trace, operator, products, "hutch++"),
+                "hutch++ of the paper": partial(range_hutchpp, values, products),
+                "xtrace": partial(xtrace, values, products),
             }
             found = {
                 name: self._measured(exact["trace"], estimate)
@@ -137,14 +138,20 @@ class Estimators:
         }
 
 
+def _trace(operator: Operator, products: int, method: TraceMethod, seed: int) -> Estimate:
+    return trace(operator, products=products, method=method, seed=seed)
+
+
 def range_hutchpp(values: Tensor, products: int, seed: int) -> Estimate:
     """Estimate a trace by Hutch++ as published: a third of the products each for range, trace and rest."""
     generator = torch.Generator().manual_seed(seed)
     third = products // 3
     columns = torch.randn(len(values), third, generator=generator, dtype=torch.float64)
     basis = torch.linalg.qr(values[:, None] * columns).Q
-    signs = torch.randint(2, (len(values), products - 2 * third), generator=generator) * 2.0 - 1
-    rest = signs.double() - basis @ (basis.T @ signs.double())
+    # Gaussian probes, because random signs would have no variance on a diagonal matrix.
+    count = products - 2 * third
+    probes = torch.randn(len(values), count, generator=generator, dtype=torch.float64)
+    rest = probes - basis @ (basis.T @ probes)
     samples = (values @ rest.square()).numpy()
     known = float((values @ basis.square()).sum())
     stderr = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))

@@ -128,6 +128,14 @@ def test_trace_is_unbiased_whether_the_sketch_grows_or_stops():
         assert abs(errors.mean()) < 4 * errors.std() / math.sqrt(len(errors)), name
 
 
+def test_square_of_the_frobenius_norm_is_unbiased():
+    values = np.random.default_rng(0).normal(size=20)
+    operator = diagonal_operator(values)
+    found = [frobenius_norm(operator, products=16, seed=seed).value ** 2 for seed in range(100)]
+    errors = np.array(found) - np.sum(values**2)
+    assert abs(errors.mean()) < 4 * errors.std() / math.sqrt(len(errors))
+
+
 def test_curvature_of_a_model(seed):
     torch.manual_seed(seed)
     model, (x, y) = mlp((4, 9, 5)), classification(20, 4, 5)
@@ -252,6 +260,8 @@ def test_log_determinant_refuses_what_is_not_positive_definite(n):
             log_determinant(diagonal_operator(values), lowest=lowest)
     with pytest.raises(ValueError, match="not positive definite"):
         log_determinant(diagonal_operator(np.linspace(-1, 1, n)), shift=0.9)
+    with pytest.raises(ValueError, match="beyond rounding"):
+        log_determinant(diagonal_operator(np.repeat([1e-17, 1.0], n // 2)))
     with pytest.raises(ValueError, match=r"not finite at the eigenvalue .* H \+ shift I"):
         trace_of(diagonal_operator(np.linspace(-1, 1, n)), np.log)
 
