@@ -10,6 +10,7 @@ from fastsam.curvature.escape import (
     negative_curvature,
 )
 from fastsam.curvature.estimates import Estimate, Histogram, MassBelow
+from fastsam.curvature.estimators.diagonal import DiagonalEstimate, diagonal
 from fastsam.curvature.estimators.frobenius import frobenius_norm
 from fastsam.curvature.estimators.functions import log_determinant, trace_of
 from fastsam.curvature.estimators.trace import trace
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "ConvergenceWarning",
     "CurvatureOperator",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EscapeReport",
     "Estimate",
@@ -46,6 +48,7 @@ __all__ = [
     "class_spectra",
     "compare",
     "curvature_operator",
+    "diagonal",
     "eigenpairs",
     "escape_report",
     "frobenius_norm",
