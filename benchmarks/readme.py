@@ -40,6 +40,7 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "torch-operations": torch_operations(),
+        "estimators": estimators(),
         "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
@@ -123,6 +124,41 @@ def torch_operations() -> str:
             )
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def estimators() -> str:
+    """Return the errors and the coverage of stochastic estimators on curvature matrices."""
+    path = RESULTS / "estimators-cpu.json"
+    if not path.exists():
+        return ""
+    stored = json.loads(path.read_text())
+    environment, rows, settings = stored["environment"], stored["rows"], stored["settings"]
+    budgets = [key for key in rows[0] if key.startswith("trace, ")]
+    others = [key for key in rows[0] if key.startswith(("frobenius_norm", "log_determinant"))]
+    names = list(rows[0][budgets[0]])
+    lines = [
+        f"{settings['samples']} digits, {settings['seeds']} seeds, torch {environment['torch']} "
+        f"(`{environment['command']}`). Root-mean-square error of Hutchinson's method divided by that of "
+        "each method; in brackets, the share of 95 % intervals that hold the exact trace:",
+        "",
+        "| matrix | products | " + " | ".join(names) + " |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
+    for row in rows:
+        matrix = f"{row['network']}, {row['kind']}, n = {row['dimension']}"
+        for budget in budgets:
+            cells = [f"{one['gain']:.1f}x ({one['coverage']:.0%})" for one in row[budget].values()]
+            number = re.sub(r"\D", "", budget)
+            lines.append(f"| {matrix} | {number} | " + " | ".join(cells) + " |")
+    lines += ["", "| matrix | estimator | relative error | coverage |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        for key in others:
+            exact = abs(row["exact"][key.partition(",")[0]])
+            lines.append(
+                f"| {row['network']}, {row['kind']} | {key.replace('_', ' ')} | "
+                f"{row[key]['rms'] / exact:.1e} | {row[key]['coverage']:.0%} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def longtail_digits() -> str:

@@ -9,7 +9,11 @@ from fastsam.curvature.escape import (
     escape_report,
     negative_curvature,
 )
-from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, normal_interval
+from fastsam.curvature.estimates import Estimate, Histogram, MassBelow
+from fastsam.curvature.estimators.diagonal import DiagonalEstimate, diagonal
+from fastsam.curvature.estimators.frobenius import frobenius_norm
+from fastsam.curvature.estimators.functions import log_determinant, trace_of
+from fastsam.curvature.estimators.trace import trace
 from fastsam.curvature.groups import class_spectra, group_spectra, layer_spectra
 from fastsam.curvature.lanczos.options import LanczosOptions
 from fastsam.curvature.losses import BatchLoss, OutputLoss
@@ -27,6 +31,7 @@ __all__ = [
     "Comparison",
     "ConvergenceWarning",
     "CurvatureOperator",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EscapeReport",
     "Estimate",
@@ -43,16 +48,20 @@ __all__ = [
     "class_spectra",
     "compare",
     "curvature_operator",
+    "diagonal",
     "eigenpairs",
     "escape_report",
+    "frobenius_norm",
     "from_scipy",
     "group_spectra",
     "layer_spectra",
+    "log_determinant",
     "merge",
     "negative_curvature",
-    "normal_interval",
     "operator_spectrum",
     "spectral_density",
     "table",
     "to_scipy",
+    "trace",
+    "trace_of",
 ]

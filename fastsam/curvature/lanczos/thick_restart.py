@@ -105,6 +105,21 @@ class Subspace:
         return self._memory[: self.size]
 
     @property
+    def projected(self) -> Vector:
+        """The operator projected on the basis, T, ``[size, size]``."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def coupling(self) -> Vector:
+        """Coupling of each row of the basis to the direction that leads out, ``[size]``."""
+        return self._coupling
+
+    @property
+    def out(self) -> Tensor:
+        """The direction that leads out, ``[n]``, a view; meaningless if the basis spans R^n."""
+        return self._memory[self.size]
+
+    @property
     def is_whole(self) -> bool:
         """Whether the basis spans all of R^n."""
         return self.size == self._memory.shape[1]
@@ -165,10 +180,18 @@ class Subspace:
         if beta == 0:  # an invariant subspace: other eigenvectors are orthogonal to it
             self.leave()
 
+    def ritz(self) -> tuple[Vector, Vector]:
+        """Return the Ritz values ``[size]`` and their coordinates as columns; update ``norm``.
+
+        Call it after every product, because :meth:`grow` judges rounding by the norm.
+        """
+        values, coordinates = np.linalg.eigh(self.projected)
+        self.norm = max(self.norm, float(np.abs(values).max()))
+        return values, coordinates
+
     def wanted(self, goal: Goal) -> RitzPairs:
         """Return the ``goal.count`` best Ritz pairs, or all of a smaller subspace."""
-        values, coordinates = np.linalg.eigh(self._projected[: self.size, : self.size])
-        self.norm = max(self.norm, float(np.abs(values).max()))
+        values, coordinates = self.ritz()
         residuals = np.abs(self._coupling @ coordinates)
         best = ranking(values, goal.which)[: goal.count]
         allowed = max(goal.tolerance, self._eps) * self.norm
