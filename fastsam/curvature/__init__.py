@@ -19,7 +19,9 @@ from fastsam.curvature.operators.curvature import CurvatureOperator
 from fastsam.curvature.operators.matrix import MatrixOperator
 from fastsam.curvature.operators.scipy import from_scipy, to_scipy
 from fastsam.curvature.options import SpectrumOptions
+from fastsam.curvature.points import CurvaturePoint, read_points
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.tracking import CurvatureTracker
 
 __all__ = [
     "BatchLoss",
@@ -27,6 +29,8 @@ __all__ = [
     "Comparison",
     "ConvergenceWarning",
     "CurvatureOperator",
+    "CurvaturePoint",
+    "CurvatureTracker",
     "Eigenpairs",
     "EscapeReport",
     "Estimate",
@@ -52,6 +56,7 @@ __all__ = [
     "negative_curvature",
     "normal_interval",
     "operator_spectrum",
+    "read_points",
     "spectral_density",
     "table",
     "to_scipy",
