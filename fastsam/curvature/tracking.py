@@ -131,6 +131,7 @@ class CurvatureTracker:
     ) -> None:
         self._pace = Pace(every=every, budget=budget, clock=clock)
         check_number("tol", tol, below=1)
+        check_count("max_products", max_products)
         if samples is not None:
             check_count("samples", samples)
         kind_named(kind)
