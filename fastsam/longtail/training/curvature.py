@@ -38,6 +38,10 @@ class TrackedCurvature:
         self._tracker: CurvatureTracker | None = None
         if config.track_curvature is None or not writes:
             return
+        if not config.curvature_classes:
+            raise UsageError(
+                f"curvature_classes is empty; pass labels, groups or {ALL!r}, such as head tail"
+            )
         images = data.train
         self._tracker = CurvatureTracker(
             model,
