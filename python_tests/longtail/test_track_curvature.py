@@ -20,14 +20,14 @@ from fastsam.longtail.errors import CheckpointError, LongTailError, UsageError
 
 
 def short(**settings: Any) -> TrainConfig:
-    """A run of 18 steps that measures classes 0 and the tail at every sixth."""
+    """A run of 18 steps that measures the tail at every ninth."""
     values = {
         "model": "resnet8",
         "epochs": 2,
-        "track_curvature": 6,
+        "track_curvature": 9,
         "curvature_budget": 0.0,
-        "curvature_images": 12,
-        "curvature_classes": ("0", "tail"),
+        "curvature_images": 6,
+        "curvature_classes": ("tail",),
         **settings,
     }
     return recipe("digits-lt", "ce", "sgd", **values).config()
@@ -38,13 +38,13 @@ class StoppedError(Exception):
 
 
 def test_points_have_the_eigenvalues_of_a_converged_run() -> None:
-    config = short(epochs=1)
+    config = short(epochs=1, curvature_classes=("0", "tail"))
     trainer = Trainer(config, progress=False)
     start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     result = trainer.fit()
     points = [point for point in result.curvature if point.step == 0]
     assert [point.group for point in points] == ["0", "tail"]
-    assert [point.step for point in result.curvature] == [0, 0, 6, 6]
+    assert [point.step for point in result.curvature] == [0, 0, 9, 9]
     assert all(point.lr == result.history[0].lr for point in points)
     model = Trainer(config, progress=False).model
     model.load_state_dict(start)
@@ -52,12 +52,12 @@ def test_points_have_the_eigenvalues_of_a_converged_run() -> None:
     tail = trainer.data.group_lists()["tail"]
     for point, labels in zip(points, ([0], tail), strict=True):
         members = np.flatnonzero(np.isin(images.targets, labels))
-        if len(members) > 12:
-            members = np.sort(np.random.default_rng(0).choice(members, 12, replace=False))
+        if len(members) > 6:
+            members = np.sort(np.random.default_rng(0).choice(members, 6, replace=False))
         (batch,) = images.batches([members], None, torch.device("cpu"))
         operator = curvature_operator(model, nn.CrossEntropyLoss(), (batch.inputs, batch.targets))
         for end, value in (("largest", point.lambda_max), ("smallest", point.lambda_min)):
-            found = eigenpairs(operator, which=end, tol=1e-4, progress=False)
+            found = eigenpairs(operator, which=end, tol=1e-3, progress=False)
             assert value == pytest.approx(float(found.values[0]), rel=0.05)
 
 
@@ -67,7 +67,7 @@ def test_tracking_changes_neither_the_training_nor_the_run(tmp_path: Path) -> No
     without = Trainer(plain, out=tmp_path / "plain", progress=False).fit()
     with_points = Trainer(tracked, out=tmp_path / "tracked", progress=False).fit()
     assert without.curvature == []
-    assert len(with_points.curvature) == 2 * 4  # steps 0, 6, 12, 18
+    assert len(with_points.curvature) == 3  # after 0, 9 and 18 steps
     assert [e.loss for e in with_points.history] == [e.loss for e in without.history]
     assert with_points.test == without.test
     states = [Checkpoint.load(tmp_path / name).model for name in ("plain", "tracked")]
@@ -87,14 +87,14 @@ def test_a_resumed_run_keeps_its_points(tmp_path: Path, monkeypatch: pytest.Monk
         if (step.epoch, step.batch) == (2, 5):
             raise StoppedError
 
-    config = short(track_curvature=4)
+    config = short(track_curvature=7)
     whole = Trainer(config, progress=False).fit()
     with pytest.raises(StoppedError):
         Trainer(config, out=tmp_path, on_step=stop, progress=False).fit()
     assert Checkpoint.load(tmp_path).epoch == 1
     again = Trainer(config, out=tmp_path, resume=True, progress=False).fit()
     assert facts(again) == facts(whole)
-    assert {point.step for point in again.curvature} == {0, 4, 8, 12, 16}
+    assert {point.step for point in again.curvature} == {0, 7, 14}
 
 
 def test_a_run_is_resumed_with_other_settings_of_the_curvature(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_run_is_resumed_with_other_settings_of_the_curvature(tmp_path: Path) -
     assert later.curvature.points == []
     tracked = tmp_path / "tracked"
     Trainer(short(epochs=1), out=tracked, progress=False).fit()
-    with pytest.raises(CheckpointError, match="groups 0, tail, but this tracker has 1"):
+    with pytest.raises(CheckpointError, match="groups tail, but this tracker has 1"):
         Trainer(short(epochs=1, curvature_classes=("1",)), out=tracked, resume=True, progress=False)
     off = Trainer(short(epochs=1, track_curvature=None), out=tracked, resume=True, progress=False)
     assert off.curvature.points == []
@@ -111,7 +111,13 @@ def test_a_run_is_resumed_with_other_settings_of_the_curvature(tmp_path: Path) -
 
 def test_the_loss_of_ldam_is_measured_with_its_scale() -> None:
     config = recipe(
-        "digits-lt", "ldam-drw", "sgd", model="resnet8", epochs=1, track_curvature=100
+        "digits-lt",
+        "ldam-drw",
+        "sgd",
+        model="resnet8",
+        epochs=1,
+        track_curvature=100,
+        curvature_classes=("tail",),
     ).config()
     trainer = Trainer(config, progress=False)
     network, images = trainer.model, trainer.data.train
