@@ -23,7 +23,9 @@ from fastsam.curvature.operators.curvature import CurvatureOperator
 from fastsam.curvature.operators.matrix import MatrixOperator
 from fastsam.curvature.operators.scipy import from_scipy, to_scipy
 from fastsam.curvature.options import SpectrumOptions
+from fastsam.curvature.points import CurvaturePoint, read_points
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.tracking import CurvatureTracker
 
 __all__ = [
     "BatchLoss",
@@ -31,6 +33,8 @@ __all__ = [
     "Comparison",
     "ConvergenceWarning",
     "CurvatureOperator",
+    "CurvaturePoint",
+    "CurvatureTracker",
     "DiagonalEstimate",
     "Eigenpairs",
     "EscapeReport",
@@ -59,6 +63,7 @@ __all__ = [
     "merge",
     "negative_curvature",
     "operator_spectrum",
+    "read_points",
     "spectral_density",
     "table",
     "to_scipy",

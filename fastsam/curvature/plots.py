@@ -1,4 +1,4 @@
-"""Figures of spectra, with matplotlib."""
+"""Figures of spectra and of curvature during training, with matplotlib."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsam.curvature.lanczos.quadrature import Floats
+from fastsam.curvature.points import CurvaturePoint
 from fastsam.extras import requires_extra
 
 FLOOR = 1e-7
@@ -122,6 +123,57 @@ def plot_spectra(
         panel.label_outer()
     for panel in flat[len(spectra) :]:
         panel.remove()
+    figure.tight_layout()
+    return figure
+
+
+def plot_tracking(
+    points: Sequence[CurvaturePoint], *, marks: Mapping[str, float] | None = None
+) -> Any:
+    """Draw the extreme curvature by training step: lambda_max with 2/lr above, lambda_min below.
+
+    Gradient descent is stable on a quadratic while lambda_max is below 2/lr.
+
+    Args:
+        points: measurements of a :class:`fastsam.curvature.CurvatureTracker`.
+        marks: steps at which something begins, such as ``{"deferral": 1600, "ascents": 2000}``, by
+            what it is. Names are escaped by :func:`plain`.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``points`` is empty.
+    """
+    if not points:
+        raise ValueError("plot_tracking requires at least one point, got none")
+    figure, (upper, lower) = _pyplot().subplots(2, 1, sharex=True, figsize=(7, 5), squeeze=True)
+    for number, group in enumerate(dict.fromkeys(point.group for point in points)):
+        own = [point for point in points if point.group == group]
+        steps, look = [point.step for point in own], {"color": f"C{number}", "marker": "."}
+        upper.plot(steps, [point.lambda_max for point in own], label=plain(group), **look)
+        lower.plot(steps, [point.lambda_min for point in own], **look)
+    limits = {point.step: 2 / point.lr for point in points if point.lr}
+    if limits:
+        upper.plot(*zip(*sorted(limits.items()), strict=True), "k--", linewidth=1, label="2/lr")
+    for name, step in (marks or {}).items():
+        for axes in (upper, lower):
+            axes.axvline(step, color="0.4", linestyle=":", linewidth=1)
+        upper.annotate(
+            plain(name),
+            (step, 1),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize="small",
+        )
+    upper.set_yscale("log")
+    upper.set_ylabel(r"$\lambda_{\max}$")
+    lower.set_ylabel(r"$\lambda_{\min}$")
+    lower.set_xlabel("training step")
+    upper.legend()
     figure.tight_layout()
     return figure
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsam.curvature import CallableOperator, ConvergenceWarning, MatrixOperator, eigenpairs
 
 N = 150
-ENDS = ("largest", "smallest", "magnitude")
+ENDS = ("largest", "smallest", "magnitude", "ends")
 
 
 def spectra(generator: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -44,6 +44,8 @@ def rotated(values: NDArray[np.float64], generator: np.random.Generator) -> Tens
 
 def best(matrix: Tensor, k: int, which: str) -> Tensor:
     values = torch.linalg.eigvalsh(matrix.double())
+    if which == "ends":
+        return torch.stack([values.flip(0), values], dim=1).flatten()[:k]
     key = {"largest": -values, "smallest": values, "magnitude": -values.abs()}[which]
     return values[key.argsort(stable=True)[:k]]
 

@@ -20,7 +20,7 @@ from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.kernels.backends import sum_dtype, widened
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 
-Which = Literal["largest", "smallest", "magnitude"]
+Which = Literal["largest", "smallest", "magnitude", "ends"]
 Vector = NDArray[np.float64]
 
 _TILE = 1 << 16
@@ -236,6 +236,9 @@ class Subspace:
 
 def ranking(values: Vector, which: Which) -> NDArray[np.int64]:
     """Return the indices that sort values, the most wanted first."""
+    if which == "ends":
+        rising = np.argsort(values, kind="stable")
+        return np.column_stack([rising[::-1], rising]).ravel()[: len(values)]
     keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
     return np.argsort(keys[which], kind="stable")
 
