@@ -202,7 +202,7 @@ def test_a_loader_that_drops_other_samples_each_time_is_refused() -> None:
     model = network(10, 2).double()
     inputs, targets = torch.rand(12, 10, dtype=torch.float64), torch.randint(2, (12,))
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=5, shuffle=True, drop_last=True)
-    with pytest.raises(ValueError, match="shuffle|differ|same"):
+    with pytest.raises(ValueError, match=r"shuffle|differ|same"):
         curvature_operator(model, nn.CrossEntropyLoss(), loader)
 
 
