@@ -297,12 +297,17 @@ class Spectrum(RitzValues):
         return width
 
     def plot(
-        self, axes: Any = None, *, sigma: float | str = "scale-free", label: str | None = None
+        self,
+        axes: Any = None,
+        *,
+        sigma: float | str = "scale-free",
+        label: str | None = None,
+        stems: bool = False,
     ) -> Any:
-        """Draw the density with matplotlib (symlog eigenvalues, log density) and return the axes."""
+        """Draw the density with matplotlib; see :func:`fastsam.curvature.plots.plot_density`."""
         from fastsam.curvature.plots import plot_density
 
-        return plot_density([self], axes=axes, sigma=sigma, labels=[label])
+        return plot_density([self], axes=axes, sigma=sigma, labels=[label], stems=stems)
 
     def summary(self) -> dict[str, float | int | None]:
         """Return the main results by name, for tables and JSON."""

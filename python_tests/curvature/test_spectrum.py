@@ -243,6 +243,37 @@ def test_plots():
     mpl.pyplot.close("all")
 
 
+def test_stems_stand_at_the_ritz_values_and_sum_to_the_density():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    spectrum = operator_spectrum(diagonal(torch.randn(30).double()), steps=6, probes=2)
+    sigma = 0.3  # wide: no Ritz value is below the floor of the figure
+    axes = spectrum.plot(sigma=sigma, stems=True)
+    (stems,) = axes.collections
+    ends = np.array([segment[1] for segment in stems.get_segments()])
+    assert np.array_equal(np.sort(ends[:, 0]), np.sort(np.concatenate(spectrum.nodes)))
+    bumps = np.exp(-((0.25 - ends[:, 0]) ** 2) / (2 * sigma**2)) * ends[:, 1]
+    assert bumps.sum() == pytest.approx(float(spectrum.density(np.array([0.25]), sigma)[0]))
+    figure = plot_spectra({"a": spectrum, "b": spectrum}, stems=True)
+    assert all(len(panel.collections) == 1 for panel in figure.axes)
+    mpl.pyplot.close("all")
+
+
+def test_the_scale_of_eigenvalues_has_no_kink():
+    """The slope of the scale is continuous everywhere; that of matplotlib's symlog jumps."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    spectrum = operator_spectrum(diagonal(torch.linspace(-3, 40, 30).double()), steps=6)
+    axes = spectrum.plot()
+    points = np.linspace(-40, 40, 400_001)
+    slopes = np.diff(axes.xaxis.get_transform().transform(points))
+    assert np.all(slopes > 0)
+    assert np.abs(np.diff(slopes) / slopes[:-1]).max() < 1e-2
+    mpl.pyplot.close("all")
+
+
 @pytest.mark.parametrize("name", [r"$\frac$", "$x$", "a$b", r"\$y$", "$"])
 def test_names_in_plots_are_not_parsed_as_mathematics(name: str) -> None:
     """Matplotlib parses text between dollar signs as formulas, and fails on invalid ones."""
