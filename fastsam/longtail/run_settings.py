@@ -94,7 +94,7 @@ class RunSettings(Settings):
         place=True,
     )
     curvature_classes: tuple[str, ...] = setting(
-        "classes that track_curvature measures, each on its own: labels, groups (head, mid, tail), or all",
+        "classes that track_curvature measures separately: labels, groups (head, mid, tail), or all",
         default=("head", "tail"),
         before=("head", "tail"),
         place=True,

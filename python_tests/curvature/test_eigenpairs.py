@@ -152,7 +152,7 @@ def test_basis_in_a_file_gives_the_same_bits(tmp_path, seed):
     [
         ({"k": 0}, "k must be"),
         ({"k": 7}, "k must be at most"),
-        ({"which": "LA"}, "which must be one of largest, smallest, magnitude, got 'LA'"),
+        ({"which": "LA"}, "which must be one of largest, smallest, magnitude, ends, got 'LA'"),
         ({"tol": -1.0}, "tol must be"),
         ({"tol": float("nan")}, "tol must be"),
         ({"k": 3, "subspace": 3}, "subspace must be larger than k"),
