@@ -6,6 +6,7 @@ import tyro
 
 from benchmarks.demo import DemoRuns
 from benchmarks.device_code import DeviceCode
+from benchmarks.eigenpairs import EigenpairRuns
 from benchmarks.epoch import EpochTime
 from benchmarks.estimators import Estimators
 from benchmarks.figures import Figures
@@ -28,6 +29,7 @@ def main() -> None:
             "late-phase": LatePhase,
             "spectrum": Spectra,
             "estimators": Estimators,
+            "eigenpairs": EigenpairRuns,
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,

@@ -26,8 +26,8 @@ Vector = NDArray[np.float64]
 _TILE = 1 << 16
 """Columns that a restart combines at a time: it needs no second basis."""
 
-_LEAST_SEARCH = 8
-"""Least number of products of a search for missed eigenvalues."""
+_LEAST_SEARCH, _MOST_SEARCH = 8, 20
+"""Number of products of a search for missed eigenvalues: at least, and at most in short runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,12 +278,11 @@ def _converge(space: Subspace, goal: Goal) -> RitzPairs:
         if space.is_whole:
             return pairs
         if space.is_full:
-            kept = replace(goal, count=_kept(space.capacity, goal.count, pairs.converged))
-            space.restart(space.wanted(kept))
+            _restart(space, goal, converged=pairs.converged)
 
 
-def _kept(capacity: int, count: int, converged: int) -> int:
-    """Return the number of Ritz vectors that a restart keeps.
+def _restart(space: Subspace, goal: Goal, *, converged: int) -> None:
+    """Reduce a full subspace to wanted vectors and some that are next to them.
 
     The rest of the subspace is the degree of the polynomial that the next round applies. At a dense
     end of the spectrum a high degree matters more than many kept vectors, so a restart keeps the
@@ -291,21 +290,24 @@ def _kept(capacity: int, count: int, converged: int) -> int:
     not lower the effort on the others. A third of the subspace is kept in any case: with one vector
     a round would forget the directions between the wanted value and the rest.
     """
-    wanted = count + min(converged, (capacity - count) // 2)
-    return min(capacity - 1, max(wanted, capacity // 3))
+    wanted = goal.count + min(converged, (space.capacity - goal.count) // 2)
+    kept = min(space.capacity - 1, max(wanted, space.capacity // 3))
+    space.restart(space.wanted(replace(goal, count=kept)))
 
 
 def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
     """Whether a random direction orthogonal to the pairs leads to a value that replaces one.
 
-    It is followed for a tenth of the products so far. That is enough for a value that is missing
-    for want of a component in the start vector, as the second copy of a multiple eigenvalue is: to
-    be seen at all it must pass the values behind it, which takes far fewer steps than convergence.
+    A value can be missing for want of a component in the start vector, as the second copy of a multiple
+    eigenvalue is. The search is over if the next values, with their residuals, are behind the pairs.
+    Where eigenvalues are dense that takes as long as convergence, so it also ends after a tenth of the
+    products so far: to be seen at all, a missing value must only pass those behind it.
     """
-    least = max(_LEAST_SEARCH, space.products // 10)
     space.restart(pairs)
     space.leave()
-    for _ in range(min(least, space.capacity - goal.count)):
+    for step in range(max(_MOST_SEARCH, space.products // 10)):
+        if space.is_full:
+            _restart(space, goal, converged=pairs.converged)
         space.grow()
         found = space.wanted(goal)
         goal.report(found)
@@ -313,4 +315,31 @@ def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
             return True
         if space.is_whole:
             return False
+        if step + 1 >= _LEAST_SEARCH and _rest_is_behind(space, goal):
+            return False
     return False
+
+
+def _rest_is_behind(space: Subspace, goal: Goal) -> bool:
+    """Whether the unwanted values at the wanted ends, moved outwards by their residuals, stay unwanted."""
+    everything = space.wanted(replace(goal, count=space.size))
+    wanted, rest = np.split(everything.values, [goal.count])
+    residuals = everything.residuals[goal.count :]
+    upper = {
+        "largest": wanted.min(),
+        "smallest": np.inf,
+        "magnitude": np.abs(wanted).min(),
+        "ends": wanted[::2].min(),
+    }[goal.which]
+    lower = {
+        "largest": -np.inf,
+        "smallest": wanted.max(),
+        "magnitude": -np.abs(wanted).min(),
+        "ends": wanted[1::2].max(initial=-np.inf),
+    }[goal.which]
+    top, bottom = rest.argmax(), rest.argmin()
+    slack = 2 * everything.allowed  # for values of equal magnitude, and copies in exact arithmetic
+    return bool(
+        rest[top] + residuals[top] <= upper + slack
+        and rest[bottom] - residuals[bottom] >= lower - slack
+    )
