@@ -76,7 +76,7 @@ class RunSettings(Settings):
         before="float32",
     )
     channels_last: bool = setting(
-        "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
+        "store images and filters in the memory format channels-last. It speeds up "
         "bfloat16 convolutions on a GPU and often convolutions on a CPU",
         default=False,
         before=False,
@@ -87,8 +87,8 @@ class RunSettings(Settings):
     )
 
     track_curvature: int | None = setting(
-        "number of steps from one measurement of the largest and smallest Hessian eigenvalue to the next; "
-        "training is not changed (default: no measurement)",
+        "measure the largest and smallest Hessian eigenvalue every INT steps; this does not change training "
+        "(default: no measurement)",
         optional=True,
         low=1,
         place=True,
@@ -107,8 +107,8 @@ class RunSettings(Settings):
         place=True,
     )
     curvature_budget: float = setting(
-        "largest share of the training time that track_curvature may take; 0 for no limit, so that equal "
-        "runs measure equal steps",
+        "largest share of the training time that track_curvature may take. With a limit, the measured steps "
+        "depend on the speed of the machine; 0 removes the limit",
         default=0.05,
         before=0.05,
         low=0,
