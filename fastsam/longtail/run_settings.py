@@ -76,7 +76,7 @@ class RunSettings(Settings):
         before="float32",
     )
     channels_last: bool = setting(
-        "store images and filters in the memory format channels-last. It speeds up "
+        "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
         "bfloat16 convolutions on a GPU and often convolutions on a CPU",
         default=False,
         before=False,

@@ -57,8 +57,8 @@ class Recipes:
         }
         if not listed:
             raise UsageError(
-                f"Rangwani et al. have no recipe for {' '.join(name for name in asked if name)}; pass --data, "
-                "--method and --optimizer to see the recipe that fastsam uses"
+                f"Rangwani et al. have no recipe for {' '.join(name for name in asked if name)}; pass "
+                "--data, --method and --optimizer to see the recipe that fastsam uses"
             )
         found = {key: recipe(*key) for key in listed}
         for data in sorted({data for data, _, _ in listed}, key=tuple(DATASETS).index):
