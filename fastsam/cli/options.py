@@ -35,8 +35,8 @@ _TITLES = {
     "curvature_budget": "curvature",
 }
 """Titles of the option groups in the help, by kind of part or by name of a setting of the run."""
-_SETTING = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
-"""Words in a help text that may be names of settings."""
+_SETTING = re.compile(r"(?<!\.)\b[a-z]+(?:_[a-z]+)+\b")
+"""Words in a help text that may be names of settings; attributes such as torch.channels_last are not."""
 _ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
 
 

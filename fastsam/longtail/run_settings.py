@@ -87,8 +87,8 @@ class RunSettings(Settings):
     )
 
     track_curvature: int | None = setting(
-        "number of steps from one measurement of the largest and smallest Hessian eigenvalue to the next; "
-        "training is not changed (default: no measurement)",
+        "measure the largest and smallest Hessian eigenvalue every INT steps; this does not change training "
+        "(default: no measurement)",
         optional=True,
         low=1,
         place=True,
@@ -107,8 +107,8 @@ class RunSettings(Settings):
         place=True,
     )
     curvature_budget: float = setting(
-        "largest share of the training time that track_curvature may take; 0 for no limit, so that equal "
-        "runs measure equal steps",
+        "largest share of the training time that track_curvature may take. With a limit, the measured steps "
+        "depend on the speed of the machine; 0 removes the limit",
         default=0.05,
         before=0.05,
         low=0,
