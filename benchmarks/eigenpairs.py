@@ -31,7 +31,7 @@ from fastsam.curvature.operators.base import Operator
 from fastsam.longtail.models import build_model
 from fastsam.threads import cpu_threads
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 ENDS: dict[Which, str] = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 """Names of the ends, and those of ARPACK."""
@@ -98,7 +98,7 @@ class EigenpairRuns:
         self, operator: Operator, values: Floats, count: int, which: Which, start: Floats
     ) -> dict[str, Any]:
         """Compare one end of one spectrum."""
-        exact = values[ranking(values, which)[:count]]
+        exact = values[ranking(np.asarray(values, np.float64), which)[:count]]
         allowed = 2 * self.tolerance * float(np.abs(values).max())
 
         def is_right(found: Floats) -> bool:
@@ -127,7 +127,8 @@ class EigenpairRuns:
         operator = curvature_operator(model, nn.CrossEntropyLoss(), data)
         start = torch.randn(operator.shape[0]).numpy()
         rows = []
-        for count, which in itertools.product(self.counts, ("largest", "smallest")):
+        ends: tuple[Which, ...] = ("largest", "smallest")
+        for count, which in itertools.product(self.counts, ends):
             contestants: dict[str, Callable[[], Any]] = {
                 "fastsam": partial(self._ours, operator, count, which, start, tolerance=1e-3),
                 "eigsh": partial(self._theirs, operator, count, which, start, tolerance=1e-3),
