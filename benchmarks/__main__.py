@@ -6,7 +6,9 @@ import tyro
 
 from benchmarks.demo import DemoRuns
 from benchmarks.device_code import DeviceCode
+from benchmarks.eigenpairs import EigenpairRuns
 from benchmarks.epoch import EpochTime
+from benchmarks.estimators import Estimators
 from benchmarks.figures import Figures
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
@@ -26,6 +28,8 @@ def main() -> None:
             "sam-step": SamStep,
             "late-phase": LatePhase,
             "spectrum": Spectra,
+            "estimators": Estimators,
+            "eigenpairs": EigenpairRuns,
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,

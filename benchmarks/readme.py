@@ -40,6 +40,7 @@ def rendered(text: str) -> str:
         "sam-step": sam_step(),
         "spectrum": spectrum(),
         "torch-operations": torch_operations(),
+        "estimators": estimators(),
         "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
@@ -125,6 +126,48 @@ def torch_operations() -> str:
     return "\n".join(parts)
 
 
+def estimators() -> str:
+    """Return the errors and the coverage of stochastic estimators on curvature matrices."""
+    path = RESULTS / "estimators-cpu.json"
+    if not path.exists():
+        return ""
+    stored = json.loads(path.read_text())
+    environment, rows, settings = stored["environment"], stored["rows"], stored["settings"]
+    budgets = [key for key in rows[0] if key.startswith("trace, ")]
+    others = [key for key in rows[0] if key.startswith(("frobenius_norm", "log_determinant"))]
+    names = list(rows[0][budgets[0]])
+    lines = [
+        f"{settings['samples']} digits, {settings['seeds']} seeds, torch {environment['torch']} "
+        f"(`{environment['command']}`). Root-mean-square error of Hutchinson's method divided by that of "
+        "each method: above 1x is more accurate than Hutchinson's method. In brackets, the share of 95 % "
+        "intervals that hold the exact trace. [Papers](../papers.md) names the papers of hutch++ and xtrace.",
+        "",
+        "| matrix | products | " + " | ".join(names) + " |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
+    for row in rows:
+        matrix = f"{row['network']}, {row['kind']}, n = {row['dimension']}"
+        for budget in budgets:
+            cells = [f"{one['gain']:.1f}x ({one['coverage']:.0%})" for one in row[budget].values()]
+            number = re.sub(r"\D", "", budget)
+            lines.append(f"| {matrix} | {number} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Root-mean-square error divided by the exact value, and the share of 95 % intervals that hold it:",
+        "",
+        "| matrix | estimator | relative error | coverage |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for key in others:
+            exact = abs(row["exact"][key.partition(",")[0]])
+            lines.append(
+                f"| {row['network']}, {row['kind']} | {key.replace('_', ' ')} | "
+                f"{row[key]['rms'] / exact:.1e} | {row[key]['coverage']:.0%} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def longtail_digits() -> str:
     """Return tables of the methods' accuracies with SGD and SAM, and the significant differences."""
     parts = [
@@ -141,7 +184,7 @@ def _longtail_digits_table(results: dict[str, Any]) -> str:
     text = (
         f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
         f"{results['seeds']} seeds, each with its own subset. Test accuracy of the last epoch in percent, "
-        "+- standard deviation; differences paired by seed, +- half of their 95 % confidence interval. We "
+        "+- standard deviation; differences paired by seed, +- half the width of their 95 % interval. We "
         f"tuned on the validation set: {len(results['trials']['sgd'])} pairs of lr and weight decay for SGD, "
         f"{len(results['trials']['sam'])} values of rho for SAM, which uses the recipe's lr and weight decay "
         f"(`{results['environment']['command']}`):"
@@ -175,16 +218,15 @@ def _chosen(results: dict[str, Any]) -> str:
 
     tuned = {name for trials in results["trials"].values() for name in trials[0]}
     methods = [
-        f"{method} "
+        f"{method}: "
         + ", ".join(
-            f"{name} {text(value)}"
-            for settings in entry["chosen"].values()
-            for name, value in settings.items()
-            if name in tuned
+            f"{optimizer} "
+            + " ".join(f"{name} {text(value)}" for name, value in settings.items() if name in tuned)
+            for optimizer, settings in entry["chosen"].items()
         )
         for method, entry in results["methods"].items()
     ]
-    return f"- chosen: {'; '.join(methods)}."
+    return f"- chosen settings: {'; '.join(methods)}."
 
 
 def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
@@ -196,7 +238,7 @@ def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
             for measure, label in (("accuracy", "all"), ("tail", "tail")):
                 mean, half = entry[gap][measure]["mean"], entry[gap][measure]["confidence_95"]
                 if abs(mean) > half:
-                    beyond.append(f"{method} {label} ({'better' if mean > 0 else 'worse'})")
+                    beyond.append(f"{method} {label}: {'better' if mean > 0 else 'worse'}")
         found = f" ({', '.join(beyond)})" if beyond else ""
         lines.append(f"- {gap}: {len(beyond)} of {2 * len(methods)} intervals exclude zero{found}.")
     return lines

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import copy_bandwidth, save
-from benchmarks.timing import interleaved
+from benchmarks.timing import Ratio, interleaved
 from fastsam.curvature import (
     MatrixOperator,
     Spectrum,
@@ -167,20 +167,26 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
             torch.split(flat[0], [value.numel() for value in parameters]), parameters, strict=True
         )
     ]
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    last_batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
     answers: dict[str, Callable[[], Any]] = {}
-    with undisturbed(model):
-        operator = ModelOperator(model, criterion, read_batches(batches))
-        operator.prepare(probes=1, steps=options.steps)
-        answers["fastsam"] = lambda: operator.matmat(flat)[0]
+    with undisturbed(model), undisturbed(last):
+        answers["fastsam"] = fastsam_product(model, batches, flat, options)
+        answers["fastsam, channels-last"] = fastsam_product(last, last_batches, flat, options)
         if options.has("pyhessian"):
             peer = importlib.import_module("pyhessian")
             product = importlib.import_module("pyhessian.utils").hessian_vector_product
             cuda = on_gpu(model)
             loader = peer.hessian(model, criterion, dataloader=batches, cuda=cuda)
             single = peer.hessian(model, criterion, data=whole, cuda=cuda)
+            images = whole[0].contiguous(memory_format=torch.channels_last)
+            single_last = peer.hessian(last, criterion, data=(images, whole[1]), cuda=cuda)
             answers["pyhessian, loader"] = lambda: joined(loader.dataloader_hv_product(vectors)[1])
             answers["pyhessian, one batch"] = lambda: joined(
                 product(single.gradsH, single.params, vectors)
+            )
+            answers["pyhessian, one batch, channels-last"] = lambda: joined(
+                product(single_last.gradsH, single_last.params, vectors)
             )
         if options.has("hessian-eigenthings"):
             peer = importlib.import_module("hessian_eigenthings")
@@ -213,12 +219,29 @@ def compare_products(model: nn.Module, batches: Batches, options: Spectra) -> di
             answers | extras, rounds=options.rounds, device=torch.device(options.device)
         )
     unit = timings["gradient"].median
+    found = {}
     for name, timing in timings.items():
-        print(f"{name}: {timing.median:.4f} s, {timing.median / unit:.2f} gradients", flush=True)
-    return {
-        name: {**timing.as_dict(), "gradients": timing.median / unit}
-        for name, timing in timings.items()
-    }
+        ratio = Ratio.of(timing.wall, timings["fastsam"].wall)
+        found[name] = {
+            **timing.as_dict(),
+            "gradients": timing.median / unit,
+            "times_fastsam": ratio.as_dict(),
+        }
+        print(
+            f"{name}: {timing.median:.4f} s, {timing.median / unit:.2f} gradients, "
+            f"{ratio.median:.2f} times fastsam",
+            flush=True,
+        )
+    return found
+
+
+def fastsam_product(
+    model: nn.Module, batches: Batches, vectors: Tensor, options: Spectra
+) -> Callable[[], Tensor]:
+    """Return a function that computes the product of fastsam with one vector, ``[1, n]``."""
+    operator = ModelOperator(model, nn.CrossEntropyLoss(), read_batches(batches))
+    operator.prepare(probes=1, steps=options.steps)
+    return lambda: operator.matmat(vectors)[0]
 
 
 def joined(pieces: Iterable[Tensor]) -> Tensor:

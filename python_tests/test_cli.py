@@ -430,6 +430,7 @@ def test_help_names_settings_as_options(capsys: pytest.CaptureFixture[str]) -> N
     assert "one value, or one for each phase of --rho-schedule" in text
     assert "rho_schedule" not in text
     assert "defer_epoch" not in text
+    assert "(torch.channels_last)" in text
 
 
 def test_the_command_line_does_not_offer_data_that_exist_only_in_python(

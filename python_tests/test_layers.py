@@ -105,7 +105,7 @@ LONGTAIL_LAYERS = (
     ("metrics",),
     ("results",),
     ("losses", "optimizers"),
-    ("methods",),
+    ("methods", "run_settings"),
     ("samplers", "config"),
     ("recipes", "build", "finite"),
     ("checkpoint", "tracking", "run_file"),

@@ -29,10 +29,14 @@ _TITLES = {
     "head": "network",
     "lr": "learning rate",
     "lr_schedule": "learning rate",
+    "track_curvature": "curvature",
+    "curvature_classes": "curvature",
+    "curvature_images": "curvature",
+    "curvature_budget": "curvature",
 }
 """Titles of the option groups in the help, by kind of part or by name of a setting of the run."""
-_SETTING = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
-"""Words in a help text that may be names of settings."""
+_SETTING = re.compile(r"(?<!\.)\b[a-z]+(?:_[a-z]+)+\b")
+"""Words in a help text that may be names of settings; attributes such as torch.channels_last are not."""
 _ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
 
 
@@ -213,7 +217,7 @@ def _group(name: str) -> str:
     """Return the title of the option group that a setting belongs to."""
     if name in TrainConfig.__dataclass_fields__:
         machine = name in {*place_settings(), "threads"}
-        return "machine" if machine else _TITLES.get(name, "training")
+        return _TITLES.get(name, "machine" if machine else "training")
     kinds = (
         registry.kind
         for registry in registries()

@@ -75,8 +75,8 @@ def eigenpairs(
         operator: a symmetric operator of dimension n, such as that of
             :func:`fastsam.curvature_operator`.
         k: number of pairs, from 1 to n. Default 1.
-        which: ``"largest"`` (default), ``"smallest"``, or ``"magnitude"`` for the largest absolute
-            values.
+        which: ``"largest"`` (default), ``"smallest"``, ``"magnitude"`` for the largest absolute
+            values, or ``"ends"`` for the largest, the smallest, the second largest, and so on.
         tol: largest residual, as a fraction of the operator's norm; at least the machine epsilon of
             its dtype. The error of an eigenvalue that is separated from others is of the order of
             the square of its residual. Default 1e-5.

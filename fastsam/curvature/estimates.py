@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
 from fastsam.curvature.lanczos.quadrature import Floats
+from fastsam.curvature.student import student_quantile
 
 
 class Estimate(NamedTuple):
@@ -16,11 +17,33 @@ class Estimate(NamedTuple):
         value: the estimate.
         stderr: its standard error, including ``quadrature_error``.
         quadrature_error: bound on the error of the quadrature.
+        degrees: degrees of freedom of the standard error: the number of independent samples that it
+            was computed from, less 1. Default infinity: as if it were known exactly.
     """
 
     value: float
     stderr: float
     quadrature_error: float = 0.0
+    degrees: float = math.inf
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the interval that contains the true value with about ``confidence``.
+
+        It is the t interval of the random part of the error, widened by the quadrature error.
+
+        Raises:
+            ValueError: ``confidence`` is not between 0 and 1.
+
+        Example:
+            >>> low, high = Estimate(value=1.0, stderr=0.5).interval()
+            >>> round(low, 2), round(high, 2)
+            (0.02, 1.98)
+        """
+        check_confidence(confidence)
+        # Without the subtraction where the quadrature error is infinite.
+        fixed = self.quadrature_error if math.isfinite(self.quadrature_error) else 0.0
+        half = student_quantile(confidence, self.degrees) * (self.stderr - fixed) + fixed
+        return self.value - half, self.value + half
 
 
 @dataclass(frozen=True)
@@ -63,16 +86,3 @@ def check_confidence(confidence: float) -> None:
     """Raise ValueError for a confidence that is not between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-
-
-def normal_interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval around an estimate that covers the true value with about ``confidence``.
-
-    Example:
-        >>> low, high = normal_interval(Estimate(value=1.0, stderr=0.5))
-        >>> round(low, 2), round(high, 2)
-        (0.02, 1.98)
-    """
-    check_confidence(confidence)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * estimate.stderr
-    return estimate.value - half, estimate.value + half

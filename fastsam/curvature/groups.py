@@ -120,34 +120,25 @@ def group_spectra(
         >>> list(spectra)
         ['head', 'tail']
     """
-    samples = _as_dataset(dataset)
-    if collate_fn is None and isinstance(dataset, DataLoader):
-        collate_fn = dataset.collate_fn
-    labels = _class_of_samples(samples, targets)
     members = {name: [int(label) for label in classes] for name, classes in groups.items()}
-    present = np.unique(labels).tolist()
-    for label in (label for classes in members.values() for label in classes):
-        if label not in present:
-            raise ValueError(
-                f"class {label} has no sample in the dataset; choose among the classes {present}"
-            )
+    loaders = group_loaders(
+        dataset, members, targets=targets, batch_size=batch_size, collate_fn=collate_fn
+    )
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
     rest.setdefault("measurements", Measurements())
-    spectra = {}
-    for name, classes in members.items():
-        subset = Subset(samples, np.flatnonzero(np.isin(labels, classes)).tolist())
-        loader: DataLoader[Any] = DataLoader(subset, batch_size=batch_size, collate_fn=collate_fn)
-        spectra[name] = spectral_density(
+    return {
+        name: spectral_density(
             model,
             loss_fn,
             loader,
-            description=f"class {name}" if classes == [name] else str(name),
+            description=f"class {name}" if members[name] == [name] else str(name),
             checkpoint=None if folder is None else Path(folder) / f"group-{name}",
             **rest,
         )
-    return spectra
+        for name, loader in loaders.items()
+    }
 
 
 def layer_spectra(
@@ -211,6 +202,52 @@ def layer_spectra(
         )
         for layer, names in selections.items()
     }
+
+
+def group_loaders(
+    dataset: Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor],
+    groups: Mapping[GroupName, Iterable[int]],
+    *,
+    targets: Sequence[int] | Tensor | None = None,
+    batch_size: int = 256,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    most_samples: int | None = None,
+    seed: int = 0,
+) -> dict[GroupName, DataLoader[Any]]:
+    """Return a loader of the samples of each group of classes, in their order in the dataset.
+
+    Args:
+        dataset: as in :func:`class_spectra`.
+        groups: the classes of each group, by the group's name.
+        targets: as in :func:`class_spectra`.
+        batch_size: as in :func:`class_spectra`.
+        collate_fn: as in :func:`class_spectra`.
+        most_samples: number of samples to which a larger group is reduced. Default None: all.
+        seed: seed of the choice of these samples.
+
+    Raises:
+        ValueError: a class has no sample.
+    """
+    samples = _as_dataset(dataset)
+    if collate_fn is None and isinstance(dataset, DataLoader):
+        collate_fn = dataset.collate_fn
+    labels = _class_of_samples(samples, targets)
+    present = np.unique(labels).tolist()
+    loaders = {}
+    for name, classes in groups.items():
+        classes = list(classes)
+        for label in classes:
+            if label not in present:
+                raise ValueError(
+                    f"class {label} has no sample in the dataset; choose among the classes {present}"
+                )
+        chosen = np.flatnonzero(np.isin(labels, classes))
+        if most_samples is not None and len(chosen) > most_samples:
+            drawn = np.random.default_rng(seed).choice(chosen, most_samples, replace=False)
+            chosen = np.sort(drawn)
+        subset = Subset(samples, chosen.tolist())
+        loaders[name] = DataLoader(subset, batch_size=batch_size, collate_fn=collate_fn)
+    return loaders
 
 
 def _as_dataset(dataset: Any) -> Any:

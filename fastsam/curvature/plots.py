@@ -1,4 +1,4 @@
-"""Figures of spectra, with matplotlib."""
+"""Figures of spectra and of curvature during training, with matplotlib."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsam.curvature.lanczos.quadrature import Floats
+from fastsam.curvature.points import CurvaturePoint
 from fastsam.extras import requires_extra
 
 FLOOR = 1e-7
@@ -21,6 +22,10 @@ class Drawable(Protocol):
     @property
     def nodes(self) -> list[Floats]:
         """Ritz values of each probe in ascending order."""
+
+    @property
+    def weights(self) -> list[Floats]:
+        """Share of the eigenvalues at each Ritz value; they sum to 1 for each probe."""
 
     @property
     def lambda_min(self) -> float:
@@ -55,14 +60,16 @@ def plot_density(
     axes: Any = None,
     sigma: float | str = "scale-free",
     labels: Sequence[str | None] | None = None,
+    stems: bool = False,
 ) -> Any:
-    """Draw densities into one axes, with symlog eigenvalues and log density, and return the axes.
+    """Draw densities into one axes, with asinh eigenvalues and log density, and return the axes.
 
     Args:
         spectra: the spectra to draw.
         axes: matplotlib axes. Default None: a new figure.
         sigma: see :meth:`fastsam.curvature.Spectrum.density`.
         labels: a legend label per spectrum, or None; escaped by :func:`plain`.
+        stems: whether to draw a line at each Ritz value, too, as high as its own part of the density.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -70,10 +77,13 @@ def plot_density(
     if axes is None:
         axes = import_pyplot().subplots()[1]
     for spectrum, label in zip(spectra, labels or [None] * len(spectra), strict=True):
-        grid = _symlog_grid(spectrum, sigma)
+        grid = _fine_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
-        axes.plot(grid, density, label=None if label is None else plain(label), linewidth=1)
-    set_symlog(axes, spectra)
+        name = None if label is None else plain(label)
+        (line,) = axes.plot(grid, density, label=name, linewidth=1)
+        if stems:
+            _draw_stems(axes, spectrum, sigma, color=line.get_color())
+    set_eigenvalue_scale(axes, spectra)
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")
@@ -83,7 +93,11 @@ def plot_density(
 
 
 def plot_spectra(
-    spectra: Mapping[Any, Drawable], *, sigma: float | str = "scale-free", columns: int = 4
+    spectra: Mapping[Any, Drawable],
+    *,
+    sigma: float | str = "scale-free",
+    columns: int = 4,
+    stems: bool = False,
 ) -> Any:
     """Draw one panel per spectrum with shared axes, as in the paper's Figures 2 and 5 to 7.
 
@@ -92,9 +106,10 @@ def plot_spectra(
             escaped by :func:`plain`; a whole number is that of a class.
         sigma: see :meth:`fastsam.curvature.Spectrum.density`.
         columns: number of panels per row. Default 4.
+        stems: as in :func:`plot_density`.
 
     Returns:
-        The matplotlib figure.
+        The matplotlib figure. ``figure.savefig("spectra.pdf")`` writes it for print.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -111,8 +126,8 @@ def plot_spectra(
     flat = panels.ravel()
     for panel, (name, spectrum) in zip(flat, spectra.items(), strict=False):
         title = f"class {name}" if isinstance(name, int | np.integer) else str(name)
-        plot_density([spectrum], axes=panel, sigma=sigma)
-        set_symlog(panel, list(spectra.values()))
+        plot_density([spectrum], axes=panel, sigma=sigma, stems=stems)
+        set_eigenvalue_scale(panel, list(spectra.values()))
         panel.set_xticks(_ends_and_zero(panel, list(spectra.values())))
         panel.set_title(
             f"{plain(title)}\n$\\lambda$ {spectrum.lambda_min:.3g} to {spectrum.lambda_max:.3g}, "
@@ -126,6 +141,59 @@ def plot_spectra(
     return figure
 
 
+def plot_tracking(
+    points: Sequence[CurvaturePoint], *, marks: Mapping[str, float] | None = None
+) -> Any:
+    """Draw the extreme curvature by training step: lambda_max with 2/lr above, lambda_min below.
+
+    Gradient descent is stable on a quadratic while lambda_max is below 2/lr.
+
+    Args:
+        points: measurements of a :class:`fastsam.curvature.CurvatureTracker`.
+        marks: steps at which something begins, such as ``{"deferral": 1600, "ascents": 2000}``, by
+            what it is. Names are escaped by :func:`plain`.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``points`` is empty.
+    """
+    if not points:
+        raise ValueError("plot_tracking requires at least one point, got none")
+    figure, (upper, lower) = import_pyplot().subplots(
+        2, 1, sharex=True, figsize=(7, 5), squeeze=True
+    )
+    for number, group in enumerate(dict.fromkeys(point.group for point in points)):
+        own = [point for point in points if point.group == group]
+        steps, look = [point.step for point in own], {"color": f"C{number}", "marker": "."}
+        upper.plot(steps, [point.lambda_max for point in own], label=plain(group), **look)
+        lower.plot(steps, [point.lambda_min for point in own], **look)
+    limits = {point.step: 2 / point.lr for point in points if point.lr}
+    if limits:
+        upper.plot(*zip(*sorted(limits.items()), strict=True), "k--", linewidth=1, label="2/lr")
+    for name, step in (marks or {}).items():
+        for axes in (upper, lower):
+            axes.axvline(step, color="0.4", linestyle=":", linewidth=1)
+        upper.annotate(
+            plain(name),
+            (step, 1),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize="small",
+        )
+    upper.set_yscale("log")
+    upper.set_ylabel(r"$\lambda_{\max}$")
+    lower.set_ylabel(r"$\lambda_{\min}$")
+    lower.set_xlabel("training step")
+    upper.legend()
+    figure.tight_layout()
+    return figure
+
+
 def import_pyplot(purpose: str = "a plot of spectra") -> Any:
     """Import matplotlib's pyplot; the error for a missing package names ``purpose``."""
     with requires_extra("plots", purpose):
@@ -133,18 +201,24 @@ def import_pyplot(purpose: str = "a plot of spectra") -> Any:
     return pyplot
 
 
-def set_symlog(axes: Any, spectra: Sequence[Drawable]) -> None:
+def set_eigenvalue_scale(axes: Any, spectra: Sequence[Drawable]) -> None:
     """Set a scale of eigenvalues that is linear around 0 and logarithmic further out.
 
-    It is linear up to a power of ten, about a hundredth of the widest spectrum, so that 0 has room between
-    two ticks.
+    It is that of asinh, which has no kink between the two parts, unlike matplotlib's symlog: a peak there
+    keeps its form. The linear part ends at a power of ten, about a hundredth of the widest spectrum, so that
+    0 has room between two ticks.
 
     Args:
         axes: matplotlib axes.
         spectra: spectra that the axis must show.
     """
+    from matplotlib.ticker import NullLocator, SymmetricalLogLocator
+
     widest = max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
-    axes.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(widest / 50)), linscale=0.6)
+    linear = 10.0 ** np.floor(np.log10(widest / 50))
+    axes.set_xscale("asinh", linear_width=linear)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _ends_and_zero(axes: Any, spectra: Sequence[Drawable]) -> list[float]:
@@ -154,11 +228,20 @@ def _ends_and_zero(axes: Any, spectra: Sequence[Drawable]) -> list[float]:
     """
     ends = (min(s.lambda_min for s in spectra), max(s.lambda_max for s in spectra))
     powers = [np.sign(end) * 10.0 ** np.floor(np.log10(abs(end))) for end in ends if end]
-    linear = axes.xaxis.get_transform().linthresh
+    linear = axes.xaxis.get_transform().linear_width
     return sorted({0.0, *(float(power) for power in powers if abs(power) >= linear)})
 
 
-def _symlog_grid(spectrum: Drawable, sigma: float | str) -> Any:
+def _draw_stems(axes: Any, spectrum: Drawable, sigma: float | str, *, color: str) -> None:
+    """Draw a line at each Ritz value, up to the peak of its own Gaussian in the density."""
+    width = spectrum.width(sigma) if isinstance(sigma, str) else sigma
+    nodes = np.concatenate(spectrum.nodes)
+    peaks = np.concatenate(spectrum.weights) / (len(spectrum.nodes) * width * np.sqrt(2 * np.pi))
+    seen = peaks > FLOOR
+    axes.vlines(nodes[seen], FLOOR, peaks[seen], color=color, linewidth=0.5, alpha=0.6)
+
+
+def _fine_grid(spectrum: Drawable, sigma: float | str) -> Any:
     """Return an even grid with extra points around every node, so that no peak is missed."""
     even = spectrum.grid(2001, sigma=sigma)
     width = spectrum.width(sigma) if isinstance(sigma, str) else sigma

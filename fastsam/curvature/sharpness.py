@@ -26,7 +26,7 @@ from fastsam.curvature.mean_loss import MeanLoss
 from fastsam.curvature.neighborhood import Neighborhood, finite_gradient, finite_loss
 from fastsam.curvature.products.passes import pieces
 from fastsam.curvature.structure import tensors_of
-from fastsam.extras import requires_extra
+from fastsam.curvature.student import student_quantile
 from fastsam.progress import ProgressBar
 
 Measure = Literal["m", "worst-case", "average"]
@@ -64,10 +64,9 @@ class Sharpness:
         return self.measure != "average"
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Return Student's t interval of an average; it requires SciPy.
+        """Return Student's t interval of an average.
 
         Raises:
-            ImportError: SciPy is not installed.
             ValueError: the measure is no average, or ``confidence`` is not between 0 and 1.
         """
         check_confidence(confidence)
@@ -76,9 +75,7 @@ class Sharpness:
                 f"a sharpness of measure {self.measure!r} has no standard error; only that of "
                 "average_sharpness is an estimate"
             )
-        with requires_extra("longtail", "an interval of a sharpness"):
-            from scipy.stats import t
-        half = float(t.ppf(0.5 + confidence / 2, len(self.increases) - 1)) * self.stderr
+        half = student_quantile(confidence, len(self.increases) - 1) * self.stderr
         return self.value - half, self.value + half
 
 

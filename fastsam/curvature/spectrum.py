@@ -58,12 +58,19 @@ class Spectrum(RitzValues):
     weight: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def function(self, function: Callable[[Floats], Floats]) -> Estimate:
+    def function(
+        self,
+        function: Callable[[Floats], Floats],
+        *,
+        lowest: float | None = None,
+        alternating: bool = False,
+    ) -> Estimate:
         """Estimate the trace of f(H), with the errors of the random probes and of the quadrature.
 
         The variance of ``n u'Au`` for u uniform on the sphere is ``2 n^2 / (n+2) (m2 - m1^2)``,
         where m1 and m2 are the means of the eigenvalues of A and of their squares. Both are computed
-        by the quadrature and pooled over the probes, with the bias of m1^2 removed.
+        by the quadrature and pooled over the probes, with the bias of m1^2 removed. The degrees of
+        freedom account for the randomness of these means.
 
         The quadrature error is bounded by the distance of f to a polynomial that the quadrature
         integrates exactly, or by the variation of f times the mass that may be elsewhere than at the
@@ -74,32 +81,61 @@ class Spectrum(RitzValues):
 
         Args:
             function: f, applied to an array of eigenvalues.
+            lowest: a number that is known to be at most the smallest eigenvalue, such as 0 for a
+                Gauss-Newton or Fisher matrix. Default None: the lower end of that interval.
+            alternating: whether the derivatives of f alternate in sign, as those of log x, sqrt x,
+                1/x and exp(-x) do. The value is then the middle of rigorous bounds, those of the rules
+                of Gauss and Gauss-Radau, and the error half of their distance. With ``lowest`` they
+                always hold.
 
         Returns:
             The estimate; ``stderr`` is the standard error over the probes plus ``quadrature_error``.
 
         Raises:
-            ValueError: f is not finite at a node.
+            ValueError: f is not finite at a node or at ``lowest``, or an eigenvalue is below
+                ``lowest``.
         """
         interval = self.outer_bounds(0.99)
+        if lowest is not None:
+            interval = lowest, interval[1]
         rules = self._quadrature
-        means, errors = np.transpose([rule.integral(function, interval) for rule in rules])
+        if alternating and (lowest is not None or _is_finite_at(function, interval[0])):
+            pairs = [rule.bracket(function, interval[0]) for rule in rules]
+        else:
+            pairs = [rule.integral(function, interval) for rule in rules]
+        means, errors = np.transpose(pairs)
         mean = float(np.mean(means))
-        # The error bound of the spread is added to it, so that it is not underestimated.
-        spread = float(
-            np.mean(
-                [
-                    sum(rule.integral(lambda x: (function(x) - mean) ** 2, interval))
-                    for rule in rules
-                ]
-            )
-        )
+
+        def moment(power: int) -> float:
+            def deviation(points: Floats) -> Floats:
+                return np.asarray((function(points) - mean) ** power)
+
+            # The error bound is added, so that the spread is not underestimated.
+            return float(np.mean([sum(rule.integral(deviation, interval)) for rule in rules]))
+
+        spread, fourth = moment(2), moment(4)
         quadrature_error = self.dimension * float(np.mean(errors))
         return Estimate(
             value=self.dimension * mean,
             stderr=self._stderr(spread) + quadrature_error,
             quadrature_error=quadrature_error,
+            degrees=self._degrees(spread, fourth),
         )
+
+    def _degrees(self, spread: float, fourth: float) -> float:
+        """Return the degrees of freedom of a variance that is computed from ``spread``.
+
+        Those of Satterthwaite (Biometrics Bulletin 2, 1946), ``2 E[V]^2 / Var(V)``: few if a few
+        eigenvalues dominate the spread, because their weights are random.
+
+        Args:
+            spread: mean squared deviation of the values of f at the eigenvalues.
+            fourth: mean fourth power of the deviation.
+        """
+        rest = fourth - spread**2
+        if not 0 < rest < math.inf:
+            return math.inf
+        return max(1.0, float(math.floor(self.probes * (self.dimension + 2) * spread**2 / rest)))
 
     def _stderr(self, spread: float) -> float:
         """Return the standard error of a trace, given the mean squared deviation of eigenvalues."""
@@ -140,20 +176,19 @@ class Spectrum(RitzValues):
         mean, spread = second_moment(self.alpha, self.beta, self.order)
         return Estimate(self.dimension * mean, self._stderr(spread))
 
-    def log_determinant(self, shift: float = 0.0) -> Estimate:
+    def log_determinant(self, shift: float = 0.0, *, lowest: float | None = None) -> Estimate:
         """Estimate the log-determinant of ``H + shift I``; see :meth:`function` for its error.
 
-        The error is infinite unless the interval of :meth:`outer_bounds` is above ``-shift``.
+        Without ``lowest``, the error is infinite unless the interval of :meth:`outer_bounds` is above
+        ``-shift``.
 
         Raises:
-            ValueError: H + shift I is not positive definite.
+            ValueError: H + shift I is not positive definite beyond rounding, or an eigenvalue is below
+                ``lowest``.
         """
-        if not self.lambda_min + shift > 0:
-            raise ValueError(
-                f"H + shift I is not positive definite: lambda_min is {self.lambda_min}, shift is "
-                f"{shift}; pass a larger shift"
-            )
-        return self.function(lambda nodes: np.log(nodes + shift))
+        least = self.lambda_min if lowest is None else min(lowest, self.lambda_min)
+        refuse_indefinite(least, shift, resolution=self.resolution)
+        return self.function(lambda nodes: np.log(nodes + shift), lowest=lowest, alternating=True)
 
     @property
     def default_threshold(self) -> float:
@@ -262,12 +297,17 @@ class Spectrum(RitzValues):
         return width
 
     def plot(
-        self, axes: Any = None, *, sigma: float | str = "scale-free", label: str | None = None
+        self,
+        axes: Any = None,
+        *,
+        sigma: float | str = "scale-free",
+        label: str | None = None,
+        stems: bool = False,
     ) -> Any:
-        """Draw the density with matplotlib (symlog eigenvalues, log density) and return the axes."""
+        """Draw the density with matplotlib; see :func:`fastsam.curvature.plots.plot_density`."""
         from fastsam.curvature.plots import plot_density
 
-        return plot_density([self], axes=axes, sigma=sigma, labels=[label])
+        return plot_density([self], axes=axes, sigma=sigma, labels=[label], stems=stems)
 
     def summary(self) -> dict[str, float | int | None]:
         """Return the main results by name, for tables and JSON."""
@@ -328,3 +368,23 @@ class Spectrum(RitzValues):
 
     def _repr_html_(self) -> str:
         return summary_table(self.summary(), steps=int(self.order.max()))
+
+
+def refuse_indefinite(least: float, shift: float, *, resolution: float) -> None:
+    """Raise ValueError unless ``H + shift I`` is positive definite beyond rounding.
+
+    Args:
+        least: smallest eigenvalue, or its estimate.
+        shift: the shift.
+        resolution: largest error of an eigenvalue by rounding.
+    """
+    if not least + shift > resolution:
+        raise ValueError(
+            f"H + shift I is not positive definite beyond rounding ({resolution:.1e}): lambda_min is "
+            f"{least:.6g}, shift is {shift:.6g}; pass a shift above {resolution - least:.3g}"
+        )
+
+
+def _is_finite_at(function: Callable[[Floats], Floats], point: float) -> bool:
+    with np.errstate(all="ignore"):
+        return math.isfinite(point) and bool(np.isfinite(function(np.array([point]))).all())

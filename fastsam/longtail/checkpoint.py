@@ -56,6 +56,7 @@ class Checkpoint:
         average: state dict of the network with averaged weights; None in runs without ``ema``.
         preprocessing: how an image file becomes the network's input; None if that is unknown, and in
             runs of older versions.
+        curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
     """
 
     config: TrainConfig
@@ -77,6 +78,7 @@ class Checkpoint:
     groups: dict[str, list[int]] = field(default_factory=dict)
     average: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
+    curvature: dict[str, Any] | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically: a crash leaves the previous file intact.
@@ -296,6 +298,8 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     copies = config.parts["optimizer"].state_copies()
     states = 1 + (config.select != "last") + (config.ema is not None)
+    if config.track_curvature is not None:  # two eigenvectors
+        copies += 2 * len(config.curvature_classes)
     return int(states * state + copies * trained + (1 << 16))
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
-from fastsam.longtail.models.base import MODELS
-from fastsam.longtail.models.heads import HEADS
-from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.registry import Registry, RunPart, registered_settings, registries
-from fastsam.longtail.schedules import LR_SCHEDULES
-from fastsam.longtail.settings import Settings, check_values, setting, settings_of
+from fastsam.longtail.run_settings import RunSettings
+from fastsam.longtail.settings import Settings, check_values, settings_of
 from fastsam.records import build
 
 FORMAT = 2
@@ -23,12 +20,9 @@ FORMAT = 2
 _RECORD = ("format", "plugins")
 """Entries of the stored form that are not settings."""
 
-Precision = Literal["float32", "bfloat16"]
-Selection = Literal["last", "best-validation"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class TrainConfig(RunSettings):
     """All settings of one run, with their final values.
 
     A run is made of parts: a data set, a loss, a rule, an optimizer, a network, a head and schedules. The
@@ -52,72 +46,6 @@ class TrainConfig(Settings):
         >>> config.rho, config.parts["loss"]
         ((0.1,), NoSettings())
     """
-
-    data: str = setting("data set", names=DATASETS)
-    method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
-    optimizer: str = setting("optimizer", names=OPTIMIZERS)
-
-    model: str = setting("network", names=MODELS)
-    head: str = setting("classification head", default="linear", names=HEADS)
-    epochs: int = setting("number of epochs", low=1, high=10**6)
-    batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
-    augment: bool = setting("apply the training augmentation of the data set", default=True)
-
-    lr: float = setting("learning rate after warm-up", above=0)
-    weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)
-    warmup_epochs: int = setting(
-        "epochs of linear learning-rate warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
-    )
-    lr_schedule: str = setting("learning-rate schedule after warm-up", names=LR_SCHEDULES)
-
-    select: Selection = setting(
-        "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the best "
-        "validation accuracy)",
-        default="last",
-        before="last",
-    )
-    validate_every: int = setting(
-        "evaluate on the validation set every N epochs, and after the last epoch",
-        default=1,
-        before=1,
-        low=1,
-    )
-    ema: float | None = setting(
-        "decay of an exponential moving average of weights and running statistics, at least 0 and below 1, "
-        "updated after every step. The average is evaluated; 0 evaluates the trained weights themselves "
-        "(default: no average)",
-        optional=True,
-        low=0,
-    )
-    posthoc_tau: float = setting(
-        "tau of the post-hoc logit adjustment: tau * log prior is subtracted from logits at test time",
-        default=0.0,
-        before=0.0,
-        low=-1000,
-        high=1000,
-    )
-    seed: int = setting(
-        "seed of initial weights, batch order and augmentation",
-        default=0,
-        before=0,
-        low=0,
-        high=2**63 - 1,
-    )
-    precision: Precision = setting(
-        "precision of forward and backward passes in training: float32 or bfloat16 (autocast)",
-        default="float32",
-        before="float32",
-    )
-    channels_last: bool = setting(
-        "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
-        "bfloat16 convolutions on a GPU and often convolutions on a CPU",
-        default=False,
-        before=False,
-    )
-    device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
-    threads: int = setting(
-        "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
-    )
 
     parts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -350,7 +278,7 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_settings() -> Iterator[str]:
-    """Return the names of settings that only determine where a run is executed."""
+    """Return the names of settings that determine only where a run is executed or what is measured of it."""
     every = {item.name: item for item in settings_of(TrainConfig)}
     every |= {name: item for name, (item, _) in registered_settings().items()}
     return (name for name, item in every.items() if item.metadata["place"])
@@ -361,9 +289,10 @@ def differences(
 ) -> list[str]:
     """Return the names of the settings that differ between two runs.
 
-    Settings that only determine where a run is executed are ignored. The exception is the folder of the
-    user's own data, because nothing else identifies these data. If a setting is missing in one of the runs,
-    because an older version wrote it, it has the value that was hard-coded in that version.
+    Settings that determine only where a run is executed or what is measured of it are ignored. The exception
+    is the folder of the user's own data, because nothing else identifies these data. If a setting is missing
+    in one of the runs, because an older version wrote it, it has the value that was hard-coded in that
+    version.
 
     Args:
         one: settings as returned by :meth:`TrainConfig.as_dict`, possibly of another version.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fastsam.curvature import BatchLoss, Spectrum, spectral_density
 from fastsam.longtail.build import build_objective
 from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Batch, Draw, Images, LongTailData
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.losses import CrossEntropyLoss
@@ -207,7 +208,7 @@ def landscape(
         try:
             spectrum = spectral_density(
                 model,
-                _loss(loss, checkpoint, data, model),
+                class_loss(loss, config, data, model),
                 reader,
                 steps=steps,
                 probes=probes,
@@ -286,11 +287,10 @@ class _ClassReader:
                 yield batch.inputs, batch.targets
 
 
-def _loss(
-    name: str, checkpoint: Checkpoint, data: LongTailData, model: Classifier
+def class_loss(
+    name: str, config: TrainConfig, data: LongTailData, model: Classifier
 ) -> nn.Module | BatchLoss:
-    """Return cross-entropy or the loss of the last epoch, in a form that the spectrum can average."""
-    config = checkpoint.config
+    """Return cross-entropy (``ce``) or the loss of the last epoch, in a form that a spectrum can average."""
     objective = build_objective(config, data.counts, device=next(model.parameters()).device)
     scale = objective.logit_scale if name == "ce" else 1.0
     if name == "ce" and scale == 1.0:

@@ -21,7 +21,7 @@ class SamplingSettings(Settings):
 
     sampling: Sampling = setting(
         "sampling probability of classes: class-balanced (equal), square-root (proportional to the square "
-        "root of the count) or progressive (from proportional to the count to equal over the run)",
+        "root of the count) or progressive (proportional to the count at first, equal at the end of the run)",
         default=Entry("class-balanced", "Cao et al. 2019 (baselines RS and DRS)"),
     )
 

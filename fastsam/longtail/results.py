@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastsam import files
+from fastsam.curvature import CurvaturePoint
 from fastsam.html_table import html_table
 from fastsam.longtail.errors import DataError
 from fastsam.longtail.metrics import Metrics
@@ -100,6 +101,7 @@ class Result:
         steps_per_epoch: batches per epoch.
         parent: run and epoch from which this run branched off; None for other runs.
         origin: date, command, version and commit; None in results of older versions.
+        curvature: measurements of ``track_curvature``; the steps count batches from the start of training.
     """
 
     config: dict[str, Any]
@@ -119,6 +121,7 @@ class Result:
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
     origin: Origin | None = None
+    curvature: list[CurvaturePoint] = field(default_factory=list)
 
     @property
     def gradients(self) -> float | None:

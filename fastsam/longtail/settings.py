@@ -69,8 +69,8 @@ def setting(
         above: valid values are greater than this.
         before: value in runs that were stored before the setting existed.
         optional: whether a run may omit the setting; it is then None.
-        place: whether the setting only determines where the run is executed, like the device. Runs that
-            differ in such settings count as the same run.
+        place: whether the setting only determines where the run is executed, like the device, or what is
+            measured of it. Runs that differ in such settings count as the same run.
         scaled: set it for epochs that recipes scale with the number of epochs of the run: the number of
             epochs that must follow.
         names: registry of the parts that the value selects from.

@@ -8,14 +8,12 @@ from __future__ import annotations
 import html
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastsam.longtail.results import Epoch
 from fastsam.report.comparison import Judged, PairedPanel
 from fastsam.report.groups import Group
-from fastsam.report.marks import Mark, marks
 from fastsam.report.paired import SMALLEST_EFFECT
 from fastsam.report.palette import style
 from fastsam.report.tables import by_count, confusion
@@ -26,7 +24,8 @@ SHOWN_MARKERS = 8
 MATRIX_CLASSES = 30
 """Classes above which no confusion matrix is drawn."""
 
-_LOG: Axis = {"type": "log", "tickformat": ".2~r", "nticks": 6}
+LOG_AXIS: Axis = {"type": "log", "tickformat": ".2~r", "nticks": 6}
+"""A logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def accuracy(groups: Sequence[Group]) -> Chart:
     ticks = {"tickvals": list(range(len(names))), "ticktext": list(map(_text, names))}
     layout = {
         "xaxis": {"range": [-0.5, len(names) - 0.5], "showgrid": False, **ticks},
-        "yaxis": _titled("test accuracy, %"),
+        "yaxis": titled("test accuracy, %"),
     }
     return Chart("Test accuracy; bars are standard deviations over seeds", data, layout)
 
@@ -104,11 +103,11 @@ def class_accuracy(groups: Sequence[Group], places: Sequence[int]) -> Chart:
         }
     )
     few = len(order) <= MATRIX_CLASSES
-    ticks = {"tickvals": at, "ticktext": names} if few else _titled("class, by training images")
+    ticks = {"tickvals": at, "ticktext": names} if few else titled("class, by training images")
     layout = {
         "xaxis": {**ticks, "anchor": "y2", "showgrid": False},
-        "yaxis": {**_titled("test accuracy, %"), "domain": [0.3, 1]},
-        "yaxis2": {**_titled("images"), **_LOG, "domain": [0, 0.22], "nticks": 3},
+        "yaxis": {**titled("test accuracy, %"), "domain": [0.3, 1]},
+        "yaxis2": {**titled("images"), **LOG_AXIS, "domain": [0, 0.22], "nticks": 3},
     }
     return Chart("Test accuracy by class, and training images", data, layout, 400)
 
@@ -140,8 +139,8 @@ def reliability(groups: Sequence[Group]) -> Chart:
             )
             data.append(shown)
     layout = {
-        "xaxis": {**_titled("confidence, %"), "range": [0, 101]},
-        "yaxis": {**_titled("accuracy, %"), "range": [-2, 102]},
+        "xaxis": {**titled("confidence, %"), "range": [0, 101]},
+        "yaxis": {**titled("accuracy, %"), "range": [-2, 102]},
     }
     return Chart(
         "Reliability: a calibrated network lies on the dotted line; large points have many images",
@@ -149,40 +148,6 @@ def reliability(groups: Sequence[Group]) -> Chart:
         layout,
         380,
     )
-
-
-def training(groups: Sequence[Group]) -> list[Chart]:
-    """Loss, accuracies, learning rate and rho by epoch, with deferral and ascent start."""
-    found: dict[int, list[Mark]] = {}
-    for mark in marks(groups):
-        found.setdefault(mark.after, []).append(mark)
-    quantities: tuple[tuple[str, str, Callable[[Epoch], float | None], Axis], ...] = (
-        ("Training loss", "loss", lambda e: e.loss, _LOG),
-        ("Training accuracy, augmented", "accuracy, %", lambda e: e.train_accuracy, {}),
-        ("Validation accuracy", "accuracy, %", lambda e: e.validation_accuracy, {}),
-        ("Learning rate", "learning rate", lambda e: e.lr, _LOG),
-        ("Ascent radius rho", "rho", lambda e: e.rho, {"rangemode": "tozero"}),
-    )
-    charts = []
-    for title, name, value, axis in quantities:
-        data = []
-        for place, group in enumerate(groups):
-            for result in group.results:
-                history = [(e.epoch, value(e)) for e in result.history]
-                points = [(epoch, y) for epoch, y in history if y is not None]
-                seed = f", seed {result.config['seed']}" if len(group.runs) > 1 else ""
-                if points:
-                    hover = f"epoch %{{x}}: {name} %{{y:.4g}}"
-                    data.append(trace(place, group.name + seed, points, hover=hover))
-        if data:
-            layout = {
-                "xaxis": {**_titled("epoch"), "rangemode": "tozero"},
-                "yaxis": {**_titled(name), **axis},
-                "shapes": [_line(*event) for event in found.items()],
-                "annotations": [_annotation(*event) for event in found.items()],
-            }
-            charts.append(Chart(title, data, layout, 300))
-    return charts
 
 
 def confusion_matrix(place: int, group: Group) -> Chart | None:
@@ -209,8 +174,8 @@ def confusion_matrix(place: int, group: Group) -> Chart | None:
         "meta": {"confusion": place},
     }
     layout = {
-        "xaxis": {**_titled("taken for"), **ticks, "showgrid": False},
-        "yaxis": {**_titled("class"), **ticks, "autorange": "reversed", "showgrid": False},
+        "xaxis": {**titled("taken for"), **ticks, "showgrid": False},
+        "yaxis": {**titled("class"), **ticks, "autorange": "reversed", "showgrid": False},
     }
     return Chart(f"Confusion, {group.name}", [data], layout, 440)
 
@@ -271,7 +236,7 @@ def differences(panels: Sequence[PairedPanel]) -> list[Chart]:
         layout = {
             "showlegend": len(ways) > 1,
             "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-            "xaxis": {**_titled("difference, points"), "zeroline": True},
+            "xaxis": {**titled("difference, points"), "zeroline": True},
             "yaxis": {
                 "tickvals": list(range(len(pairs))),
                 "ticktext": labels,
@@ -326,34 +291,8 @@ def hover_text(values: str) -> str:
     return f"{values}<extra>%{{fullData.name}}</extra>"
 
 
-def _annotation(after: int, kinds: Sequence[Mark]) -> dict[str, Any]:
-    """Return the label of the line that marks an event after an epoch."""
-    return {
-        "x": after + 0.5,
-        "y": 1,
-        "xref": "x",
-        "yref": "paper",
-        "xanchor": "right",
-        "yanchor": "top",
-        "textangle": -90,
-        "text": ", ".join(mark.kind for mark in kinds),
-        "showarrow": False,
-        "name": _places(kinds),
-    }
-
-
-def _line(after: int, kinds: Sequence[Mark]) -> dict[str, Any]:
-    """Return a line between an epoch and the next."""
-    at = {"x0": after + 0.5, "x1": after + 0.5, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-    return {"type": "line", "line": {"width": 1, "dash": "dot"}, **at, "name": _places(kinds)}
-
-
-def _places(kinds: Sequence[Mark]) -> str:
-    """Return the groups of runs that a line belongs to. It is hidden when all of them are."""
-    return " ".join(str(place) for place in sorted({p for mark in kinds for p in mark.places}))
-
-
-def _titled(text: str) -> Axis:
+def titled(text: str) -> Axis:
+    """Return an axis with a title."""
     return {"title": {"text": text}}
 
 

@@ -20,6 +20,7 @@ from fastsam.report.marks import marks
 from fastsam.report.pairs import panels_of
 from fastsam.report.spectra import run_spectra, spectra_charts
 from fastsam.report.text_table import TextTable
+from fastsam.report.training_charts import curvature, training
 
 MOST_CELLS = 5000
 """Cells of a table of classes above which the page does without it."""
@@ -229,7 +230,7 @@ def _training(groups: Sequence[Group]) -> Section:
         else:
             who = "; ".join(groups[place].label for place in mark.places)
         text.append(f"After epoch {mark.after}, {mark.kind}: {who}.")
-    return Section("Training", text, charts=charts.training(groups))
+    return Section("Training", text, charts=[*training(groups), *curvature(groups)])
 
 
 def _spectra(runs: Runs, groups: Sequence[Group]) -> Iterable[Section]:

@@ -91,7 +91,7 @@ def curves(
 
 
 def spectra_panels(spectra: Sequence[ClassSpectrum]) -> str:
-    """One density per panel, eigenvalues on a symlog and densities on a log axis."""
+    """One density per panel, eigenvalues on an asinh axis and densities on a log axis."""
     columns = min(2, len(spectra))
     rows = -(-len(spectra) // columns)
     figure, axes = new_figure(rows, columns, (5.0 * columns, 3.2 * rows))

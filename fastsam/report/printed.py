@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsam.curvature.plots import plain, plot_density, set_symlog
+from fastsam.curvature.plots import plain, plot_density, set_eigenvalue_scale
 from fastsam.files import write_bytes
 from fastsam.longtail.landscape import REDRAWN
 from fastsam.longtail.results import Epoch
@@ -223,7 +223,7 @@ def _spectra(spectra: Sequence[RunSpectrum]) -> Any:
             line.set(color=look["color"], linestyle=look["linestyle"], label=plain(each.name))
         ax.set_title("\n".join(textwrap.wrap(plain(title), 48)), fontsize=7)
         ax.label_outer()
-    set_symlog(axes[0, 0], [each.item.spectrum for each in spectra])
+    set_eigenvalue_scale(axes[0, 0], [each.item.spectrum for each in spectra])
     for ax in list(axes.flat)[len(panels) :]:
         ax.remove()
     legend_below(figure, *axes.flat)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsam.curvature import CallableOperator, ConvergenceWarning, MatrixOperator, eigenpairs
 
 N = 150
-ENDS = ("largest", "smallest", "magnitude")
+ENDS = ("largest", "smallest", "magnitude", "ends")
 
 
 def spectra(generator: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -44,6 +44,8 @@ def rotated(values: NDArray[np.float64], generator: np.random.Generator) -> Tens
 
 def best(matrix: Tensor, k: int, which: str) -> Tensor:
     values = torch.linalg.eigvalsh(matrix.double())
+    if which == "ends":
+        return torch.stack([values.flip(0), values], dim=1).flatten()[:k]
     key = {"largest": -values, "smallest": values, "magnitude": -values.abs()}[which]
     return values[key.argsort(stable=True)[:k]]
 
@@ -150,7 +152,7 @@ def test_basis_in_a_file_gives_the_same_bits(tmp_path, seed):
     [
         ({"k": 0}, "k must be"),
         ({"k": 7}, "k must be at most"),
-        ({"which": "LA"}, "which must be one of largest, smallest, magnitude, got 'LA'"),
+        ({"which": "LA"}, "which must be one of largest, smallest, magnitude, ends, got 'LA'"),
         ({"tol": -1.0}, "tol must be"),
         ({"tol": float("nan")}, "tol must be"),
         ({"k": 3, "subspace": 3}, "subspace must be larger than k"),

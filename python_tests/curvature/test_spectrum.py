@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from fastsam.curvature import (
@@ -18,7 +19,6 @@ from fastsam.curvature import (
     Spectrum,
     compare,
     merge,
-    normal_interval,
     operator_spectrum,
 )
 from fastsam.curvature.plots import plot_density, plot_spectra
@@ -115,11 +115,13 @@ def test_functions_of_the_operator():
     exact = spectrum.function(np.ones_like)
     assert exact.value == pytest.approx(80)
     assert exact.stderr == pytest.approx(0, abs=1e-5)
-    low, high = normal_interval(estimate, 0.95)
-    assert high - low == pytest.approx(2 * 1.95996 * estimate.stderr, rel=1e-4)
+    low, high = estimate.interval(0.95)
+    quantile = stats.t.ppf(0.975, estimate.degrees)
+    assert 1.96 < quantile < 2.1
+    assert high - low == pytest.approx(2 * quantile * estimate.stderr, rel=1e-4)
     with pytest.raises(ValueError, match="not positive definite"):
         spectrum.log_determinant(shift=-1.0)
-    with pytest.raises(ValueError, match="not finite at the Ritz value"):
+    with pytest.raises(ValueError, match="not finite at the eigenvalue"):
         spectrum.function(lambda nodes: nodes * np.nan)
 
 
@@ -241,6 +243,37 @@ def test_plots():
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     with pytest.raises(ValueError, match="at least one"):
         plot_spectra({})
+    mpl.pyplot.close("all")
+
+
+def test_stems_stand_at_the_ritz_values_and_sum_to_the_density():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    spectrum = operator_spectrum(diagonal(torch.randn(30).double()), steps=6, probes=2)
+    sigma = 0.3  # wide: no Ritz value is below the floor of the figure
+    axes = spectrum.plot(sigma=sigma, stems=True)
+    (stems,) = axes.collections
+    ends = np.array([segment[1] for segment in stems.get_segments()])
+    assert np.array_equal(np.sort(ends[:, 0]), np.sort(np.concatenate(spectrum.nodes)))
+    bumps = np.exp(-((0.25 - ends[:, 0]) ** 2) / (2 * sigma**2)) * ends[:, 1]
+    assert bumps.sum() == pytest.approx(float(spectrum.density(np.array([0.25]), sigma)[0]))
+    figure = plot_spectra({"a": spectrum, "b": spectrum}, stems=True)
+    assert all(len(panel.collections) == 1 for panel in figure.axes)
+    mpl.pyplot.close("all")
+
+
+def test_the_scale_of_eigenvalues_has_no_kink():
+    """The slope of the scale is continuous everywhere; that of matplotlib's symlog jumps."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    spectrum = operator_spectrum(diagonal(torch.linspace(-3, 40, 30).double()), steps=6)
+    axes = spectrum.plot()
+    points = np.linspace(-40, 40, 400_001)
+    slopes = np.diff(axes.xaxis.get_transform().transform(points))
+    assert np.all(slopes > 0)
+    assert np.abs(np.diff(slopes) / slopes[:-1]).max() < 1e-2
     mpl.pyplot.close("all")
 
 

@@ -144,6 +144,43 @@ def test_a_callback_chooses_the_first_ascent() -> None:
     assert_same_bits(found, model.state_dict())
 
 
+def test_lightning_checkpoints_keep_the_curvature(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    script = runpy.run_path(str(EXAMPLES / "lightning_curvature.py"), run_name="script")
+    torch.manual_seed(0)
+    x, y = samples()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32)
+
+    def fit(epochs: int, **options: Any) -> Any:
+        torch.manual_seed(1)
+        model = script["Classifier"]((x, y))
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(model, loader, **options)
+        trainer.save_checkpoint(tmp_path / "cut.ckpt")
+        return model
+
+    cut = fit(1)
+    steps = [point.step for point in cut.tracker.points]
+    assert steps[0] == 1
+    again = fit(2, ckpt_path=tmp_path / "cut.ckpt")
+    assert again.tracker.points[: len(steps)] == cut.tracker.points
+    assert again.tracker._next_step == 17  # 2 epochs of 8 steps, from 1
+    torch.manual_seed(1)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for inputs, targets in list(zip(x.split(32), y.split(32), strict=True)) * 2:
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same_bits(again.net.state_dict(), model.state_dict())
+
+
 def test_hugging_face_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain loop reads the micro-batches that the trainer loaded."""
     pytest.importorskip(

@@ -26,6 +26,11 @@ class EvaluateCommand:
         str | None, arg(metavar="NAME", help_behavior_hint="(default: data set of the run)")
     ] = None
     """Data set with the classes of the run. --data also enables the options of that data set."""
+    data_root: Annotated[
+        str | None,
+        arg(metavar="DIR", help_behavior_hint="(default: as in training; with --data: data)"),
+    ] = None
+    """Folder with the data."""
     split: Literal["test", "validation", "train"] = "test"
     """Dataset split; training images are read without augmentation."""
     prior: Annotated[
@@ -40,7 +45,7 @@ class EvaluateCommand:
     level: float = 0.95
     """Confidence level of the intervals."""
     classes: int = 100
-    """Maximum number of classes for which the class table is printed. --out always contains it."""
+    """Print the class table up to this number of classes. The file of --out always contains it."""
     uncalibrated: bool = False
     """Ignore the run's calibration by `fastsam calibrate`."""
     device: str = "cpu"
@@ -59,7 +64,7 @@ class EvaluateCommand:
         run = TrainedRun.load(
             self.run_folder,
             device=self.device,
-            data_root=settings.get("data_root"),
+            data_root=self.data_root,
             calibrated=not self.uncalibrated,
         )
         data = None
@@ -86,7 +91,7 @@ class EvaluateCommand:
 def command(arguments: Sequence[str]) -> Any:
     """Return the command, with options for the settings of the data set in ``arguments``."""
     named = named_parts(arguments).get("data")
-    settings = settings_of_data([named] if named else [])
+    settings = settings_of_data([named]) if named else {}
     return with_settings(
-        EvaluateCommand, settings if named else {"data_root": settings["data_root"]}
+        EvaluateCommand, {name: item for name, item in settings.items() if name != "data_root"}
     )

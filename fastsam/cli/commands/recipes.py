@@ -23,9 +23,10 @@ from fastsam.longtail.recipes import Recipe, recipe
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes of the paper, or show one with the source of every value.
+    """List the recipes of Rangwani et al. (arXiv 2212.13827), or show one with the source of every value.
 
-    Any other combination of data set, method and optimizer has a recipe too; --names lists their names.
+    Every other combination of data set, method and optimizer also has a recipe. --names lists all data sets,
+    methods and optimizers.
     """
 
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -56,8 +57,8 @@ class Recipes:
         }
         if not listed:
             raise UsageError(
-                f"the paper has no recipe for {' '.join(name for name in asked if name)}; pass --data, "
-                "--method and --optimizer to see the recipe that fastsam uses"
+                f"Rangwani et al. have no recipe for {' '.join(name for name in asked if name)}; pass "
+                "--data, --method and --optimizer to see the recipe that fastsam uses"
             )
         found = {key: recipe(*key) for key in listed}
         for data in sorted({data for data, _, _ in listed}, key=tuple(DATASETS).index):

@@ -22,9 +22,10 @@ from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_t
 
 @dataclass(frozen=True)
 class ReproduceCommand:
-    """Train the runs of a table or figure of the paper on any data set, and compare with its numbers.
+    """Train the runs of a table or figure of Rangwani et al. on any data set, and compare with its numbers.
 
-    Settings passed here override every recipe. Published numbers are then not shown.
+    Settings passed here override the recipe of every run. If one of them affects results, published numbers
+    are not shown.
     """
 
     name: Annotated[Positional[str], arg(help="table or figure", metavar="NAME")]
@@ -192,9 +193,10 @@ def command(arguments: Sequence[str]) -> Any:
     del settings["seed"]
     made = with_settings(ReproduceCommand, settings)
     made.__doc__ = (
-        "Train the runs behind a table or figure of the paper, on any data set, and print the results "
-        f"beside the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
-        f"{', '.join(FIGURES)}. Settings passed here override every recipe; published numbers are then "
-        "not shown."
+        "Train the runs behind a table or figure of Rangwani et al. (arXiv 2212.13827), on any data set, and "
+        f"print the results beside the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
+        f"{', '.join(FIGURES)}. Settings passed here override the recipe of every run. If you change one "
+        "that affects results, such as --lr or --epochs, the published numbers are not shown. "
+        "Settings such as --device and --data-root leave them in place."
     )
     return made

@@ -136,19 +136,41 @@ class Quadrature:
         Raises:
             ValueError: f is not finite at a node.
         """
-
-        def sample(points: Floats) -> Floats:
-            return np.broadcast_to(np.asarray(function(points), dtype=np.float64), points.shape)
-
+        at_nodes = finite_values(function, self.nodes)
         with np.errstate(all="ignore"):
-            at_nodes = sample(self.nodes)
-            if not np.all(np.isfinite(at_nodes)):
-                worst = float(self.nodes[~np.isfinite(at_nodes)][0])
-                raise ValueError(
-                    f"the function is not finite at the Ritz value {worst}; pass a function that is "
-                    "finite at all eigenvalues"
-                )
-            return float(self.weights @ at_nodes), self._error(sample, interval)
+            return float(self.weights @ at_nodes), self._error(sampler(function), interval)
+
+    def bracket(self, function: Callable[[Floats], Floats], lowest: float) -> tuple[float, float]:
+        """Return the middle of two bounds on the integral of f, and half of their distance.
+
+        For an f whose derivatives alternate in sign, the Gauss rule and the Gauss-Radau rule with a
+        node at ``lowest`` err in opposite directions (Golub and Meurant, Matrices, Moments and
+        Quadrature with Applications, section 6). For rounding, the nodes are moved by twice the
+        resolution in both directions.
+
+        Args:
+            function: f, applied to an array; the sign of each derivative is constant above ``lowest``
+                and opposite to that of the next.
+            lowest: a number that is at most the smallest eigenvalue.
+
+        Raises:
+            ValueError: f is not finite at a node or at ``lowest``, or a node is below ``lowest``.
+        """
+        slack = 2 * self.resolution
+        if self.nodes[0] < lowest - slack:
+            raise ValueError(
+                f"lowest must be at most the smallest eigenvalue, got {lowest} for a Ritz value of "
+                f"{self.nodes[0]}"
+            )
+        rules = [(self.nodes, self.weights)]
+        if not self.exhausted:
+            rules.append(self._rule_with_node(min(lowest, float(self.nodes[0]))))
+        sums = []
+        for nodes, weights in rules:
+            moved = [np.maximum(nodes + step, lowest) for step in (-slack, slack)]
+            ends = np.array([finite_values(function, points) for points in moved])
+            sums += [ends.min(axis=0) @ weights, ends.max(axis=0) @ weights]
+        return float(min(sums) + max(sums)) / 2, float(max(sums) - min(sums)) / 2
 
     def _error(self, function: Callable[[Floats], Floats], interval: tuple[float, float]) -> float:
         low, high = interval
@@ -186,6 +208,30 @@ class Quadrature:
         second = total[np.searchsorted(self.nodes, right, side="right")]
         gap = np.maximum(high - first, second - low)
         return float(gap @ np.abs(np.diff(values)))
+
+
+def sampler(function: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+    """Return ``function`` with float64 results of the shape of its argument."""
+    return lambda points: np.broadcast_to(
+        np.asarray(function(points), dtype=np.float64), points.shape
+    )
+
+
+def finite_values(function: Callable[[Floats], Floats], points: Floats) -> Floats:
+    """Return a function at eigenvalues or estimates of them.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    with np.errstate(all="ignore"):
+        values = sampler(function)(points)
+    if not np.all(np.isfinite(values)):
+        worst = float(points[~np.isfinite(values)][0])
+        raise ValueError(
+            f"the function is not finite at the eigenvalue {worst:.6g} or its estimate; pass a "
+            "function that is finite at all eigenvalues, for example one of H + shift I"
+        )
+    return values
 
 
 def share_limits(

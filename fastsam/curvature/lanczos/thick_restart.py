@@ -20,14 +20,14 @@ from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.kernels.backends import sum_dtype, widened
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 
-Which = Literal["largest", "smallest", "magnitude"]
+Which = Literal["largest", "smallest", "magnitude", "ends"]
 Vector = NDArray[np.float64]
 
 _TILE = 1 << 16
 """Columns that a restart combines at a time: it needs no second basis."""
 
-_LEAST_SEARCH = 8
-"""Least number of products of a search for missed eigenvalues."""
+_LEAST_SEARCH, _MOST_SEARCH = 8, 20
+"""Number of products of a search for missed eigenvalues: at least, and at most in short runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,21 @@ class Subspace:
         return self._memory[: self.size]
 
     @property
+    def projected(self) -> Vector:
+        """The operator projected on the basis, T, ``[size, size]``."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def coupling(self) -> Vector:
+        """Coupling of each row of the basis to the direction that leads out, ``[size]``."""
+        return self._coupling
+
+    @property
+    def out(self) -> Tensor:
+        """The direction that leads out, ``[n]``, a view; meaningless if the basis spans R^n."""
+        return self._memory[self.size]
+
+    @property
     def is_whole(self) -> bool:
         """Whether the basis spans all of R^n."""
         return self.size == self._memory.shape[1]
@@ -165,10 +180,18 @@ class Subspace:
         if beta == 0:  # an invariant subspace: other eigenvectors are orthogonal to it
             self.leave()
 
+    def ritz(self) -> tuple[Vector, Vector]:
+        """Return the Ritz values ``[size]`` and their coordinates as columns; update ``norm``.
+
+        Call it after every product, because :meth:`grow` judges rounding by the norm.
+        """
+        values, coordinates = np.linalg.eigh(self.projected)
+        self.norm = max(self.norm, float(np.abs(values).max()))
+        return values, coordinates
+
     def wanted(self, goal: Goal) -> RitzPairs:
         """Return the ``goal.count`` best Ritz pairs, or all of a smaller subspace."""
-        values, coordinates = np.linalg.eigh(self._projected[: self.size, : self.size])
-        self.norm = max(self.norm, float(np.abs(values).max()))
+        values, coordinates = self.ritz()
         residuals = np.abs(self._coupling @ coordinates)
         best = ranking(values, goal.which)[: goal.count]
         allowed = max(goal.tolerance, self._eps) * self.norm
@@ -213,6 +236,9 @@ class Subspace:
 
 def ranking(values: Vector, which: Which) -> NDArray[np.int64]:
     """Return the indices that sort values, the most wanted first."""
+    if which == "ends":
+        rising = np.argsort(values, kind="stable")
+        return np.column_stack([rising[::-1], rising]).ravel()[: len(values)]
     keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
     return np.argsort(keys[which], kind="stable")
 
@@ -252,12 +278,11 @@ def _converge(space: Subspace, goal: Goal) -> RitzPairs:
         if space.is_whole:
             return pairs
         if space.is_full:
-            kept = replace(goal, count=_kept(space.capacity, goal.count, pairs.converged))
-            space.restart(space.wanted(kept))
+            _restart(space, goal, converged=pairs.converged)
 
 
-def _kept(capacity: int, count: int, converged: int) -> int:
-    """Return the number of Ritz vectors that a restart keeps.
+def _restart(space: Subspace, goal: Goal, *, converged: int) -> None:
+    """Reduce a full subspace to wanted vectors and some that are next to them.
 
     The rest of the subspace is the degree of the polynomial that the next round applies. At a dense
     end of the spectrum a high degree matters more than many kept vectors, so a restart keeps the
@@ -265,21 +290,24 @@ def _kept(capacity: int, count: int, converged: int) -> int:
     not lower the effort on the others. A third of the subspace is kept in any case: with one vector
     a round would forget the directions between the wanted value and the rest.
     """
-    wanted = count + min(converged, (capacity - count) // 2)
-    return min(capacity - 1, max(wanted, capacity // 3))
+    wanted = goal.count + min(converged, (space.capacity - goal.count) // 2)
+    kept = min(space.capacity - 1, max(wanted, space.capacity // 3))
+    space.restart(space.wanted(replace(goal, count=kept)))
 
 
 def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
     """Whether a random direction orthogonal to the pairs leads to a value that replaces one.
 
-    It is followed for a tenth of the products so far. That is enough for a value that is missing
-    for want of a component in the start vector, as the second copy of a multiple eigenvalue is: to
-    be seen at all it must pass the values behind it, which takes far fewer steps than convergence.
+    A value can be missing for want of a component in the start vector, as the second copy of a multiple
+    eigenvalue is. The search is over if the next values, with their residuals, are behind the pairs.
+    Where eigenvalues are dense that takes as long as convergence, so it also ends after a tenth of the
+    products so far: to be seen at all, a missing value must only pass those behind it.
     """
-    least = max(_LEAST_SEARCH, space.products // 10)
     space.restart(pairs)
     space.leave()
-    for _ in range(min(least, space.capacity - goal.count)):
+    for step in range(max(_MOST_SEARCH, space.products // 10)):
+        if space.is_full:
+            _restart(space, goal, converged=pairs.converged)
         space.grow()
         found = space.wanted(goal)
         goal.report(found)
@@ -287,4 +315,31 @@ def _misses(space: Subspace, pairs: RitzPairs, goal: Goal) -> bool:
             return True
         if space.is_whole:
             return False
+        if step + 1 >= _LEAST_SEARCH and _rest_is_behind(space, goal):
+            return False
     return False
+
+
+def _rest_is_behind(space: Subspace, goal: Goal) -> bool:
+    """Whether the unwanted values at the wanted ends, moved outwards by their residuals, stay unwanted."""
+    everything = space.wanted(replace(goal, count=space.size))
+    wanted, rest = np.split(everything.values, [goal.count])
+    residuals = everything.residuals[goal.count :]
+    upper = {
+        "largest": wanted.min(),
+        "smallest": np.inf,
+        "magnitude": np.abs(wanted).min(),
+        "ends": wanted[::2].min(),
+    }[goal.which]
+    lower = {
+        "largest": -np.inf,
+        "smallest": wanted.max(),
+        "magnitude": -np.abs(wanted).min(),
+        "ends": wanted[1::2].max(initial=-np.inf),
+    }[goal.which]
+    top, bottom = rest.argmax(), rest.argmin()
+    slack = 2 * everything.allowed  # for values of equal magnitude, and copies in exact arithmetic
+    return bool(
+        rest[top] + residuals[top] <= upper + slack
+        and rest[bottom] - residuals[bottom] >= lower - slack
+    )

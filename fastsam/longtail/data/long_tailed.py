@@ -48,8 +48,8 @@ class CutSettings(ImbalanceSettings):
     """Settings of the split into training and validation images, and of the cut."""
 
     n_max: int | None = setting(
-        "number of training images of the largest class (default: size of the smallest class after "
-        "validation images are held out)",
+        "number of training images of the largest class (default: size of the smallest class of the original "
+        "data set, after validation images are held out)",
         low=1,
         optional=True,
     )

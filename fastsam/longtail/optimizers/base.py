@@ -99,7 +99,7 @@ class AscentSettings(SGDSettings):
     rho_schedule: str = setting(
         "schedule of rho: constant; step (next value after each of rho_milestones); linear (from the first "
         "value to the second over the run); or deferred (second value after defer_epoch, as in "
-        "Algorithm 1)",
+        "Algorithm 1 of Rangwani et al. 2022)",
         default=Entry("constant", "[code]"),
         names=RHO_SCHEDULES,
     )

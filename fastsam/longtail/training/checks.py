@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from fastsam.distributed import World
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.objective import Objective
 from fastsam.longtail.training.ascent_batch import check_ascent_share
 
 
@@ -28,6 +30,27 @@ def check_run(config: TrainConfig, world: World) -> None:
     if world.world_size > 1:
         _check_processes(config, world)
     check_ascent_share(config, world)
+
+
+def check_parts(
+    config: TrainConfig, data: LongTailData, objective: Objective, world: World
+) -> None:
+    """Check the data set and the loss of a run.
+
+    Raises:
+        UsageError: if the loss compares samples across the ranks of ``world``, or the best epoch is to be
+            selected without a validation set.
+    """
+    if objective.couples_batch and world.world_size > 1:
+        raise UsageError(
+            f"loss {config.parsed_method.loss} requires a single process, because it compares samples of "
+            f"the whole batch, got {world.world_size} processes; train without torchrun"
+        )
+    if config.select == "best-validation" and data.validation is None:
+        raise UsageError(
+            f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
+            "validation images or pass --select last"
+        )
 
 
 def _check_processes(config: TrainConfig, world: World) -> None:

@@ -90,6 +90,7 @@ class Stepper:
         precision: ``float32``, or ``bfloat16`` for passes under autocast.
         ascent: samples each batch for the ascent gradient; None to use whole batches.
         gradients: cost so far in forward-backward passes over whole batches.
+        batches: number of batches so far.
     """
 
     network: Classifier
@@ -100,6 +101,7 @@ class Stepper:
     precision: str = "float32"
     ascent: AscentBatches | None = None
     gradients: float = 0.0
+    batches: int = 0
 
     @property
     def skips_nonfinite_steps(self) -> bool:
@@ -159,6 +161,7 @@ class Stepper:
                 self.objective.commit(
                     piece.batch, self.network, epoch=epoch, prepared=piece.prepared
                 )
+        self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
     def _piece(

@@ -36,7 +36,8 @@ from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
-from fastsam.longtail.training.checks import check_batches, check_run
+from fastsam.longtail.training.checks import check_batches, check_parts, check_run
+from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
@@ -134,11 +135,7 @@ class Trainer:
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
-        if self.objective.couples_batch and world.world_size > 1:
-            raise UsageError(
-                f"loss {config.parsed_method.loss} requires a single process, because it compares samples of "
-                f"the whole batch, got {world.world_size} processes; train without torchrun"
-            )
+        check_parts(config, self.data, self.objective, world)
         self.judged = JudgedWeights(self.model, config)
         self.judge = Judge(
             self.judged.network,
@@ -187,11 +184,7 @@ class Trainer:
         self.history: list[Epoch] = []
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
-        if config.select == "best-validation" and self.data.validation is None:
-            raise UsageError(
-                f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
-                "validation images or pass --select last"
-            )
+        self.curvature = TrackedCurvature(config, self.data, self.model, writes=world.rank == 0)
 
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
@@ -205,6 +198,7 @@ class Trainer:
             resumed.load_optimizer(self.optimizer)
             self.history = list(resumed.history)
             self.judged.continue_from(resumed)
+            self.curvature.load_state_dict(resumed.curvature)
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
             self.parent = resumed.parent
@@ -300,6 +294,9 @@ class Trainer:
             group.update(options)
         skipped_before, gradients_before = self.stepper.skipped_steps, self.stepper.gradients
         totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
+        before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
+        if epoch == 1:
+            self.curvature.step(0, lr)
         self.model.train()
         for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
             self.judged.update()
@@ -308,6 +305,7 @@ class Trainer:
                 totals.add(step)
                 if self.on_step is not None:
                     self.on_step(step)
+            self.curvature.step(before + self.stepper.batches, lr)
         self.judged.average_statistics(self.world)
         skipped = self.stepper.skipped_steps - skipped_before
         where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
@@ -361,6 +359,7 @@ class Trainer:
             unreadable=self._unreadable(),
             environment={**environment(self.device), "processes": self.world.world_size},
             origin=Origin.here(),
+            curvature=self.curvature.points,
         )
 
     def _unreadable(self) -> dict[str, int]:
@@ -397,4 +396,5 @@ class Trainer:
             groups=self.data.group_lists(),
             average=self.judged.average,
             preprocessing=self.data.test.preprocessing,
+            curvature=self.curvature.state_dict(),
         )

@@ -1,0 +1,116 @@
+"""Settings that every training run has, whatever its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastsam.longtail.data.catalog import DATASETS
+from fastsam.longtail.models.base import MODELS
+from fastsam.longtail.models.heads import HEADS
+from fastsam.longtail.optimizers.base import OPTIMIZERS
+from fastsam.longtail.schedules import LR_SCHEDULES
+from fastsam.longtail.settings import Settings, setting
+
+Precision = Literal["float32", "bfloat16"]
+Selection = Literal["last", "best-validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Settings of the run itself; those of its parts belong to the parts."""
+
+    data: str = setting("data set", names=DATASETS)
+    method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
+    optimizer: str = setting("optimizer", names=OPTIMIZERS)
+
+    model: str = setting("network", names=MODELS)
+    head: str = setting("classification head", default="linear", names=HEADS)
+    epochs: int = setting("number of epochs", low=1, high=10**6)
+    batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
+    augment: bool = setting("apply the training augmentation of the data set", default=True)
+
+    lr: float = setting("learning rate after warm-up", above=0)
+    weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)
+    warmup_epochs: int = setting(
+        "epochs of linear learning-rate warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
+    )
+    lr_schedule: str = setting("learning-rate schedule after warm-up", names=LR_SCHEDULES)
+
+    select: Selection = setting(
+        "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the best "
+        "validation accuracy)",
+        default="last",
+        before="last",
+    )
+    validate_every: int = setting(
+        "evaluate on the validation set every N epochs, and after the last epoch",
+        default=1,
+        before=1,
+        low=1,
+    )
+    ema: float | None = setting(
+        "decay of an exponential moving average of weights and running statistics, at least 0 and below 1, "
+        "updated after every step. The average is evaluated; 0 evaluates the trained weights themselves "
+        "(default: no average)",
+        optional=True,
+        low=0,
+    )
+    posthoc_tau: float = setting(
+        "tau of the post-hoc logit adjustment: tau * log prior is subtracted from logits at test time",
+        default=0.0,
+        before=0.0,
+        low=-1000,
+        high=1000,
+    )
+    seed: int = setting(
+        "seed of initial weights, batch order and augmentation",
+        default=0,
+        before=0,
+        low=0,
+        high=2**63 - 1,
+    )
+    precision: Precision = setting(
+        "precision of forward and backward passes in training: float32 or bfloat16 (autocast)",
+        default="float32",
+        before="float32",
+    )
+    channels_last: bool = setting(
+        "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
+        "bfloat16 convolutions on a GPU and often convolutions on a CPU",
+        default=False,
+        before=False,
+    )
+    device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
+    threads: int = setting(
+        "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
+    )
+
+    track_curvature: int | None = setting(
+        "measure the largest and smallest Hessian eigenvalue every INT steps; this does not change training "
+        "(default: no measurement)",
+        optional=True,
+        low=1,
+        place=True,
+    )
+    curvature_classes: tuple[str, ...] = setting(
+        "classes that track_curvature measures separately: labels, groups (head, mid, tail), or all",
+        default=("head", "tail"),
+        before=("head", "tail"),
+        place=True,
+    )
+    curvature_images: int = setting(
+        "number of clean training images of each of curvature_classes, drawn once",
+        default=64,
+        before=64,
+        low=1,
+        place=True,
+    )
+    curvature_budget: float = setting(
+        "largest share of the training time that track_curvature may take. With a limit, the measured steps "
+        "depend on the speed of the machine; 0 removes the limit",
+        default=0.05,
+        before=0.05,
+        low=0,
+        place=True,
+    )
