@@ -81,7 +81,10 @@ def test_there_is_something_to_run_and_to_parse() -> None:
     assert {
         "docs/get-started",
         *(f"docs/sam/{name}" for name in ("index", "when-to-ascend", "precision", "variants")),
-        *(f"docs/spectra/{name}" for name in ("index", "data", "error-bars", "memory", "escape")),
+        *(
+            f"docs/spectra/{name}"
+            for name in ("index", "data", "error-bars", "memory", "escape", "surfaces")
+        ),
         *(f"docs/longtail/{name}" for name in ("own-data", "methods", "plugins", "trained")),
         *(
             f"docs/migrate/{name}"

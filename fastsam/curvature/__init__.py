@@ -24,7 +24,16 @@ from fastsam.curvature.operators.matrix import MatrixOperator
 from fastsam.curvature.operators.scipy import from_scipy, to_scipy
 from fastsam.curvature.options import SpectrumOptions
 from fastsam.curvature.points import CurvaturePoint, read_points
+from fastsam.curvature.sharpness import (
+    Sharpness,
+    average_sharpness,
+    m_sharpness,
+    worst_case_sharpness,
+)
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.curvature.surfaces.directions import random_directions
+from fastsam.curvature.surfaces.path import LossPath, loss_path
+from fastsam.curvature.surfaces.surface import Surface, loss_surface
 from fastsam.curvature.tracking import CurvatureTracker
 
 __all__ = [
@@ -41,14 +50,18 @@ __all__ = [
     "Estimate",
     "Histogram",
     "LanczosOptions",
+    "LossPath",
     "MassBelow",
     "MatrixOperator",
     "NegativeCurvature",
     "Operator",
     "OutputLoss",
+    "Sharpness",
     "Spectrum",
     "SpectrumOptions",
+    "Surface",
     "SymmetricOperator",
+    "average_sharpness",
     "class_spectra",
     "compare",
     "curvature_operator",
@@ -60,13 +73,18 @@ __all__ = [
     "group_spectra",
     "layer_spectra",
     "log_determinant",
+    "loss_path",
+    "loss_surface",
+    "m_sharpness",
     "merge",
     "negative_curvature",
     "operator_spectrum",
+    "random_directions",
     "read_points",
     "spectral_density",
     "table",
     "to_scipy",
     "trace",
     "trace_of",
+    "worst_case_sharpness",
 ]

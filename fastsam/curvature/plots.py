@@ -75,7 +75,7 @@ def plot_density(
         ImportError: matplotlib is not installed.
     """
     if axes is None:
-        axes = _pyplot().subplots()[1]
+        axes = import_pyplot().subplots()[1]
     for spectrum, label in zip(spectra, labels or [None] * len(spectra), strict=True):
         grid = _fine_grid(spectrum, sigma)
         density = np.maximum(spectrum.density(grid, sigma), FLOOR)
@@ -117,7 +117,7 @@ def plot_spectra(
     """
     if not spectra:
         raise ValueError("plot_spectra requires at least one spectrum, got none")
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     columns = min(columns, len(spectra))
     rows = -(-len(spectra) // columns)
     figure, panels = pyplot.subplots(
@@ -162,7 +162,9 @@ def plot_tracking(
     """
     if not points:
         raise ValueError("plot_tracking requires at least one point, got none")
-    figure, (upper, lower) = _pyplot().subplots(2, 1, sharex=True, figsize=(7, 5), squeeze=True)
+    figure, (upper, lower) = import_pyplot().subplots(
+        2, 1, sharex=True, figsize=(7, 5), squeeze=True
+    )
     for number, group in enumerate(dict.fromkeys(point.group for point in points)):
         own = [point for point in points if point.group == group]
         steps, look = [point.step for point in own], {"color": f"C{number}", "marker": "."}
@@ -192,8 +194,9 @@ def plot_tracking(
     return figure
 
 
-def _pyplot() -> Any:
-    with requires_extra("plots", "a plot of spectra"):
+def import_pyplot(purpose: str = "a plot of spectra") -> Any:
+    """Import matplotlib's pyplot; the error for a missing package names ``purpose``."""
+    with requires_extra("plots", purpose):
         from matplotlib import pyplot
     return pyplot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,6 +161,39 @@ class PureLoss:
                 )
             found.append(pieces[name].to(value))
         return self.join(found)
+
+    def with_constants(self, values: Mapping[str, Tensor]) -> PureLoss:
+        """Return this loss with other values of parameters and buffers that are not chosen.
+
+        Args:
+            values: new values by name, as in ``model.state_dict()``; all others stay.
+        """
+        twin = copy.copy(self)
+        twin._constants = dict(self._constants)
+        for name, value in values.items():
+            original, old = self._constants[f"model.{name}"]
+            fresh = value.detach().to(device=old.device, dtype=old.dtype, copy=True)
+            twin._constants[f"model.{name}"] = (original, fresh)
+        return twin
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Values of the model's parameters and buffers that are not chosen, by name."""
+        return {
+            name.removeprefix("model."): value
+            for name, (_, value) in self._constants.items()
+            if name.startswith("model.")
+        }
+
+    def refuse_random(self, batch: Any, first: float) -> None:
+        """Raise ValueError if a second evaluation of a placed batch differs from the first."""
+        second = float(self(self.leaves(), batch)[0].detach())
+        if abs(first - second) > 1e-5 * max(abs(first), abs(second)):
+            raise ValueError(
+                "the loss is random: two evaluations of the same batch in evaluation mode gave "
+                f"{first} and {second}. Check for dropout that is always on (F.dropout without "
+                "training=self.training)"
+            )
 
     def checksum(self) -> str:
         """Return a hexadecimal checksum of the names and values of all parameters and buffers."""

@@ -1,0 +1,1 @@
+"""Losses along directions in the space of parameters, and between two checkpoints."""
