@@ -71,5 +71,5 @@ def test_it_resumes_and_selects_on_validation(
         "| vs, tail | 46.1 +- 0.7 | 46.1 +- 0.7 | 46.7 +- 0.7 | 51.1 +- 0.7 | +0.0 +- 0.0 |"
         in table
     )
-    assert "vs lr 0.05, weight_decay 0.0005, rho 0.2" in table
+    assert "vs: sgd lr 0.05 weight_decay 0.0005, sam rho 0.2" in table
     assert "ce all (worse)" in table
