@@ -72,4 +72,4 @@ def test_it_resumes_and_selects_on_validation(
         in table
     )
     assert "vs: sgd lr 0.05 weight_decay 0.0005, sam rho 0.2" in table
-    assert "ce all (worse)" in table
+    assert "ce all: worse" in table

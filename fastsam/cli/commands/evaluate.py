@@ -28,7 +28,10 @@ class EvaluateCommand:
     """Data set with the classes of the run. --data also enables the options of that data set."""
     data_root: Annotated[
         str | None,
-        arg(metavar="DIR", help_behavior_hint="(default: as in training; with --data: data)"),
+        arg(
+            metavar="DIR",
+            help_behavior_hint="(default: the folder used in training; for --data: ./data)",
+        ),
     ] = None
     """Folder with the data."""
     split: Literal["test", "validation", "train"] = "test"
@@ -45,7 +48,7 @@ class EvaluateCommand:
     level: float = 0.95
     """Confidence level of the intervals."""
     classes: int = 100
-    """Print the class table up to this number of classes. The file of --out always contains it."""
+    """Omit the class table if there are more classes. The file of --out always contains it."""
     uncalibrated: bool = False
     """Ignore the run's calibration by `fastsam calibrate`."""
     device: str = "cpu"

@@ -194,7 +194,7 @@ def command(arguments: Sequence[str]) -> Any:
     made = with_settings(ReproduceCommand, settings)
     made.__doc__ = (
         "Train the runs behind a table or figure of Rangwani et al. (arXiv 2212.13827), on any data set, and "
-        f"print the results beside the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
+        f"print the results, then the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
         f"{', '.join(FIGURES)}. Settings passed here override the recipe of every run. If you change one "
         "that affects results, such as --lr or --epochs, the published numbers are not shown. "
         "Settings such as --device and --data-root leave them in place."

@@ -253,9 +253,9 @@ def command(arguments: Sequence[str]) -> Any:
         "Train one network and evaluate it on the test set. "
         f"Data sets: {', '.join(DATASETS.names())}. Methods: LOSS or LOSS-RULE, where LOSS is one of "
         f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES.names())}. "
-        f"Optimizers: {', '.join(OPTIMIZERS.names())}. Defaults come from the recipe of data set, method "
-        "and optimizer, or from the run if it is resumed. To list only the settings that apply, pass "
-        "--data, --method and --optimizer before --help."
+        f"Optimizers: {', '.join(OPTIMIZERS.names())}. The recipe of data set, method and optimizer "
+        "overrides the defaults below; a resumed run keeps its settings. To see the recipe's values, and only "
+        "the settings that apply, pass --data, --method and --optimizer before --help."
     )
     return made
 
