@@ -350,8 +350,8 @@ def _spectrum_table(device: str) -> str:
 
 def _known_extremes(results: dict[str, Any]) -> str:
     lines = [
-        "Operators with known extremes. The exact values are those of the matrix in float32, whose rounding makes "
-        f"eigenvalues of 0 slightly negative (`{results['environment']['command']}`):",
+        "Operators with known extremes. The exact values are those of the matrix in float32, whose "
+        f"rounding makes eigenvalues of 0 slightly negative (`{results['environment']['command']}`):",
         "",
         "| operator | exact | fastsam | PyHessian: Lanczos | PyHessian: power iteration |",
         "| --- | --- | --- | --- | --- |",

@@ -254,8 +254,8 @@ def command(arguments: Sequence[str]) -> Any:
         f"Data sets: {', '.join(DATASETS.names())}. Methods: LOSS or LOSS-RULE, where LOSS is one of "
         f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES.names())}. "
         f"Optimizers: {', '.join(OPTIMIZERS.names())}. The recipe of data set, method and optimizer "
-        "overrides the defaults below; a resumed run keeps its settings. To see the recipe's values, and only "
-        "the settings that apply, pass --data, --method and --optimizer before --help."
+        "overrides the defaults below; a resumed run keeps its settings. To see the recipe's values, and "
+        "only the settings that apply, pass --data, --method and --optimizer before --help."
     )
     return made
 
