@@ -212,7 +212,8 @@ def set_eigenvalue_scale(axes: Any, spectra: Sequence[Drawable]) -> None:
         axes: matplotlib axes.
         spectra: spectra that the axis must show.
     """
-    from matplotlib.ticker import NullLocator, SymmetricalLogLocator
+    with requires_extra("plots", "a plot of spectra"):
+        from matplotlib.ticker import NullLocator, SymmetricalLogLocator
 
     widest = max(max(abs(s.lambda_min), abs(s.lambda_max)) for s in spectra) or 1.0
     linear = 10.0 ** np.floor(np.log10(widest / 50))
