@@ -287,9 +287,10 @@ def _slowest_sentence(rows: list[dict[str, Any]], summary: dict[str, Any]) -> st
         else "no baseline is significantly faster in any row"
     )
     return (
-        f"Over all {len(rows)} rows ({' and '.join(map(str, counts))} threads) the closest baseline is "
-        f"{closest}, {summary[closest]['smallest']:.2f}x at {summary[closest]['where']}; {verdict} (95 % "
-        "interval of the paired median)."
+        f"The table shows the rows with {counts[-1]} threads. Over all {len(rows)} measured rows, with "
+        f"{' and '.join(map(str, counts))} threads, the baseline closest to fastsam is {closest}: "
+        f"{summary[closest]['smallest']:.2f}x at {summary[closest]['where']}. By the 95 % interval of the "
+        f"paired median, {verdict}."
     )
 
 

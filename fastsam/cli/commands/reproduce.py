@@ -197,6 +197,6 @@ def command(arguments: Sequence[str]) -> Any:
         f"print the results, then the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
         f"{', '.join(FIGURES)}. Settings passed here override the recipe of every run. If you change one "
         "that affects results, such as --lr or --epochs, the published numbers are not shown. "
-        "Settings such as --device and --data-root leave them in place."
+        "They are still shown if you change only settings such as --device and --data-root."
     )
     return made
