@@ -99,7 +99,7 @@ def test_zero_one_dimension_and_rank_one(dtype, seed):
         lambda rows: (rows @ vector)[:, None] * vector, dimension=90, dtype=dtype
     )
     found = diagonal(outer, seed=seed)
-    assert torch.allclose(found.values, vector.double().square(), atol=1e-4)
+    assert torch.allclose(found.values.double(), vector.double().square(), atol=1e-4)
     assert float(found.stderr.max()) < 1e-4
 
 
