@@ -1,4 +1,4 @@
-"""Numbers with error bounds that a spectrum returns."""
+"""Numbers with error bounds, which spectra and estimators return."""
 
 from __future__ import annotations
 

@@ -237,11 +237,11 @@ def test_unknown_method():
 
 @pytest.mark.parametrize("estimate", [*SAMPLED, log_determinant])
 @pytest.mark.parametrize("n", [5, 500])
-def test_products_that_are_not_finite(n, estimate):
-    for factor in (math.nan, math.inf):
-        operator = CallableOperator(lambda rows: factor * rows, dimension=n)  # noqa: B023
-        with pytest.raises(FloatingPointError, match="NaN or infinity"):
-            estimate(operator)
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_products_that_are_not_finite(factor, n, estimate):
+    operator = CallableOperator(lambda rows: factor * rows, dimension=n)
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        estimate(operator)
 
 
 @pytest.mark.parametrize("estimate", [*SAMPLED, log_determinant])
