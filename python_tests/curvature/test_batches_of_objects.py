@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, mlp
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from fastsam.curvature import BatchLoss, class_spectra, spectral_density
+from python_tests.curvature.oracles import classification, mlp
 
 
 @dataclass

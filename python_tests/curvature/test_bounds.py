@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import classification, explicit_hessian, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -21,6 +20,7 @@ from fastsam.curvature import (
 )
 from fastsam.curvature.lanczos.probes import sphere_probes
 from fastsam.curvature.lanczos.quadrature import share_limits
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 
 def generator_of(seed: int) -> torch.Generator:

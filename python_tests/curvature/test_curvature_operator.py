@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,12 +21,13 @@ from fastsam.curvature import (
     eigenpairs,
     operator_spectrum,
 )
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 
 class Convolutional(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3)
+        self.conv = nn.Conv2d(channels, 2, 3)
         self.norm = nn.BatchNorm2d(2)
         self.head = nn.Linear(2 * 9, 3)
 
@@ -71,6 +71,10 @@ class Tied(nn.Module):
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: mlp((4, 5, 3)), (4,)),
     "cnn": (Convolutional, (1, 5, 5)),
+    "channels-last": (
+        lambda: Convolutional(channels=3).to(memory_format=torch.channels_last),
+        (3, 5, 5),
+    ),
     "rnn": (Recurrent, (4, 2)),
     "attention": (Attention, (3, 4)),
 }

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import SineOnce, classification, explicit_hessian, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastsam.curvature import BatchLoss, Spectrum, class_spectra, spectral_density
+from python_tests.curvature.oracles import SineOnce, classification, explicit_hessian, mlp
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Tolerance relative to the largest absolute eigenvalue."""

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from oracles import classification, explicit_hessian, mlp
 from torch import Tensor, nn
 
 from fastsam import curvature_operator
@@ -16,6 +15,7 @@ from fastsam.curvature import CallableOperator, MatrixOperator, diagonal
 from fastsam.curvature.estimators.diagonal import known_diagonal
 from fastsam.curvature.estimators.products import checked_products
 from fastsam.curvature.estimators.sketch import krylov_sketch
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 N = 150
 

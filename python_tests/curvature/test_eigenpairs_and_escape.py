@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, mlp
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -26,6 +25,7 @@ from fastsam.curvature import (
 )
 from fastsam.curvature.lanczos.options import LanczosKeywords, LanczosOptions
 from fastsam.curvature.options import OperatorKeywords, SpectrumKeywords, SpectrumOptions
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

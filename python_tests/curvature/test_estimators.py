@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from oracles import classification, explicit_hessian, mlp
 from torch import Tensor, nn
 
 from fastsam import curvature_operator
@@ -26,6 +25,7 @@ from fastsam.curvature import (
 )
 from fastsam.curvature.lanczos.quadrature import Quadrature
 from fastsam.curvature.student import student_quantile
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 N = 200
 SAMPLED = (trace, frobenius_norm)

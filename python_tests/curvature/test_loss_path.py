@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from landscapes import QUADRATIC, everything, increase, network, regression, same, taylor
-from oracles import classification, interrupted_at, mlp
 from torch import nn
 
 from fastsam.curvature import LossPath, loss_path
+from python_tests.curvature.landscapes import (
+    QUADRATIC,
+    everything,
+    increase,
+    network,
+    regression,
+    same,
+    taylor,
+)
+from python_tests.curvature.oracles import classification, interrupted_at, mlp
 
 
 def other_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, mlp
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from fastsam.curvature import BatchLoss, spectral_density
 from fastsam.curvature.isolation import exact_arithmetic
 from fastsam.threads import cpu_threads
+from python_tests.curvature.oracles import classification, mlp
 
 
 class Thread(threading.Thread):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, explicit_hessian, interrupted_at, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -24,6 +23,7 @@ from fastsam.curvature import (
 from fastsam.curvature.lanczos import checkpoint
 from fastsam.curvature.lanczos import run as runs
 from fastsam.curvature.products.graph_memory import LiveStorage
+from python_tests.curvature.oracles import classification, explicit_hessian, interrupted_at, mlp
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import explicit_hessian
 from torch import nn
 
 from fastsam.curvature import spectral_density
 from fastsam.curvature.products.second_order import FastSecondOrder
+from python_tests.curvature.oracles import explicit_hessian
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(2, 3, 3), (5, 6)),

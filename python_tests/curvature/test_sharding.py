@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import classification, mlp
 
 from fastsam.curvature import BatchLoss, negative_curvature, spectral_density
 from fastsam.curvature.lanczos import run as runs
+from python_tests.curvature.oracles import classification, mlp
 
 
 def summed(model, batch):

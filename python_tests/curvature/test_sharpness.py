@@ -7,17 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from landscapes import (
-    QUADRATIC,
-    everything,
-    increase,
-    network,
-    regression,
-    same,
-    taylor,
-    trust_region,
-)
-from oracles import classification, mlp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,6 +17,17 @@ from fastsam.curvature import (
     m_sharpness,
     worst_case_sharpness,
 )
+from python_tests.curvature.landscapes import (
+    QUADRATIC,
+    everything,
+    increase,
+    network,
+    regression,
+    same,
+    taylor,
+    trust_region,
+)
+from python_tests.curvature.oracles import classification, mlp
 
 MEASURES = [
     lambda *arguments, **options: m_sharpness(*arguments, m=8, **options),

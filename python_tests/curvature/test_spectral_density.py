@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles import classification, explicit_hessian, mlp
 from torch import nn
 
 from fastsam.curvature import class_spectra, spectral_density
 from fastsam.curvature.products.strategies import STRATEGIES
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from landscapes import QUADRATIC, everything, increase, network, regression, same, taylor
-from oracles import classification, interrupted_at, mlp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,6 +22,16 @@ from fastsam.curvature import (
     negative_curvature,
     random_directions,
 )
+from python_tests.curvature.landscapes import (
+    QUADRATIC,
+    everything,
+    increase,
+    network,
+    regression,
+    same,
+    taylor,
+)
+from python_tests.curvature.oracles import classification, interrupted_at, mlp
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import classification, explicit_hessian, mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +18,7 @@ from fastsam.curvature import BatchLoss, CurvatureTracker, MatrixOperator, read_
 from fastsam.curvature.ends import find_ends
 from fastsam.curvature.pace import Pace
 from fastsam.curvature.plots import plot_tracking
+from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 CRITERION = nn.CrossEntropyLoss()
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import SineOnce, classification, explicit_hessian, mlp
 from torch import Tensor, nn
 
 from fastsam.curvature import (
@@ -24,6 +23,7 @@ from fastsam.curvature import (
 )
 from fastsam.curvature.products import planning, trials
 from fastsam.curvature.products.strategies import STRATEGIES
+from python_tests.curvature.oracles import SineOnce, classification, explicit_hessian, mlp
 
 HESSIAN_ONLY = ("kept-graph-batched", "forward-over-reverse")
 

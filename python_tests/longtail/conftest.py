@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from archives import write_cifar10, write_cifar100
-from prototypes import hundred_classes, inaturalist_classes
+
+from python_tests.longtail.archives import write_cifar10, write_cifar100
+from python_tests.longtail.prototypes import hundred_classes, inaturalist_classes
 
 __all__ = ["hundred_classes", "inaturalist_classes"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import write_inaturalist_json, write_listed
 from PIL import Image
 
 from fastsam.cli import main
@@ -16,6 +15,7 @@ from fastsam.longtail.data import TensorImages, load_dataset
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.data.sheet import tiled, write_sheets
 from fastsam.longtail.errors import UsageError
+from python_tests.longtail.archives import write_inaturalist_json, write_listed
 
 
 def failure(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:

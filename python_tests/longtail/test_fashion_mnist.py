@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from archives import idx_content, write_mnist
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.data import TensorImages, fashion_mnist, load_dataset, longtail_indices
 from fastsam.longtail.errors import DataError
+from python_tests.longtail.archives import idx_content, write_mnist
 
 NAMES = tuple(fashion_mnist.SHA256)
 INSTALLED = pytest.mark.skipif(

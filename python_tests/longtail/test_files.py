@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_image, write_listed
 from PIL import Image
 
 from fastsam.cli import main
@@ -26,6 +25,7 @@ from fastsam.longtail.data.listed import LISTED
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.seeds import Stream, derived_seed
+from python_tests.longtail.archives import write_image, write_listed
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 5]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from formulas import ce, ldam
 
 from fastsam.longtail import Checkpoint, recipe
 from fastsam.longtail.build import build_network
 from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.landscape import landscape
+from python_tests.longtail.formulas import ce, ldam
 
 DIGITS = load_digits_lt()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import write_inaturalist_json
 
 from fastsam.longtail.data import groups_by_count, groups_by_rank
 from fastsam.longtail.data.listed import LISTED, ListedSet, check_totals, find_list
@@ -25,6 +24,7 @@ from fastsam.longtail.data.lists import (
     read_list,
 )
 from fastsam.longtail.errors import DataError
+from python_tests.longtail.archives import write_inaturalist_json
 
 REAL = Path(__file__).parent / "data"
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from formulas import Numpy, balanced, ce, equalization, focal, influence, ldam, vs
 from torch import Tensor
 
 from fastsam.longtail.errors import UsageError
@@ -22,6 +21,16 @@ from fastsam.longtail.losses import (
     adjust_logits,
     class_balanced_weights,
     inverse_frequency_weights,
+)
+from python_tests.longtail.formulas import (
+    Numpy,
+    balanced,
+    ce,
+    equalization,
+    focal,
+    influence,
+    ldam,
+    vs,
 )
 
 CLASSES, FEATURES = 6, 5

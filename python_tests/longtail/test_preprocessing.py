@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from archives import write_listed
 from PIL import Image
 from torch.utils.data import TensorDataset
 
@@ -24,6 +23,7 @@ from fastsam.longtail.data import (
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.errors import CheckpointError, DataError
 from fastsam.longtail.trained import TrainedRun
+from python_tests.longtail.archives import write_listed
 
 CPU = torch.device("cpu")
 GREY = Preprocessing((4, 4), 1, (0.25,), (0.5,))

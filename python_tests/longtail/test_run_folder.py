@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_trainer import DIGITS, FEW, StoppedError, short, stop_in
 
 from fastsam.cli import main
 from fastsam.curvature import Spectrum
@@ -26,6 +25,7 @@ from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.predictions import predict
 from fastsam.longtail.reproduce import reproduce_figure
 from fastsam.longtail.training import Step
+from python_tests.longtail.test_trainer import DIGITS, FEW, StoppedError, short, stop_in
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 138, "progress": False}
 

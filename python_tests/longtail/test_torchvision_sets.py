@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_mnist, write_svhn
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,6 +27,7 @@ from fastsam.longtail.data.long_tailed import (
     cut_to_long_tail,
 )
 from fastsam.longtail.errors import DataError, UsageError
+from python_tests.longtail.archives import write_mnist, write_svhn
 
 SVHN_COUNTS = [40, 60, 50, 30, 20, 20, 25, 12, 14, 16]
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import Numpy, balanced, ce, focal, influence, ldam, nll, vs
 
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe
 from fastsam.longtail.data import Batch, Images, LongTailData, TensorImages, load_digits_lt
@@ -24,6 +23,7 @@ from fastsam.longtail.predictions import Predictions
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.longtail.training import RunFolder, Step
 from fastsam.longtail.training.evaluation import Judge
+from python_tests.longtail.formulas import Numpy, balanced, ce, focal, influence, ldam, nll, vs
 
 DIGITS = load_digits_lt()
 

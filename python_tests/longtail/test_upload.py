@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from archives import write_listed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsam.longtail.data import Draw, Images, TensorImages
@@ -18,6 +17,7 @@ from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalF
 from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
+from python_tests.longtail.archives import write_listed
 
 ORDER = np.array_split(np.random.default_rng(0).permutation(23), 5)
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from trajectories import TOLERANCE, assert_close, assert_torch_bits
 
 from fastsam import SAM
 from fastsam.optim import capture_step
+from python_tests.optim.trajectories import TOLERANCE, assert_close, assert_torch_bits
 
 STEPS = 12
 BATCH = 12

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler, autocast
-from trajectories import Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
+from python_tests.optim.trajectories import Problem, assert_close, assert_same_bits, make
 
 SHAPES = [(3, 5), (7,)]
 BASES = [

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from trajectories import assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import frozen_batch_norm_statistics
+from python_tests.optim.trajectories import assert_same_bits
 
 
 def network(seed: int, momentum: float | None = 0.1) -> nn.Module:

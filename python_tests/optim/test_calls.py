@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
-from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
 from fastsam.kernels import sam as kernels
 from fastsam.optim.plain import PlainSAM
+from python_tests.optim.trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 SHAPES = [(3, 5), (7,), (), (2, 3, 4)]
 BASES = [

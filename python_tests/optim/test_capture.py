@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from trajectories import assert_close, assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import capture, capture_step
 from fastsam.optim.capture import obstacle
 from fastsam.optim.plain import PlainSAM
 from fastsam.optim.rehearsal import rehearsal
+from python_tests.optim.trajectories import assert_close, assert_same_bits
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BASES = [

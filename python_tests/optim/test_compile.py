@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
-from trajectories import assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import LPFSGD, PGD, EntropySGD, LookSAM, capture_step
+from python_tests.optim.trajectories import assert_same_bits
 
 STEPS = 10
 """More steps than the 8 recompilations of a function after which Dynamo warns."""

@@ -28,10 +28,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
-from trajectories import assert_close, assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import local_sam_step
+from python_tests.optim.trajectories import assert_close, assert_same_bits
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,10 +12,16 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-from trajectories import TOLERANCE, OracleSAM, Problem, assert_close, assert_same_bits
 
 from benchmarks.shapes import resnet50
 from fastsam import SAM
+from python_tests.optim.trajectories import (
+    TOLERANCE,
+    OracleSAM,
+    Problem,
+    assert_close,
+    assert_same_bits,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:the ascent left")]
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from trajectories import Problem, assert_close, assert_same_bits, everywhere, make
 
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
 from python_tests.backend import is_native
+from python_tests.optim.trajectories import (
+    Problem,
+    assert_close,
+    assert_same_bits,
+    everywhere,
+    make,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 

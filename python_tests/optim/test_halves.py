@@ -6,13 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from test_state_machine import LAYOUTS, Memory
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, RMSprop
-from trajectories import TOLERANCE, OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
 from fastsam.optim import LookSAM, m_sam_step
+from python_tests.optim.test_state_machine import LAYOUTS, Memory
+from python_tests.optim.trajectories import (
+    TOLERANCE,
+    OracleSAM,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    make,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 

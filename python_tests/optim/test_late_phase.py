@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from late_phase import (
+from torch import nn
+
+from fastsam import SAM
+from python_tests.optim.late_phase import (
     FORMS,
     POLICIES,
     RESUMES,
@@ -25,10 +28,12 @@ from late_phase import (
     sam,
     weights,
 )
-from torch import nn
-from trajectories import TOLERANCE, assert_close, assert_same_bits, assert_torch_bits
-
-from fastsam import SAM
+from python_tests.optim.trajectories import (
+    TOLERANCE,
+    assert_close,
+    assert_same_bits,
+    assert_torch_bits,
+)
 
 OPTIONS: list[dict[str, Any]] = [
     {"lr": 0.1},

@@ -14,7 +14,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from late_phase import (
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from fastsam import SAM
+from fastsam.optim import local_sam_step
+from python_tests.optim.late_phase import (
     BATCH,
     RHO,
     SGD,
@@ -24,16 +33,7 @@ from late_phase import (
     climbed,
     reference,
 )
-from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict as dcp
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from trajectories import assert_close, assert_same_bits
-
-from fastsam import SAM
-from fastsam.optim import local_sam_step
+from python_tests.optim.trajectories import assert_close, assert_same_bits
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from late_phase import (
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, SequentialSampler
+
+from fastsam import SAM
+from fastsam.integrations.hugging_face import SAMTrainer
+from python_tests.optim.late_phase import (
     RHO,
     SGD,
     STEPS,
@@ -21,13 +27,7 @@ from late_phase import (
     reference,
     weights,
 )
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ExponentialLR
-from torch.utils.data import DataLoader, SequentialSampler
-from trajectories import assert_same_bits
-
-from fastsam import SAM
-from fastsam.integrations.hugging_face import SAMTrainer
+from python_tests.optim.trajectories import assert_same_bits
 
 with warnings.catch_warnings():  # ignore deprecation warnings of their imports
     warnings.simplefilter("ignore")

@@ -7,7 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from trajectories import (
+
+from fastsam import SAM
+from python_tests.optim.trajectories import (
     TOLERANCE,
     OracleSAM,
     Problem,
@@ -16,8 +18,6 @@ from trajectories import (
     everywhere,
     make,
 )
-
-from fastsam import SAM
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 

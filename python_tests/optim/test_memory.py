@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trajectories import Problem, make
 
 from fastsam import SAM
+from python_tests.optim.trajectories import Problem, make
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import StepLR
-from trajectories import assert_same_bits
 
 from fastsam import SAM
 from fastsam.optim import (
@@ -25,6 +24,7 @@ from fastsam.optim import (
     passes_of,
 )
 from fastsam.optim.passes import Passes, run_passes
+from python_tests.optim.trajectories import assert_same_bits
 
 Build = Callable[[Any], Any]
 Batch = tuple[Tensor, Tensor]

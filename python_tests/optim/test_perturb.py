@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_memory import live_bytes
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
-from trajectories import (
+
+from fastsam import SAM, capture_step
+from fastsam.optim import LookSAM, perturb_only
+from fastsam.optim.capture import _frozen
+from python_tests.optim.test_memory import live_bytes
+from python_tests.optim.trajectories import (
     TOLERANCE,
     OracleSAM,
     Problem,
@@ -23,10 +27,6 @@ from trajectories import (
     assert_torch_bits,
     make,
 )
-
-from fastsam import SAM, capture_step
-from fastsam.optim import LookSAM, perturb_only
-from fastsam.optim.capture import _frozen
 
 SHAPES: list[tuple[int, ...]] = [(7, 5), (11,), (3, 4, 2), (1,), (0, 3), (129,)]
 GROUPS: list[tuple[int, dict[str, Any]]] = [

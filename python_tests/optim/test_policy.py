@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint.state_dict as dcp
-from test_memory import live_bytes
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
-from trajectories import Problem, assert_close, assert_same_bits, assert_torch_bits, make
 
 from fastsam import SAM
 from fastsam.optim import RhoScheduler, StepSchedule, capture, capture_step
 from fastsam.optim.rehearsal import rehearsal
+from python_tests.optim.test_memory import live_bytes
+from python_tests.optim.trajectories import (
+    Problem,
+    assert_close,
+    assert_same_bits,
+    assert_torch_bits,
+    make,
+)
 
 NAN = float("nan")
 

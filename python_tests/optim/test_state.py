@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
-from trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 from fastsam import SAM
 from fastsam.optim.plain import PlainSAM
 from fastsam.optim.variants.looksam import LookSAM
 from fastsam.optim.variants.pgd import PGD
+from python_tests.optim.trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
 SHAPES = [(3, 5), (7,), (), (0,), (2, 3, 4)]
 BASES = [

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from sam_model import OWN, POLICY, Model, Refusal, Snapshot, difference, same_layout
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
@@ -22,6 +21,15 @@ from torch.optim.lr_scheduler import ExponentialLR
 from fastsam import SAM
 from fastsam.optim import LinearSchedule, RhoScheduler
 from python_tests.conftest import BASE_SEED
+from python_tests.optim.sam_model import (
+    OWN,
+    POLICY,
+    Model,
+    Refusal,
+    Snapshot,
+    difference,
+    same_layout,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the ascent left"),

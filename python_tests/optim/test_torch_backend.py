@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from trajectories import Gradients, Problem, assert_close, everywhere, make
 
 from fastsam import SAM
 from fastsam.kernels import backends
 from fastsam.optim import LPFSGD, EntropySGD, LookSAM
 from python_tests.backend import Refusing
+from python_tests.optim.trajectories import Gradients, Problem, assert_close, everywhere, make
 
 # Steps of 16-bit weights lose perturbations; both backends lose the same ones.
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left:UserWarning")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from trajectories import assert_torch_bits
 
 from fastsam import SAM
+from python_tests.optim.trajectories import assert_torch_bits
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="no fused multiply-add"

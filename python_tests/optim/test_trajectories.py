@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trajectories import (
+
+from fastsam import SAM
+from fastsam.optim.plain import PlainSAM
+from python_tests.optim.trajectories import (
     TOLERANCE,
     OracleSAM,
     Problem,
@@ -16,9 +19,6 @@ from trajectories import (
     assert_same_bits,
     make,
 )
-
-from fastsam import SAM
-from fastsam.optim.plain import PlainSAM
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left")
 

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from made_runs import random_result, spectrum
 
 from fastsam.report import write_report
+from python_tests.report.made_runs import random_result, spectrum
 
 
 @pytest.fixture(scope="session")

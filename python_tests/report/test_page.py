@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import named_comparison, random_result, result, spectrum
 from scipy.stats import ttest_rel
 
 from fastsam.report import (
@@ -28,6 +27,7 @@ from fastsam.report import (
     write_tables,
 )
 from fastsam.report.timing import StepTiming
+from python_tests.report.made_runs import named_comparison, random_result, result, spectrum
 
 EVIL = "<evil>&'\"|_$x$"
 

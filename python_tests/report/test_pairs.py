@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import random_result
 
 from fastsam.longtail import Result
 from fastsam.report import Run, by_settings
 from fastsam.report.comparison import PairedPanel
 from fastsam.report.pairs import paired_panels
+from python_tests.report.made_runs import random_result
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_runs import random_result, result, spectrum
 
 from fastsam.cli import main
 from fastsam.curvature import MatrixOperator, operator_spectrum
@@ -18,6 +17,7 @@ from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.report import Run, Runs, read_runs, write_figures
 from fastsam.report.palette import LIGHT
 from fastsam.report.printed import figures
+from python_tests.report.made_runs import random_result, result, spectrum
 
 ALL = {"differences", "accuracy", "classes", "confusion", "calibration", "training", "spectra"}
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_runs import random_result
 
 from fastsam.curvature import CurvaturePoint
 from fastsam.longtail import Result
 from fastsam.report import Run, by_settings
 from fastsam.report.training_charts import curvature
+from python_tests.report.made_runs import random_result
 
 
 def tracked(generator: random.Random, classes: tuple[str, ...], **settings: Any) -> Result:
