@@ -9,10 +9,9 @@ from typing import get_args
 
 from fastsam.files import write_text
 from fastsam.longtail.landscape import REDRAWN
-from fastsam.longtail.trained.calibration import Calibration
 from fastsam.report import charts, formats, tables
 from fastsam.report.charts import Chart
-from fastsam.report.collect import Run, Runs
+from fastsam.report.collect import Runs
 from fastsam.report.comparison import PairedPanel
 from fastsam.report.formats import Format
 from fastsam.report.groups import Group, by_settings, data_title, places_of, with_the_same_classes
@@ -28,6 +27,10 @@ _BAND = (
     "Dots are seeds. The band is plus or minus one point. “No difference”: the interval lies inside it. "
     "“Better” and “worse”: the interval excludes 0 and reaches beyond the band. “Undecided”: it includes 0 "
     "and reaches beyond the band. Intervals cover 95 % and are not corrected for the number of comparisons."
+)
+_CALIBRATED = (
+    "The second table lists the runs that `fastsam calibrate` has calibrated. All other numbers of this "
+    "page are those of runs as trained; `fastsam evaluate` evaluates a calibrated run on its test set."
 )
 _SPECTRA = (
     "Density of the eigenvalues of the Hessian of the mean loss of one class, from Lanczos runs with full "
@@ -95,10 +98,10 @@ def sections(runs: Runs) -> list[Section]:
     alike = with_the_same_classes(groups)
     found = [
         *_differences(runs, groups),
-        _accuracy(groups, runs),
+        _accuracy(groups),
         *(_classes(groups, places, several=len(alike) > 1) for places in alike),
         _confusion(groups),
-        _calibration(groups),
+        _calibration(groups, runs),
         _training(groups),
         *_spectra(runs, groups),
         *(
@@ -148,29 +151,15 @@ def _differences(runs: Runs, groups: Sequence[Group]) -> Iterable[Section]:
         )
 
 
-def _accuracy(groups: Sequence[Group], runs: Runs) -> Section:
+def _accuracy(groups: Sequence[Group]) -> Section:
     rules = dict.fromkeys(group.first.rule for group in groups)
     content = tables.accuracy_table(groups)
     caption = "Test accuracy, calibration error and cost; mean ± standard deviation over seeds"
     return Section(
         "Accuracy",
-        [
-            f"Accuracies are those of the {', '.join(rules)} on the test set.",
-            *(_calibrated(run, run.calibration) for run in runs.runs if run.calibration),
-        ],
+        [f"Accuracies are those of the {', '.join(rules)} on the test set."],
         charts=[charts.accuracy(groups)],
         tables=[PageTable("accuracy", caption, content, range(len(groups)))],
-    )
-
-
-def _calibrated(run: Run, calibration: Calibration) -> str:
-    """Return what the calibration of a run says, which has scores of validation images only."""
-    score = next(each for each in calibration.scores if each.calibrator == calibration.calibrator)
-    return (
-        f"{run.folder if run.folder not in ('', '.') else run.name} is calibrated "
-        f"({calibration.described}): on its {calibration.images} validation images, balanced accuracy "
-        f"{score.balanced:.2f} % and NLL {score.nll:.4f}. This page shows it as trained; "
-        "`fastsam evaluate` shows it calibrated."
     )
 
 
@@ -209,15 +198,26 @@ def _confusion(groups: Sequence[Group]) -> Section:
     )
 
 
-def _calibration(groups: Sequence[Group]) -> Section:
+def _calibration(groups: Sequence[Group], runs: Runs) -> Section:
     lacking = [group.name for group in groups if any(r.test.bins is None for r in group.results)]
     caption = "Calibration on the test set"
-    table = PageTable("calibration", caption, tables.calibration_table(groups), range(len(groups)))
+    shown = [
+        PageTable("calibration", caption, tables.calibration_table(groups), range(len(groups)))
+    ]
+    text = _left_out("bins of confidence, so no line in the figure", lacking)
+    calibrated = [run for run in runs.runs if run.calibration is not None]
+    if calibrated:
+        text.append(_CALIBRATED)
+        place_of = places_of(groups)
+        places = [place_of.get(id(run)) for run in calibrated]
+        caption = "Scores on the validation images, as trained and calibrated"
+        content = tables.calibrated_table(calibrated)
+        shown.append(PageTable("calibrated", caption, content, places))
     return Section(
         "Calibration",
-        _left_out("bins of confidence, so no line in the figure", lacking),
+        text,
         charts=[charts.reliability(groups)] if len(lacking) < len(groups) else [],
-        tables=[table],
+        tables=shown,
         square=True,
     )
 

@@ -91,6 +91,35 @@ def calibration_table(groups: Sequence[Group]) -> TextTable:
     )
 
 
+def calibrated_table(runs: Sequence[Run]) -> TextTable:
+    """Return the validation scores of calibrated runs, as trained and calibrated."""
+    rows = []
+    for run in runs:
+        if run.calibration is None:
+            continue
+        scores = {score.calibrator: score for score in run.calibration.scores}
+        judged = [scores["none"], scores[run.calibration.calibrator]]
+        rows.append(
+            (
+                run.folder if run.folder not in ("", ".") else run.name,
+                run.calibration.described,
+                str(run.calibration.images),
+                *(f"{score.balanced:.2f}" for score in judged),
+                *(f"{score.nll:.4f}" for score in judged),
+            )
+        )
+    header = (
+        "calibrated run",
+        "calibration",
+        "validation images",
+        "balanced as trained, %",
+        "balanced calibrated, %",
+        "NLL with temperature only, nats",
+        "NLL calibrated, nats",
+    )
+    return TextTable(header, tuple(rows))
+
+
 def _confidence(result: Result) -> float | None:
     bins = result.test.bins
     return None if bins is None else sum(each.share * each.confidence for each in bins) / 100

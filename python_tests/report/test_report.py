@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import named_comparison, result, spectrum
 
 from fastsam.curvature import MatrixOperator, operator_spectrum
 from fastsam.longtail import Result
@@ -22,15 +22,18 @@ from fastsam.report import (
     Runs,
     accuracy_table,
     by_settings,
+    read_runs,
     render,
     spectrum_table,
     write_report,
+    write_tables,
 )
 from fastsam.report.canvas import svg
 from fastsam.report.figures import comparison_figure, curves, spectra_panels
 from fastsam.report.tables import differing_settings, settings_table
 from fastsam.report.text_table import TextTable
 from fastsam.report.timing import StepTiming, time_sam_step
+from python_tests.report.made_runs import named_comparison, result, spectrum
 
 
 def runs(*results: Result) -> list[Run]:
@@ -274,20 +277,22 @@ def test_timing_measures_equal_optimizers_and_leaves_the_model(tmp_path: Path) -
         StepTiming.load(tmp_path / StepTiming.FILE)
 
 
-def test_a_calibrated_run_is_named_with_the_scores_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "result.json").write_text(result("sam", 70.0).to_json())
-    assert "calibrated" not in write_report(tmp_path).read_text()
+def test_calibrated_runs_are_listed_with_the_scores_of_their_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(result("sam", 70.0).to_json())
+    assert "calibrated run" not in write_report(tmp_path).read_text()
     scores = (
         CalibratorScore("none", {}, 61.25, 1.5, 1.1),
         CalibratorScore("tau-norm", {"tau": 0.5}, 72.375, 0.98765, 1.3),
     )
     made = Calibration("tau-norm", {"tau": 0.5}, 1.3, scores, 240, "12ab")
     made.save(tmp_path / "a" / "calibration.json")
-    page = write_report(tmp_path).read_text()
-    assert (
-        f"a is calibrated ({made.described}): on its 240 validation images, balanced accuracy "
-        "72.38 % and NLL 0.9877."
-    ) in page
+    assert "calibrated run" in write_report(tmp_path).read_text()
+    write_tables(read_runs(tmp_path), tmp_path / "tables")
+    with (tmp_path / "tables" / "calibrated.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert header[0] == "calibrated run"
+    assert rows == [["a", made.described, "240", "61.25", "72.38", "1.5000", "0.9877"]]
     (tmp_path / "a" / "calibration.json").write_text("damaged")
-    assert "is calibrated" not in write_report(tmp_path).read_text()
+    assert "calibrated run" not in write_report(tmp_path).read_text()
