@@ -44,6 +44,7 @@ def rendered(text: str) -> str:
         "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
+        "demo-verdicts": demo_verdicts(),
         "figures": figures(),
         **late_ascent_tables(),
     }
@@ -59,12 +60,7 @@ def demo(*, short: bool) -> str:
     Args:
         short: show only the first and the last verdict of each: calibration, and the main comparison.
     """
-    path = RESULTS / "demo-cpu.json"
-    if not path.exists():
-        return ""
-    stored = json.loads(path.read_text())
-    environment = stored.pop("environment")
-    comparison = build(PairedComparison, stored)
+    comparison, environment = stored_demo()
     lines = []
     for panel in comparison.panels:
         verdicts = panel.verdicts()
@@ -74,6 +70,24 @@ def demo(*, short: bool) -> str:
     if not short:
         lines += [f"On {environment['processor']}, `{environment['command']}`."]
     return "\n".join(lines) + "\n"
+
+
+def demo_verdicts() -> str:
+    """Return a table with the verdict on each comparison of the demo."""
+    comparison, _ = stored_demo()
+    lines = ["| data | comparison | verdict |", "| --- | --- | --- |"]
+    for panel in comparison.panels:
+        for sentence, _ in panel.verdicts():
+            compared, verdict = sentence.rstrip(".").rsplit(": ", 1)
+            lines.append(f"| {panel.title} | {compared} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def stored_demo() -> tuple[PairedComparison, dict[str, Any]]:
+    """Load the results of the demo, and the environment in which it ran."""
+    stored = json.loads((RESULTS / "demo-cpu.json").read_text())
+    environment: dict[str, Any] = stored.pop("environment")
+    return build(PairedComparison, stored), environment
 
 
 def figures() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import DOCUMENTS, README, rendered
+from benchmarks.readme import DOCUMENTS, README, rendered, stored_demo
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +15,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_numbers_are_those_of_the_results(document: Path) -> None:
     assert document.read_text() == rendered(document.read_text())
+
+
+def test_advice_on_wrong_labels_follows_the_demo() -> None:
+    """docs/sam/choose.md recommends SAM for many wrong labels because of this verdict."""
+    comparison, _ = stored_demo()
+    verdicts = [verdict for verdict, _ in comparison.panels[-1].verdicts()]
+    assert "wrong labels" in comparison.panels[-1].title
+    assert "SAM throughout vs. SGD: better." in verdicts
 
 
 def test_links_lead_somewhere() -> None:
