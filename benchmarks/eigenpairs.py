@@ -2,13 +2,16 @@
 
 Both get the same start vector, subspace and tolerance. ARPACK's tolerance is relative to each eigenvalue,
 that of fastsam to the norm. Runs of ARPACK that do not converge, or that miss a copy of a multiple
-eigenvalue, are counted but not compared.
+eigenvalue, are counted but not compared. On the Hessian of a network, ARPACK runs on the products of fastsam
+and, with ``--peers``, on those of curvlinops.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.machine import save
 from fastsam import curvature_operator
@@ -32,6 +35,7 @@ from fastsam.longtail.models import build_model
 from fastsam.threads import cpu_threads
 
 Floats = NDArray[np.floating[Any]]
+Product = Callable[[Floats], Floats]
 
 ENDS: dict[Which, str] = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 """Names of the ends, and those of ARPACK."""
@@ -53,6 +57,8 @@ class EigenpairRuns:
     """Number of images in the curvature of a ResNet-8."""
     rounds: int = 3
     """Timed runs on the ResNet-8; they alternate."""
+    peers: Path | None = None
+    """Folder with curvlinops; None to compare without it."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -107,7 +113,8 @@ class EigenpairRuns:
             return bool(np.allclose(_sorted(found), _sorted(exact), rtol=0, atol=allowed))
 
         ours = self._ours(operator, count, which, start, tolerance=self.tolerance)
-        found, products = self._theirs(operator, count, which, start, tolerance=self.tolerance)
+        product = product_of(operator)
+        found, products = self._theirs(product, count, which, start, tolerance=self.tolerance)
         right = None if found is None else is_right(found)
         return {
             "fastsam": {
@@ -126,12 +133,23 @@ class EigenpairRuns:
         data = torch.randn(self.images, 1, 28, 28), torch.arange(self.images) % 10
         operator = curvature_operator(model, nn.CrossEntropyLoss(), data)
         start = torch.randn(operator.shape[0]).numpy()
+        products_of = {"eigsh": product_of(operator)}
+        if self.peers is not None:
+            products_of["eigsh, curvlinops"] = curvlinops_product(model, data, self.peers)
+        exact = products_of["eigsh"](start)
+        for name, product in products_of.items():
+            difference = float(np.linalg.norm(product(start) - exact) / np.linalg.norm(exact))
+            if difference > 1e-3:
+                raise AssertionError(f"{name} computes a different product: {difference}")
         rows = []
         ends: tuple[Which, ...] = ("largest", "smallest")
         for count, which in itertools.product(self.counts, ends):
             contestants: dict[str, Callable[[], Any]] = {
                 "fastsam": partial(self._ours, operator, count, which, start, tolerance=1e-3),
-                "eigsh": partial(self._theirs, operator, count, which, start, tolerance=1e-3),
+                **{
+                    name: partial(self._theirs, product, count, which, start, tolerance=1e-3)
+                    for name, product in products_of.items()
+                },
             }
             seconds: dict[str, list[float]] = {name: [] for name in contestants}
             products = {}
@@ -141,16 +159,20 @@ class EigenpairRuns:
                 seconds[name].append(time.process_time() - began)
                 products[name] = result[1] if isinstance(result, tuple) else result.products
             medians = {name: statistics.median(each) for name, each in seconds.items()}
-            ratio = statistics.median(
-                ours / theirs for ours, theirs in zip(*seconds.values(), strict=True)
-            )
+            ratios = {
+                name: statistics.median(
+                    ours / theirs for ours, theirs in zip(seconds["fastsam"], each, strict=True)
+                )
+                for name, each in seconds.items()
+                if name != "fastsam"
+            }
             rows.append(
                 {
                     "k": count,
                     "which": which,
                     "products": products,
                     "CPU seconds": medians,
-                    "ratio": ratio,
+                    "ratio": ratios,
                 }
             )
             print(rows[-1], flush=True)
@@ -170,19 +192,19 @@ class EigenpairRuns:
         )
 
     def _theirs(
-        self, operator: Operator, count: int, which: Which, start: Floats, *, tolerance: float
+        self, product: Product, count: int, which: Which, start: Floats, *, tolerance: float
     ) -> tuple[Floats | None, int]:
         """Return ARPACK's eigenvalues, None if it did not converge, and its number of products."""
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
         products = 0
 
-        def product(vector: Floats) -> Floats:
+        def counted(vector: Floats) -> Floats:
             nonlocal products
             products += 1
-            return operator.matmat(torch.from_numpy(vector)[None])[0].numpy()
+            return product(vector)
 
-        linear = LinearOperator(operator.shape, matvec=product, dtype=start.dtype)
+        linear = LinearOperator((len(start), len(start)), matvec=counted, dtype=start.dtype)
         size = subspace_size(count, None)
         # Each restart takes at most as many products as the subspace has vectors besides the wanted ones.
         restarts = self.most_products // (size - count)
@@ -199,6 +221,25 @@ class EigenpairRuns:
         except ArpackNoConvergence:
             return None, products
         return values, products
+
+
+def product_of(operator: Operator) -> Product:
+    """Return the product of an operator with one vector, as a function of arrays."""
+    return lambda vector: operator.matmat(torch.from_numpy(vector)[None])[0].numpy()
+
+
+def curvlinops_product(model: nn.Module, batch: tuple[Tensor, Tensor], folder: Path) -> Product:
+    """Return the product of curvlinops' Hessian with one vector."""
+    sys.path.insert(0, str(folder))
+    peer = importlib.import_module("curvlinops")
+    linear = peer.HessianLinearOperator(
+        model.eval(),
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [batch],
+        check_deterministic=False,
+    )
+    return lambda vector: (linear @ torch.from_numpy(vector)).numpy()
 
 
 def spectra(n: int, generator: np.random.Generator) -> dict[str, Floats]:
