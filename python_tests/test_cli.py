@@ -167,6 +167,7 @@ def test_training_help_lists_the_registered_names(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for name in ("digits-lt", "ldam", "drw", "sgd", "--imbalance", "--rho FLOAT ...", "--seed INT"):
         assert name in text
+    assert "ib, lade, paco balance classes themselves and refuse the rules drw, rw." in text
 
 
 def test_training_help_groups_options_with_defaults_and_choices(

@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
     Attributes:
         value: the estimate.
         stderr: its standard error, including ``quadrature_error``.
-        quadrature_error: bound on the error of the quadrature.
+        quadrature_error: estimated bound on the error of the quadrature.
         degrees: degrees of freedom of the standard error: the number of independent samples that it
             was computed from, less 1. Default infinity: as if it were known exactly.
     """

@@ -75,9 +75,9 @@ class Spectrum(RitzValues):
         The quadrature error is bounded by the distance of f to a polynomial that the quadrature
         integrates exactly, or by the variation of f times the mass that may be elsewhere than at the
         nodes. It is negligible for a smooth f, and large for a step close to many eigenvalues. For
-        these bounds, f is evaluated on the interval that contains all eigenvalues with 99 %
-        confidence. They are infinite if f is not finite there, or if the run is too short for such
-        an interval (:meth:`outer_bounds`).
+        these bounds, f is sampled on the interval that contains all eigenvalues with 99 % confidence,
+        so they miss a peak between two samples. They are infinite if f is not finite there, or if the
+        run is too short for such an interval (:meth:`outer_bounds`).
 
         Args:
             function: f, applied to an array of eigenvalues.

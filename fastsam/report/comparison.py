@@ -102,7 +102,7 @@ class PairedPanel:
         )
         return (
             f"{first.name}, calibrated vs. as trained: {overall.verdict()}.",
-            f"Balanced accuracy {overall} points, tail {tail}. Training costs the same.",
+            f"Balanced accuracy {overall} points, tail {tail}. Calibration needs no further training.",
         )
 
     def _about_pair(self, left: str, right: str) -> tuple[str, str]:

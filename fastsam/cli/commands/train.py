@@ -28,7 +28,7 @@ from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, fi
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
-from fastsam.longtail.methods import RULES
+from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import GIVEN, recipe
 from fastsam.longtail.results import Result
@@ -249,10 +249,14 @@ def command(arguments: Sequence[str]) -> Any:
                 raise UsageError(f"--config {file and file.path}: {error}") from error
     base = TrainCommand if file is None else _with_defaults(file)
     made = with_settings(base, settings, recipe=values, given=stated)
+    balanced = [name for name, loss in LOSSES.examples().items() if loss.balances_classes]
+    weighted = [rule for rule in RULES.names() if Method(balanced[0], rule).balances_twice]
     made.__doc__ = (
         "Train one network and evaluate it on the test set. "
         f"Data sets: {', '.join(DATASETS.names())}. Methods: LOSS or LOSS-RULE, where LOSS is one of "
         f"{', '.join(LOSSES.names())} and RULE is one of {', '.join(RULES.names())}. "
+        f"The losses {', '.join(balanced)} balance classes themselves and refuse the rules "
+        f"{', '.join(weighted)}. "
         f"Optimizers: {', '.join(OPTIMIZERS.names())}. The recipe of data set, method and optimizer "
         "overrides the defaults below; a resumed run keeps its settings. To see the recipe's values, and "
         "only the settings that apply, pass --data, --method and --optimizer before --help."

@@ -36,7 +36,7 @@ class ImbalanceSettings(Settings):
         "profile of the class counts: exp (exponential decay) or step (two levels)", default="exp"
     )
     subset_seed: int = setting(
-        "seed of the choice of training images, independent of --seed",
+        "seed of the choice of training images; the seed of training does not affect this choice",
         default=0,
         low=0,
         high=2**32 - 1,
