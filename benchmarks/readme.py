@@ -39,6 +39,8 @@ def rendered(text: str) -> str:
     tables = {
         "sam-step": sam_step(),
         "spectrum": spectrum(),
+        "products": products(),
+        "eigenpairs": eigenpairs(),
         "torch-operations": torch_operations(),
         "estimators": estimators(),
         "longtail-digits": longtail_digits(),
@@ -338,6 +340,68 @@ def spectrum() -> str:
     if correct.exists():
         parts.append(_known_extremes(json.loads(correct.read_text())))
     return "\n".join(parts)
+
+
+def products() -> str:
+    """Return a table of single Hessian-vector products for every device with results."""
+    parts = []
+    for path in sorted(RESULTS.glob("spectrum-products-*.json")):
+        stored = json.loads(path.read_text())
+        settings, rows = stored["settings"], stored["products"]
+        lines = [
+            f"{settings['model']}, {settings['batches']} batches of {settings['batch_size']}, "
+            f"{settings['pixels']} px, median of {settings['rounds']} interleaved runs, on "
+            f"{_machine(stored['environment'])} (`{stored['environment']['command']}`):",
+            "",
+            "| library | product | in gradients | ratio to fastsam |",
+            "| --- | --- | --- | --- |",
+        ]
+        for name, row in rows.items():
+            if name == "gradient" or name.startswith("re-orthogonal"):
+                continue
+            ratio = row["times_fastsam"]
+            bounds = f" [{ratio['lower']:.2f}, {ratio['upper']:.2f}]" if name != "fastsam" else ""
+            lines.append(
+                f"| {name} | {_time(row['median'])} | {row['gradients']:.2f} | "
+                f"{ratio['median']:.2f}x{bounds} |"
+            )
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def eigenpairs() -> str:
+    """Compare eigenpairs with ARPACK: products on explicit spectra, time on a network."""
+    stored = json.loads((RESULTS / "eigenpairs-cpu.json").read_text())
+    summary, rows = stored["spectra"]["summary"], stored["network"]
+    others = [name for name in rows[0]["products"] if name != "fastsam"]
+    settings, spectra = stored["settings"], {row["spectrum"] for row in stored["spectra"]["rows"]}
+    lines = [
+        f"{len(spectra)} explicit spectra of dimension {settings['dimension']}, tolerance "
+        f"{settings['tolerance']:g}, one and five pairs at each end and by magnitude: "
+        f"{len(stored['spectra']['rows'])} runs of each (`{stored['environment']['command']}`).",
+        "",
+        f"- In the {summary['compared']} runs where ARPACK returns all pairs, fastsam takes "
+        f"{summary['median']:.2f} times as many products in the median, {summary['largest']:.2f} times at "
+        "most.",
+        f"- ARPACK does not converge in {summary['eigsh unconverged']} runs and misses a pair in "
+        f"{summary['eigsh wrong']}. fastsam does not converge in {summary['fastsam unconverged']}, and "
+        "warns.",
+        "",
+        f"Hessian of a ResNet-8, on {_machine({**stored['environment'], 'threads': 1})}. Products, and CPU "
+        "seconds divided by those of fastsam:",
+        "",
+        "| pairs | fastsam | " + " | ".join(others) + " |",
+        "| --- | --- |" + " --- |" * len(others),
+    ]
+    for row in rows:
+        cells = [
+            f"{row['products'][name]} products, {1 / row['ratio'][name]:.2f}x" for name in others
+        ]
+        lines.append(
+            f"| {row['k']} {row['which']} | {row['products']['fastsam']} products, "
+            f"{row['CPU seconds']['fastsam']:.2f} s | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _spectrum_table(device: str) -> str:

@@ -3,7 +3,8 @@
 torch differentiates the backward pass of a convolution by convolutions with image-sized kernels, and
 that of BatchNorm by a long chain of passes over the activations. :class:`FastSecondOrder` replaces
 both by equivalents with the same values and first derivatives up to rounding, and with second
-derivatives from the kernels that torch uses for first ones. Unsupported cases are left to torch.
+derivatives from the kernels that torch uses for first ones. A convolution and the BatchNorm of its output
+become one convolution. Unsupported cases are left to torch.
 """
 
 from __future__ import annotations
@@ -89,64 +90,80 @@ def _convolution(
         return values * spatial if len(values) == 1 else values
 
     geometry = (each(stride), each(padding), each(dilation), groups)
-    output: Tensor = _Convolution.apply(input, weight, geometry)
-    return output if bias is None else output + bias.view(-1, *[1] * spatial)
+    output: Tensor = _Convolution.apply(input, weight, bias, geometry)
+    return output
 
 
 class _Convolution(torch.autograd.Function):
-    generate_vmap_rule = True
+    """A convolution. If its output is known as ``addcmul(bias, unscaled, scale)``, it is not computed."""
 
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-        return _forward(input, weight, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, ctx.geometry = inputs
-        ctx.save_for_backward(input, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        input, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if needs[0] and needs[1]:
-            return (*_ConvolutionBackward.apply(gradient, input, weight, ctx.geometry), None)
-        # The input of a first layer or a frozen weight: torch's formula does no unnecessary work here.
-        found = _backward(gradient, input, weight, ctx.geometry, (needs[0], needs[1]))
-        return found[0], found[1], None
-
-
-class _ConvolutionBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        gradient: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry
-    ) -> tuple[Tensor, Tensor]:
-        return _backward(gradient, input, weight, geometry, (True, True))
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: _Geometry,
+        unscaled: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        if bias is None or unscaled is None or scale is None:
+            return _forward(input, weight, bias, geometry)
+        shape = _of_channels(unscaled)
+        return torch.addcmul(bias.view(shape), unscaled, scale.view(shape))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, bias, ctx.geometry, *_ = inputs
+        ctx.save_for_backward(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, _ = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if needs[0] and needs[1]:
+            found = _ConvolutionBackward.apply(gradient, input, weight, ctx.geometry, needs[2])
+        else:
+            # The input of a first layer or a frozen weight: torch's formula does no unnecessary work here.
+            found = _backward(gradient, input, weight, ctx.geometry, needs)
+        return (*found, *[None] * (len(ctx.needs_input_grad) - len(found)))
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    """The gradients by input and weight, and by the bias if ``biased``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, biased: bool
+    ) -> tuple[Tensor, ...]:
+        return _backward(gradient, input, weight, geometry, (True, True, biased))[: 2 + biased]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        gradient, input, weight, ctx.geometry = inputs
+        gradient, input, weight, ctx.geometry, _ = inputs
         ctx.save_for_backward(gradient, input, weight)
 
     @staticmethod
     def backward(
-        ctx: Any, along_input: Tensor, along_weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        ctx: Any, along_input: Tensor, along_weight: Tensor, along_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         gradient, input, weight = ctx.saved_tensors
         geometry = ctx.geometry
-        outgoing = _forward(along_input, weight, geometry) + _forward(input, along_weight, geometry)
-        by_input = _backward(gradient, input, along_weight, geometry, (True, False))[0]
-        by_weight = _backward(gradient, along_input, weight, geometry, (False, True))[1]
-        return outgoing, by_input, by_weight, None
+        outgoing = _forward(along_input, weight, None, geometry)
+        outgoing = outgoing + _forward(input, along_weight, along_bias, geometry)
+        by_input = _backward(gradient, input, along_weight, geometry, (True, False, False))[0]
+        by_weight = _backward(gradient, along_input, weight, geometry, (False, True, False))[1]
+        return outgoing, by_input, by_weight, None, None
 
 
-def _forward(input: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
     stride, padding, dilation, groups = geometry
     zeros = [0] * len(stride)
     output: Tensor = torch.ops.aten.convolution(
-        input, weight, None, stride, padding, dilation, False, zeros, groups
+        input, weight, bias, stride, padding, dilation, False, zeros, groups
     )
     return output
 
@@ -156,24 +173,24 @@ def _backward(
     input: Tensor,
     weight: Tensor,
     geometry: _Geometry,
-    wanted: tuple[bool, bool],
-) -> tuple[Any, Any]:
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Any, Any, Any]:
     stride, padding, dilation, groups = geometry
     zeros = [0] * len(stride)
-    by_input, by_weight, _ = torch.ops.aten.convolution_backward(
+    found: tuple[Any, Any, Any] = torch.ops.aten.convolution_backward(
         gradient,
         input,
         weight,
-        None,
+        [weight.shape[0]] if wanted[2] else None,
         stride,
         padding,
         dilation,
         False,
         zeros,
         groups,
-        [*wanted, False],
+        wanted,
     )
-    return by_input, by_weight
+    return found
 
 
 def _batch_norm(
@@ -188,11 +205,44 @@ def _batch_norm(
 ) -> Tensor | None:
     if training or running_mean is None or running_var is None:
         return None
-    shape = [-1] + [1] * (input.ndim - 2)
     scale = torch.rsqrt(running_var + eps)
     if weight is not None:
         scale = scale * weight
-    centered = input - running_mean.view(shape)
-    if bias is None:
-        return centered * scale.view(shape)
-    return torch.addcmul(bias.view(shape), centered, scale.view(shape))
+    shift = -running_mean * scale
+    if bias is not None:
+        shift = bias + shift
+    folded = _fold(input, scale, shift)
+    if folded is not None:
+        return folded
+    shape = _of_channels(input)
+    return torch.addcmul(shift.view(shape), input, scale.view(shape))
+
+
+def _fold(input: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
+    """Return ``scale * input + shift`` as one convolution, if ``input`` is the output of a convolution.
+
+    Its weight and bias are those of the convolution, scaled and shifted by channel. Derivatives of
+    ``scale`` and ``shift`` then cost passes over the weights instead of passes over the activations.
+    """
+    if not isinstance(input.grad_fn, _Convolution._backward_cls):
+        return None
+    node: Any = input.grad_fn
+    source, weight, bias = node.saved_tensors
+    if input._version > 0:  # changed in place, which left no trace in the graph
+        return None
+    if scale.requires_grad and not weight.requires_grad:
+        return None  # the derivative of the scale would cost that of a frozen weight
+    unscaled = input.detach()
+    if bias is not None:
+        unscaled = unscaled - bias.detach().view(_of_channels(input))
+        shift = torch.addcmul(shift, bias, scale)
+    scaled = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    output: Tensor = _Convolution.apply(
+        source, scaled, shift, node.geometry, unscaled, scale.detach()
+    )
+    return output
+
+
+def _of_channels(activations: Tensor) -> list[int]:
+    """Return the shape ``[C, 1, ...]`` of a vector by channel, for ``activations`` ``[N, C, ...]``."""
+    return [-1] + [1] * (activations.ndim - 2)
