@@ -18,6 +18,7 @@ from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
 from benchmarks.torch_operations import TorchOperations
+from benchmarks.tracking import Tracking
 from benchmarks.train_step import TrainStep
 
 
@@ -30,6 +31,7 @@ def main() -> None:
             "spectrum": Spectra,
             "estimators": Estimators,
             "eigenpairs": EigenpairRuns,
+            "tracking": Tracking,
             "train-step": TrainStep,
             "epoch": EpochTime,
             "longtail-digits": LongtailDigits,

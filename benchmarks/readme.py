@@ -41,6 +41,7 @@ def rendered(text: str) -> str:
         "spectrum": spectrum(),
         "products": products(),
         "eigenpairs": eigenpairs(),
+        "tracking": tracking(),
         "torch-operations": torch_operations(),
         "estimators": estimators(),
         "longtail-digits": longtail_digits(),
@@ -400,6 +401,30 @@ def eigenpairs() -> str:
         lines.append(
             f"| {row['k']} {row['which']} | {row['products']['fastsam']} products, "
             f"{row['CPU seconds']['fastsam']:.2f} s | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def tracking() -> str:
+    """Return the overhead and the errors of curvature tracking."""
+    stored = json.loads((RESULTS / "tracking-cpu.json").read_text())
+    settings = stored["settings"]
+    lines = [
+        f"A ResNet-8, {settings['steps']} steps of SAM on digits with batches of {settings['batch_size']}, "
+        f"one thread of {stored['environment']['processor']} (`{stored['environment']['command']}`):",
+        "",
+        "| tracked | measured steps | overhead | products | converged products | error of lambda_max | "
+        "error of lambda_min |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in stored["rows"]:
+        steps = {point["step"] for point in row["points"]}
+        when = "no budget" if row["budget"] is None else f"budget {row['budget']:.0%}"
+        errors = (f"{row['largest error'][name]:.2%}" for name in ("lambda_max", "lambda_min"))
+        lines.append(
+            f"| {' and '.join(row['groups'])}, {row['samples']} samples each, every {row['every']} steps, "
+            f"{when} | {len(steps)} | {row['overhead']:.1%} | {row['products']} | "
+            f"{row['converged products']} | " + " | ".join(errors) + " |"
         )
     return "\n".join(lines) + "\n"
 
