@@ -115,7 +115,8 @@ def test_commands_on_a_disk_of_one_megabyte(small_disk: Path, run: Path, fails: 
     assert Result.load(out / "result.json").test.accuracy > 0
     # With free space, the command succeeds.
     (small_disk / "filler").unlink()
-    assert main([str(argument) for argument in ("report", small_disk)]) == 0
+    command = (*spectra, "--out", small_disk / "spectra", "--overwrite")
+    assert main([str(argument) for argument in command]) == 0
 
 
 @pytest.mark.slow

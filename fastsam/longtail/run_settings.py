@@ -100,7 +100,7 @@ class RunSettings(Settings):
         place=True,
     )
     curvature_images: int = setting(
-        "number of clean training images of each of curvature_classes, drawn once",
+        "number of training images of each of curvature_classes, without augmentation, drawn once",
         default=64,
         before=64,
         low=1,

@@ -103,7 +103,7 @@ def test_three_ranks_equal_one_process(tmp_path):
         assert "different data" in messages[0]
         assert "one probe per rank" in messages[1]
         assert "find different runs" in messages[2]
-        assert "has one probe" in messages[3]
+        assert "has no probes to split" in messages[3]
     for rank in range(3):
         kept, resumed = (
             Spectrum.load(tmp_path / f"{name}-{rank}.npz") for name in ("kept", "resumed")
