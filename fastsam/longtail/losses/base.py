@@ -87,15 +87,15 @@ class LongTailLoss(Term):
         """Compute the unweighted loss of every sample, ``[B]``."""
         return functional.cross_entropy(logits, targets, reduction="none")
 
-    def sums(
+    def sum(
         self,
         logits: Tensor,
         targets: Tensor,
         features: Tensor | None = None,
         *,
         factors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the weighted sum of the losses and the divisor of their mean, both scalars.
+    ) -> Tensor:
+        """Compute the weighted sum of the losses, a scalar.
 
         Args:
             logits: ``[B, C]``.
@@ -110,23 +110,26 @@ class LongTailLoss(Term):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         losses = self.per_sample(logits, targets, features)
-        # torch.tensor() would copy from the host and synchronize with the GPU.
-        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
         if factors is not None:
             losses = losses * factors.to(losses)[targets]
-        if self.weight is None:
-            return losses.sum(), samples
-        weights = self.weight.to(losses)[targets]
-        return (weights * losses).sum(), weights.sum() if self.mean == "weights" else samples
+        if self.weight is not None:
+            losses = self.weight.to(losses)[targets] * losses
+        return losses.sum()
+
+    def divisor(self, batch: Batch) -> Tensor:
+        """See :meth:`Term.divisor`."""
+        if self.weight is None or self.mean == "samples":
+            return super().divisor(batch)
+        return self.weight[batch.targets].sum()
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
-        """Compute the mean loss; see :meth:`sums` for the arguments."""
-        total, weight = self.sums(logits, targets, features)
-        return total / weight
+        """Compute the mean loss; see :meth:`sum` for the arguments."""
+        total = self.sum(logits, targets, features)
+        return total / self.divisor(Batch((), targets.long(), targets)).to(total)
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        return self.sums(outputs.logits, batch.targets, outputs.features, factors=given.factors)
+        return self.sum(outputs.logits, batch.targets, outputs.features, factors=given.factors)
 
 
 @dataclass(frozen=True, eq=False)

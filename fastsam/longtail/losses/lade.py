@@ -72,11 +72,10 @@ class LADELoss(Term):
             bounds = bounds * factors.to(bounds)
         return losses.mean() - self.alpha * bounds.sum()
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        mean = self(outputs.logits, batch.targets, given.factors)
-        samples = torch.full((), len(batch.targets), dtype=mean.dtype, device=mean.device)
-        return mean * samples, samples
+        mean: Tensor = self(outputs.logits, batch.targets, given.factors)
+        return mean * len(batch.targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class PaCoLoss(Term):
         """Compute the keys of the second view, float32 ``[B, P]``, which all passes of the step share."""
         return _paco(network).keys(batch.views[1]).float()
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`. The contrasts are the batch itself, its keys and the queue."""
         queries, queue = outputs.projections, _paco(given.network)
         if queries is None:
@@ -123,10 +123,9 @@ class PaCoLoss(Term):
             torch.cat([queries, given.prepared, queue.queue.to(queries)]),
             torch.cat([batch.targets, batch.targets, queue.queue_targets]),
         )
-        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
         if given.factors is not None:
             losses = losses * given.factors.to(losses)[batch.targets]
-        return losses.sum(), samples
+        return losses.sum()
 
     def commit(self, batch: Batch, network: Classifier, prepared: Any) -> None:
         """Update the momentum encoder and add the keys to the queue."""
