@@ -37,8 +37,9 @@ class Term(nn.Module):
 
     Attributes:
         views: number of augmented views of each image that the term reads.
-        couples_batch: whether the loss of a sample depends on other samples. Such a term cannot be trained
-            on several ranks, which split each batch.
+        couples_batch: whether the loss of a sample depends on other samples. On several ranks, such a term
+            receives the outputs, the batch (without views) and the prepared value of all ranks. Its
+            :meth:`prepare` must return None or a tensor with a row for each sample.
         logit_scale: factor on logits inside the loss. Multiply logits by it before softmax.
     """
 

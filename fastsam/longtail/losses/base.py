@@ -49,6 +49,11 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return targets.long()
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Convert 16-bit values, such as logits under autocast, to float32; return others unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def check_number(name: str, value: float, *, positive: bool = False) -> None:
     """Raise :class:`UsageError` unless ``value`` is finite and at least 0, or above 0."""
     if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
@@ -107,9 +112,7 @@ class LongTailLoss(Term):
             UsageError: if targets are not class indices.
         """
         targets = check_targets(logits, targets)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        losses = self.per_sample(logits, targets, features)
+        losses = self.per_sample(at_least_float32(logits), targets, features)
         if factors is not None:
             losses = losses * factors.to(losses)[targets]
         if self.weight is not None:

@@ -13,7 +13,6 @@ from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.objective import Objective
 from fastsam.longtail.training.ascent_batch import check_ascent_share
 from fastsam.longtail.training.batches import FEWEST
 
@@ -33,20 +32,8 @@ def check_run(config: TrainConfig, world: World) -> None:
     check_ascent_share(config, world)
 
 
-def check_parts(
-    config: TrainConfig, data: LongTailData, objective: Objective, world: World
-) -> None:
-    """Check the data set and the loss of a run.
-
-    Raises:
-        UsageError: if the loss compares samples across the ranks of ``world``, or the best epoch is to be
-            selected without a validation set.
-    """
-    if objective.couples_batch and world.world_size > 1:
-        raise UsageError(
-            f"loss {config.parsed_method.loss} requires a single process, because it compares samples of "
-            f"the whole batch, got {world.world_size} processes; train without torchrun"
-        )
+def check_selection(config: TrainConfig, data: LongTailData) -> None:
+    """Raise :class:`UsageError` if the best epoch is to be selected without a validation set."""
     if config.select == "best-validation" and data.validation is None:
         raise UsageError(
             f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "

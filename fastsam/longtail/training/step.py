@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fastsam.distributed import World
 from fastsam.longtail.data import Batch
-from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
@@ -55,11 +55,12 @@ class _Piece:
     """A batch in a step, a part of a batch, or a sample of either.
 
     Attributes:
-        batch: images of the piece.
+        batch: this rank's images of the piece.
         share: number of images as a fraction of the whole batch.
         number: index of the batch in the epoch, counted from 0.
         objective: objective of its passes.
         prepared: return value of :meth:`Objective.prepare`.
+        whole: batch and prepared values of all ranks, if the objective couples the samples of a batch.
         mass: see :class:`AscentSample`.
         is_sample: whether it is a sample for the ascent gradient.
         sample: sample of this piece for the ascent gradient; None before it is taken.
@@ -71,6 +72,7 @@ class _Piece:
     number: int
     objective: Objective
     prepared: list[Any]
+    whole: tuple[Batch, list[Any]] | None = None
     mass: Tensor | None = None
     is_sample: bool = False
     sample: _Piece | None = None
@@ -166,9 +168,8 @@ class Stepper:
         with self._unless_skipped():
             run_passes(passes_of(self.optimizer), answer)
             for piece in pieces.values():
-                self.objective.commit(
-                    piece.batch, self.network, epoch=epoch, prepared=piece.prepared
-                )
+                batch, prepared = piece.whole or (piece.batch, piece.prepared)
+                self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
@@ -178,7 +179,12 @@ class Stepper:
         seed = derived_seed(self.seed, Stream.LOSS, epoch, number)
         with self._autocast():
             prepared = objective.prepare(batch, self.network, epoch=epoch, seed=seed)
-        return _Piece(batch, share, number, objective, prepared)
+        whole = None
+        if objective.couples_batch and self.world.world_size > 1:
+            gather = self.world.all_gather_rows
+            everyone = Batch((), gather(batch.targets), gather(batch.indices))
+            whole = everyone, [None if value is None else gather(value) for value in prepared]
+        return _Piece(batch, share, number, objective, prepared, whole)
 
     def _sample(self, piece: _Piece, ascent: AscentBatches, epoch: int) -> _Piece:
         """Return the sample of a piece for the ascent gradient. All passes of a step use the same sample."""
@@ -201,8 +207,11 @@ class Stepper:
         earlier = [p.grad for p in trained] if need.add else []
         self.optimizer.zero_grad()
         first = piece.seen is None and not piece.is_sample
-        divisors = piece.objective.divisors(piece.batch, epoch=epoch)
-        if not need.local:
+        batch, prepared, gathers = piece.batch, piece.prepared, False
+        if piece.whole is not None and not need.local:
+            (batch, prepared), gathers = piece.whole, True
+        divisors = piece.objective.divisors(batch, epoch=epoch)
+        if not (need.local or gathers):
             divisors = self._of_all_ranks(divisors, piece.mass)
         with ExitStack() as stack:
             if not first:
@@ -211,18 +220,18 @@ class Stepper:
             with self._autocast():
                 outputs = self.engine.outputs(piece.batch.inputs)
             loss = piece.objective.loss(
-                outputs,
-                piece.batch,
+                self._of_whole_batch(outputs) if gathers else outputs,
+                batch,
                 self.network,
                 epoch=epoch,
-                prepared=piece.prepared,
+                prepared=prepared,
                 weighting=need.weighting,
                 divisors=divisors,
             )
             self.engine.backward(loss, local=need.local)
         self.gradients += piece.share
         value = loss.detach().clone()
-        if not need.local:
+        if not (need.local or gathers):
             self.world.all_reduce([value])
         for parameter, gradient in zip(trained, earlier, strict=False):
             if gradient is not None:
@@ -240,6 +249,12 @@ class Stepper:
                 indices=piece.batch.indices,
             )
         return value
+
+    def _of_whole_batch(self, outputs: Outputs) -> Outputs:
+        """Return the outputs of all ranks. Each rank differentiates the loss by its own rows of them."""
+        gather = self.world.all_gather_rows
+        projections = None if outputs.projections is None else gather(outputs.projections)
+        return Outputs(gather(outputs.features), gather(outputs.logits), projections)
 
     def _of_all_ranks(self, divisors: Tensor, mass: Tensor | None) -> Tensor:
         """Return the divisors of this rank's sums of losses, such that the quotients add up over all ranks.

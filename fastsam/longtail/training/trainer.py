@@ -36,7 +36,7 @@ from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
-from fastsam.longtail.training.checks import check_batches, check_parts, check_run
+from fastsam.longtail.training.checks import check_batches, check_run, check_selection
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
@@ -136,7 +136,7 @@ class Trainer:
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
-        check_parts(config, self.data, self.objective, world)
+        check_selection(config, self.data)
         self.judged = JudgedWeights(self.model, config)
         self.judge = Judge(
             self.judged.network,
