@@ -84,6 +84,33 @@ class World:
             for member, part in zip(members, parts, strict=True):
                 member.copy_(part.view_as(member))
 
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks: the first row of each rank in rank order, then the second ones, ...
+
+        This is the order of a batch whose part on rank r is ``batch[r::world_size]``. Gradients reach only
+        the rows of this rank: if all ranks compute the same loss of all rows, the gradients by their own
+        rows add up to that of the loss.
+
+        Args:
+            rows: tensor whose first dimension may differ between ranks.
+        """
+        if self.world_size == 1:
+            return rows
+        count = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(count) for _ in range(self.world_size)]
+        dist.all_gather(counts, count)
+        sizes = torch.cat(counts).tolist()
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        pieces = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(pieces, padded)
+        pieces = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+        pieces[self.rank] = rows
+        places = torch.cat(
+            [torch.arange(size) * self.world_size + r for r, size in enumerate(sizes)]
+        )
+        return torch.cat(pieces)[places.argsort().to(rows.device)]
+
     def all_gather(self, value: _Value) -> list[_Value]:
         """Return the values of all ranks in rank order; they must be picklable."""
         values: list[Any] = [value] * self.world_size

@@ -165,34 +165,21 @@ def build_class_weights(
 
 
 def build_sampler(
-    config: TrainConfig,
-    targets: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    config: TrainConfig, targets: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> HasOrder:
-    """Create the sampler of a configuration.
+    """Create the sampler of a configuration, for the images of all ranks.
 
     Args:
         config: settings of the run.
         targets: class of every training image, int64 ``[N]``.
         counts: training images of each class, int64 ``[C]``.
-        rank: rank of this process.
-        world_size: number of processes.
     """
     method = config.parsed_method
-    shuffled = ShuffledSampler(len(targets), seed=config.seed, rank=rank, world_size=world_size)
+    shuffled = ShuffledSampler(len(targets), seed=config.seed)
     if not method.resampled:
         return shuffled
     classes = ClassSampler(
-        targets,
-        counts,
-        strategy=config.sampling,
-        epochs=config.epochs,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
+        targets, counts, strategy=config.sampling, epochs=config.epochs, seed=config.seed
     )
     if not method.deferred:
         return classes

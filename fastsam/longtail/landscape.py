@@ -309,6 +309,8 @@ def class_loss(
         inputs, targets = batch
         features = model.features(inputs)
         outputs = Outputs(features, scale * model.head(features))
-        return term.loss(outputs, Batch((inputs,), targets, targets), Given(model))
+        part = Batch((inputs,), targets, targets)
+        losses = term.loss(outputs, part, Given(model))
+        return losses, term.divisor(part).to(losses)
 
     return BatchLoss(sums)

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastsam.kernels.backends import sum_dtype
 from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.models.classifier import Classifier, Outputs
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a scalar over all ranks."""
 
 
 class Given(NamedTuple):
@@ -39,8 +37,9 @@ class Term(nn.Module):
 
     Attributes:
         views: number of augmented views of each image that the term reads.
-        couples_batch: whether the loss of a sample depends on other samples. Such a term cannot be trained
-            on several ranks, which split each batch.
+        couples_batch: whether the loss of a sample depends on other samples. On several ranks, such a term
+            receives the outputs, the batch (without views) and the prepared value of all ranks. Its
+            :meth:`prepare` must return None or a tensor with a row for each sample.
         logit_scale: factor on logits inside the loss. Multiply logits by it before softmax.
     """
 
@@ -63,8 +62,21 @@ class Term(nn.Module):
         """
         return None
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
-        """Compute the sum of the samples' losses and the divisor of their mean, both scalars.
+    def divisor(self, batch: Batch) -> Tensor:
+        """Return what the sum of the losses is divided by, a scalar; by default the number of samples.
+
+        It is known before the forward pass, so that ranks can sum it while they compute.
+
+        Args:
+            batch: the batch, or a rank's part of it.
+        """
+        targets = (
+            batch.targets
+        )  # torch.tensor() would copy from the host and synchronize with the GPU
+        return torch.full((), len(targets), dtype=torch.float32, device=targets.device)
+
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
+        """Compute the sum of the samples' losses, a scalar.
 
         Args:
             outputs: outputs of the network for the first view.
@@ -132,6 +144,11 @@ class Objective:
         with torch.no_grad():
             return [term.prepare(batch, network, seed) for term, _ in self.at(epoch)]
 
+    def divisors(self, batch: Batch, *, epoch: int) -> Tensor:
+        """Return :meth:`Term.divisor` of every term of an epoch, ``[terms]``, in the dtype of sums."""
+        dtype = sum_dtype(batch.targets.device, torch.float32)
+        return torch.stack([term.divisor(batch).to(dtype) for term, _ in self.at(epoch)])
+
     def loss(
         self,
         outputs: Outputs,
@@ -141,9 +158,9 @@ class Objective:
         epoch: int,
         prepared: Sequence[Any],
         weighting: str = "all",
-        reduce: Reduce = lambda weight: weight,
+        divisors: Tensor | None = None,
     ) -> Tensor:
-        """Compute the weighted sum of the terms, each a sum of losses divided by a sum of weights.
+        """Compute the weighted sum of the terms, each a sum of losses over its divisor.
 
         Args:
             outputs: outputs of the network for the first view of ``batch``.
@@ -152,13 +169,16 @@ class Objective:
             epoch: epoch, counted from 1.
             prepared: return value of :meth:`prepare` for this batch.
             weighting: ``all``, or a name in ``weightings``.
-            reduce: sums the divisor over all ranks.
+            divisors: divisor of each term, ``[terms]``; None for :meth:`divisors` of ``batch``.
         """
+        divisors = self.divisors(batch, epoch=epoch) if divisors is None else divisors
         factors = self._factors(weighting)
         total: Tensor | None = None
-        for (term, weight), shared in zip(self.at(epoch), prepared, strict=True):
-            losses, divisor = term.loss(outputs, batch, Given(network, shared, factors))
-            value = losses / reduce(divisor.detach().clone())
+        for (term, weight), shared, divisor in zip(
+            self.at(epoch), prepared, divisors.unbind(), strict=True
+        ):
+            losses = term.loss(outputs, batch, Given(network, shared, factors))
+            value = losses / divisor.to(losses)
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         if total is None:

@@ -184,8 +184,8 @@ class DeferredSampler:
 
 
 class HasOrder(Protocol):
-    """Interface of samplers that the trainer accepts."""
+    """Interface of samplers that the trainer accepts. The trainer splits their batches among the ranks."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the indices of this rank in ``epoch`` (counted from 1), int64."""
+        """Return the indices of ``epoch`` (counted from 1), int64."""
         ...

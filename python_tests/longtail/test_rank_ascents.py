@@ -21,7 +21,7 @@ from fastsam.longtail.build import (
     build_optimizer,
 )
 from fastsam.longtail.data import Batch, load_digits_lt
-from fastsam.longtail.training import Stepper
+from fastsam.longtail.training import Engine, Stepper
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.optim.passes import Need, Passes
 
@@ -67,7 +67,7 @@ def _local(rank: int, optimizer: str, *, spoil: bool) -> dict[str, Any]:
         config, network, steps_per_epoch=STEPS, process_group=world.process_group
     )
     objective = build_objective(config, DIGITS.counts)
-    stepper = Stepper(network, made, objective, seed=rank, world=world)
+    stepper = Stepper(Engine(network, world), made, objective, seed=rank)
     spoiled = False
 
     def first_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -114,11 +114,10 @@ def _weighted(rank: int, weighting: str) -> list[Tensor]:
     weights = build_class_weights(config, DIGITS.counts)
     optimizer = Asks(network.parameters(), lr=0.1)
     stepper = Stepper(
-        network,
+        Engine(network, World(rank, SIZE)),
         optimizer,
         objective,
         seed=rank,
-        world=World(rank, SIZE),
         ascent=AscentBatches(0.5, rank, plain, weights),
     )
     next(stepper.steps([head_and_tail(rank)], epoch=1))

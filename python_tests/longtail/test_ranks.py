@@ -30,7 +30,9 @@ COMBINATIONS = [
 
 
 def config_for(method: str, optimizer: str) -> Any:
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 100, "lr": 0.02, "augment": False}
+    # Batches of odd size are uneven on two ranks. LPF-SGD would then cut them into other parts.
+    size = 100 if optimizer == "lpf-sgd" else 99
+    options: dict[str, Any] = {"epochs": 2, "batch_size": size, "lr": 0.02, "augment": False}
     if method.endswith(("drw", "drs")):
         options["defer_epoch"] = 1
     if optimizer == "looksam":
@@ -109,9 +111,7 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
 
 def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
-    with pytest.raises(UsageError, match="a multiple of the number of processes, 2, got 101"):
-        Trainer(recipe("digits-lt", "ce", "sgd", batch_size=101).config(), world=two)
-    with pytest.raises(UsageError, match="a single process"):
-        Trainer(recipe("digits-lt", "paco", "sgd").config(), world=two)
+    with pytest.raises(UsageError, match="at least 4 for 2 processes, got 3"):
+        Trainer(recipe("digits-lt", "ce", "sgd", batch_size=3).config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam.distributed import World
 from fastsam.longtail import recipe
 from fastsam.longtail.build import build_network, build_objective
 from fastsam.longtail.data import Batch, load_digits_lt
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.training import Stepper
+from fastsam.longtail.training import Engine, Stepper
 from fastsam.optim.passes import Need, Passes
 
 DIGITS = load_digits_lt()
@@ -57,7 +58,7 @@ def stepper(needs: Sequence[Need], **options: float) -> tuple[Stepper, Scripted]
     network = build_network(CONFIG, 10, 1).train()
     optimizer = Scripted(network, needs, **options)
     objective = build_objective(CONFIG, DIGITS.counts, DIGITS.groups)
-    return Stepper(network, optimizer, objective, seed=0), optimizer
+    return Stepper(Engine(network, World()), optimizer, objective, seed=0), optimizer
 
 
 def gradients(

@@ -49,6 +49,11 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return targets.long()
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Convert 16-bit values, such as logits under autocast, to float32; return others unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def check_number(name: str, value: float, *, positive: bool = False) -> None:
     """Raise :class:`UsageError` unless ``value`` is finite and at least 0, or above 0."""
     if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
@@ -87,15 +92,15 @@ class LongTailLoss(Term):
         """Compute the unweighted loss of every sample, ``[B]``."""
         return functional.cross_entropy(logits, targets, reduction="none")
 
-    def sums(
+    def sum(
         self,
         logits: Tensor,
         targets: Tensor,
         features: Tensor | None = None,
         *,
         factors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the weighted sum of the losses and the divisor of their mean, both scalars.
+    ) -> Tensor:
+        """Compute the weighted sum of the losses, a scalar.
 
         Args:
             logits: ``[B, C]``.
@@ -107,26 +112,27 @@ class LongTailLoss(Term):
             UsageError: if targets are not class indices.
         """
         targets = check_targets(logits, targets)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        losses = self.per_sample(logits, targets, features)
-        # torch.tensor() would copy from the host and synchronize with the GPU.
-        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
+        losses = self.per_sample(at_least_float32(logits), targets, features)
         if factors is not None:
             losses = losses * factors.to(losses)[targets]
-        if self.weight is None:
-            return losses.sum(), samples
-        weights = self.weight.to(losses)[targets]
-        return (weights * losses).sum(), weights.sum() if self.mean == "weights" else samples
+        if self.weight is not None:
+            losses = self.weight.to(losses)[targets] * losses
+        return losses.sum()
+
+    def divisor(self, batch: Batch) -> Tensor:
+        """See :meth:`Term.divisor`."""
+        if self.weight is None or self.mean == "samples":
+            return super().divisor(batch)
+        return self.weight[batch.targets].sum()
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
-        """Compute the mean loss; see :meth:`sums` for the arguments."""
-        total, weight = self.sums(logits, targets, features)
-        return total / weight
+        """Compute the mean loss; see :meth:`sum` for the arguments."""
+        total = self.sum(logits, targets, features)
+        return total / self.divisor(Batch((), targets.long(), targets)).to(total)
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        return self.sums(outputs.logits, batch.targets, outputs.features, factors=given.factors)
+        return self.sum(outputs.logits, batch.targets, outputs.features, factors=given.factors)
 
 
 @dataclass(frozen=True, eq=False)

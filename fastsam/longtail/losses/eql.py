@@ -63,7 +63,7 @@ class EqualizationLoss(LongTailLoss):
         """Return the seed of the batch's mask. All passes of a step share it."""
         return seed
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
         if given.prepared is not None:
             self.reseed(given.prepared)

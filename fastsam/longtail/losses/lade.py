@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
 from fastsam.longtail.classes import prior
 from fastsam.longtail.data.batch import Batch
-from fastsam.longtail.losses.base import Loss, check_number, check_targets, register_loss
+from fastsam.longtail.losses.base import (
+    Loss,
+    at_least_float32,
+    check_number,
+    check_targets,
+    register_loss,
+)
 from fastsam.longtail.models.classifier import Outputs
 from fastsam.longtail.objective import Given, Term
 from fastsam.longtail.settings import Entry, Settings, setting
@@ -57,8 +62,7 @@ class LADELoss(Term):
             factors: factor on the loss of each class, ``[C]``.
         """
         targets = check_targets(logits, targets)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = at_least_float32(logits)
         batch, classes = logits.shape
         log_prior = self.log_prior.to(logits)
         losses = functional.cross_entropy(logits + log_prior, targets, reduction="none")
@@ -72,11 +76,10 @@ class LADELoss(Term):
             bounds = bounds * factors.to(bounds)
         return losses.mean() - self.alpha * bounds.sum()
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        mean = self(outputs.logits, batch.targets, given.factors)
-        samples = torch.full((), len(batch.targets), dtype=mean.dtype, device=mean.device)
-        return mean * samples, samples
+        mean: Tensor = self(outputs.logits, batch.targets, given.factors)
+        return mean * len(batch.targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,13 @@ from torch.nn import functional
 from fastsam.longtail.classes import prior
 from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses.base import ClassStatistics, Loss, check_targets, register_loss
+from fastsam.longtail.losses.base import (
+    ClassStatistics,
+    Loss,
+    at_least_float32,
+    check_targets,
+    register_loss,
+)
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Given, Term
 from fastsam.longtail.settings import Entry, Settings, setting
@@ -108,25 +114,24 @@ class PaCoLoss(Term):
         return -(weighted.sum(dim=1) / positives.sum(dim=1))
 
     def prepare(self, batch: Batch, network: Classifier, seed: int) -> Tensor:
-        """Compute the keys of the second view, float32 ``[B, P]``, which all passes of the step share."""
-        return _paco(network).keys(batch.views[1]).float()
+        """Compute the keys of the second view, ``[B, P]``, which all passes of the step share."""
+        return at_least_float32(_paco(network).keys(batch.views[1]))
 
-    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`. The contrasts are the batch itself, its keys and the queue."""
         queries, queue = outputs.projections, _paco(given.network)
         if queries is None:
             raise AssertionError("a PaCoClassifier returns projections")
         losses = self.per_sample(
-            outputs.logits.float(),
+            at_least_float32(outputs.logits),
             batch.targets,
             queries,
             torch.cat([queries, given.prepared, queue.queue.to(queries)]),
             torch.cat([batch.targets, batch.targets, queue.queue_targets]),
         )
-        samples = torch.full((), len(losses), dtype=losses.dtype, device=losses.device)
         if given.factors is not None:
             losses = losses * given.factors.to(losses)[batch.targets]
-        return losses.sum(), samples
+        return losses.sum()
 
     def commit(self, batch: Batch, network: Classifier, prepared: Any) -> None:
         """Update the momentum encoder and add the keys to the queue."""
@@ -184,10 +189,10 @@ class PaCoClassifier(Classifier):
         return functional.normalize(self.key_encoder(inputs), dim=1)
 
     def outputs(self, inputs: Tensor) -> Outputs:
-        """See :meth:`Classifier.outputs`. Projections are computed in float32 even under autocast."""
+        """See :meth:`Classifier.outputs`. Projections are not computed in 16 bits under autocast."""
         outputs = super().outputs(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
-            return outputs._replace(projections=self.queries(outputs.features.float()))
+            return outputs._replace(projections=self.queries(at_least_float32(outputs.features)))
 
     @torch.no_grad()
     def advance(self, keys: Tensor, targets: Tensor) -> None:

@@ -16,10 +16,7 @@ from fastsam.longtail.data import Batch, LongTailData
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.seeds import Stream, torch_generator
-from fastsam.longtail.training.batches import EpochBatches
-
-_FEWEST = 2
-"""Smallest number of images in a sample: batch normalization needs two for a variance."""
+from fastsam.longtail.training.batches import FEWEST, EpochBatches
 
 
 class AscentSample(NamedTuple):
@@ -89,7 +86,7 @@ class AscentBatches:
 
     def size(self, images: int) -> int:
         """Return the size of a sample of a batch with ``images`` images: at least 2, at most all."""
-        return min(max(round(self.share * images), _FEWEST), images)
+        return min(max(round(self.share * images), FEWEST), images)
 
     def sample(self, batch: Batch, *, epoch: int, number: int) -> AscentSample:
         """Sample a batch, without synchronizing with the device.
@@ -127,10 +124,10 @@ def check_ascent_share(config: TrainConfig, world: World) -> None:
     """
     own = config.batch_size // world.world_size
     share = config.ascent_share
-    if share is None or round(share * own) >= _FEWEST or share == 1:
+    if share is None or round(share * own) >= FEWEST or share == 1:
         return
     raise UsageError(
         f"ascent_share {share:g} selects {round(share * own)} of {own} images per batch and process, but "
-        f"batch normalization requires at least {_FEWEST}; raise ascent_share to at least "
-        f"{_FEWEST / own:.2g} or raise batch_size"
+        f"batch normalization requires at least {FEWEST}; raise ascent_share to at least "
+        f"{FEWEST / own:.2g} or raise batch_size"
     )

@@ -13,8 +13,8 @@ from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.objective import Objective
 from fastsam.longtail.training.ascent_batch import check_ascent_share
+from fastsam.longtail.training.batches import FEWEST
 
 
 def check_run(config: TrainConfig, world: World) -> None:
@@ -32,20 +32,8 @@ def check_run(config: TrainConfig, world: World) -> None:
     check_ascent_share(config, world)
 
 
-def check_parts(
-    config: TrainConfig, data: LongTailData, objective: Objective, world: World
-) -> None:
-    """Check the data set and the loss of a run.
-
-    Raises:
-        UsageError: if the loss compares samples across the ranks of ``world``, or the best epoch is to be
-            selected without a validation set.
-    """
-    if objective.couples_batch and world.world_size > 1:
-        raise UsageError(
-            f"loss {config.parsed_method.loss} requires a single process, because it compares samples of "
-            f"the whole batch, got {world.world_size} processes; train without torchrun"
-        )
+def check_selection(config: TrainConfig, data: LongTailData) -> None:
+    """Raise :class:`UsageError` if the best epoch is to be selected without a validation set."""
     if config.select == "best-validation" and data.validation is None:
         raise UsageError(
             f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
@@ -55,9 +43,10 @@ def check_parts(
 
 def _check_processes(config: TrainConfig, world: World) -> None:
     """Check that several processes can train this configuration."""
-    if config.batch_size % world.world_size:
+    fewest = FEWEST * world.world_size
+    if config.batch_size < fewest:
         raise UsageError(
-            f"batch_size must be a multiple of the number of processes, {world.world_size}, got "
+            f"batch_size must be at least {fewest} for {world.world_size} processes, got "
             f"{config.batch_size}; batch_size counts the images of all processes"
         )
     if config.corrupt == "skip":
@@ -79,9 +68,10 @@ def check_batches(
         world: the ranks of the run.
     """
     alone = min((len(batch) for batch in batches), default=0)
-    if alone < 2:
+    if alone < FEWEST:
         raise UsageError(
-            f"a batch would have {alone} image(s), but batch normalization and class weights require at "
-            f"least 2: {config.data} has {images} training images, batch_size is {config.batch_size}, and "
-            f"there are {world.world_size} process(es); raise batch_size or use fewer processes"
+            f"a process would have {alone} image(s) of a batch, but batch normalization and class weights "
+            f"require at least {FEWEST}: {config.data} has {images} training images, batch_size is "
+            f"{config.batch_size}, and there are {world.world_size} process(es); raise batch_size or use "
+            "fewer processes"
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +14,11 @@ from torch.optim import Optimizer
 
 from fastsam.distributed import World
 from fastsam.longtail.data import Batch
-from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
+from fastsam.longtail.training.engine import Engine
 from fastsam.optim import frozen_batch_norm_statistics, kept_if_skipped
 from fastsam.optim.passes import Need, passes_of, run_passes
 
@@ -55,11 +55,12 @@ class _Piece:
     """A batch in a step, a part of a batch, or a sample of either.
 
     Attributes:
-        batch: images of the piece.
+        batch: this rank's images of the piece.
         share: number of images as a fraction of the whole batch.
         number: index of the batch in the epoch, counted from 0.
         objective: objective of its passes.
         prepared: return value of :meth:`Objective.prepare`.
+        whole: batch and prepared values of all ranks, if the objective couples the samples of a batch.
         mass: see :class:`AscentSample`.
         is_sample: whether it is a sample for the ascent gradient.
         sample: sample of this piece for the ascent gradient; None before it is taken.
@@ -71,6 +72,7 @@ class _Piece:
     number: int
     objective: Objective
     prepared: list[Any]
+    whole: tuple[Batch, list[Any]] | None = None
     mass: Tensor | None = None
     is_sample: bool = False
     sample: _Piece | None = None
@@ -82,26 +84,34 @@ class Stepper:
     """Takes the steps of a run.
 
     Attributes:
-        network: the network being trained.
+        engine: the network being trained, and how the ranks share its gradients.
         optimizer: any optimizer; see :func:`fastsam.optim.passes_of`.
         objective: objective of the run.
         seed: seed of the random numbers of the loss on this rank.
-        world: the ranks of the run.
         precision: ``float32``, or ``bfloat16`` for passes under autocast.
         ascent: samples each batch for the ascent gradient; None to use whole batches.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
     """
 
-    network: Classifier
+    engine: Engine
     optimizer: Optimizer
     objective: Objective
     seed: int
-    world: World = field(default_factory=World)
     precision: str = "float32"
     ascent: AscentBatches | None = None
     gradients: float = 0.0
     batches: int = 0
+
+    @property
+    def network(self) -> Classifier:
+        """The network being trained."""
+        return self.engine.network
+
+    @property
+    def world(self) -> World:
+        """The ranks of the run."""
+        return self.engine.world
 
     @property
     def skips_nonfinite_steps(self) -> bool:
@@ -158,9 +168,8 @@ class Stepper:
         with self._unless_skipped():
             run_passes(passes_of(self.optimizer), answer)
             for piece in pieces.values():
-                self.objective.commit(
-                    piece.batch, self.network, epoch=epoch, prepared=piece.prepared
-                )
+                batch, prepared = piece.whole or (piece.batch, piece.prepared)
+                self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
@@ -170,7 +179,12 @@ class Stepper:
         seed = derived_seed(self.seed, Stream.LOSS, epoch, number)
         with self._autocast():
             prepared = objective.prepare(batch, self.network, epoch=epoch, seed=seed)
-        return _Piece(batch, share, number, objective, prepared)
+        whole = None
+        if objective.couples_batch and self.world.world_size > 1:
+            gather = self.world.all_gather_rows
+            everyone = Batch((), gather(batch.targets), gather(batch.indices))
+            whole = everyone, [None if value is None else gather(value) for value in prepared]
+        return _Piece(batch, share, number, objective, prepared, whole)
 
     def _sample(self, piece: _Piece, ascent: AscentBatches, epoch: int) -> _Piece:
         """Return the sample of a piece for the ascent gradient. All passes of a step use the same sample."""
@@ -185,7 +199,7 @@ class Stepper:
         return piece.sample
 
     def _pass(self, piece: _Piece, need: Need, epoch: int) -> Tensor:
-        """Compute the loss and its gradient: forward, objective, backward and all-reduce.
+        """Compute the loss and its gradient: all-reduce of the divisors, forward, objective, backward.
 
         Only the first pass over a whole piece updates running statistics and is reported.
         """
@@ -193,23 +207,32 @@ class Stepper:
         earlier = [p.grad for p in trained] if need.add else []
         self.optimizer.zero_grad()
         first = piece.seen is None and not piece.is_sample
-        with nullcontext() if first else frozen_batch_norm_statistics(self.network):
+        batch, prepared, gathers = piece.batch, piece.prepared, False
+        if piece.whole is not None and not need.local:
+            (batch, prepared), gathers = piece.whole, True
+        divisors = piece.objective.divisors(batch, epoch=epoch)
+        if not (need.local or gathers):
+            divisors = self._of_all_ranks(divisors, piece.mass)
+        with ExitStack() as stack:
+            if not first:
+                stack.enter_context(frozen_batch_norm_statistics(self.network))
+            stack.enter_context(self.engine.gradients(local=need.local))
             with self._autocast():
-                outputs = self.network.outputs(piece.batch.inputs)
+                outputs = self.engine.outputs(piece.batch.inputs)
             loss = piece.objective.loss(
-                outputs,
-                piece.batch,
+                self._of_whole_batch(outputs) if gathers else outputs,
+                batch,
                 self.network,
                 epoch=epoch,
-                prepared=piece.prepared,
+                prepared=prepared,
                 weighting=need.weighting,
-                reduce=(lambda weight: weight) if need.local else partial(self._total, piece.mass),
+                divisors=divisors,
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.engine.backward(loss, local=need.local)
         self.gradients += piece.share
         value = loss.detach().clone()
-        if not need.local:
-            self.world.all_reduce([value, *(p.grad for p in trained if p.grad is not None)])
+        if not (need.local or gathers):
+            self.world.all_reduce([value])
         for parameter, gradient in zip(trained, earlier, strict=False):
             if gradient is not None:
                 parameter.grad = (
@@ -227,19 +250,25 @@ class Stepper:
             )
         return value
 
-    def _total(self, mass: Tensor | None, weight: Tensor) -> Tensor:
-        """Return the divisor of this rank's sum of losses, such that the quotients add up over all ranks.
+    def _of_whole_batch(self, outputs: Outputs) -> Outputs:
+        """Return the outputs of all ranks. Each rank differentiates the loss by its own rows of them."""
+        gather = self.world.all_gather_rows
+        projections = None if outputs.projections is None else gather(outputs.projections)
+        return Outputs(gather(outputs.features), gather(outputs.logits), projections)
+
+    def _of_all_ranks(self, divisors: Tensor, mass: Tensor | None) -> Tensor:
+        """Return the divisors of this rank's sums of losses, such that the quotients add up over all ranks.
 
         Args:
-            mass: weight of this rank's mean loss among all ranks; None for ``weight``.
-            weight: sum of the weights of the losses; it is overwritten.
+            divisors: divisors of this rank's mean losses; they are overwritten.
+            mass: weight of this rank's mean loss among all ranks; None to weight by ``divisors``.
         """
-        if mass is not None:
-            total = mass.clone()
-            self.world.all_reduce([total])
-            return weight * (total / mass).to(weight)
-        self.world.all_reduce([weight])
-        return weight
+        if mass is None:
+            self.world.all_reduce([divisors])
+            return divisors
+        total = mass.clone()
+        self.world.all_reduce([total])
+        return divisors * (total / mass).to(divisors)
 
     def _autocast(self) -> torch.autocast:
         """Return a new autocast context. Each pass needs one, because it caches weights that then change."""

@@ -36,8 +36,9 @@ from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
-from fastsam.longtail.training.checks import check_batches, check_parts, check_run
+from fastsam.longtail.training.checks import check_batches, check_run, check_selection
 from fastsam.longtail.training.curvature import TrackedCurvature
+from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
@@ -135,7 +136,7 @@ class Trainer:
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
-        check_parts(config, self.data, self.objective, world)
+        check_selection(config, self.data)
         self.judged = JudgedWeights(self.model, config)
         self.judge = Judge(
             self.judged.network,
@@ -146,21 +147,16 @@ class Trainer:
             device=self.device,
             world=world,
         )
-        self.sampler = build_sampler(
-            config,
-            self.data.train.targets,
-            self.data.counts,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
+        self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
         self.batches = EpochBatches(
             self.data.train,
             self.sampler,
-            batch_size=config.batch_size // world.world_size,
+            batch_size=config.batch_size,
             views=self.objective.views,
             augment=config.augment,
             seed=self._own_seed,
             device=self.device,
+            world=world,
         )
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
@@ -172,11 +168,10 @@ class Trainer:
             process_group=world.process_group,
         )
         self.stepper = Stepper(
-            self.model,
+            Engine(self.model, world),
             self.optimizer,
             self.objective,
             seed=self._own_seed,
-            world=world,
             precision=config.precision,
             ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
         )

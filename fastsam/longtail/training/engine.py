@@ -1,0 +1,71 @@
+"""Forward and backward passes of a network whose gradients the ranks share."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastsam.distributed import World
+from fastsam.longtail.models.classifier import Classifier, Outputs
+
+_SYNC_BUFFERS = "forward_sync_buffers"
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"  # before torch 2.14
+
+
+class Engine:
+    """Computes passes of a network, and sums their gradients over all ranks.
+
+    On several ranks, PyTorch's DistributedDataParallel reduces the gradients while the backward pass is still
+    running. It does not touch the buffers: each rank keeps its own running statistics within an epoch.
+
+    Args:
+        network: the network, with the same weights on all ranks.
+        world: the ranks of the run.
+    """
+
+    def __init__(self, network: Classifier, world: World) -> None:
+        self.network = network
+        self.world = world
+        self._replicas: DistributedDataParallel | None = None
+        if world.world_size > 1:
+            options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
+            self._replicas = DistributedDataParallel(_OutputsOf(network), **options)
+
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """Compute :meth:`Classifier.outputs` of images ``[B, channels, H, W]``."""
+        if self._replicas is None:
+            return self.network.outputs(inputs)
+        outputs: Outputs = self._replicas(inputs)
+        return outputs
+
+    def gradients(self, *, local: bool) -> AbstractContextManager[Any]:
+        """Return a context for one forward and backward pass.
+
+        Args:
+            local: whether each rank keeps its own gradient.
+        """
+        if self._replicas is None or not local:
+            return nullcontext()
+        return self._replicas.no_sync()
+
+    def backward(self, loss: Tensor, *, local: bool) -> None:
+        """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss."""
+        if self._replicas is not None and not local:
+            loss = loss * self.world.world_size  # DistributedDataParallel averages
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+class _OutputsOf(nn.Module):
+    """Calls :meth:`Classifier.outputs`, because DistributedDataParallel wraps only ``forward``."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        return self.network.outputs(inputs)
