@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 
 import fastsam
 from fastsam.cli import main, parse
+from fastsam.cli.commands.spectrum import _largest_and_smallest
 from fastsam.curvature import Spectrum
+from fastsam.longtail import Checkpoint
 from fastsam.longtail.data import DATASETS, load_dataset
 from fastsam.longtail.errors import UsageError
 
@@ -253,6 +256,20 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["spectrum", str(run), "--classes", "9", *more]) == 0
     assert {Spectrum.load(path).settings["dtype"] for path in fine.glob("*.json")} == {"float64"}
     assert "loss as-trained" in page
+
+
+def test_spectrum_measures_the_largest_and_the_smallest_class(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default is right for runs with any number and order of classes."""
+    assert main(["spectrum", str(run), "--steps", "3", "--quiet"]) == 0
+    output = capsys.readouterr().out
+    assert "class 0 (head" in output
+    assert "class 9 (tail" in output
+    checkpoint = Checkpoint.load(run)
+    assert _largest_and_smallest(replace(checkpoint, counts=[])) == (0, 9)  # an older version
+    counts = [3, 1, 40, *checkpoint.counts[3:-1], 7]
+    assert _largest_and_smallest(replace(checkpoint, counts=counts)) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsam.longtail.data import Images
 from fastsam.longtail.errors import DataError, TrainingError
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.precision import Precision, autocast
 from fastsam.progress import ProgressBar
 
 
@@ -50,6 +51,7 @@ def collect_features(
     device: torch.device,
     *,
     batch_size: int,
+    precision: Precision = "float32",
     description: str = "features",
     progress: bool = False,
 ) -> Features:
@@ -60,6 +62,7 @@ def collect_features(
         images: the images.
         device: device of the network.
         batch_size: images per batch.
+        precision: precision of the forward passes.
         description: label of the progress bar and of error messages.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
@@ -79,7 +82,8 @@ def collect_features(
         ) as bar:
             for batch in images.batches(order, None, device):
                 end = read + len(batch.targets)
-                values[read:end] = network.features(batch.inputs)
+                with autocast(precision, device):
+                    values[read:end] = network.features(batch.inputs)
                 targets[read:end] = batch.targets
                 read = end
                 bar.update()

@@ -15,6 +15,7 @@ from fastsam.distributed import World
 from fastsam.longtail.data import Images
 from fastsam.longtail.errors import DataError, TrainingError
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.precision import Precision, autocast
 from fastsam.upload import upload
 
 
@@ -69,6 +70,7 @@ def predict(
     batch_size: int,
     adjust: Callable[[Tensor], Tensor] | None = None,
     labels: NDArray[np.int64] | None = None,
+    precision: Precision = "float32",
     world: World = World(),  # noqa: B008 (frozen)
 ) -> Predictions:
     """Compute predictions for all readable images, in evaluation mode. The result is on the CPU.
@@ -80,6 +82,7 @@ def predict(
         batch_size: images per batch and process.
         adjust: maps logits ``[B, C]`` to adjusted logits; None for no adjustment.
         labels: the network's label of each class of ``images``; None if the labels are the same.
+        precision: precision of the forward passes.
         world: the ranks that share the work. Each rank returns all predictions.
 
     Raises:
@@ -97,7 +100,8 @@ def predict(
     found = torch.zeros(len(images), 6, dtype=torch.float64, device=device)
     try:
         for batch in images.batches(order, None, device):
-            logits = model(batch.inputs)
+            with autocast(precision, device):
+                logits = model(batch.inputs).float()
             logits = logits if adjust is None else adjust(logits)
             part = Predictions.of(logits, on_device[batch.indices])
             seen = torch.ones_like(part.confidence)

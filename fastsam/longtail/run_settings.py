@@ -9,10 +9,10 @@ from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
+from fastsam.longtail.precision import Precision
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
 
-Precision = Literal["float32", "bfloat16"]
 Selection = Literal["last", "best-validation"]
 
 
@@ -71,7 +71,7 @@ class RunSettings(Settings):
         high=2**63 - 1,
     )
     precision: Precision = setting(
-        "precision of forward and backward passes in training: float32 or bfloat16 (autocast)",
+        "precision of the passes of training and evaluation: float32 or bfloat16 (autocast)",
         default="float32",
         before="float32",
     )

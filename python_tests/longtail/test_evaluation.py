@@ -15,6 +15,7 @@ from fastsam.cli.main import main
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe
 from fastsam.longtail.data import LongTailData, TensorImages, load_dataset
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.features import collect_features
 from fastsam.longtail.trained import Evaluation, TrainedRun, calibrate_run, evaluate_run
 
 
@@ -54,6 +55,26 @@ def test_it_reproduces_the_metrics_of_training(folder: Path) -> None:
     validation = evaluate_run(run, split="validation", bootstrap=0)
     assert result.validation is not None
     assert validation.metrics.confusion == result.validation.confusion
+
+
+def test_it_has_the_precision_of_training(tmp_path: Path) -> None:
+    """A network trained in bfloat16 is evaluated in bfloat16, at the end of the run and later."""
+    config = recipe("digits-lt", "ce", "sgd", epochs=2, precision="bfloat16").config()
+    trainer = Trainer(config, out=tmp_path, progress=False)
+    result = trainer.fit()
+    run = TrainedRun.load(tmp_path)
+    assert evaluate_run(run, bootstrap=0).metrics.nll == pytest.approx(result.test.nll, rel=1e-6)
+    trainer.judge.precision = "float32"
+    in_float32 = trainer.judge.metrics(trainer.data.test)
+    assert in_float32.nll != pytest.approx(result.test.nll, rel=1e-5)
+    assert in_float32.nll == pytest.approx(result.test.nll, rel=0.05)
+    data = run.data()
+    rounded, exact = (
+        collect_features(run.network, data.test, run.device, batch_size=100, precision=precision)
+        for precision in ("bfloat16", "float32")
+    )
+    assert torch.equal(rounded.values, rounded.values.bfloat16().float())
+    assert not torch.equal(rounded.values, exact.values)
 
 
 @pytest.mark.parametrize("choice", [{"ema": 0.9}, {"select": "best-validation"}])

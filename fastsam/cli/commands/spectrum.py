@@ -26,7 +26,13 @@ class SpectrumCommand:
 
     checkpoint: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a run of `fastsam train`, or a checkpoint file in it."""
-    classes: tuple[int | Literal["all"], ...] = (0, 9)
+    classes: Annotated[
+        tuple[int | Literal["all"], ...] | None,
+        arg(
+            metavar="INT|all ...",
+            help_behavior_hint="(default: the classes with the most and the fewest training images)",
+        ),
+    ] = None
     """Labels of the classes to measure, one spectrum each; `all` measures all classes together."""
     split: str = "train"
     """Dataset split: train, validation or test."""
@@ -81,7 +87,7 @@ class SpectrumCommand:
             checkpoint.build_model().to(device),
             load_configured(config, progress=not self.quiet),
             checkpoint,
-            self.classes,
+            _largest_and_smallest(checkpoint) if self.classes is None else self.classes,
             split=self.split,
             loss=self.loss,
             augment=self.augment,
@@ -99,6 +105,13 @@ class SpectrumCommand:
                 item.save(self.out)
             write_text(self.out / "spectra.svg", spectra_panels(spectra))
             print(f"spectra: {self.out}")
+
+
+def _largest_and_smallest(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return the classes with the most and the fewest training images; without counts, the outer labels."""
+    counts = checkpoint.counts or range(checkpoint.num_classes, 0, -1)
+    order = sorted(range(len(counts)), key=lambda label: -counts[label])
+    return order[0], order[-1]
 
 
 def command(arguments: Sequence[str]) -> type[SpectrumCommand]:

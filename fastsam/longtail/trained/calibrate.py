@@ -89,6 +89,7 @@ def calibrate_run(
                 images,
                 run.device,
                 batch_size=run.checkpoint.config.batch_size,
+                precision=run.checkpoint.config.precision,
                 description=f"features of the {name} images",
                 progress=progress,
             )

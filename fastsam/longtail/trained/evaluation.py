@@ -192,6 +192,7 @@ def _predictions(
         run.device,
         batch_size=batch_size or config.batch_size,
         labels=labels,
+        precision=config.precision,
     )
 
 

@@ -12,6 +12,7 @@ from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.precision import Precision
 from fastsam.longtail.predictions import Predictions, predict
 
 
@@ -26,6 +27,7 @@ class Judge:
         posthoc_tau: factor of the post-hoc logit adjustment; 0 for none.
         batch_size: images per batch and process.
         device: device of the network.
+        precision: precision of the forward passes.
         world: the ranks that share the work.
     """
 
@@ -35,6 +37,7 @@ class Judge:
     posthoc_tau: float
     batch_size: int
     device: torch.device
+    precision: Precision = "float32"
     world: World = field(default_factory=World)
 
     def predictions(self, images: Images) -> Predictions:
@@ -45,6 +48,7 @@ class Judge:
             self.device,
             batch_size=self.batch_size,
             adjust=self._adjusted,
+            precision=self.precision,
             world=self.world,
         )
 

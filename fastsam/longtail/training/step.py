@@ -16,6 +16,7 @@ from fastsam.distributed import World
 from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Objective
+from fastsam.longtail.precision import Precision, autocast
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
@@ -88,7 +89,7 @@ class Stepper:
         optimizer: any optimizer; see :func:`fastsam.optim.passes_of`.
         objective: objective of the run.
         seed: seed of the random numbers of the loss on this rank.
-        precision: ``float32``, or ``bfloat16`` for passes under autocast.
+        precision: precision of the passes.
         ascent: samples each batch for the ascent gradient; None to use whole batches.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
@@ -98,7 +99,7 @@ class Stepper:
     optimizer: Optimizer
     objective: Objective
     seed: int
-    precision: str = "float32"
+    precision: Precision = "float32"
     ascent: AscentBatches | None = None
     gradients: float = 0.0
     batches: int = 0
@@ -177,7 +178,7 @@ class Stepper:
         self, batch: Batch, share: float, number: int, epoch: int, objective: Objective
     ) -> _Piece:
         seed = derived_seed(self.seed, Stream.LOSS, epoch, number)
-        with self._autocast():
+        with autocast(self.precision, self._device):
             prepared = objective.prepare(batch, self.network, epoch=epoch, seed=seed)
         whole = None
         if objective.couples_batch and self.world.world_size > 1:
@@ -217,7 +218,7 @@ class Stepper:
             if not first:
                 stack.enter_context(frozen_batch_norm_statistics(self.network))
             stack.enter_context(self.engine.gradients(local=need.local))
-            with self._autocast():
+            with autocast(self.precision, self._device):
                 outputs = self.engine.outputs(piece.batch.inputs)
             loss = piece.objective.loss(
                 self._of_whole_batch(outputs) if gathers else outputs,
@@ -270,10 +271,9 @@ class Stepper:
         self.world.all_reduce([total])
         return divisors * (total / mass).to(divisors)
 
-    def _autocast(self) -> torch.autocast:
-        """Return a new autocast context. Each pass needs one, because it caches weights that then change."""
-        device = next(self.network.parameters()).device
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
     def _unless_skipped(self) -> AbstractContextManager[None]:
         """Return a context that restores buffers and frozen parameters if the optimizer skips the step."""

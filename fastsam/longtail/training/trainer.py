@@ -145,6 +145,7 @@ class Trainer:
             posthoc_tau=config.posthoc_tau,
             batch_size=config.batch_size // world.world_size,
             device=self.device,
+            precision=config.precision,
             world=world,
         )
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
