@@ -117,6 +117,7 @@ def test_records_of_tuning_seeds_do_not_know_the_test_set(tiny: Setup, tmp_path:
     assert record["validation"]["by tau"]
 
 
+@pytest.mark.slow
 def test_curvature_of_the_switch_and_both_ends(tiny: Setup, tmp_path: Path) -> None:
     unit, values = Unit(tiny.name, "ldam-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
     sam = late_sam(0.1, 0.05)

@@ -11,6 +11,7 @@ from benchmarks.late_phase import LatePhase
 from benchmarks.shapes import CASES
 
 
+@pytest.mark.slow
 def test_both_parts_are_measured_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(CASES, "small", [(30, 7), (11,)])
     LatePhase(

@@ -92,6 +92,7 @@ def test_peers_that_all_fit_are_timed_in_turn(
     assert case["timed_together"] == len(PEERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [2, 4])
 def test_peers_that_do_not_all_fit_are_timed_in_pairs_with_fastsam(
     room: int, contests: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

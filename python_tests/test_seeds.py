@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 DRAWS = """
@@ -49,6 +51,7 @@ def drawn(folder: Path, *tests: str, seed: str | None = None) -> list[str]:
     return re.findall(r"DRAWN (.*)", run.stdout)
 
 
+@pytest.mark.slow
 def test_a_test_draws_the_same_numbers_in_every_run_and_alone(tmp_path: Path) -> None:
     (tmp_path / "test_draws.py").write_text(DRAWS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

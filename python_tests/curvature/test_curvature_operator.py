@@ -162,6 +162,7 @@ def test_tokens_with_ignored_labels_and_tied_weights(kind):
     assert torch.allclose(operator.to_dense(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_sampled_fisher_matrix_approaches_the_gauss_newton_matrix():
     """They are equal for cross-entropy; here the mean of 400 samples has 5 % of error left."""
     model, batch = mlp((3, 4, 3)), classification(8, 3, 3)

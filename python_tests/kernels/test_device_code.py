@@ -28,6 +28,7 @@ needs_nvcc = pytest.mark.skipif(not has("nvcc"), reason="no nvcc")
 needs_nvdisasm = pytest.mark.skipif(not (has("nvcc") and has("nvdisasm")), reason="no nvdisasm")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 @pytest.mark.parametrize(("runtime", "limits"), [("11080", {"4096"}), ("12010", {"4096", "32764"})])
 @pytest.mark.parametrize("source", TABLES)

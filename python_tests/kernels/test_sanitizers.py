@@ -105,6 +105,7 @@ def plant(
     return program
 
 
+@pytest.mark.slow
 def test_a_missing_barrier_is_caught(thread_build: Path, tmp_path: Path) -> None:
     barrier = "__syncthreads();\n    project_tile"
     program = plant(thread_build, tmp_path, barrier, "project_tile")
@@ -113,6 +114,7 @@ def test_a_missing_barrier_is_caught(thread_build: Path, tmp_path: Path) -> None
     assert "data race" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_wait_for_the_last_block_is_caught(thread_build: Path, tmp_path: Path) -> None:
     """Every block adds up the partial sums without waiting for the others: a race between blocks."""
     wait = "if (!is_last_block(counters + probe, gridDim.x, flag)) return;\n  add_blocks"
@@ -127,6 +129,7 @@ def test_a_missing_wait_for_the_last_block_is_caught(thread_build: Path, tmp_pat
     assert "data race" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     program = plant(
         address_build,
@@ -139,6 +142,7 @@ def test_an_off_by_one_is_caught(address_build: Path, tmp_path: Path) -> None:
     assert "AddressSanitizer" in outcome.stderr or "runtime error" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fence", "without"),
     [

@@ -271,6 +271,7 @@ def test_the_named_set() -> None:
     assert (balanced.train.mean, balanced.train.std) == ((0.2860,), (0.3530,))
 
 
+@pytest.mark.slow
 @INSTALLED
 def test_a_short_run(tmp_path: Path) -> None:
     config = recipe(

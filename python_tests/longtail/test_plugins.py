@@ -133,6 +133,7 @@ def test_help_shows_the_settings_of_the_named_parts(site: Path) -> None:
     assert "max_margin requires loss ldam, but the run has loss margin-loss" in other.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_python_trains_with_all_four_and_resumes(tmp_path: Path) -> None:
     config = recipe(*NAMES, model="tiny-net", epochs=12, stripes_noise=0.1).config()

@@ -108,6 +108,7 @@ def test_published_numbers_stand_below_their_row(
     assert not lines[row + 2].strip().startswith("published")
 
 
+@pytest.mark.slow
 def test_a_figure_along_training_loads_existing_spectra(tmp_path: Path) -> None:
     def run() -> list[ClassSpectrum]:
         panels = reproduce_figure("figure3", "digits-lt", tmp_path, steps=2, progress=False, **TINY)
@@ -124,6 +125,7 @@ def test_a_figure_along_training_loads_existing_spectra(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+@pytest.mark.slow
 def test_runs_of_another_device_are_shared(tmp_path: Path) -> None:
     def run(**settings: Any) -> list[float]:
         panels = reproduce_figure(

@@ -37,6 +37,7 @@ class StoppedError(Exception):
     """A run that is interrupted."""
 
 
+@pytest.mark.slow
 def test_points_have_the_eigenvalues_of_a_converged_run() -> None:
     config = short(epochs=1, curvature_classes=("0", "tail"))
     trainer = Trainer(config, progress=False)
