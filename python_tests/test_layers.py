@@ -94,7 +94,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 LONGTAIL_LAYERS = (
-    ("errors",),
+    ("errors", "precision"),
     ("seeds", "settings"),
     ("registry", "runtime", "origin"),
     ("classes", "data"),
