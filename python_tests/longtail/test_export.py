@@ -131,6 +131,7 @@ assert not [name for name in sys.modules if name.startswith("fastsam.")]
 """
 
 
+@pytest.mark.slow
 def test_torch_programs_load_without_fastsam(
     runs: Path, exported: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "bytes_each"), [(torch.float32, 4), (torch.float64, 8), (torch.bfloat16, 2)], ids=str

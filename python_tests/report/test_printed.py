@@ -69,6 +69,7 @@ def test_spectra_share_both_axes() -> None:
     assert len({(tuple(ax.get_xlim()), tuple(ax.get_ylim())) for ax in axes}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [r"$\frac$", "a$b"])
 def test_names_are_no_mathematics(name: str, tmp_path: Path) -> None:
     made = random_result(random.Random(1), "sgd")
