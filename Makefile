@@ -48,7 +48,9 @@ bench: $(READY)  ## time the SAM step against its peers on this machine
 # Zensical needs Python 3.11. Its own check covers links between pages; the test checks the built site.
 docs: $(READY)  ## execute the notebooks, build the site in build/site; fails on errors in cells and broken links
 	$(BIN)/python -c 'import sys; sys.exit("make docs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	mkdir -p build
+	$(BIN)/python .ci/extras.py docs > build/docs.txt
+	$(BIN)/python -m pip install --quiet --requirement build/docs.txt
 	COLUMNS=84 $(BIN)/python .ci/command_help.py build/help
 	$(BIN)/python .ci/notebooks.py docs/notebooks build/notebooks
 	$(BIN)/python -m zensical build --clean --strict
