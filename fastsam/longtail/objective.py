@@ -70,9 +70,8 @@ class Term(nn.Module):
         Args:
             batch: the batch, or a rank's part of it.
         """
-        targets = (
-            batch.targets
-        )  # torch.tensor() would copy from the host and synchronize with the GPU
+        targets = batch.targets
+        # torch.tensor() would copy from the host and synchronize with the GPU.
         return torch.full((), len(targets), dtype=torch.float32, device=targets.device)
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
