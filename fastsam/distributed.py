@@ -89,7 +89,8 @@ class World:
 
         This is the order of a batch whose part on rank r is ``batch[r::world_size]``. Gradients reach only
         the rows of this rank: if all ranks compute the same loss of all rows, the gradients by their own
-        rows add up to that of the loss.
+        rows add up to that of the loss. The numbers of rows are read on the host, which
+        synchronizes with the device.
 
         Args:
             rows: tensor whose first dimension may differ between ranks.
