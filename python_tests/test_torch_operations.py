@@ -39,6 +39,7 @@ def run(*paths: str) -> None:
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_part_of_the_suites() -> None:
     run("optim/test_gradients.py", "optim/test_rounding.py", "curvature/test_lanczos.py")
 

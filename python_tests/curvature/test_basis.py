@@ -73,6 +73,7 @@ def test_a_limit_on_file_sizes_is_an_error(tmp_path):
     assert "ulimit -f" in found.stdout
 
 
+@pytest.mark.slow
 def test_file_systems_that_cannot_reserve_are_filled(tmp_path):
     unsupported = """
 import errno, os

@@ -48,6 +48,7 @@ def test_trace_lies_within_four_stated_errors_at_64_probes():
     assert error <= 4 * spectrum.frobenius_norm_squared_stderr
 
 
+@pytest.mark.slow
 def test_stated_error_is_at_most_twice_the_true_one():
     model, criterion = mlp((3, 4, 3)), nn.CrossEntropyLoss()
     batch = classification(12, 3, 3)

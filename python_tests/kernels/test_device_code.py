@@ -65,6 +65,7 @@ def compile_on_host(source: Path, *options: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", TABLES)
 def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path) -> None:
     """Both if a table leaves too little room for other parameters, and if it is not trivially copyable."""

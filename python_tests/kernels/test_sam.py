@@ -321,7 +321,7 @@ def test_a_loss_scale_is_divided_out(rule: str, draw: Draw, device: torch.device
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 700])
+@pytest.mark.parametrize("count", [0, 1, 3, pytest.param(700, marks=pytest.mark.slow)])
 def test_many_tensors_and_empty_ones(count: int, draw: Draw, device: torch.device) -> None:
     """700 tensors need more than one launch; an empty tensor has address 0 but may have a gradient."""
     problem = Problem(draw, [0, 0, *[5] * count], torch.float32, device)

@@ -46,7 +46,11 @@ def run(program: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["32 KB arguments", "4 KB arguments"])
+@pytest.mark.parametrize(
+    "small",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["32 KB arguments", "4 KB arguments"],
+)
 def test_address_and_undefined_behaviour_sanitizers_are_silent(
     address_build: Path, small: bool
 ) -> None:
@@ -66,6 +70,7 @@ def test_every_source_is_compiled_with_warnings_as_errors(address_build: Path) -
         assert not missing, entry["file"]
 
 
+@pytest.mark.slow
 def test_thread_sanitizer_is_silent_with_several_blocks_alive(thread_build: Path) -> None:
     outcome = run(thread_build / "kernel_check", "few", FASTSAM_SIMT_LIVE_BLOCKS="3")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr

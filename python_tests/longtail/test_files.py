@@ -81,7 +81,10 @@ def test_train_on_listed_formats(data: str, listed: Path) -> None:
     assert result.unreadable == {}
 
 
-@pytest.mark.parametrize(("data", "classes"), [("cifar10-lt", 10), ("cifar100-lt", 100)])
+@pytest.mark.parametrize(
+    ("data", "classes"),
+    [("cifar10-lt", 10), pytest.param("cifar100-lt", 100, marks=pytest.mark.slow)],
+)
 def test_train_on_cifar(data: str, classes: int, cifar_root: Path) -> None:
     config = config_for(data, cifar_root, imbalance=5.0)
     run = Trainer(config, progress=False)

@@ -563,6 +563,7 @@ def test_a_lost_worker_is_named_and_errors_of_workers_stay(tmp_path: Path) -> No
             list(workers.read(requests))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers that are forked have the patch")
 def test_a_lost_worker_of_the_decode_scan_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -92,6 +92,7 @@ def fastsam(*arguments: str, site: Path | None) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_with_all_four(site: Path, tmp_path: Path) -> None:
     data, method, optimizer = NAMES
     out = tmp_path / "run"
@@ -118,6 +119,7 @@ def test_the_command_line_trains_with_all_four(site: Path, tmp_path: Path) -> No
     assert len(missing.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_help_shows_the_settings_of_the_named_parts(site: Path) -> None:
     named = fastsam("train", "--method", "margin-loss", "--help", site=site).stdout
     assert "--margin-loss-margin" in named

@@ -169,6 +169,7 @@ def test_a_figure_needs_one_process(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_all_classes_together_have_the_weighted_mean_of_the_hessians(tmp_path: Path) -> None:
     items = [
         panel.item

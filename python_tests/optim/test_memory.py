@@ -75,6 +75,7 @@ def test_a_frozen_backbone_costs_nothing(seed):
     assert live_bytes() - before == pytest.approx(4 * elements, abs=4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "options", "state"),
     [

@@ -29,6 +29,7 @@ def lines_of(axes: Any) -> Iterator[tuple[str, list[float], list[float]]]:
             yield line.get_color(), list(line.get_xdata()), list(line.get_ydata())
 
 
+@pytest.mark.slow
 def test_figures_are_pdf_files_with_letters_and_without_dates(folder: Path, tmp_path: Path) -> None:
     paths = write_figures(read_runs(folder), tmp_path / "new")
     assert {path.stem for path in paths} == ALL

@@ -170,6 +170,7 @@ def test_ratio_bounds_follow_the_residuals() -> None:
     assert math.isfinite(high)
 
 
+@pytest.mark.slow
 def test_figures_are_well_formed_and_repeatable() -> None:
     def draw() -> str:
         return spectra_panels([spectrum(), spectrum("redrawn"), spectrum("3")])
