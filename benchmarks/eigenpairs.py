@@ -40,6 +40,9 @@ Product = Callable[[Floats], Floats]
 ENDS: dict[Which, str] = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 """Names of the ends, and those of ARPACK."""
 
+NETWORK_TOLERANCE = 1e-3
+"""Tolerance of the eigenpairs of the network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EigenpairRuns:
@@ -145,9 +148,13 @@ class EigenpairRuns:
         ends: tuple[Which, ...] = ("largest", "smallest")
         for count, which in itertools.product(self.counts, ends):
             contestants: dict[str, Callable[[], Any]] = {
-                "fastsam": partial(self._ours, operator, count, which, start, tolerance=1e-3),
+                "fastsam": partial(
+                    self._ours, operator, count, which, start, tolerance=NETWORK_TOLERANCE
+                ),
                 **{
-                    name: partial(self._theirs, product, count, which, start, tolerance=1e-3)
+                    name: partial(
+                        self._theirs, product, count, which, start, tolerance=NETWORK_TOLERANCE
+                    )
                     for name, product in products_of.items()
                 },
             }

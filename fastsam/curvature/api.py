@@ -38,7 +38,7 @@ def spectral_density(
 ) -> Spectrum:
     """Compute the spectrum of the Hessian of a model's mean loss, with one batched Lanczos run.
 
-    The operator is the Hessian of (sum of losses) / (sum of weights) over all of ``data``, with the
+    The operator is the Hessian of (sum of losses) / (sum of loss weights) over all of ``data``, with the
     model in evaluation mode. Model, gradients and random state are restored afterwards, also after
     an error and if runs overlap in threads. Scaled-dot-product attention runs on its math backend,
     the only one that can be differentiated twice.

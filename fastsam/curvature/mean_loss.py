@@ -23,7 +23,7 @@ from fastsam.curvature.products.pure import PureLoss, parameter_names
 
 
 class MeanLoss:
-    """(sum of losses) / (sum of weights) over all data, at any values of the chosen parameters.
+    """(sum of losses) / (sum of loss weights) over all data, at any values of the chosen parameters.
 
     The model's tensors are never modified. The model must be in evaluation mode while the object is
     used; see :func:`fastsam.curvature.isolation.undisturbed`.
@@ -103,7 +103,7 @@ class MeanLoss:
         return _mean(total, weight), gradient / weight
 
     def sums_with_gradient(self, point: Tensor) -> tuple[float, float, Tensor]:
-        """Return the sum of losses, the sum of weights, and the gradient ``[n]`` of the former.
+        """Return the sum of losses, the sum of loss weights, and the gradient ``[n]`` of the former.
 
         Raises:
             ValueError: the loss does not depend on the parameters.

@@ -38,8 +38,8 @@ class RunSettings(Settings):
     lr_schedule: str = setting("learning-rate schedule after warm-up", names=LR_SCHEDULES)
 
     select: Selection = setting(
-        "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the best "
-        "validation accuracy)",
+        "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the highest "
+        "overall accuracy on the validation set)",
         default="last",
         before="last",
     )

@@ -48,7 +48,7 @@ class EvaluateCommand:
     level: float = 0.95
     """Confidence level of the intervals."""
     classes: int = 100
-    """Largest number of classes for which the class table is printed. The file of --out always has it."""
+    """Print accuracies by class if there are at most INT classes. The file of --out always has them."""
     uncalibrated: bool = False
     """Ignore the run's calibration by `fastsam calibrate`."""
     device: str = "cpu"

@@ -38,7 +38,7 @@ _COMPARED = 4
 
 
 class ModelOperator:
-    """Curvature of (sum of losses) / (sum of weights) with respect to chosen parameters.
+    """Curvature of (sum of losses) / (sum of loss weights) with respect to chosen parameters.
 
     The model must be in evaluation mode while the operator is used; see
     :func:`fastsam.curvature.isolation.undisturbed`.

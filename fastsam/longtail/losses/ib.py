@@ -66,7 +66,7 @@ register_loss(
             settings.ib_alpha, weight=inverse_frequency_weights(classes.counts)
         ),
         settings=InfluenceBalancedSettings,
-        summary="influence-balanced loss; cross-entropy before the deferral epoch",
+        summary="influence-balanced loss; cross-entropy up to the deferral epoch",
         early="ce",
         balances_classes=True,
     )

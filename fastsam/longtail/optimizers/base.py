@@ -204,7 +204,8 @@ class SAMSettings(AscentSettings):
     """Settings of SAM and ASAM."""
 
     ascent_interval: int = setting(
-        "ascend in every N-th step, counted from the first ascent; rho is not scaled",
+        "ascend in every N-th step, counted from the first ascent. rho is not increased to make up for the "
+        "steps without an ascent",
         default=1,
         before=1,
         low=1,
