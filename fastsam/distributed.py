@@ -1,8 +1,9 @@
-"""The ranks of a run: rank and world size, all-reduce, gather and barrier over torch.distributed."""
+"""The ranks of a run: world size, all-reduce, gather and barrier, and the parts of sharded tensors."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,10 +124,32 @@ class World:
         """Return whether all ranks passed the same value."""
         return len(set(self.all_gather(value))) == 1
 
+    @contextmanager
+    def rank_0_first(self) -> Iterator[None]:
+        """Run the block on rank 0, and then on all other ranks."""
+        if self.rank != 0:
+            self.barrier()
+        yield
+        if self.rank == 0:
+            self.barrier()
+
     def barrier(self) -> None:
         """Wait until all ranks have reached this call."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether ``tensor`` is a DTensor."""
+    # Importing torch.distributed.tensor takes half as long as importing torch. Until another module has
+    # imported it, or in a torch build without distributed support, no tensor can be a DTensor.
+    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return dtensor is not None and isinstance(tensor, dtensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a DTensor; any other tensor is returned unchanged."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def launched_world_size() -> int:

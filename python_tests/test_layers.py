@@ -99,7 +99,7 @@ LONGTAIL_LAYERS = (
     ("registry", "runtime", "origin"),
     ("classes", "data"),
     ("schedules", "models", "predictions"),
-    ("features",),
+    ("features", "sharding"),
     ("calibrators",),
     ("objective", "scores"),
     ("metrics",),

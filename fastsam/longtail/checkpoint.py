@@ -23,6 +23,7 @@ from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.results import Epoch, best_epoch, judged_rule
+from fastsam.longtail.sharding import sharded_state
 from fastsam.records import build
 
 FORMAT = "fastsam-longtail"
@@ -280,7 +281,8 @@ class Checkpoint:
         """
         try:
             _check_state(self.optimizer, optimizer)
-            optimizer.load_state_dict(self.optimizer)
+            parameters = [value for group in optimizer.param_groups for value in group["params"]]
+            optimizer.load_state_dict(sharded_state(self.optimizer, parameters))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise CheckpointError(
                 f"the stored optimizer state does not fit {self.config.optimizer} on this network: {error}"

@@ -94,6 +94,9 @@ def predict(
     training = model.training
     model.eval()
     share = np.arange(world.rank, len(images), world.world_size)
+    # A pass of a sharded network requires all ranks, so a rank with one image less reads the first one too.
+    pads = world.rank >= len(images) % world.world_size > 0
+    share = np.append(share, 0) if pads else share
     order = np.array_split(share, range(batch_size, len(share), batch_size))
     # Columns: class, confidence, rank, nll, whether the image was read, whether its logits are finite.
     # Rows of other ranks stay zero, so the all-reduce below merges them.
@@ -117,6 +120,8 @@ def predict(
             found[batch.indices] = torch.stack([column.double() for column in columns], dim=1)
     finally:
         model.train(training)
+    if pads:
+        found[0] = 0  # the row belongs to rank 0
     world.all_reduce([found])
     classes, confidence, rank, nll, seen, finite = found.cpu().unbind(dim=1)
     known = seen > 0

@@ -12,6 +12,7 @@ from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.precision import Precision
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.sharding import Parallel
 
 Selection = Literal["last", "best-validation"]
 
@@ -78,6 +79,27 @@ class RunSettings(Settings):
     channels_last: bool = setting(
         "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
         "bfloat16 convolutions on a GPU and often convolutions on a CPU",
+        default=False,
+        before=False,
+    )
+    accumulate: int = setting(
+        "micro-batches per pass: each holds the activations of 1/INT of a process's part of the batch. Batch "
+        "normalization uses the statistics of a micro-batch",
+        default=1,
+        before=1,
+        low=1,
+        high=10**6,
+    )
+    parallel: Parallel = setting(
+        "how several processes hold the network: ddp (each all of it, DistributedDataParallel) or fsdp2 "
+        "(each a part of every weight, gradient and optimizer state)",
+        default="ddp",
+        before="ddp",
+        place=True,
+    )
+    sync_batch_norm: bool = setting(
+        "normalize with the statistics of all processes' parts of a batch (torch.nn.SyncBatchNorm, on GPUs "
+        "only), not with those of one part",
         default=False,
         before=False,
     )

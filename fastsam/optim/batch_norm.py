@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -30,17 +30,35 @@ def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
         >>> int(layer.num_batches_tracked)
         0
     """
-    # In training mode, a layer with track_running_stats=False passes no running statistics to the kernel. In
-    # evaluation mode it still uses them, so the switch is safe even if the mode changes inside the context.
-    layers = [
+    with frozen_statistics(batch_norm_layers(model)):
+        yield
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm and SyncBatchNorm layers of a model that have running statistics."""
+    return [
         module
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
     ]
-    for layer in layers:
+
+
+@contextmanager
+def frozen_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Keep the running statistics of ``layers`` unchanged; see :func:`frozen_batch_norm_statistics`.
+
+    A caller that makes many passes looks up the layers once, with :func:`batch_norm_layers`.
+
+    Args:
+        layers: the layers. Those whose statistics are frozen already stay so after the context.
+    """
+    # In training mode, a layer with track_running_stats=False passes no running statistics to the kernel. In
+    # evaluation mode it still uses them, so the switch is safe even if the mode changes inside the context.
+    changed = [layer for layer in layers if layer.track_running_stats]
+    for layer in changed:
         layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in changed:
             layer.track_running_stats = True

@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fastsam.optim._engine import sharding
+from fastsam.distributed import is_sharded
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
@@ -153,7 +153,7 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
         return "the optimizer's step hooks would run once, during the capture, and never again; remove them"
     if isinstance(model, DistributedDataParallel):
         return "communication between ranks is not captured; train with the plain calls"
-    if any(sharding.is_sharded(p) for p in parameters):
+    if any(is_sharded(p) for p in parameters):
         return "DTensor parameters need communication between ranks; train with the plain calls"
     if any(p.grad is not None for p in parameters):
         return "parameters already have gradients: call optimizer.zero_grad() first"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from fastsam.distributed import World
 from fastsam.longtail import recipe
 from fastsam.longtail.build import build_network, build_objective
 from fastsam.longtail.data import Batch, load_digits_lt
+from fastsam.longtail.sharding import Parallel, gathered
 from fastsam.longtail.training import Engine, Stepper
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
@@ -31,16 +32,54 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Largest difference from one process, relative to the largest value."""
 AMPLIFIED = {"weights": 1, "losses": 1, "momentum": 10}
 """Gradients amplify differences of the weights."""
+SEPARABLE = ("ce", "ldam-drw")
+"""Methods whose loss of an image does not depend on other images, so that batches may be split."""
 
 
-def take_steps(world: World, method: str, dtype: torch.dtype, steps: int) -> dict[str, Any]:
+class Case(NamedTuple):
+    """A training: its engine, micro-batches per rank, method, precision and number of steps."""
+
+    parallel: Parallel
+    accumulate: int
+    method: str
+    dtype: torch.dtype
+    steps: int
+
+    def alone(self) -> Case:
+        """Return the same training in one process and in whole batches."""
+        return self._replace(parallel="ddp", accumulate=1)
+
+
+def cases(methods: Sequence[str], steps: int) -> list[Case]:
+    """Return all engines with these methods: ``steps`` steps in float64, and 5 in float32."""
+    ways: list[tuple[Parallel, int]] = [("ddp", 1), ("fsdp2", 1), ("ddp", 3), ("fsdp2", 3)]
+    return [
+        Case(parallel, accumulate, method, dtype, count)
+        for parallel, accumulate in ways
+        for method in methods
+        for dtype, count in ((torch.float64, steps), (torch.float32, 5))
+        if accumulate == 1 or method in SEPARABLE
+    ]
+
+
+FEW = [
+    Case("ddp", 1, "paco", torch.float64, 8),
+    Case("fsdp2", 1, "paco", torch.float64, 8),
+    Case("ddp", 3, "ldam-drw", torch.float64, 8),
+    Case("fsdp2", 3, "ldam-drw", torch.float64, 8),
+]
+
+
+def take_steps(case: Case, world: World) -> dict[str, Tensor]:
     """Take steps of SGD, and of SAM in the second half, with frozen statistics of BatchNorm."""
+    method, dtype, steps = case.method, case.dtype, case.steps
     config = recipe("digits-lt", method, "sgd").config()
     network = build_network(config, 10, 1).to(dtype).eval()
+    engine = Engine(network, world, case.parallel)
     options = {"lr": METHODS[method], "momentum": 0.9, "weight_decay": 1e-3, "start": steps // 2}
     optimizer = SAM(network.parameters(), torch.optim.SGD, rho=0.05, **options)
     objective = build_objective(config, DIGITS.counts)
-    stepper = Stepper(Engine(network, world), optimizer, objective, seed=0)
+    stepper = Stepper(engine, optimizer, objective, seed=0, accumulate=case.accumulate)
     images = DIGITS.train.images.to(dtype) / 16
     targets = torch.from_numpy(DIGITS.train.targets)
     generator = torch.Generator().manual_seed(0)
@@ -52,11 +91,9 @@ def take_steps(world: World, method: str, dtype: torch.dtype, steps: int) -> dic
         views = images[rows], images[rows].flip(-1)
         (seen,) = next(stepper.steps([Batch(views, targets[rows], rows)], epoch=late))
         losses.append(seen.loss)
-    momentum = [
-        state["momentum_buffer"]
-        for state in optimizer.base_optimizer.state_dict()["state"].values()
-    ]
-    parameters = [p.detach() for p in network.parameters()]
+    states = gathered(optimizer.base_optimizer.state_dict())["state"].values()
+    momentum = [state["momentum_buffer"] for state in states]
+    parameters = [gathered(p.detach()) for p in network.parameters()]
     return {"weights": flat(parameters), "momentum": flat(momentum), "losses": torch.stack(losses)}
 
 
@@ -64,31 +101,35 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _rank(rank: int, size: int, steps: dict[torch.dtype, int], folder: str) -> None:
+def _rank(rank: int, size: int, trained: list[Case], folder: str) -> None:
     torch.set_num_threads(1)
-    store = f"file://{folder}/store-{size}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    found = {
-        (method, str(dtype)): take_steps(World(rank, size), method, dtype, count)
-        for method, (dtype, count) in itertools.product(METHODS, steps.items())
-    }
-    torch.save(found, f"{folder}/{size}-{rank}.pt")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+    )
+    torch.save([take_steps(case, World(rank, size)) for case in trained], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("size", "long"), [(2, 12), pytest.param(2, 100, marks=SLOW), pytest.param(4, 100, marks=SLOW)]
+    ("size", "trained"),
+    [
+        (2, FEW),
+        pytest.param(2, cases(list(METHODS), 100), marks=SLOW),
+        pytest.param(4, cases(list(METHODS), 100), marks=SLOW),
+    ],
+    ids=["2 ranks, 8 steps", "2 ranks, 100 steps", "4 ranks, 100 steps"],
 )
-def test_ranks_take_the_steps_of_one_process(size: int, long: int, tmp_path: Path) -> None:
-    steps = {torch.float64: long, torch.float32: 5}
+def test_ranks_take_the_steps_of_one_process(
+    size: int, trained: list[Case], tmp_path: Path
+) -> None:
     torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank, args=(size, steps, str(tmp_path)), nprocs=size
+        _rank, args=(size, trained, str(tmp_path)), nprocs=size
     )
-    ranks = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
-    for method, (dtype, count) in itertools.product(METHODS, steps.items()):
-        key = method, str(dtype)
-        for name, value in take_steps(World(), method, dtype, count).items():
-            for other in ranks:
-                assert torch.equal(other[key][name], ranks[0][key][name]), (key, name)
-            difference = float((ranks[0][key][name] - value).abs().max() / value.abs().max())
-            assert difference <= AMPLIFIED[name] * TOLERANCES[dtype], (key, name)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
+    expected = {case.alone(): take_steps(case.alone(), World()) for case in trained}
+    for case, *found in zip(trained, *ranks, strict=True):
+        for name, value in expected[case.alone()].items():
+            for other in found:
+                assert torch.equal(other[name], found[0][name]), (case, name)
+            difference = float((found[0][name] - value).abs().max() / value.abs().max())
+            assert difference <= AMPLIFIED[name] * TOLERANCES[case.dtype], (case, name)

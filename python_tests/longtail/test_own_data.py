@@ -475,7 +475,7 @@ def test_damaged_scans_are_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def interrupted(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
 
     def stop(step: Any) -> None:
         if step.epoch == 2:

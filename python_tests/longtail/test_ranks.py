@@ -111,7 +111,7 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
 
 def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
-    with pytest.raises(UsageError, match="at least 4 for 2 processes, got 3"):
+    with pytest.raises(UsageError, match=r"at least 4 for 2 process\(es\) and accumulate=1, got 3"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=3).config(), world=two)
     with pytest.raises(UsageError, match="corrupt stop"):
         Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

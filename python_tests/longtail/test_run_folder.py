@@ -214,7 +214,7 @@ def test_a_full_disk_at_the_end_leaves_the_result_to_be_read(
 def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
     config = short("ce", "sam", epochs=4)
     whole = Trainer(config, data=FEW, out=tmp_path / "whole", progress=False).fit()
     run = Trainer(config, data=FEW, out=tmp_path / "cut", progress=False)

@@ -78,7 +78,7 @@ def test_tracking_changes_neither_the_training_nor_the_run(tmp_path: Path) -> No
 
 
 def test_a_resumed_run_keeps_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
 
     def facts(result: Result) -> list[Any]:
         points = result.curvature

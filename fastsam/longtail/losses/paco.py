@@ -152,6 +152,7 @@ class PaCoClassifier(Classifier):
         momentum: momentum of the moving average; 0.999 as in He et al. (CVPR 2020).
     """
 
+    forward_methods = ("outputs", "keys")
     queue: Tensor
     queue_targets: Tensor
     queue_place: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,7 +28,11 @@ class Classifier(nn.Module):
         features: maps images ``[B, channels, H, W]`` to features ``[B, D]``.
         head: maps features ``[B, D]`` to logits ``[B, C]``.
         feature_width: D.
+        forward_methods: methods besides :meth:`forward` that compute with the parameters. Parameters that are
+            sharded are gathered before each.
     """
+
+    forward_methods: ClassVar[tuple[str, ...]] = ("outputs",)
 
     def __init__(self, features: nn.Module, head: nn.Module, feature_width: int) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ register_optimizer(
             **settings.ascent(inputs),
         ),
         settings=SAMSettings,
+        shards=True,
         summary="adaptive sharpness-aware minimization on SGD",
         recipe=layer("Kwon et al. 2021 (CIFAR-10)", rho=(0.5,), rho_schedule="constant"),
     )

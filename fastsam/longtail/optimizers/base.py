@@ -225,10 +225,12 @@ class OptimizerPart(RunPart):
         build: ``build(settings, inputs)`` creates the optimizer from :class:`OptimizerInputs`. An optimizer
             that needs several gradients per step must have a method ``passes()``; see
             :func:`fastsam.optim.passes_of`.
+        shards: whether it can train parameters of which each rank holds a part (DTensors).
     """
 
     build: Callable[[Any, OptimizerInputs], Optimizer]
     settings: type[OptimizerSettings] = OptimizerSettings
+    shards: bool = False
 
 
 OPTIMIZERS: Registry[OptimizerPart] = Registry("optimizer", "fastsam.longtail.optimizers")

@@ -49,6 +49,7 @@ register_optimizer(
             **settings.ascent(inputs),
         ),
         settings=LookSAMSettings,
+        shards=True,
         summary="SAM at every k-th step, reusing its direction in between",
         recipe=layer(
             "starting point; the paper names no value", known=False, rho_schedule="constant"

@@ -10,6 +10,7 @@ register_optimizer(
             optimizer=settings.sgd(inputs), rho=settings.rho[0], **settings.ascent(inputs)
         ),
         settings=SAMSettings,
+        shards=True,
         summary="sharpness-aware minimization on SGD",
     )
 )

@@ -7,6 +7,7 @@ register_optimizer(
         name="sgd",
         build=SGDSettings.sgd,
         settings=SGDSettings,
+        shards=True,
         summary="stochastic gradient descent with momentum",
     )
 )

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastsam.distributed import World
+from fastsam.distributed import World, local_part
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.results import Epoch, best_epoch, judged_rule
+from fastsam.longtail.sharding import load_weights
+
+_Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class JudgedWeights:
@@ -41,7 +45,12 @@ class JudgedWeights:
         self.network = network
         if config.ema is not None:
             mean = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-            self._average = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+
+            def mean_of_parts(averages: _Tensors, values: _Tensors, count: Any) -> None:
+                # Buffers are whole even if parameters are sharded, and torch does not mix the two.
+                mean(*([local_part(v) for v in given] for given in (averages, values)), count)
+
+            self._average = AveragedModel(network, multi_avg_fn=mean_of_parts, use_buffers=True)
             self._average.update_parameters(network)  # the first call copies
             self.network = cast(Classifier, self._average.module)
 
@@ -58,7 +67,7 @@ class JudgedWeights:
         self.best = checkpoint.best if self._selects else None
         if self._average is not None:
             began = checkpoint.model if checkpoint.average is None else checkpoint.average
-            self.network.load_state_dict(began)
+            load_weights(self.network, began)
 
     def update(self) -> None:
         """Update the average after a step."""
@@ -97,5 +106,5 @@ class JudgedWeights:
             parent: record of the run from which this one branched off, which may average differently.
         """
         if self.best is not None:
-            self.network.load_state_dict(self.best)
+            load_weights(self.network, self.best)
         return judged_rule(history, selects=self.best is not None, decay=self._decay, parent=parent)

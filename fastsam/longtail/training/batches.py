@@ -14,7 +14,8 @@ from fastsam.longtail.data import Batch, Draw, Images
 from fastsam.longtail.samplers import HasOrder
 
 FEWEST = 2
-"""Smallest number of images in a rank's part of a batch: batch normalization needs two for a variance."""
+"""Smallest number of images that pass through a network together: batch normalization needs two for a
+variance."""
 VIEW_EPOCHS = 1 << 32
 """Offset in epochs between the augmentation seeds of two views of an image."""
 
@@ -35,6 +36,7 @@ class EpochBatches:
         seed: seed of the augmentation on this rank.
         device: device of the batches.
         world: the ranks of the run.
+        accumulate: micro-batches of a rank's part of a batch.
     """
 
     images: Images
@@ -45,15 +47,16 @@ class EpochBatches:
     seed: int
     device: torch.device
     world: World = World()  # noqa: RUF009 (frozen)
+    accumulate: int = 1
 
     def indices(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the indices of this rank's part of each batch of an epoch.
 
-        If the last batch has fewer than two images for each rank, it joins the one before.
+        If the last batch has fewer than two images for each micro-batch, it joins the one before.
         """
         order = self.sampler.order(epoch)
         cuts = list(range(self.batch_size, len(order), self.batch_size))
-        if cuts and len(order) - cuts[-1] < FEWEST * self.world.world_size:
+        if cuts and len(order) - cuts[-1] < FEWEST * self.world.world_size * self.accumulate:
             cuts.pop()
         whole = np.array_split(order, cuts)
         return [batch[self.world.rank :: self.world.world_size] for batch in whole]

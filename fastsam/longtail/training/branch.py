@@ -18,6 +18,7 @@ from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.settings import settings_of
+from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
 NAMES = ("data", "method", "optimizer")
@@ -178,14 +179,14 @@ class Branch:
             {**group, **_counters(kept, group, steps)}
             for group, kept in zip(own["param_groups"], stored["param_groups"], strict=True)
         ]
-        optimizer.load_state_dict(
-            {
-                **own,
-                **_counters(stored, own, steps),
-                "state": {index: entry for index, entry in state.items() if entry},
-                "param_groups": groups,
-            }
-        )
+        loaded = {
+            **own,
+            **_counters(stored, own, steps),
+            "state": {index: entry for index, entry in state.items() if entry},
+            "param_groups": groups,
+        }
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
+        optimizer.load_state_dict(sharded_state(loaded, parameters))
 
 
 def _counters(stored: Mapping[str, Any], own: Mapping[str, Any], steps: int) -> dict[str, Any]:

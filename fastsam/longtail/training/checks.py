@@ -13,6 +13,8 @@ from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.objective import Objective
+from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.training.ascent_batch import check_ascent_share
 from fastsam.longtail.training.batches import FEWEST
 
@@ -27,8 +29,16 @@ def check_run(config: TrainConfig, world: World) -> None:
     twice = double_adjustment(config)
     if twice is not None and world.rank == 0:
         warnings.warn(twice, stacklevel=3)
+    _check_batch_size(config, world)
+    if config.sync_batch_norm and not config.device.startswith("cuda"):
+        raise UsageError(
+            f"sync_batch_norm requires a CUDA device, but device is {config.device}; PyTorch's SyncBatchNorm "
+            "does not run elsewhere. Train with device=cuda or sync_batch_norm=False"
+        )
     if world.world_size > 1:
-        _check_processes(config, world)
+        _check_processes(config)
+        if config.parallel == "fsdp2":
+            _check_sharding(config)
     check_ascent_share(config, world)
 
 
@@ -41,14 +51,43 @@ def check_selection(config: TrainConfig, data: LongTailData) -> None:
         )
 
 
-def _check_processes(config: TrainConfig, world: World) -> None:
-    """Check that several processes can train this configuration."""
-    fewest = FEWEST * world.world_size
-    if config.batch_size < fewest:
+def check_accumulation(config: TrainConfig, objective: Objective) -> None:
+    """Raise :class:`UsageError` if a loss that compares the samples of a batch would see micro-batches."""
+    if config.accumulate > 1 and objective.couples_batch:
         raise UsageError(
-            f"batch_size must be at least {fewest} for {world.world_size} processes, got "
-            f"{config.batch_size}; batch_size counts the images of all processes"
+            f"accumulate {config.accumulate} splits a batch, but method {config.method} compares all of its "
+            "images with each other; set accumulate=1 and use more processes to save memory"
         )
+
+
+def _check_batch_size(config: TrainConfig, world: World) -> None:
+    """Check that every micro-batch of every rank has at least 2 images."""
+    fewest = FEWEST * world.world_size * config.accumulate
+    if fewest > FEWEST and config.batch_size < fewest:
+        raise UsageError(
+            f"batch_size must be at least {fewest} for {world.world_size} process(es) and accumulate="
+            f"{config.accumulate}, got {config.batch_size}; batch_size counts the images of all processes "
+            "and micro-batches"
+        )
+
+
+def _check_sharding(config: TrainConfig) -> None:
+    """Check that a sharded network can be trained with this configuration."""
+    refused = {
+        f"optimizer {config.optimizer}": not OPTIMIZERS[config.optimizer].shards,
+        "ascent_scope local": config.ascent_scope == "local",
+        "track_curvature": config.track_curvature is not None,
+    }
+    for what, is_refused in refused.items():
+        if is_refused:
+            raise UsageError(
+                f"{what} requires all weights on each process, but parallel fsdp2 splits them; choose "
+                "parallel=ddp"
+            )
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """Check that several processes can train this configuration."""
     if config.corrupt == "skip":
         raise UsageError(
             "corrupt 'skip' requires a single process, because all processes must have the same number of "

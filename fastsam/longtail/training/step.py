@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastsam.distributed import World
+from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.objective import Objective
@@ -20,7 +20,8 @@ from fastsam.longtail.precision import Precision, autocast
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
-from fastsam.optim import frozen_batch_norm_statistics, kept_if_skipped
+from fastsam.optim import kept_if_skipped
+from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
 from fastsam.optim.passes import Need, passes_of, run_passes
 
 
@@ -57,10 +58,10 @@ class _Piece:
 
     Attributes:
         batch: this rank's images of the piece.
+        micro: its micro-batches, each with the return value of :meth:`Objective.prepare`.
         share: number of images as a fraction of the whole batch.
         number: index of the batch in the epoch, counted from 0.
         objective: objective of its passes.
-        prepared: return value of :meth:`Objective.prepare`.
         whole: batch and prepared values of all ranks, if the objective couples the samples of a batch.
         mass: see :class:`AscentSample`.
         is_sample: whether it is a sample for the ascent gradient.
@@ -69,10 +70,10 @@ class _Piece:
     """
 
     batch: Batch
+    micro: list[tuple[Batch, list[Any]]]
     share: float
     number: int
     objective: Objective
-    prepared: list[Any]
     whole: tuple[Batch, list[Any]] | None = None
     mass: Tensor | None = None
     is_sample: bool = False
@@ -91,6 +92,7 @@ class Stepper:
         seed: seed of the random numbers of the loss on this rank.
         precision: precision of the passes.
         ascent: samples each batch for the ascent gradient; None to use whole batches.
+        accumulate: micro-batches of a pass, whose gradients are added up.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
     """
@@ -101,8 +103,18 @@ class Stepper:
     seed: int
     precision: Precision = "float32"
     ascent: AscentBatches | None = None
+    accumulate: int = 1
     gradients: float = 0.0
     batches: int = 0
+
+    def __post_init__(self) -> None:
+        # A ResNet-50 has 320 modules and parameters: walking over them in each pass would take a millisecond.
+        parameters = list(self.network.parameters())
+        self._device = parameters[0].device
+        self._trained = [value for value in parameters if value.requires_grad]
+        frozen = [local_part(value) for value in parameters if not value.requires_grad]
+        self._untrained = [*self.network.buffers(), *frozen]
+        self._norms = batch_norm_layers(self.network)
 
     @property
     def network(self) -> Classifier:
@@ -169,83 +181,95 @@ class Stepper:
         with self._unless_skipped():
             run_passes(passes_of(self.optimizer), answer)
             for piece in pieces.values():
-                batch, prepared = piece.whole or (piece.batch, piece.prepared)
-                self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
+                for batch, prepared in [piece.whole] if piece.whole else piece.micro:
+                    self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
     def _piece(
         self, batch: Batch, share: float, number: int, epoch: int, objective: Objective
     ) -> _Piece:
-        seed = derived_seed(self.seed, Stream.LOSS, epoch, number)
-        with autocast(self.precision, self._device):
-            prepared = objective.prepare(batch, self.network, epoch=epoch, seed=seed)
+        micro: list[tuple[Batch, list[Any]]] = []
+        count = batch.part_count(self.accumulate)
+        for place in range(count):
+            part = batch.part(place, count)
+            position = (number, place) if place else (number,)
+            seed = derived_seed(self.seed, Stream.LOSS, epoch, *position)
+            with autocast(self.precision, self._device):
+                micro.append((part, objective.prepare(part, self.network, epoch=epoch, seed=seed)))
         whole = None
         if objective.couples_batch and self.world.world_size > 1:
             gather = self.world.all_gather_rows
             everyone = Batch((), gather(batch.targets), gather(batch.indices))
+            ((_, prepared),) = micro
             whole = everyone, [None if value is None else gather(value) for value in prepared]
-        return _Piece(batch, share, number, objective, prepared, whole)
+        return _Piece(batch, micro, share, number, objective, whole)
 
     def _sample(self, piece: _Piece, ascent: AscentBatches, epoch: int) -> _Piece:
         """Return the sample of a piece for the ascent gradient. All passes of a step use the same sample."""
         if piece.sample is None:
             batch, mass = ascent.sample(piece.batch, epoch=epoch, number=piece.number)
             share = piece.share * len(batch.targets) / len(piece.batch.targets)
-            with frozen_batch_norm_statistics(
-                self.network
-            ):  # a momentum encoder has statistics too
+            with frozen_statistics(self._norms):  # a momentum encoder has statistics too
                 sample = self._piece(batch, share, piece.number, epoch, ascent.objective)
             piece.sample = replace(sample, mass=mass, is_sample=True)
         return piece.sample
 
     def _pass(self, piece: _Piece, need: Need, epoch: int) -> Tensor:
-        """Compute the loss and its gradient: all-reduce of the divisors, forward, objective, backward.
+        """Compute the loss and its gradient: all-reduce of the divisors, then each micro-batch in turn.
 
         Only the first pass over a whole piece updates running statistics and is reported.
         """
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        earlier = [p.grad for p in trained] if need.add else []
+        earlier = [p.grad for p in self._trained] if need.add else []
         self.optimizer.zero_grad()
         first = piece.seen is None and not piece.is_sample
-        batch, prepared, gathers = piece.batch, piece.prepared, False
-        if piece.whole is not None and not need.local:
-            (batch, prepared), gathers = piece.whole, True
-        divisors = piece.objective.divisors(batch, epoch=epoch)
-        if not (need.local or gathers):
+        whole = piece.whole if not need.local else None
+        divided = piece.batch if whole is None else whole[0]
+        divisors = piece.objective.divisors(divided, epoch=epoch)
+        if whole is None and not need.local:
             divisors = self._of_all_ranks(divisors, piece.mass)
-        with ExitStack() as stack:
-            if not first:
-                stack.enter_context(frozen_batch_norm_statistics(self.network))
-            stack.enter_context(self.engine.gradients(local=need.local))
-            with autocast(self.precision, self._device):
-                outputs = self.engine.outputs(piece.batch.inputs)
-            loss = piece.objective.loss(
-                self._of_whole_batch(outputs) if gathers else outputs,
-                batch,
-                self.network,
-                epoch=epoch,
-                prepared=prepared,
-                weighting=need.weighting,
-                divisors=divisors,
-            )
-            self.engine.backward(loss, local=need.local)
+        losses, seen = [], []
+        with nullcontext() if first else frozen_statistics(self._norms):
+            for place, (part, prepared) in enumerate(piece.micro, start=1):
+                last = place == len(piece.micro)
+                with self.engine.gradients(synchronize=last and not need.local):
+                    with autocast(self.precision, self._device):
+                        outputs = self.engine.outputs(part.inputs)
+                    batch, shared = (part, prepared) if whole is None else whole
+                    loss = piece.objective.loss(
+                        outputs if whole is None else self._of_whole_batch(outputs),
+                        batch,
+                        self.network,
+                        epoch=epoch,
+                        prepared=shared,
+                        weighting=need.weighting,
+                        divisors=divisors,
+                    )
+                    self.engine.backward(loss, local=need.local)
+                losses.append(loss.detach())
+                seen.append((outputs.logits.detach(), outputs.features.detach()))
         self.gradients += piece.share
-        value = loss.detach().clone()
-        if not (need.local or gathers):
+        value = losses[0].clone()
+        for other in losses[1:]:
+            value += other
+        if whole is None and not need.local:
             self.world.all_reduce([value])
-        for parameter, gradient in zip(trained, earlier, strict=False):
+        for parameter, gradient in zip(self._trained, earlier, strict=False):
             if gradient is not None:
                 parameter.grad = (
                     gradient if parameter.grad is None else gradient.add_(parameter.grad)
                 )
         if first:
+            logits, features = (
+                parts[0] if len(parts) == 1 else torch.cat(parts)
+                for parts in zip(*seen, strict=True)
+            )
             piece.seen = Step(
                 epoch=epoch,
                 batch=piece.number,
                 loss=value,
-                logits=outputs.logits.detach(),
-                features=outputs.features.detach(),
+                logits=logits,
+                features=features,
                 targets=piece.batch.targets,
                 indices=piece.batch.indices,
             )
@@ -271,14 +295,8 @@ class Stepper:
         self.world.all_reduce([total])
         return divisors * (total / mass).to(divisors)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def _unless_skipped(self) -> AbstractContextManager[None]:
         """Return a context that restores buffers and frozen parameters if the optimizer skips the step."""
         if not self.skips_nonfinite_steps:
             return nullcontext()
-        frozen = [value for value in self.network.parameters() if not value.requires_grad]
-        changed = [*self.network.buffers(), *frozen]
-        return kept_if_skipped(self.optimizer, changed)  # type: ignore[arg-type]
+        return kept_if_skipped(self.optimizer, self._untrained)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from fastsam.distributed import World
 from fastsam.files import check_room
@@ -32,23 +33,27 @@ from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.sharding import gathered, load_weights, shard
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
-from fastsam.longtail.training.checks import check_batches, check_run, check_selection
+from fastsam.longtail.training.checks import (
+    check_accumulation,
+    check_batches,
+    check_run,
+    check_selection,
+)
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.longtail.training.saving import Saver
 from fastsam.longtail.training.step import Step, Stepper
 from fastsam.longtail.training.totals import EpochTotals
 from fastsam.progress import ProgressBar
 from fastsam.threads import cpu_threads
-
-CHECKPOINT_SECONDS = 10.0
-"""Seconds between checkpoints, written after an epoch; the last epoch always has one."""
 
 
 class Trainer:
@@ -110,7 +115,8 @@ class Trainer:
         self.device = chosen_device(world.device(config.device))
         self.progress = progress and world.rank == 0
         if data is None:
-            data = load_configured(config, progress=self.progress)
+            with world.rank_0_first():  # it downloads and caches what others then read
+                data = load_configured(config, progress=self.progress)
         elif config.data not in (data.name, f"{GIVEN}{data.name}"):
             raise UsageError(
                 f"config.data is {config.data!r}, but the data set is {data.name!r}; create the settings "
@@ -130,6 +136,8 @@ class Trainer:
         self.contents = self.data.contents(progress=self.progress)
         self.channels = self.data.test.channels
         self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
+        if config.sync_batch_norm:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         if config.channels_last:
             # Converting the filters is enough: their outputs get the same memory format.
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -137,7 +145,11 @@ class Trainer:
             config, self.data.counts, self.data.groups, device=self.device
         )
         check_selection(config, self.data)
+        check_accumulation(config, self.objective)
         self.judged = JudgedWeights(self.model, config)
+        engine = Engine(self.model, world, config.parallel)  # may shard the network
+        if engine.is_sharded and self.judged.network is not self.model:
+            shard(self.judged.network)
         self.judge = Judge(
             self.judged.network,
             self.data,
@@ -158,6 +170,7 @@ class Trainer:
             seed=self._own_seed,
             device=self.device,
             world=world,
+            accumulate=config.accumulate,
         )
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
@@ -166,15 +179,16 @@ class Trainer:
             config,
             self.model,
             steps_per_epoch=self.steps_per_epoch,
-            process_group=world.process_group,
+            process_group=None if engine.is_sharded else world.process_group,
         )
         self.stepper = Stepper(
-            Engine(self.model, world),
+            engine,
             self.optimizer,
             self.objective,
             seed=self._own_seed,
             precision=config.precision,
             ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
+            accumulate=config.accumulate,
         )
         check_batches(first, config, len(self.data.train), world)
         self.history: list[Epoch] = []
@@ -190,7 +204,7 @@ class Trainer:
             resumed = run.find(self.folder, resume)
         world.barrier()  # all ranks have read the folder before rank 0 changes it
         if resumed is not None:
-            self.model.load_state_dict(resumed.model)
+            load_weights(self.model, resumed.model)
             resumed.load_optimizer(self.optimizer)
             self.history = list(resumed.history)
             self.judged.continue_from(resumed)
@@ -201,9 +215,8 @@ class Trainer:
         elif branch is not None:
             self._begin_at(branch)
         options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
-        self._run_file = run_file_text(
-            config, self.sources, options=options, processes=world.world_size
-        )
+        settings = run_file_text(config, self.sources, options=options, processes=world.world_size)
+        self.saver = Saver(self.folder, world, self.keep, settings)
         if self._writes is not None:
             with self._writes.held(self._stamp):
                 self._writes.prepare(overwrite=overwrite)
@@ -219,7 +232,7 @@ class Trainer:
                 epoch's updates were skipped. The last checkpoint is kept.
             OSError: if a file cannot be written. The previous version of the file is kept.
         """
-        saved, folder = time.perf_counter(), self._writes
+        folder = self._writes
         bar = ProgressBar(
             total=self.config.epochs,
             description=f"{self.config.method} {self.config.optimizer}",
@@ -240,15 +253,9 @@ class Trainer:
                 self.judged.keep_best(self.history)
                 if self.on_epoch is not None:
                     self.on_epoch(record)
-                now = time.perf_counter()
                 last = record.epoch == self.config.epochs
                 try:
-                    if folder is not None and record.epoch in self.keep:
-                        self._save(folder, folder.kept(record.epoch))
-                    if folder is not None and (now - saved > CHECKPOINT_SECONDS or last):
-                        self._save(folder, folder.checkpoint)
-                        folder.write_history(self.history)
-                        saved = now
+                    self.saver.after_epoch(self.history, self._checkpoint, last=last)
                 except OSError as error:
                     if not last:
                         raise
@@ -268,7 +275,7 @@ class Trainer:
         """Start from the checkpoint of another run."""
         branch.check(self.config, self.data, self.steps_per_epoch)
         start = branch.checkpoint
-        self.model.load_state_dict(start.model)
+        load_weights(self.model, start.model)
         same = start.config.optimizer == self.config.optimizer
         steps = start.epoch * self.steps_per_epoch
         branch.continue_optimizer(self.optimizer, same=same, steps=steps)
@@ -306,7 +313,7 @@ class Trainer:
         skipped = self.stepper.skipped_steps - skipped_before
         where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
         loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
-        spoiled = not_finite(self.model)
+        spoiled = not_finite(self.model, self.world)
         if spoiled is not None:
             raise TrainingError(
                 f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
@@ -367,20 +374,16 @@ class Trainer:
             met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
 
-    def _save(self, folder: RunFolder, path: Path) -> None:
-        folder.write_settings(self._run_file)
-        self._checkpoint().save(path)
-
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
             config=self.config,
             epoch=len(self.history),
             channels=self.channels,
             num_classes=self.data.num_classes,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=gathered(self.model.state_dict()),
+            optimizer=gathered(self.optimizer.state_dict()),
             history=list(self.history),
-            best=self.judged.best,
+            best=gathered(self.judged.best),
             unreadable=self._unreadable(),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
@@ -390,7 +393,7 @@ class Trainer:
             class_names=list(self.data.class_names),
             counts=self.data.counts.tolist(),
             groups=self.data.group_lists(),
-            average=self.judged.average,
+            average=gathered(self.judged.average),
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
         )

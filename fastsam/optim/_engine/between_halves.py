@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastsam.distributed import is_sharded, local_part
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.kernel_optimizer import KernelOptimizer
 from fastsam.optim._engine.native_step import NativeStep
@@ -128,9 +129,9 @@ class _ByParameter(Mapping[Tensor, Tensor]):
                 "this mapping belongs to an earlier ascent: read the optimizer's attribute again between "
                 "first_step() and second_step() of the current step"
             )
-        weight = sharding.local(parameter).detach()
+        weight = local_part(parameter).detach()
         part = self._value(*((weight, backup) if self._step.exchanged else (backup, weight)))
-        return sharding.wrap_like(parameter, part) if sharding.is_sharded(parameter) else part
+        return sharding.wrap_like(parameter, part) if is_sharded(parameter) else part
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._backups)

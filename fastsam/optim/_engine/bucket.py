@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastsam.distributed import is_sharded, local_part
 from fastsam.kernels import sam as kernels
 from fastsam.kernels.table import TensorTable, is_dense
 from fastsam.optim._engine import sharding
@@ -70,9 +71,9 @@ class Bucket:
         self.perturbs = members[0].perturb
         self.rounds_to_nearest = not all(member.stochastic for member in members)
         self.shard_groups = sharding.shard_groups(self.parameters[0])
-        self._sharded = any(map(sharding.is_sharded, self.parameters))
+        self._sharded = any(map(is_sharded, self.parameters))
         self._gathering = sharding.gathering_modules(self.parameters) if self._sharded else []
-        weights = [sharding.local(parameter) for parameter in self.parameters]
+        weights = [local_part(parameter) for parameter in self.parameters]
         refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
@@ -121,7 +122,7 @@ class Bucket:
         """Return whether a parameter's storage was replaced since the bucket was created."""
         parameters: Iterable[Tensor] = self.parameters
         if self._sharded:
-            parameters = map(sharding.local, parameters)
+            parameters = map(local_part, parameters)
         return self._addresses != list(map(Tensor.data_ptr, parameters))
 
     def take_gradients(self) -> list[Tensor | None]:
@@ -180,7 +181,7 @@ class Bucket:
                 self.parameters, self._backups, self.perturbed, strict=True
             ):
                 if perturbed:
-                    sharding.local(parameter).copy_(backup)
+                    local_part(parameter).copy_(backup)
             sharding.drop_gathered(self._gathering)
         else:
             if not all(self.perturbed):
@@ -193,7 +194,7 @@ class Bucket:
     def exchange(self) -> None:
         """Swap the perturbed weights and their backups in place, bit for bit."""
         for parameter, backup in self.backups():
-            exchange_bits(sharding.local(parameter), backup)
+            exchange_bits(local_part(parameter), backup)
         sharding.drop_gathered(self._gathering)
 
     def forget_backups(self) -> None:
@@ -309,15 +310,15 @@ class Bucket:
                 entry[name] = value.to(device=self.device, dtype=torch.float32)
             elif value is None:
                 entry[name] = self._like_parameter(i, fresh)
-            elif sharding.local(value).stride() != weight.stride():
-                entry[name] = self._like_parameter(i, fresh.copy_(sharding.local(value)))
+            elif local_part(value).stride() != weight.stride():
+                entry[name] = self._like_parameter(i, fresh.copy_(local_part(value)))
         self._counters[i] = float(started)
         return _Bound(names, tuple(entry[name] for name in names))
 
     def _like_parameter(self, i: int, tensor: Tensor) -> Tensor:
         """Return a state tensor as torch's optimizers create it: a DTensor for a DTensor parameter."""
         parameter = self.parameters[i]
-        return sharding.wrap_like(parameter, tensor) if sharding.is_sharded(parameter) else tensor
+        return sharding.wrap_like(parameter, tensor) if is_sharded(parameter) else tensor
 
     def _write_state_columns(
         self, bound: Sequence[_Bound], rule: FusedRule, param_groups: Sequence[Mapping[str, Any]]
@@ -326,7 +327,7 @@ class Bucket:
             self.table.set_state(
                 slot,
                 [
-                    sharding.local(b.tensors[slot])
+                    local_part(b.tensors[slot])
                     if slot < len(b.names) and b.names[slot] != rule.step_key
                     else None
                     for b in bound

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsam.optim._engine import sharding
+from fastsam.distributed import is_sharded, local_part
 from fastsam.optim.passes import Need, Passes, run_passes
 
 CLOSURE_CONTRACT = "clears the gradients, runs forward and backward, and returns the loss"
@@ -138,7 +138,7 @@ class _Kept:
         self._nonzero_shards = {
             key: _any_nonzero(gradient)
             for key, (p, gradient, _) in self._before.items()
-            if sharding.is_sharded(p)
+            if is_sharded(p)
         }
         self._flags: dict[torch.device, list[Tensor]] = defaultdict(list)
         self._reached: set[int] = set()
@@ -178,10 +178,10 @@ class _Kept:
 
 def _any_nonzero(gradient: Tensor) -> Tensor:
     """Return whether the local part of a gradient has a nonzero element, as a tensor on its device."""
-    part = sharding.local(gradient).detach()
+    part = local_part(gradient).detach()
     return (part.coalesce().values() if part.is_sparse else part).any()
 
 
 def _version(gradient: Tensor) -> int:
     """Return the version counter of a gradient's local part, which FSDP2 writes to."""
-    return sharding.local(gradient)._version
+    return local_part(gradient)._version

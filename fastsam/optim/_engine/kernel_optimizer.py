@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastsam.optim._engine import sharding
+from fastsam.distributed import local_part
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
@@ -231,7 +231,7 @@ class KernelOptimizer(OuterOptimizer):
         if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
             return False
         gradients = [p.grad for p in self._parameters()]
-        present = [sharding.local(gradient) for gradient in gradients if gradient is not None]
+        present = [local_part(gradient) for gradient in gradients if gradient is not None]
         return bool(present) and not any(bool(gradient.any()) for gradient in present)
 
     def _has_no_gradient(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastsam.distributed import local_part
 from fastsam.kernels import extension as native
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.bucket import Member
@@ -48,7 +49,7 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
             sharding.refuse_flattened(
                 parameter
             )  # again: FSDP1 may have sharded it after the constructor
-            part = sharding.local(parameter)
+            part = local_part(parameter)
             if part.dtype not in native.DTYPE_CODES:
                 raise ValueError(
                     f"a parameter of shape {tuple(parameter.shape)} has dtype {part.dtype}; SAM supports "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
+
+from fastsam.distributed import is_sharded, local_part
 
 if is_available():
     from torch.distributed import (
@@ -21,14 +22,6 @@ if is_available():
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether ``tensor`` is a DTensor."""
-    # Importing torch.distributed.tensor takes half as long as importing torch. Until another module has
-    # imported it, or in a torch build without distributed support, no tensor can be a DTensor.
-    dtensor = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def refuse_flattened(parameter: Tensor) -> None:
@@ -98,11 +91,6 @@ def drop_gathered(modules: Iterable[FSDPModule]) -> None:
         module.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a DTensor; any other tensor is returned unchanged."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
 def wrap_like(parameter: Tensor, part: Tensor) -> Tensor:
     """Return a DTensor with the mesh, placements and shape of ``parameter`` whose local part is ``part``."""
     from torch.distributed.tensor import DTensor
@@ -129,7 +117,7 @@ def local_gradient(parameter: Tensor) -> Tensor | None:
         )
     if gradient.placements != parameter.placements:  # type: ignore[attr-defined]
         gradient = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
-    return local(gradient)
+    return local_part(gradient)
 
 
 def shard_groups(parameter: Tensor) -> tuple[ProcessGroup, ...]:

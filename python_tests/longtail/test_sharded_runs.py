@@ -1,0 +1,138 @@
+"""Runs whose network is sharded over two ranks: trained, evaluated, saved and resumed like others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from fastsam.distributed import World
+from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.training import Branch
+from fastsam.longtail.training.checks import check_run
+
+RANKS = 2
+
+
+def config_for(**options: Any) -> TrainConfig:
+    """Return a short run of SAM that evaluates an average of the best epoch's weights."""
+    options = {"epochs": 3, "defer_epoch": 1, "batch_size": 99, "lr": 0.02, **options}
+    options = {"select": "best-validation", "ema": 0.9, "ascent_start": "1", **options}
+    return recipe("digits-lt", "ce-drw", "sam", **options).config()
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
+    )
+    world, path = World(rank, RANKS), Path(folder)
+
+    def train(name: str, *, parallel: str, resume: bool = False, stop: int | None = None) -> None:
+        trainer = Trainer(
+            config_for(parallel=parallel),
+            out=path / name,
+            resume=resume,
+            world=world,
+            progress=False,
+            keep=[1],
+            on_epoch=lambda record: _stop_after(stop, record.epoch),
+        )
+        trainer.fit()
+
+    train("ddp", parallel="ddp")
+    train("fsdp2", parallel="fsdp2")
+    for name, first in (("resumed", "fsdp2"), ("changed", "ddp")):
+        with pytest.raises(KeyboardInterrupt):
+            train(name, parallel=first, stop=2)
+        if rank == 0:
+            shutil.copyfile(path / name / "epoch-1.pt", path / name / "checkpoint.pt")
+        world.barrier()
+        train(name, parallel="fsdp2", resume=True)
+    branch = Branch.load(path / "fsdp2", 1)
+    Trainer(
+        config_for(parallel="fsdp2"),
+        branch=branch,
+        out=path / "branch",
+        world=world,
+        progress=False,
+    ).fit()
+    dist.destroy_process_group()
+
+
+def _stop_after(stop: int | None, epoch: int) -> None:
+    if epoch == stop:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Return the last checkpoint of each run by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _rank, args=(str(folder),), nprocs=RANKS
+    )
+    names = ("ddp", "fsdp2", "resumed", "changed", "branch")
+    return {name: Checkpoint.load(folder / name / "checkpoint.pt") for name in names}
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint by name: weights, average, best weights and momentum."""
+    found = {}
+    for part in ("model", "average", "best"):
+        found |= {f"{part}.{name}": value for name, value in getattr(checkpoint, part).items()}
+    for index, entry in checkpoint.optimizer["state"].items():
+        found[f"momentum.{index}"] = entry["momentum_buffer"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "changed"])
+def test_a_sharded_run_ends_like_a_replicated_one(name: str, runs: dict[str, Checkpoint]) -> None:
+    expected, found = tensors(runs["ddp"]), tensors(runs[name])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert type(found[key]) is torch.Tensor
+        difference = (found[key] - value).abs().max() / value.abs().max().clamp_min(1)
+        assert difference < 1e-3, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resumed", "branch"])
+def test_a_sharded_run_continues_with_the_same_bits(name: str, runs: dict[str, Checkpoint]) -> None:
+    expected, found = tensors(runs["fsdp2"]), tensors(runs[name])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"ascent_scope": "local"}, "ascent_scope local requires all weights"),
+        ({"track_curvature": 5}, "track_curvature requires all weights"),
+        ({"sync_batch_norm": True}, "sync_batch_norm requires a CUDA device"),
+        ({"accumulate": 30}, "batch_size must be at least 120"),
+    ],
+)
+def test_what_a_sharded_run_cannot_have(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        check_run(config_for(parallel="fsdp2", **options), World(0, RANKS))
+
+
+def test_an_optimizer_that_reads_whole_weights_is_refused() -> None:
+    config = recipe("digits-lt", "ce", "lpf-sgd", parallel="fsdp2").config()
+    with pytest.raises(UsageError, match="optimizer lpf-sgd requires all weights"):
+        check_run(config, World(0, RANKS))
+
+
+def test_a_loss_that_compares_images_is_not_split() -> None:
+    config = recipe("digits-lt", "paco", "sgd", accumulate=2).config()
+    with pytest.raises(UsageError, match="accumulate 2 splits a batch, but method paco"):
+        Trainer(config, progress=False)
