@@ -71,9 +71,16 @@ class RunSettings(Settings):
         high=2**63 - 1,
     )
     precision: Precision = setting(
-        "precision of the passes of training and evaluation: float32 or bfloat16 (autocast)",
+        "precision of the passes of training and evaluation: float32, bfloat16 or float16 (autocast), or "
+        "auto. float16 scales the loss. auto is decided once, by the device: bfloat16 on a GPU of compute "
+        "capability 8.0 or higher and on a CPU with AMX, float16 on a GPU of capability 7.x, else float32",
         default="float32",
         before="float32",
+    )
+    tf32: bool | None = setting(
+        "round the factors of float32 matrix products and convolutions to TF32, on an NVIDIA GPU; False "
+        "rounds neither (default: PyTorch's own setting, which rounds in convolutions only)",
+        optional=True,
     )
     channels_last: bool = setting(
         "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastsam.distributed import World
 from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.training.loss_scale import LossScale
 
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
@@ -26,11 +28,15 @@ class Engine:
     Args:
         network: the network, with the same weights on all ranks.
         world: the ranks of the run.
+        loss_scale: scales losses and gradients in float16; None for other precisions.
     """
 
-    def __init__(self, network: Classifier, world: World) -> None:
+    def __init__(
+        self, network: Classifier, world: World, *, loss_scale: LossScale | None = None
+    ) -> None:
         self.network = network
         self.world = world
+        self.loss_scale = loss_scale
         self._replicas: DistributedDataParallel | None = None
         if world.world_size > 1:
             options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
@@ -54,10 +60,25 @@ class Engine:
         return self._replicas.no_sync()
 
     def backward(self, loss: Tensor, *, local: bool) -> None:
-        """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss."""
+        """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss.
+
+        In float16 the gradient is multiplied by the loss scale until :meth:`unscale`.
+        """
         if self._replicas is not None and not local:
             loss = loss * self.world.world_size  # DistributedDataParallel averages
+        if self.loss_scale is not None:
+            loss = self.loss_scale.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
+        """Divide the gradients of a whole pass by the loss scale, before anything else uses them.
+
+        Args:
+            parameters: parameters whose ``.grad`` holds the gradient of this pass only.
+            loss: the loss of the pass without the scale.
+        """
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(parameters, loss)
 
 
 class _OutputsOf(nn.Module):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +29,13 @@ from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.origin import Origin
+from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
+from fastsam.longtail.training.auto_precision import decided
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
@@ -40,6 +43,7 @@ from fastsam.longtail.training.checks import check_batches, check_run, check_sel
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
+from fastsam.longtail.training.loss_scale import LossScale, continue_scale
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.step import Step, Stepper
@@ -105,9 +109,13 @@ class Trainer:
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
-        self.config = config
         self.world = world
         self.device = chosen_device(world.device(config.device))
+        check_tf32(config.tf32, self.device)
+        config, self.precision_reason = decided(
+            config, self.device, world, folder=self.folder, resume=resume, branch=branch
+        )
+        self.config = config
         self.progress = progress and world.rank == 0
         if data is None:
             data = load_configured(config, progress=self.progress)
@@ -118,6 +126,8 @@ class Trainer:
             )
         self.data = data.for_run()
         self.sources = sources or {}
+        if self.precision_reason is not None and self.sources:
+            self.sources = {**self.sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.on_result = on_result
@@ -168,8 +178,9 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             process_group=world.process_group,
         )
+        self.loss_scale = LossScale.of_run(config, self.device, world)
         self.stepper = Stepper(
-            Engine(self.model, world),
+            Engine(self.model, world, loss_scale=self.loss_scale),
             self.optimizer,
             self.objective,
             seed=self._own_seed,
@@ -195,6 +206,7 @@ class Trainer:
             self.history = list(resumed.history)
             self.judged.continue_from(resumed)
             self.curvature.load_state_dict(resumed.curvature)
+            continue_scale(self.loss_scale, resumed)
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
             self.parent = resumed.parent
@@ -231,6 +243,7 @@ class Trainer:
             if folder is not None:
                 stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
+            stack.enter_context(float32_products(self.config.tf32, self.device))
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
             bar.update(len(self.history))
@@ -253,7 +266,7 @@ class Trainer:
                     if not last:
                         raise
                     unwritten = error  # evaluate the network before raising it
-                bar.update(note=f"loss {record.loss:.3f}")
+                bar.update(note=f"loss {record.loss:.3f}, {record.images_per_second:.0f} images/s")
             result = self._result()
             if self.on_result is not None:
                 self.on_result(result)
@@ -274,6 +287,7 @@ class Trainer:
         branch.continue_optimizer(self.optimizer, same=same, steps=steps)
         self.history = list(start.history)
         self.judged.continue_from(start)
+        continue_scale(self.loss_scale, start)
         self._unreadable_before = start.unreadable
         self.parent = branch.parent
 
@@ -283,18 +297,17 @@ class Trainer:
         return self.folder if self.world.rank == 0 else None
 
     def _train_epoch(self, epoch: int) -> Epoch:
-        began = time.perf_counter()
         options = {name: schedule(epoch) for name, schedule in self.schedules.items()}
-        lr, rho = options["lr"], options.get("rho")
+        lr = options["lr"]
         for group in self.optimizer.param_groups:
             group.update(options)
-        skipped_before, gradients_before = self.stepper.skipped_steps, self.stepper.gradients
-        totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
+        totals = EpochTotals(self.stepper, self.device)
         before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
         if epoch == 1:
             self.curvature.step(0, lr)
         self.model.train()
-        for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
+        batches = totals.timed(self.batches.read(epoch))
+        for seen in self.stepper.steps(batches, epoch=epoch):
             self.judged.update()
             totals.steps += 1
             for step in seen:
@@ -303,31 +316,18 @@ class Trainer:
                     self.on_step(step)
             self.curvature.step(before + self.stepper.batches, lr)
         self.judged.average_statistics(self.world)
-        skipped = self.stepper.skipped_steps - skipped_before
-        where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
-        loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
+        record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
         spoiled = not_finite(self.model)
         if spoiled is not None:
             raise TrainingError(
                 f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
                 f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
             )
-        validation = self.data.validation
-        if epoch % self.config.validate_every and epoch < self.config.epochs:
-            validation = None
-        return Epoch(
-            epoch=epoch,
-            lr=lr,
-            rho=rho,
-            loss=loss,
-            train_accuracy=accuracy,
-            validation_accuracy=None
-            if validation is None
-            else self.judge.predictions(validation).accuracy,
-            seconds=time.perf_counter() - began,
-            skipped=skipped,
-            gradients=round(self.stepper.gradients - gradients_before, 6),
-        )
+        validation, accuracy = self.data.validation, None
+        last = epoch == self.config.epochs
+        if validation is not None and (last or epoch % self.config.validate_every == 0):
+            accuracy = self.judge.predictions(validation).accuracy
+        return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
 
     @property
     def _own_seed(self) -> int:
@@ -393,4 +393,5 @@ class Trainer:
             average=self.judged.average,
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
+            loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
         )
