@@ -68,6 +68,11 @@ class TrainConfig(RunSettings):
             raise UsageError(
                 f"ema must be below 1, got {self.ema:g}, which would never update the average; try 0.99"
             )
+        if self.compile and self.checkpoint_activations:
+            raise UsageError(
+                "compile cannot be combined with checkpoint_activations: torch.compile decides by itself "
+                "which activations to compute again; pass one of them"
+            )
         needed = chosen["loss"].head
         if needed is not None and self.head != needed:
             raise UsageError(

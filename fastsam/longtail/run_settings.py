@@ -88,6 +88,18 @@ class RunSettings(Settings):
         default=False,
         before=False,
     )
+    compile: bool = setting(
+        "compile the passes of training with torch.compile. The results differ from those without it by "
+        "rounding; the first steps take seconds to minutes longer",
+        default=False,
+        before=False,
+    )
+    checkpoint_activations: bool = setting(
+        "store only the inputs of residual blocks, and compute their activations again in the backward "
+        "pass: less memory, about a third more computation, and the same gradients",
+        default=False,
+        before=False,
+    )
     device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
     threads: int = setting(
         "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastsam.distributed import World
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.training.compiled import check_compiler, compiled_outputs
 from fastsam.longtail.training.loss_scale import LossScale
+from fastsam.longtail.training.recomputation import recomputed, residual_blocks
 
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
@@ -29,24 +33,54 @@ class Engine:
         network: the network, with the same weights on all ranks.
         world: the ranks of the run.
         loss_scale: scales losses and gradients in float16; None for other precisions.
+        compiles: whether ``torch.compile`` compiles the passes.
+        recomputes: blocks of ``network`` whose activations the backward pass computes again.
     """
 
     def __init__(
-        self, network: Classifier, world: World, *, loss_scale: LossScale | None = None
+        self,
+        network: Classifier,
+        world: World,
+        *,
+        loss_scale: LossScale | None = None,
+        compiles: bool = False,
+        recomputes: Sequence[nn.Module] = (),
     ) -> None:
         self.network = network
         self.world = world
         self.loss_scale = loss_scale
+        self._recomputes = recomputes
+        self._outputs = compiled_outputs(network) if compiles else network.outputs
         self._replicas: DistributedDataParallel | None = None
         if world.world_size > 1:
             options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
-            self._replicas = DistributedDataParallel(_OutputsOf(network), **options)
+            self._replicas = DistributedDataParallel(_OutputsOf(network, self._outputs), **options)
+
+    @classmethod
+    def of_run(
+        cls, config: TrainConfig, network: Classifier, device: torch.device, world: World
+    ) -> Engine:
+        """Create the engine of a run.
+
+        Raises:
+            UsageError: if the run compiles and there is no compiler, or computes activations again and the
+                network has no residual blocks.
+        """
+        if config.compile:
+            check_compiler(device)
+        recomputes = config.checkpoint_activations
+        return cls(
+            network,
+            world,
+            loss_scale=LossScale.of_run(config, device, world),
+            compiles=config.compile,
+            recomputes=residual_blocks(network, config.model) if recomputes else (),
+        )
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """Compute :meth:`Classifier.outputs` of images ``[B, channels, H, W]``."""
-        if self._replicas is None:
-            return self.network.outputs(inputs)
-        outputs: Outputs = self._replicas(inputs)
+        with recomputed(self._recomputes):
+            outputs: Outputs = (self._replicas or self._outputs)(inputs)
         return outputs
 
     def gradients(self, *, local: bool) -> AbstractContextManager[Any]:
@@ -82,11 +116,17 @@ class Engine:
 
 
 class _OutputsOf(nn.Module):
-    """Calls :meth:`Classifier.outputs`, because DistributedDataParallel wraps only ``forward``."""
+    """Computes the outputs in ``forward``, because DistributedDataParallel wraps nothing else.
 
-    def __init__(self, network: Classifier) -> None:
+    Args:
+        network: the network, for its parameters.
+        outputs: its :meth:`Classifier.outputs`, possibly compiled.
+    """
+
+    def __init__(self, network: Classifier, outputs: Callable[[Tensor], Outputs]) -> None:
         super().__init__()
         self.network = network
+        self.outputs = outputs
 
     def forward(self, inputs: Tensor) -> Outputs:
-        return self.network.outputs(inputs)
+        return self.outputs(inputs)

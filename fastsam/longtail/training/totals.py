@@ -13,6 +13,7 @@ from fastsam.longtail.data import Batch
 from fastsam.longtail.errors import TrainingError
 from fastsam.longtail.results import Epoch
 from fastsam.longtail.runtime import peak_memory
+from fastsam.longtail.training.compiled import CompileClock
 from fastsam.longtail.training.step import Step, Stepper
 
 
@@ -25,10 +26,15 @@ class EpochTotals:
         stepper: takes the steps. If it skips steps with infinite or NaN gradients, the loss of a skipped step
             is not counted.
         device: device of the steps.
+        compiling: counts the time of compilations; None in runs without them.
     """
 
-    def __init__(self, stepper: Stepper, device: torch.device) -> None:
+    def __init__(
+        self, stepper: Stepper, device: torch.device, *, compiling: CompileClock | None = None
+    ) -> None:
         self.steps = 0
+        self._compiling = compiling
+        self._compiled = 0.0 if compiling is None else compiling.seconds
         self._stepper = stepper
         self._device = device
         self._skips = stepper.skips_nonfinite_steps
@@ -90,6 +96,7 @@ class EpochTotals:
         world.all_reduce([self._loss, self._counted])
         right, seen, with_loss = self._counted.tolist()  # waits for the device
         seconds = self.seconds
+        compiling = None if self._compiling is None else self._compiling.seconds - self._compiled
         if seen == 0:
             raise TrainingError(f"no image of epoch {epoch} could be read; check the files")
         mean = float(self._loss) / max(with_loss, 1)
@@ -115,7 +122,8 @@ class EpochTotals:
             skipped=skipped,
             gradients=round(gradients, 6),
             gradients_per_step=round(gradients / self.steps, 6),
-            images_per_second=round(seen / seconds, 3),
+            images_per_second=round(seen / (seconds - (compiling or 0.0)), 3),
             waiting=round(self._waited / seconds, 6),
+            compile_seconds=None if compiling is None else round(compiling, 3),
             memory=peak_memory(self._device),
         )

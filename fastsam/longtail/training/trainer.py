@@ -40,10 +40,11 @@ from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import check_batches, check_run, check_selection
+from fastsam.longtail.training.compiled import CompileClock
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
-from fastsam.longtail.training.loss_scale import LossScale, continue_scale
+from fastsam.longtail.training.loss_scale import continue_scale
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.step import Step, Stepper
@@ -148,15 +149,8 @@ class Trainer:
         )
         check_selection(config, self.data)
         self.judged = JudgedWeights(self.model, config)
-        self.judge = Judge(
-            self.judged.network,
-            self.data,
-            logit_scale=self.objective.logit_scale,
-            posthoc_tau=config.posthoc_tau,
-            batch_size=config.batch_size // world.world_size,
-            device=self.device,
-            precision=config.precision,
-            world=world,
+        self.judge = Judge.of_run(
+            config, self.judged.network, self.data, self.objective, self.device, world
         )
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
         self.batches = EpochBatches(
@@ -178,9 +172,10 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             process_group=world.process_group,
         )
-        self.loss_scale = LossScale.of_run(config, self.device, world)
+        engine = Engine.of_run(config, self.model, self.device, world)
+        self.loss_scale = engine.loss_scale
         self.stepper = Stepper(
-            Engine(self.model, world, loss_scale=self.loss_scale),
+            engine,
             self.optimizer,
             self.objective,
             seed=self._own_seed,
@@ -188,6 +183,7 @@ class Trainer:
             ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
         )
         check_batches(first, config, len(self.data.train), world)
+        self._compiling: CompileClock | None = None
         self.history: list[Epoch] = []
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
@@ -244,6 +240,8 @@ class Trainer:
                 stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
             stack.enter_context(float32_products(self.config.tf32, self.device))
+            if self.config.compile:
+                self._compiling = stack.enter_context(CompileClock())
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
             bar.update(len(self.history))
@@ -301,7 +299,7 @@ class Trainer:
         lr = options["lr"]
         for group in self.optimizer.param_groups:
             group.update(options)
-        totals = EpochTotals(self.stepper, self.device)
+        totals = EpochTotals(self.stepper, self.device, compiling=self._compiling)
         before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
         if epoch == 1:
             self.curvature.step(0, lr)
