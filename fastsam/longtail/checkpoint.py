@@ -58,6 +58,7 @@ class Checkpoint:
         preprocessing: how an image file becomes the network's input; None if that is unknown, and in
             runs of older versions.
         curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
+        loss_scale: state of the loss scale; None in runs whose precision is not float16.
     """
 
     config: TrainConfig
@@ -80,6 +81,7 @@ class Checkpoint:
     average: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     curvature: dict[str, Any] | None = None
+    loss_scale: dict[str, Any] | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically: a crash leaves the previous file intact.

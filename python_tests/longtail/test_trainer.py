@@ -398,8 +398,8 @@ def test_bfloat16_rounds_the_passes_and_nothing_else(method: str, optimizer: str
     assert rounded.loss.dtype == torch.float32
     assert float(rounded.loss) != float(plain.loss)
     assert float(rounded.loss) == pytest.approx(float(plain.loss), rel=0.05)
-    with pytest.raises(UsageError, match="valid: float32, bfloat16"):
-        short("ce", "sgd", precision="float16")
+    with pytest.raises(UsageError, match="valid: float32, bfloat16, float16, auto"):
+        short("ce", "sgd", precision="float64")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])

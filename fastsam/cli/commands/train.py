@@ -177,6 +177,10 @@ class TrainCommand:
             writes = world.rank == 0
             if writes:
                 print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+            if writes and trainer.precision_reason is not None:
+                show(
+                    f"precision auto: {trainer.config.precision}, because {trainer.precision_reason}"
+                )
             if writes and trainer.steps_per_epoch == 1:
                 notice(
                     f"an epoch is one step ({len(trainer.data.train)} images, batch size "

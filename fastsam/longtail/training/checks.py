@@ -77,6 +77,7 @@ def _check_sharding(config: TrainConfig) -> None:
         f"optimizer {config.optimizer}": not OPTIMIZERS[config.optimizer].shards,
         "ascent_scope local": config.ascent_scope == "local",
         "track_curvature": config.track_curvature is not None,
+        "compile": config.compile,
     }
     for what, is_refused in refused.items():
         if is_refused:

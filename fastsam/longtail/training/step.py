@@ -129,12 +129,23 @@ class Stepper:
     @property
     def skips_nonfinite_steps(self) -> bool:
         """Whether a step with an infinite or NaN gradient leaves the weights unchanged."""
-        return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
+        return self.engine.loss_scale is not None or self._optimizer_skips
 
     @property
     def skipped_steps(self) -> int:
         """Number of updates skipped because of infinite or NaN gradients; synchronizes with the device."""
-        return int(getattr(self.optimizer, "skipped_steps", 0))
+        counter = self.optimizer if self._optimizer_skips else self.engine.loss_scale
+        return int(getattr(counter, "skipped_steps", 0))
+
+    @property
+    def excused_steps(self) -> int:
+        """Number of :attr:`skipped_steps` that only lowered the loss scale; synchronizes with the device."""
+        return int(getattr(self.engine.loss_scale, "excused_steps", 0))
+
+    @property
+    def _optimizer_skips(self) -> bool:
+        """Whether the optimizer itself skips steps with infinite or NaN gradients."""
+        return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
 
     def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
         """Take one step for each batch, or for several batches if the optimizer requests them.
@@ -176,13 +187,22 @@ class Stepper:
             piece = pieces[key]
             if need.ascent and self.ascent is not None:
                 piece = self._sample(piece, self.ascent, epoch)
-            return self._pass(piece, need, epoch)
+            loss = self._pass(piece, need, epoch)
+            if scale is not None and not self._optimizer_skips and scale.overflowed():
+                raise _OverflowError  # closes the step, which restores the weights
+            return loss
 
+        scale = self.engine.loss_scale
         with self._unless_skipped():
-            run_passes(passes_of(self.optimizer), answer)
-            for piece in pieces.values():
-                for batch, prepared in [piece.whole] if piece.whole else piece.micro:
-                    self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
+            try:
+                run_passes(passes_of(self.optimizer), answer)
+                for piece in pieces.values():
+                    for batch, prepared in [piece.whole] if piece.whole else piece.micro:
+                        self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
+            except _OverflowError:
+                pass
+            if scale is not None:
+                scale.finish_step()
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
@@ -254,6 +274,7 @@ class Stepper:
             value += other
         if whole is None and not need.local:
             self.world.all_reduce([value])
+        self.engine.unscale(self._trained, value)  # before ``earlier``, which has been unscaled
         for parameter, gradient in zip(self._trained, earlier, strict=False):
             if gradient is not None:
                 parameter.grad = (
@@ -299,4 +320,9 @@ class Stepper:
         """Return a context that restores buffers and frozen parameters if the optimizer skips the step."""
         if not self.skips_nonfinite_steps:
             return nullcontext()
-        return kept_if_skipped(self.optimizer, self._untrained)  # type: ignore[arg-type]
+        counter = self.optimizer if self._optimizer_skips else self.engine.loss_scale
+        return kept_if_skipped(counter, self._untrained)  # type: ignore[arg-type]
+
+
+class _OverflowError(Exception):
+    """Raised to abandon a step in float16 for an optimizer that does not skip by itself."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,14 @@ from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.origin import Origin
+from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.sharding import gathered, load_weights, shard
 from fastsam.longtail.training.ascent_batch import AscentBatches
+from fastsam.longtail.training.auto_precision import decided
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
@@ -44,9 +46,11 @@ from fastsam.longtail.training.checks import (
     check_run,
     check_selection,
 )
+from fastsam.longtail.training.compiled import CompileClock
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
+from fastsam.longtail.training.loss_scale import continue_scale
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.saving import Saver
@@ -110,9 +114,13 @@ class Trainer:
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
-        self.config = config
         self.world = world
         self.device = chosen_device(world.device(config.device))
+        check_tf32(config.tf32, self.device)
+        config, self.precision_reason = decided(
+            config, self.device, world, folder=self.folder, resume=resume, branch=branch
+        )
+        self.config = config
         self.progress = progress and world.rank == 0
         if data is None:
             with world.rank_0_first():  # it downloads and caches what others then read
@@ -124,6 +132,8 @@ class Trainer:
             )
         self.data = data.for_run()
         self.sources = sources or {}
+        if self.precision_reason is not None and self.sources:
+            self.sources = {**self.sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.on_result = on_result
@@ -147,18 +157,11 @@ class Trainer:
         check_selection(config, self.data)
         check_accumulation(config, self.objective)
         self.judged = JudgedWeights(self.model, config)
-        engine = Engine(self.model, world, config.parallel)  # may shard the network
+        engine = Engine.of_run(config, self.model, self.device, world)  # may shard the network
         if engine.is_sharded and self.judged.network is not self.model:
             shard(self.judged.network)
-        self.judge = Judge(
-            self.judged.network,
-            self.data,
-            logit_scale=self.objective.logit_scale,
-            posthoc_tau=config.posthoc_tau,
-            batch_size=config.batch_size // world.world_size,
-            device=self.device,
-            precision=config.precision,
-            world=world,
+        self.judge = Judge.of_run(
+            config, self.judged.network, self.data, self.objective, self.device, world
         )
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
         self.batches = EpochBatches(
@@ -181,6 +184,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             process_group=None if engine.is_sharded else world.process_group,
         )
+        self.loss_scale = engine.loss_scale
         self.stepper = Stepper(
             engine,
             self.optimizer,
@@ -191,6 +195,7 @@ class Trainer:
             accumulate=config.accumulate,
         )
         check_batches(first, config, len(self.data.train), world)
+        self._compiling: CompileClock | None = None
         self.history: list[Epoch] = []
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
@@ -209,6 +214,7 @@ class Trainer:
             self.history = list(resumed.history)
             self.judged.continue_from(resumed)
             self.curvature.load_state_dict(resumed.curvature)
+            continue_scale(self.loss_scale, resumed)
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
             self.parent = resumed.parent
@@ -244,6 +250,9 @@ class Trainer:
             if folder is not None:
                 stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
+            stack.enter_context(float32_products(self.config.tf32, self.device))
+            if self.config.compile:
+                self._compiling = stack.enter_context(CompileClock())
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
             bar.update(len(self.history))
@@ -260,7 +269,7 @@ class Trainer:
                     if not last:
                         raise
                     unwritten = error  # evaluate the network before raising it
-                bar.update(note=f"loss {record.loss:.3f}")
+                bar.update(note=f"loss {record.loss:.3f}, {record.images_per_second:.0f} images/s")
             result = self._result()
             if self.on_result is not None:
                 self.on_result(result)
@@ -281,6 +290,7 @@ class Trainer:
         branch.continue_optimizer(self.optimizer, same=same, steps=steps)
         self.history = list(start.history)
         self.judged.continue_from(start)
+        continue_scale(self.loss_scale, start)
         self._unreadable_before = start.unreadable
         self.parent = branch.parent
 
@@ -290,18 +300,17 @@ class Trainer:
         return self.folder if self.world.rank == 0 else None
 
     def _train_epoch(self, epoch: int) -> Epoch:
-        began = time.perf_counter()
         options = {name: schedule(epoch) for name, schedule in self.schedules.items()}
-        lr, rho = options["lr"], options.get("rho")
+        lr = options["lr"]
         for group in self.optimizer.param_groups:
             group.update(options)
-        skipped_before, gradients_before = self.stepper.skipped_steps, self.stepper.gradients
-        totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
+        totals = EpochTotals(self.stepper, self.device, compiling=self._compiling)
         before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
         if epoch == 1:
             self.curvature.step(0, lr)
         self.model.train()
-        for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
+        batches = totals.timed(self.batches.read(epoch))
+        for seen in self.stepper.steps(batches, epoch=epoch):
             self.judged.update()
             totals.steps += 1
             for step in seen:
@@ -310,31 +319,18 @@ class Trainer:
                     self.on_step(step)
             self.curvature.step(before + self.stepper.batches, lr)
         self.judged.average_statistics(self.world)
-        skipped = self.stepper.skipped_steps - skipped_before
-        where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
-        loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
+        record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
         spoiled = not_finite(self.model, self.world)
         if spoiled is not None:
             raise TrainingError(
                 f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
                 f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
             )
-        validation = self.data.validation
-        if epoch % self.config.validate_every and epoch < self.config.epochs:
-            validation = None
-        return Epoch(
-            epoch=epoch,
-            lr=lr,
-            rho=rho,
-            loss=loss,
-            train_accuracy=accuracy,
-            validation_accuracy=None
-            if validation is None
-            else self.judge.predictions(validation).accuracy,
-            seconds=time.perf_counter() - began,
-            skipped=skipped,
-            gradients=round(self.stepper.gradients - gradients_before, 6),
-        )
+        validation, accuracy = self.data.validation, None
+        last = epoch == self.config.epochs
+        if validation is not None and (last or epoch % self.config.validate_every == 0):
+            accuracy = self.judge.predictions(validation).accuracy
+        return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
 
     @property
     def _own_seed(self) -> int:
@@ -396,4 +392,5 @@ class Trainer:
             average=gathered(self.judged.average),
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
+            loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
         )
