@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastsam.longtail.errors import UsageError
+from fastsam.optim.batch_norm import batch_norm_layers
 
 _BLOCKS = ("Block", "Bottleneck", "Residual")
 """Last words of the class names of residual blocks: those of fastsam, torchvision and timm."""
@@ -73,7 +73,7 @@ def _lent_statistics(block: nn.Module) -> Iterator[None]:
     The second computation would otherwise update them again. Switching the update off is no solution: the
     layers would then store fewer tensors than in the first computation, which torch refuses.
     """
-    layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    layers = batch_norm_layers(block)
     own = [dict(layer._buffers) for layer in layers]
     for layer in layers:
         for name, value in layer._buffers.items():

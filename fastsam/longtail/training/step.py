@@ -20,9 +20,9 @@ from fastsam.longtail.precision import Precision, autocast
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
-from fastsam.optim import kept_if_skipped
 from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
 from fastsam.optim.passes import Need, passes_of, run_passes
+from fastsam.optim.skipped import KeptTensors
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Stepper:
         self._device = parameters[0].device
         self._trained = [value for value in parameters if value.requires_grad]
         frozen = [local_part(value) for value in parameters if not value.requires_grad]
-        self._untrained = [*self.network.buffers(), *frozen]
+        self._kept = KeptTensors([*self.network.buffers(), *frozen])
         self._norms = batch_norm_layers(self.network)
 
     @property
@@ -321,7 +321,7 @@ class Stepper:
         if not self.skips_nonfinite_steps:
             return nullcontext()
         counter = self.optimizer if self._optimizer_skips else self.engine.loss_scale
-        return kept_if_skipped(counter, self._untrained)  # type: ignore[arg-type]
+        return self._kept.if_skipped(counter)  # type: ignore[arg-type]
 
 
 class _OverflowError(Exception):
