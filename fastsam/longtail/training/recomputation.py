@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastsam.longtail.errors import UsageError
@@ -63,17 +62,17 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _lent_statistics(block)
+    return nullcontext(), _lent_buffers(block)
 
 
 @contextmanager
-def _lent_statistics(block: nn.Module) -> Iterator[None]:
-    """Give the batch normalization of ``block`` copies of its running statistics inside the context.
+def _lent_buffers(block: nn.Module) -> Iterator[None]:
+    """Give the layers of ``block`` copies of their buffers, such as running statistics, inside the context.
 
     The second computation would otherwise update them again. Switching the update off is no solution: the
     layers would then store fewer tensors than in the first computation, which torch refuses.
     """
-    layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    layers = [module for module in block.modules() if module._buffers]
     own = [dict(layer._buffers) for layer in layers]
     for layer in layers:
         for name, value in layer._buffers.items():
