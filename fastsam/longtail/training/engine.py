@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsam.distributed import World
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models.classifier import Classifier, Outputs
-from fastsam.longtail.training.compiled import check_compiler, compiled_outputs
+from fastsam.longtail.training.compiled import CompileClock, check_compiler, compiled_outputs
 from fastsam.longtail.training.loss_scale import LossScale
 from fastsam.longtail.training.recomputation import recomputed, residual_blocks
 
@@ -35,6 +35,9 @@ class Engine:
         loss_scale: scales losses and gradients in float16; None for other precisions.
         compiles: whether ``torch.compile`` compiles the passes.
         recomputes: blocks of ``network`` whose activations the backward pass computes again.
+
+    Attributes:
+        clock: adds up the time of compilations inside its context; None if nothing is compiled.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Engine:
         self.network = network
         self.world = world
         self.loss_scale = loss_scale
+        self.clock = CompileClock() if compiles else None
         self._recomputes = recomputes
         self._outputs = compiled_outputs(network) if compiles else network.outputs
         self._replicas: DistributedDataParallel | None = None
