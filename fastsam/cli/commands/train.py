@@ -164,7 +164,7 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(branch)
-        with torchrun_world(config.device) as world:
+        with torchrun_world(config.device, timeout=config.rank_timeout, errors=self.out) as world:
             trainer = Trainer(
                 config,
                 sources=sources,
