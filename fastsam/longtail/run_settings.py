@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastsam.distributed import TIMEOUT
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.heads import HEADS
@@ -123,6 +124,15 @@ class RunSettings(Settings):
         before=False,
     )
     device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
+    rank_timeout: float = setting(
+        "seconds after which a run on several processes fails if one of them does not take part in a "
+        "collective operation",
+        default=TIMEOUT,
+        before=TIMEOUT,
+        low=1,
+        high=10**7,
+        place=True,
+    )
     threads: int = setting(
         "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
     )

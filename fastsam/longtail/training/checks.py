@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from fastsam.distributed import World
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import TrainingError, UsageError
+from fastsam.longtail.finite import not_finite
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.training.ascent_batch import check_ascent_share
@@ -48,6 +50,23 @@ def check_selection(config: TrainConfig, data: LongTailData) -> None:
         raise UsageError(
             f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
             "validation images or pass --select last"
+        )
+
+
+def check_weights(model: nn.Module, world: World, *, epoch: int, lr: float) -> None:
+    """Raise :class:`TrainingError` if a weight is infinite or NaN after an epoch.
+
+    Args:
+        model: the network.
+        world: the ranks that hold the network or parts of it.
+        epoch: epoch, counted from 1, for the message.
+        lr: learning rate of the epoch, for the message.
+    """
+    spoiled = not_finite(model, world)
+    if spoiled is not None:
+        raise TrainingError(
+            f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
+            f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
         )
 
 

@@ -15,7 +15,7 @@ from fastsam.distributed import World
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.sharding import Parallel, shard, synchronize_gradients
-from fastsam.longtail.training.compiled import check_compiler, compiled_outputs
+from fastsam.longtail.training.compiled import CompileClock, check_compiler, compiled_outputs
 from fastsam.longtail.training.loss_scale import LossScale
 from fastsam.longtail.training.recomputation import recomputed, residual_blocks
 
@@ -42,6 +42,7 @@ class Engine:
 
     Attributes:
         is_sharded: whether this rank holds only a part of each weight.
+        clock: adds up the time of compilations inside its context; None if nothing is compiled.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Engine:
         self.network = network
         self.world = world
         self.loss_scale = loss_scale
+        self.clock = CompileClock() if compiles else None
         self._recomputes = recomputes
         self.is_sharded = parallel == "fsdp2" and world.world_size > 1
         if self.is_sharded:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastsam.longtail.errors import UsageError
-from fastsam.optim.batch_norm import batch_norm_layers
 
 _BLOCKS = ("Block", "Bottleneck", "Residual")
 """Last words of the class names of residual blocks: those of fastsam, torchvision and timm."""
@@ -63,17 +62,17 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _lent_statistics(block)
+    return nullcontext(), _lent_buffers(block)
 
 
 @contextmanager
-def _lent_statistics(block: nn.Module) -> Iterator[None]:
-    """Give the batch normalization of ``block`` copies of its running statistics inside the context.
+def _lent_buffers(block: nn.Module) -> Iterator[None]:
+    """Give the layers of ``block`` copies of their buffers, such as running statistics, inside the context.
 
     The second computation would otherwise update them again. Switching the update off is no solution: the
     layers would then store fewer tensors than in the first computation, which torch refuses.
     """
-    layers = batch_norm_layers(block)
+    layers = [module for module in block.modules() if module._buffers]
     own = [dict(layer._buffers) for layer in layers]
     for layer in layers:
         for name, value in layer._buffers.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
@@ -21,7 +22,7 @@ from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
 from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
-from fastsam.optim.passes import Need, passes_of, run_passes
+from fastsam.optim.passes import Need, Passes, passes_of, run_passes
 from fastsam.optim.skipped import KeptTensors
 
 
@@ -95,6 +96,8 @@ class Stepper:
         accumulate: micro-batches of a pass, whose gradients are added up.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
+        section: returns a context that labels a part of a step for a profiler: ``pass one``, ``pass two``,
+            ``further passes``, ``ascent`` or ``update``.
     """
 
     engine: Engine
@@ -106,6 +109,7 @@ class Stepper:
     accumulate: int = 1
     gradients: float = 0.0
     batches: int = 0
+    section: Callable[[str], AbstractContextManager[Any]] = record_function
 
     def __post_init__(self) -> None:
         # A ResNet-50 has 320 modules and parameters: walking over them in each pass would take a millisecond.
@@ -187,15 +191,17 @@ class Stepper:
             piece = pieces[key]
             if need.ascent and self.ascent is not None:
                 piece = self._sample(piece, self.ascent, epoch)
-            loss = self._pass(piece, need, epoch)
+            name = next(names, "further passes")
+            with self.section(name):
+                loss = self._pass(piece, need, epoch)
             if scale is not None and not self._optimizer_skips and scale.overflowed():
                 raise _OverflowError  # closes the step, which restores the weights
             return loss
 
-        scale = self.engine.loss_scale
+        scale, names = self.engine.loss_scale, iter(("pass one", "pass two"))
         with self._unless_skipped():
             try:
-                run_passes(passes_of(self.optimizer), answer)
+                run_passes(self._labeled(passes_of(self.optimizer)), answer)
                 for piece in pieces.values():
                     for batch, prepared in [piece.whole] if piece.whole else piece.micro:
                         self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
@@ -205,6 +211,20 @@ class Stepper:
                 scale.finish_step()
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
+
+    def _labeled(self, passes: Passes) -> Passes:
+        """Label what the optimizer does between its passes for a profiler."""
+        try:
+            need = next(passes)
+            while True:
+                loss = yield need
+                with self.section("ascent" if need.ascent else "update"):
+                    try:
+                        need = passes.send(loss)
+                    except StopIteration:
+                        return
+        finally:
+            passes.close()
 
     def _piece(
         self, batch: Batch, share: float, number: int, epoch: int, objective: Objective

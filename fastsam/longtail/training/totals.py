@@ -13,7 +13,6 @@ from fastsam.longtail.data import Batch
 from fastsam.longtail.errors import TrainingError
 from fastsam.longtail.results import Epoch
 from fastsam.longtail.runtime import peak_memory
-from fastsam.longtail.training.compiled import CompileClock
 from fastsam.longtail.training.step import Step, Stepper
 
 
@@ -26,15 +25,12 @@ class EpochTotals:
         stepper: takes the steps. If it skips steps with infinite or NaN gradients, the loss of a skipped step
             is not counted.
         device: device of the steps.
-        compiling: counts the time of compilations; None in runs without them.
     """
 
-    def __init__(
-        self, stepper: Stepper, device: torch.device, *, compiling: CompileClock | None = None
-    ) -> None:
+    def __init__(self, stepper: Stepper, device: torch.device) -> None:
         self.steps = 0
-        self._compiling = compiling
-        self._compiled = 0.0 if compiling is None else compiling.seconds
+        self._compiling = stepper.engine.clock
+        self._compiled = 0.0 if self._compiling is None else self._compiling.seconds
         self._stepper = stepper
         self._device = device
         self._skips = stepper.skips_nonfinite_steps
@@ -56,7 +52,8 @@ class EpochTotals:
         stream = iter(batches)
         while True:
             began = time.perf_counter()
-            batch = next(stream, None)
+            with self._stepper.section("data"):
+                batch = next(stream, None)
             self._waited += time.perf_counter() - began
             if batch is None:
                 return

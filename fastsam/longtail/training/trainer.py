@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,7 @@ from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
-from fastsam.longtail.errors import TrainingError, UsageError
-from fastsam.longtail.finite import not_finite
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.origin import Origin
 from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
@@ -45,12 +44,13 @@ from fastsam.longtail.training.checks import (
     check_batches,
     check_run,
     check_selection,
+    check_weights,
 )
-from fastsam.longtail.training.compiled import CompileClock
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.loss_scale import continue_scale
+from fastsam.longtail.training.profile import EVALUATION, StepProfile
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.saving import Saver
@@ -79,6 +79,8 @@ class Trainer:
             record of every finished epoch, ``on_result`` with the result before it is written.
         world: the ranks of the run, which split each batch; by default a single process. Loss and gradient
             are those of the whole batch, but batch normalization uses statistics of the rank's part.
+        profile: folder for the profile of 20 steps of rank 0, which is then in the attribute of this name;
+            None to profile nothing.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
@@ -108,6 +110,7 @@ class Trainer:
         on_epoch: Callable[[Epoch], None] | None = None,
         on_result: Callable[[Result], None] | None = None,
         world: World = World(),  # noqa: B008 (frozen)
+        profile: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         check_run(config, world)
@@ -195,7 +198,7 @@ class Trainer:
             accumulate=config.accumulate,
         )
         check_batches(first, config, len(self.data.train), world)
-        self._compiling: CompileClock | None = None
+        self.profile = StepProfile.of_run(profile, self.device, world, self.stepper)
         self.history: list[Epoch] = []
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
@@ -251,10 +254,10 @@ class Trainer:
                 stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
             stack.enter_context(float32_products(self.config.tf32, self.device))
-            if self.config.compile:
-                self._compiling = stack.enter_context(CompileClock())
+            stack.enter_context(self.stepper.engine.clock or nullcontext())
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
+            stack.enter_context(self.profile or nullcontext())
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -304,7 +307,7 @@ class Trainer:
         lr = options["lr"]
         for group in self.optimizer.param_groups:
             group.update(options)
-        totals = EpochTotals(self.stepper, self.device, compiling=self._compiling)
+        totals = EpochTotals(self.stepper, self.device)
         before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
         if epoch == 1:
             self.curvature.step(0, lr)
@@ -318,18 +321,16 @@ class Trainer:
                 if self.on_step is not None:
                     self.on_step(step)
             self.curvature.step(before + self.stepper.batches, lr)
+            if self.profile is not None:
+                self.profile.step()
         self.judged.average_statistics(self.world)
         record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
-        spoiled = not_finite(self.model, self.world)
-        if spoiled is not None:
-            raise TrainingError(
-                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
-                f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
-            )
+        check_weights(self.model, self.world, epoch=epoch, lr=lr)
         validation, accuracy = self.data.validation, None
         last = epoch == self.config.epochs
         if validation is not None and (last or epoch % self.config.validate_every == 0):
-            accuracy = self.judge.predictions(validation).accuracy
+            with self.stepper.section(EVALUATION):
+                accuracy = self.judge.predictions(validation).accuracy
         return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
 
     @property
