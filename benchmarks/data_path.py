@@ -23,12 +23,13 @@ from benchmarks.machine import save
 from benchmarks.timing import Ratio, Timing, interleaved
 from fastsam.distributed import World
 from fastsam.longtail.data import Batch, Draw
-from fastsam.longtail.data import pixels as pixels_file
 from fastsam.longtail.data.device_part import DevicePart
 from fastsam.longtail.data.files import FileImages, Preparation
+from fastsam.longtail.data.image_source import FileSource, ImageSource
 from fastsam.longtail.data.jpeg import torchcodec_decoder
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.normalization import Normalization
+from fastsam.longtail.data.pack import Pack, write_pack
 from fastsam.longtail.data.pixels import Reading, decode, decode_fast
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.resized_crop import cut
@@ -50,6 +51,7 @@ class DataPath:
 
     ``fastsam`` decodes and crops in the worker and hands over bytes. ``before`` does what commit 18f5aa7 did:
     every step per image in the worker, in float32, with torch's global generator seeded for each image.
+    ``packed`` is fastsam on a packed copy, without decoding.
     ``script`` is a loop as in official training scripts: torchvision's transforms of Pillow images and a
     ``DataLoader``. Each has one worker. The time is CPU time of the worker process, including the transfer to
     the main process.
@@ -121,35 +123,41 @@ class DataPath:
         return list(order)
 
     def _training(self, images: FileImages) -> dict[str, Contestant]:
-        def fastsam(fast: bool) -> Callable[[int], Iterator[object]]:
-            reader = _reader(images, fast=fast)
-            workers = Workers(reader, 1)
+        def fastsam(source: ImageSource) -> Contestant:
+            workers = Workers(_reader(images, source=source), 1)
 
             def read(number: int) -> Iterator[object]:
                 order = self._order(number)
-                seeds = Draw(0, number).seeds(order)
-                return workers.read(map(Request, order, seeds))
+                return workers.read(map(Request, order, Draw(0, number).seeds(order)))
 
-            return read
+            return Contestant(read)
 
         before = _Before(images, augment=True)
         script = _Script(images, _training_script(images.preparation))
-        contestants = {"fastsam": Contestant(fastsam(fast=True))}
+        contestants = {"fastsam": fastsam(FileSource(images.root))}
         if torchcodec_decoder() is not None:
-            contestants["fastsam, Pillow"] = Contestant(fastsam(fast=False))
+            contestants["fastsam, Pillow"] = fastsam(_PillowSource(images.root))
+        contestants["fastsam, packed"] = fastsam(self._pack(images))
         contestants["before"] = Contestant(lambda number: before.read(self._order(number)))
         contestants["script"] = Contestant(lambda number: script.read(self._order(number)))
         return contestants
 
     def _evaluation(self, images: FileImages) -> dict[str, Contestant]:
-        workers = Workers(_reader(images, fast=True), 1)
+        workers = Workers(_reader(images), 1)
+        packed = Workers(_reader(images, source=self._pack(images)), 1)
         before = _Before(images, augment=False)
         script = _Script(images, _evaluation_script(images.preparation))
         return {
             "fastsam": Contestant(lambda number: workers.read(map(Request, self._order(number)))),
+            "fastsam, packed": Contestant(
+                lambda number: packed.read(map(Request, self._order(number)))
+            ),
             "before": Contestant(lambda number: before.read(self._order(number))),
             "script": Contestant(lambda number: script.read(self._order(number))),
         }
+
+    def _pack(self, images: FileImages) -> Pack:
+        return write_pack(images.root, images.images.paths, Reading())
 
     def _race(self, contestants: dict[str, Contestant]) -> dict[str, Any]:
         """Measure the contestants in turn, in every round in another order."""
@@ -175,7 +183,7 @@ class DataPath:
         device = torch.device(self.device)
         order = [np.arange(self.batch_size) % self.images]
         (seeds,) = Draw(0, 1).seeds(order)
-        (read,) = Workers(_reader(images, fast=True), 0).read(
+        (read,) = Workers(_reader(images), 0).read(
             [Request(order[0], seeds)], pin=device.type == "cuda"
         )
         normalization = Normalization(images.mean, images.std)
@@ -287,19 +295,16 @@ def write_photographs(root: Path, count: int) -> float:
     return float(np.mean(sizes))
 
 
-class _PillowReader(Reader):
-    """A reader that does not use TorchCodec."""
+class _PillowSource(FileSource):
+    """Files that TorchCodec does not decode."""
 
-    def __getitem__(self, request: Request) -> Any:
-        # Only in this worker process.
-        vars(pixels_file)["decode_plain"] = lambda path: None
-        return super().__getitem__(request)
+    def pixels(self, path: str) -> Any:
+        return self.picture(path)
 
 
-def _reader(images: FileImages, *, fast: bool) -> Reader:
-    kind = Reader if fast else _PillowReader
-    return kind(
-        images.root,
+def _reader(images: FileImages, *, source: ImageSource | None = None) -> Reader:
+    return Reader(
+        source or FileSource(images.root),
         images.images,
         plain=images.preprocessing.resized,
         augmented=images.preparation.per_image(),

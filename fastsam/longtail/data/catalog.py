@@ -81,6 +81,11 @@ class ImageFileSettings(RootSettings):
         default="stop",
         place=True,
     )
+    packed: bool = setting(
+        "read the packed copy that `fastsam data pack` wrote instead of the image files",
+        default=False,
+        before=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

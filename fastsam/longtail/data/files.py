@@ -15,9 +15,11 @@ from fastsam.longtail.data.augment import Compose, RandomHorizontalFlip
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash, file_digests
 from fastsam.longtail.data.device_part import DevicePart
+from fastsam.longtail.data.image_source import FileSource
 from fastsam.longtail.data.jitter import ColorJitter
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.normalization import Normalization
+from fastsam.longtail.data.pack import Pack
 from fastsam.longtail.data.pixels import Reading
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.resized_crop import RandomResizedCrop
@@ -89,6 +91,7 @@ class FileImages:
         left_out: paths of unreadable images that :meth:`readable` removed.
         unreadable: how often each unreadable image was skipped, by path.
         known: cached hash of the contents of ``images`` and ``left_out``.
+        pack: packed copy that is read instead of the files; its ``reading`` is that of the copy.
 
     Raises:
         UsageError: if ``corrupt`` is unknown or ``workers`` is negative.
@@ -104,6 +107,7 @@ class FileImages:
     left_out: tuple[str, ...] = ()
     unreadable: dict[str, int] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
+    pack: Pack | None = None
 
     def __post_init__(self) -> None:
         if self.corrupt not in CORRUPT_POLICIES:
@@ -165,13 +169,23 @@ class FileImages:
         return self.images.paths[place]
 
     def scan(self, *, progress: bool = False) -> Scan:
-        """See :meth:`fastsam.longtail.data.Images.scan`."""
+        """See :meth:`fastsam.longtail.data.Images.scan`. A packed copy is not decoded again."""
+        if self.pack is not None:
+            broken = [i for i, path in enumerate(self.images.paths) if self.pack.broken(path)]
+            return Scan(dict.fromkeys(broken, "the file could not be read when it was packed"))
         return scan_files(self._paths, self.reading, workers=self.workers, progress=progress)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
-        """See :meth:`fastsam.longtail.data.Images.digests`."""
+        """See :meth:`fastsam.longtail.data.Images.digests`.
+
+        Digests of a packed copy are those of the original files; with ``whole``, the files are read.
+        """
+        if self.pack is not None and not whole:
+            chosen = range(len(self)) if places is None else places
+            rows = (self.pack.rows[self.images.paths[place]] for place in chosen)
+            return [self.pack.digests[row] for row in rows]
         paths = self._paths if places is None else [self._paths[place] for place in places]
         return file_digests(paths, whole=whole, progress=progress)
 
@@ -197,8 +211,12 @@ class FileImages:
         return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
     def prepared_as(self, preprocessing: Preprocessing) -> FileImages:
-        """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing."""
-        return replace(self, reading=preprocessing.reading, plain=preprocessing)
+        """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing.
+
+        A packed copy is read only with the reading that it was written with; otherwise the files are read.
+        """
+        pack = self.pack if preprocessing.reading == self.reading else None
+        return replace(self, reading=preprocessing.reading, plain=preprocessing, pack=pack)
 
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""
@@ -214,9 +232,11 @@ class FileImages:
 
     @cached_property
     def _workers(self) -> Workers:
-        plain, augmented = self.preprocessing.resized, self.preparation.per_image()
         reader = Reader(
-            self.root, self.images, plain=plain, augmented=augmented, reading=self.reading
+            self.pack or FileSource(self.root, self.reading),
+            self.images,
+            plain=self.preprocessing.resized,
+            augmented=self.preparation.per_image(),
         )
         return Workers(reader, self.workers)
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastsam.longtail.data.image_source import ImageSource
 from fastsam.longtail.data.lists import ImageList
-from fastsam.longtail.data.pixels import Reading, decode, decode_fast
 from fastsam.longtail.data.worker_count import prefetched
 from fastsam.longtail.errors import LongTailError
 from fastsam.longtail.seeds import SampleSeeds
@@ -133,27 +132,24 @@ class Reader(Dataset[ReadRequest]):
     The augmentation of an image depends only on its seed.
 
     Args:
-        root: folder that the paths are relative to.
+        source: where the images come from.
         images: paths and classes.
         plain: transform without augmentation.
         augmented: transform with augmentation.
-        reading: handling of EXIF orientation and pixel values.
     """
 
     def __init__(
         self,
-        root: Path,
+        source: ImageSource,
         images: ImageList,
         *,
         plain: Prepare,
         augmented: ImageAugmentation,
-        reading: Reading = Reading(),  # noqa: B008 (immutable)
     ) -> None:
-        self.root = root
+        self.source = source
         self.images = images
         self.plain = plain
         self.augmented = augmented
-        self.reading = reading
 
     def __getitem__(self, request: Request) -> ReadRequest:
         samples = request.samples.tolist()
@@ -165,10 +161,9 @@ class Reader(Dataset[ReadRequest]):
         path = self.images.paths[sample]
         try:
             if seeds is None:
-                pixels = self.plain(decode(self.root / path, self.reading).pixels)
+                pixels = self.plain(self.source.picture(path))
             else:
-                image = decode_fast(self.root / path, self.reading)
-                pixels = self.augmented(image, seeds.take(row))
+                pixels = self.augmented(self.source.pixels(path), seeds.take(row))
         except (OSError, ValueError) as error:
             return Unreadable(path, str(error))
         return Sample(pixels, int(self.images.targets[sample]), sample)
