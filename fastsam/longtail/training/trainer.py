@@ -173,7 +173,7 @@ class Trainer:
             batch_size=config.batch_size,
             views=self.objective.views,
             augment=config.augment,
-            seed=self._own_seed,
+            seed=config.seed,
             device=self.device,
             world=world,
             accumulate=config.accumulate,
@@ -194,7 +194,9 @@ class Trainer:
             self.objective,
             seed=self._own_seed,
             precision=config.precision,
-            ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
+            ascent=AscentBatches.of_run(
+                config, self.data, self.objective, seed=self._own_seed, device=self.device
+            ),
             accumulate=config.accumulate,
         )
         check_batches(first, config, len(self.data.train), world)
@@ -207,8 +209,7 @@ class Trainer:
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
         if self.folder is not None:
-            lone = len(self.sampler.order(1)) % self.batches.batch_size == 1
-            run = Resume(config, self.data, self.steps_per_epoch, lone, self.keep)
+            run = Resume(config, self.data, self.steps_per_epoch, self.keep)
             resumed = run.find(self.folder, resume)
         world.barrier()  # all ranks have read the folder before rank 0 changes it
         if resumed is not None:
@@ -335,7 +336,7 @@ class Trainer:
 
     @property
     def _own_seed(self) -> int:
-        """Seed of random numbers that differ between ranks: augmentation and masks of the loss."""
+        """Seed of random numbers that differ between ranks: masks of the loss and samples of batches."""
         seed, rank = self.config.seed, self.world.rank
         return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
 
