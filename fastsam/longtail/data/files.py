@@ -149,7 +149,8 @@ class FileImages:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
-            DataError: if an image cannot be read and ``corrupt`` is ``stop``.
+            DataError: if an image cannot be read and ``corrupt`` is ``stop``, or no image of a batch can be
+                read. The batch cannot be skipped: other ranks wait for their parts of it.
         """
         seeds = [None] * len(order) if draw is None else draw.seeds(order)
         requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
@@ -161,8 +162,13 @@ class FileImages:
             for image in read.unreadable:
                 self._note(image)
             batch = finish(read)
-            if batch is not None:
-                yield batch
+            if batch is None:
+                path, reason = read.unreadable[0]
+                raise DataError(
+                    f"no image of a batch can be read, starting with {self.root / path} ({reason}), although "
+                    f"they could when the run began; make {self.root} available and resume the run"
+                )
+            yield batch
 
     def name_of(self, place: int) -> str:
         """See :meth:`fastsam.longtail.data.Images.name_of`."""

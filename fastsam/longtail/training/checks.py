@@ -37,10 +37,8 @@ def check_run(config: TrainConfig, world: World) -> None:
             f"sync_batch_norm requires a CUDA device, but device is {config.device}; PyTorch's SyncBatchNorm "
             "does not run elsewhere. Train with device=cuda or sync_batch_norm=False"
         )
-    if world.world_size > 1:
-        _check_processes(config)
-        if config.parallel == "fsdp2":
-            _check_sharding(config)
+    if world.world_size > 1 and config.parallel == "fsdp2":
+        _check_sharding(config)
     check_ascent_share(config, world)
 
 
@@ -104,15 +102,6 @@ def _check_sharding(config: TrainConfig) -> None:
                 f"{what} requires all weights on each process, but parallel fsdp2 splits them; choose "
                 "parallel=ddp"
             )
-
-
-def _check_processes(config: TrainConfig) -> None:
-    """Check that several processes can train this configuration."""
-    if config.corrupt == "skip":
-        raise UsageError(
-            "corrupt 'skip' requires a single process, because all processes must have the same number of "
-            "batches; pass --corrupt stop"
-        )
 
 
 def check_batches(

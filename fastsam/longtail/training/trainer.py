@@ -367,7 +367,8 @@ class Trainer:
         """Return how often each unreadable image was skipped since the start, in training and evaluation."""
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
-            met.update(images.unreadable)
+            for unreadable in self.world.all_gather(images.unreadable):
+                met.update(unreadable)
             # Images found unreadable by a scan count once, however often the run is resumed.
             met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
