@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.eigenpairs import NETWORK_TOLERANCE
 from benchmarks.late_ascent.tables import tables as late_ascent_tables
 from benchmarks.machine import RESULTS
+from benchmarks.scale import predictions
 from fastsam.files import write_text
 from fastsam.records import build
 from fastsam.report import PairedComparison
@@ -44,6 +45,7 @@ def rendered(text: str) -> str:
         "eigenpairs": eigenpairs(),
         "tracking": tracking(),
         "data-path": data_path(),
+        "scale": predictions(json.loads((RESULTS / "data_path-cpu.json").read_text())),
         "torch-operations": torch_operations(),
         "estimators": estimators(),
         "longtail-digits": longtail_digits(),
