@@ -109,7 +109,7 @@ def float32_products(tf32: bool | None, device: torch.device) -> Iterator[None]:
 
 def _has_amx() -> bool:
     """Return whether the CPU multiplies tiles of bfloat16 (AMX)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older versions of torch lack it
     if capabilities is not None:
         return bool(capabilities().get("amx_bf16", False))
     return _CPU_INFO.is_file() and "amx_bf16" in _CPU_INFO.read_text("utf-8", "replace").split()

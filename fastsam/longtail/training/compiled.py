@@ -18,7 +18,7 @@ from fastsam.longtail.models.classifier import Classifier, Outputs
 
 _LIMITS = {"recompile_limit": 64, "isolate_recompiles": True}
 """Each shape of a batch is a variant, and so are passes without running statistics. torch's default is 8
-variants for all runs of a process together; before torch 2.14 there is no other."""
+variants for all runs of a process together, and older versions of torch know no other."""
 
 
 def check_compiler(device: torch.device) -> None:

@@ -215,8 +215,8 @@ class Stepper:
     def _labeled(self, passes: Passes) -> Passes:
         """Label what the optimizer does between its passes for a profiler."""
         try:
-            need = next(passes)
-            while True:
+            need = next(passes, None)
+            while need is not None:
                 loss = yield need
                 with self.section("ascent" if need.ascent else "update"):
                     try:
