@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,11 +232,14 @@ class DataPath:
                 decoded_alike = decoded_alike and torch.equal(fast, whole)
         if largest > 2 or not decoded_alike:
             raise AssertionError(f"pixels differ from Pillow's by {largest}/255")
-        epochs = {
-            f"{workers} workers, {ranks} ranks": _epoch(images, workers, ranks, self.batch_size)
-            for workers in (0, 2, 4)
-            for ranks in (1, 2)
-        }
+        with warnings.catch_warnings():
+            # There may be fewer cores than workers here.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            epochs = {
+                f"{workers} workers, {ranks} ranks": _epoch(images, workers, ranks, self.batch_size)
+                for workers in (0, 2, 4)
+                for ranks in (1, 2)
+            }
         first = next(iter(epochs.values()))
         for name, epoch in epochs.items():
             if not torch.equal(epoch, first):

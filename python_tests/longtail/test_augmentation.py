@@ -88,13 +88,15 @@ def test_jitter_is_split_into_parts_that_fit_the_cache(monkeypatch: pytest.Monke
 
 
 def test_factors_and_orders_have_the_distribution_of_torchvision() -> None:
-    factors, orders = ColorJitter(0.4, 0.1, 1.0).sample(seeds_of(12_000))
+    factors, orders = ColorJitter(0.4, 0.1, 2.0).sample(seeds_of(12_000))
     kinds, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(kinds) == 6
     assert stats.chisquare(counts).pvalue > 1e-4
-    for operation, strength in enumerate((0.4, 0.1, 1.0)):
+    official = v2.ColorJitter(0.4, 0.1, 2.0)
+    for operation, name in enumerate(("brightness", "contrast", "saturation")):
         own = factors[orders == operation]
-        spread = stats.uniform(1 - strength, 2 * strength)
+        low, high = getattr(official, name)
+        spread = stats.uniform(low, high - low)
         assert stats.kstest(own, spread.cdf).pvalue > 1e-4
 
 
@@ -113,6 +115,17 @@ def test_boxes_have_the_distribution_of_torchvision(height: int, width: int) -> 
         assert stats.ks_2samp(*samples).pvalue > 1e-4
     assert all(0 <= box.top <= height - box.height for box in ours)
     assert all(0 <= box.left <= width - box.width for box in ours)
+
+
+def test_areas_and_ratios_of_boxes() -> None:
+    """Areas are uniform, and logarithms of ratios are, as torchvision documents its code."""
+    crop, seeds = RandomResizedCrop(224, scale=(0.1, 0.3)), seeds_of(2000)
+    boxes = [crop.box(seeds.take(row), 3000, 4000) for row in range(2000)]
+    areas = np.array([box.height * box.width for box in boxes]) / (3000 * 4000)
+    ratios = np.log([box.width / box.height for box in boxes])
+    assert stats.kstest(areas, stats.uniform(0.1, 0.2).cdf).pvalue > 1e-4
+    limit = np.log(4 / 3)
+    assert stats.kstest(ratios, stats.uniform(-limit, 2 * limit).cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("shape", [(1, 400), (400, 1), (1, 1), (3, 500), (500, 3)])

@@ -285,7 +285,7 @@ def test_best_epoch_is_chosen_on_validation_and_labeled(
 
 def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:
     plain, adjusted = (
-        Trainer(short("ce", "sgd", posthoc_tau=tau), data=DIGITS, progress=False)
+        Trainer(short("ce", "sgd", epochs=6, posthoc_tau=tau), data=DIGITS, progress=False)
         for tau in (0.0, 1.0)
     )
     first, second = plain.fit(), adjusted.fit()

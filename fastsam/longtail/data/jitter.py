@@ -32,7 +32,7 @@ class ColorJitter:
     values that torchvision computes with Pillow, which rounds down after each of the three operations.
 
     Args:
-        brightness: largest deviation of the factor from 1, in [0, 1].
+        brightness: largest deviation of the factor from 1, at least 0. Factors are at least 0.
         contrast: the same for contrast.
         saturation: the same for saturation.
     """
@@ -62,7 +62,8 @@ class ColorJitter:
         """
         numbers = seeds.uniform(_OPERATIONS + 1)
         strengths = np.array([self.brightness, self.contrast, self.saturation])
-        factors = 1 + strengths * (2 * numbers[:, :_OPERATIONS] - 1)
+        low, high = np.maximum(1 - strengths, 0), 1 + strengths
+        factors = low + (high - low) * numbers[:, :_OPERATIONS]
         orders = _ORDERS[(numbers[:, _OPERATIONS] * len(_ORDERS)).astype(np.int64)]
         return np.take_along_axis(factors, orders, axis=1), orders
 
