@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.data_path import DataPath
 from benchmarks.demo import DemoRuns
 from benchmarks.device_code import DeviceCode
 from benchmarks.eigenpairs import EigenpairRuns
@@ -34,6 +35,7 @@ def main() -> None:
             "tracking": Tracking,
             "train-step": TrainStep,
             "epoch": EpochTime,
+            "data-path": DataPath,
             "longtail-digits": LongtailDigits,
             "late-ascent": LateAscent,
             "demo": DemoRuns,

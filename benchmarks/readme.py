@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.eigenpairs import NETWORK_TOLERANCE
 from benchmarks.late_ascent.tables import tables as late_ascent_tables
 from benchmarks.machine import RESULTS
+from benchmarks.scale import predictions
 from fastsam.files import write_text
 from fastsam.records import build
 from fastsam.report import PairedComparison
@@ -43,6 +44,8 @@ def rendered(text: str) -> str:
         "products": products(),
         "eigenpairs": eigenpairs(),
         "tracking": tracking(),
+        "data-path": data_path(),
+        "scale": predictions(json.loads((RESULTS / "data_path-cpu.json").read_text())),
         "torch-operations": torch_operations(),
         "estimators": estimators(),
         "longtail-digits": longtail_digits(),
@@ -428,6 +431,55 @@ def tracking() -> str:
             f"{when} | {len(steps)} | {row['overhead']:.1%} | {row['products']} | "
             f"{row['converged products']} | " + " | ".join(errors) + " |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def data_path() -> str:
+    """Return the CPU time of a worker per image, and the time of the part on the device."""
+    stored = json.loads((RESULTS / "data_path-cpu.json").read_text())
+    settings = stored["settings"]
+    names = {
+        "fastsam": "fastsam" + (" with TorchCodec" if stored["torchcodec"] else ""),
+        "fastsam, Pillow": "fastsam with Pillow",
+        "fastsam, packed": "fastsam on a packed copy",
+        "before": f"fastsam at commit {settings['before']}",
+        "script": "torchvision transforms of Pillow images, as in official scripts",
+    }
+    lines = [
+        f"CPU time of one worker per image, median of {stored['worker']['training']['fastsam']['samples']} "
+        f"samples on {stored['environment']['processor']}, for JPEG files of "
+        f"{settings['width']}x{settings['height']} pixels and {settings['mean_bytes'] / 1000:.0f} KB in the "
+        f"mean (`{stored['environment']['command']}`). Ratios are medians of paired samples, with 95 % "
+        "intervals:",
+        "",
+        "| reader | training | | evaluation | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for key, name in names.items():
+        cells = []
+        for part in ("training", "evaluation"):
+            row = stored["worker"][part].get(key)
+            if row is None:
+                cells += ["", ""]
+                continue
+            ratio = row["times_fastsam"]
+            cells.append(f"{row['median'] * 1e3:.2f} ms")
+            cells.append(
+                ""
+                if key == "fastsam"
+                else f"{ratio['median']:.2f}x [{ratio['lower']:.2f}, {ratio['upper']:.2f}]"
+            )
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    device = stored["device_part"]
+    lines += [
+        "",
+        f"The part on the device is not in the table. On one thread of this CPU it takes "
+        f"{device['augment, normalize']['cpu_median'] * 1e3:.2f} ms per training image and "
+        f"{device['normalize']['cpu_median'] * 1e3:.2f} ms per evaluation image. The pixels that a worker "
+        f"hands over differ from Pillow's by at most {stored['checks']['largest_difference_from_pillow']} "
+        "of 255.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -7,13 +7,20 @@ import sys
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastsam.rank_errors import reported_errors
+
 _Value = TypeVar("_Value")
+
+TIMEOUT = 1800.0
+"""Seconds after which a collective fails by default: as long as gloo waits, time to prepare a data set."""
 
 _LAUNCHED_WITH = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that ``torchrun`` sets besides ``WORLD_SIZE``; other launchers may not set all of them."""
@@ -158,15 +165,21 @@ def launched_world_size() -> int:
 
 
 @contextmanager
-def torchrun_world(device: str) -> Iterator[World]:
+def torchrun_world(
+    device: str, *, timeout: float = TIMEOUT, errors: Path | None = None
+) -> Iterator[World]:
     """Initialize the process group of the processes that ``torchrun`` started, inside the context.
 
     Without ``torchrun`` the world is this process alone, and no process group is created.
 
     Args:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
+        timeout: seconds after which a collective fails in which a rank does not take part.
+        errors: folder for a file with the error of each rank that fails; see
+            :func:`fastsam.rank_errors.reported_errors`.
 
     Raises:
+        RankError: a collective failed; the message names the ranks that failed or are missing.
         LaunchError: another launcher started several processes without setting torchrun's variables,
             ``device`` is neither ``cpu`` nor ``cuda``, or there are fewer GPUs than processes.
     """
@@ -192,8 +205,11 @@ def torchrun_world(device: str) -> Iterator[World]:
                 "most one process per GPU"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    rank = dist.get_rank()
     try:
-        yield World(dist.get_rank(), world_size, local_rank)
+        with reported_errors(rank, world_size, timeout=timeout, folder=errors):
+            yield World(rank, world_size, local_rank)
     finally:
         dist.destroy_process_group()

@@ -102,7 +102,7 @@ def test_wrong_settings_of_train(
         ("predict RUN img --format xml", "--format must be csv or json, got 'xml'"),
         ("data show cifar10-lt --colums 3", "unknown option --colums, did you mean --columns?"),
         ("spectrum", "missing RUN"),
-        ("data", "check, show, convert"),
+        ("data", "check, show, pack, convert"),
         ("data chek", "'chek'"),
         ("--rho", "a command must come first"),
         ("", "a command must come first"),

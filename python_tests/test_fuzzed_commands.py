@@ -210,7 +210,7 @@ FIRST = {
     **dict.fromkeys(OF_RUNS, VALUES),
     "report": VALUES,
     "reproduce": ("table9", "figure9", *VALUES),
-    "data": ("check", "show", "convert", *VALUES),
+    "data": ("check", "show", "pack", "convert", *VALUES),
 }
 
 

@@ -21,6 +21,7 @@ from fastsam.cli.options import flattened
 from fastsam.cli.usage import parsed
 from fastsam.distributed import LaunchError
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
+from fastsam.rank_errors import RankError
 from fastsam.text import one_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -121,7 +122,7 @@ def _description(name: str, made: Any) -> str | None:
     return None if isinstance(made, type) else sys.modules[f"{commands.__name__}.{name}"].__doc__
 
 
-_EXPECTED = (LongTailError, LaunchError, OSError, ImportError, FloatingPointError)
+_EXPECTED = (LongTailError, LaunchError, RankError, OSError, ImportError, FloatingPointError)
 """Errors whose message is complete without the name of their class."""
 
 _SAVES_MEMORY = {

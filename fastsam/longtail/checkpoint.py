@@ -27,7 +27,10 @@ from fastsam.longtail.sharding import sharded_state
 from fastsam.records import build
 
 FORMAT = "fastsam-longtail"
-VERSION = 1
+VERSION = 2
+"""Version of new checkpoints."""
+READABLE = (1, VERSION)
+"""Versions that can be evaluated and predicted with. Version 1 drew augmentation differently."""
 
 
 @dataclass(eq=False)
@@ -58,6 +61,8 @@ class Checkpoint:
         preprocessing: how an image file becomes the network's input; None if that is unknown, and in
             runs of older versions.
         curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
+        loss_scale: state of the loss scale; None in runs whose precision is not float16.
+        version: version of the file format and of the random numbers of training.
     """
 
     config: TrainConfig
@@ -80,6 +85,8 @@ class Checkpoint:
     average: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     curvature: dict[str, Any] | None = None
+    loss_scale: dict[str, Any] | None = None
+    version: int = VERSION
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically: a crash leaves the previous file intact.
@@ -93,7 +100,6 @@ class Checkpoint:
             "config": self.config.as_dict(),
             "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
             "format": FORMAT,
-            "version": VERSION,
         }
         with _checksums():
             write_atomically(Path(path), lambda file: torch.save(content, file))
@@ -124,10 +130,10 @@ class Checkpoint:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a checkpoint of `fastsam train`")
         version = content.get("version")
-        if not isinstance(version, int) or version != VERSION:
+        if not isinstance(version, int) or version not in READABLE:
             raise CheckpointError(
                 f"{path} has checkpoint version {version!r:.20}, but this version of fastsam reads "
-                f"{VERSION}; install the version that wrote it"
+                f"{', '.join(map(str, READABLE))}; install the version that wrote it"
             )
         known = cls.__dataclass_fields__
         try:
@@ -205,6 +211,18 @@ class Checkpoint:
             raise CheckpointError(
                 f"the training set of {data.name} has changed since this run: SHA-256 was "
                 f"{self.subset_hash}, is {data.subset_hash}; restore its files or lists, or train again"
+            )
+
+    def check_continues(self) -> None:
+        """Check that training can continue from this checkpoint, by resuming or in a branch.
+
+        Raises:
+            CheckpointError: if it has an older version.
+        """
+        if self.version != VERSION:
+            raise CheckpointError(
+                "the run was trained by a version of fastsam that drew augmentation differently, so its "
+                "training cannot continue; train again (--overwrite)"
             )
 
     def describe_classes(self, data: LongTailData) -> None:

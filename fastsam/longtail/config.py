@@ -68,6 +68,11 @@ class TrainConfig(RunSettings):
             raise UsageError(
                 f"ema must be below 1, got {self.ema:g}, which would never update the average; try 0.99"
             )
+        if self.compile and self.checkpoint_activations:
+            raise UsageError(
+                "compile cannot be combined with checkpoint_activations: torch.compile decides by itself "
+                "which activations to compute again; pass one of them"
+            )
         needed = chosen["loss"].head
         if needed is not None and self.head != needed:
             raise UsageError(
@@ -292,7 +297,7 @@ def differences(
     Settings that determine only where a run is executed or what is measured of it are ignored. The exception
     is the folder of the user's own data, because nothing else identifies these data. If a setting is missing
     in one of the runs, because an older version wrote it, it has the value that was hard-coded in that
-    version.
+    version. The precision ``auto`` agrees with every other one.
 
     Args:
         one: settings as returned by :meth:`TrainConfig.as_dict`, possibly of another version.
@@ -302,6 +307,8 @@ def differences(
     one, other = ({**settings_in(values), **_known_before(values)} for values in (one, other))
     own = not same_content and is_own(str(one.get("data")))
     place = {name for name in place_settings() if name != "data_root" or not own}
+    if "auto" in (one.get("precision"), other.get("precision")):
+        place.add("precision")  # the stored run has what it stood for on its device
     return [
         name for name in {**one, **other} if name not in place and one.get(name) != other.get(name)
     ]

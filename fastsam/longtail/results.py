@@ -36,7 +36,15 @@ class Epoch:
             and after epochs without validation (``validate_every``).
         seconds: wall time of the epoch.
         skipped: number of updates that were skipped because a gradient was infinite or NaN.
-        gradients: cost in forward-backward passes over whole batches; None in runs of older versions.
+        gradients: cost in forward-backward passes over whole batches; None in runs of older versions, as are
+            all attributes below.
+        gradients_per_step: ``gradients`` by the number of steps; 2 for SAM.
+        images_per_second: training images of all processes per second of training, without evaluation and
+            compilation.
+        waiting: share of the training time in which the first process waited for its next batch, from 0 to 1.
+        memory: largest memory of the first process since it began, in MiB: what PyTorch had allocated on the
+            GPU, or the resident memory on a CPU. None where the system does not say.
+        compile_seconds: time of compilations in this epoch; None in runs without ``compile``.
     """
 
     epoch: int
@@ -48,6 +56,11 @@ class Epoch:
     seconds: float
     skipped: int = 0
     gradients: float | None = None
+    gradients_per_step: float | None = None
+    images_per_second: float | None = field(default=None, compare=False)
+    waiting: float | None = field(default=None, compare=False)
+    memory: float | None = field(default=None, compare=False)
+    compile_seconds: float | None = field(default=None, compare=False)
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:

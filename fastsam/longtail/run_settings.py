@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastsam.distributed import TIMEOUT
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.heads import HEADS
@@ -72,9 +73,16 @@ class RunSettings(Settings):
         high=2**63 - 1,
     )
     precision: Precision = setting(
-        "precision of the passes of training and evaluation: float32 or bfloat16 (autocast)",
+        "precision of the passes of training and evaluation: float32, bfloat16 or float16 (autocast), or "
+        "auto. float16 scales the loss. auto is decided once, by the device: bfloat16 on a GPU of compute "
+        "capability 8.0 or higher and on a CPU with AMX, float16 on a GPU of capability 7.x, else float32",
         default="float32",
         before="float32",
+    )
+    tf32: bool | None = setting(
+        "round the factors of float32 matrix products and convolutions to TF32, on an NVIDIA GPU; False "
+        "rounds neither (default: PyTorch's own setting, which rounds in convolutions only)",
+        optional=True,
     )
     channels_last: bool = setting(
         "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
@@ -103,7 +111,28 @@ class RunSettings(Settings):
         default=False,
         before=False,
     )
+    compile: bool = setting(
+        "compile the passes of training with torch.compile. The results differ from those without it by "
+        "rounding; the first steps take seconds to minutes longer",
+        default=False,
+        before=False,
+    )
+    checkpoint_activations: bool = setting(
+        "store only the inputs of residual blocks, and compute their activations again in the backward "
+        "pass: less memory, about a third more computation, and the same gradients",
+        default=False,
+        before=False,
+    )
     device: str = setting("device: cpu, cuda, cuda:1, ...", default="cpu", before="cpu", place=True)
+    rank_timeout: float = setting(
+        "seconds after which a run on several processes fails if one of them does not take part in a "
+        "collective operation",
+        default=TIMEOUT,
+        before=TIMEOUT,
+        low=1,
+        high=10**7,
+        place=True,
+    )
     threads: int = setting(
         "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,21 @@ def chosen_device(name: str) -> torch.device:
             f"device from cuda:0 to cuda:{torch.cuda.device_count() - 1}"
         )
     return device
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the largest memory of this process so far in MiB; None where the system does not say.
+
+    It is the memory that PyTorch allocated on a GPU, and the resident memory of the process on a CPU.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -24,9 +23,9 @@ def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[
     """Restore ``tensors`` if the optimizer skips the step made inside the context.
 
     A batch with a NaN loss updates the running statistics of batch normalization before the optimizer
-    sees the gradient and skips the update. The host does not wait: the device selects between the values
-    before and after the step. This takes two more copies of the tensors in memory and, for each device and
-    dtype, two concatenations, one selection and one copy.
+    sees the gradient and skips the update. On a GPU the host does not wait: the device selects between the
+    values before and after the step. This takes two more copies of the tensors in memory and, for each device
+    and dtype, three copies and one selection.
 
     Args:
         optimizer: :class:`fastsam.SAM`, or any object with ``skipped_steps``.
@@ -43,24 +42,62 @@ def kept_if_skipped(optimizer: Skipping, tensors: Iterable[Tensor]) -> Iterator[
         >>> model[0].running_mean
         tensor([0., 0.])
     """
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        alike[tensor.device, tensor.dtype].append(tensor)
-    with torch.no_grad():
-        count = optimizer.skipped_steps.clone()
-        before = {kind: _joined(members) for kind, members in alike.items()}
-    yield
-    with torch.no_grad():
-        skipped = optimizer.skipped_steps != count
-        for (device, dtype), members in alike.items():
-            here = skipped.to(device, non_blocking=True)
-            chosen = torch.where(here, before[device, dtype], _joined(members))
-            parts = torch.split(chosen, [member.numel() for member in members])
-            torch._foreach_copy_(
-                members, [part.view(m.shape) for part, m in zip(parts, members, strict=True)]
-            )
+    with KeptTensors(tensors).if_skipped(optimizer):
+        yield
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    """Return the elements of all tensors as one new flat tensor."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+class KeptTensors:
+    """Tensors that are restored after skipped steps, with memory for their values.
+
+    It serves any number of steps; see :func:`kept_if_skipped` for one.
+
+    Args:
+        tensors: tensors to restore. They must keep their memory: only their values may change.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        self._groups = [_Group(members) for members in alike.values()]
+
+    @contextmanager
+    def if_skipped(self, optimizer: Skipping) -> Iterator[None]:
+        """Restore the tensors if the optimizer skips the step made inside the context."""
+        with torch.no_grad():
+            count = optimizer.skipped_steps.clone()
+            for group in self._groups:
+                group.keep()
+        yield
+        with torch.no_grad():
+            skipped = optimizer.skipped_steps != count
+            if skipped.device.type == "cpu" and not skipped:
+                return
+            for group in self._groups:
+                group.restore_if(skipped)
+
+
+class _Group:
+    """Tensors of one device and dtype, and two flat copies of their values."""
+
+    def __init__(self, members: list[Tensor]) -> None:
+        self._members = members
+        self._before, self._before_parts = _flat_like(members)
+        self._after, self._after_parts = _flat_like(members)
+
+    def keep(self) -> None:
+        torch._foreach_copy_(self._before_parts, self._members)
+
+    def restore_if(self, flag: Tensor) -> None:
+        torch._foreach_copy_(self._after_parts, self._members)
+        here = flag.to(self._before.device, non_blocking=True)
+        torch.where(here, self._before, self._after, out=self._after)
+        torch._foreach_copy_(self._members, self._after_parts)
+
+
+def _flat_like(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return a flat tensor with room for all values, and a view of it for each tensor."""
+    sizes = [tensor.numel() for tensor in tensors]
+    flat = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
+    parts = torch.split(flat, sizes)
+    return flat, [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -14,6 +14,8 @@ from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.models import build_model
 from fastsam.longtail.results import Epoch
+from fastsam.longtail.trained import TrainedRun, evaluate_run
+from fastsam.longtail.training import Branch
 
 
 def checkpoint(**changes: object) -> Checkpoint:
@@ -72,11 +74,42 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint of `fastsam train`"):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99, but this version of fastsam reads 1"):
+    with pytest.raises(
+        CheckpointError, match=r"version 99, but this version of fastsam reads 1, 2"
+    ):
         Checkpoint.load(path)
     torch.save({"format": "fastsam-longtail", "version": 1, "epoch": 1}, path)
     with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         Checkpoint.load(path)
+
+
+def test_runs_that_drew_augmentation_differently_are_read_but_not_continued(tmp_path: Path) -> None:
+    digits = {"epochs": 2, "batch_size": 100, "lr_milestones": (1, 2), "warmup_epochs": 0}
+    config = recipe("digits-lt", "ce", "sgd", model="resnet8", **digits).config()
+    run = Trainer(config, out=tmp_path / "run", keep=(1,), progress=False)
+    result = run.fit()
+    for name in ("checkpoint", "epoch-1"):
+        path = tmp_path / "run" / f"{name}.pt"
+        content = torch.load(path, weights_only=True)
+        assert content["version"] == 2
+        torch.save({**content, "version": 1}, path)
+    older = Checkpoint.load(tmp_path / "run")
+    older.save(tmp_path / "again.pt")
+    assert Checkpoint.load(tmp_path / "again.pt").version == 1
+    assert evaluate_run(TrainedRun.load(tmp_path / "run"), bootstrap=0).metrics == result.test
+    for resume in (True, "auto"):
+        with pytest.raises(
+            CheckpointError, match=r"cannot resume from .*drew augmentation differ.*"
+        ):
+            Trainer(config, out=tmp_path / "run", resume=resume, keep=(1,), progress=False)
+    branch = Branch.load(tmp_path / "run", 1)
+    settings, _ = branch.settings(lr=0.01)
+    with pytest.raises(
+        CheckpointError, match=r"cannot branch from run: .*train again \(--overwrite\)"
+    ):
+        Trainer(settings, branch=branch, progress=False)
+    Trainer(config, out=tmp_path / "run", overwrite=True, progress=False).fit()
+    assert Checkpoint.load(tmp_path / "run").version == 2
 
 
 def test_fields_missing_in_older_versions_have_defaults(tmp_path: Path) -> None:

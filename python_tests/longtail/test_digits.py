@@ -14,6 +14,7 @@ from fastsam.longtail.data import Draw, Images, TensorImages, load_dataset, load
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.sheet import pictures
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.seeds import SampleSeeds
 
 CPU = torch.device("cpu")
 
@@ -107,21 +108,24 @@ def test_evaluation_sets_refuse_augmentation() -> None:
         next(iter(batches))
 
 
+def seeds_of(count: int) -> SampleSeeds:
+    return Draw(0, 1).seeds([np.arange(count)])[0]
+
+
 def test_crops_are_windows_of_the_padded_image_and_all_occur() -> None:
     image = torch.arange(1, 31).reshape(1, 2, 3, 5).to(torch.uint8)
     padded = torch.nn.functional.pad(image[0], (2, 2, 2, 2))
     windows = {
         padded[:, y : y + 3, x : x + 5].numpy().tobytes() for y in range(5) for x in range(5)
     }
-    crops = RandomCrop(2)(image.expand(600, -1, -1, -1), torch.Generator().manual_seed(0))
+    crops = RandomCrop(2)(image.expand(600, -1, -1, -1), seeds_of(600))
     assert crops.shape == (600, 2, 3, 5)
     assert {crop.numpy().tobytes() for crop in crops} == windows
 
 
 def test_flips_are_mirror_images_half_of_the_time() -> None:
     image = torch.rand(1, 3, 4, 6)
-    generator = torch.Generator().manual_seed(0)
-    flipped = Compose((RandomHorizontalFlip(),))(image.expand(400, -1, -1, -1), generator)
+    flipped = Compose((RandomHorizontalFlip(),))(image.expand(400, -1, -1, -1), seeds_of(400))
     mirrored = sum(torch.equal(x, image[0].flip(-1)) for x in flipped)
     unchanged = sum(torch.equal(x, image[0]) for x in flipped)
     assert mirrored + unchanged == 400

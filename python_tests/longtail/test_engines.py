@@ -75,7 +75,7 @@ def take_steps(case: Case, world: World) -> dict[str, Tensor]:
     method, dtype, steps = case.method, case.dtype, case.steps
     config = recipe("digits-lt", method, "sgd").config()
     network = build_network(config, 10, 1).to(dtype).eval()
-    engine = Engine(network, world, case.parallel)
+    engine = Engine(network, world, parallel=case.parallel)
     options = {"lr": METHODS[method], "momentum": 0.9, "weight_decay": 1e-3, "start": steps // 2}
     optimizer = SAM(network.parameters(), torch.optim.SGD, rho=0.05, **options)
     objective = build_objective(config, DIGITS.counts)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe
@@ -24,7 +23,6 @@ from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
-from fastsam.longtail.seeds import Stream, derived_seed
 from python_tests.longtail.archives import write_image, write_listed
 
 CPU = torch.device("cpu")
@@ -150,42 +148,23 @@ def test_augmentation_does_not_depend_on_workers(listed: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_augmentation_is_drawn_from_seed_epoch_and_image(workers: int, listed: Path) -> None:
-    """Repeated and overlapping reads by the same workers give the same images."""
+def test_augmentation_is_drawn_from_seed_epoch_view_and_image(workers: int, listed: Path) -> None:
+    """Repeated and overlapping reads by the same workers give the same images, in any order."""
     images = file_images(listed, workers=workers)
-    transform = images.preparation.training()
-
-    def expected(seed: int, epoch: int, chosen: np.ndarray[Any, Any]) -> torch.Tensor:
-        inputs = []
-        for sample in chosen.tolist():
-            picture = Image.open(listed / images.images.paths[sample])
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derived_seed(seed, Stream.AUGMENT, epoch, sample))
-                inputs.append(transform(picture))
-        return torch.stack(inputs)
-
+    by_image = file_images(listed)
     order = np.array_split(np.random.default_rng(5).permutation(len(images)), 5)
     for seed, epoch in ((0, 1), (0, 2), (3, 1)):
-        views = [
-            images.batches(order, Draw(seed, number), CPU) for number in (epoch, epoch + 2**32)
+        draws = [Draw(seed, epoch, view) for view in range(2)]
+        views = [images.batches(order, draw, CPU) for draw in draws]
+        expected = [
+            next(by_image.batches([np.arange(len(images))], draw, CPU)).inputs for draw in draws
         ]
-        for chosen, first, second in zip(order, *views, strict=True):
-            assert first.indices.tolist() == second.indices.tolist() == chosen.tolist()
-            assert torch.equal(first.inputs, expected(seed, epoch, chosen))
-            assert torch.equal(second.inputs, expected(seed, epoch + 2**32, chosen))
+        assert not torch.equal(*expected)
+        for chosen, *batches in zip(order, *views, strict=True):
+            for batch, whole in zip(batches, expected, strict=True):
+                assert batch.indices.tolist() == chosen.tolist()
+                assert torch.equal(batch.inputs, whole[chosen])
     images.close()
-
-
-def test_seeds_of_augmentation_are_derived_by_the_workers(
-    listed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-    derive = np.random.SeedSequence
-    monkeypatch.setattr(np.random, "SeedSequence", lambda key: calls.append(1) or derive(key))
-    read(file_images(listed, workers=1))
-    assert calls == []
-    read(file_images(listed, workers=0))
-    assert len(calls) == 22
 
 
 def test_workers_live_from_the_first_reading_to_the_end_of_the_run(listed: Path) -> None:

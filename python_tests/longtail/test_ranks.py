@@ -18,7 +18,9 @@ from fastsam.distributed import World
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import cifar_resnet
+from fastsam.longtail.sharding import gathered
 from fastsam.longtail.training import RunFolder
+from python_tests.longtail.archives import write_listed
 
 COMBINATIONS = [
     ("ce-drw", "sam"),
@@ -109,9 +111,46 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
     assert '"processes": 2' in RunFolder(tmp_path / "run").result.read_text()
 
 
+def _skip(rank: int, folder: str, parallel: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    options = {"model": "resnet8", "image_size": 16, "workers": 0, "epochs": 2, "batch_size": 12}
+    config = recipe(
+        "list", "ce", "sam", data_root=folder, corrupt="skip", parallel=parallel, **options
+    ).config()
+    run = Trainer(config, world=World(rank, 2), progress=False)
+    lost = run.data.train.images.paths[3]  # type: ignore[attr-defined]
+    dist.barrier()
+    if rank == 0:
+        (Path(folder) / lost).write_bytes(b"lost while the run was prepared")
+    dist.barrier()
+    result = run.fit()
+    torch.save((lost, result.unreadable, flat_weights(run)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def flat_weights(run: Trainer) -> torch.Tensor:
+    return torch.cat([gathered(p.detach()).flatten() for p in run.model.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_unreadable_images_are_skipped_on_two_processes(parallel: str, tmp_path: Path) -> None:
+    lists = {"train.txt": ("train", [8, 14, 9]), "test.txt": ("test", [3, 3, 3])}
+    write_listed(tmp_path, lists)
+    broken = sorted((tmp_path / "train").rglob("*.JPEG"))[0]
+    broken.write_bytes(b"no image")
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _skip, args=(str(tmp_path), parallel), nprocs=2
+    )
+    (lost, unreadable, weights), (_, other, other_weights) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    )
+    assert unreadable == other == {str(broken.relative_to(tmp_path)): 1, lost: 2}
+    assert torch.equal(weights, other_weights)
+
+
 def test_settings_that_require_one_process() -> None:
     two = World(0, 2)
     with pytest.raises(UsageError, match=r"at least 4 for 2 process\(es\) and accumulate=1, got 3"):
         Trainer(recipe("digits-lt", "ce", "sgd", batch_size=3).config(), world=two)
-    with pytest.raises(UsageError, match="corrupt stop"):
-        Trainer(recipe("list", "ce", "sgd", corrupt="skip").config(), world=two)

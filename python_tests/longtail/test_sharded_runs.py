@@ -117,6 +117,7 @@ def test_a_sharded_run_continues_with_the_same_bits(name: str, runs: dict[str, C
     [
         ({"ascent_scope": "local"}, "ascent_scope local requires all weights"),
         ({"track_curvature": 5}, "track_curvature requires all weights"),
+        ({"compile": True}, "compile requires all weights"),
         ({"sync_batch_norm": True}, "sync_batch_norm requires a CUDA device"),
         ({"accumulate": 30}, "batch_size must be at least 120"),
     ],

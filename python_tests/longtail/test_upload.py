@@ -71,7 +71,7 @@ def test_copies_do_not_grow_with_the_number_of_batches() -> None:
             batches = read(images, "meta", order, augment=False)
         assert [len(batch.targets) for batch in batches] == [len(chosen) for chosen in order]
         counts.append(sorted(copies.shapes))
-    assert counts[0] == counts[1] == [(3,), (3,), (23,), (23,)]
+    assert counts[0] == counts[1] == [(), (3, 1, 1), (3, 1, 1), (23,), (23,)]
     images.images = images.images[:, :, :5].clone()
     assert read(images, "meta")[0].inputs.shape[2] == 5
 

@@ -1,4 +1,4 @@
-"""Check, show or convert a data set."""
+"""Check, show, pack or convert a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fastsam.cli.options import given, settings_of_data, with_settings
 from fastsam.cli.output import show
 from fastsam.longtail.data import load_dataset
 from fastsam.longtail.data.check import check_dataset
+from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.lists import convert_inaturalist
+from fastsam.longtail.data.pack import FOLDER, MANIFEST, write_pack
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.training import check_free
 
@@ -75,6 +77,47 @@ class DataShow:
 
 
 @dataclass(frozen=True)
+class DataPack:
+    """Write a packed copy of a data set's image files, which `--packed` reads without decoding."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Name of the data set."""
+    short_side: int = 256
+    """Largest length of the shorter side of an image, in pixels. Larger images are reduced."""
+    overwrite: bool = False
+    """Replace an existing packed copy."""
+
+    def run(self) -> None:
+        """Write the copy and print its size."""
+        settings = given(self)
+        if settings.pop("packed", None):
+            raise UsageError("--packed reads a packed copy; omit it to write one")
+        if self.short_side < 1:
+            raise UsageError(f"--short-side must be at least 1, got {self.short_side}")
+        skip = settings.pop("corrupt", None) == "skip"
+        data = load_dataset(self.name, **settings)
+        source = data.train
+        if not isinstance(source, FileImages):
+            raise UsageError(
+                f"{self.name} is in memory already; only sets of image files are packed"
+            )
+        folder = source.root / FOLDER
+        if (folder / MANIFEST).exists() and not self.overwrite:
+            raise UsageError(f"{folder} exists; pass --overwrite to replace it")
+        splits = (images for images in data.splits.values() if isinstance(images, FileImages))
+        pack = write_pack(
+            source.root,
+            [path for images in splits for path in images.images.paths],
+            source.reading,
+            short_side=self.short_side,
+            workers=source.workers,
+            skip=skip,
+            progress=True,
+        )
+        print(f"{folder}: {len(pack.rows)} images, {pack.size / 1e6:,.1f} MB")
+
+
+@dataclass(frozen=True)
 class DataConvert:
     """Convert an official iNaturalist JSON file to a list file."""
 
@@ -94,17 +137,18 @@ class DataConvert:
 
 
 def command(arguments: Sequence[str]) -> Any:
-    """Return the three subcommands, with options for the settings of the data set in ``arguments``."""
+    """Return the subcommands, with options for the settings of the data set in ``arguments``."""
     settings = settings_of_data(arguments)
     made = [
         with_settings(cls, settings, shorter={"data_root": "root"})
         if cls is not DataConvert
         else cls
-        for cls in (DataCheck, DataShow, DataConvert)
+        for cls in (DataCheck, DataShow, DataPack, DataConvert)
     ]
-    check, sheet, convert = made
+    check, sheet, pack, convert = made
     return (
         Annotated[check, subcommand("check")]
         | Annotated[sheet, subcommand("show")]
+        | Annotated[pack, subcommand("pack")]
         | Annotated[convert, subcommand("convert")]
     )

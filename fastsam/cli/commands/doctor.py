@@ -25,6 +25,7 @@ _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
     "torchvision": ("longtail", "CIFAR, image folders, ImageNet networks"),
     "pyyaml": ("longtail", "settings from a file"),
     "timm": ("longtail", "timm networks"),
+    "torchcodec": ("decode", "faster decoding of JPEG files"),
     "onnx": ("export", "export to ONNX"),
     "onnxscript": ("export", "export to ONNX"),
     "safetensors": ("export", "export to safetensors"),

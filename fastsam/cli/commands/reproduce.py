@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastsam.cli.options import every_setting, given, with_settings
 from fastsam.cli.output import show
-from fastsam.distributed import torchrun_world
+from fastsam.distributed import TIMEOUT, torchrun_world
 from fastsam.files import write_text
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.landscape import ClassSpectrum
@@ -64,7 +64,11 @@ class ReproduceCommand:
         table = TABLES[self.name]
         rows: list[Row] = []
         overrides = given(self)
-        with torchrun_world(overrides.get("device", "cpu")) as world:
+        with torchrun_world(
+            overrides.get("device", "cpu"),
+            timeout=overrides.get("rank_timeout", TIMEOUT),
+            errors=self.out,
+        ) as world:
             for row in reproduce_table(
                 self.name,
                 self.data,

@@ -22,6 +22,7 @@ from fastsam.cli.options import (
     with_settings,
 )
 from fastsam.cli.output import show
+from fastsam.cli.profile import ProfileOption, profile_folder, show_profile
 from fastsam.distributed import torchrun_world
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, find_setting
@@ -138,6 +139,7 @@ class TrainCommand:
             help_behavior_hint="(default: none)",
         ),
     ] = ()
+    profile: ProfileOption = None
     quiet: Annotated[bool, arg(help="hide the progress bar")] = False
     tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()
 
@@ -162,7 +164,7 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(branch)
-        with torchrun_world(config.device) as world:
+        with torchrun_world(config.device, timeout=config.rank_timeout, errors=self.out) as world:
             trainer = Trainer(
                 config,
                 sources=sources,
@@ -172,11 +174,16 @@ class TrainCommand:
                 branch=branch,
                 keep=self.keep,
                 world=world,
+                profile=profile_folder(self.profile, self.out),
                 progress=not self.quiet,
             )
             writes = world.rank == 0
             if writes:
                 print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+            if writes and trainer.precision_reason is not None:
+                show(
+                    f"precision auto: {trainer.config.precision}, because {trainer.precision_reason}"
+                )
             if writes and trainer.steps_per_epoch == 1:
                 notice(
                     f"an epoch is one step ({len(trainer.data.train)} images, batch size "
@@ -200,6 +207,8 @@ class TrainCommand:
 
                 trainer.on_result = finished
                 trainer.fit()
+            if trainer.profile is not None:
+                show_profile(trainer.profile)
         if writes and self.out is not None:
             print(f"results: {self.out}")
 

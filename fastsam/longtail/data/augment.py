@@ -1,7 +1,7 @@
 """Augmentations of whole batches, on the device of the batch.
 
-They take raw images (before normalization, so that padding is black) and sample from an explicit CPU
-generator, which gives the same augmentation on every device.
+They take raw images (before normalization, so that padding is black). Their random numbers come from one seed
+per image, so an image is augmented in the same way in every batch, on every device and rank.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from fastsam.longtail.seeds import SampleSeeds
 from fastsam.upload import upload
 
-BatchAugmentation = Callable[[Tensor, Generator], Tensor]
-"""Maps images ``[B, C, H, W]`` and a CPU generator to images of the same shape and dtype."""
+BatchAugmentation = Callable[[Tensor, SampleSeeds], Tensor]
+"""Maps images ``[B, C, H, W]`` and one seed per image to images of the same shape and dtype."""
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Applies several augmentations in sequence."""
+    """Applies several augmentations in sequence, each with independent random numbers."""
 
     parts: tuple[BatchAugmentation, ...]
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, images: Tensor, seeds: SampleSeeds) -> Tensor:
         """Augment images ``[B, C, H, W]``."""
-        for part in self.parts:
-            images = part(images, generator)
+        for number, part in enumerate(self.parts):
+            images = part(images, seeds.spawn(number))
         return images
 
 
@@ -41,13 +43,13 @@ class RandomCrop:
 
     padding: int
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, images: Tensor, seeds: SampleSeeds) -> Tensor:
         """Crop images ``[B, C, H, W]``."""
         device = images.device
         batch, _, height, width = images.shape
         padded = torch.nn.functional.pad(images, (self.padding,) * 4)
-        drawn = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator)
-        shifts = upload(drawn, device)
+        drawn = (seeds.uniform(2) * (2 * self.padding + 1)).astype(np.int64)
+        shifts = upload(torch.from_numpy(drawn.T[:, :, None].copy()), device)  # [2, B, 1]
         rows = shifts[0] + torch.arange(height, device=device)  # [B, H]
         columns = shifts[1] + torch.arange(width, device=device)  # [B, W]
         samples = torch.arange(batch, device=device)[:, None, None]
@@ -60,7 +62,7 @@ class RandomCrop:
 class RandomHorizontalFlip:
     """Flips each image horizontally with probability 0.5."""
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, images: Tensor, seeds: SampleSeeds) -> Tensor:
         """Flip images ``[B, C, H, W]``."""
-        flip = upload(torch.rand(len(images), generator=generator).lt(0.5), images.device)
+        flip = upload(torch.from_numpy(seeds.uniform(1)[:, 0] < 0.5), images.device)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from fastsam.longtail.seeds import SampleSeeds, Stream
 
 
 class Batch(NamedTuple):
@@ -47,12 +53,58 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Seed of an epoch's augmentation. The same seed and epoch give the same images.
+    """Random choices of an epoch's augmentation. Equal values give the same images.
+
+    The augmentation of an image depends on these values and on its index. It does not depend on batches,
+    workers or ranks.
 
     Attributes:
         seed: seed of the run.
         epoch: epoch, counted from 1.
+        view: view of the images, counted from 0. Each view is augmented independently.
+        occurrences: how often each image has already occurred in the epoch, int64 ``[B]`` for each batch, so
+            that an image that a sampler chose twice is augmented twice. None to count the occurrences in the
+            given batches.
     """
 
     seed: int
     epoch: int
+    view: int = 0
+    occurrences: Sequence[NDArray[np.int64]] | None = None
+
+    def seeds(self, order: Sequence[NDArray[np.int64]]) -> list[SampleSeeds]:
+        """Return the seeds of the images of each batch.
+
+        Args:
+            order: indices of the images of each batch, int64.
+        """
+        indices = np.concatenate([np.empty(0, np.int64), *order])
+        if self.occurrences is None:
+            repeats = occurrences(indices)
+        else:
+            repeats = np.concatenate([np.empty(0, np.int64), *self.occurrences])
+        samples = np.stack([indices, repeats], axis=1)
+        every = SampleSeeds.derived(
+            self.seed, Stream.AUGMENT, self.epoch, self.view, samples=samples
+        )
+        cuts = np.cumsum([0, *(len(batch) for batch in order)]).tolist()
+        return [every.take(slice(start, end)) for start, end in itertools.pairwise(cuts)]
+
+
+def occurrences(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count how often each value occurs before its place, int64 ``[N]``.
+
+    Args:
+        indices: int64 ``[N]``.
+
+    Example:
+        >>> occurrences(np.array([5, 2, 5, 5])).tolist()
+        [0, 0, 1, 2]
+    """
+    by_value = np.argsort(indices, kind="stable")
+    ordered = indices[by_value]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    sizes = np.diff(starts, append=len(ordered))
+    counted = np.empty(len(indices), np.int64)
+    counted[by_value] = np.arange(len(indices)) - np.repeat(starts, sizes)
+    return counted

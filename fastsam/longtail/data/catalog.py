@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
+from fastsam.longtail.data.worker_count import default_workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
@@ -71,7 +71,7 @@ class ImageFileSettings(RootSettings):
     )
     workers: int = setting(
         "number of worker processes that read images",
-        default=min(4, os.cpu_count() or 1),
+        default=default_workers(),
         low=0,
         high=1024,
         place=True,
@@ -80,6 +80,11 @@ class ImageFileSettings(RootSettings):
         "what to do with an unreadable image: stop (with an error) or skip (and count it)",
         default="stop",
         place=True,
+    )
+    packed: bool = setting(
+        "read the packed copy that `fastsam data pack` wrote instead of the image files",
+        default=False,
+        before=False,
     )
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from fastsam.longtail.data.augment import BatchAugmentation
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
+from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.data.preprocessing import CHANNELS, Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
-from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.upload import upload
 
 
@@ -69,7 +69,7 @@ class Images(Protocol):
 
         Args:
             order: indices of the images of each batch, int64.
-            draw: seed of the training augmentation; None for clean images.
+            draw: random choices of the training augmentation; None for clean images.
             device: device of the batches.
         """
         ...
@@ -222,8 +222,8 @@ class TensorImages(DecodedImages):
                 "pass draw=None, or --augment none"
             )
         images = self._on(device)
-        mean = upload(torch.tensor(self.mean), device)[:, None, None]
-        std = upload(torch.tensor(self.std), device)[:, None, None]
+        normalize = Normalization(tuple(self.mean), tuple(self.std), self.white).on(device)
+        seeds = None if draw is None else draw.seeds(order)
         # One upload for all batches.
         sizes = [len(chosen) for chosen in order]
         samples = np.concatenate([np.empty(0, np.int64), *order])
@@ -231,12 +231,9 @@ class TensorImages(DecodedImages):
         targets = torch.split(upload(torch.from_numpy(self.targets[samples]), device), sizes)
         for number, indices in enumerate(every):
             raw = images[indices]
-            if draw is not None and self.augmentation is not None:
-                raw = self.augmentation(
-                    raw, torch_generator(draw.seed, Stream.AUGMENT, draw.epoch, number)
-                )
-            inputs = (raw.float() / self.white - mean) / std
-            yield Batch((inputs,), targets[number], indices)
+            if seeds is not None and self.augmentation is not None:
+                raw = self.augmentation(raw, seeds[number])
+            yield Batch((normalize(raw),), targets[number], indices)
 
     def prepared_as(self, preprocessing: Preprocessing) -> TensorImages:
         """See :meth:`Images.prepared_as`."""

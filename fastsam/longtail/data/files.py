@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fastsam.extras import requires_extra
+from fastsam.longtail.data.augment import Compose, RandomHorizontalFlip
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash, file_digests
+from fastsam.longtail.data.device_part import DevicePart
+from fastsam.longtail.data.image_source import FileSource
+from fastsam.longtail.data.jitter import ColorJitter
 from fastsam.longtail.data.lists import ImageList
+from fastsam.longtail.data.normalization import Normalization
+from fastsam.longtail.data.pack import Pack
 from fastsam.longtail.data.pixels import Reading
-from fastsam.longtail.data.preprocessing import Preprocessing, normalized
+from fastsam.longtail.data.preprocessing import Preprocessing
+from fastsam.longtail.data.resized_crop import RandomResizedCrop
 from fastsam.longtail.data.scan import Scan, cached_scan, scan_files
 from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
-from fastsam.upload import upload
 
 CORRUPT_POLICIES = ("stop", "skip")
 
@@ -43,20 +46,13 @@ class Preparation:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     jitter: float = 0.4
 
-    def training(self) -> Callable[[Any], Tensor]:
-        """Return the training transform: random resized crop, horizontal flip and color jitter."""
-        with requires_extra("longtail", "the augmentation of image files"):
-            from torchvision.transforms import v2
+    def per_image(self) -> RandomResizedCrop:
+        """Return the part of the training augmentation that the workers make: a random resized crop."""
+        return RandomResizedCrop(self.size)
 
-        composed: Callable[[Any], Tensor] = v2.Compose(
-            [
-                v2.RandomResizedCrop(self.size),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(self.jitter, self.jitter, self.jitter, 0.0),
-                partial(normalized, mean=self.mean, std=self.std),
-            ]
-        )
-        return composed
+    def per_batch(self) -> Compose:
+        """Return the part that the device makes of whole batches: horizontal flip and color jitter."""
+        return Compose((RandomHorizontalFlip(), ColorJitter(*(self.jitter,) * 3)))
 
     def evaluation(self, reading: Reading) -> Preprocessing:
         """Return the evaluation transform: resize the shorter side to 256/224 of the size, crop the center.
@@ -79,8 +75,9 @@ class Preparation:
 class FileImages:
     """Images that are read from a list of files.
 
-    The augmentation of an image depends only on seed, epoch and image, not on the number of workers. Workers
-    persist between epochs, until :meth:`close` is called or this object is deleted.
+    Workers decode, crop and resize; the device flips, jitters and normalizes whole batches. The augmentation
+    of an image depends on the :class:`Draw` and the image, not on workers or ranks. Workers persist between
+    epochs, until :meth:`close` is called or this object is deleted.
 
     Attributes:
         root: folder that the paths are relative to.
@@ -94,6 +91,7 @@ class FileImages:
         left_out: paths of unreadable images that :meth:`readable` removed.
         unreadable: how often each unreadable image was skipped, by path.
         known: cached hash of the contents of ``images`` and ``left_out``.
+        pack: packed copy that is read instead of the files; its ``reading`` is that of the copy.
 
     Raises:
         UsageError: if ``corrupt`` is unknown or ``workers`` is negative.
@@ -109,6 +107,7 @@ class FileImages:
     left_out: tuple[str, ...] = ()
     unreadable: dict[str, int] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
+    pack: Pack | None = None
 
     def __post_init__(self) -> None:
         if self.corrupt not in CORRUPT_POLICIES:
@@ -150,28 +149,49 @@ class FileImages:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
-            DataError: if an image cannot be read and ``corrupt`` is ``stop``.
+            DataError: if an image cannot be read and ``corrupt`` is ``stop``, or no image of a batch can be
+                read. The batch cannot be skipped: other ranks wait for their parts of it.
         """
-        requests = (Request(batch, draw) for batch in order)
-        for samples in self._workers.read(requests, pin=device.type == "cuda"):
-            for image in samples.unreadable:
+        seeds = [None] * len(order) if draw is None else draw.seeds(order)
+        requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
+        finish = DevicePart(
+            Normalization(self.preprocessing.mean, self.preprocessing.std),
+            self.preparation.per_batch(),
+        ).on(device)
+        for read in self._workers.read(requests, pin=device.type == "cuda"):
+            for image in read.unreadable:
                 self._note(image)
-            if samples.read is not None:
-                inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
-                yield Batch((inputs,), targets, indices)
+            batch = finish(read)
+            if batch is None:
+                path, reason = read.unreadable[0]
+                raise DataError(
+                    f"no image of a batch can be read, starting with {self.root / path} ({reason}), although "
+                    f"they could when the run began; make {self.root} available and resume the run"
+                )
+            yield batch
 
     def name_of(self, place: int) -> str:
         """See :meth:`fastsam.longtail.data.Images.name_of`."""
         return self.images.paths[place]
 
     def scan(self, *, progress: bool = False) -> Scan:
-        """See :meth:`fastsam.longtail.data.Images.scan`."""
+        """See :meth:`fastsam.longtail.data.Images.scan`. A packed copy is not decoded again."""
+        if self.pack is not None:
+            broken = [i for i, path in enumerate(self.images.paths) if self.pack.broken(path)]
+            return Scan(dict.fromkeys(broken, "the file could not be read when it was packed"))
         return scan_files(self._paths, self.reading, workers=self.workers, progress=progress)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
     ) -> list[bytes]:
-        """See :meth:`fastsam.longtail.data.Images.digests`."""
+        """See :meth:`fastsam.longtail.data.Images.digests`.
+
+        Digests of a packed copy are those of the original files; with ``whole``, the files are read.
+        """
+        if self.pack is not None and not whole:
+            chosen = range(len(self)) if places is None else places
+            rows = (self.pack.rows[self.images.paths[place]] for place in chosen)
+            return [self.pack.digests[row] for row in rows]
         paths = self._paths if places is None else [self._paths[place] for place in places]
         return file_digests(paths, whole=whole, progress=progress)
 
@@ -197,8 +217,12 @@ class FileImages:
         return replace(self, images=images, left_out=tuple(paths[place] for place in broken))
 
     def prepared_as(self, preprocessing: Preprocessing) -> FileImages:
-        """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing."""
-        return replace(self, reading=preprocessing.reading, plain=preprocessing)
+        """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing.
+
+        A packed copy is read only with the reading that it was written with; otherwise the files are read.
+        """
+        pack = self.pack if preprocessing.reading == self.reading else None
+        return replace(self, reading=preprocessing.reading, plain=preprocessing, pack=pack)
 
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""
@@ -214,9 +238,11 @@ class FileImages:
 
     @cached_property
     def _workers(self) -> Workers:
-        plain, augmented = self.preprocessing.prepare, self.preparation.training()
         reader = Reader(
-            self.root, self.images, plain=plain, augmented=augmented, reading=self.reading
+            self.pack or FileSource(self.root, self.reading),
+            self.images,
+            plain=self.preprocessing.resized,
+            augmented=self.preparation.per_image(),
         )
         return Workers(reader, self.workers)
 

@@ -27,6 +27,7 @@ from fastsam.longtail.data.lists import (
     outside,
     read_list,
 )
+from fastsam.longtail.data.pack import FOLDER, Pack
 from fastsam.longtail.data.pixels import Reading
 from fastsam.longtail.data.shared_recipes import CODE, IMAGENET
 from fastsam.longtail.errors import DataError
@@ -161,6 +162,7 @@ def load_listed(
     size: int = 224,
     workers: int = 4,
     corrupt: str = "stop",
+    packed: bool = False,
     progress: bool = False,
 ) -> LongTailData:
     """Load a published list data set. Its classes are relabeled in order of decreasing training count.
@@ -171,6 +173,7 @@ def load_listed(
         size: height and width of the network's input in pixels.
         workers: number of worker processes that read images.
         corrupt: ``stop`` or ``skip``; see :func:`assemble`.
+        packed: read the packed copy in ``root`` instead of the image files.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
@@ -194,6 +197,7 @@ def load_listed(
         reading=Reading(),
         workers=workers,
         corrupt=corrupt,
+        packed=packed,
         progress=progress,
     )
 
@@ -224,6 +228,7 @@ def assemble(
     reading: Reading,
     workers: int,
     corrupt: str,
+    packed: bool = False,
     progress: bool = False,
     class_names: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
@@ -232,16 +237,24 @@ def assemble(
 
     Classes are relabeled in order of decreasing training count. ``boundaries`` splits them into groups by
     rank; None splits by count. With ``corrupt="skip"`` a decode scan removes unreadable images first, so that
-    counts, weights and priors are those of the images used in training.
+    counts, weights and priors are those of the images used in training. With ``packed`` the images come from
+    the packed copy in ``root`` (:mod:`fastsam.longtail.data.pack`), and their files may be missing.
 
     Raises:
-        DataError: if labels are not valid, files are missing, or a class has no readable image.
+        DataError: if labels are not valid, files or the packed copy are missing, or a class has no readable
+            image.
     """
     counts = class_counts(lists["train"], num_classes, "the training list")
     classes = len(counts)
+    pack = Pack.load(root / FOLDER, reading) if packed else None
+    if pack is not None:
+        pack.check_size(preparation.evaluation(reading).resize or preparation.size)
     for part, images in lists.items():
         class_counts(images, classes, f"the {part} list")
-        check_files(images, root, f"the {part} list")
+        if pack is None:
+            check_files(images, root, f"the {part} list")
+        else:
+            pack.check(images.paths, f"the {part} list")
         strays = outside(images)
         if strays:
             notes += (
@@ -252,7 +265,15 @@ def assemble(
     old_names = class_names or tuple(str(label) for label in range(classes))
     new_names = tuple(old_names[old] for old in np.argsort(class_map))
     sets = {
-        part: FileImages(root, images.relabeled(class_map), preparation, workers, corrupt, reading)
+        part: FileImages(
+            root,
+            images.relabeled(class_map),
+            preparation,
+            workers,
+            corrupt,
+            reading,
+            pack=pack,
+        )
         for part, images in lists.items()
     }
     selection = list_hash(sets["train"].images, new_names)
@@ -305,6 +326,7 @@ def _load(name: str, settings: ImageFileSettings, progress: bool) -> LongTailDat
         size=settings.image_size,
         workers=settings.workers,
         corrupt=settings.corrupt,
+        packed=settings.packed,
         progress=progress,
     )
 

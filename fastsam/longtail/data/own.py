@@ -80,6 +80,7 @@ def _own(
         reading=settings.reading,
         workers=settings.workers,
         corrupt=settings.corrupt,
+        packed=settings.packed,
         progress=progress,
         class_names=class_names,
         notes=notes,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsam.extras import requires_extra
+from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.data.pixels import EXIF, Exif, Reading, decode
 from fastsam.longtail.errors import UsageError
 from fastsam.records import build
@@ -116,6 +117,17 @@ class Preprocessing:
         Returns:
             The input of the network, float32 ``[channels, H, W]``.
         """
+        return normalized(self.resized(image), self.mean, self.std)
+
+    def resized(self, image: Image | Tensor) -> Tensor:
+        """Convert to grayscale if required, resize and crop a decoded image, without normalizing it.
+
+        Args:
+            image: an RGB Pillow image, or float32 ``[3, H, W]`` in [0, 1] with equal channels.
+
+        Returns:
+            The pixels ``[channels, H, W]``, uint8 unless the image is a tensor.
+        """
         with requires_extra("longtail", "an image file"):
             from torchvision.transforms.v2 import functional
 
@@ -126,7 +138,10 @@ class Preprocessing:
         else:
             image = functional.resize(image, [self.resize])
             image = functional.center_crop(image, list(self.size))
-        return normalized(image, self.mean, self.std)
+        if isinstance(image, Tensor):
+            return image
+        pixels: Tensor = functional.pil_to_tensor(image)
+        return pixels
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dict of JSON values."""
@@ -142,29 +157,15 @@ class Preprocessing:
         return build(cls, values)
 
 
-def normalized(image: Image | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Scale an image to [0, 1] and normalize it.
 
     Args:
-        image: a Pillow image with 8 bits per channel, or float32 ``[C, H, W]`` in [0, 1].
+        pixels: uint8 ``[C, H, W]``, or float32 in [0, 1].
         mean: mean of each channel.
         std: standard deviation of each channel.
 
     Returns:
         Float32 ``[C, H, W]``.
     """
-    means, deviations = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return (_scaled(image) - means) / deviations
-
-
-def _scaled(image: Image | Tensor) -> Tensor:
-    """Scale an image to [0, 1], float32 ``[C, H, W]``."""
-    if isinstance(image, Tensor):
-        return image
-    with requires_extra("longtail", "an image file"):
-        from torchvision.transforms.v2 import functional
-
-    # Divide by 255, as for images in memory. torchvision's to_dtype multiplies by 1 / 255, which rounds
-    # twice and differs in the last bit for some values.
-    pixels: Tensor = functional.pil_to_tensor(image)
-    return pixels.float() / 255
+    return Normalization(tuple(mean), tuple(std)).on(torch.device("cpu"))(pixels)

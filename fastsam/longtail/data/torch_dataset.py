@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
 from fastsam.longtail.data.dataset import DecodedImages, LongTailData
+from fastsam.longtail.data.device_part import DevicePart
 from fastsam.longtail.data.groups import groups_by_count
+from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.data.preprocessing import Preprocessing
-from fastsam.longtail.data.workers import Request, Sample, Workers
+from fastsam.longtail.data.workers import ReadRequest, Request, Sample, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError
-from fastsam.longtail.seeds import Stream, derived_seed, global_seed
-from fastsam.upload import upload
+from fastsam.longtail.seeds import global_seed
 
 Augmentation = Callable[[Tensor], Tensor]
 """Maps an image ``[C, H, W]`` in [0, 1] to an augmented one, using torch's global CPU generator."""
@@ -143,11 +144,13 @@ class DatasetImages(DecodedImages):
                 "these images have no augmentation, only training images do; "
                 "pass draw=None, or --augment none"
             )
-        requests = (Request(batch, draw) for batch in order)
-        for samples in self._workers.read(requests, pin=device.type == "cuda"):
-            if samples.read is not None:
-                inputs, targets, indices = (upload(tensor, device) for tensor in samples.read)
-                yield Batch((inputs,), targets, indices)
+        seeds = [None] * len(order) if draw is None else draw.seeds(order)
+        requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
+        finish = DevicePart(Normalization(tuple(self.mean), tuple(self.std))).on(device)
+        for read in self._workers.read(requests, pin=device.type == "cuda"):
+            batch = finish(read)
+            if batch is not None:
+                yield batch
 
     def prepared_as(self, preprocessing: Preprocessing) -> DatasetImages:
         """See :meth:`fastsam.longtail.data.Images.prepared_as`."""
@@ -173,39 +176,46 @@ class DatasetImages(DecodedImages):
 
     @cached_property
     def _workers(self) -> Workers:
-        reader = _Reader(self.dataset, self.targets, self.mean, self.std, self.augmentation)
+        reader = _Reader(self.dataset, self.targets, self.augmentation)
         return Workers(reader, self.workers)
 
 
 def as_image(item: Any) -> Tensor:
     """Convert an image to a float32 tensor ``[C, H, W]``; uint8 values are divided by 255."""
+    pixels = as_pixels(item)
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def as_pixels(item: Any) -> Tensor:
+    """Convert an image to a tensor ``[C, H, W]``: uint8 if it is, otherwise float32."""
     image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
     if not isinstance(item, Tensor):
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    return image if image.dtype == torch.uint8 else image.float()
 
 
 @dataclass(frozen=True)
-class _Reader(Dataset[list[Sample]]):
-    """Reads, augments and normalizes images in the workers."""
+class _Reader(Dataset[ReadRequest]):
+    """Reads and augments images in the workers."""
 
     dataset: Dataset[Any]
     targets: NDArray[np.int64]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     augmentation: Augmentation | None
 
-    def __getitem__(self, request: Request) -> list[Sample]:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        samples: list[Sample] = []
-        for place in request.samples.tolist():
-            image = as_image(self.dataset[place][0])
-            if request.draw is not None and self.augmentation is not None:
-                seed, epoch = request.draw
-                with global_seed(derived_seed(seed, Stream.AUGMENT, epoch, place)):
-                    image = self.augmentation(image)
-            samples.append(((image - mean) / std, int(self.targets[place]), place))
-        return samples
+    def __getitem__(self, request: Request) -> ReadRequest:
+        images: list[Sample | Unreadable] = []
+        seeds = None
+        if request.seeds is not None and self.augmentation is not _unchanged:
+            seeds = (request.seeds.bits(1)[:, 0] >> np.uint64(1)).tolist()
+        for row, place in enumerate(request.samples.tolist()):
+            item = self.dataset[place][0]
+            if seeds is None or self.augmentation is None:
+                pixels = as_pixels(item)
+            else:
+                with global_seed(seeds[row]):
+                    pixels = self.augmentation(as_image(item))
+            images.append(Sample(pixels, int(self.targets[place]), place))
+        return ReadRequest(images, request)
 
 
 def _unchanged(image: Tensor) -> Tensor:

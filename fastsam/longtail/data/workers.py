@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,13 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastsam.longtail.data.image_source import ImageSource
 from fastsam.longtail.data.lists import ImageList
-from fastsam.longtail.data.pixels import Reading, decode
+from fastsam.longtail.data.worker_count import prefetched
 from fastsam.longtail.errors import LongTailError
-from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.longtail.seeds import SampleSeeds
 
 Prepare = Callable[[Any], Tensor]
-"""Maps an RGB Pillow image, or a tensor ``[3, H, W]`` in [0, 1], to a tensor ``[3, S, S]``."""
+"""Maps an RGB Pillow image, or a tensor ``[3, H, W]`` in [0, 1], to pixels ``[C, S, S]``."""
+ImageAugmentation = Callable[[Any, SampleSeeds], Tensor]
+"""Maps a decoded image and its seed to pixels ``[3, S, S]``.
+
+The image is an RGB Pillow image, uint8 ``[3, H, W]``, or float32 ``[3, H, W]`` in [0, 1].
+"""
 
 
 SIGNAL_SECONDS = 0.2
@@ -34,11 +39,11 @@ class Request(NamedTuple):
 
     Attributes:
         samples: indices of the images, int64 ``[B]``.
-        draw: seed and epoch of the augmentation; None for clean images.
+        seeds: seeds of the augmentation, one per image; None for clean images.
     """
 
     samples: NDArray[np.int64]
-    draw: tuple[int, int] | None = None
+    seeds: SampleSeeds | None = None
 
 
 class Unreadable(NamedTuple):
@@ -48,77 +53,120 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+class Sample(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        pixels: raw pixels ``[C, H, W]``: uint8, or float32 in [0, 1] for more than 8 bits per channel.
+        target: class.
+        place: index of the image.
+    """
+
+    pixels: Tensor
+    target: int
+    place: int
+
+
 class Samples(NamedTuple):
-    """A batch that was read, stacked into tensors so that the loader can pin it.
+    """The images of a batch that have the same dtype, stacked so that the loader can pin them.
+
+    Attributes:
+        pixels: raw pixels ``[M, C, H, W]``, uint8 or float32.
+        targets: classes, int64 ``[M]``.
+        indices: indices of the images, int64 ``[M]``.
+        rows: places of the images in the request, in ascending order, int64 ``[M]``.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    indices: Tensor
+    rows: NDArray[np.int64]
+
+
+class ReadBatch(NamedTuple):
+    """A batch that was read.
 
     Attributes:
         unreadable: images that could not be read.
-        read: inputs float32 ``[B, 3, S, S]``, targets and indices int64 ``[B]`` of the other images; None if
-            B is 0.
+        samples: the other images, one entry for each dtype.
+        seeds: seeds of the request.
     """
 
     unreadable: list[Unreadable]
-    read: tuple[Tensor, Tensor, Tensor] | None
+    samples: list[Samples]
+    seeds: SampleSeeds | None
 
 
-Sample = tuple[Tensor, int, int] | Unreadable
-"""Input, target and index of an image, or the reason why it could not be read."""
+class ReadRequest(NamedTuple):
+    """A request with its images in order, before they are stacked."""
+
+    images: list[Sample | Unreadable]
+    request: Request
 
 
-def _stack(samples: list[Sample]) -> Samples:
-    """Stack the samples of a batch."""
-    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
-    read = [sample for sample in samples if not isinstance(sample, Unreadable)]
-    if not read:
-        return Samples(unreadable, None)
-    inputs, targets, indices = zip(*read, strict=True)
-    return Samples(unreadable, (torch.stack(inputs), torch.tensor(targets), torch.tensor(indices)))
+def _stack(read: ReadRequest) -> ReadBatch:
+    """Stack the images of a batch by dtype."""
+    unreadable = [image for image in read.images if isinstance(image, Unreadable)]
+    rows: dict[torch.dtype, list[int]] = {}
+    for row, image in enumerate(read.images):
+        if isinstance(image, Sample):
+            rows.setdefault(image.pixels.dtype, []).append(row)
+    samples = []
+    for places in rows.values():
+        images = [read.images[row] for row in places]
+        pixels, targets, indices = zip(*images, strict=True)
+        samples.append(
+            Samples(
+                torch.stack(pixels),
+                torch.tensor(targets),
+                torch.tensor(indices),
+                np.array(places, np.int64),
+            )
+        )
+    return ReadBatch(unreadable, samples, read.request.seeds)
 
 
-class Reader(Dataset[list[Sample]]):
-    """Decodes and transforms images in the workers.
+class Reader(Dataset[ReadRequest]):
+    """Decodes images in the workers, and makes the part of the augmentation that is per image.
 
-    The augmentation of an image depends only on seed, epoch and image.
+    The augmentation of an image depends only on its seed.
 
     Args:
-        root: folder that the paths are relative to.
+        source: where the images come from.
         images: paths and classes.
         plain: transform without augmentation.
-        augmented: transform with augmentation, which uses torch's global generator.
-        reading: handling of EXIF orientation and pixel values.
+        augmented: transform with augmentation.
     """
 
     def __init__(
         self,
-        root: Path,
+        source: ImageSource,
         images: ImageList,
         *,
         plain: Prepare,
-        augmented: Prepare,
-        reading: Reading = Reading(),  # noqa: B008 (immutable)
+        augmented: ImageAugmentation,
     ) -> None:
-        self.root = root
+        self.source = source
         self.images = images
         self.plain = plain
         self.augmented = augmented
-        self.reading = reading
 
-    def __getitem__(self, request: Request) -> list[Sample]:
-        return [self._read(sample, request.draw) for sample in request.samples.tolist()]
+    def __getitem__(self, request: Request) -> ReadRequest:
+        samples = request.samples.tolist()
+        return ReadRequest(
+            [self._read(sample, row, request.seeds) for row, sample in enumerate(samples)], request
+        )
 
-    def _read(self, sample: int, draw: tuple[int, int] | None) -> Sample:
+    def _read(self, sample: int, row: int, seeds: SampleSeeds | None) -> Sample | Unreadable:
         path = self.images.paths[sample]
         try:
-            image = decode(self.root / path, self.reading).pixels
+            if seeds is None:
+                pixels = self.plain(self.source.picture(path))
+            else:
+                pixels = self.augmented(self.source.pixels(path), seeds.take(row))
         except (OSError, ValueError) as error:
             return Unreadable(path, str(error))
-        target = int(self.images.targets[sample])
-        if draw is None:
-            return self.plain(image), target, sample
-        seed, epoch = draw
-        # torchvision supports only the global generator.
-        with global_seed(derived_seed(seed, Stream.AUGMENT, epoch, sample)):
-            return self.augmented(image), target, sample
+        return Sample(pixels, int(self.images.targets[sample]), sample)
 
 
 class Workers:
@@ -129,16 +177,16 @@ class Workers:
     the iterator is not exhausted.
 
     Args:
-        reader: maps a :class:`Request` to its samples.
+        reader: maps a :class:`Request` to its images.
         count: number of worker processes per iterator; 0 reads in this process.
     """
 
-    def __init__(self, reader: Dataset[list[Sample]], count: int) -> None:
+    def __init__(self, reader: Dataset[ReadRequest], count: int) -> None:
         self.reader = reader
         self.count = count
         self._idle: dict[bool, list[_Loader]] = {True: [], False: []}
 
-    def read(self, requests: Iterable[Request], *, pin: bool = False) -> Iterator[Samples]:
+    def read(self, requests: Iterable[Request], *, pin: bool = False) -> Iterator[ReadBatch]:
         """Iterate over the requested batches, in order.
 
         Args:
@@ -159,14 +207,15 @@ class Workers:
 class _Loader:
     """A ``DataLoader`` with persistent workers that accepts new requests for each iteration."""
 
-    def __init__(self, reader: Dataset[list[Sample]], workers: int, pin: bool) -> None:
+    def __init__(self, reader: Dataset[ReadRequest], workers: int, pin: bool) -> None:
         self._requests: list[Request] = []
         self._loader: DataLoader[Any] = DataLoader(
             reader,
             batch_size=None,  # each request is a batch
             sampler=self._requests,
             num_workers=workers,
-            collate_fn=_stack,
+            prefetch_factor=prefetched(workers),
+            collate_fn=_stack,  # type: ignore[arg-type]  # it gets one request
             pin_memory=pin,
             persistent_workers=workers > 0,
             worker_init_fn=expect_lost_connections,
@@ -174,7 +223,7 @@ class _Loader:
             generator=torch.Generator(),
         )
 
-    def read(self, requests: Iterable[Request]) -> Iterator[Samples]:
+    def read(self, requests: Iterable[Request]) -> Iterator[ReadBatch]:
         self._requests[:] = requests
         with lost_workers_named():
             yield from self._loader

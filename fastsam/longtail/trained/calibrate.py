@@ -15,6 +15,7 @@ from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.data.long_tailed import FEWEST
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.features import Features, collect_features
+from fastsam.longtail.precision import float32_products
 from fastsam.longtail.settings import settings_of
 from fastsam.longtail.trained.calibration import Calibration, CalibratorScore, weights_hash
 from fastsam.longtail.trained.head_scores import HeadScores
@@ -79,7 +80,12 @@ def calibrate_run(
     trained = TrainedHead(run.trained_head, run.logit_scale, run.counts)
     eligible, refused = _calibrators(method, trained)
     data = (run.data(progress=progress) if data is None else data).for_run()
-    with cpu_threads(run.checkpoint.config.threads), closing(data):
+    config = run.checkpoint.config
+    with (
+        cpu_threads(config.threads),
+        float32_products(config.tf32, run.device),
+        closing(data),
+    ):
         validation = _validation(run, data, force=force)
         run.checkpoint.check_data(data, splits=("train", "validation"))
 
@@ -88,8 +94,8 @@ def calibrate_run(
                 run.network,
                 images,
                 run.device,
-                batch_size=run.checkpoint.config.batch_size,
-                precision=run.checkpoint.config.precision,
+                batch_size=config.batch_size,
+                precision=config.precision,
                 description=f"features of the {name} images",
                 progress=progress,
             )

@@ -14,6 +14,7 @@ from fastsam.longtail.classes import TargetPrior, target_prior
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.metrics import Metrics, evaluate
+from fastsam.longtail.precision import float32_products
 from fastsam.longtail.predictions import Predictions, predict
 from fastsam.longtail.scores import Scorer, intervals
 from fastsam.longtail.trained.run import TrainedRun
@@ -186,14 +187,15 @@ def _predictions(
             f"have {images.channels}; choose another data set"
         )
     config = run.checkpoint.config
-    return predict(
-        run.network,
-        images,
-        run.device,
-        batch_size=batch_size or config.batch_size,
-        labels=labels,
-        precision=config.precision,
-    )
+    with float32_products(config.tf32, run.device):
+        return predict(
+            run.network,
+            images,
+            run.device,
+            batch_size=batch_size or config.batch_size,
+            labels=labels,
+            precision=config.precision,
+        )
 
 
 def _labels(run: TrainedRun, data: LongTailData) -> NDArray[np.int64]:

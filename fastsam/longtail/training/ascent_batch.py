@@ -16,7 +16,7 @@ from fastsam.longtail.data import Batch, LongTailData
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.seeds import Stream, torch_generator
-from fastsam.longtail.training.batches import FEWEST, EpochBatches
+from fastsam.longtail.training.batches import FEWEST
 
 
 class AscentSample(NamedTuple):
@@ -64,7 +64,9 @@ class AscentBatches:
         config: TrainConfig,
         data: LongTailData,
         objective: Objective,
-        batches: EpochBatches,
+        *,
+        seed: int,
+        device: torch.device,
     ) -> AscentBatches | None:
         """Create the sampling of a run; return None if ascents use whole batches.
 
@@ -72,9 +74,9 @@ class AscentBatches:
             config: settings of the run.
             data: data set of the run.
             objective: objective of the run.
-            batches: batches of the run.
+            seed: seed of this process.
+            device: device of the batches.
         """
-        seed, device = batches.seed, batches.device
         if config.ascent_sample == "weighted":
             counts = data.counts
             plain = build_objective(config, counts, data.groups, weighted=False, device=device)

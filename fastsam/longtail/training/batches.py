@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from fastsam.distributed import World
 from fastsam.longtail.data import Batch, Draw, Images
+from fastsam.longtail.data.batch import occurrences
 from fastsam.longtail.samplers import HasOrder
 
 FEWEST = 2
 """Smallest number of images that pass through a network together: batch normalization needs two for a
 variance."""
-VIEW_EPOCHS = 1 << 32
-"""Offset in epochs between the augmentation seeds of two views of an image."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class EpochBatches:
     """Reads this rank's parts of the batches of an epoch.
 
     Which images a batch has depends on the sampler and ``batch_size`` only. The ranks split each batch, as
-    evenly as possible.
+    evenly as possible. The augmentation of an image does not depend on the rank that reads it.
 
     Attributes:
         images: the training images.
@@ -33,7 +32,7 @@ class EpochBatches:
         batch_size: images per batch, over all ranks.
         views: number of augmented views of each image.
         augment: whether to augment images.
-        seed: seed of the augmentation on this rank.
+        seed: seed of the run, the same on all ranks.
         device: device of the batches.
         world: the ranks of the run.
         accumulate: micro-batches of a rank's part of a batch.
@@ -54,23 +53,28 @@ class EpochBatches:
 
         If the last batch has fewer than two images for each micro-batch, it joins the one before.
         """
-        order = self.sampler.order(epoch)
-        cuts = list(range(self.batch_size, len(order), self.batch_size))
-        if cuts and len(order) - cuts[-1] < FEWEST * self.world.world_size * self.accumulate:
-            cuts.pop()
-        whole = np.array_split(order, cuts)
-        return [batch[self.world.rank :: self.world.world_size] for batch in whole]
+        return self._own_parts(self.sampler.order(epoch))
 
     def read(self, epoch: int) -> Iterator[Batch]:
         """Iterate over the batches of an epoch (counted from 1), with all views."""
-        order = self.indices(epoch)
+        whole = self.sampler.order(epoch)
+        order = self._own_parts(whole)
+        repeats = self._own_parts(occurrences(whole))
         views = [
             self.images.batches(
                 order,
-                Draw(self.seed, epoch + view * VIEW_EPOCHS) if self.augment else None,
+                Draw(self.seed, epoch, view, repeats) if self.augment else None,
                 self.device,
             )
             for view in range(self.views)
         ]
         for batches in zip(*views, strict=True):
             yield batches[0]._replace(views=tuple(batch.inputs for batch in batches))
+
+    def _own_parts(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut values of all images of an epoch into batches, and return this rank's part of each."""
+        cuts = list(range(self.batch_size, len(order), self.batch_size))
+        if cuts and len(order) - cuts[-1] < FEWEST * self.world.world_size * self.accumulate:
+            cuts.pop()
+        whole = np.array_split(order, cuts)
+        return [batch[self.world.rank :: self.world.world_size] for batch in whole]

@@ -123,8 +123,12 @@ class Branch:
 
         Raises:
             UsageError: if a setting of data, network, head or batches differs.
-            CheckpointError: if the data differ.
+            CheckpointError: if the data differ, or the parent has an older version.
         """
+        try:
+            self.checkpoint.check_continues()
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot branch from {self.name}: {error}") from None
         parent = self.checkpoint.config
         fixed = ["data", "model", "head", "batch_size", "augment"]
         for kind in _FIXED_PARTS:
@@ -154,7 +158,7 @@ class Branch:
                 f"them; train it with select={config.select}"
             )
         self.checkpoint.check_data(data)
-        if self.checkpoint.steps_per_epoch not in (None, steps_per_epoch):
+        if self.checkpoint.steps_per_epoch != steps_per_epoch:
             raise CheckpointError(
                 f"{self.name} has {self.checkpoint.steps_per_epoch} steps per epoch, but this branch has "
                 f"{steps_per_epoch}; use the same number of processes"

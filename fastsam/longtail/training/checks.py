@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from fastsam.distributed import World
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import TrainingError, UsageError
+from fastsam.longtail.finite import not_finite
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.training.ascent_batch import check_ascent_share
@@ -35,10 +37,8 @@ def check_run(config: TrainConfig, world: World) -> None:
             f"sync_batch_norm requires a CUDA device, but device is {config.device}; PyTorch's SyncBatchNorm "
             "does not run elsewhere. Train with device=cuda or sync_batch_norm=False"
         )
-    if world.world_size > 1:
-        _check_processes(config)
-        if config.parallel == "fsdp2":
-            _check_sharding(config)
+    if world.world_size > 1 and config.parallel == "fsdp2":
+        _check_sharding(config)
     check_ascent_share(config, world)
 
 
@@ -48,6 +48,23 @@ def check_selection(config: TrainConfig, data: LongTailData) -> None:
         raise UsageError(
             f"select 'best-validation' requires a validation set, but {config.data} has none; hold out "
             "validation images or pass --select last"
+        )
+
+
+def check_weights(model: nn.Module, world: World, *, epoch: int, lr: float) -> None:
+    """Raise :class:`TrainingError` if a weight is infinite or NaN after an epoch.
+
+    Args:
+        model: the network.
+        world: the ranks that hold the network or parts of it.
+        epoch: epoch, counted from 1, for the message.
+        lr: learning rate of the epoch, for the message.
+    """
+    spoiled = not_finite(model, world)
+    if spoiled is not None:
+        raise TrainingError(
+            f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
+            f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
         )
 
 
@@ -77,6 +94,7 @@ def _check_sharding(config: TrainConfig) -> None:
         f"optimizer {config.optimizer}": not OPTIMIZERS[config.optimizer].shards,
         "ascent_scope local": config.ascent_scope == "local",
         "track_curvature": config.track_curvature is not None,
+        "compile": config.compile,
     }
     for what, is_refused in refused.items():
         if is_refused:
@@ -84,15 +102,6 @@ def _check_sharding(config: TrainConfig) -> None:
                 f"{what} requires all weights on each process, but parallel fsdp2 splits them; choose "
                 "parallel=ddp"
             )
-
-
-def _check_processes(config: TrainConfig) -> None:
-    """Check that several processes can train this configuration."""
-    if config.corrupt == "skip":
-        raise UsageError(
-            "corrupt 'skip' requires a single process, because all processes must have the same number of "
-            "batches; pass --corrupt stop"
-        )
 
 
 def check_batches(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastsam.distributed import World
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.sharding import Parallel, shard, synchronize_gradients
+from fastsam.longtail.training.compiled import CompileClock, check_compiler, compiled_outputs
+from fastsam.longtail.training.loss_scale import LossScale
+from fastsam.longtail.training.recomputation import recomputed, residual_blocks
 
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
@@ -31,27 +36,65 @@ class Engine:
         world: the ranks of the run.
         parallel: ``ddp`` holds all weights on every rank; ``fsdp2`` holds a part of each weight, of its
             gradient and of the optimizer's state. It makes no difference for a single process.
+        loss_scale: scales losses and gradients in float16; None for other precisions.
+        compiles: whether ``torch.compile`` compiles the passes.
+        recomputes: blocks of ``network`` whose activations the backward pass computes again.
 
     Attributes:
         is_sharded: whether this rank holds only a part of each weight.
+        clock: adds up the time of compilations inside its context; None if nothing is compiled.
     """
 
-    def __init__(self, network: Classifier, world: World, parallel: Parallel = "ddp") -> None:
+    def __init__(
+        self,
+        network: Classifier,
+        world: World,
+        *,
+        parallel: Parallel = "ddp",
+        loss_scale: LossScale | None = None,
+        compiles: bool = False,
+        recomputes: Sequence[nn.Module] = (),
+    ) -> None:
         self.network = network
         self.world = world
-        self._replicas: DistributedDataParallel | None = None
+        self.loss_scale = loss_scale
+        self.clock = CompileClock() if compiles else None
+        self._recomputes = recomputes
         self.is_sharded = parallel == "fsdp2" and world.world_size > 1
         if self.is_sharded:
-            shard(network)
-        elif world.world_size > 1:
+            shard(network)  # replaces the method that is called below
+        self._outputs = compiled_outputs(network) if compiles else network.outputs
+        self._replicas: DistributedDataParallel | None = None
+        if world.world_size > 1 and not self.is_sharded:
             options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
-            self._replicas = DistributedDataParallel(_OutputsOf(network), **options)
+            self._replicas = DistributedDataParallel(_OutputsOf(network, self._outputs), **options)
+
+    @classmethod
+    def of_run(
+        cls, config: TrainConfig, network: Classifier, device: torch.device, world: World
+    ) -> Engine:
+        """Create the engine of a run.
+
+        Raises:
+            UsageError: if the run compiles and there is no compiler, or computes activations again and the
+                network has no residual blocks.
+        """
+        if config.compile:
+            check_compiler(device)
+        recomputes = config.checkpoint_activations
+        return cls(
+            network,
+            world,
+            parallel=config.parallel,
+            loss_scale=LossScale.of_run(config, device, world),
+            compiles=config.compile,
+            recomputes=residual_blocks(network, config.model) if recomputes else (),
+        )
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """Compute :meth:`Classifier.outputs` of images ``[B, channels, H, W]``."""
-        if self._replicas is None:
-            return self.network.outputs(inputs)
-        outputs: Outputs = self._replicas(inputs)
+        with recomputed(self._recomputes):
+            outputs: Outputs = (self._replicas or self._outputs)(inputs)
         return outputs
 
     @contextmanager
@@ -72,18 +115,39 @@ class Engine:
             yield
 
     def backward(self, loss: Tensor, *, local: bool) -> None:
-        """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss."""
+        """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss.
+
+        In float16 the gradient is multiplied by the loss scale until :meth:`unscale`.
+        """
         if self._replicas is not None and not local:
             loss = loss * self.world.world_size  # DistributedDataParallel averages
+        if self.loss_scale is not None:
+            loss = self.loss_scale.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
+        """Divide the gradients of a whole pass by the loss scale, before anything else uses them.
+
+        Args:
+            parameters: parameters whose ``.grad`` holds the gradient of this pass only.
+            loss: the loss of the pass without the scale.
+        """
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(parameters, loss)
 
 
 class _OutputsOf(nn.Module):
-    """Calls :meth:`Classifier.outputs`, because DistributedDataParallel wraps only ``forward``."""
+    """Computes the outputs in ``forward``, because DistributedDataParallel wraps nothing else.
 
-    def __init__(self, network: Classifier) -> None:
+    Args:
+        network: the network, for its parameters.
+        outputs: its :meth:`Classifier.outputs`, possibly compiled.
+    """
+
+    def __init__(self, network: Classifier, outputs: Callable[[Tensor], Outputs]) -> None:
         super().__init__()
         self.network = network
+        self.outputs = outputs
 
     def forward(self, inputs: Tensor) -> Outputs:
-        return self.network.outputs(inputs)
+        return self.outputs(inputs)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from fastsam.distributed import World
 from fastsam.longtail.classes import adjust_logits
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.objective import Objective
 from fastsam.longtail.precision import Precision
 from fastsam.longtail.predictions import Predictions, predict
 
@@ -39,6 +41,28 @@ class Judge:
     device: torch.device
     precision: Precision = "float32"
     world: World = field(default_factory=World)
+
+    @classmethod
+    def of_run(
+        cls,
+        config: TrainConfig,
+        network: Classifier,
+        data: LongTailData,
+        objective: Objective,
+        device: torch.device,
+        world: World,
+    ) -> Judge:
+        """Create the evaluation of a run."""
+        return cls(
+            network,
+            data,
+            logit_scale=objective.logit_scale,
+            posthoc_tau=config.posthoc_tau,
+            batch_size=config.batch_size // world.world_size,
+            device=device,
+            precision=config.precision,
+            world=world,
+        )
 
     def predictions(self, images: Images) -> Predictions:
         """Compute predictions for all readable images. Epoch selection and final evaluation both use it."""

@@ -22,14 +22,12 @@ class Resume:
         config: settings of the run.
         data: data set of the run.
         steps_per_epoch: batches per epoch.
-        lone_last_image: whether batches of equal size would leave a last batch of one image.
         keep: epochs whose checkpoint is kept.
     """
 
     config: TrainConfig
     data: LongTailData
     steps_per_epoch: int
-    lone_last_image: bool
     keep: Collection[int]
 
     def find(self, folder: RunFolder, resume: bool | Literal["auto"]) -> Checkpoint | None:
@@ -41,8 +39,8 @@ class Resume:
                 None.
 
         Raises:
-            CheckpointError: if there is no checkpoint; if settings, data or number of batches differ; or if a
-                checkpoint in ``keep`` is missing.
+            CheckpointError: if there is no checkpoint; if it has an older version; if settings, data or
+                number of batches differ; or if a checkpoint in ``keep`` is missing.
         """
         if not resume:
             return None
@@ -61,6 +59,10 @@ class Resume:
         return None
 
     def _check(self, path: Path, checkpoint: Checkpoint) -> None:
+        try:
+            checkpoint.check_continues()
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot resume from {path}: {error}") from None
         stored, wanted = checkpoint.config, self.config
         for name in differences(
             stored.as_dict(), wanted.as_dict(), same_content=bool(checkpoint.contents)
@@ -70,26 +72,11 @@ class Resume:
                 f"{getattr(wanted, name)}; use the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
-        if checkpoint.steps_per_epoch not in (None, self.steps_per_epoch):
+        if checkpoint.steps_per_epoch != self.steps_per_epoch:
             raise CheckpointError(
                 f"cannot resume from {path}: it has {checkpoint.steps_per_epoch} steps per epoch, now there "
                 f"are {self.steps_per_epoch}; the number of processes or of readable images has changed: "
                 "restore it, or train again"
             )
-        if checkpoint.steps_per_epoch is None:
-            self._check_older(checkpoint)
         checkpoint.build_model()
         checkpoint.check_judged()
-
-    def _check_older(self, checkpoint: Checkpoint) -> None:
-        """Raise :class:`CheckpointError` for runs of older versions whose batches or counts would change."""
-        if self.lone_last_image:
-            raise CheckpointError(
-                "cannot resume this run of an older version: the last batch of each epoch had one image, "
-                "which is now merged into the previous batch; train again (--overwrite)"
-            )
-        if checkpoint.unreadable and any(i.left_out for i in self.data.splits.values()):
-            raise CheckpointError(
-                "cannot resume this run of an older version: its class counts include unreadable images, "
-                "which are now removed before training; train again (--overwrite)"
-            )

@@ -10,10 +10,11 @@ from fastsam.csv_text import csv_line
 from fastsam.files import OWN_FILES, locked, write_text
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
+from fastsam.rank_errors import ERROR_FILE
 
 RUN_FILES = (
     *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv", "run.yaml"),
-    *("calibration.json", "*.calibration.json"),
+    *("calibration.json", "*.calibration.json", ERROR_FILE.format("*")),
 )
 """Names of the files in a run's folder, with wildcards."""
 
@@ -108,6 +109,7 @@ class RunFolder:
                 "tensorboard/events.*",
                 "calibration.json",
                 "epoch-*.calibration.json",
+                ERROR_FILE.format("*"),
             )
             spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
             old = [file for pattern in left + spectra for file in self.path.glob(pattern)]

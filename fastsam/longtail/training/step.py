@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
@@ -20,9 +21,9 @@ from fastsam.longtail.precision import Precision, autocast
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
-from fastsam.optim import kept_if_skipped
 from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
-from fastsam.optim.passes import Need, passes_of, run_passes
+from fastsam.optim.passes import Need, Passes, passes_of, run_passes
+from fastsam.optim.skipped import KeptTensors
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Stepper:
         accumulate: micro-batches of a pass, whose gradients are added up.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
+        section: returns a context that labels a part of a step for a profiler: ``pass one``, ``pass two``,
+            ``further passes``, ``ascent`` or ``update``.
     """
 
     engine: Engine
@@ -106,6 +109,7 @@ class Stepper:
     accumulate: int = 1
     gradients: float = 0.0
     batches: int = 0
+    section: Callable[[str], AbstractContextManager[Any]] = record_function
 
     def __post_init__(self) -> None:
         # A ResNet-50 has 320 modules and parameters: walking over them in each pass would take a millisecond.
@@ -113,7 +117,7 @@ class Stepper:
         self._device = parameters[0].device
         self._trained = [value for value in parameters if value.requires_grad]
         frozen = [local_part(value) for value in parameters if not value.requires_grad]
-        self._untrained = [*self.network.buffers(), *frozen]
+        self._kept = KeptTensors([*self.network.buffers(), *frozen])
         self._norms = batch_norm_layers(self.network)
 
     @property
@@ -129,12 +133,23 @@ class Stepper:
     @property
     def skips_nonfinite_steps(self) -> bool:
         """Whether a step with an infinite or NaN gradient leaves the weights unchanged."""
-        return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
+        return self.engine.loss_scale is not None or self._optimizer_skips
 
     @property
     def skipped_steps(self) -> int:
         """Number of updates skipped because of infinite or NaN gradients; synchronizes with the device."""
-        return int(getattr(self.optimizer, "skipped_steps", 0))
+        counter = self.optimizer if self._optimizer_skips else self.engine.loss_scale
+        return int(getattr(counter, "skipped_steps", 0))
+
+    @property
+    def excused_steps(self) -> int:
+        """Number of :attr:`skipped_steps` that only lowered the loss scale; synchronizes with the device."""
+        return int(getattr(self.engine.loss_scale, "excused_steps", 0))
+
+    @property
+    def _optimizer_skips(self) -> bool:
+        """Whether the optimizer itself skips steps with infinite or NaN gradients."""
+        return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
 
     def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
         """Take one step for each batch, or for several batches if the optimizer requests them.
@@ -176,15 +191,40 @@ class Stepper:
             piece = pieces[key]
             if need.ascent and self.ascent is not None:
                 piece = self._sample(piece, self.ascent, epoch)
-            return self._pass(piece, need, epoch)
+            name = next(names, "further passes")
+            with self.section(name):
+                loss = self._pass(piece, need, epoch)
+            if scale is not None and not self._optimizer_skips and scale.overflowed():
+                raise _OverflowError  # closes the step, which restores the weights
+            return loss
 
+        scale, names = self.engine.loss_scale, iter(("pass one", "pass two"))
         with self._unless_skipped():
-            run_passes(passes_of(self.optimizer), answer)
-            for piece in pieces.values():
-                for batch, prepared in [piece.whole] if piece.whole else piece.micro:
-                    self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
+            try:
+                run_passes(self._labeled(passes_of(self.optimizer)), answer)
+                for piece in pieces.values():
+                    for batch, prepared in [piece.whole] if piece.whole else piece.micro:
+                        self.objective.commit(batch, self.network, epoch=epoch, prepared=prepared)
+            except _OverflowError:
+                pass
+            if scale is not None:
+                scale.finish_step()
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
+
+    def _labeled(self, passes: Passes) -> Passes:
+        """Label what the optimizer does between its passes for a profiler."""
+        try:
+            need = next(passes, None)
+            while need is not None:
+                loss = yield need
+                with self.section("ascent" if need.ascent else "update"):
+                    try:
+                        need = passes.send(loss)
+                    except StopIteration:
+                        return
+        finally:
+            passes.close()
 
     def _piece(
         self, batch: Batch, share: float, number: int, epoch: int, objective: Objective
@@ -254,6 +294,7 @@ class Stepper:
             value += other
         if whole is None and not need.local:
             self.world.all_reduce([value])
+        self.engine.unscale(self._trained, value)  # before ``earlier``, which has been unscaled
         for parameter, gradient in zip(self._trained, earlier, strict=False):
             if gradient is not None:
                 parameter.grad = (
@@ -299,4 +340,9 @@ class Stepper:
         """Return a context that restores buffers and frozen parameters if the optimizer skips the step."""
         if not self.skips_nonfinite_steps:
             return nullcontext()
-        return kept_if_skipped(self.optimizer, self._untrained)  # type: ignore[arg-type]
+        counter = self.optimizer if self._optimizer_skips else self.engine.loss_scale
+        return self._kept.if_skipped(counter)  # type: ignore[arg-type]
+
+
+class _OverflowError(Exception):
+    """Raised to abandon a step in float16 for an optimizer that does not skip by itself."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +26,16 @@ from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
-from fastsam.longtail.errors import TrainingError, UsageError
-from fastsam.longtail.finite import not_finite
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.origin import Origin
+from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.sharding import gathered, load_weights, shard
 from fastsam.longtail.training.ascent_batch import AscentBatches
+from fastsam.longtail.training.auto_precision import decided
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
 from fastsam.longtail.training.branch import Branch
@@ -43,10 +44,13 @@ from fastsam.longtail.training.checks import (
     check_batches,
     check_run,
     check_selection,
+    check_weights,
 )
 from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
+from fastsam.longtail.training.loss_scale import continue_scale
+from fastsam.longtail.training.profile import EVALUATION, StepProfile
 from fastsam.longtail.training.resume import Resume
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.saving import Saver
@@ -75,6 +79,8 @@ class Trainer:
             record of every finished epoch, ``on_result`` with the result before it is written.
         world: the ranks of the run, which split each batch; by default a single process. Loss and gradient
             are those of the whole batch, but batch normalization uses statistics of the rank's part.
+        profile: folder for the profile of 20 steps of rank 0, which is then in the attribute of this name;
+            None to profile nothing.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
@@ -104,15 +110,20 @@ class Trainer:
         on_epoch: Callable[[Epoch], None] | None = None,
         on_result: Callable[[Result], None] | None = None,
         world: World = World(),  # noqa: B008 (frozen)
+        profile: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         check_run(config, world)
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
-        self.config = config
         self.world = world
         self.device = chosen_device(world.device(config.device))
+        check_tf32(config.tf32, self.device)
+        config, self.precision_reason = decided(
+            config, self.device, world, folder=self.folder, resume=resume, branch=branch
+        )
+        self.config = config
         self.progress = progress and world.rank == 0
         if data is None:
             with world.rank_0_first():  # it downloads and caches what others then read
@@ -124,6 +135,8 @@ class Trainer:
             )
         self.data = data.for_run()
         self.sources = sources or {}
+        if self.precision_reason is not None and self.sources:
+            self.sources = {**self.sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.on_result = on_result
@@ -147,18 +160,11 @@ class Trainer:
         check_selection(config, self.data)
         check_accumulation(config, self.objective)
         self.judged = JudgedWeights(self.model, config)
-        engine = Engine(self.model, world, config.parallel)  # may shard the network
+        engine = Engine.of_run(config, self.model, self.device, world)  # may shard the network
         if engine.is_sharded and self.judged.network is not self.model:
             shard(self.judged.network)
-        self.judge = Judge(
-            self.judged.network,
-            self.data,
-            logit_scale=self.objective.logit_scale,
-            posthoc_tau=config.posthoc_tau,
-            batch_size=config.batch_size // world.world_size,
-            device=self.device,
-            precision=config.precision,
-            world=world,
+        self.judge = Judge.of_run(
+            config, self.judged.network, self.data, self.objective, self.device, world
         )
         self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
         self.batches = EpochBatches(
@@ -167,7 +173,7 @@ class Trainer:
             batch_size=config.batch_size,
             views=self.objective.views,
             augment=config.augment,
-            seed=self._own_seed,
+            seed=config.seed,
             device=self.device,
             world=world,
             accumulate=config.accumulate,
@@ -181,16 +187,20 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             process_group=None if engine.is_sharded else world.process_group,
         )
+        self.loss_scale = engine.loss_scale
         self.stepper = Stepper(
             engine,
             self.optimizer,
             self.objective,
             seed=self._own_seed,
             precision=config.precision,
-            ascent=AscentBatches.of_run(config, self.data, self.objective, self.batches),
+            ascent=AscentBatches.of_run(
+                config, self.data, self.objective, seed=self._own_seed, device=self.device
+            ),
             accumulate=config.accumulate,
         )
         check_batches(first, config, len(self.data.train), world)
+        self.profile = StepProfile.of_run(profile, self.device, world, self.stepper)
         self.history: list[Epoch] = []
         self._unreadable_before: dict[str, int] = {}
         self.parent: dict[str, Any] | None = None
@@ -199,8 +209,7 @@ class Trainer:
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
         if self.folder is not None:
-            lone = len(self.sampler.order(1)) % self.batches.batch_size == 1
-            run = Resume(config, self.data, self.steps_per_epoch, lone, self.keep)
+            run = Resume(config, self.data, self.steps_per_epoch, self.keep)
             resumed = run.find(self.folder, resume)
         world.barrier()  # all ranks have read the folder before rank 0 changes it
         if resumed is not None:
@@ -209,6 +218,7 @@ class Trainer:
             self.history = list(resumed.history)
             self.judged.continue_from(resumed)
             self.curvature.load_state_dict(resumed.curvature)
+            continue_scale(self.loss_scale, resumed)
             self._unreadable_before = resumed.unreadable
             self.sources = self.sources or resumed.sources
             self.parent = resumed.parent
@@ -244,8 +254,11 @@ class Trainer:
             if folder is not None:
                 stack.enter_context(folder.held(self._stamp))
             stack.enter_context(cpu_threads(self.config.threads))
+            stack.enter_context(float32_products(self.config.tf32, self.device))
+            stack.enter_context(self.stepper.engine.clock or nullcontext())
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
+            stack.enter_context(self.profile or nullcontext())
             bar.update(len(self.history))
             while len(self.history) < self.config.epochs:
                 record = self._train_epoch(len(self.history) + 1)
@@ -260,7 +273,7 @@ class Trainer:
                     if not last:
                         raise
                     unwritten = error  # evaluate the network before raising it
-                bar.update(note=f"loss {record.loss:.3f}")
+                bar.update(note=f"loss {record.loss:.3f}, {record.images_per_second:.0f} images/s")
             result = self._result()
             if self.on_result is not None:
                 self.on_result(result)
@@ -281,6 +294,7 @@ class Trainer:
         branch.continue_optimizer(self.optimizer, same=same, steps=steps)
         self.history = list(start.history)
         self.judged.continue_from(start)
+        continue_scale(self.loss_scale, start)
         self._unreadable_before = start.unreadable
         self.parent = branch.parent
 
@@ -290,18 +304,17 @@ class Trainer:
         return self.folder if self.world.rank == 0 else None
 
     def _train_epoch(self, epoch: int) -> Epoch:
-        began = time.perf_counter()
         options = {name: schedule(epoch) for name, schedule in self.schedules.items()}
-        lr, rho = options["lr"], options.get("rho")
+        lr = options["lr"]
         for group in self.optimizer.param_groups:
             group.update(options)
-        skipped_before, gradients_before = self.stepper.skipped_steps, self.stepper.gradients
-        totals = EpochTotals(self.device, skips=self.stepper.skips_nonfinite_steps)
+        totals = EpochTotals(self.stepper, self.device)
         before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
         if epoch == 1:
             self.curvature.step(0, lr)
         self.model.train()
-        for seen in self.stepper.steps(self.batches.read(epoch), epoch=epoch):
+        batches = totals.timed(self.batches.read(epoch))
+        for seen in self.stepper.steps(batches, epoch=epoch):
             self.judged.update()
             totals.steps += 1
             for step in seen:
@@ -309,36 +322,21 @@ class Trainer:
                 if self.on_step is not None:
                     self.on_step(step)
             self.curvature.step(before + self.stepper.batches, lr)
+            if self.profile is not None:
+                self.profile.step()
         self.judged.average_statistics(self.world)
-        skipped = self.stepper.skipped_steps - skipped_before
-        where = f"learning rate (now {lr:g})" + ("" if rho is None else f" or rho (now {rho:g})")
-        loss, accuracy = totals.finish(self.world, epoch=epoch, skipped=skipped, where=where)
-        spoiled = not_finite(self.model, self.world)
-        if spoiled is not None:
-            raise TrainingError(
-                f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
-                f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
-            )
-        validation = self.data.validation
-        if epoch % self.config.validate_every and epoch < self.config.epochs:
-            validation = None
-        return Epoch(
-            epoch=epoch,
-            lr=lr,
-            rho=rho,
-            loss=loss,
-            train_accuracy=accuracy,
-            validation_accuracy=None
-            if validation is None
-            else self.judge.predictions(validation).accuracy,
-            seconds=time.perf_counter() - began,
-            skipped=skipped,
-            gradients=round(self.stepper.gradients - gradients_before, 6),
-        )
+        record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
+        check_weights(self.model, self.world, epoch=epoch, lr=lr)
+        validation, accuracy = self.data.validation, None
+        last = epoch == self.config.epochs
+        if validation is not None and (last or epoch % self.config.validate_every == 0):
+            with self.stepper.section(EVALUATION):
+                accuracy = self.judge.predictions(validation).accuracy
+        return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
 
     @property
     def _own_seed(self) -> int:
-        """Seed of random numbers that differ between ranks: augmentation and masks of the loss."""
+        """Seed of random numbers that differ between ranks: masks of the loss and samples of batches."""
         seed, rank = self.config.seed, self.world.rank
         return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
 
@@ -369,7 +367,8 @@ class Trainer:
         """Return how often each unreadable image was skipped since the start, in training and evaluation."""
         met = Counter(self._unreadable_before)
         for images in self.data.splits.values():
-            met.update(images.unreadable)
+            for unreadable in self.world.all_gather(images.unreadable):
+                met.update(unreadable)
             # Images found unreadable by a scan count once, however often the run is resumed.
             met.update({name: 1 for name in images.left_out if name not in met})
         return dict(met)
@@ -396,4 +395,5 @@ class Trainer:
             average=gathered(self.judged.average),
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
+            loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
         )

@@ -1,0 +1,128 @@
+"""Errors of runs with several ranks: the name of a missing rank, and a file for each rank that fails."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from fastsam.text import one_line
+
+ERROR_FILE = "error-rank-{}.txt"
+"""Name of the file with the error of a rank, in the folder of the run."""
+_KEY = "fastsam/error/{}"
+_WAITED = "waited"
+_LONGEST_SECONDS = 60.0
+"""Longest time for which a rank waits for the others to say that they fail, too."""
+_SIGNS = ("gloo", "connection closed by peer", "timed out waiting", "nccl", "connection reset")
+"""Words in the messages of failed collectives. Gloo raises plain RuntimeErrors."""
+
+
+class RankError(RuntimeError):
+    """Raised if a collective failed because another rank failed or did not take part."""
+
+
+@contextmanager
+def reported_errors(
+    rank: int, world_size: int, *, timeout: float, folder: Path | None = None
+) -> Iterator[None]:
+    """Report an error of this rank inside the context, and explain one that another rank caused.
+
+    The error is written to ``error-rank-RANK.txt`` in ``folder`` if the folder exists, and to the file that
+    ``torchrun`` reads. A file of an earlier run is removed first.
+
+    If a collective fails, every rank that notices says so in the store of the process group, and waits for up
+    to a minute for the others. A rank that says nothing is missing.
+
+    Args:
+        rank: rank of this process.
+        world_size: number of processes.
+        timeout: seconds after which collectives fail.
+        folder: folder of the run; None to write no file there.
+
+    Raises:
+        RankError: if a collective failed; the message names the ranks that failed or are missing.
+    """
+    own = None if folder is None else folder / ERROR_FILE.format(rank)
+    if own is not None:
+        own.unlink(missing_ok=True)
+    try:
+        try:
+            yield
+        except (dist.DistError, RuntimeError) as error:
+            if not _is_of_a_collective(error):
+                raise
+            cause = _cause(rank, world_size, timeout)
+            raise RankError(
+                f"rank {rank}: {cause}. Its own error is in {ERROR_FILE.format('N')} of the run, if it could "
+                "write it. If it was only slow, raise --rank-timeout"
+            ) from error
+    except Exception as error:
+        if not isinstance(error, RankError):
+            _say(rank, f"{type(error).__name__}: {error}")
+        _write(error, rank, own)
+        raise
+
+
+def _is_of_a_collective(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS)
+
+
+def _cause(rank: int, world_size: int, timeout: float) -> str:
+    """Return which ranks failed or are missing, as a phrase."""
+    others = [other for other in range(world_size) if other != rank]
+    _say(rank, _WAITED)
+    end = time.monotonic() + min(timeout + 5.0, _LONGEST_SECONDS)
+    said: dict[int, str] = {}
+    try:
+        store = _store()
+        while time.monotonic() < end:
+            for other in others:
+                if other not in said and store.check([_KEY.format(other)]):
+                    said[other] = store.get(_KEY.format(other)).decode()
+            failed = {other: text for other, text in said.items() if text != _WAITED}
+            if failed:
+                return "; ".join(f"rank {other} failed: {text}" for other, text in failed.items())
+            if len(said) == len(others):
+                return "all ranks take part, but a collective failed; check the network"
+            time.sleep(0.1)
+    except (dist.DistError, RuntimeError):
+        return "rank 0, which holds the store of the ranks, is gone"
+    missing = [other for other in others if other not in said]
+    names = " and ".join(map(str, missing))
+    what = f"rank {names} did" if len(missing) == 1 else f"ranks {names} did"
+    return f"{what} not take part in a collective within {timeout:g} seconds"
+
+
+def _say(rank: int, text: str) -> None:
+    """Tell the other ranks about the error of this one."""
+    # An error means that the store is gone, and with it the rank that holds it.
+    with suppress(dist.DistError, RuntimeError, ValueError):
+        _store().set(_KEY.format(rank), one_line(text))
+
+
+def _store() -> Any:
+    store = dist.distributed_c10d._get_default_store()
+    store.set_timeout(timedelta(seconds=5))
+    return store
+
+
+def _write(error: Exception, rank: int, path: Path | None) -> None:
+    """Write an error to the file of this rank and to that of ``torchrun``."""
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+    if path is not None and path.parent.is_dir():
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        head = f"rank {rank} on {platform.node()}, process {os.getpid()}, {when}\n\n"
+        path.write_text(head + "".join(traceback.format_exception(error)), "utf-8")
