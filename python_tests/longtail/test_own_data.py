@@ -25,8 +25,10 @@ from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.data import Draw, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
+from fastsam.longtail.data.image_source import FileSource
 from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
+from fastsam.longtail.data.resized_crop import RandomResizedCrop
 from fastsam.longtail.data.workers import Reader, Request, Workers, expect_lost_connections
 from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError
 
@@ -557,7 +559,8 @@ def test_a_lost_worker_is_named_and_errors_of_workers_stay(tmp_path: Path) -> No
         (kill_this_process, LongTailError, "ended unexpectedly.*lower --workers"),
         (refuse_image, RuntimeError, "an error of the reader"),
     ):
-        reader = Reader(tmp_path / "train", images, plain=prepare, augmented=prepare)
+        source = FileSource(tmp_path / "train")
+        reader = Reader(source, images, plain=prepare, augmented=RandomResizedCrop(8))
         workers = Workers(reader, 2)
         with pytest.raises(kind, match=message):
             list(workers.read(requests))
