@@ -46,8 +46,8 @@ def predictions(data_path: dict[str, Any]) -> str:
         "",
         "These numbers are predictions. Assumptions:",
         "",
-        f"- *GPU.* {IMAGES_PER_SECOND:,} images per second and H100 for one forward and backward pass of a "
-        f"ResNet-50 in bfloat16 and channels-last. That is {share * 100:.0f} % of the peak arithmetic of an "
+        f"- *GPU.* {IMAGES_PER_SECOND:,} images per second on one H100, for one forward and backward pass of "
+        f"a ResNet-50 in bfloat16 and channels-last. That is {share * 100:.0f} % of the peak arithmetic of an "
         "H100. We have not measured it.",
         "- *Processes.* Eight processes are eight times as fast as one: the gradients are summed during the "
         "backward pass.",
