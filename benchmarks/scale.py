@@ -46,9 +46,9 @@ def predictions(data_path: dict[str, Any]) -> str:
         "",
         "These numbers are predictions. Assumptions:",
         "",
-        f"- *GPU.* {IMAGES_PER_SECOND:,} images per second and H100 for one forward and backward pass of a "
-        f"ResNet-50 in bfloat16 and channels-last. That is {share * 100:.0f} % of the peak arithmetic of an "
-        "H100. We have not measured it.",
+        f"- *GPU.* {IMAGES_PER_SECOND:,} images per second on one H100, for one forward and backward pass of "
+        f"a ResNet-50 in bfloat16 and channels-last. That is {share * 100:.0f} % of the peak arithmetic of "
+        "an H100. We have not measured it.",
         "- *Processes.* Eight processes are eight times as fast as one: the gradients are summed during the "
         "backward pass.",
         "- *Cores.* Images per second times the CPU time of a worker per image, from the table above. A core "

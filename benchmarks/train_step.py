@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import save
 from benchmarks.timing import Timing, interleaved
 from fastsam import SAM, capture_step
-from fastsam.longtail.models import build_model
+from fastsam.distributed import World
+from fastsam.longtail import recipe
+from fastsam.longtail.build import build_objective
+from fastsam.longtail.data import Batch as ImageBatch
+from fastsam.longtail.models import Classifier, build_model
+from fastsam.longtail.precision import Precision
+from fastsam.longtail.training import Engine, Stepper
 from fastsam.optim.plain import PlainSAM
 
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
@@ -60,8 +67,9 @@ WORKLOADS = {
 class TrainStep:
     """Time whole training steps of SGD, SAM and ASAM, after checking that implementations agree.
 
-    ``captured`` is :func:`fastsam.capture_step`, ``eager`` is the same without a graph, and ``script`` is a
-    loop as in the paper's code: SAM tensor by tensor, with loss and accuracy read by the host in every step.
+    ``captured`` is :func:`fastsam.capture_step`, ``eager`` is the same without a graph, ``trainer`` is the
+    step of :class:`fastsam.longtail.Trainer`, and ``script`` is a loop as in the paper's code: SAM tensor by
+    tensor, with loss and accuracy read by the host in every step.
     """
 
     cases: tuple[str, ...] = ("resnet32",)
@@ -165,7 +173,8 @@ def _contestants(device: torch.device) -> dict[str, MakeStep]:
         {} if device.type != "cuda" else {f"{k} captured": _capturing(m) for k, m in kinds.items()}
     )
     # Captured steps come first, because each needs its own memory; if it runs out, later ones are skipped.
-    return captured | {f"{k} eager": _eager(m) for k, m in kinds.items()} | {"sam script": _script}
+    eager = {f"{k} eager": _eager(m) for k, m in kinds.items()}
+    return captured | eager | {"sam trainer": _trainer, "sam script": _script}
 
 
 def _capturing(make: MakeOptimizer) -> MakeStep:
@@ -196,6 +205,26 @@ def _eager(make: MakeOptimizer) -> MakeStep:
         return step
 
     return prepared
+
+
+def _trainer(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:
+    """Return a step of :class:`fastsam.longtail.Trainer`, without reading and totals."""
+    if not isinstance(model, Classifier):
+        raise TypeError("expected a network of fastsam.longtail.models")
+    device, classes = batch[0].device, int(batch[1].max()) + 1
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=RHO, lr=LR, **SETTINGS)
+    objective = build_objective(
+        recipe("digits-lt", "ce", "sam").config(), np.ones(classes, np.int64), device=device
+    )
+    precision: Precision = "float32" if autocast is None else "bfloat16"
+    stepper = Stepper(Engine(model, World()), optimizer, objective, seed=0, precision=precision)
+    indices = torch.arange(len(batch[1]), device=device)
+
+    def step(batch: Batch) -> None:
+        inputs, targets = batch
+        next(stepper.steps([ImageBatch((inputs,), targets, indices)], epoch=1))
+
+    return step
 
 
 def _script(model: nn.Module, batch: Batch, autocast: torch.dtype | None) -> Step:

@@ -62,6 +62,7 @@ class Checkpoint:
             runs of older versions.
         curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
         loss_scale: state of the loss scale; None in runs whose precision is not float16.
+        world_size: number of processes that trained the run last.
         version: version of the file format and of the random numbers of training.
     """
 
@@ -86,6 +87,7 @@ class Checkpoint:
     preprocessing: Preprocessing | None = None
     curvature: dict[str, Any] | None = None
     loss_scale: dict[str, Any] | None = None
+    world_size: int = 1
     version: int = VERSION
 
     def save(self, path: str | Path) -> None:

@@ -72,12 +72,18 @@ def _stop_after(stop: int | None, epoch: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    """Return the last checkpoint of each run by name."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the runs."""
     folder = tmp_path_factory.mktemp("runs")
     torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
         _rank, args=(str(folder),), nprocs=RANKS
     )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, Checkpoint]:
+    """Return the last checkpoint of each run by name."""
     names = ("ddp", "fsdp2", "resumed", "changed", "branch")
     return {name: Checkpoint.load(folder / name / "checkpoint.pt") for name in names}
 
@@ -110,6 +116,17 @@ def test_a_sharded_run_continues_with_the_same_bits(name: str, runs: dict[str, C
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_one_process_continues_with_a_warning(name: str, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / name, run)
+    shutil.copyfile(run / "epoch-1.pt", run / "checkpoint.pt")
+    with pytest.warns(UserWarning, match="trained by 2 process.* continues with 1"):
+        trainer = Trainer(config_for(), out=run, resume=True, keep=[1], progress=False)
+    assert len(trainer.fit().history) == 3
 
 
 @pytest.mark.parametrize(

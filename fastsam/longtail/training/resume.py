@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.data import LongTailData
@@ -23,12 +25,14 @@ class Resume:
         data: data set of the run.
         steps_per_epoch: batches per epoch.
         keep: epochs whose checkpoint is kept.
+        world: the ranks of the run.
     """
 
     config: TrainConfig
     data: LongTailData
     steps_per_epoch: int
     keep: Collection[int]
+    world: World = World()  # noqa: RUF009 (frozen)
 
     def find(self, folder: RunFolder, resume: bool | Literal["auto"]) -> Checkpoint | None:
         """Find and load the newest checkpoint of the run in ``folder``.
@@ -80,3 +84,11 @@ class Resume:
             )
         checkpoint.build_model()
         checkpoint.check_judged()
+        if checkpoint.world_size != self.world.world_size and self.world.rank == 0:
+            warnings.warn(
+                f"the run was trained by {checkpoint.world_size} process(es) and continues with "
+                f"{self.world.world_size}: batches and their mean losses stay the same, but sums are rounded "
+                "differently, batch normalization uses the statistics of other parts of a batch, and masks "
+                "of eql, parts of lpf-sgd and samples of ascent_share are drawn anew",
+                stacklevel=4,
+            )

@@ -209,7 +209,7 @@ class Trainer:
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
         if self.folder is not None:
-            run = Resume(config, self.data, self.steps_per_epoch, self.keep)
+            run = Resume(config, self.data, self.steps_per_epoch, self.keep, world)
             resumed = run.find(self.folder, resume)
         world.barrier()  # all ranks have read the folder before rank 0 changes it
         if resumed is not None:
@@ -396,4 +396,5 @@ class Trainer:
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
             loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
+            world_size=self.world.world_size,
         )
