@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.data_path import DataPath
 from benchmarks.epoch import EpochTime
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
@@ -68,8 +69,14 @@ def epoch() -> None:
     EpochTime(device="cuda", out=OUT).run()
 
 
+def data_path() -> None:
+    """Time the workers, and the part of the data path that runs on the device."""
+    DataPath(device="cuda", rounds=5, out=OUT).run()
+
+
 CASES: dict[str, Callable[[], None]] = {
-    case.__name__: case for case in (sam_step, profile, spectrum, classes, train_step, epoch)
+    case.__name__: case
+    for case in (sam_step, profile, spectrum, classes, train_step, epoch, data_path)
 }
 
 if __name__ == "__main__":

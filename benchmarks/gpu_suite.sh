@@ -5,7 +5,8 @@
 #   OUT=results STAGES="build tests" bash benchmarks/gpu_suite.sh    selected stages
 #
 # OUT      folder for logs and JSON results (default: build/gpu)
-# STAGES   stages to run: build tests sam_step memcheck racecheck train_step spectrum classes epoch profile (default: all)
+# STAGES   stages to run: build tests trainer sam_step memcheck racecheck train_step spectrum
+#          classes epoch data_path profile (default: all)
 # PEERS    folder with other implementations (optional): sam.py (the reference SAM), and packages installed with
 #          pip install --target: pyhessian, pytorch_optimizer
 # PYTHON   interpreter with torch, pybind11 and scikit-build-core (default: python3)
@@ -19,7 +20,7 @@ PYTHON=${PYTHON:-python3}
 MINUTES=${MINUTES:-8}
 TOTAL=${TOTAL:-1000000}
 BUNDLE=${BUNDLE:-}
-STAGES=${STAGES:-build tests sam_step memcheck racecheck train_step spectrum classes epoch profile}
+STAGES=${STAGES:-build tests trainer sam_step memcheck racecheck train_step spectrum classes epoch data_path profile}
 mkdir -p "$OUT"
 summary=()
 [ -d "${PEERS:-}" ] || summary+=("peers      none: PEERS is not a folder")
@@ -65,6 +66,9 @@ for name in $STAGES; do
       stage tests "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu \
         python_tests/kernels python_tests/optim python_tests/curvature python_tests/longtail/test_upload.py
       ;;
+    trainer)
+      stage trainer "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu python_tests/longtail/test_gpu.py
+      ;;
     memcheck | racecheck)
       if command -v compute-sanitizer > /dev/null; then
         # Torch's caching allocator packs small tensors into 2 MiB blocks, which hides out-of-bounds accesses.
@@ -74,7 +78,7 @@ for name in $STAGES; do
         missing "$name" "compute-sanitizer is not installed"
       fi
       ;;
-    sam_step | spectrum | classes | train_step | epoch)
+    sam_step | spectrum | classes | train_step | epoch | data_path)
       stage "$name" "$PYTHON" -m benchmarks.gpu "$name"
       ;;
     profile)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ _KEY = "fastsam/error/{}"
 _WAITED = "waited"
 _LONGEST_SECONDS = 60.0
 """Longest time for which a rank waits for the others to say that they fail, too."""
-_SIGNS = ("gloo", "connection closed by peer", "timed out waiting", "nccl", "connection reset")
+_SIGNS = re.compile(
+    r"\b(gloo|nccl|connection closed by peer|connection reset|timed out waiting)\b", re.IGNORECASE
+)
 """Words in the messages of failed collectives. Gloo raises plain RuntimeErrors."""
 
 
@@ -73,8 +76,7 @@ def reported_errors(
 
 
 def _is_of_a_collective(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS)
+    return isinstance(error, dist.DistError) or _SIGNS.search(str(error)) is not None
 
 
 def _cause(rank: int, world_size: int, timeout: float) -> str:
@@ -93,10 +95,13 @@ def _cause(rank: int, world_size: int, timeout: float) -> str:
             if failed:
                 return "; ".join(f"rank {other} failed: {text}" for other, text in failed.items())
             if len(said) == len(others):
-                return "all ranks take part, but a collective failed; check the network"
+                return (
+                    "all ranks are alive, but a collective failed: they wait in different ones, or the "
+                    "network failed"
+                )
             time.sleep(0.1)
     except (dist.DistError, RuntimeError):
-        return "rank 0, which holds the store of the ranks, is gone"
+        return "the store through which the ranks report errors is gone, perhaps with rank 0"
     missing = [other for other in others if other not in said]
     names = " and ".join(map(str, missing))
     what = f"rank {names} did" if len(missing) == 1 else f"ranks {names} did"

@@ -10,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsam.cli.output import show
 from fastsam.longtail.training.profile import StepProfile
+from fastsam.longtail.training.run_folder import PROFILE
 from fastsam.text import notice
 
 _NO_FOLDER = Path()
@@ -41,7 +42,7 @@ def profile_folder(given: Path | None, out: Path | None) -> Path | None:
     """
     if given != _NO_FOLDER:
         return given
-    return Path("profile") if out is None else out / "profile"
+    return Path(PROFILE) if out is None else out / PROFILE
 
 
 def show_profile(profile: StepProfile) -> None:

@@ -95,16 +95,17 @@ def float32_products(tf32: bool | None, device: torch.device) -> Iterator[None]:
     if tf32 is None or device.type != "cuda":
         yield
         return
-    backends: Any = torch.backends  # Any, because torch's types lack some of its attributes
-    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    before = [switch.fp32_precision for switch in switches]
+    # Torch's older switches set the newer ones (fp32_precision), too. Setting the newer ones makes the two
+    # disagree, and torch.compile, which reads the older ones, would fail.
+    cudnn: Any = torch.backends.cudnn  # Any, because torch's types lack this attribute
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     try:
-        for switch in switches:
-            switch.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        cudnn.allow_tf32 = tf32
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
 
 
 def _has_amx() -> bool:

@@ -51,18 +51,33 @@ def synchronize_gradients(network: Classifier, *, enabled: bool) -> None:
     network.set_is_last_backward(enabled)
 
 
-def gathered(state: Any) -> Any:
+def drop_gathered(network: nn.Module) -> None:
+    """Free the weights that a pass without a backward pass has left gathered; do nothing if none are sharded.
+
+    Until then, ``network.parameters()`` are whole tensors and not the parts that the optimizer updates.
+    """
+    modules = [module for module in network.modules() if hasattr(module, "reshard")]
+    for module in modules:
+        module.reshard()  # type: ignore[operator]
+
+
+def gathered(state: Any, *, keep: bool = True) -> Any:
     """Return a state dict with whole tensors. All ranks must call this if a tensor is sharded.
 
     Args:
         state: tensors and other values in dicts, lists and tuples.
+        keep: keep the whole tensors, on the CPU; False leaves empty tensors in their places, on ranks that
+            only help to gather. So a device holds one whole tensor at a time.
     """
     if isinstance(state, Tensor):
-        return state.full_tensor() if is_sharded(state) else state  # type: ignore[attr-defined]
+        if not is_sharded(state):
+            return state
+        whole: Tensor = state.full_tensor()  # type: ignore[attr-defined]
+        return whole.cpu() if keep else whole.new_empty(0)
     if isinstance(state, Mapping):
-        return {name: gathered(value) for name, value in state.items()}
+        return {name: gathered(value, keep=keep) for name, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(gathered(value) for value in state)
+        return type(state)(gathered(value, keep=keep) for value in state)
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -56,10 +57,15 @@ class KeptTensors:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = list(tensors)
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        """Allocate the memory, which a run without skipped steps does not need."""
         alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for tensor in tensors:
+        for tensor in self._tensors:
             alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-        self._groups = [_Group(members) for members in alike.values()]
+        return [_Group(members) for members in alike.values()]
 
     @contextmanager
     def if_skipped(self, optimizer: Skipping) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_evaluation_reads_the_same_bits_as_from_files(workers: int, packed_once:
         assert torch.equal(files.inputs, copy.inputs)
         for images in sets:
             images.close()
+
+
+def test_a_network_of_larger_images_reads_the_files(packed_once: Path) -> None:
+    images = images_of(packed_once, "test", packed=True)
+    larger = replace(images.preprocessing, size=(40, 40), resize=46)
+    files, copy = (
+        next(iter(kind.prepared_as(larger).batches([np.arange(4)], None, CPU))).inputs
+        for kind in (images_of(packed_once, "test", packed=False), images)
+    )
+    assert torch.equal(files, copy)
 
 
 def test_training_augments_the_copy(packed_once: Path) -> None:

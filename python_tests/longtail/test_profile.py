@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastsam.cli import main
 from fastsam.longtail import Trainer, recipe
@@ -100,3 +101,18 @@ def test_only_rank_0_profiles(tmp_path: Path) -> None:
     device, stepper = run.device, run.stepper
     assert StepProfile.of_run(tmp_path, device, World(1, 2), stepper) is None
     assert StepProfile.of_run(None, device, World(), stepper) is None
+
+
+def test_what_follows_the_last_step_is_not_part_of_the_steps(tmp_path: Path) -> None:
+    profile = StepProfile(tmp_path, torch.device("cpu"), warmup=1, steps=20)
+    with profile:
+        for _ in range(4):
+            with profile.section("pass one"):
+                time.sleep(PAUSE)
+            profile.step()
+        profile.finish()
+        time.sleep(20 * PAUSE)
+    assert profile.steps == 3
+    rows = {row.section: row for row in profile.rows()}
+    assert rows["pass one"].seconds >= 3 * PAUSE
+    assert rows["other"].seconds < 10 * PAUSE

@@ -37,6 +37,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_a_failed_run_leaves_does_not_hinder_the_next(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    for rank in (0, 3):
+        (tmp_path / f"error-rank-{rank}.txt").write_text("it failed before the first checkpoint")
+    Trainer(short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, progress=False).fit()
+    assert not list(tmp_path.glob("error-rank-*"))
+    assert (tmp_path / "result.json").is_file()
+
+
 # --- results ---------------------------------------------------------------------------------------
 
 

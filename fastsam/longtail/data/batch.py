@@ -21,11 +21,14 @@ class Batch(NamedTuple):
         views: augmented views of the images, normalized, float32 ``[B, C, H, W]`` each.
         targets: classes, int64 ``[B]``.
         indices: indices of the images in their :class:`Images`, int64 ``[B]``.
+        fewest: smallest number of images that a rank has of this batch, so that all ranks make the same
+            number of passes; None for B.
     """
 
     views: tuple[Tensor, ...]
     targets: Tensor
     indices: Tensor
+    fewest: int | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -35,15 +38,21 @@ class Batch(NamedTuple):
     def part_count(self, parts: int) -> int:
         """Return the number of parts of the batch: at most ``parts``, each with at least two images.
 
-        Batch normalization needs two images for a variance.
+        Batch normalization needs two images for a variance. The number is the same on all ranks.
         """
-        return max(min(parts, len(self.targets) // 2), 1)
+        return max(min(parts, self.smallest // 2), 1)
+
+    @property
+    def smallest(self) -> int:
+        """Smallest number of images that a rank has of this batch."""
+        return len(self.targets) if self.fewest is None else self.fewest
 
     def part(self, index: int, parts: int) -> Batch:
         """Return part ``index``, counted from 0, of ``parts`` parts of nearly equal size."""
         if parts == 1:
             return self
-        return self.take(torch.arange(len(self.targets)).tensor_split(parts)[index])
+        part = self.take(torch.arange(len(self.targets)).tensor_split(parts)[index])
+        return part._replace(fewest=None if self.fewest is None else self.fewest // parts)
 
     def take(self, rows: Tensor) -> Batch:
         """Return a batch of the images at ``rows``, int64 ``[M]``, which may repeat."""

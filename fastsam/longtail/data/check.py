@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ def _decoded(data: LongTailData, *, decode: bool, progress: bool) -> Iterator[st
     broken: list[str] = []
     largest: list[float] = []
     for part, images in data.splits.items():
+        if isinstance(images, FileImages):
+            images = replace(images, pack=None)  # check the files themselves
         places: Sequence[int]
         if decode:
             places = range(len(images))

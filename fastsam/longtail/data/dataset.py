@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsam.distributed import World
 from fastsam.longtail.data.augment import BatchAugmentation
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
@@ -367,6 +369,21 @@ class LongTailData:
         """Return a copy for one run; see :meth:`Images.for_run`."""
         own: dict[str, Any] = {name: images.for_run() for name, images in self.splits.items()}
         return replace(self, **own)
+
+    def unreadable(self, before: Mapping[str, int], world: World) -> dict[str, int]:
+        """Return how often each unreadable image was skipped by any rank, in training and evaluation.
+
+        Args:
+            before: how often earlier processes of a resumed run skipped it.
+            world: the ranks of the run; all must call this.
+        """
+        met = Counter(before)
+        for images in self.splits.values():
+            for skipped in world.all_gather(images.unreadable):
+                met.update(skipped)
+            # Images found unreadable by a scan count once, however often the run is resumed.
+            met.update({name: 1 for name in images.left_out if name not in met})
+        return dict(met)
 
     def close(self) -> None:
         """Stop background workers; see :meth:`Images.close`."""

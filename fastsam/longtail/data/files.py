@@ -219,9 +219,12 @@ class FileImages:
     def prepared_as(self, preprocessing: Preprocessing) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.prepared_as`. Files support any preprocessing.
 
-        A packed copy is read only with the reading that it was written with; otherwise the files are read.
+        A packed copy is read only with the reading that it was written with, and if its images are not
+        enlarged; otherwise the files are read.
         """
-        pack = self.pack if preprocessing.reading == self.reading else None
+        pack, needed = self.pack, preprocessing.resize or max(preprocessing.size)
+        if pack is not None and (preprocessing.reading != self.reading or needed > pack.short_side):
+            pack = None
         return replace(self, reading=preprocessing.reading, plain=preprocessing, pack=pack)
 
     def for_run(self) -> FileImages:
@@ -248,8 +251,9 @@ class FileImages:
 
     def _note(self, sample: Unreadable) -> None:
         if self.corrupt == "stop":
+            again = "" if self.pack is None else ", write the packed copy again"
             raise DataError(
-                f"cannot read {self.root / sample.path} ({sample.reason}); replace the file or pass "
+                f"cannot read {self.root / sample.path} ({sample.reason}); replace the file{again} or pass "
                 "--corrupt skip"
             )
         self.unreadable[sample.path] = self.unreadable.get(sample.path, 0) + 1

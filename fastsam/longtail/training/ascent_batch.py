@@ -87,7 +87,10 @@ class AscentBatches:
         return cls(config.ascent_share, seed, objective)
 
     def size(self, images: int) -> int:
-        """Return the size of a sample of a batch with ``images`` images: at least 2, at most all."""
+        """Return the size of a sample of a batch with ``images`` images: at least 2, at most all.
+
+        With the smallest number of images of any rank, all ranks have samples of the same size.
+        """
         return min(max(round(self.share * images), FEWEST), images)
 
     def sample(self, batch: Batch, *, epoch: int, number: int) -> AscentSample:
@@ -101,7 +104,7 @@ class AscentBatches:
             number: index of the batch in the epoch, counted from 0.
         """
         images = len(batch.targets)
-        size = self.size(images)
+        size = self.size(batch.smallest)
         generator = torch_generator(self.seed, Stream.ASCENT, epoch, number)
         if self.class_weights is None:
             rows = torch.randperm(images, generator=generator)[:size]

@@ -9,7 +9,7 @@ import torch
 from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.precision import chosen_precision
+from fastsam.longtail.precision import Precision, chosen_precision
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.run_folder import RunFolder
 
@@ -41,10 +41,17 @@ def decided(
     """
     if config.precision != "auto":
         return config, None
-    if resume and folder is not None and folder.checkpoints():
-        stored = Checkpoint.load(folder.checkpoints()[0]).config.precision
-        return config.replace(precision=stored), "the run began with it"
-    if branch is not None:
-        return config.replace(precision=branch.checkpoint.config.precision), f"{branch.name} has it"
-    precision, reason = world.all_gather(chosen_precision(device))[0]
+    found: tuple[Precision, str] | None = None
+    if world.rank == 0:  # another machine may not see the folder
+        if resume and folder is not None and folder.checkpoints():
+            stored = Checkpoint.load(folder.checkpoints()[0]).config.precision
+            found = stored, "the run began with it"
+        elif branch is not None:
+            found = branch.checkpoint.config.precision, f"{branch.name} has it"
+        else:
+            found = chosen_precision(device)
+    decision = world.all_gather(found)[0]
+    if decision is None:
+        raise AssertionError("rank 0 decides")
+    precision, reason = decision
     return config.replace(precision=precision), reason

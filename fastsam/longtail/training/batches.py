@@ -68,13 +68,19 @@ class EpochBatches:
             )
             for view in range(self.views)
         ]
-        for batches in zip(*views, strict=True):
-            yield batches[0]._replace(views=tuple(batch.inputs for batch in batches))
+        smallest = [size // self.world.world_size for size in map(len, self._batches(whole))]
+        for fewest, *batches in zip(smallest, *views, strict=True):
+            inputs = tuple(batch.inputs for batch in batches)
+            yield batches[0]._replace(views=inputs, fewest=fewest)
 
     def _own_parts(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Cut values of all images of an epoch into batches, and return this rank's part of each."""
+        whole = self._batches(order)
+        return [batch[self.world.rank :: self.world.world_size] for batch in whole]
+
+    def _batches(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut values of all images of an epoch into batches of all ranks."""
         cuts = list(range(self.batch_size, len(order), self.batch_size))
         if cuts and len(order) - cuts[-1] < FEWEST * self.world.world_size * self.accumulate:
             cuts.pop()
-        whole = np.array_split(order, cuts)
-        return [batch[self.world.rank :: self.world.world_size] for batch in whole]
+        return np.array_split(order, cuts)

@@ -95,11 +95,12 @@ def _check_sharding(config: TrainConfig) -> None:
         "ascent_scope local": config.ascent_scope == "local",
         "track_curvature": config.track_curvature is not None,
         "compile": config.compile,
+        "channels_last": config.channels_last,  # FSDP2 splits contiguous weights only
     }
     for what, is_refused in refused.items():
         if is_refused:
             raise UsageError(
-                f"{what} requires all weights on each process, but parallel fsdp2 splits them; choose "
+                f"{what} requires whole weights on each process, but parallel fsdp2 splits them; choose "
                 "parallel=ddp"
             )
 

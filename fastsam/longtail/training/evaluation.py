@@ -16,6 +16,7 @@ from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.precision import Precision
 from fastsam.longtail.predictions import Predictions, predict
+from fastsam.longtail.sharding import drop_gathered
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Judge:
 
     def predictions(self, images: Images) -> Predictions:
         """Compute predictions for all readable images. Epoch selection and final evaluation both use it."""
-        return predict(
+        found = predict(
             self.network,
             images,
             self.device,
@@ -75,6 +76,8 @@ class Judge:
             precision=self.precision,
             world=self.world,
         )
+        drop_gathered(self.network)
+        return found
 
     def metrics(self, images: Images) -> Metrics:
         """Compute the metrics on ``images``."""

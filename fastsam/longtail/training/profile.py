@@ -93,9 +93,14 @@ class StepProfile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.finish()
+        self._profiler.stop()
+
+    def finish(self) -> None:
+        """End the recording after the last step of the run; do nothing if it has ended already."""
         if self._records:
             self._end()
-        self._profiler.stop()
+            self._last = self._taken
 
     @property
     def steps(self) -> int:

@@ -17,6 +17,8 @@ RUN_FILES = (
     *("calibration.json", "*.calibration.json", ERROR_FILE.format("*")),
 )
 """Names of the files in a run's folder, with wildcards."""
+PROFILE = "profile"
+"""Name of the folder of a profile in a run's folder."""
 
 
 class RunFolder:
@@ -103,6 +105,8 @@ class RunFolder:
                 in the subfolder ``spectra``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for file in self.path.glob(ERROR_FILE.format("*")):
+            file.unlink(missing_ok=True)
         if overwrite:
             left = (
                 "epoch-*.pt",
@@ -176,5 +180,7 @@ def check_free(path: str | Path, *, allowed: bool, flags: str) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; pass a folder")
     files = path.iterdir() if path.is_dir() else ()
-    if not allowed and any(not file.name.startswith(OWN_FILES) for file in files):
+    # What a run leaves that failed before its first checkpoint does not hinder the next try.
+    left = (OWN_FILES, ERROR_FILE.partition("{")[0], PROFILE)
+    if not allowed and any(not file.name.startswith(left) for file in files):
         raise UsageError(f"{path} is not empty; choose another --out or pass {flags}")

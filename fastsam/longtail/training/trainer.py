@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,6 +274,8 @@ class Trainer:
                         raise
                     unwritten = error  # evaluate the network before raising it
                 bar.update(note=f"loss {record.loss:.3f}, {record.images_per_second:.0f} images/s")
+            if self.profile is not None:
+                self.profile.finish()
             result = self._result()
             if self.on_result is not None:
                 self.on_result(result)
@@ -357,33 +359,24 @@ class Trainer:
             validation=None if data.validation is None else self.judge.metrics(data.validation),
             history=self.history,
             seconds=sum(record.seconds for record in self.history),
-            unreadable=self._unreadable(),
+            unreadable=self.data.unreadable(self._unreadable_before, self.world),
             environment={**environment(self.device), "processes": self.world.world_size},
             origin=Origin.here(),
             curvature=self.curvature.points,
         )
 
-    def _unreadable(self) -> dict[str, int]:
-        """Return how often each unreadable image was skipped since the start, in training and evaluation."""
-        met = Counter(self._unreadable_before)
-        for images in self.data.splits.values():
-            for unreadable in self.world.all_gather(images.unreadable):
-                met.update(unreadable)
-            # Images found unreadable by a scan count once, however often the run is resumed.
-            met.update({name: 1 for name in images.left_out if name not in met})
-        return dict(met)
-
     def _checkpoint(self) -> Checkpoint:
+        whole = partial(gathered, keep=self.world.rank == 0)
         return Checkpoint(
             config=self.config,
             epoch=len(self.history),
             channels=self.channels,
             num_classes=self.data.num_classes,
-            model=gathered(self.model.state_dict()),
-            optimizer=gathered(self.optimizer.state_dict()),
+            model=whole(self.model.state_dict()),
+            optimizer=whole(self.optimizer.state_dict()),
             history=list(self.history),
-            best=gathered(self.judged.best),
-            unreadable=self._unreadable(),
+            best=whole(self.judged.best),
+            unreadable=self.data.unreadable(self._unreadable_before, self.world),
             sources=self.sources,
             subset_hash=self.data.subset_hash,
             contents=self.contents,
@@ -392,7 +385,7 @@ class Trainer:
             class_names=list(self.data.class_names),
             counts=self.data.counts.tolist(),
             groups=self.data.group_lists(),
-            average=gathered(self.judged.average),
+            average=whole(self.judged.average),
             preprocessing=self.data.test.preprocessing,
             curvature=self.curvature.state_dict(),
             loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
