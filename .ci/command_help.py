@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastsam.cli.main import command_names, parse
 
-DATA_COMMANDS = ("check", "show", "convert")
+DATA_COMMANDS = ("check", "show", "pack", "convert")
 """Parts of ``fastsam data``, which have options of their own."""
 WIDTH = 84
 """Characters that fit into a page; the environment variable COLUMNS is the same for the options."""
