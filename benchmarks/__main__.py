@@ -11,6 +11,7 @@ from benchmarks.eigenpairs import EigenpairRuns
 from benchmarks.epoch import EpochTime
 from benchmarks.estimators import Estimators
 from benchmarks.figures import Figures
+from benchmarks.host_work import HostWork
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
@@ -34,6 +35,7 @@ def main() -> None:
             "eigenpairs": EigenpairRuns,
             "tracking": Tracking,
             "train-step": TrainStep,
+            "host-work": HostWork,
             "epoch": EpochTime,
             "data-path": DataPath,
             "longtail-digits": LongtailDigits,

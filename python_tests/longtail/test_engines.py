@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from fastsam.longtail.build import build_network, build_objective
 from fastsam.longtail.data import Batch, load_digits_lt
 from fastsam.longtail.sharding import Parallel, gathered
 from fastsam.longtail.training import Engine, Stepper
+from fastsam.optim import m_sam_step
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -133,3 +135,55 @@ def test_ranks_take_the_steps_of_one_process(
                 assert torch.equal(other[name], found[0][name]), (case, name)
             difference = float((found[0][name] - value).abs().max() / value.abs().max())
             assert difference <= AMPLIFIED[name] * TOLERANCES[case.dtype], (case, name)
+
+
+def local_steps(world: World, closures: int) -> Tensor:
+    """Take SAM steps in which each part of a batch has its own ascent, and return the weights.
+
+    Args:
+        world: several ranks take local ascents.
+        closures: parts of a batch in one process, which takes :func:`fastsam.optim.m_sam_step`.
+    """
+    config = recipe("digits-lt", "ce", "sgd").config()
+    network = build_network(config, 10, 1).double().eval()
+    engine = Engine(network, world)
+    options = {"lr": 0.05, "momentum": 0.9, "process_group": world.process_group}
+    optimizer = SAM(network.parameters(), torch.optim.SGD, rho=0.2, **options)  # type: ignore[arg-type]
+    stepper = Stepper(engine, optimizer, build_objective(config, DIGITS.counts), seed=0)
+    images = DIGITS.train.images.double() / 16  # type: ignore[attr-defined]
+    targets = torch.from_numpy(DIGITS.train.targets)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rows = torch.randperm(len(targets), generator=generator)[:24]
+        if world.world_size > 1:
+            own = rows[world.rank :: world.world_size]
+            next(stepper.steps([Batch((images[own],), targets[own], own)], epoch=1))
+            continue
+
+        def closure(part: Tensor) -> Tensor:
+            loss = torch.nn.functional.cross_entropy(network(images[part]), targets[part])
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        m_sam_step(optimizer, [partial(closure, rows[i::closures]) for i in range(closures)])
+    return flat([parameter.detach() for parameter in network.parameters()])
+
+
+def _local_rank(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+    )
+    torch.save(local_steps(World(rank, size), 0), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=SLOW)])
+def test_local_ascents_are_those_of_m_sam_step(size: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        _local_rank, args=(size, str(tmp_path)), nprocs=size
+    )
+    expected = local_steps(World(), size)
+    for rank in range(size):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())

@@ -292,7 +292,7 @@ def test_a_lone_last_image_joins_the_batch_before(tmp_path: Path) -> None:
     assert sizes == [4, 5]
     with pytest.raises(UsageError, match="would have 1 image"):
         Trainer(own_config(tmp_path, batch_size=1), progress=False)
-    with pytest.raises(UsageError, match="at least 4 for 2 processes, got 2"):
+    with pytest.raises(UsageError, match=r"at least 4 for 2 process\(es\) and accumulate=1, got 2"):
         Trainer(own_config(tmp_path, batch_size=2), world=World(0, 2), progress=False)
     run = Trainer(own_config(tmp_path, batch_size=4), progress=False)
     parts = [replace(run.batches, world=World(rank, 2)).indices(1) for rank in range(2)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from fastsam.longtail import TrainConfig, recipe
 from fastsam.longtail.build import build_schedules
 from fastsam.longtail.data import DATASETS, load_dataset
+from fastsam.longtail.data.worker_count import default_workers
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
@@ -129,7 +129,8 @@ def test_an_unknown_setting_has_a_suggestion_and_no_list() -> None:
 
 def test_the_default_number_of_workers_fits_the_machine() -> None:
     entry = registered_settings()["workers"][0].metadata["default"]
-    assert entry.value == min(4, os.cpu_count() or 1)
+    assert entry.value == default_workers()
+    assert 1 <= entry.value <= 16
 
 
 def test_a_stored_config_must_be_complete() -> None:

@@ -22,7 +22,7 @@ from fastsam.longtail.training import check_free
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Verify the files, labels and counts of a data set."""
+    """Verify the files, labels and counts of a data set, whose recipe overrides the defaults shown."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
@@ -40,7 +40,10 @@ class DataCheck:
 
 @dataclass(frozen=True)
 class DataShow:
-    """Write a contact sheet for each class, and one that shows all classes from head to tail."""
+    """Write a contact sheet for each class, and one that shows all classes from head to tail.
+
+    The recipe of the data set overrides the defaults shown.
+    """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
@@ -90,8 +93,6 @@ class DataPack:
     def run(self) -> None:
         """Write the copy and print its size."""
         settings = given(self)
-        if settings.pop("packed", None):
-            raise UsageError("--packed reads a packed copy; omit it to write one")
         if self.short_side < 1:
             raise UsageError(f"--short-side must be at least 1, got {self.short_side}")
         skip = settings.pop("corrupt", None) == "skip"
@@ -139,16 +140,14 @@ class DataConvert:
 def command(arguments: Sequence[str]) -> Any:
     """Return the subcommands, with options for the settings of the data set in ``arguments``."""
     settings = settings_of_data(arguments)
-    made = [
-        with_settings(cls, settings, shorter={"data_root": "root"})
-        if cls is not DataConvert
-        else cls
-        for cls in (DataCheck, DataShow, DataPack, DataConvert)
-    ]
-    check, sheet, pack, convert = made
+    of_files = {name: value for name, value in settings.items() if name != "packed"}
+    check, sheet, pack = (
+        with_settings(cls, chosen, shorter={"data_root": "root"})
+        for cls, chosen in ((DataCheck, settings), (DataShow, settings), (DataPack, of_files))
+    )
     return (
         Annotated[check, subcommand("check")]
         | Annotated[sheet, subcommand("show")]
         | Annotated[pack, subcommand("pack")]
-        | Annotated[convert, subcommand("convert")]
+        | Annotated[DataConvert, subcommand("convert")]
     )

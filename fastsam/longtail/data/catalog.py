@@ -70,7 +70,8 @@ class ImageFileSettings(RootSettings):
         "height and width of the network's input in pixels", default=224, low=1, high=4096
     )
     workers: int = setting(
-        "number of worker processes that read images",
+        "number of worker processes that read images; the default is the number of CPU cores of this process "
+        "less one, from 1 to 16",
         default=default_workers(),
         low=0,
         high=1024,
