@@ -449,8 +449,9 @@ def data_path() -> str:
         f"CPU time of one worker per image, median of {stored['worker']['training']['fastsam']['samples']} "
         f"samples on {stored['environment']['processor']}, for JPEG files of "
         f"{settings['width']}x{settings['height']} pixels and {settings['mean_bytes'] / 1000:.0f} KB in the "
-        f"mean (`{stored['environment']['command']}`). Ratios are medians of paired samples, with 95 % "
-        "intervals:",
+        f"mean (`{stored['environment']['command']}`). Ratios to the first row (above 1x is slower) are "
+        "medians of paired samples, with 95 % intervals. Pillow decodes evaluation images in both of the "
+        "first two rows:",
         "",
         "| reader | training | | evaluation | |",
         "| --- | --- | --- | --- | --- |",
@@ -476,9 +477,9 @@ def data_path() -> str:
         "",
         f"The part on the device is not in the table. On one thread of this CPU it takes "
         f"{device['augment, normalize']['cpu_median'] * 1e3:.2f} ms per training image and "
-        f"{device['normalize']['cpu_median'] * 1e3:.2f} ms per evaluation image. The pixels that a worker "
-        f"hands over differ from Pillow's by at most {stored['checks']['largest_difference_from_pillow']} "
-        "of 255.",
+        f"{device['normalize']['cpu_median'] * 1e3:.2f} ms per evaluation image. After resizing, the pixels "
+        "that a worker hands over differ from those of Pillow's resizing by at most "
+        f"{stored['checks']['largest_difference_from_pillow']} of 255.",
     ]
     return "\n".join(lines) + "\n"
 

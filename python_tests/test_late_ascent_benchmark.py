@@ -226,6 +226,7 @@ def test_curvature_answers_match_the_input(
     assert found["correlation with the change of tail accuracy"]["raw"]["r"] == pytest.approx(-1)
 
 
+@pytest.mark.slow
 def test_the_summary_finds_the_planted_difference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:

@@ -71,6 +71,7 @@ def unbuilt(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_error_of_an_unbuilt_checkout_names_the_fix(unbuilt: Path) -> None:
     """An unbuilt checkout hides an installed package if Python starts inside it."""
     for arguments in (["-c", "from fastsam import SAM"], ["-m", "fastsam", "doctor"]):

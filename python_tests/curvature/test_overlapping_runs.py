@@ -77,6 +77,7 @@ class Noisy(Dataset):
         return torch.full((3,), noise, dtype=torch.float64), index % 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [lambda: float(torch.rand(())), lambda: float(np.random.rand()), random.random],

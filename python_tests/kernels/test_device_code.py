@@ -94,6 +94,7 @@ def test_parameters_beyond_the_limit_do_not_compile(source: str, tmp_path: Path)
         assert message in outcome.stderr
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("source", TABLES)
 def test_the_small_form_fits_4096_bytes_of_parameters(source: str, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_steps_without_an_ascent_read_whole_batches_only() -> None:
     assert run.gradients == 2 * 1.5 + 2
 
 
+@pytest.mark.slow
 def test_costs_of_a_run_count_the_share(tmp_path: Path) -> None:
     def costs(**settings: Any) -> list[float | None]:
         result = trained(config_for("sam", **settings))

@@ -150,6 +150,7 @@ def test_torch_programs_load_without_fastsam(
     assert json.loads(extra["metadata.json"])["fastsam"] == fastsam.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_onnx(name: str, runs: Path, exported: Callable[[str, str], Path]) -> None:
     run, path = TrainedRun.load(runs / name), exported(name, "onnx")

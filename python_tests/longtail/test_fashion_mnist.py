@@ -254,6 +254,7 @@ CONTENTS = {
 """SHA-256 of pixels and classes by split, with the default settings."""
 
 
+@pytest.mark.slow
 @INSTALLED
 def test_the_named_set() -> None:
     data = load_dataset("fashion-mnist-lt")

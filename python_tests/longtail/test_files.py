@@ -167,6 +167,7 @@ def test_augmentation_is_drawn_from_seed_epoch_view_and_image(workers: int, list
     images.close()
 
 
+@pytest.mark.slow
 def test_workers_live_from_the_first_reading_to_the_end_of_the_run(listed: Path) -> None:
     others = multiprocessing.active_children()
 

@@ -12,7 +12,10 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.sheet import write_sheets
 
 
-@pytest.mark.parametrize("method", ["ldam-drw", "vs", "eql", "ce-rs"])
+@pytest.mark.parametrize(
+    "method",
+    ["ldam-drw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vs", "eql", "ce-rs"))],
+)
 def test_a_hundred_classes_are_learned(method: str, hundred_classes: LongTailData) -> None:
     config = recipe(
         "own:prototypes", method, "sgd", model="resnet8", epochs=4, batch_size=64, threads=1
@@ -23,6 +26,7 @@ def test_a_hundred_classes_are_learned(method: str, hundred_classes: LongTailDat
     assert Result.from_json(result.to_json()) == result
 
 
+@pytest.mark.slow
 def test_as_many_classes_as_inaturalist_has(inaturalist_classes: LongTailData) -> None:
     config = recipe(
         "own:prototypes", "ce-drw", "sgd", model="resnet8", epochs=1, batch_size=512, threads=1

@@ -180,6 +180,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_line_calibrates_with_a_plugin(
     site: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +231,7 @@ def test_nothing_in_the_package_knows_the_examples() -> None:
             assert name not in text, f"{path} names {name}"
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_plugin(tmp_path: Path) -> None:
     folder = tmp_path / "site"
     install(folder, {"loud": "loud"})

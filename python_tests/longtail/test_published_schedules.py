@@ -60,7 +60,13 @@ def assert_same_bits(config: TrainConfig) -> None:
         assert radius == expected_radius(config, epoch)
 
 
-@pytest.mark.parametrize("data", DATASETS)
+@pytest.mark.parametrize(
+    "data",
+    [
+        name if name in ("digits-lt", "cifar10-lt") else pytest.param(name, marks=pytest.mark.slow)
+        for name in DATASETS
+    ],
+)
 def test_every_recipe(data: str) -> None:
     checked = set()
     for method in METHODS:

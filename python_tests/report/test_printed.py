@@ -86,11 +86,13 @@ def test_names_are_no_mathematics(name: str, tmp_path: Path) -> None:
     assert len(write_figures(Runs([Run(made, name, (item,))]), tmp_path)) == 6
 
 
+@pytest.mark.slow
 def test_figures_of_older_results_leave_out_what_they_lack(tmp_path: Path) -> None:
     paths = write_figures(Runs([Run(result("sgd", 80.0))]), tmp_path)
     assert {path.stem for path in paths} == ALL - {"differences", "calibration", "spectra"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_figures_and_tables(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

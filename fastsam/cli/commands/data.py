@@ -22,7 +22,7 @@ from fastsam.longtail.training import check_free
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Verify the files, labels and counts of a data set, whose recipe overrides the defaults shown."""
+    """Verify the files, labels and counts of a data set."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
@@ -40,10 +40,7 @@ class DataCheck:
 
 @dataclass(frozen=True)
 class DataShow:
-    """Write a contact sheet for each class, and one that shows all classes from head to tail.
-
-    The recipe of the data set overrides the defaults shown.
-    """
+    """Write a contact sheet for each class, and one that shows all classes from head to tail."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """Name of the data set."""
