@@ -119,7 +119,7 @@ class RunSettings(Settings):
     )
     checkpoint_activations: bool = setting(
         "store only the inputs of residual blocks, and compute their activations again in the backward "
-        "pass: less memory, about a third more computation, and the same gradients",
+        "pass: less memory, more computation, and the same gradients",
         default=False,
         before=False,
     )

@@ -87,8 +87,8 @@ class Resume:
         if checkpoint.world_size != self.world.world_size and self.world.rank == 0:
             warnings.warn(
                 f"the run was trained by {checkpoint.world_size} process(es) and continues with "
-                f"{self.world.world_size}: batches and their mean losses stay the same, but sums are rounded "
-                "differently, batch normalization uses the statistics of other parts of a batch, and masks "
-                "of eql, parts of lpf-sgd and samples of ascent_share are drawn anew",
+                f"{self.world.world_size}. The batches stay the same, but the result differs from an "
+                "uninterrupted run: each process normalizes and samples its own part of a batch, and sums are "
+                "rounded differently. For the same result, use the same number of processes",
                 stacklevel=4,
             )
