@@ -88,7 +88,7 @@ class Resume:
             warnings.warn(
                 f"the run was trained by {checkpoint.world_size} process(es) and continues with "
                 f"{self.world.world_size}. The batches stay the same, but the result differs from an "
-                "uninterrupted run: each process normalizes and samples its own part of a batch, and sums are "
-                "rounded differently. For the same result, use the same number of processes",
+                "uninterrupted run: each process normalizes and samples its own part of a batch, and sums "
+                "are rounded differently. For the same result, use the same number of processes",
                 stacklevel=4,
             )
