@@ -133,6 +133,30 @@ class RunSettings(Settings):
         high=10**7,
         place=True,
     )
+    checkpoint_steps: int | None = setting(
+        "also write a checkpoint every INT steps, so that a killed run repeats at most INT steps (default: "
+        "by time only, see checkpoint_minutes)",
+        optional=True,
+        low=1,
+        place=True,
+    )
+    checkpoint_minutes: float = setting(
+        "also write a checkpoint within an epoch if the last one is older than this many minutes; 0 writes "
+        "them only at the end of epochs",
+        default=10.0,
+        before=10.0,
+        low=0,
+        high=10**6,
+        place=True,
+    )
+    keep_last: int = setting(
+        "number of newest checkpoints to keep for resuming. If one is damaged, the one before is used",
+        default=2,
+        before=2,
+        low=1,
+        high=1000,
+        place=True,
+    )
     threads: int = setting(
         "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
     )

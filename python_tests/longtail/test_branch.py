@@ -81,7 +81,7 @@ def test_sam_to_sgd_and_late_settings(tmp_path: Path) -> None:
 
 
 def test_a_branch_that_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     trained(config_for("sgd"), tmp_path / "sgd", keep=(2,))
     branch = Branch.load(tmp_path / "sgd", 2)
     settings, _ = branch.settings(optimizer="sam", rho=0.1)

@@ -223,7 +223,7 @@ def test_a_full_disk_at_the_end_leaves_the_result_to_be_read(
 def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = short("ce", "sam", epochs=4)
     whole = Trainer(config, data=FEW, out=tmp_path / "whole", progress=False).fit()
     run = Trainer(config, data=FEW, out=tmp_path / "cut", progress=False)
@@ -341,12 +341,12 @@ def test_a_run_resumes_automatically(tmp_path: Path) -> None:
     whole = run.fit()
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert run.history == []  # epoch 2 is requested but has passed
+    assert run.state.history == []  # epoch 2 is requested but has passed
     assert run.fit().test == whole.test
     assert {"epoch-1.pt", "epoch-2.pt", "notes.txt"} <= {path.name for path in tmp_path.iterdir()}
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert len(run.history) == 1
+    assert len(run.state.history) == 1
     with pytest.raises(CheckpointError, match="cannot resume from"):
         Trainer(short("ce", "sgd", epochs=3), data=FEW, out=tmp_path, resume="auto")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,39 @@ from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import CheckpointError
+from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.text import notice
+
+
+def readable(folder: RunFolder, *, report: bool = False) -> Iterator[tuple[Path, Checkpoint]]:
+    """Load the checkpoints of a run, newest first. Skip damaged ones if an older one is sound.
+
+    Args:
+        folder: folder of the run.
+        report: print a notice for each damaged one.
+
+    Yields:
+        Path and content of each.
+
+    Raises:
+        DamagedError: if there are checkpoints but all are damaged.
+    """
+    damaged: list[DamagedError] = []
+    sound = False
+    for path in folder.checkpoints():
+        try:
+            checkpoint = Checkpoint.load(path)
+        except DamagedError as error:
+            damaged.append(error)
+            continue
+        if report:
+            for reason in damaged:
+                notice(f"{reason}; continuing from {path.name}")
+        damaged, sound = [], True
+        yield path, checkpoint
+    if damaged and not sound:
+        raise damaged[0]
 
 
 @dataclass(frozen=True)
@@ -48,8 +79,9 @@ class Resume:
         """
         if not resume:
             return None
-        for path in folder.checkpoints() or ([] if resume == "auto" else [folder.checkpoint]):
-            checkpoint = Checkpoint.load(path)
+        if not folder.checkpoints() and resume != "auto":
+            Checkpoint.load(folder.checkpoint)  # raises: there is none
+        for path, checkpoint in readable(folder, report=self.world.rank == 0):
             self._check(path, checkpoint)
             past = [epoch for epoch in sorted(self.keep) if epoch <= checkpoint.epoch]
             missing = [epoch for epoch in past if not folder.kept(epoch).is_file()]
