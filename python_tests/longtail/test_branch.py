@@ -149,7 +149,7 @@ def test_the_command_line_branches(tmp_path: Path, capsys: pytest.CaptureFixture
     for wrong, message in (
         (["--from", run], "require each other"),
         (["--from", run, "--at", "1"], "has no checkpoint of epoch 1"),
-        ([*branch[1:], "--resume", "--out", out], "--from cannot be combined with --resume"),
+        ([*branch[1:], "--resume", "--out", out], "--from cannot be combined with a bare --resume"),
         ([*branch[1:], "--batch-size", "50", "--out", str(tmp_path / "c")], "cannot change"),
     ):
         assert main(["train", *wrong, "--quiet"]) in (1, 2)

@@ -101,13 +101,13 @@ def test_a_resumed_run_keeps_its_points(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_run_is_resumed_with_other_settings_of_the_curvature(tmp_path: Path) -> None:
     Trainer(short(epochs=1, track_curvature=None), out=tmp_path, progress=False).fit()
     later = Trainer(short(epochs=1), out=tmp_path, resume=True, progress=False)
-    assert later.curvature.points == []
+    assert later.state.curvature.points == []
     tracked = tmp_path / "tracked"
     Trainer(short(epochs=1), out=tracked, progress=False).fit()
     with pytest.raises(CheckpointError, match="groups tail, but this tracker has 1"):
         Trainer(short(epochs=1, curvature_classes=("1",)), out=tracked, resume=True, progress=False)
     off = Trainer(short(epochs=1, track_curvature=None), out=tracked, resume=True, progress=False)
-    assert off.curvature.points == []
+    assert off.state.curvature.points == []
 
 
 def test_the_loss_of_ldam_is_measured_with_its_scale() -> None:
