@@ -18,6 +18,7 @@ import pytest
 import fastsam
 from fastsam.cli import main, parse
 from fastsam.cli.commands.spectrum import _largest_and_smallest
+from fastsam.cli.options import every_setting
 from fastsam.curvature import Spectrum
 from fastsam.longtail import Checkpoint
 from fastsam.longtail.data import DATASETS, load_dataset
@@ -442,13 +443,33 @@ def test_training_says_what_it_trains_and_warns_of_epochs_of_one_step(
 
 
 def test_help_names_settings_as_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--method", "ce-drw", "--help"])
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    text = help_of(["train", "--method", "ce-drw", "--help"], capsys)
     assert "one value, or one for each phase of --rho-schedule" in text
     assert "rho_schedule" not in text
     assert "defer_epoch" not in text
     assert "(torch.channels_last)" in text
+
+
+def test_an_option_shows_one_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help texts of settings state no default; a default in words replaces that of this machine."""
+    stated = [
+        name for name, (item, _) in every_setting().items() if "default" in item.metadata["help"]
+    ]
+    assert stated == []
+    for command in (["data", "check"], ["train", "--data", "folder"], ["reproduce"]):
+        text = help_of([*command, "--help"], capsys)
+        assert "read images (default: CPU cores of this process less one, from 1 to 16)" in text
+    text = help_of(["train", "--data", "fashion-mnist-lt", "--help"], capsys)
+    assert "images of the largest class (recipe: 5000)" in text
+    text = help_of(["train", "--data", "cifar10-lt", "--help"], capsys)
+    assert "images of the largest class (default: size of the smallest class" in text
+
+
+def help_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the help of a command on one line, without boxes."""
+    with pytest.raises(SystemExit):
+        main(command)
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
 
 
 def test_the_command_line_does_not_offer_data_that_exist_only_in_python(

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, place_settings
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import DATASETS, DataSetPart
 from fastsam.longtail.registry import registered_settings, registries
 from fastsam.longtail.settings import Entry, choices, settings_of
 
@@ -47,6 +47,7 @@ def with_settings(
     shorter: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
+    note: str = "",
 ) -> Any:
     """Return ``base`` extended by an option for each of ``settings``. An option that is not passed is None.
 
@@ -59,6 +60,7 @@ def with_settings(
         shorter: other names of options, shown first, by name of the setting.
         recipe: values that the help shows as the recipe's.
         given: values that a file sets already; options override them.
+        note: text that the help shows above the options of each group.
     """
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
     for name, (item, hint) in settings.items():
@@ -77,7 +79,7 @@ def with_settings(
     boxes = []
     for title in sorted(groups, key=_ORDER.index):
         box = make_dataclass(title.title().replace(" ", ""), groups[title], frozen=True)
-        box.__doc__ = ""
+        box.__doc__ = note
         shown_box = Annotated[box, arg(name=title), OmitArgPrefixes]  # type: ignore[valid-type]
         boxes.append((f"{title.replace(' ', '_')}_group", shown_box, box()))
     grouped = make_dataclass(
@@ -126,12 +128,18 @@ def settings_of_run(values: Mapping[str, Any]) -> dict[str, tuple[Field[Any], An
 
 def settings_of_data(arguments: Sequence[str]) -> dict[str, tuple[Field[Any], Any]]:
     """Return field and type of the settings of the data set in ``arguments``, or of all data sets."""
-    named = [DATASETS[argument] for argument in arguments if DATASETS.get(argument) is not None]
+    named = _named_data(arguments)
     found: dict[str, tuple[Field[Any], Any]] = {}
-    for part in named[:1] or DATASETS.examples().values():
+    for part in DATASETS.examples().values() if named is None else (named,):
         hints = get_type_hints(part.settings)
         found |= {item.name: (item, hints[item.name]) for item in settings_of(part.settings)}
     return found
+
+
+def recipe_of_data(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values in the recipe of the data set in ``arguments``, by name; none if it names no set."""
+    named = _named_data(arguments)
+    return {} if named is None else {name: entry.value for name, entry in named.recipe.items()}
 
 
 def given(command: object) -> dict[str, Any]:
@@ -184,6 +192,11 @@ def refuse_settings_of_others(
             check_applies(name, chosen_parts(values))
 
 
+def _named_data(arguments: Sequence[str]) -> DataSetPart | None:
+    known = (DATASETS.get(argument) for argument in arguments)
+    return next((part for part in known if part is not None), None)
+
+
 def _common() -> dict[str, tuple[Field[Any], Any]]:
     hints = get_type_hints(TrainConfig)
     return {
@@ -230,11 +243,13 @@ def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> 
     """Return the default of a setting as the help shows it."""
     if given is not None:
         return f"(file: {_text(given)})"
-    if recipe and item.name in recipe:
-        return f"(recipe: {_text(recipe[item.name])})"
-    default = item.metadata["default"]
-    if isinstance(default, Entry):
-        return f"(default: {_text(default.value)})"
+    entry, words = item.metadata["default"], item.metadata["default_text"]
+    default = entry.value if isinstance(entry, Entry) else None
+    value = (recipe or {}).get(item.name)
+    if value is not None and (words is None or value != default):
+        return f"(recipe: {_text(value)})"
+    if words is not None or default is not None:
+        return f"(default: {_text(default) if words is None else words})"
     return "" if item.metadata["optional"] else "(default: from the recipe)"
 
 

@@ -53,9 +53,9 @@ class RunSettings(Settings):
     )
     ema: float | None = setting(
         "decay of an exponential moving average of weights and running statistics, at least 0 and below 1, "
-        "updated after every step. The average is evaluated; 0 evaluates the trained weights themselves "
-        "(default: no average)",
+        "updated after every step. The average is evaluated; 0 evaluates the trained weights themselves",
         optional=True,
+        default_text="no average",
         low=0,
     )
     posthoc_tau: float = setting(
@@ -81,8 +81,9 @@ class RunSettings(Settings):
     )
     tf32: bool | None = setting(
         "round the factors of float32 matrix products and convolutions to TF32, on an NVIDIA GPU; False "
-        "rounds neither (default: PyTorch's own setting, which rounds in convolutions only)",
+        "rounds neither",
         optional=True,
+        default_text="PyTorch's own setting, which rounds in convolutions only",
     )
     channels_last: bool = setting(
         "use the channels-last memory format (torch.channels_last) for images and filters. It speeds up "
@@ -158,13 +159,13 @@ class RunSettings(Settings):
         place=True,
     )
     threads: int = setting(
-        "number of CPU threads; 0 for PyTorch's default", default=0, before=0, low=0, high=1024
+        "number of CPU threads; with 0, PyTorch chooses it", default=0, before=0, low=0, high=1024
     )
 
     track_curvature: int | None = setting(
-        "measure the largest and smallest Hessian eigenvalue every INT steps; this does not change training "
-        "(default: no measurement)",
+        "measure the largest and smallest Hessian eigenvalue every INT steps; this does not change training",
         optional=True,
+        default_text="no measurement",
         low=1,
         place=True,
     )

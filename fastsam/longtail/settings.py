@@ -56,6 +56,7 @@ def setting(
     scaled: int | None = None,
     names: Any = None,
     argument: str | None = None,
+    default_text: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -75,6 +76,8 @@ def setting(
             epochs that must follow.
         names: registry of the parts that the value selects from.
         argument: name of the argument of the part's constructor that receives the value.
+        default_text: default as ``--help`` shows it, for a default that depends on the machine, and for the
+            meaning of None.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,7 @@ def setting(
         "place": place,
         "scaled": scaled,
         "names": names,
+        "default_text": default_text,
     }
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 

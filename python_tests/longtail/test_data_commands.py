@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastsam.cli import main
-from fastsam.longtail.data import TensorImages, load_dataset
+from fastsam.longtail.data import DATASETS, TensorImages, load_dataset
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.data.sheet import tiled, write_sheets
 from fastsam.longtail.errors import UsageError
@@ -41,6 +41,30 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "check", "list", "--data-root", str(tmp_path)]) == 0
     assert "training set, SHA-256: " in capsys.readouterr().out
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
+
+
+def help_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the help of a command on one line, without boxes."""
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "command", [["data", "check"], ["data", "show"], ["evaluate", "runs", "--data"]]
+)
+def test_help_shows_the_recipe_of_a_named_data_set(command: list[str], capsys: Any) -> None:
+    images = DATASETS["fashion-mnist-lt"].recipe["validation_per_class"].value
+    text = help_of([*command, "fashion-mnist-lt"], capsys)
+    assert f"no validation set, else at least 5 (recipe: {images})" in text
+    assert "--validation-seed INT seed of the choice of validation images (default: 0)" in text
+    assert "overrides the defaults" not in text
+
+
+def test_help_without_a_data_set_says_that_recipes_override_defaults(capsys: Any) -> None:
+    text = help_of(["data", "check"], capsys)
+    assert "no validation set, else at least 5 (default: 0)" in text
+    assert "The recipe of the data set overrides the defaults below." in text
 
 
 def test_data_check_decodes_and_names_every_broken_file(tmp_path: Path, capsys: Any) -> None:

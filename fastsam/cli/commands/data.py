@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg, subcommand
 
-from fastsam.cli.options import given, settings_of_data, with_settings
+from fastsam.cli.options import given, recipe_of_data, settings_of_data, with_settings
 from fastsam.cli.output import show
 from fastsam.longtail.data import load_dataset
 from fastsam.longtail.data.check import check_dataset
@@ -134,12 +134,19 @@ class DataConvert:
         print(f"{self.destination}: {count} images")
 
 
+_RECIPE_NOTE = (
+    "The recipe of the data set overrides the defaults below. To see the recipe's values, and only the "
+    "settings that apply, pass NAME before --help."
+)
+
+
 def command(arguments: Sequence[str]) -> Any:
     """Return the subcommands, with options for the settings of the data set in ``arguments``."""
-    settings = settings_of_data(arguments)
+    settings, values = settings_of_data(arguments), recipe_of_data(arguments)
     of_files = {name: value for name, value in settings.items() if name != "packed"}
+    note = "" if values else _RECIPE_NOTE
     check, sheet, pack = (
-        with_settings(cls, chosen, shorter={"data_root": "root"})
+        with_settings(cls, chosen, shorter={"data_root": "root"}, recipe=values, note=note)
         for cls, chosen in ((DataCheck, settings), (DataShow, settings), (DataPack, of_files))
     )
     return (

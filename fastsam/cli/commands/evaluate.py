@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from fastsam.cli.options import given, named_parts, settings_of_data, with_settings
+from fastsam.cli.options import (
+    given,
+    named_parts,
+    recipe_of_data,
+    settings_of_data,
+    with_settings,
+)
 from fastsam.cli.output import check_output, show
 from fastsam.longtail.classes import TargetPrior
 from fastsam.longtail.data import load_dataset
@@ -93,8 +99,10 @@ class EvaluateCommand:
 
 def command(arguments: Sequence[str]) -> Any:
     """Return the command, with options for the settings of the data set in ``arguments``."""
-    named = named_parts(arguments).get("data")
-    settings = settings_of_data([named]) if named else {}
+    named = [part for name, part in named_parts(arguments).items() if name == "data"]
+    settings = settings_of_data(named) if named else {}
     return with_settings(
-        EvaluateCommand, {name: item for name, item in settings.items() if name != "data_root"}
+        EvaluateCommand,
+        {name: item for name, item in settings.items() if name != "data_root"},
+        recipe=recipe_of_data(named),
     )

@@ -200,9 +200,10 @@ def command(arguments: Sequence[str]) -> Any:
     made.__doc__ = (
         "Train the runs behind a table or figure of Rangwani et al. (arXiv 2212.13827), on any data set, and "
         f"print the results with the published numbers. Accuracies: {', '.join(TABLES)}. Hessian spectra: "
-        f"{', '.join(FIGURES)}. Settings passed here override the recipe of every run. If you change one "
-        "that affects results, such as --lr or --epochs, the published numbers are not shown. "
-        "They are still shown if you change only settings such as --device and --data-root. Published "
-        "eigenvalues are shown only with --data cifar10-lt and --spectrum-augment redrawn, as in the paper."
+        f"{', '.join(FIGURES)}. The recipe of a run overrides the defaults below. Settings passed here "
+        "override it. If you change one that affects results, such as --lr or --epochs, the published "
+        "numbers are not shown. They are still shown if you change only settings such as --device and "
+        "--data-root. Published eigenvalues are shown only with --data cifar10-lt and "
+        "--spectrum-augment redrawn, as in the paper."
     )
     return made

@@ -11,7 +11,7 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.data.worker_count import default_workers
+from fastsam.longtail.data.worker_count import MOST, default_workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
@@ -70,9 +70,9 @@ class ImageFileSettings(RootSettings):
         "height and width of the network's input in pixels", default=224, low=1, high=4096
     )
     workers: int = setting(
-        "number of worker processes that read images; the default is the number of CPU cores of this process "
-        "less one, from 1 to 16",
+        "number of worker processes that read images",
         default=default_workers(),
+        default_text=f"CPU cores of this process less one, from 1 to {MOST}",
         low=0,
         high=1024,
         place=True,
@@ -94,14 +94,15 @@ class OwnFileSettings(ImageFileSettings):
     """Settings of the user's own image files."""
 
     exif: Exif = setting(
-        "EXIF orientation of images: transpose (apply it) or ignore",
+        "EXIF orientation of your own images (data list or folder): transpose (apply it) or ignore; the "
+        "orientation of images of published data sets is always ignored",
         default="transpose",
         before="ignore",
     )
     value_range: tuple[float, float] | None = setting(
-        "pixel values of black and white in images with more than 8 bits per channel (default: 0 65535 for "
-        "16-bit images, 0 1 for floats)",
+        "pixel values of black and white in images with more than 8 bits per channel",
         optional=True,
+        default_text="0 65535 for 16-bit images, 0 1 for floats",
     )
 
     def check(self, run: Mapping[str, Any]) -> None:

@@ -48,10 +48,11 @@ class CutSettings(ImbalanceSettings):
     """Settings of the split into training and validation images, and of the cut."""
 
     n_max: int | None = setting(
-        "number of training images of the largest class (default: size of the smallest class of the original "
-        "data set, after validation images are held out)",
+        "number of training images of the largest class",
         low=1,
         optional=True,
+        default_text="size of the smallest class of the original data set, after validation images are held "
+        "out",
     )
     validation_per_class: int = setting(
         "number of images per class held out for validation before the long tail is cut; 0 for no "

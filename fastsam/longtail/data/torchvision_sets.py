@@ -57,7 +57,9 @@ class DownloadSettings(CutSettings, RootSettings):
 class TorchvisionSettings(DownloadSettings):
     """Settings of ``torchvision:NAME``."""
 
-    emnist_split: EMNISTSplit | None = setting("split of EMNIST (default: balanced)", optional=True)
+    emnist_split: EMNISTSplit | None = setting(
+        "split of EMNIST", optional=True, default_text="balanced"
+    )
 
 
 def load_torchvision_lt(

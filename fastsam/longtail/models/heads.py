@@ -83,7 +83,7 @@ class LinearSettings(Settings):
     """Settings of a linear head."""
 
     head_init: HeadInit = setting(
-        "initial weights of a linear head: he (He et al.'s normal) or torch (default of nn.Linear)",
+        "initial weights of a linear head: he (He et al.'s normal) or torch (that of nn.Linear)",
         before="he",
     )
 

@@ -104,14 +104,14 @@ class AscentSettings(SGDSettings):
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(
-        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch; the same "
-        "as drop if the method has none); or drop (the epoch before the learning rate first drops after "
+        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch, or that "
+        "of drop if the method has none); or drop (the epoch before the learning rate first drops after "
         "warm-up). Steps without an ascent are SGD steps with one pass",
         default="0",
         before="0",
     )
     ascent_stop: int | None = setting(
-        "last epoch with ascents (default: last epoch of the run)", optional=True, low=1
+        "last epoch with ascents", optional=True, low=1, default_text="last epoch of the run"
     )
     ascent_share: float = setting(
         "share of each batch from which the ascent gradient is computed, sampled at random; the second "
