@@ -135,9 +135,10 @@ class RunSettings(Settings):
         place=True,
     )
     checkpoint_steps: int | None = setting(
-        "also write a checkpoint every INT steps, so that a killed run repeats at most INT steps (default: "
-        "by time only, see checkpoint_minutes)",
+        "also write checkpoints within an epoch, so often that a killed run repeats at most INT steps: every "
+        "INT/2 steps, because training continues while one is written",
         optional=True,
+        default_text="no limit",
         low=1,
         place=True,
     )

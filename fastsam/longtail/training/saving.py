@@ -128,8 +128,13 @@ class Saver:
         self._writes.close()
 
     def _due_by_steps(self, batches: int) -> bool:
+        """Return whether a checkpoint is due because of ``checkpoint_steps``.
+
+        A checkpoint is complete at the latest when the next one begins. A killed run may therefore repeat the
+        steps of two intervals, so an interval is half of what it may repeat.
+        """
         steps = self._config.checkpoint_steps
-        return steps is not None and batches - self._batches >= steps
+        return steps is not None and batches - self._batches >= max(1, steps // 2)
 
     def _save(self, folder: RunFolder, state: Checkpoint, batches: int) -> None:
         self._writes.wait()
@@ -162,3 +167,5 @@ class Saver:
             folder.prune(self._config.keep_last)
 
         self._writes.start(written)
+        if self._config.checkpoint_steps == 1:
+            self._writes.wait()
