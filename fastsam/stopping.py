@@ -66,7 +66,7 @@ class StopRequest:
             self._interrupted = self._interrupted or now
         first, self.signal = self.signal is None, self.signal or name
         if not self._deferred:
-            raise Stopped(f"stopped by {name} before training began; nothing was saved")
+            raise Stopped(f"stopped by {name}; nothing was saved. Run the same command again")
         if first and os.environ.get("RANK", "0") == "0":
             # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
             os.write(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fastsam.cli.commands import train
 from fastsam.cli.main import main
 from fastsam.longtail import Trainer
 from fastsam.longtail.training import Step
@@ -33,5 +33,6 @@ class CountedTrainer(Trainer):
 
 
 if __name__ == "__main__":
-    train.Trainer = CountedTrainer  # type: ignore[misc]
+    train: Any = import_module("fastsam.cli.commands.train")
+    train.Trainer = CountedTrainer
     sys.exit(main())

@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     **{name: set() for name in FOUNDATION},
     "csv_text": {"text"},
     "distributed": {"rank_errors", "stopping"},
-    "rank_errors": {"text"},
+    "rank_errors": {"stopping", "text"},
     "html_table": {"text"},
     "progress": {"text"},
     "kernels": {"_native"},

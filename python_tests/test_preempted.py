@@ -182,3 +182,55 @@ def test_two_ranks_asked_to_stop_both_save(
         assert done.returncode == 0, error
         assert_same(state(out), whole[2])
         assert most_repeated(steps_of(out)) == 0
+
+
+def write_stub(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_the_slurm_script_queues_itself_until_the_run_is_finished(
+    whole: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Stubs stand for Slurm. ``FASTSAM_PREEMPT_SECONDS`` preempts each job after a time instead of steps."""
+    seconds = float(os.environ.get("FASTSAM_PREEMPT_SECONDS", "0"))
+    steps = 1 if seconds else 40
+    stubs, out = tmp_path / "bin", tmp_path / "run"
+    stubs.mkdir()
+    write_stub(stubs / "srun", 'exec "$@"')
+    write_stub(
+        stubs / "scontrol",
+        f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi',
+    )
+    write_stub(stubs / "torchrun", f'exec {sys.executable} -m torch.distributed.run "$@"')
+    write_stub(stubs / "fastsam", f'exec {sys.executable} {SCRIPT} "$@"')
+    options = [option for option in TRAIN[1:] if option not in ("--resume", "auto")]
+    jobs = 0
+    while not (out / "result.json").exists():
+        jobs, began = jobs + 1, time.monotonic()
+        assert jobs < 100
+        job = subprocess.Popen(
+            ["bash", str(SCRIPT.parents[1] / "examples" / "train.sbatch"), str(out), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **ENVIRONMENT,
+                "PATH": f"{stubs}:{os.environ['PATH']}",
+                "SLURM_JOB_ID": str(jobs),
+                "SLURM_JOB_NUM_NODES": "1",
+                "SLURM_JOB_NODELIST": "here",
+                "SLURM_GPUS_ON_NODE": "2",
+            },
+        )
+        if wait_for_steps(out, len(steps_of(out)) + steps, job):
+            time.sleep(max(0.0, began + seconds - time.monotonic()))
+            for child in children(job.pid):
+                os.kill(child, signal.SIGUSR1)
+        error = job.communicate(timeout=300)[1]
+        assert job.returncode == 0, error
+    assert jobs >= 3
+    requeued = (tmp_path / "requeued").read_text().splitlines()
+    assert requeued == [f"requeue {job}" for job in range(1, jobs)]
+    assert_same(state(out), whole[2])
+    assert most_repeated(steps_of(out)) == 0

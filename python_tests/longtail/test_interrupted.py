@@ -139,7 +139,7 @@ def test_checkpoints_by_steps_and_the_newest_that_are_kept(tmp_path: Path) -> No
 
 
 def test_checkpoints_by_minutes(tmp_path: Path) -> None:
-    names = []
+    names: list[str] = []
     config = short("ce", "sgd", epochs=1, batch_size=9, checkpoint_minutes=1e-9, keep_last=99)
 
     def on_epoch(_: Any) -> None:

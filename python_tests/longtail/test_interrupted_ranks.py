@@ -39,13 +39,15 @@ def _rank(rank: int, folder: str) -> None:
     rng = np.random.default_rng(7)
     for name, (method, optimizer, options) in RUNS.items():
         config = short(method, optimizer, **{"epochs": 2, "batch_size": 9, **options})
-        given: dict[str, Any] = {"data": FEW, "world": world, "progress": False}
-        whole = Trainer(config, out=path / f"{name}-whole", **given)
+        every: dict[str, Any] = {"data": FEW, "world": world, "progress": False}
+        whole = Trainer(config, out=path / f"{name}-whole", **every)
         expected, stops = whole.fit(), 0
         for turn in range(100):
             request, on_step = stop_after(int(rng.integers(1, 4)))
-            asked = {"stop": request, "on_step": on_step} if turn % RANKS == rank else {}
-            run = Trainer(config, out=path / name, resume="auto", **asked, **given)
+            given = dict(every)
+            if turn % RANKS == rank:
+                given |= {"stop": request, "on_step": on_step}
+            run = Trainer(config, out=path / name, resume="auto", **given)
             try:
                 result = run.fit()
             except Stopped:

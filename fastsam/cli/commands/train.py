@@ -171,7 +171,9 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(stored, branch)
-        with torchrun_world(config.device, timeout=config.rank_timeout, errors=self.out) as world:
+        with torchrun_world(
+            config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
+        ) as world:
             trainer = Trainer(
                 config,
                 sources=sources,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,8 @@ class Engine:
         self._outputs = compiled_outputs(network) if compiles else network.outputs
         self._replicas: DistributedDataParallel | None = None
         if world.world_size > 1 and not self.is_sharded:
+            # Two layouts of a filter with one channel are the same, and its gradient may have the other one.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
             self._replicas = DistributedDataParallel(_OutputsOf(network, self._outputs), **options)
 
