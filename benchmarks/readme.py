@@ -418,8 +418,8 @@ def tracking() -> str:
         f"A ResNet-8, {settings['steps']} steps of SAM on digits with batches of {settings['batch_size']}, "
         f"one thread of {stored['environment']['processor']} (`{stored['environment']['command']}`):",
         "",
-        "| tracked | measured steps | overhead | products | converged products | error of lambda_max | "
-        "error of lambda_min |",
+        "| tracked | measured steps | overhead | products | products until convergence | "
+        "error of lambda_max | error of lambda_min |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in stored["rows"]:

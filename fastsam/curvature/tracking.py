@@ -78,9 +78,10 @@ class CurvatureTracker:
         samples: number of samples to which a class or group is reduced, drawn once. Default 256.
         targets: as in :func:`fastsam.class_spectra`.
         kind: curvature matrix, as in :class:`fastsam.curvature.SpectrumOptions`.
-        tol: largest residual, as a fraction of the eigenvalue's absolute value; ``tol**2`` of the
-            largest one is enough for any. Default 0.02. The error of an eigenvalue that is separated
-            from others is of the order of the square of its residual.
+        tol: largest residual of an end of the spectrum, as a fraction of its own absolute value. A
+            residual below ``tol**2`` times the larger of both absolute values is small enough, too.
+            Default 0.02. The error of an eigenvalue that is separated from others is of the order of
+            the square of its residual.
         max_products: number of products after which a measurement ends unconverged. Default 200.
         dtype: as in :class:`fastsam.curvature.SpectrumOptions`. Where the curvature is below the
             resolution of float32, float64 is used.

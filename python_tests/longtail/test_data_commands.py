@@ -30,7 +30,7 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "check", "digits-lt", "--imbalance", "50"]) == 0
     output = capsys.readouterr().out
     assert "10 classes, 2 to 100 training images" in output
-    assert "SHA-256" in output
+    assert "train, SHA-256 of pixels: " in output
     assert "To get cifar10-lt" in failure(
         capsys, 1, "data", "check", "cifar10-lt", "--root", tmp_path
     )
@@ -39,7 +39,9 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
     assert main(["data", "check", "list", "--root", str(tmp_path)]) == 0
     assert main(["data", "check", "list", "--data-root", str(tmp_path)]) == 0
-    assert "training set, SHA-256: " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "training set, SHA-256: " in output
+    assert "train, SHA-256 of sizes and sampled bytes: " in output
     write_listed(tmp_path, {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
 
 

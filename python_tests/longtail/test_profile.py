@@ -51,6 +51,8 @@ def test_the_sections_of_a_step(optimizer: str, sections: set[str], tmp_path: Pa
         assert rows[name].calls == 20, name
     assert rows["update"].seconds >= 20 * PAUSE
     assert rows["evaluation"].share is None
+    ends = range(run.steps_per_epoch, 16 * run.steps_per_epoch + 1, run.steps_per_epoch)
+    assert rows["evaluation"].calls == 1 + sum(5 <= end < 25 for end in ends)  # the first, too
     assert sum(row.share for row in rows.values() if row.share is not None) == pytest.approx(1)
     events = json.loads(run.profile.trace.read_text())["traceEvents"]
     found = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")

@@ -48,7 +48,9 @@ def check_dataset(
     yield f"training set, SHA-256: {data.subset_hash}"
     for split, digest in data.contents(progress=progress).items():
         if split != "classes":
-            yield f"{split}, SHA-256 of sizes and sampled bytes: {digest}"
+            files = isinstance(data.split(split), FileImages)
+            covered = "sizes and sampled bytes" if files else "pixels"
+            yield f"{split}, SHA-256 of {covered}: {digest}"
     faults = _repeated(data, progress=progress)
     yield from faults
     yield from _decoded(data, decode=decode, progress=progress)

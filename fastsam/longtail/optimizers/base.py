@@ -104,9 +104,9 @@ class AscentSettings(SGDSettings):
         names=RHO_SCHEDULES,
     )
     ascent_start: str = setting(
-        "epoch after which ascents begin: a number (0: from the start); defer (the deferral epoch, or that "
-        "of drop if the method has none); or drop (the epoch before the learning rate first drops after "
-        "warm-up). Steps without an ascent are SGD steps with one pass",
+        "epoch after which ascents begin: a number (0: from the start); drop (the epoch before the learning "
+        "rate first drops after warm-up); or defer (the deferral epoch; if the method has none, the same as "
+        "drop). Steps without an ascent are SGD steps with one pass",
         default="0",
         before="0",
     )

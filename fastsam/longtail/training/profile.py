@@ -36,9 +36,10 @@ class ProfileRow(NamedTuple):
 
 
 class StepProfile:
-    """Profiles steps of a run after a warm-up, and the first evaluation.
+    """Profiles steps of a run after a warm-up, and evaluations of the validation set.
 
-    While it records, the device is synchronized at both ends of each section, so that no work of a section is
+    The evaluations are those between the recorded steps, and always the first one of the run. While the
+    profile records, the device is synchronized at both ends of each section, so that no work of a section is
     counted in the next one. Profiled steps are therefore slower than others.
 
     Args:
@@ -144,7 +145,7 @@ class StepProfile:
             self._profiler.step()
 
     def rows(self) -> list[ProfileRow]:
-        """Return the time of each section that occurred in the recorded steps, and of the first evaluation.
+        """Return the time of each section that occurred in the recorded steps, and of the evaluations.
 
         The row ``other`` is the rest of the steps: totals, averages of the weights, the profiler itself.
         """
