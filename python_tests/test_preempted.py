@@ -184,6 +184,20 @@ def test_two_ranks_asked_to_stop_both_save(
         assert most_repeated(steps_of(out)) == 0
 
 
+def test_ranks_end_with_their_launcher(whole: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    """Otherwise they would train on and hold the lock of the run."""
+    out = tmp_path / "run"
+    process = start(out, ranks=2)
+    assert wait_for_steps(out, 20, process)
+    process.kill()
+    process.communicate(timeout=60)  # the ranks have ended: they hold the pipe, too
+    done = start(out, ranks=2)
+    error = done.communicate(timeout=600)[1]
+    assert done.returncode == 0, error
+    assert_same(state(out), whole[2])
+    assert most_repeated(steps_of(out)) <= MOST_REPEATED
+
+
 def write_stub(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)

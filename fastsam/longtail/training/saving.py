@@ -59,6 +59,7 @@ class Saver:
         self._group: Any = dist.new_group(backend="gloo") if writes_parts else None
         self._writes = BackgroundWrites()
         self._saved = time.perf_counter()
+        self._asked = False
         self._batches = 0
 
     def begin_at(self, batches: int) -> None:
@@ -66,10 +67,15 @@ class Saver:
         self._batches = batches
 
     def asks(self) -> bool:
-        """Return whether this rank asks for a checkpoint within an epoch. The clock of rank 0 decides."""
+        """Return whether this rank asks for a checkpoint within an epoch; it asks once for each.
+
+        The clock of rank 0 decides.
+        """
         minutes = self._config.checkpoint_minutes
-        late = time.perf_counter() - self._saved > 60.0 * minutes
-        return self._folder is not None and self._world.rank == 0 and minutes > 0 and late
+        if self._asked or self._folder is None or self._world.rank != 0 or minutes == 0:
+            return False
+        self._asked = time.perf_counter() - self._saved > 60.0 * minutes
+        return self._asked
 
     def after_step(self, batches: int, checkpoint: Callable[[], Checkpoint], *, now: bool) -> None:
         """Write a checkpoint between two steps if it is due.
@@ -138,7 +144,7 @@ class Saver:
 
     def _save(self, folder: RunFolder, state: Checkpoint, batches: int) -> None:
         self._writes.wait()
-        self._saved, self._batches = time.perf_counter(), batches
+        self._saved, self._asked, self._batches = time.perf_counter(), False, batches
         writes = self._world.rank == 0
         step = 0 if state.unfinished is None else state.unfinished["batches"]
         sharded = self._sharded and state.unfinished is not None
