@@ -192,9 +192,13 @@ def test_weights_in_a_checkpoint_are_those_before_the_next_step(tmp_path: Path) 
 def test_signals_are_deferred_only_inside_the_context() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_signals() as request:
-        with request.deferred():
-            signal.raise_signal(signal.SIGUSR1)
-        assert request.signal == "SIGUSR1"
-        with pytest.raises(Stopped, match="nothing was saved"):
+        with pytest.raises(Stopped, match="stopped by SIGTERM; nothing was saved"):
             signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)  # while the first one is handled
+        assert request.signal == "SIGTERM"
+    with stop_signals() as request, request.deferred():
+        with request.deferred():
+            pass
+        signal.raise_signal(signal.SIGUSR1)
+        assert request.signal == "SIGUSR1"
     assert signal.getsignal(signal.SIGTERM) is before

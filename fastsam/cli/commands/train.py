@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
@@ -162,10 +162,11 @@ class TrainCommand:
             )
         tracked = Tracked(out=self.out, **asdict(self.tracking))
         check_tracker(tracked)
-        with stop_signals() as stop:
-            self._train(tracked, stop)
+        with stop_signals() as stop, ExitStack() as training:
+            self._train(tracked, stop, training)
 
-    def _train(self, tracked: Tracked, stop: StopRequest) -> None:
+    def _train(self, tracked: Tracked, stop: StopRequest, training: ExitStack) -> None:
+        """Train; from the first step on, signals are deferred until ``training`` is closed."""
         stored = stored_run(self.resume, self.out)
         branch = None
         if self.from_run is not None and self.at is not None and stored is None:
@@ -216,6 +217,7 @@ class TrainCommand:
                     sink.result(result)
 
                 trainer.on_result = finished
+                training.enter_context(stop.deferred())
                 trainer.fit()
             if trainer.profile is not None:
                 show_profile(trainer.profile)
