@@ -22,16 +22,17 @@ class HostWork:
 
     The network has the modules of a ResNet-50 with few channels: 161 parameters and 159 buffers. Its passes
     read only the pixels and the head. The time of the network, of backward passes and of the optimizer's
-    calls is subtracted; the calls of the clock are not.
+    calls is subtracted; the calls of the clock are not. The clock counts the processor time of the thread, to
+    which other processes add cache misses only.
 
     With ``--baseline``, a process for each checkout takes its samples in turn with the other.
     """
 
     baseline: Path | None = None
     """Checkout of an earlier commit, with its native module built in place."""
-    rounds: int = 40
+    rounds: int = 60
     """Samples of each optimizer."""
-    steps: int = 20
+    steps: int = 5
     """Steps per sample."""
     save: bool = False
     """Write the results to benchmarks/results/."""
@@ -47,7 +48,7 @@ class HostWork:
         for optimizer in ("sgd", "sam"):
             samples = self._samples(trees, optimizer)
             results[optimizer] = row = {label: _summary(taken) for label, taken in samples.items()}
-            # What other processes do adds to the time, and never takes from it: the smallest is the measure.
+            # Other processes add to the time, and never take from it: the smallest is the measure.
             smallest = {label: part["smallest"] for label, part in row.items()}
             text = f"{optimizer}: {smallest['this'] * 1e6:.0f} us a step"
             if "baseline" in samples:

@@ -89,7 +89,7 @@ class _Group:
         sizes = [member.numel() for member in self._members]
         self._before = torch.empty(sum(sizes), dtype=members[0].dtype, device=members[0].device)
         self._after = torch.empty_like(self._before)
-        self._after_parts = self._after.split(sizes)
+        self._after_parts = torch.split(self._after, sizes)
 
     def keep(self) -> None:
         torch.cat(self._members, out=self._before)
