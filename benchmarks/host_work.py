@@ -1,33 +1,19 @@
-"""Work of the host in a step of the trainer, outside the passes and the optimizer."""
+"""Work of the host in a step of the trainer, outside the network and the optimizer."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
-
+import fastsam
+from benchmarks import host_step
 from benchmarks.machine import save
-from fastsam import SAM
-from fastsam.distributed import World
-from fastsam.longtail import recipe
-from fastsam.longtail.build import build_objective
-from fastsam.longtail.data import Batch
-from fastsam.longtail.models import Classifier
-from fastsam.longtail.models.classifier import Outputs
-from fastsam.longtail.training import Engine, Stepper
-from fastsam.threads import cpu_threads
-
-CLASSES, BATCH = 10, 8
-EARLIER = {"sgd": 1.43e-3, "sam": 5.79e-3}
-"""Smallest seconds at commit f386965, before the trainer used PyTorch's engines, measured in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +21,18 @@ class HostWork:
     """Measure the time of a step outside the network's passes and the optimizer.
 
     The network has the modules of a ResNet-50 with few channels: 161 parameters and 159 buffers. Its passes
-    read only the pixels and the head, and their time is subtracted, as is that of the optimizer's calls.
+    read only the pixels and the head. The time of the network, of backward passes and of the optimizer's
+    calls is subtracted; the calls of the clock are not. The clock counts the processor time of the thread, to
+    which other processes add cache misses only.
+
+    With ``--baseline``, a process for each checkout takes its samples in turn with the other.
     """
 
-    rounds: int = 40
+    baseline: Path | None = None
+    """Checkout of an earlier commit, with its native module built in place."""
+    rounds: int = 60
     """Samples of each optimizer."""
-    steps: int = 20
+    steps: int = 5
     """Steps per sample."""
     save: bool = False
     """Write the results to benchmarks/results/."""
@@ -49,87 +41,81 @@ class HostWork:
 
     def run(self) -> None:
         """Measure SGD and SAM, print the results, and save them."""
-        results: dict[str, Any] = {}
-        with cpu_threads(1):
-            for name in EARLIER:
-                step, clock = _step(name)
-                samples = [self._sample(step, clock) for _ in range(self.rounds + 1)][1:]
-                smallest = min(
-                    samples
-                )  # what other processes do adds to the time, and never takes from it
-                results[name] = {
-                    "median": statistics.median(samples),
-                    "smallest": smallest,
-                    "samples": len(samples),
-                    "at commit f386965": EARLIER[name],
+        trees = {"this": Path(fastsam.__file__).parents[1]}
+        if self.baseline is not None:
+            trees["baseline"] = self.baseline.resolve()
+        results: dict[str, Any] = {"baseline": _commit(trees.get("baseline"))}
+        for optimizer in ("sgd", "sam"):
+            samples = self._samples(trees, optimizer)
+            results[optimizer] = row = {label: _summary(taken) for label, taken in samples.items()}
+            # Other processes add to the time, and never take from it: the smallest is the measure.
+            smallest = {label: part["smallest"] for label, part in row.items()}
+            text = f"{optimizer}: {smallest['this'] * 1e6:.0f} us a step"
+            if "baseline" in samples:
+                pairs = zip(samples["this"], samples["baseline"], strict=True)
+                row["ratio"] = {
+                    "of smallest": smallest["this"] / smallest["baseline"],
+                    "median of pairs": statistics.median(new / old for new, old in pairs),
                 }
-                print(
-                    f"{name}: {smallest * 1e3:.2f} ms a step, {smallest / EARLIER[name]:.2f} times that of "
-                    "commit f386965"
+                text += f", {smallest['baseline'] * 1e6:.0f} us at {results['baseline']}"
+                text += "; ratio {of smallest:.2f}, median of pairs {median of pairs:.2f}".format(
+                    **row["ratio"]
                 )
+            print(text)
         if self.save or self.out is not None:
             print(f"wrote {save('host_work', results, device='cpu', folder=self.out)}")
 
-    def _sample(self, step: Callable[[], object], clock: _Clock) -> float:
-        clock.seconds = 0.0
-        began = time.perf_counter()
-        for _ in range(self.steps):
-            step()
-        return (time.perf_counter() - began - clock.seconds) / self.steps
+    def _samples(self, trees: dict[str, Path], optimizer: str) -> dict[str, list[float]]:
+        samples: dict[str, list[float]] = {label: [] for label in trees}
+        with ExitStack() as stack:
+            samplers = {
+                label: stack.enter_context(_sampler(tree, optimizer))
+                for label, tree in trees.items()
+            }
+            for sample in samplers.values():
+                sample(self.steps)  # allocates
+            for _ in range(self.rounds):
+                for label, sample in samplers.items():
+                    samples[label].append(sample(self.steps))
+        return samples
 
 
-class _Clock:
-    """Adds up the time of the functions that it wraps."""
+@contextmanager
+def _sampler(tree: Path, optimizer: str) -> Iterator[Callable[[int], float]]:
+    """Start a process with the ``fastsam`` of a tree. Its function returns the mean seconds of some steps."""
+    script = Path(host_step.__file__).read_text(encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, optimizer],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        cwd=tree,  # the first place where a script given by -c looks for modules
+    ) as process:
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+        def sample(steps: int) -> float:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(steps, file=process.stdin)
+            answer = process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"the measurement in {tree} failed; its error is printed above")
+            return float(answer)
 
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``function`` with its time added."""
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            result = function(*arguments, **options)
-            self.seconds += time.perf_counter() - began
-            return result
-
-        return call
+        yield sample
 
 
-class _Pixels(Classifier):
-    """Classifies the first pixels of an image, and has layers that it does not use."""
+def _summary(samples: list[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(samples),
+        "smallest": min(samples),
+        "samples": len(samples),
+    }
 
-    def outputs(self, inputs: Tensor) -> Outputs:
-        features = inputs.flatten(1)[:, :CLASSES]
-        return Outputs(features, self.head(features))
 
-
-def _step(optimizer: str) -> tuple[Callable[[], object], _Clock]:
-    """Return a step of the trainer, and the clock of its passes and of its optimizer."""
-    layers = ResNet(Bottleneck, [3, 4, 6, 3], width_per_group=4)
-    layers.fc = nn.Identity()
-    network = _Pixels(layers, nn.Linear(CLASSES, CLASSES), CLASSES)
-    for parameter in layers.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    sgd = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    made = sgd if optimizer == "sgd" else SAM(optimizer=sgd, rho=0.05)
-    clock, engine = _Clock(), Engine(network, World())
-    for owner, names in (
-        (engine, ("outputs", "backward")),
-        (made, ("first_step", "second_step", "step")),
-    ):
-        for name in names:
-            if hasattr(owner, name):
-                setattr(owner, name, clock.timed(getattr(owner, name)))
-
-    def zero_grad(set_to_none: bool = True) -> None:
-        for parameter in network.head.parameters():
-            parameter.grad = None
-
-    made.zero_grad = zero_grad  # type: ignore[method-assign]
-    config = recipe("digits-lt", "ce", "sgd").config()
-    objective = build_objective(config, np.full(CLASSES, 100))
-    stepper = Stepper(engine, made, objective, seed=0)
-    indices = torch.arange(BATCH)
-    batch = Batch((torch.randn(BATCH, 3, 4, 4),), indices % CLASSES, indices)
-    return lambda: next(stepper.steps([batch], epoch=1)), clock
+def _commit(tree: Path | None) -> str | None:
+    """Return the short commit of a checkout."""
+    if tree is None:
+        return None
+    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

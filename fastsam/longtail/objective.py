@@ -62,10 +62,16 @@ class Term(nn.Module):
         """
         return None
 
+    @property
+    def prepares(self) -> bool:
+        """Whether the term overrides :meth:`prepare`."""
+        return type(self).prepare is not Term.prepare
+
     def divisor(self, batch: Batch) -> Tensor:
         """Return what the sum of the losses is divided by, a scalar; by default the number of samples.
 
-        It is known before the forward pass, so that ranks can sum it while they compute.
+        It does not depend on the network: it is known before the forward pass, and all passes of a step share
+        it.
 
         Args:
             batch: the batch, or a rank's part of it.
@@ -138,10 +144,24 @@ class Objective:
         weights = ((item.term, item.weight(epoch)) for item in self.terms)
         return [(term, weight) for term, weight in weights if weight != 0]
 
-    def prepare(self, batch: Batch, network: Classifier, *, epoch: int, seed: int) -> list[Any]:
-        """Call :meth:`Term.prepare` of every term of an epoch."""
+    def prepare(
+        self, batch: Batch, network: Classifier, *, epoch: int, seed: Callable[[], int]
+    ) -> list[Any]:
+        """Call :meth:`Term.prepare` of every term of an epoch.
+
+        Args:
+            batch: this rank's part of the batch.
+            network: the network, at the weights before the step.
+            epoch: epoch, counted from 1.
+            seed: returns the seed of this batch. It is called only for terms that prepare something.
+        """
+        terms = [term for term, _ in self.at(epoch)]
+        if not any(term.prepares for term in terms):
+            return [None] * len(terms)
         with torch.no_grad():
-            return [term.prepare(batch, network, seed) for term, _ in self.at(epoch)]
+            return [
+                term.prepare(batch, network, seed()) if term.prepares else None for term in terms
+            ]
 
     def divisors(self, batch: Batch, *, epoch: int) -> Tensor:
         """Return :meth:`Term.divisor` of every term of an epoch, ``[terms]``, in the dtype of sums."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ _FLOAT16_CAPABILITY = (7, 0)
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return a new autocast context for passes on ``device``; with ``float32`` it is disabled.
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a new autocast context for passes on ``device``; with ``float32`` autocast is off inside it.
 
     Every pass of a training step needs a new context, because a context caches weights that then change.
 
@@ -34,6 +34,8 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
             "precision 'auto' has not been decided yet; pass chosen_precision(device)[0] instead"
         )
     dtype = _DTYPES.get(precision)
+    if dtype is None and not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # cheaper than a disabled autocast context
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 

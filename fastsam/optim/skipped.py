@@ -70,40 +70,40 @@ class KeptTensors:
     @contextmanager
     def if_skipped(self, optimizer: Skipping) -> Iterator[None]:
         """Restore the tensors if the optimizer skips the step made inside the context."""
-        with torch.no_grad():
-            count = optimizer.skipped_steps.clone()
-            for group in self._groups:
-                group.keep()
+        count = optimizer.skipped_steps.clone()
+        for group in self._groups:
+            group.keep()
         yield
-        with torch.no_grad():
-            skipped = optimizer.skipped_steps != count
-            if skipped.device.type == "cpu" and not skipped:
-                return
-            for group in self._groups:
-                group.restore_if(skipped)
+        skipped = optimizer.skipped_steps != count
+        if skipped.device.type == "cpu" and not skipped:
+            return
+        for group in self._groups:
+            group.restore_if(skipped)
 
 
 class _Group:
     """Tensors of one device and dtype, and two flat copies of their values."""
 
     def __init__(self, members: list[Tensor]) -> None:
-        self._members = members
-        self._before, self._before_parts = _flat_like(members)
-        self._after, self._after_parts = _flat_like(members)
+        self._members = [_memory_of(member) for member in members]
+        sizes = [member.numel() for member in self._members]
+        self._before = torch.empty(sum(sizes), dtype=members[0].dtype, device=members[0].device)
+        self._after = torch.empty_like(self._before)
+        self._after_parts = torch.split(self._after, sizes)
 
     def keep(self) -> None:
-        torch._foreach_copy_(self._before_parts, self._members)
+        torch.cat(self._members, out=self._before)
 
     def restore_if(self, flag: Tensor) -> None:
-        torch._foreach_copy_(self._after_parts, self._members)
+        torch.cat(self._members, out=self._after)
         here = flag.to(self._before.device, non_blocking=True)
         torch.where(here, self._before, self._after, out=self._after)
         torch._foreach_copy_(self._members, self._after_parts)
 
 
-def _flat_like(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return a flat tensor with room for all values, and a view of it for each tensor."""
-    sizes = [tensor.numel() for tensor in tensors]
-    flat = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
-    parts = torch.split(flat, sizes)
-    return flat, [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+def _memory_of(tensor: Tensor) -> Tensor:
+    """Return the range of memory that a tensor of any strides covers, as a vector without gradient."""
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.detach().as_strided((last + 1 if tensor.numel() else 0,), (1,))

@@ -163,3 +163,13 @@ def test_tf32_sets_torchs_switches_and_restores_them(tf32: bool, expected: Any) 
     assert (
         switches()[:3] == before[:3]
     )  # a newer switch may say ieee instead of none, which is the same
+
+
+def test_float32_turns_off_autocast_around_it() -> None:
+    one = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (one @ one).dtype == torch.bfloat16
+        with autocast("float32", one.device):
+            assert (one @ one).dtype == torch.float32
+    with autocast("float32", one.device):
+        assert (one @ one).dtype == torch.float32

@@ -14,7 +14,10 @@ from fastsam.longtail import recipe
 from fastsam.longtail.build import build_network, build_objective
 from fastsam.longtail.data import Batch, load_digits_lt
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses.ce import CrossEntropyLoss
 from fastsam.longtail.models import Classifier
+from fastsam.longtail.objective import Objective, WeightedTerm
+from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.training import Engine, Stepper
 from fastsam.optim.passes import Need, Passes
 
@@ -134,3 +137,42 @@ def test_fresh_batches_are_taken_until_none_is_left(seed: int) -> None:
     assert_close(
         optimizer.given[3], optimizer.given[5]
     )  # the last step uses its two batches in turn
+
+
+class Recorded(CrossEntropyLoss):
+    """Cross-entropy that counts the calls of ``divisor`` and records its seeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.divisors = 0
+        self.seeds: list[int] = []
+
+    def prepare(self, batch: Batch, network: Classifier, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def divisor(self, batch: Batch) -> Tensor:
+        self.divisors += 1
+        return super().divisor(batch)
+
+
+def test_passes_of_a_step_share_divisors_and_the_seed_of_their_micro_batch(seed: int) -> None:
+    run, _ = stepper([Need(ascent=True, local=True), Need(), Need()])
+    term = Recorded()
+    run.objective, run.accumulate, run.seed = Objective([WeightedTerm(term)]), 2, 7
+    for _ in run.steps([batch(8, seed), batch(8, seed + 1)], epoch=3):
+        pass
+    places = [(0,), (0, 1), (1,), (1, 1)]
+    assert term.seeds == [derived_seed(7, Stream.LOSS, 3, *place) for place in places]
+    assert term.divisors == 2 * 2  # in each step, of the local pass and of the others
+
+
+def test_a_term_that_prepares_nothing_needs_no_seed(seed: int) -> None:
+    def fails() -> int:
+        raise AssertionError("a seed was derived")
+
+    network = build_network(CONFIG, 10, 1)
+    plain, recorded = WeightedTerm(CrossEntropyLoss()), WeightedTerm(Recorded())
+    given = batch(8, seed), network
+    assert Objective([plain, plain]).prepare(*given, epoch=1, seed=fails) == [None, None]
+    with pytest.raises(AssertionError, match="derived"):
+        Objective([plain, recorded]).prepare(*given, epoch=1, seed=fails)

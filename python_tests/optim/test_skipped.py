@@ -112,3 +112,35 @@ def test_a_captured_step_that_is_skipped_leaves_the_buffers() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
     step((inputs, targets))
     assert not any(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+
+
+def test_tensors_of_any_strides() -> None:
+    """Transposed, spread, expanded, empty and 0-dimensional tensors, and neighbors of the spread one."""
+    base = torch.arange(12.0).view(3, 4)
+    spread, neighbor = base[:, 1], base[:, 2]
+    kept = {
+        "spread": spread,
+        "transposed": torch.arange(6.0).view(2, 3).t(),
+        "channels last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "expanded": torch.ones(1).expand(3),
+        "empty": torch.empty(0, 5),
+        "number": torch.tensor(4),
+        "flags": torch.tensor([True, False]),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "frozen": nn.Parameter(torch.ones(2, 2), requires_grad=False),
+    }
+    model = network(6)
+    optimizer = sam(model)
+    for bad in (False, True):
+        before = {name: tensor.clone() for name, tensor in kept.items()}
+        neighbor_before = neighbor.clone()
+        with kept_if_skipped(optimizer, kept.values()):
+            for name, tensor in kept.items():
+                changed = tensor[:1] if name == "expanded" else tensor
+                changed.zero_() if changed.dtype == torch.bool else changed.add_(1)
+            two_calls(model, optimizer, torch.full((2, 3), float("nan") if bad else 1.0))
+        for name, tensor in kept.items():
+            same = torch.equal(tensor, before[name])
+            assert same if bad or not tensor.numel() else not same, name
+        assert torch.equal(neighbor, neighbor_before)
+    assert int(optimizer.skipped_steps) == 1

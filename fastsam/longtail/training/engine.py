@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -121,9 +121,8 @@ class Engine:
             outputs: Outputs = (self._replicas or self._outputs)(inputs)
         return outputs
 
-    @contextmanager
-    def gradients(self, *, synchronize: bool) -> Iterator[None]:
-        """Make one forward and backward pass inside the context.
+    def gradients(self, *, synchronize: bool) -> AbstractContextManager[None]:
+        """Return a context for one forward and backward pass.
 
         Args:
             synchronize: sum the gradients over all ranks, with those of earlier passes that were not
@@ -131,12 +130,9 @@ class Engine:
         """
         if self.is_sharded:
             synchronize_gradients(self.network, enabled=synchronize)
-            yield
-        elif self._replicas is not None and not synchronize:
-            with self._replicas.no_sync():
-                yield
-        else:
-            yield
+        if self._replicas is not None and not synchronize:
+            return self._replicas.no_sync()
+        return nullcontext()
 
     def backward(self, loss: Tensor, *, local: bool) -> None:
         """Compute the gradient of the sum of ``loss`` over all ranks; if ``local``, of this rank's loss.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class _Piece:
         is_sample: whether it is a sample for the ascent gradient.
         sample: sample of this piece for the ascent gradient; None before it is taken.
         seen: outputs of the first pass; None before it, and for a sample.
+        divisors: divisors of the losses of its passes so far, by whether the pass is local.
     """
 
     batch: Batch
@@ -78,6 +80,7 @@ class _Piece:
     is_sample: bool = False
     sample: _Piece | None = None
     seen: Step | None = None
+    divisors: dict[bool, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -237,7 +240,7 @@ class Stepper:
         for place in range(count):
             part = batch.part(place, count)
             position = (number, place) if place else (number,)
-            seed = derived_seed(self.seed, Stream.LOSS, epoch, *position)
+            seed = partial(derived_seed, self.seed, Stream.LOSS, epoch, *position)
             with autocast(self.precision, self._device):
                 micro.append((part, objective.prepare(part, self.network, epoch=epoch, seed=seed)))
         whole = None
@@ -259,7 +262,7 @@ class Stepper:
         return piece.sample
 
     def _pass(self, piece: _Piece, need: Need, epoch: int) -> Tensor:
-        """Compute the loss and its gradient: all-reduce of the divisors, then each micro-batch in turn.
+        """Compute the loss and its gradient: the divisors of all ranks, then each micro-batch in turn.
 
         Only the first pass over a whole piece updates running statistics and is reported.
         """
@@ -267,10 +270,7 @@ class Stepper:
         self.optimizer.zero_grad()
         first = piece.seen is None and not piece.is_sample
         whole = piece.whole if not need.local else None
-        divided = piece.batch if whole is None else whole[0]
-        divisors = piece.objective.divisors(divided, epoch=epoch)
-        if whole is None and not need.local:
-            divisors = self._of_all_ranks(divisors, piece.mass)
+        divisors = self._divisors(piece, epoch, local=need.local)
         losses, seen = [], []
         with nullcontext() if first else frozen_statistics(self._norms):
             for place, (part, prepared) in enumerate(piece.micro, start=1):
@@ -290,9 +290,10 @@ class Stepper:
                     )
                     self.engine.backward(loss, local=need.local)
                 losses.append(loss.detach())
-                seen.append((outputs.logits.detach(), outputs.features.detach()))
+                if first:
+                    seen.append((outputs.logits.detach(), outputs.features.detach()))
         self.gradients += piece.share
-        value = losses[0].clone()
+        value = losses[0]
         for other in losses[1:]:
             value += other
         if whole is None and not need.local:
@@ -318,6 +319,17 @@ class Stepper:
                 indices=piece.batch.indices,
             )
         return value
+
+    def _divisors(self, piece: _Piece, epoch: int, *, local: bool) -> Tensor:
+        """Return the divisors of the losses of a piece. All passes of a step use the same ones."""
+        if local not in piece.divisors:
+            whole = None if local else piece.whole
+            divided = piece.batch if whole is None else whole[0]
+            divisors = piece.objective.divisors(divided, epoch=epoch)
+            if whole is None and not local:
+                divisors = self._of_all_ranks(divisors, piece.mass)
+            piece.divisors[local] = divisors
+        return piece.divisors[local]
 
     def _of_whole_batch(self, outputs: Outputs) -> Outputs:
         """Return the outputs of all ranks. Each rank differentiates the loss by its own rows of them."""
