@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastsam.rank_errors import reported_errors
-from fastsam.stopping import StopRequest, stop_with_parent
+from fastsam.stopping import StopRequest
 
 _Value = TypeVar("_Value")
 
@@ -189,8 +189,6 @@ def torchrun_world(
         LaunchError: another launcher started several processes without setting torchrun's variables,
             ``device`` is neither ``cpu`` nor ``cuda``, or there are fewer GPUs than processes.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        stop_with_parent()
     world_size = launched_world_size()
     if world_size == 1:
         yield World()

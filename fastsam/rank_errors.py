@@ -22,6 +22,7 @@ ERROR_FILE = "error-rank-{}.txt"
 """Name of the file with the error of a rank, in the folder of the run."""
 _KEY = "fastsam/error/{}"
 _WAITED = "waited"
+_STOPPED = "stopped"
 _REACT_SECONDS = 0.5
 """Time in which a living rank says that it fails, too, once its collective has failed."""
 _LONGEST_SECONDS = 60.0
@@ -73,10 +74,17 @@ def reported_errors(
             if not _is_of_a_collective(error):
                 raise
             cause = _cause(rank, world_size, timeout, stop)
+            if cause is None:
+                raise Stopped(
+                    "stopped by a signal to another process; nothing was saved. Run the same command again"
+                ) from error
             raise RankError(
                 f"rank {rank}: {cause}. Its own error is in {ERROR_FILE.format('N')} of the run, if it could "
                 "write it. If it was only slow, raise --rank-timeout"
             ) from error
+    except Stopped:
+        _say(rank, _STOPPED)
+        raise
     except Exception as error:
         if not isinstance(error, RankError):
             _say(rank, f"{type(error).__name__}: {error}")
@@ -88,8 +96,8 @@ def _is_of_a_collective(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or _SIGNS.search(str(error)) is not None
 
 
-def _cause(rank: int, world_size: int, timeout: float, stop: StopRequest | None) -> str:
-    """Return which ranks failed or are missing, as a phrase."""
+def _cause(rank: int, world_size: int, timeout: float, stop: StopRequest | None) -> str | None:
+    """Return which ranks failed or are missing, as a phrase; None if a signal stopped another rank."""
     others = [other for other in range(world_size) if other != rank]
     _say(rank, _WAITED)
     end = time.monotonic() + min(timeout + 5.0, _LONGEST_SECONDS)
@@ -103,6 +111,8 @@ def _cause(rank: int, world_size: int, timeout: float, stop: StopRequest | None)
             for other in others:
                 if other not in said and store.check([_KEY.format(other)]):
                     said[other] = store.get(_KEY.format(other)).decode()
+            if _STOPPED in said.values():
+                return None
             failed = {other: text for other, text in said.items() if text != _WAITED}
             if failed:
                 return "; ".join(f"rank {other} failed: {text}" for other, text in failed.items())

@@ -19,8 +19,6 @@ EXIT_INTERRUPTED = 130
 _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 _ONE_PRESS_SECONDS = 1.0
 """torchrun forwards the SIGINT of a Ctrl-C that its processes received from the terminal already."""
-_WORKER_SECONDS = 30
-"""Time that a worker process has after SIGTERM, so that the step of its parent can end."""
 
 
 class Stopped(BaseException):
@@ -40,7 +38,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._deferred = False
-        self._interrupted: float | None = None
+        self._received = 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -60,11 +58,11 @@ class StopRequest:
     def _receive(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         name = signal.Signals(number).name
-        if name == "SIGINT":
-            if self._interrupted is not None and now - self._interrupted > _ONE_PRESS_SECONDS:
-                os._exit(EXIT_INTERRUPTED)
-            self._interrupted = self._interrupted or now
-        first, self.signal = self.signal is None, self.signal or name
+        first = self.signal is None
+        if name == "SIGINT" and not first and now - self._received > _ONE_PRESS_SECONDS:
+            os._exit(EXIT_INTERRUPTED)
+        if first:
+            self.signal, self._received = name, now
         if first and not self._deferred:
             raise Stopped(f"stopped by {name}; nothing was saved. Run the same command again")
         if first and os.environ.get("RANK", "0") == "0":
@@ -117,11 +115,20 @@ def stop_with_parent() -> None:
 def outlast_parent_signals() -> None:
     """Keep a worker process alive while its parent finishes a step after a signal.
 
-    A terminal and a scheduler send signals to workers too. Workers end with their parent, or 30 seconds after
-    SIGTERM.
+    A terminal, a scheduler and torchrun send their signals to workers too. Only the SIGTERM of the parent
+    ends the worker, and the end of the parent, which a ``DataLoader`` worker notices itself.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_SECONDS))
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    terminate = {signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, terminate)
+
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo(terminate).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -161,6 +161,7 @@ def test_interrupted_at_random_moments(
                 assert "run the same command with --resume auto" in error
                 assert len(error.strip().splitlines()) <= 2, error
         assert_same(state(out), whole[ranks])
+        assert not [*out.rglob(".fastsam-*")]
         assert most_repeated(steps_of(out)) <= (0 if number == signal.SIGTERM else MOST_REPEATED)
 
 

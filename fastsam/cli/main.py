@@ -22,7 +22,7 @@ from fastsam.cli.usage import parsed
 from fastsam.distributed import LaunchError
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.rank_errors import RankError
-from fastsam.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
+from fastsam.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, stop_with_parent
 from fastsam.text import notice, one_line
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     command: Any = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
     try:
         command = parse([argument for argument in arguments if argument != "--debug"])
         command.run()

@@ -18,7 +18,6 @@ from fastsam.longtail.errors import CheckpointError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.results import Epoch, best_epoch, judged_rule
-from fastsam.longtail.sharded_archive import is_complete, read_sharded_archive
 from fastsam.longtail.sharding import sharded_state
 from fastsam.records import build
 
@@ -113,11 +112,10 @@ class Checkpoint:
     def load(cls, path: str | Path) -> Checkpoint:
         """Load a checkpoint without executing code from it (``weights_only=True``).
 
-        The checksums of the archive are verified first. Tensors are loaded to the CPU. See
-        :mod:`fastsam.longtail.sharded_archive` about those of sharded networks.
+        The checksums of the archive are verified first. Tensors are loaded to the CPU.
 
         Args:
-            path: the file, a folder that contains ``checkpoint.pt``, or the folder of a sharded network.
+            path: the file, or a folder that contains ``checkpoint.pt``.
 
         Raises:
             DamagedError: if the file is damaged or is not a torch archive.
@@ -125,8 +123,6 @@ class Checkpoint:
                 fields contradict each other.
         """
         path = Path(path)
-        if is_complete(path):
-            return cls.from_dict(read_sharded_archive(path), path)
         if path.is_dir():
             path = path / "checkpoint.pt"
         if not path.is_file():

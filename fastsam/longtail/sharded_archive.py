@@ -22,6 +22,7 @@ from fastsam.files import from_json, to_json, write_text
 from fastsam.longtail.archive import read_archive, write_archive
 from fastsam.longtail.errors import DamagedError
 from fastsam.longtail.sharding import map_tensors
+from fastsam.text import one_line
 
 MANIFEST = "manifest.json"
 _WHOLE = "whole.pt"
@@ -48,6 +49,7 @@ def start_writing(
         A function that waits for all ranks and completes the archive. Every rank must call it, on any thread,
         before the next archive.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -67,7 +69,13 @@ def start_writing(
     saved = async_save(shards, storage_writer=FileSystemWriter(folder), process_group=group)
 
     def finish() -> None:
-        saved.result()  # type: ignore[union-attr]
+        try:
+            saved.result()  # type: ignore[union-attr]
+        except (
+            CheckpointException
+        ) as error:  # a BaseException, with the error of each rank that failed
+            cause = next(iter(error.failures.values()))[0]
+            raise OSError(f"cannot write {folder}: {one_line(cause)}") from error
         own = [*folder.glob(f"__{world.rank}_*.distcp")]
         if world.rank == 0:
             write_archive(folder / _WHOLE, whole)
@@ -89,6 +97,7 @@ def read_sharded_archive(folder: Path) -> Any:
     Raises:
         DamagedError: if a file is missing or changed.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -111,7 +120,7 @@ def read_sharded_archive(folder: Path) -> Any:
         load(shards, storage_reader=FileSystemReader(folder), no_dist=True)
     except DamagedError:
         raise
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise DamagedError(
             f"cannot read {folder} as a checkpoint: it is incomplete or damaged ({reason}); restore the "

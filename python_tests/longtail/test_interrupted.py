@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastsam.longtail import Checkpoint, Result, Trainer
+from fastsam.longtail.archive import write_archive
 from fastsam.longtail.errors import CheckpointError
 from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import RunFolder, Step
@@ -166,27 +169,106 @@ def test_a_checkpoint_within_an_epoch_is_not_evaluated(tmp_path: Path) -> None:
         TrainedRun.load(point)
 
 
-def test_weights_in_a_checkpoint_are_those_before_the_next_step(tmp_path: Path) -> None:
-    """The file is written in the background, while training changes the weights."""
+def test_weights_in_a_checkpoint_are_those_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is written in the background, here after the next step has changed the weights."""
     states: list[dict[str, torch.Tensor]] = []
-    config = short("ce", "sam", epochs=1, batch_size=9, checkpoint_steps=1, keep_last=99)
+    following = threading.Semaphore(0)
+    config = short("ce", "sam", epochs=1, batch_size=9, checkpoint_steps=4, keep_last=99)
+
+    def late(path: Path, content: Any) -> None:
+        following.acquire()
+        write_archive(path, content)
 
     def on_step(_: Step) -> None:
         states.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        if len(states) > 2 and len(states) % 2:  # the step after a checkpoint
+            following.release()
 
     def on_epoch(_: Any) -> None:
+        following.release(2)  # also for the checkpoint of the epoch
         trainer.saver.wait()
-        for point in RunFolder(tmp_path).points():
+        points = RunFolder(tmp_path).points()
+        assert len(points) >= 3
+        for point in points:
             stored = Checkpoint.load(point)
             assert stored.unfinished is not None
             for key, value in states[stored.unfinished["batches"] - 1].items():
                 assert torch.equal(value, stored.model[key]), (point, key)
 
+    monkeypatch.setattr("fastsam.longtail.training.saving.write_archive", late)
     trainer = Trainer(
         config, data=FEW, out=tmp_path, progress=False, on_step=on_step, on_epoch=on_epoch
     )
     trainer.fit()
-    assert len(states) > 3
+
+
+def test_a_damaged_checkpoint_does_not_displace_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a damaged checkpoint of a later step, the run continues from the one before, again and again."""
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
+    config = short("ce", "sgd", epochs=2, batch_size=9, checkpoint_steps=2, keep_last=1)
+    folder = RunFolder(tmp_path)
+    request, on_step = stop_after(12)  # in the second epoch
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop=request, on_step=on_step)
+    (newest,) = folder.points()
+    newest.write_bytes(newest.read_bytes()[:-50])
+    assert folder.checkpoint.is_file()
+    request, on_step = stop_after(1)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, resume="auto", stop=request, on_step=on_step)
+    (point,) = folder.points()
+    assert point != newest
+    assert Checkpoint.load(point).unfinished is not None
+    assert folder.stopped.exists()
+    train(config, tmp_path, resume="auto")
+    assert not folder.stopped.exists()
+
+
+def test_a_failed_write_is_tried_again_and_then_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = short("ce", "sgd", epochs=1, batch_size=9, checkpoint_steps=4)
+    fails = [True, False]
+
+    def write(path: Path, content: Any) -> None:
+        if fails and fails.pop(0):
+            raise OSError(f"no space: {path}")
+        write_archive(path, content)
+
+    monkeypatch.setattr("fastsam.longtail.training.saving.write_archive", write)
+    train(config, tmp_path / "one")
+    assert "a checkpoint was not written: no space" in capsys.readouterr().err
+    assert Checkpoint.load(tmp_path / "one").epoch == 1
+    fails[:] = [True] * 100
+    with pytest.raises(OSError, match="no space"):
+        train(config, tmp_path / "all")
+
+
+def test_layers_that_drop_features_are_seeded_by_the_step(tmp_path: Path) -> None:
+    def run(out: Path | None, **options: Any) -> Trainer:
+        trainer = Trainer(config, data=DATA, out=out, progress=False, **options)
+        trainer.model.head = nn.Sequential(nn.Dropout(0.5), trainer.model.head)
+        trainer.stepper.__post_init__()
+        return trainer
+
+    config = short("ce", "sam", epochs=2, batch_size=9)
+    whole = run(None)
+    whole.fit()
+    request, on_step = stop_after(4)
+    first = run(None, stop=request, on_step=on_step)
+    torch.manual_seed(1)  # must not matter
+    with pytest.raises(Stopped):
+        first.fit()
+    other = run(None)
+    state = torch.random.get_rng_state()
+    other.fit()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[key]), key
 
 
 def test_signals_are_deferred_only_inside_the_context() -> None:

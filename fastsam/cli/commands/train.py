@@ -172,6 +172,7 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(stored, branch)
+        del stored  # its tensors
         with torchrun_world(
             config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
         ) as world:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsam.csv_text import csv_line
-from fastsam.files import OWN_FILES, locked, write_text
+from fastsam.files import OWN_FILES, locked, remove_orphans, write_text
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
-from fastsam.longtail.sharded_archive import is_complete
+from fastsam.longtail.sharded_archive import MANIFEST, is_complete
 from fastsam.rank_errors import ERROR_FILE
 
 RUN_FILES = (
@@ -23,6 +23,7 @@ RUN_FILES = (
 PROFILE = "profile"
 """Name of the folder of a profile in a run's folder."""
 _RESUME = "resume"
+_STOPPED = OWN_FILES + "stopped"
 _POINT = re.compile(r"epoch-(\d+)(?:-step-(\d+))?(?:\.pt)?")
 
 
@@ -34,6 +35,7 @@ class RunFolder:
         resume: path of a folder with the newest checkpoints, from which only training continues. They are
             ``epoch-E.pt`` after E epochs, and ``epoch-E-step-S.pt`` after S more steps; the latter are
             folders if the network is sharded. A finished run has none.
+        stopped: path of an empty file while the run waits to be continued after a signal.
         result: path of the :class:`Result` as JSON.
         history: path of a CSV file with one line per epoch.
         per_class: path of a CSV file with one line per class.
@@ -49,6 +51,7 @@ class RunFolder:
         self.per_class = self.path / "per_class.csv"
         self.settings = self.path / "run.yaml"
         self.resume = self.path / _RESUME
+        self.stopped = self.path / _STOPPED
 
     def kept(self, epoch: int) -> Path:
         """Return the path of the kept checkpoint of an epoch."""
@@ -88,16 +91,22 @@ class RunFolder:
         files = [self.checkpoint, *map(self.kept, epochs)]
         return [path for path in files if path.is_file()]
 
-    def prune(self, count: int) -> None:
-        """Remove all checkpoints for resuming but the newest ones, and incomplete ones.
+    def prune(self, newest: Path, count: int) -> None:
+        """Remove checkpoints for resuming, and incomplete ones.
+
+        Later ones than ``newest`` are removed, too: they are damaged, or a kept epoch before them was
+        missing, so the run continued from an earlier one.
 
         Args:
+            newest: the checkpoint that was written last.
             count: how many to keep.
         """
-        newest = self.points()[:count]
+        points = self.points()
+        kept = points[points.index(newest) :][:count]
         for path in self.resume.glob("epoch-*"):
-            if path not in newest:
-                _remove(path)
+            if path not in kept:
+                with suppress(OSError):  # another process may read it; the next call tries again
+                    _remove(path)
 
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Return a value that changes when a process writes a checkpoint or a result."""
@@ -119,6 +128,7 @@ class RunFolder:
                 raise CheckpointError(
                     f"another process wrote to {self.path} after this run was set up; start the run again"
                 )
+            remove_orphans(self.resume)
             yield
 
     def check(self, *, resume: bool = False, overwrite: bool = False, writes: bool = True) -> None:
@@ -151,7 +161,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.path.glob(ERROR_FILE.format("*")):
             file.unlink(missing_ok=True)
+        self.stopped.unlink(missing_ok=True)
         if overwrite:
+            _remove(self.resume)
             left = (
                 "epoch-*.pt",
                 "tensorboard/events.*",
@@ -164,7 +176,6 @@ class RunFolder:
             tables = (self.history, self.per_class, self.settings)
             for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
-            _remove(self.resume)
 
     def coming_checkpoints(self, keep: Collection[int], last: int) -> int:
         """Return the number of checkpoint files for which a run needs additional disk space.
@@ -205,8 +216,9 @@ class RunFolder:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
+    """Remove a file or a folder, if it exists; first its manifest, so that it never looks complete."""
     if path.is_dir():
+        (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

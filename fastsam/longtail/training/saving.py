@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from fastsam.longtail.sharded_archive import start_writing
 from fastsam.longtail.sharding import gathered
 from fastsam.longtail.training.background import BackgroundWrites
 from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.text import notice
 
 EPOCH_SECONDS = 10.0
 """Seconds between checkpoints that are written after an epoch; the last epoch always has one."""
@@ -56,9 +58,10 @@ class Saver:
         self._sharded = sharded
         # Its own, because collectives of the training run at the same time.
         writes_parts = sharded and folder is not None
-        self._group: Any = dist.new_group(backend="gloo") if writes_parts else None
+        timeout = timedelta(seconds=config.rank_timeout)
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if writes_parts else None
         self._writes = BackgroundWrites()
-        self._saved = time.perf_counter()
+        self._saved = self._saved_epoch = time.perf_counter()
         self._asked = False
         self._batches = 0
 
@@ -86,7 +89,7 @@ class Saver:
             now: whether it is due in any case.
 
         Raises:
-            OSError: if the checkpoint before could not be written.
+            OSError: if neither the checkpoint before nor this one can be written.
         """
         if self._folder is not None and (now or self._due_by_steps(batches)):
             self._save(self._folder, checkpoint(), batches)
@@ -113,7 +116,7 @@ class Saver:
         if self._folder is None:
             return
         epoch = history[-1].epoch
-        late = time.perf_counter() - self._saved > EPOCH_SECONDS
+        late = time.perf_counter() - self._saved_epoch > EPOCH_SECONDS
         due = last or epoch in self._keep or self._due_by_steps(batches)
         # The clocks of the ranks differ: rank 0 decides.
         if due or self._world.all_gather(late)[0]:
@@ -129,6 +132,17 @@ class Saver:
         """
         self._writes.wait()
 
+    def finish_stopped(self) -> None:
+        """Wait until the checkpoint of a stopped run is written, on all ranks.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        self.wait()
+        if self._folder is not None and self._world.rank == 0:
+            self._folder.stopped.touch()
+        self._world.barrier()  # no rank ends, and says that all is saved, before rank 0 has written
+
     def close(self) -> None:
         """Wait until the last checkpoint is written, or its write has failed."""
         self._writes.close()
@@ -143,9 +157,16 @@ class Saver:
         return steps is not None and batches - self._batches >= max(1, steps // 2)
 
     def _save(self, folder: RunFolder, state: Checkpoint, batches: int) -> None:
-        self._writes.wait()
+        failed = False
+        try:
+            self._writes.wait()
+        except OSError as error:
+            notice(f"a checkpoint was not written: {error}. Trying again")
+            failed = True
         self._saved, self._asked, self._batches = time.perf_counter(), False, batches
         writes = self._world.rank == 0
+        if state.unfinished is None:
+            self._saved_epoch = self._saved
         step = 0 if state.unfinished is None else state.unfinished["batches"]
         sharded = self._sharded and state.unfinished is not None
         path = folder.point(state.epoch, step, sharded=sharded)
@@ -170,8 +191,8 @@ class Saver:
                 if state.epoch in self._keep:
                     duplicate(path, folder.kept(state.epoch))
                 folder.write_history(state.history)
-            folder.prune(self._config.keep_last)
+            folder.prune(path, self._config.keep_last)
 
         self._writes.start(written)
-        if self._config.checkpoint_steps == 1:
+        if failed or self._config.checkpoint_steps == 1:
             self._writes.wait()

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.models.random_layers import has_random_layers
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.precision import Precision, autocast
-from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
 from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
@@ -124,6 +125,7 @@ class Stepper:
         frozen = [local_part(value) for value in parameters if not value.requires_grad]
         self._kept = KeptTensors([*self.network.buffers(), *frozen])
         self._norms = batch_norm_layers(self.network)
+        self._has_random_layers = has_random_layers(self.network)
 
     @property
     def network(self) -> Classifier:
@@ -173,7 +175,9 @@ class Stepper:
         """
         stream, self.parts = iter(batches), parts
         for first in stream:
-            yield self._step(first, stream, epoch)
+            with self._seeded_layers(epoch):
+                seen = self._step(first, stream, epoch)
+            yield seen
 
     def _step(self, first: Batch, more: Iterator[Batch], epoch: int) -> list[Step]:
         batches, place = [first], 0
@@ -217,6 +221,13 @@ class Stepper:
                 scale.finish_step()
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
+
+    def _seeded_layers(self, epoch: int) -> AbstractContextManager[None]:
+        """Return a context that seeds layers such as dropout for the next step."""
+        if not self._has_random_layers:
+            return nullcontext()
+        seed = derived_seed(self.seed, Stream.LAYERS, epoch, self.parts)
+        return global_seed(seed, self._device)
 
     def _labeled(self, passes: Passes) -> Passes:
         """Label what the optimizer does between its passes for a profiler."""

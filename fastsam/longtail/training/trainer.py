@@ -45,7 +45,7 @@ from fastsam.longtail.training.curvature import TrackedCurvature
 from fastsam.longtail.training.engine import Engine, network_to_train
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.profile import EVALUATION, StepProfile
-from fastsam.longtail.training.resume import Resume
+from fastsam.longtail.training.resume import Resume, check_same_checkpoint
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.run_state import RunState
 from fastsam.longtail.training.saving import Saver
@@ -219,7 +219,7 @@ class Trainer:
             resumed = Resume(config, self.data, self.steps_per_epoch, self.keep, world).find(
                 self.folder, resume
             )
-        world.barrier()  # all ranks have read the folder before rank 0 changes it
+        check_same_checkpoint(resumed, self.folder, world)  # before rank 0 changes the folder
         if resumed is not None:
             self.state.continue_from(resumed)
         elif branch is not None:
@@ -267,6 +267,7 @@ class Trainer:
             stack.enter_context(bar)
             stack.enter_context(self.profile or nullcontext())
             stack.enter_context(nullcontext() if self.stop is None else self.stop.deferred())
+            self.world.barrier()  # a rank that a signal stops now has made no step
             bar.update(len(history))
             while len(history) < self.config.epochs:
                 record = self._train_epoch(len(history) + 1)
@@ -357,10 +358,9 @@ class Trainer:
             )
 
         asked = self._requests.after_step()
-        batches = self.state.batches + done
-        self.saver.after_step(batches, checkpoint, now=asked.stop or asked.save)
+        self.saver.after_step(self.state.batches + done, checkpoint, now=asked.stop or asked.save)
         if asked.stop:
-            self.saver.wait()
+            self.saver.finish_stopped()
             name = getattr(self.stop, "signal", None) or "a signal to another process"
             saved = "to continue, run the same command with --resume auto"
             raise Stopped(
