@@ -65,7 +65,7 @@ class StopRequest:
             self.signal, self._received = name, now
         if first and not self._deferred:
             raise Stopped(f"stopped by {name}; nothing was saved. Run the same command again")
-        if first and os.environ.get("RANK", "0") == "0":
+        if name == "SIGINT" and first and os.environ.get("RANK", "0") == "0":
             # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
             os.write(
                 2, f"\nfastsam: {name}: stopping after this step; Ctrl-C stops at once\n".encode()

@@ -287,7 +287,7 @@ def test_a_moved_run_resumes(listed: Path, tmp_path: Path, monkeypatch: pytest.M
     assert result.test == Trainer(config, progress=False).fit().test
     # Also with --corrupt skip, which the error message suggests.
     passing = moved.replace(corrupt="skip")
-    assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).history
+    assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).state.history
     with pytest.raises(CheckpointError, match="threads was 0, is now 1"):
         Trainer(moved.replace(threads=1), out=tmp_path / "run", resume=True, progress=False)
 
