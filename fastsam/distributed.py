@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastsam.rank_errors import reported_errors
+from fastsam.stopping import StopRequest
 
 _Value = TypeVar("_Value")
 
@@ -166,7 +167,11 @@ def launched_world_size() -> int:
 
 @contextmanager
 def torchrun_world(
-    device: str, *, timeout: float = TIMEOUT, errors: Path | None = None
+    device: str,
+    *,
+    timeout: float = TIMEOUT,
+    errors: Path | None = None,
+    stop: StopRequest | None = None,
 ) -> Iterator[World]:
     """Initialize the process group of the processes that ``torchrun`` started, inside the context.
 
@@ -177,6 +182,7 @@ def torchrun_world(
         timeout: seconds after which a collective fails in which a rank does not take part.
         errors: folder for a file with the error of each rank that fails; see
             :func:`fastsam.rank_errors.reported_errors`.
+        stop: request to stop by a signal; then a rank does not wait for others that are gone.
 
     Raises:
         RankError: a collective failed; the message names the ranks that failed or are missing.
@@ -209,7 +215,7 @@ def torchrun_world(
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     rank = dist.get_rank()
     try:
-        with reported_errors(rank, world_size, timeout=timeout, folder=errors):
+        with reported_errors(rank, world_size, timeout=timeout, folder=errors, stop=stop):
             yield World(rank, world_size, local_rank)
     finally:
         dist.destroy_process_group()

@@ -83,6 +83,28 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def duplicate(source: Path, target: Path) -> None:
+    """Create or replace ``target`` atomically with the content of ``source``.
+
+    It takes no disk space where the file system supports hard links.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = target.with_name(_TEMPORARY.format(secrets.token_hex(8)))
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as file:
+            write_atomically(target, lambda sink: shutil.copyfileobj(file, sink))
+        return
+    try:
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # a rename between two links of one file does nothing
+
+
 class _Sink(io.RawIOBase):
     """A file whose writes never raise; the first error is stored.
 

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch.distributed as dist
 
+from fastsam.stopping import Stopped, StopRequest
 from fastsam.text import one_line
 
 ERROR_FILE = "error-rank-{}.txt"
 """Name of the file with the error of a rank, in the folder of the run."""
 _KEY = "fastsam/error/{}"
 _WAITED = "waited"
+_STOPPED = "stopped"
+_REACT_SECONDS = 0.5
+"""Time in which a living rank says that it fails, too, once its collective has failed."""
 _LONGEST_SECONDS = 60.0
 """Longest time for which a rank waits for the others to say that they fail, too."""
 _SIGNS = re.compile(
@@ -35,7 +39,12 @@ class RankError(RuntimeError):
 
 @contextmanager
 def reported_errors(
-    rank: int, world_size: int, *, timeout: float, folder: Path | None = None
+    rank: int,
+    world_size: int,
+    *,
+    timeout: float,
+    folder: Path | None = None,
+    stop: StopRequest | None = None,
 ) -> Iterator[None]:
     """Report an error of this rank inside the context, and explain one that another rank caused.
 
@@ -43,13 +52,14 @@ def reported_errors(
     ``torchrun`` reads. A file of an earlier run is removed first.
 
     If a collective fails, every rank that notices says so in the store of the process group, and waits for up
-    to a minute for the others. A rank that says nothing is missing.
+    to a minute for the others. A rank that says nothing is missing. After a signal to stop, it does not wait.
 
     Args:
         rank: rank of this process.
         world_size: number of processes.
         timeout: seconds after which collectives fail.
         folder: folder of the run; None to write no file there.
+        stop: request to stop by a signal, for instance of a launcher that has noticed the failure.
 
     Raises:
         RankError: if a collective failed; the message names the ranks that failed or are missing.
@@ -63,11 +73,18 @@ def reported_errors(
         except (dist.DistError, RuntimeError) as error:
             if not _is_of_a_collective(error):
                 raise
-            cause = _cause(rank, world_size, timeout)
+            cause = _cause(rank, world_size, timeout, stop)
+            if cause is None:
+                raise Stopped(
+                    "stopped by a signal to another process; nothing was saved. Run the same command again"
+                ) from error
             raise RankError(
                 f"rank {rank}: {cause}. Its own error is in {ERROR_FILE.format('N')} of the run, if it could "
                 "write it. If it was only slow, raise --rank-timeout"
             ) from error
+    except Stopped:
+        _say(rank, _STOPPED)
+        raise
     except Exception as error:
         if not isinstance(error, RankError):
             _say(rank, f"{type(error).__name__}: {error}")
@@ -79,8 +96,8 @@ def _is_of_a_collective(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or _SIGNS.search(str(error)) is not None
 
 
-def _cause(rank: int, world_size: int, timeout: float) -> str:
-    """Return which ranks failed or are missing, as a phrase."""
+def _cause(rank: int, world_size: int, timeout: float, stop: StopRequest | None) -> str | None:
+    """Return which ranks failed or are missing, as a phrase; None if a signal stopped another rank."""
     others = [other for other in range(world_size) if other != rank]
     _say(rank, _WAITED)
     end = time.monotonic() + min(timeout + 5.0, _LONGEST_SECONDS)
@@ -88,9 +105,14 @@ def _cause(rank: int, world_size: int, timeout: float) -> str:
     try:
         store = _store()
         while time.monotonic() < end:
+            if stop:
+                time.sleep(_REACT_SECONDS)
+                end = 0.0
             for other in others:
                 if other not in said and store.check([_KEY.format(other)]):
                     said[other] = store.get(_KEY.format(other)).decode()
+            if _STOPPED in said.values():
+                return None
             failed = {other: text for other, text in said.items() if text != _WAITED}
             if failed:
                 return "; ".join(f"rank {other} failed: {text}" for other, text in failed.items())
@@ -100,6 +122,8 @@ def _cause(rank: int, world_size: int, timeout: float) -> str:
                     "network failed"
                 )
             time.sleep(0.1)
+    except Stopped:
+        pass  # a signal during the wait
     except (dist.DistError, RuntimeError):
         return "the store through which the ranks report errors is gone, perhaps with rank 0"
     missing = [other for other in others if other not in said]

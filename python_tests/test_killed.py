@@ -151,15 +151,31 @@ def test_a_killed_reader_ends_training_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_a_lost_rank_ends_the_others_in_one_line(tmp_path: Path) -> None:
-    """torchrun stops the other ranks when it notices; here they have time to notice it themselves."""
+@pytest.mark.parametrize(
+    ("number", "interval"),
+    [(signal.SIGKILL, "60"), (signal.SIGKILL, "0.1"), (signal.SIGSTOP, "0.1")],
+)
+def test_a_lost_rank_ends_the_others_in_one_line(
+    number: int, interval: str, tmp_path: Path
+) -> None:
+    """The others notice it themselves, or torchrun stops them when it notices a dead one."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    logs = ["--monitor-interval", "10", "--redirects", "3", "--log-dir", str(tmp_path / "logs")]
+    launch += ["--monitor-interval", interval, "--shutdown-timeout", "5"]
+    logs = ["--redirects", "3", "--log-dir", str(tmp_path / "logs")]
     out = tmp_path / "run"
     process = subprocess.Popen(
         [
             *(sys.executable, *launch, *logs, "-m", "fastsam.cli", "train", "--quiet"),
-            *("--method", "ldam-drw", "--epochs", "5000", "--out", str(out)),
+            *(
+                "--method",
+                "ldam-drw",
+                "--epochs",
+                "5000",
+                "--rank-timeout",
+                "20",
+                "--out",
+                str(out),
+            ),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -170,16 +186,18 @@ def test_a_lost_rank_ends_the_others_in_one_line(tmp_path: Path) -> None:
         wait_for(out / "checkpoint.pt", process)
         for child in children(process.pid):
             if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, number)
                 break
         else:
             pytest.fail("torchrun has no rank 1")
-        launcher = process.communicate(timeout=120)[1]
+        began = time.monotonic()
+        launcher = process.communicate(timeout=180)[1]
     finally:
         process.kill()
     assert process.returncode == 1, launcher
     (log,) = (tmp_path / "logs").rglob("0/stderr.log")
     error = log.read_text()
     assert len(error.splitlines()) == 1, error
-    assert error.startswith("fastsam: error: "), error
+    assert error.startswith("fastsam: error: rank 0: rank 1 did not take part"), error
+    assert time.monotonic() - began < 120, "the time-out, the wait for the rank, and torchrun"
     assert (out / "checkpoint.pt").exists()

@@ -22,9 +22,10 @@ from fastsam.cli.usage import parsed
 from fastsam.distributed import LaunchError
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.rank_errors import RankError
-from fastsam.text import one_line
+from fastsam.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, stop_with_parent
+from fastsam.text import notice, one_line
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 _DESCRIPTION = (
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; ``sys.argv[1:]`` if None.
 
     Returns:
-        Exit code: 0 on success, 2 for wrong usage, 1 for any other error, 130 if interrupted.
+        Exit code: 0 on success, 2 for wrong usage, 1 for any other error, 75 if a signal stopped the command
+        and the same command continues, 130 if interrupted.
 
     Raises:
         SystemExit: for ``--version`` and ``--help`` (code 0).
@@ -91,9 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     command: Any = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
     try:
         command = parse([argument for argument in arguments if argument != "--debug"])
         command.run()
+    except Stopped as stop:
+        notice(stop)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

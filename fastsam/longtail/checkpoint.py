@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.serialization import get_crc32_options, set_crc32_options
 
-from fastsam.files import write_atomically
+from fastsam.longtail.archive import read_archive, write_archive
 from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData, Preprocessing
-from fastsam.longtail.errors import CheckpointError, DamagedError
+from fastsam.longtail.errors import CheckpointError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.results import Epoch, best_epoch, judged_rule
@@ -27,9 +22,11 @@ from fastsam.longtail.sharding import sharded_state
 from fastsam.records import build
 
 FORMAT = "fastsam-longtail"
-VERSION = 2
+VERSION = 3
 """Version of new checkpoints."""
-READABLE = (1, VERSION)
+CONTINUABLE = (2, VERSION)
+"""Versions from which training can continue. Version 2 was written at the end of an epoch only."""
+READABLE = (1, *CONTINUABLE)
 """Versions that can be evaluated and predicted with. Version 1 drew augmentation differently."""
 
 
@@ -63,6 +60,8 @@ class Checkpoint:
         curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
         loss_scale: state of the loss scale; None in runs whose precision is not float16.
         world_size: number of processes that trained the run last.
+        unfinished: state of an epoch between two of its steps; None after a whole epoch. See
+            :mod:`fastsam.longtail.training.unfinished`.
         version: version of the file format and of the random numbers of training.
     """
 
@@ -88,6 +87,7 @@ class Checkpoint:
     curvature: dict[str, Any] | None = None
     loss_scale: dict[str, Any] | None = None
     world_size: int = 1
+    unfinished: dict[str, Any] | None = None
     version: int = VERSION
 
     def save(self, path: str | Path) -> None:
@@ -96,15 +96,17 @@ class Checkpoint:
         Raises:
             OSError: if the file cannot be written; the message includes the required disk space.
         """
-        content = {
+        write_archive(Path(path), self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to the stored form: values that ``torch.load(weights_only=True)`` accepts."""
+        return {
             **vars(self),
             "history": [asdict(record) for record in self.history],
             "config": self.config.as_dict(),
             "preprocessing": self.preprocessing and self.preprocessing.as_dict(),
             "format": FORMAT,
         }
-        with _checksums():
-            write_atomically(Path(path), lambda file: torch.save(content, file))
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
@@ -128,7 +130,20 @@ class Checkpoint:
                 f"no checkpoint at {path}; pass the folder of a run, in which `fastsam train --out DIR` "
                 "wrote checkpoint.pt"
             )
-        content = _read(path)
+        return cls.from_dict(read_archive(path), path)
+
+    @classmethod
+    def from_dict(cls, content: Any, path: Path) -> Checkpoint:
+        """Create a checkpoint from the result of :meth:`as_dict`, also of older versions.
+
+        Args:
+            content: the stored form.
+            path: where it was stored, for messages.
+
+        Raises:
+            CheckpointError: if it has another format or an unsupported version, or its fields contradict each
+                other.
+        """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a checkpoint of `fastsam train`")
         version = content.get("version")
@@ -156,8 +171,9 @@ class Checkpoint:
                 f"expected records of epochs 1 to {self.epoch} in the history, got {len(self.history)} "
                 "records"
             )
-        if self.epoch > self.config.epochs:
-            raise ValueError(f"epoch must be at most {self.config.epochs}, got {self.epoch}")
+        most = self.config.epochs - (self.unfinished is not None)
+        if self.epoch > most:
+            raise ValueError(f"epoch must be at most {most}, got {self.epoch}")
         if self.channels < 1 or self.num_classes < 2:
             raise ValueError(
                 f"expected at least 1 channel and 2 classes, got {self.channels} and {self.num_classes}"
@@ -221,7 +237,7 @@ class Checkpoint:
         Raises:
             CheckpointError: if it has an older version.
         """
-        if self.version != VERSION:
+        if self.version not in CONTINUABLE:
             raise CheckpointError(
                 "the run was trained by a version of fastsam that drew augmentation differently, so its "
                 "training cannot continue; train again (--overwrite)"
@@ -347,33 +363,3 @@ def _check_state(stored: dict[str, Any], optimizer: Optimizer) -> None:
                     f"expected {name} of parameter {index} to have shape {tuple(parameters[index].shape)}, "
                     f"got {tuple(value.shape)}"
                 )
-
-
-def _read(path: Path) -> Any:
-    """Verify the checksums of a torch archive and load it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged file can raise any of a dozen types of exception.
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it contains objects that are not plain data"
-        raise DamagedError(
-            f"cannot read {path} as a checkpoint: it is truncated, damaged or was not written by "
-            f"fastsam ({reason}); restore the file or train again"
-        ) from error
-
-
-@contextmanager
-def _checksums() -> Iterator[None]:
-    """Make ``torch.save`` write the checksums that :func:`_read` verifies, even if they are disabled."""
-    before = get_crc32_options()
-    set_crc32_options(True)
-    try:
-        yield
-    finally:
-        set_crc32_options(before)

@@ -134,6 +134,31 @@ class RunSettings(Settings):
         high=10**7,
         place=True,
     )
+    checkpoint_steps: int | None = setting(
+        "also write checkpoints within an epoch, so often that a killed run repeats at most INT steps: every "
+        "INT/2 steps, because training continues while one is written",
+        optional=True,
+        default_text="no limit",
+        low=1,
+        place=True,
+    )
+    checkpoint_minutes: float = setting(
+        "also write a checkpoint within an epoch if the last one is older than this many minutes; 0 writes "
+        "them only at the end of epochs",
+        default=10.0,
+        before=10.0,
+        low=0,
+        high=10**6,
+        place=True,
+    )
+    keep_last: int = setting(
+        "number of newest checkpoints to keep for resuming. If one is damaged, the one before is used",
+        default=2,
+        before=2,
+        low=1,
+        high=1000,
+        place=True,
+    )
     threads: int = setting(
         "number of CPU threads; with 0, PyTorch chooses it", default=0, before=0, low=0, high=1024
     )

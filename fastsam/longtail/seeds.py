@@ -16,7 +16,7 @@ class Stream(IntEnum):
     """Uses of random numbers. Each has an independent stream.
 
     ``AUGMENT`` numbers depend on epoch, view and image (:class:`SampleSeeds`). ``RANK`` separates the ranks
-    where they sample different numbers.
+    where they sample different numbers. ``LAYERS`` is for layers such as dropout.
     """
 
     MODEL = 0
@@ -27,6 +27,10 @@ class Stream(IntEnum):
     RANK = 5
     ASCENT = 6
     LABELS = 7
+    LAYERS = 8
+
+
+_CPU = torch.device("cpu")
 
 
 def derived_seed(seed: int, stream: Stream, *position: int) -> int:
@@ -52,13 +56,19 @@ def numpy_generator(seed: int, stream: Stream, *position: int) -> np.random.Gene
 
 
 @contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the context, and restore its state afterwards.
+def global_seed(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Seed torch's global generator of a device inside the context, and restore its state afterwards.
 
-    Generators of other devices are not seeded: ``torch.manual_seed`` visits every device, which takes far
-    longer.
+    Other devices are left alone: ``torch.manual_seed`` visits every device, which takes far longer.
+
+    Args:
+        seed: the seed.
+        device: the device, a CPU or a GPU.
     """
     generator = torch.default_generator
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
     state = generator.get_state()
     generator.manual_seed(seed)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -61,24 +61,39 @@ def drop_gathered(network: nn.Module) -> None:
         module.reshard()  # type: ignore[operator]
 
 
-def gathered(state: Any, *, keep: bool = True) -> Any:
-    """Return a state dict with whole tensors. All ranks must call this if a tensor is sharded.
+def map_tensors(state: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return a state dict with each tensor replaced by ``change(tensor)``.
 
     Args:
         state: tensors and other values in dicts, lists and tuples.
-        keep: keep the whole tensors, on the CPU; False leaves empty tensors in their places, on ranks that
-            only help to gather. So a device holds one whole tensor at a time.
+        change: called with each tensor, in a fixed order.
     """
     if isinstance(state, Tensor):
-        if not is_sharded(state):
-            return state
-        whole: Tensor = state.full_tensor()  # type: ignore[attr-defined]
-        return whole.cpu() if keep else whole.new_empty(0)
+        return change(state)
     if isinstance(state, Mapping):
-        return {name: gathered(value, keep=keep) for name, value in state.items()}
+        return {name: map_tensors(value, change) for name, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(gathered(value, keep=keep) for value in state)
+        return type(state)(map_tensors(value, change) for value in state)
     return state
+
+
+def gathered(state: Any, *, keep: bool = True) -> Any:
+    """Return a copy of a state dict with whole tensors on the CPU.
+
+    All ranks must call this if a tensor is sharded.
+
+    Args:
+        state: tensors and other values in dicts, lists and tuples.
+        keep: keep the copies; False leaves empty tensors in their places, on ranks that only help to gather.
+            So a device holds one whole tensor at a time.
+    """
+
+    def whole(tensor: Tensor) -> Tensor:
+        if is_sharded(tensor):
+            tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+        return tensor.detach().to("cpu", copy=True) if keep else tensor.new_empty(0)
+
+    return map_tensors(state, whole)
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:

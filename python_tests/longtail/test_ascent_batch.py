@@ -203,7 +203,7 @@ def test_a_momentum_encoder_sees_each_batch_once() -> None:
 def test_a_run_that_is_cut_resumes_to_the_same_bits(
     sample: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("sam", "ce-drw", defer_epoch=2, ascent_share=0.4, ascent_sample=sample)
     whole = trained(config, tmp_path / "whole")
 

@@ -61,7 +61,7 @@ def test_interval_and_stop_are_counted_in_steps_and_epochs() -> None:
 def test_a_run_that_is_cut_resumes_to_the_same_bits_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("sam", ascent_start=2, ascent_interval=2)
     trained(config, tmp_path / "whole")
     for epoch in (1, 2, 3):

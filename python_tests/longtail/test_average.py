@@ -130,7 +130,7 @@ def test_a_decay_of_0_evaluates_the_current_weights(tmp_path: Path) -> None:
 def test_a_run_that_is_killed_resumes_to_the_same_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("sam", ema=0.9, select="best-validation")
     whole = trained(config, tmp_path / "whole")
 

@@ -81,7 +81,7 @@ def test_sam_to_sgd_and_late_settings(tmp_path: Path) -> None:
 
 
 def test_a_branch_that_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     trained(config_for("sgd"), tmp_path / "sgd", keep=(2,))
     branch = Branch.load(tmp_path / "sgd", 2)
     settings, _ = branch.settings(optimizer="sam", rho=0.1)
@@ -149,7 +149,7 @@ def test_the_command_line_branches(tmp_path: Path, capsys: pytest.CaptureFixture
     for wrong, message in (
         (["--from", run], "require each other"),
         (["--from", run, "--at", "1"], "has no checkpoint of epoch 1"),
-        ([*branch[1:], "--resume", "--out", out], "--from cannot be combined with --resume"),
+        ([*branch[1:], "--resume", "--out", out], "--from cannot be combined with a bare --resume"),
         ([*branch[1:], "--batch-size", "50", "--out", str(tmp_path / "c")], "cannot change"),
     ):
         assert main(["train", *wrong, "--quiet"]) in (1, 2)

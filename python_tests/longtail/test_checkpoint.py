@@ -91,7 +91,7 @@ def test_runs_that_drew_augmentation_differently_are_read_but_not_continued(tmp_
     for name in ("checkpoint", "epoch-1"):
         path = tmp_path / "run" / f"{name}.pt"
         content = torch.load(path, weights_only=True)
-        assert content["version"] == 2
+        assert content["version"] == 3
         torch.save({**content, "version": 1}, path)
     older = Checkpoint.load(tmp_path / "run")
     older.save(tmp_path / "again.pt")
@@ -108,8 +108,10 @@ def test_runs_that_drew_augmentation_differently_are_read_but_not_continued(tmp_
         CheckpointError, match=r"cannot branch from run: .*train again \(--overwrite\)"
     ):
         Trainer(settings, branch=branch, progress=False)
+    torch.save({**content, "version": 2}, tmp_path / "run" / "checkpoint.pt")
+    Trainer(config, out=tmp_path / "run", resume=True, progress=False)
     Trainer(config, out=tmp_path / "run", overwrite=True, progress=False).fit()
-    assert Checkpoint.load(tmp_path / "run").version == 2
+    assert Checkpoint.load(tmp_path / "run").version == 3
 
 
 def test_fields_missing_in_older_versions_have_defaults(tmp_path: Path) -> None:

@@ -102,14 +102,14 @@ def test_each_kind_of_pass_is_compiled_once(
     kept = Checkpoint.load(tmp_path / "compiled").build_model()
     for name, value in compiled.model.state_dict().items():
         assert torch.equal(kept.state_dict()[name], value)
-    first, second, third = compiled.history
+    first, second, third = compiled.state.history
     assert first.compile_seconds is not None
     assert first.compile_seconds > 0
     assert second.compile_seconds == third.compile_seconds == 0
     assert first.images_per_second == pytest.approx(
         IMAGES / (first.seconds - first.compile_seconds), rel=0.2
     )
-    assert eager.history[0].compile_seconds is None
+    assert eager.state.history[0].compile_seconds is None
 
 
 def test_runs_of_one_process_do_not_use_up_the_variants(
@@ -158,7 +158,7 @@ def test_machine_code_trains_like_eager_passes(precision: str, tmp_path: Path) -
     compiled = trained("sam", tmp_path / "compiled", compile=True, precision=precision)
     if precision == "float32":
         assert_alike(eager, compiled)
-    for mine, other in zip(compiled.history, eager.history, strict=True):
+    for mine, other in zip(compiled.state.history, eager.state.history, strict=True):
         assert mine.loss == pytest.approx(other.loss, rel=1e-5 if precision == "float32" else 2e-2)
 
 

@@ -158,7 +158,7 @@ def test_a_run_differentiates_the_formula_with_its_queue(
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("sam", epochs=3)
     Trainer(config, data=DIGITS, out=tmp_path / "whole", progress=False).fit()
 

@@ -238,7 +238,7 @@ def test_corrupt_images_of_evaluation_sets_are_counted_and_survive_resuming(
     root, path = damaged_copy(listed, tmp_path / "data")
     first = "val/n00000000/ImageNet_LT_test_0.JPEG"
     (root / first).write_bytes(b"no image")
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("imagenet-lt", root, corrupt="skip", epochs=2)
 
     def stop(step: Any) -> None:
@@ -272,7 +272,7 @@ def test_runs_that_share_data_count_their_own_unreadable_images(
 
 
 def test_a_moved_run_resumes(listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = config_for("imagenet-lt", listed, epochs=2)
 
     def stop(step: Any) -> None:
@@ -287,7 +287,7 @@ def test_a_moved_run_resumes(listed: Path, tmp_path: Path, monkeypatch: pytest.M
     assert result.test == Trainer(config, progress=False).fit().test
     # Also with --corrupt skip, which the error message suggests.
     passing = moved.replace(corrupt="skip")
-    assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).history
+    assert Trainer(passing, out=tmp_path / "run", resume=True, progress=False).state.history
     with pytest.raises(CheckpointError, match="threads was 0, is now 1"):
         Trainer(moved.replace(threads=1), out=tmp_path / "run", resume=True, progress=False)
 

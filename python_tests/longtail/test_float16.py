@@ -196,10 +196,10 @@ def test_every_optimizer_skips_and_continues_a_run_with_the_same_bits(
         made = Trainer(
             config_for(optimizer, batch_size=256), data=DIGITS, out=out, progress=False, **more
         )
-        assert made.loss_scale is not None
-        if not made.history:
-            made.loss_scale.load_state_dict(
-                {**made.loss_scale.state_dict(), "scale": 2.0**30, "growth_interval": 2}
+        assert made.state.loss_scale is not None
+        if not made.state.history:
+            made.state.loss_scale.load_state_dict(
+                {**made.state.loss_scale.state_dict(), "scale": 2.0**30, "growth_interval": 2}
             )
         return made
 
@@ -221,17 +221,17 @@ def test_every_optimizer_skips_and_continues_a_run_with_the_same_bits(
     assert again.history[-1].skipped == result.history[-1].skipped
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    assert whole.loss_scale is not None
-    assert resumed.loss_scale is not None
-    assert resumed.loss_scale.state_dict() == whole.loss_scale.state_dict()
+    assert whole.state.loss_scale is not None
+    assert resumed.state.loss_scale is not None
+    assert resumed.state.loss_scale.state_dict() == whole.state.loss_scale.state_dict()
     branch = Trainer(
         config_for("sgd", batch_size=256),
         data=DIGITS,
         branch=Branch("parent", Checkpoint.load(kept)),
         progress=False,
     )
-    assert branch.loss_scale is not None
-    assert branch.loss_scale.state_dict() == Checkpoint.load(kept).loss_scale
+    assert branch.state.loss_scale is not None
+    assert branch.state.loss_scale.state_dict() == Checkpoint.load(kept).loss_scale
 
 
 @pytest.mark.usefixtures("linear")

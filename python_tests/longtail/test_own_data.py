@@ -477,7 +477,7 @@ def test_damaged_scans_are_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def interrupted(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
 
     def stop(step: Any) -> None:
         if step.epoch == 2:
@@ -582,7 +582,7 @@ def test_workers_are_silent_when_the_main_process_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", None)
-    expect_lost_connections(0)
+    expect_lost_connections()
     sys.excepthook(ConnectionResetError, ConnectionResetError(104, "reset"), None)
     sys.excepthook(EOFError, EOFError(), None)
     assert capsys.readouterr().err == ""

@@ -33,8 +33,8 @@ def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     read = batches.EpochBatches.read
     steps = run.steps_per_epoch
 
-    def slow(self: batches.EpochBatches, epoch: int) -> Iterator[Batch]:
-        for batch in read(self, epoch):
+    def slow(self: batches.EpochBatches, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        for batch in read(self, epoch, start=start):
             time.sleep(PAUSE)
             yield batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -223,7 +224,7 @@ def test_a_full_disk_at_the_end_leaves_the_result_to_be_read(
 def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = short("ce", "sam", epochs=4)
     whole = Trainer(config, data=FEW, out=tmp_path / "whole", progress=False).fit()
     run = Trainer(config, data=FEW, out=tmp_path / "cut", progress=False)
@@ -253,13 +254,13 @@ def test_the_probed_room_is_that_of_the_checkpoint(tmp_path: Path) -> None:
             short("ce", optimizer, epochs=1), data=FEW, out=tmp_path / optimizer, keep={1}
         )
         assert run.folder is not None
-        # Two files while one is being replaced, and the kept one.
-        assert run.folder.coming_checkpoints(run.keep) == 3
+        # Two for resuming, one while it is written, the newest of a whole epoch, and the kept one.
+        assert run.folder.coming_checkpoints(run.keep, run.config.keep_last) == 5
         size = checkpoint_bytes(run.config, run.model)
         run.fit()
         real = (tmp_path / optimizer / "checkpoint.pt").stat().st_size
         assert real <= size <= 1.3 * real
-        assert run.folder.coming_checkpoints(run.keep) == 1
+        assert run.folder.coming_checkpoints(run.keep, run.config.keep_last) == 3
 
 
 # --- two runs in one folder ---------------------------------------------------------------------------
@@ -328,9 +329,10 @@ def test_a_kept_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     run = Trainer(config, data=FEW, out=cut, keep={1}, on_step=stop_in(2), progress=False)
     with pytest.raises(StoppedError):
         run.fit()
-    assert sorted(path.name for path in cut.iterdir()) == ["epoch-1.pt", "run.yaml"]
+    (cut / "checkpoint.pt").unlink()
+    shutil.rmtree(cut / "resume")
     again = Trainer(config, data=FEW, out=cut, keep={1}, resume=True, progress=False)
-    assert len(again.history) == 1
+    assert len(again.state.history) == 1
     assert again.fit().test == whole.test
 
 
@@ -341,12 +343,12 @@ def test_a_run_resumes_automatically(tmp_path: Path) -> None:
     whole = run.fit()
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert run.history == []  # epoch 2 is requested but has passed
+    assert run.state.history == []  # epoch 2 is requested but has passed
     assert run.fit().test == whole.test
     assert {"epoch-1.pt", "epoch-2.pt", "notes.txt"} <= {path.name for path in tmp_path.iterdir()}
     (tmp_path / "epoch-2.pt").unlink()
     run = Trainer(config, data=FEW, out=tmp_path, resume="auto", keep={1, 2}, progress=False)
-    assert len(run.history) == 1
+    assert len(run.state.history) == 1
     with pytest.raises(CheckpointError, match="cannot resume from"):
         Trainer(short("ce", "sgd", epochs=3), data=FEW, out=tmp_path, resume="auto")
 

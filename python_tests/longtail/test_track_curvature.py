@@ -78,7 +78,7 @@ def test_tracking_changes_neither_the_training_nor_the_run(tmp_path: Path) -> No
 
 
 def test_a_resumed_run_keeps_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
 
     def facts(result: Result) -> list[Any]:
         points = result.curvature
@@ -101,13 +101,13 @@ def test_a_resumed_run_keeps_its_points(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_run_is_resumed_with_other_settings_of_the_curvature(tmp_path: Path) -> None:
     Trainer(short(epochs=1, track_curvature=None), out=tmp_path, progress=False).fit()
     later = Trainer(short(epochs=1), out=tmp_path, resume=True, progress=False)
-    assert later.curvature.points == []
+    assert later.state.curvature.points == []
     tracked = tmp_path / "tracked"
     Trainer(short(epochs=1), out=tracked, progress=False).fit()
     with pytest.raises(CheckpointError, match="groups tail, but this tracker has 1"):
         Trainer(short(epochs=1, curvature_classes=("1",)), out=tracked, resume=True, progress=False)
     off = Trainer(short(epochs=1, track_curvature=None), out=tracked, resume=True, progress=False)
-    assert off.curvature.points == []
+    assert off.state.curvature.points == []
 
 
 def test_the_loss_of_ldam_is_measured_with_its_scale() -> None:
@@ -131,8 +131,8 @@ def test_the_loss_of_ldam_is_measured_with_its_scale() -> None:
     with torch.no_grad():
         logits = trainer.objective.logit_scale * network(batch.inputs)
     expected = nn.functional.cross_entropy(logits, batch.targets)
-    trainer.curvature.step(0, 0.1)
-    point = next(point for point in trainer.curvature.points if point.group == "tail")
+    trainer.state.curvature.step(0, 0.1)
+    point = next(point for point in trainer.state.curvature.points if point.group == "tail")
     assert point.loss == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -168,7 +168,7 @@ def stop_in(epoch: int) -> Callable[[Step], None]:
 def test_a_resumed_run_ends_with_the_same_bits(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.training.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     config = short("ldam-drw", optimizer, epochs=4)
     whole = Trainer(config, data=DIGITS, out=tmp_path / "whole", progress=False).fit()
     cut = Trainer(config, data=DIGITS, out=tmp_path / "cut", on_step=stop_in(3), progress=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
@@ -23,6 +23,7 @@ from fastsam.cli.options import (
 )
 from fastsam.cli.output import show
 from fastsam.cli.profile import ProfileOption, profile_folder, show_profile
+from fastsam.cli.resume import ResumeOption, check_same_parts, resume_in, stored_run
 from fastsam.distributed import torchrun_world
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, find_setting
@@ -35,8 +36,9 @@ from fastsam.longtail.recipes import GIVEN, recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.run_file import RunFile, read_run_file
 from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
-from fastsam.longtail.training import Branch, RunFolder, Trainer
+from fastsam.longtail.training import Branch, Trainer
 from fastsam.records import build
+from fastsam.stopping import StopRequest, stop_signals
 from fastsam.text import notice
 
 FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
@@ -129,7 +131,7 @@ class TrainCommand:
             help_behavior_hint="",
         ),
     ] = None
-    resume: Annotated[bool, arg(help="resume the run in --out with its settings")] = False
+    resume: ResumeOption = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
@@ -154,17 +156,26 @@ class TrainCommand:
             raise UsageError("--resume, --overwrite and --keep require --out; pass --out DIR")
         if (self.from_run is None) != (self.at is None):
             raise UsageError("--from and --at require each other; pass --from RUN --at EPOCH")
-        if self.from_run is not None and self.resume:
+        if self.from_run is not None and self.resume is True:
             raise UsageError(
-                "--from cannot be combined with --resume; pass only --resume to resume a branch"
+                "--from cannot be combined with a bare --resume; pass --resume auto, or only --resume"
             )
         tracked = Tracked(out=self.out, **asdict(self.tracking))
         check_tracker(tracked)
+        with stop_signals() as stop, ExitStack() as training:
+            self._train(tracked, stop, training)
+
+    def _train(self, tracked: Tracked, stop: StopRequest, training: ExitStack) -> None:
+        """Train; from the first step on, signals are deferred until ``training`` is closed."""
+        stored = stored_run(self.resume, self.out)
         branch = None
-        if self.from_run is not None and self.at is not None:
+        if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
-        config, sources = self._settings(branch)
-        with torchrun_world(config.device, timeout=config.rank_timeout, errors=self.out) as world:
+        config, sources = self._settings(stored, branch)
+        del stored  # its tensors
+        with torchrun_world(
+            config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
+        ) as world:
             trainer = Trainer(
                 config,
                 sources=sources,
@@ -175,6 +186,7 @@ class TrainCommand:
                 keep=self.keep,
                 world=world,
                 profile=profile_folder(self.profile, self.out),
+                stop=stop,
                 progress=not self.quiet,
             )
             writes = world.rank == 0
@@ -206,17 +218,19 @@ class TrainCommand:
                     sink.result(result)
 
                 trainer.on_result = finished
+                training.enter_context(stop.deferred())
                 trainer.fit()
             if trainer.profile is not None:
                 show_profile(trainer.profile)
         if writes and self.out is not None:
             print(f"results: {self.out}")
 
-    def _settings(self, branch: Branch | None) -> tuple[TrainConfig, dict[str, str]]:
+    def _settings(
+        self, stored: Checkpoint | None, branch: Branch | None
+    ) -> tuple[TrainConfig, dict[str, str]]:
         """Return the settings of the run, and the source of each by name."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
-        if self.resume and self.out is not None:
-            stored = _stored(self.out)
+        if stored is not None:
             return stored.config.replace(**named, **given(self)), stored.sources
         if branch is not None:
             return branch.settings(**named, **given(self))
@@ -279,10 +293,10 @@ def _file(arguments: Sequence[str]) -> RunFile | None:
         option, equals, value = argument.partition("=")
         if option != "--config" or not (equals or place + 1 < len(arguments)):
             continue
-        if "--resume" in arguments:
+        if resume_in(arguments) is True:
             raise UsageError(
-                "--config cannot be combined with --resume; pass only --resume, which uses the settings "
-                "of the run"
+                "--config cannot be combined with a bare --resume, which uses the settings of the run; pass "
+                "--resume auto, or only --resume"
             )
         names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
         path = Path(value if equals else arguments[place + 1])
@@ -336,9 +350,13 @@ def _with_defaults(file: RunFile) -> type[TrainCommand]:
 
 def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     """Return the settings of the run in ``arguments`` that determine its parts."""
-    if "--resume" in arguments and "--out" in arguments[:-1]:
-        stored = _stored(Path(arguments[arguments.index("--out") + 1]))
-        return {**stored.config.flat(), **named}
+    resume = resume_in(arguments)
+    if resume and "--out" in arguments[:-1]:
+        out = Path(arguments[arguments.index("--out") + 1])
+        stored = stored_run(resume, out)
+        if stored is not None:
+            check_same_parts(stored, named, out)
+            return stored.config.flat()
     if "--from" in arguments[:-1] and "--at" in arguments[:-1]:
         run, epoch = (arguments[arguments.index(option) + 1] for option in ("--from", "--at"))
         if epoch.isdecimal():
@@ -347,11 +365,6 @@ def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     names = {name: named.get(name, default) for name, default in FIRST_RUN.items()}
     chosen = recipe(**names, **{k: v for k, v in named.items() if k not in names})
     return {**names, **{name: entry.value for name, entry in chosen.entries.items()}}
-
-
-def _stored(out: Path) -> Checkpoint:
-    found = RunFolder(out).checkpoints()
-    return Checkpoint.load(found[0] if found else out)
 
 
 def _show(result: Result) -> None:

@@ -20,7 +20,7 @@ from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.data.content import file_digests
 from fastsam.longtail.data.pixels import Reading, decode
-from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
+from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.longtail.errors import DataError
 from fastsam.progress import ProgressBar
 
@@ -247,7 +247,7 @@ def write_pack(
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=expect_lost_connections,
+        worker_init_fn=prepare_worker,
         # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )

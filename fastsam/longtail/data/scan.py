@@ -16,7 +16,7 @@ from fastsam.cache import CACHE_VARIABLE, cache_folder
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.data.pixels import Reading, decode
-from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
+from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.progress import ProgressBar
 
 _TOGETHER = 64
@@ -77,7 +77,7 @@ def scan_files(
         _Decoder(paths, reading),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=expect_lost_connections,
+        worker_init_fn=prepare_worker,
         # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )

@@ -20,6 +20,7 @@ from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.worker_count import prefetched
 from fastsam.longtail.errors import LongTailError
 from fastsam.longtail.seeds import SampleSeeds
+from fastsam.stopping import outlast_parent_signals
 
 Prepare = Callable[[Any], Tensor]
 """Maps an RGB Pillow image, or a tensor ``[3, H, W]`` in [0, 1], to pixels ``[C, S, S]``."""
@@ -218,7 +219,7 @@ class _Loader:
             collate_fn=_stack,  # type: ignore[arg-type]  # it gets one request
             pin_memory=pin,
             persistent_workers=workers > 0,
-            worker_init_fn=expect_lost_connections,
+            worker_init_fn=prepare_worker,
             # Without a generator the loader would advance torch's global generator.
             generator=torch.Generator(),
         )
@@ -252,7 +253,17 @@ def lost_workers_named() -> Iterator[None]:
         ) from error
 
 
-def expect_lost_connections(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
+    """Let a worker process end with the main process: neither before it nor with a traceback.
+
+    Args:
+        worker: index of the worker, as torch passes it.
+    """
+    outlast_parent_signals()
+    expect_lost_connections()
+
+
+def expect_lost_connections() -> None:
     """Suppress a worker's traceback when the main process ends before it has received a batch.
 
     The thread of multiprocessing that sends batches reports errors through ``sys.excepthook``.

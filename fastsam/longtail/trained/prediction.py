@@ -19,7 +19,7 @@ from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.data.lists import files_below
 from fastsam.longtail.data.pixels import SUFFIXES
 from fastsam.longtail.data.preprocessing import Preprocessing
-from fastsam.longtail.data.workers import expect_lost_connections, lost_workers_named
+from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
 from fastsam.longtail.trained.run import TrainedRun
 from fastsam.text import notice
@@ -111,7 +111,7 @@ def predict_files(
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=run.device.type == "cuda",
-        worker_init_fn=expect_lost_connections,
+        worker_init_fn=prepare_worker,
         # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )

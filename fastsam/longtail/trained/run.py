@@ -17,7 +17,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import LongTailData, Preprocessing
 from fastsam.longtail.data.catalog import is_given
-from fastsam.longtail.errors import DataError
+from fastsam.longtail.errors import CheckpointError, DataError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.runtime import chosen_device
@@ -81,12 +81,17 @@ class TrainedRun:
             calibrated: apply the run's calibration, if there is one.
 
         Raises:
-            CheckpointError: if there is no checkpoint, it is damaged, or the calibration is damaged or
-                belongs to other weights.
+            CheckpointError: if there is no checkpoint, it is damaged or within an epoch, or the calibration
+                is damaged or belongs to other weights.
             UsageError: if the device does not exist.
         """
         path = Path(path)
         checkpoint = Checkpoint.load(path)
+        if checkpoint.unfinished is not None:
+            raise CheckpointError(
+                f"{path} is a checkpoint within an epoch, from which only training continues; pass the "
+                "folder of the run"
+            )
         if data_root is not None:
             checkpoint.config = checkpoint.config.replace(data_root=data_root)
         if not checkpoint.counts:  # an older version wrote it

@@ -55,6 +55,11 @@ class JudgedWeights:
             self.network = cast(Classifier, self._average.module)
 
     @property
+    def networks(self) -> list[Classifier]:
+        """The trained network, and the average in runs with ``ema``."""
+        return [self._trained] if self._average is None else [self._trained, self.network]
+
+    @property
     def average(self) -> dict[str, Any] | None:
         """State dict of the averaged network; None in runs without ``ema``."""
         return None if self._average is None else self.network.state_dict()
@@ -82,10 +87,9 @@ class JudgedWeights:
         """
         if world.world_size == 1:
             return
-        networks = [self._trained] if self._average is None else [self._trained, self.network]
         statistics = [
             value
-            for network in networks
+            for network in self.networks
             for value in network.buffers()
             if value.is_floating_point()
         ]

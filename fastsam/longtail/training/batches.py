@@ -55,11 +55,16 @@ class EpochBatches:
         """
         return self._own_parts(self.sampler.order(epoch))
 
-    def read(self, epoch: int) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch (counted from 1), with all views."""
+    def read(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch, with all views.
+
+        Args:
+            epoch: epoch, counted from 1.
+            start: index of the first batch.
+        """
         whole = self.sampler.order(epoch)
-        order = self._own_parts(whole)
-        repeats = self._own_parts(occurrences(whole))
+        order = self._own_parts(whole)[start:]
+        repeats = self._own_parts(occurrences(whole))[start:]
         views = [
             self.images.batches(
                 order,
@@ -68,7 +73,9 @@ class EpochBatches:
             )
             for view in range(self.views)
         ]
-        smallest = [size // self.world.world_size for size in map(len, self._batches(whole))]
+        smallest = [
+            size // self.world.world_size for size in map(len, self._batches(whole)[start:])
+        ]
         for fewest, *batches in zip(smallest, *views, strict=True):
             inputs = tuple(batch.inputs for batch in batches)
             yield batches[0]._replace(views=inputs, fewest=fewest)

@@ -61,7 +61,7 @@ class Branch:
             )
         folder = RunFolder(run)
         kept = {}
-        for path in folder.checkpoints():
+        for path in folder.epoch_checkpoints():
             stem = path.stem.removeprefix("epoch-")
             kept[int(stem) if stem.isdecimal() else Checkpoint.load(path).epoch] = path
         if epoch not in kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastsam.distributed import World
+from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.sharding import Parallel, shard, synchronize_gradients
@@ -22,6 +24,26 @@ from fastsam.longtail.training.recomputation import recomputed, residual_blocks
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     _SYNC_BUFFERS = "broadcast_buffers"  # before torch 2.14
+
+
+def network_to_train(
+    config: TrainConfig, num_classes: int, channels: int, device: torch.device
+) -> Classifier:
+    """Build the network of a run on a device, with its memory format and batch normalization.
+
+    Args:
+        config: settings of the run.
+        num_classes: number of classes.
+        channels: channels of the images.
+        device: the device.
+    """
+    network = build_network(config, num_classes, channels).to(device)
+    if config.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    if config.channels_last:
+        # Converting the filters is enough: their outputs get the same memory format.
+        network = network.to(memory_format=torch.channels_last)
+    return network
 
 
 class Engine:
@@ -66,6 +88,8 @@ class Engine:
         self._outputs = compiled_outputs(network) if compiles else network.outputs
         self._replicas: DistributedDataParallel | None = None
         if world.world_size > 1 and not self.is_sharded:
+            # Two layouts of a filter with one channel are the same, and its gradient may have the other one.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             options: dict[str, Any] = {"process_group": world.process_group, _SYNC_BUFFERS: False}
             self._replicas = DistributedDataParallel(_OutputsOf(network, self._outputs), **options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,71 @@ from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import CheckpointError
+from fastsam.longtail.errors import CheckpointError, DamagedError
+from fastsam.longtail.sharded_archive import read_sharded_archive
 from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.text import notice
+
+
+def readable(folder: RunFolder, *, report: bool = False) -> Iterator[tuple[Path, Checkpoint]]:
+    """Load the checkpoints of a run, newest first. Skip damaged ones if an older one is sound.
+
+    Args:
+        folder: folder of the run.
+        report: print a notice for each damaged one.
+
+    Yields:
+        Path and content of each.
+
+    Raises:
+        DamagedError: if there are checkpoints but all are damaged.
+    """
+    damaged: list[DamagedError] = []
+    sound = False
+    for path in folder.checkpoints():
+        try:
+            checkpoint = _load(path)
+        except DamagedError as error:
+            damaged.append(error)
+            continue
+        if report:
+            for reason in damaged:
+                notice(f"{reason}; continuing from {path.name}")
+        damaged, sound = [], True
+        yield path, checkpoint
+    if damaged and not sound:
+        raise damaged[0]
+
+
+def _load(path: Path) -> Checkpoint:
+    """Load a checkpoint, also that of a sharded network."""
+    if path.is_dir():
+        return Checkpoint.from_dict(read_sharded_archive(path), path)
+    return Checkpoint.load(path)
+
+
+def check_same_checkpoint(
+    checkpoint: Checkpoint | None, folder: RunFolder | None, world: World
+) -> None:
+    """Check that all ranks continue from the same checkpoint. They must call this together.
+
+    Args:
+        checkpoint: what this rank found; None to begin.
+        folder: folder of the run; None if nothing is written.
+        world: the ranks of the run.
+
+    Raises:
+        CheckpointError: if the ranks found different ones.
+    """
+    place = None
+    if checkpoint is not None:
+        batches = 0 if checkpoint.unfinished is None else checkpoint.unfinished["batches"]
+        place = checkpoint.epoch, batches
+    if not world.agree((folder is None, place)):
+        raise CheckpointError(
+            "the processes find different checkpoints in --out; choose a folder on a file system that all "
+            "machines share"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,14 +111,21 @@ class Resume:
         """
         if not resume:
             return None
-        for path in folder.checkpoints() or ([] if resume == "auto" else [folder.checkpoint]):
-            checkpoint = Checkpoint.load(path)
+        if not folder.checkpoints() and resume != "auto":
+            Checkpoint.load(folder.checkpoint)  # raises: there is none
+        for path, checkpoint in readable(folder, report=self.world.rank == 0):
             self._check(path, checkpoint)
             past = [epoch for epoch in sorted(self.keep) if epoch <= checkpoint.epoch]
             missing = [epoch for epoch in past if not folder.kept(epoch).is_file()]
             if not missing:
                 return checkpoint
-            if resume != "auto":
+            if resume == "auto":
+                if self.world.rank == 0:
+                    notice(
+                        f"{path} is past epoch {missing[0]}, whose checkpoint is to be kept but is missing; "
+                        "continuing from an earlier checkpoint or from the start"
+                    )
+            else:
                 raise CheckpointError(
                     f"{folder.path} is past epoch {missing[0]} but has no checkpoint of it, which --keep "
                     "requires; choose another --out to train again"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsam.csv_text import csv_line
-from fastsam.files import OWN_FILES, locked, write_text
+from fastsam.files import OWN_FILES, locked, remove_orphans, write_text
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.sharded_archive import MANIFEST, is_complete
 from fastsam.rank_errors import ERROR_FILE
 
 RUN_FILES = (
@@ -19,13 +22,20 @@ RUN_FILES = (
 """Names of the files in a run's folder, with wildcards."""
 PROFILE = "profile"
 """Name of the folder of a profile in a run's folder."""
+_RESUME = "resume"
+_STOPPED = OWN_FILES + "stopped"
+_POINT = re.compile(r"epoch-(\d+)(?:-step-(\d+))?(?:\.pt)?")
 
 
 class RunFolder:
     """The output folder of a run.
 
     Attributes:
-        checkpoint: path of the newest checkpoint.
+        checkpoint: path of the newest checkpoint after a whole epoch.
+        resume: path of a folder with the newest checkpoints, from which only training continues. They are
+            ``epoch-E.pt`` after E epochs, and ``epoch-E-step-S.pt`` after S more steps; the latter are
+            folders if the network is sharded. A finished run has none.
+        stopped: path of an empty file while the run waits to be continued after a signal.
         result: path of the :class:`Result` as JSON.
         history: path of a CSV file with one line per epoch.
         per_class: path of a CSV file with one line per class.
@@ -40,24 +50,67 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.per_class = self.path / "per_class.csv"
         self.settings = self.path / "run.yaml"
+        self.resume = self.path / _RESUME
+        self.stopped = self.path / _STOPPED
 
     def kept(self, epoch: int) -> Path:
         """Return the path of the kept checkpoint of an epoch."""
         return self.path / f"epoch-{epoch}.pt"
 
+    def point(self, epoch: int, step: int = 0, *, sharded: bool = False) -> Path:
+        """Return the path of a checkpoint for resuming.
+
+        Args:
+            epoch: completed epochs.
+            step: batches of the next epoch.
+            sharded: whether it is the folder of a sharded network.
+        """
+        name = f"epoch-{epoch}" + (f"-step-{step}" if step else "")
+        return self.resume / (name if sharded else f"{name}.pt")
+
+    def points(self) -> list[Path]:
+        """Return the complete checkpoints for resuming, newest first."""
+        found = {}
+        for path in self.resume.glob("epoch-*"):
+            place = _POINT.fullmatch(path.name)
+            if place is not None and (path.is_file() or is_complete(path)):
+                found[path] = int(place[1]), int(place[2] or 0)
+        return sorted(found, key=found.__getitem__, reverse=True)
+
     def checkpoints(self) -> list[Path]:
-        """Return the paths of the existing checkpoints, newest first.
+        """Return the existing checkpoints, newest first: those for resuming, ``checkpoint``, the kept ones.
 
         A killed run may have kept checkpoints but no ``checkpoint`` yet.
         """
+        return [*self.points(), *self.epoch_checkpoints()]
+
+    def epoch_checkpoints(self) -> list[Path]:
+        """Return ``checkpoint`` and the kept checkpoints, newest first, of those that exist."""
         stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
         epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
         files = [self.checkpoint, *map(self.kept, epochs)]
         return [path for path in files if path.is_file()]
 
+    def prune(self, newest: Path, count: int) -> None:
+        """Remove checkpoints for resuming, and incomplete ones.
+
+        Later ones than ``newest`` are removed, too: they are damaged, or a kept epoch before them was
+        missing, so the run continued from an earlier one.
+
+        Args:
+            newest: the checkpoint that was written last.
+            count: how many to keep.
+        """
+        points = self.points()
+        kept = points[points.index(newest) :][:count]
+        for path in self.resume.glob("epoch-*"):
+            if path not in kept:
+                with suppress(OSError):  # another process may read it; the next call tries again
+                    _remove(path)
+
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Return a value that changes when a process writes a checkpoint or a result."""
-        return tuple(_stamp(path) for path in (self.checkpoint, self.result))
+        return tuple(_stamp(path) for path in (self.checkpoint, self.result, *self.points()))
 
     @contextmanager
     def held(self, stamp: object) -> Iterator[None]:
@@ -75,6 +128,7 @@ class RunFolder:
                 raise CheckpointError(
                     f"another process wrote to {self.path} after this run was set up; start the run again"
                 )
+            remove_orphans(self.resume)
             yield
 
     def check(self, *, resume: bool = False, overwrite: bool = False, writes: bool = True) -> None:
@@ -107,7 +161,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.path.glob(ERROR_FILE.format("*")):
             file.unlink(missing_ok=True)
+        self.stopped.unlink(missing_ok=True)
         if overwrite:
+            _remove(self.resume)
             left = (
                 "epoch-*.pt",
                 "tensorboard/events.*",
@@ -121,15 +177,16 @@ class RunFolder:
             for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
 
-    def coming_checkpoints(self, keep: Collection[int]) -> int:
+    def coming_checkpoints(self, keep: Collection[int], last: int) -> int:
         """Return the number of checkpoint files for which a run needs additional disk space.
 
         Args:
             keep: epochs whose checkpoints are kept.
+            last: how many checkpoints for resuming are kept.
         """
         missing = sum(not self.kept(epoch).is_file() for epoch in keep)
-        # A checkpoint is written to a temporary file before it replaces the old one.
-        return 1 + (not self.checkpoint.is_file()) + missing
+        # Two more: one is written before the oldest is removed, and ``checkpoint`` may be older than all.
+        return last + 2 - min(len(self.points()), last) - self.checkpoint.is_file() + missing
 
     def write_settings(self, text: str) -> None:
         """Write the file of settings, unless it exists."""
@@ -137,7 +194,7 @@ class RunFolder:
             write_text(self.settings, text)
 
     def write(self, result: Result) -> None:
-        """Write the result as JSON and as two CSV tables, each atomically."""
+        """Write the result as JSON and as two CSV tables, each atomically; remove the folder ``resume``."""
         write_text(self.result, result.to_json())
         self.write_history(result.history)
         group_of = {label: name for name, members in result.groups.items() for label in members}
@@ -149,12 +206,22 @@ class RunFolder:
         ]
         header = ("class", "name", "group", "training_images", "test_accuracy")
         write_text(self.per_class, "".join(map(csv_line, (header, *classes))))
+        _remove(self.resume)
 
     def write_history(self, history: Sequence[Epoch]) -> None:
         """Write the epochs so far as a CSV table, atomically."""
         names = list(Epoch.__dataclass_fields__)
         rows = [[getattr(epoch, name) for name in names] for epoch in history]
         write_text(self.history, "".join(map(csv_line, (names, *rows))))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists; first its manifest, so that it never looks complete."""
+    if path.is_dir():
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

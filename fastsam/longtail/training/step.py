@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,10 @@ from torch.optim import Optimizer
 from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.models.random_layers import has_random_layers
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.precision import Precision, autocast
-from fastsam.longtail.seeds import Stream, derived_seed
+from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.engine import Engine
 from fastsam.optim.batch_norm import batch_norm_layers, frozen_statistics
@@ -98,6 +98,8 @@ class Stepper:
         accumulate: micro-batches of a pass, whose gradients are added up.
         gradients: cost so far in forward-backward passes over whole batches.
         batches: number of batches so far.
+        parts: number of batches, or parts of batches, of the epoch so far; each has its own random numbers.
+        carry: returns tensors to all-reduce along with a given one of the step, of its dtype.
         section: returns a context that labels a part of a step for a profiler: ``pass one``, ``pass two``,
             ``further passes``, ``ascent`` or ``update``.
     """
@@ -111,6 +113,8 @@ class Stepper:
     accumulate: int = 1
     gradients: float = 0.0
     batches: int = 0
+    parts: int = 0
+    carry: Callable[[Tensor], list[Tensor]] = lambda _: []
     section: Callable[[str], AbstractContextManager[Any]] = lambda _: nullcontext()
 
     def __post_init__(self) -> None:
@@ -121,6 +125,7 @@ class Stepper:
         frozen = [local_part(value) for value in parameters if not value.requires_grad]
         self._kept = KeptTensors([*self.network.buffers(), *frozen])
         self._norms = batch_norm_layers(self.network)
+        self._has_random_layers = has_random_layers(self.network)
 
     @property
     def network(self) -> Classifier:
@@ -153,7 +158,9 @@ class Stepper:
         """Whether the optimizer itself skips steps with infinite or NaN gradients."""
         return bool(getattr(self.optimizer, "skips_nonfinite_steps", False))
 
-    def steps(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[list[Step]]:
+    def steps(
+        self, batches: Iterable[Batch], *, epoch: int, parts: int = 0
+    ) -> Iterator[list[Step]]:
         """Take one step for each batch, or for several batches if the optimizer requests them.
 
         If the last step of an epoch requests more batches than are left, it reuses its batches in turn.
@@ -161,17 +168,18 @@ class Stepper:
         Args:
             batches: the batches of an epoch, each with the views that the objective reads.
             epoch: epoch, counted from 1.
+            parts: value of :attr:`parts` after the steps of the epoch that were taken before.
 
         Yields:
             The outputs of the first pass over each batch or part of a batch.
         """
-        stream, numbers = iter(batches), itertools.count()
+        stream, self.parts = iter(batches), parts
         for first in stream:
-            yield self._step(first, stream, numbers, epoch)
+            with self._seeded_layers(epoch):
+                seen = self._step(first, stream, epoch)
+            yield seen
 
-    def _step(
-        self, first: Batch, more: Iterator[Batch], numbers: Iterator[int], epoch: int
-    ) -> list[Step]:
+    def _step(self, first: Batch, more: Iterator[Batch], epoch: int) -> list[Step]:
         batches, place = [first], 0
         pieces: dict[tuple[int, int, int], _Piece] = {}
 
@@ -187,9 +195,9 @@ class Stepper:
             key = place, number % count, count
             if key not in pieces:
                 part = batches[place].part(number % count, count)
-                serial = next(numbers)
                 share = len(part.targets) / len(batches[place].targets)
-                pieces[key] = self._piece(part, share, serial, epoch, self.objective)
+                pieces[key] = self._piece(part, share, self.parts, epoch, self.objective)
+                self.parts += 1
             piece = pieces[key]
             if need.ascent and self.ascent is not None:
                 piece = self._sample(piece, self.ascent, epoch)
@@ -213,6 +221,13 @@ class Stepper:
                 scale.finish_step()
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
+
+    def _seeded_layers(self, epoch: int) -> AbstractContextManager[None]:
+        """Return a context that seeds layers such as dropout for the next step."""
+        if not self._has_random_layers:
+            return nullcontext()
+        seed = derived_seed(self.seed, Stream.LAYERS, epoch, self.parts)
+        return global_seed(seed, self._device)
 
     def _labeled(self, passes: Passes) -> Passes:
         """Label what the optimizer does between its passes for a profiler."""
@@ -341,10 +356,10 @@ class Stepper:
             mass: weight of this rank's mean loss among all ranks; None to weight by ``divisors``.
         """
         if mass is None:
-            self.world.all_reduce([divisors])
+            self.world.all_reduce([divisors, *self.carry(divisors)])
             return divisors
         total = mass.clone()
-        self.world.all_reduce([total])
+        self.world.all_reduce([total, *self.carry(total)])
         return divisors * (total / mass).to(divisors)
 
     def _unless_skipped(self) -> AbstractContextManager[None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -71,6 +72,34 @@ class EpochTotals:
                 known * images,
             ]
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the totals of this rank so far; waits for the device."""
+        return {
+            "steps": self.steps,
+            "loss": float(self._loss),
+            "counted": self._counted.tolist(),
+            "skipped": self._stepper.skipped_steps - self._skipped,
+            "excused": self._stepper.excused_steps - self._excused,
+            "gradients": self._stepper.gradients - self._gradients,
+            "compiled": 0.0
+            if self._compiling is None
+            else self._compiling.seconds - self._compiled,
+            "seconds": self.seconds,
+            "waited": self._waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the totals of an interrupted epoch, before its next step."""
+        self.steps = state["steps"]
+        self._loss.fill_(state["loss"])
+        self._counted.copy_(torch.tensor(state["counted"]))
+        self._skipped -= state["skipped"]
+        self._excused -= state["excused"]
+        self._gradients -= state["gradients"]
+        self._compiled -= state["compiled"]
+        self._began -= state["seconds"]
+        self._waited = state["waited"]
 
     def record(self, world: World, *, epoch: int, lr: float, rho: float | None) -> Epoch:
         """Return the record of the epoch after its last step, before the evaluation.

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Literal
 
 from fastsam.distributed import World
 from fastsam.files import check_room
 from fastsam.longtail.build import (
-    build_network,
     build_objective,
     build_optimizer,
     build_sampler,
@@ -33,7 +28,7 @@ from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
 from fastsam.longtail.runtime import chosen_device, environment
 from fastsam.longtail.seeds import Stream, derived_seed
-from fastsam.longtail.sharding import gathered, load_weights, shard
+from fastsam.longtail.sharding import shard
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.auto_precision import decided
 from fastsam.longtail.training.average import JudgedWeights
@@ -47,16 +42,19 @@ from fastsam.longtail.training.checks import (
     check_weights,
 )
 from fastsam.longtail.training.curvature import TrackedCurvature
-from fastsam.longtail.training.engine import Engine
+from fastsam.longtail.training.engine import Engine, network_to_train
 from fastsam.longtail.training.evaluation import Judge
-from fastsam.longtail.training.loss_scale import continue_scale
 from fastsam.longtail.training.profile import EVALUATION, StepProfile
-from fastsam.longtail.training.resume import Resume
+from fastsam.longtail.training.resume import Resume, check_same_checkpoint
 from fastsam.longtail.training.run_folder import RunFolder
+from fastsam.longtail.training.run_state import RunState
 from fastsam.longtail.training.saving import Saver
 from fastsam.longtail.training.step import Step, Stepper
+from fastsam.longtail.training.step_requests import StepRequests
 from fastsam.longtail.training.totals import EpochTotals
+from fastsam.longtail.training.unfinished import continue_unfinished, unfinished_state
 from fastsam.progress import ProgressBar
+from fastsam.stopping import Stopped, StopRequest
 from fastsam.threads import cpu_threads
 
 
@@ -79,8 +77,9 @@ class Trainer:
             record of every finished epoch, ``on_result`` with the result before it is written.
         world: the ranks of the run, which split each batch; by default a single process. Loss and gradient
             are those of the whole batch, but batch normalization uses statistics of the rank's part.
-        profile: folder for the profile of 20 steps of rank 0, which is then in the attribute of this name;
-            None to profile nothing.
+        profile: folder for the profile of 20 steps, then in the attribute of this name; None for no profile.
+        stop: from :func:`fastsam.stopping.stop_signals`: after a signal the run finishes its step, saves, and
+            raises :class:`fastsam.stopping.Stopped`. None leaves signals as they are.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
@@ -111,9 +110,11 @@ class Trainer:
         on_result: Callable[[Result], None] | None = None,
         world: World = World(),  # noqa: B008 (frozen)
         profile: str | Path | None = None,
+        stop: StopRequest | None = None,
         progress: bool = True,
     ) -> None:
         check_run(config, world)
+        self.stop = stop
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
@@ -134,9 +135,8 @@ class Trainer:
                 f"with recipe('{GIVEN}{data.name}', ...)"
             )
         self.data = data.for_run()
-        self.sources = sources or {}
-        if self.precision_reason is not None and self.sources:
-            self.sources = {**self.sources, "precision": f"auto: {self.precision_reason}"}
+        if self.precision_reason is not None and sources:
+            sources = {**sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.on_result = on_result
@@ -147,17 +147,16 @@ class Trainer:
             )
 
         self.contents = self.data.contents(progress=self.progress)
-        self.channels = self.data.test.channels
-        self.model = build_network(config, self.data.num_classes, self.channels).to(self.device)
-        if config.sync_batch_norm:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        if config.channels_last:
-            # Converting the filters is enough: their outputs get the same memory format.
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.model = network_to_train(
+            config, self.data.num_classes, self.data.test.channels, self.device
+        )
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
         check_selection(config, self.data)
+        self._requests = StepRequests(
+            lambda: bool(stop), lambda: self.saver.asks(), world, self.device
+        )
         check_accumulation(config, self.objective)
         self.judged = JudgedWeights(self.model, config)
         engine = Engine.of_run(config, self.model, self.device, world)  # may shard the network
@@ -187,7 +186,6 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             process_group=None if engine.is_sharded else world.process_group,
         )
-        self.loss_scale = engine.loss_scale
         self.stepper = Stepper(
             engine,
             self.optimizer,
@@ -198,39 +196,46 @@ class Trainer:
                 config, self.data, self.objective, seed=self._own_seed, device=self.device
             ),
             accumulate=config.accumulate,
+            carry=self._requests.carry,
         )
         check_batches(first, config, len(self.data.train), world)
         self.profile = StepProfile.of_run(profile, self.device, world, self.stepper)
-        self.history: list[Epoch] = []
-        self._unreadable_before: dict[str, int] = {}
-        self.parent: dict[str, Any] | None = None
-        self.curvature = TrackedCurvature(config, self.data, self.model, writes=world.rank == 0)
-
+        self.state = RunState(
+            config=config,
+            data=self.data,
+            model=self.model,
+            optimizer=self.optimizer,
+            judged=self.judged,
+            curvature=TrackedCurvature(config, self.data, self.model, writes=world.rank == 0),
+            loss_scale=engine.loss_scale,
+            world=world,
+            steps_per_epoch=self.steps_per_epoch,
+            contents=self.contents,
+            sources=sources or {},
+        )
         self._stamp = None if self.folder is None else self.folder.stamp()
         resumed = None
         if self.folder is not None:
-            run = Resume(config, self.data, self.steps_per_epoch, self.keep, world)
-            resumed = run.find(self.folder, resume)
-        world.barrier()  # all ranks have read the folder before rank 0 changes it
+            resumed = Resume(config, self.data, self.steps_per_epoch, self.keep, world).find(
+                self.folder, resume
+            )
+        check_same_checkpoint(resumed, self.folder, world)  # before rank 0 changes the folder
         if resumed is not None:
-            load_weights(self.model, resumed.model)
-            resumed.load_optimizer(self.optimizer)
-            self.history = list(resumed.history)
-            self.judged.continue_from(resumed)
-            self.curvature.load_state_dict(resumed.curvature)
-            continue_scale(self.loss_scale, resumed)
-            self._unreadable_before = resumed.unreadable
-            self.sources = self.sources or resumed.sources
-            self.parent = resumed.parent
+            self.state.continue_from(resumed)
         elif branch is not None:
-            self._begin_at(branch)
+            self.state.begin_at(branch)
         options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
-        settings = run_file_text(config, self.sources, options=options, processes=world.world_size)
-        self.saver = Saver(self.folder, world, self.keep, settings)
+        settings = run_file_text(
+            config, self.state.sources, options=options, processes=world.world_size
+        )
+        self.saver = Saver(
+            self.folder, world, config, self.keep, settings=settings, sharded=engine.is_sharded
+        )
+        self.saver.begin_at(self.state.batches)
         if self._writes is not None:
             with self._writes.held(self._stamp):
                 self._writes.prepare(overwrite=overwrite)
-                coming = self._writes.coming_checkpoints(self.keep)
+                coming = self._writes.coming_checkpoints(self.keep, config.keep_last)
                 check_room(self._writes.path, *[checkpoint_bytes(config, self.model)] * coming)
                 self._stamp = self._writes.stamp()
 
@@ -249,26 +254,32 @@ class Trainer:
             unit="epoch",
             enabled=self.progress,
         )
+        history = self.state.history
         unwritten: OSError | None = None
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(folder.held(self._stamp))
+            stack.enter_context(closing(self.saver))
             stack.enter_context(cpu_threads(self.config.threads))
             stack.enter_context(float32_products(self.config.tf32, self.device))
             stack.enter_context(self.stepper.engine.clock or nullcontext())
             stack.enter_context(closing(self.data))
             stack.enter_context(bar)
             stack.enter_context(self.profile or nullcontext())
-            bar.update(len(self.history))
-            while len(self.history) < self.config.epochs:
-                record = self._train_epoch(len(self.history) + 1)
-                self.history.append(record)
-                self.judged.keep_best(self.history)
+            stack.enter_context(nullcontext() if self.stop is None else self.stop.deferred())
+            self.world.barrier()  # a rank that a signal stops now has made no step
+            bar.update(len(history))
+            while len(history) < self.config.epochs:
+                record = self._train_epoch(len(history) + 1)
+                history.append(record)
+                self.judged.keep_best(history)
                 if self.on_epoch is not None:
                     self.on_epoch(record)
                 last = record.epoch == self.config.epochs
                 try:
-                    self.saver.after_epoch(self.history, self._checkpoint, last=last)
+                    self.saver.after_epoch(
+                        history, self.state.batches, self.state.checkpoint, last=last
+                    )
                 except OSError as error:
                     if not last:
                         raise
@@ -286,20 +297,6 @@ class Trainer:
                 self._stamp = folder.stamp()
         return result
 
-    def _begin_at(self, branch: Branch) -> None:
-        """Start from the checkpoint of another run."""
-        branch.check(self.config, self.data, self.steps_per_epoch)
-        start = branch.checkpoint
-        load_weights(self.model, start.model)
-        same = start.config.optimizer == self.config.optimizer
-        steps = start.epoch * self.steps_per_epoch
-        branch.continue_optimizer(self.optimizer, same=same, steps=steps)
-        self.history = list(start.history)
-        self.judged.continue_from(start)
-        continue_scale(self.loss_scale, start)
-        self._unreadable_before = start.unreadable
-        self.parent = branch.parent
-
     @property
     def _writes(self) -> RunFolder | None:
         """The output folder on rank 0; None on other ranks and if nothing is written."""
@@ -311,21 +308,30 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group.update(options)
         totals = EpochTotals(self.stepper, self.device)
-        before = (epoch - 1) * self.steps_per_epoch - self.stepper.batches
-        if epoch == 1:
-            self.curvature.step(0, lr)
+        begun, self.state.unfinished = self.state.unfinished, None
+        done = parts = 0
+        if begun is not None:
+            done, parts = begun["batches"], begun["parts"]
+            continue_unfinished(begun, totals, self.judged.networks, self.world)
+        before = self.state.batches
+        first = done - self.stepper.batches
+        curvature = self.state.curvature
+        if before + done == 0:
+            curvature.step(0, lr)
         self.model.train()
-        batches = totals.timed(self.batches.read(epoch))
-        for seen in self.stepper.steps(batches, epoch=epoch):
+        batches = totals.timed(self.batches.read(epoch, start=done))
+        for seen in self.stepper.steps(batches, epoch=epoch, parts=parts):
             self.judged.update()
             totals.steps += 1
             for step in seen:
                 totals.add(step)
                 if self.on_step is not None:
                     self.on_step(step)
-            self.curvature.step(before + self.stepper.batches, lr)
+            done = first + self.stepper.batches
+            curvature.step(before + done, lr)
             if self.profile is not None:
                 self.profile.step()
+            self._after_step(epoch, done, totals)
         self.judged.average_statistics(self.world)
         record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
         check_weights(self.model, self.world, epoch=epoch, lr=lr)
@@ -335,6 +341,32 @@ class Trainer:
             with self.stepper.section(EVALUATION):
                 accuracy = self.judge.predictions(validation).accuracy
         return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
+
+    def _after_step(self, epoch: int, done: int, totals: EpochTotals) -> None:
+        """Save and stop if it is due.
+
+        Args:
+            epoch: epoch, counted from 1.
+            done: number of batches of the epoch so far.
+            totals: totals of the epoch so far.
+        """
+
+        def checkpoint() -> Checkpoint:
+            networks, parts = self.judged.networks, self.stepper.parts
+            return self.state.checkpoint(
+                unfinished_state(totals, networks, self.world, batches=done, parts=parts)
+            )
+
+        asked = self._requests.after_step()
+        self.saver.after_step(self.state.batches + done, checkpoint, now=asked.stop or asked.save)
+        if asked.stop:
+            self.saver.finish_stopped()
+            name = getattr(self.stop, "signal", None) or "a signal to another process"
+            saved = "to continue, run the same command with --resume auto"
+            raise Stopped(
+                f"stopped by {name} after step {done} of epoch {epoch}; "
+                + (saved if self.folder else "nothing was saved without --out")
+            )
 
     @property
     def _own_seed(self) -> int:
@@ -346,48 +378,23 @@ class Trainer:
         data = self.data
         return Result(
             config=self.config.as_dict(),
-            sources=self.sources,
+            sources=self.state.sources,
             counts=data.counts.tolist(),
             class_names=list(data.class_names),
             groups=data.group_lists(),
             subset_hash=data.subset_hash,
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
-            parent=self.parent,
-            rule=self.judged.choose(self.history, self.parent),  # puts the judged weights in place
+            parent=self.state.parent,
+            rule=self.judged.choose(
+                self.state.history, self.state.parent
+            ),  # puts the judged weights in place
             test=self.judge.metrics(data.test),
             validation=None if data.validation is None else self.judge.metrics(data.validation),
-            history=self.history,
-            seconds=sum(record.seconds for record in self.history),
-            unreadable=self.data.unreadable(self._unreadable_before, self.world),
+            history=self.state.history,
+            seconds=sum(record.seconds for record in self.state.history),
+            unreadable=self.state.unreadable,
             environment={**environment(self.device), "processes": self.world.world_size},
             origin=Origin.here(),
-            curvature=self.curvature.points,
-        )
-
-    def _checkpoint(self) -> Checkpoint:
-        whole = partial(gathered, keep=self.world.rank == 0)
-        return Checkpoint(
-            config=self.config,
-            epoch=len(self.history),
-            channels=self.channels,
-            num_classes=self.data.num_classes,
-            model=whole(self.model.state_dict()),
-            optimizer=whole(self.optimizer.state_dict()),
-            history=list(self.history),
-            best=whole(self.judged.best),
-            unreadable=self.data.unreadable(self._unreadable_before, self.world),
-            sources=self.sources,
-            subset_hash=self.data.subset_hash,
-            contents=self.contents,
-            steps_per_epoch=self.steps_per_epoch,
-            parent=self.parent,
-            class_names=list(self.data.class_names),
-            counts=self.data.counts.tolist(),
-            groups=self.data.group_lists(),
-            average=whole(self.judged.average),
-            preprocessing=self.data.test.preprocessing,
-            curvature=self.curvature.state_dict(),
-            loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
-            world_size=self.world.world_size,
+            curvature=self.state.curvature.points,
         )

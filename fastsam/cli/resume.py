@@ -1,0 +1,90 @@
+"""The option ``--resume [auto]``, and the stored run that it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.errors import UsageError
+from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training.resume import readable
+
+ResumeMode = bool | Literal["auto"]
+_MODES: dict[tuple[str, ...], ResumeMode] = {
+    (): True,
+    ("True",): True,
+    ("False",): False,
+    ("auto",): "auto",
+}
+
+
+def _mode(values: Sequence[str]) -> ResumeMode:
+    if tuple(values) not in _MODES:
+        raise ValueError("expected auto or no value")
+    return _MODES[tuple(values)]
+
+
+ResumeOption = Annotated[
+    ResumeMode,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[auto]",
+        choices=("auto", "True", "False"),
+        instance_from_str=_mode,
+        is_instance=lambda value: isinstance(value, bool) or value == "auto",
+        str_from_instance=lambda value: [] if value is True else [str(value)],
+    ),
+    arg(
+        help="resume the run in --out with its settings. auto resumes it if there is one, else starts it: "
+        "then the same command may run any number of times",
+        help_behavior_hint="(default: start a new run)",
+    ),
+]
+
+
+def resume_in(arguments: Sequence[str]) -> ResumeMode:
+    """Return the value of ``--resume`` in a command line that is not parsed yet."""
+    found: ResumeMode = False
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--resume":
+            following = arguments[place + 1 : place + 2]
+            values = (value,) if equals else tuple(v for v in following if (v,) in _MODES)
+            found = _MODES.get(values, True)
+    return found
+
+
+def stored_run(resume: ResumeMode, out: Path | None) -> Checkpoint | None:
+    """Load the run that a command resumes.
+
+    Args:
+        resume: value of the option.
+        out: folder of the run.
+
+    Returns:
+        Its newest readable checkpoint; None if the command starts a new run.
+
+    Raises:
+        CheckpointError: if there is none and ``resume`` is True, or all are damaged.
+    """
+    if not resume or out is None:
+        return None
+    for _, checkpoint in readable(RunFolder(out)):
+        return checkpoint
+    return None if resume == "auto" else Checkpoint.load(out)
+
+
+def check_same_parts(stored: Checkpoint, named: Mapping[str, str], out: Path) -> None:
+    """Raise :class:`UsageError` if a command names other parts than the run that it resumes."""
+    for name, value in named.items():
+        before = getattr(stored.config, name)
+        if value != before:
+            raise UsageError(
+                f"cannot resume the run in {out}: its {name} is {before}, but the command has {value}; use "
+                "the same settings or choose another --out"
+            )

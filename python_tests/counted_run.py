@@ -1,0 +1,38 @@
+"""Run a ``fastsam`` command and append each step of its training to ``steps-RANK.txt`` beside ``--out``.
+
+Tests that kill the command read from it which steps were repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fastsam.cli.main import main
+from fastsam.longtail import Trainer
+from fastsam.longtail.training import Step
+
+
+class CountedTrainer(Trainer):
+    """A trainer that records its steps."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        out = Path(options["out"])
+        name = f"{out.name}-steps-{os.environ.get('RANK', '0')}.txt"
+        with (out.parent / name).open("a") as file:
+            file.write("start\n")
+
+        def on_step(step: Step) -> None:
+            with (out.parent / name).open("a") as file:
+                file.write(f"{step.epoch} {step.batch}\n")
+
+        super().__init__(*args, on_step=on_step, **options)
+
+
+if __name__ == "__main__":
+    train: Any = import_module("fastsam.cli.commands.train")
+    train.Trainer = CountedTrainer
+    sys.exit(main())

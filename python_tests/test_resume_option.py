@@ -1,0 +1,113 @@
+"""The option ``--resume [auto]``: begin or continue, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastsam.cli import main
+from fastsam.cli.resume import resume_in
+from fastsam.files import locked
+from fastsam.longtail import Checkpoint, Result
+
+TINY = ["--batch-size", "200", "--model", "resnet8", "--epochs", "2", "--threads", "1", "--quiet"]
+RUN = ["train", "--method", "ce", "--optimizer", "sam", *TINY]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        ([], False),
+        (["--resume"], True),
+        (["--resume", "--out", "x"], True),
+        (["--resume", "auto", "--out", "x"], "auto"),
+        (["--resume=auto"], "auto"),
+        (["--resume", "False"], False),
+    ],
+)
+def test_the_value_before_parsing(arguments: list[str], mode: object) -> None:
+    assert resume_in(arguments) == mode
+
+
+def test_the_same_command_begins_and_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = [*RUN, "--resume", "auto", "--out", str(out)]
+    assert main(command) == 0
+    first = Result.load(out / "result.json")
+    assert main(command) == 0
+    assert Result.load(out / "result.json").test == first.test
+    assert Checkpoint.load(out).epoch == 2
+    capsys.readouterr()
+    for wrong, message in (
+        (["--optimizer", "sgd"], "its optimizer is sam, but the command has sgd"),
+        (["--rho", "0.3"], "rho was (0.05,), is now (0.3,)"),
+        (["--overwrite"], "--resume cannot be combined with --overwrite"),
+    ):
+        assert main([*command, *wrong]) in (1, 2)
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert Result.load(out / "result.json").test == first.test
+    assert main([*RUN, "--resume", "--out", str(tmp_path / "nothing")]) == 1
+    assert "no checkpoint at" in capsys.readouterr().err
+    assert main([*RUN, "--resume", "automatic", "--out", str(out)]) == 2
+    assert "--resume must be" in capsys.readouterr().err
+    with locked(out):
+        process = subprocess.run(
+            [sys.executable, "-m", "fastsam.cli", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert process.returncode == 1
+    assert f"is in use by process {os.getpid()}" in process.stderr
+
+
+def test_settings_of_a_file_and_branches_begin_and_continue(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    assert main([*RUN, "--keep", "1", "--out", str(parent)]) == 0
+    file, branch = tmp_path / "file", tmp_path / "branch"
+    again = ["train", "--config", str(parent / "run.yaml"), "--resume", "auto", "--quiet"]
+    started = ["train", "--from", str(parent), "--at", "1", "--rho", "0.2", "--resume", "auto"]
+    for command, out in ((again, file), (started, branch)):
+        for _ in range(2):
+            assert main([*command, "--out", str(out)]) == 0
+    expected = Result.load(parent / "result.json")
+    assert Result.load(file / "result.json").test == expected.test
+    result = Result.load(branch / "result.json")
+    assert result.parent is not None
+    assert result.config["rho"] == [0.2]
+    assert result.history[0] == expected.history[0]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_the_command_at_once(tmp_path: Path) -> None:
+    """The first asks for the end of the step, which here does not come."""
+    script = (
+        "import time, sys\n"
+        "from fastsam.stopping import stop_signals\n"
+        "with stop_signals() as stop, stop.deferred():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # torchrun sends the same Ctrl-C once more
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    assert "SIGINT: stopping after this step" in error
