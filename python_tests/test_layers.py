@@ -27,6 +27,7 @@ FOUNDATION = {
     "progress",
     "rank_errors",
     "records",
+    "stopping",
     "text",
     "threads",
     "upload",
@@ -113,8 +114,9 @@ LONGTAIL_LAYERS = (
     ("recipes", "build", "finite"),
     ("checkpoint", "tracking", "run_file"),
     ("training", "landscape", "trained"),
+    ("sweeps",),
     ("published",),
-    ("reproduce",),
+    ("reproduce", "tuning"),
 )
 """Parts of ``fastsam.longtail`` from the bottom up; each may import those before it."""
 

@@ -1,0 +1,127 @@
+"""Signals that ask a program to save its state and to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_STOPPED = 75
+"""Exit code of a program that stopped because of a signal, before it was done: ``EX_TEMPFAIL`` of sysexits.h,
+which asks the caller to try again. Schedulers can requeue a job by it."""
+EXIT_INTERRUPTED = 130
+"""Exit code after a second Ctrl-C, as shells use it."""
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+_ONE_PRESS_SECONDS = 1.0
+"""torchrun forwards the SIGINT of a Ctrl-C that its processes received from the terminal already."""
+_WORKER_SECONDS = 30
+"""Time that a worker process has after SIGTERM, so that the step of its parent can end."""
+
+
+class Stopped(BaseException):
+    """Raised if a signal stopped a program. The message says how to continue.
+
+    Like ``KeyboardInterrupt`` it is no error, so ``except Exception`` does not catch it.
+    """
+
+
+class StopRequest:
+    """Whether a signal asked this process to stop.
+
+    Attributes:
+        signal: name of the first signal; None before it.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._deferred = False
+        self._interrupted: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only record signals inside the context, whose code checks the request and saves its state.
+
+        Outside it a signal raises :class:`Stopped` at once.
+        """
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        name = signal.Signals(number).name
+        if name == "SIGINT":
+            if self._interrupted is not None and now - self._interrupted > _ONE_PRESS_SECONDS:
+                os._exit(EXIT_INTERRUPTED)
+            self._interrupted = self._interrupted or now
+        first, self.signal = self.signal is None, self.signal or name
+        if not self._deferred:
+            raise Stopped(f"stopped by {name} before training began; nothing was saved")
+        if first and os.environ.get("RANK", "0") == "0":
+            # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
+            os.write(
+                2, f"\nfastsam: {name}: stopping after this step; Ctrl-C stops at once\n".encode()
+            )
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Record SIGTERM, SIGUSR1 and SIGINT inside the context, and yield the request that they make.
+
+    A second Ctrl-C, at least a second after the first, ends the process at once with exit code 130. Only the
+    main thread can receive signals: in another thread nothing changes.
+
+    Example:
+        >>> import os, signal
+        >>> with stop_signals() as request, request.deferred():
+        ...     os.kill(os.getpid(), signal.SIGUSR1)
+        ...     request.signal
+        'SIGUSR1'
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, request._receive) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process when its parent ends, on Linux; do nothing elsewhere.
+
+    A launcher that is killed cannot stop its processes. They would train on and hold the lock of their run.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
+
+
+def outlast_parent_signals() -> None:
+    """Keep a worker process alive while its parent finishes a step after a signal.
+
+    A terminal and a scheduler send signals to workers too. Workers end with their parent, or 30 seconds after
+    SIGTERM.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_SECONDS))
