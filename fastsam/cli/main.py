@@ -22,9 +22,10 @@ from fastsam.cli.usage import parsed
 from fastsam.distributed import LaunchError
 from fastsam.longtail.errors import LongTailError, UsageError, unknown
 from fastsam.rank_errors import RankError
+from fastsam.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 from fastsam.text import one_line
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 _DESCRIPTION = (
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; ``sys.argv[1:]`` if None.
 
     Returns:
-        Exit code: 0 on success, 2 for wrong usage, 1 for any other error, 130 if interrupted.
+        Exit code: 0 on success, 2 for wrong usage, 75 if a signal stopped the command and the same one
+        continues, 130 if interrupted, 1 for any other error.
 
     Raises:
         SystemExit: for ``--version`` and ``--help`` (code 0).
@@ -94,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse([argument for argument in arguments if argument != "--debug"])
         command.run()
+    except Stopped as stopped:
+        return _fail(stopped, EXIT_STOPPED)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

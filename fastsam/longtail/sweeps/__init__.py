@@ -6,7 +6,7 @@ from fastsam.longtail.sweeps.executors import (
     SweepExecutor,
     register_executor,
 )
-from fastsam.longtail.sweeps.grid import GridPlan, plan_grid, sweep
+from fastsam.longtail.sweeps.grid import GridPlan, plan_combinations, plan_grid, sweep
 from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, Shard, store_plan, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, check_outcomes, run_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
@@ -26,6 +26,7 @@ __all__ = [
     "TaskExit",
     "check_outcomes",
     "complete",
+    "plan_combinations",
     "plan_grid",
     "register_executor",
     "run_plan",

@@ -82,7 +82,7 @@ def sweep(
         UsageError: if a setting or a value is not valid, or ``out`` has a run of the grid under another
             name; before anything is trained.
         CheckpointError: if ``out`` has runs of the same names with other settings.
-        StoppedError: if a signal stopped the sweep.
+        Stopped: if a signal stopped the sweep.
 
     Example:
         >>> import tempfile

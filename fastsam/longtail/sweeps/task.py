@@ -79,11 +79,14 @@ class SweepTask:
         return TaskExit.FINISHED
 
     def error(self) -> str:
-        """Return the error that :meth:`run` wrote, in one line that begins with the name of its class."""
+        """Return the error that :meth:`run` wrote, in one line that begins with the name of its class.
+
+        It is empty if there is none.
+        """
         try:
             text = self._error_file.read_text("utf-8")
         except OSError:
-            return "no error was written"
+            return ""
         # A traceback ends with the name of the class, after its modules, and the message.
         kind, _, message = text.rstrip().rpartition("\n")[2].partition(": ")
         return f"{kind.rpartition('.')[2]}: {message}"
