@@ -144,16 +144,16 @@ def _dimension(name: str, text: str) -> Dimension:
     hint = str(find_setting(name)[1])
     if ":" not in text or not ("int" in hint or "float" in hint):
         return Choices(tuple(parse_setting(name, value) for value in text.split(",")))
-    log = text.startswith("log:")
-    bounds = tuple(map(_plain, text.removeprefix("log:").split(":")))
-    if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds):
+    low, _, high = text.removeprefix("log:").partition(":")
+    whole = "int" in hint and "float" not in hint
+    try:
+        bounds = (int(low), int(high)) if whole else (float(low), float(high))
+    except ValueError as error:
         raise UsageError(
-            f"--search {name} must be VALUE,..., LOW:HIGH or log:LOW:HIGH, got {text!r:.60}"
-        )
-    low, high = (
-        bound if "int" in hint and "float" not in hint else float(bound) for bound in bounds
-    )
-    return Interval(low, high, log)
+            f"--search {name} must be VALUE,..., LOW:HIGH or log:LOW:HIGH, where LOW and HIGH are "
+            f"{'whole ' if whole else ''}numbers, got {text!r:.60}"
+        ) from error
+    return Interval(bounds[0], bounds[1], log=text.startswith("log:"))
 
 
 def _plain(word: str) -> bool | int | float | str:
