@@ -22,24 +22,29 @@ FLAGS = (
 _MODULE = """
     import os
     from fastsam.longtail.schedules import LR_SCHEDULES, LearningRateSchedule
+    from fastsam.longtail.training import saving
+    from fastsam.optim import FunctionSchedule
 
-    class Logged:
-        def __init__(self, run):
-            self.run = run
+    for name in {{"CHECKPOINT_SECONDS", "EPOCH_SECONDS"}} & set(vars(saving)):
+        setattr(saving, name, 0.0)
 
-        def __call__(self, epoch):
+    def build(settings, run):
+        def lr(epoch):
             with open({log!r}, "a") as file:
-                file.write(f"{{self.run['seed']}} {{epoch}} {{os.getpid()}}\\n")
-            return self.run["lr"]
+                file.write(f"{{run['seed']}} {{epoch}} {{os.getpid()}}\\n")
+            return run["lr"]
 
-    LR_SCHEDULES.add(
-        LearningRateSchedule(name="logged", summary="", build=lambda settings, run: Logged(run))
-    )
+        return FunctionSchedule(lr)
+
+    LR_SCHEDULES.add(LearningRateSchedule(name="logged", summary="", build=build))
 """
 
 
 def install_log(site: Path, log: Path) -> None:
-    """Create a folder for ``PYTHONPATH`` with a learning-rate schedule that logs seed, epoch and process."""
+    """Create a folder for ``PYTHONPATH`` with a learning-rate schedule that logs seed, epoch and process.
+
+    With it, every epoch ends with a checkpoint.
+    """
     site.mkdir()
     (site / "logged_schedule.py").write_text(textwrap.dedent(_MODULE.format(log=str(log))))
     info = site / "logged-1.0.dist-info"
