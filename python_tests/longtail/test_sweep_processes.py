@@ -38,11 +38,11 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def started(out: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a sweep of eight runs, and kill it if the test fails."""
+def started(out: Path, runs: int) -> Iterator[subprocess.Popen[str]]:
+    """Start a sweep, and kill it if the test fails."""
     path = os.pathsep.join([str(ROOT), str(out.parent / "site")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastsam", "sweep", *FLAGS, "--out", str(out), *more],
+        [sys.executable, "-m", "fastsam", "sweep", *FLAGS, "--out", str(out), "--seeds", str(runs)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -55,8 +55,8 @@ def started(out: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def results(out: Path) -> list[Result]:
-    return [Result.load(out / f"seed-{seed}" / "result.json") for seed in range(RUNS)]
+def results(out: Path, runs: int) -> list[Result]:
+    return [Result.load(out / f"seed-{seed}" / "result.json") for seed in range(runs)]
 
 
 @pytest.mark.slow
@@ -64,20 +64,20 @@ def test_a_killed_process_is_replaced_and_nothing_is_trained_twice(
     tmp_path: Path, log: Path
 ) -> None:
     out = tmp_path / "runs"
-    with started(out) as process:
+    with started(out, RUNS) as process:
         kill_trainer(log, seed=3, epoch=4)
         printed, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     assert "fastsam: seed-3: its process was killed by SIGKILL; starting it again" in errors
     check_epochs(log, killed=3)
-    found = results(out)
+    found = results(out, RUNS)
     assert [len(result.history) for result in found] == [EPOCHS] * RUNS
     assert [result.config["seed"] for result in found] == list(range(RUNS))
     lines = [line for line in printed.splitlines() if line.startswith("[")]
     assert sorted(line.split()[1] for line in lines) == [f"seed-{seed}:" for seed in range(RUNS)]
     assert len({process for _, _, process in logged(log)}) == RUNS + 1
     before = log.read_text()
-    with started(out) as process:
+    with started(out, RUNS) as process:
         printed, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert printed.count("finished before") == RUNS
@@ -90,7 +90,7 @@ def test_a_signal_stops_the_processes_and_the_same_command_continues(
     number: signal.Signals, tmp_path: Path, log: Path
 ) -> None:
     out = tmp_path / "runs"
-    with started(out) as process:
+    with started(out, 3) as process:
         wait_for(lambda: any(epoch == 4 for _, epoch, _ in logged(log)))
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
@@ -99,12 +99,12 @@ def test_a_signal_stops_the_processes_and_the_same_command_continues(
     assert "The same command continues" in errors
     begun = logged(log)
     assert all(not Path(f"/proc/{process}").exists() for _, _, process in begun)
-    assert len(begun) < EPOCHS * RUNS
-    with started(out) as process:
+    assert len(begun) < EPOCHS * 3
+    with started(out, 3) as process:
         _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
-    assert [len(result.history) for result in results(out)] == [EPOCHS] * RUNS
-    assert len(logged(log)) <= EPOCHS * RUNS + 2 * 2  # the epochs that were cut short
+    assert [len(result.history) for result in results(out, 3)] == [EPOCHS] * 3
+    assert len(logged(log)) <= EPOCHS * 3 + 2 * 2  # the epochs that were cut short
 
 
 @pytest.mark.slow
@@ -112,18 +112,18 @@ def test_the_processes_of_a_killed_sweep_end_and_two_sweeps_share_the_rest(
     tmp_path: Path, log: Path
 ) -> None:
     out = tmp_path / "runs"
-    with started(out) as process:
+    with started(out, 3) as process:
         wait_for(lambda: any(epoch == 3 for _, epoch, _ in logged(log)))
         process.kill()
         process.communicate()
-    with started(out) as one, started(out) as other:
+    with started(out, 3) as one, started(out, 3) as other:
         for process in (one, other):
             printed, errors = process.communicate(timeout=500)
             assert process.returncode == 0, errors
             lines = [line for line in printed.splitlines() if line.startswith("[")]
-            assert sorted(line.split()[1] for line in lines) == [f"seed-{s}:" for s in range(RUNS)]
-    assert [len(result.history) for result in results(out)] == [EPOCHS] * RUNS
-    assert len(logged(log)) <= EPOCHS * RUNS + 2 * 2
+            assert sorted(line.split()[1] for line in lines) == [f"seed-{s}:" for s in range(3)]
+    assert [len(result.history) for result in results(out, 3)] == [EPOCHS] * 3
+    assert len(logged(log)) <= EPOCHS * 3 + 2 * 2
 
 
 @pytest.mark.slow

@@ -85,16 +85,14 @@ def sweep(
         Stopped: if a signal stopped the sweep.
 
     Example:
-        >>> import tempfile
-        >>> outcomes = sweep(
-        ...     tempfile.mkdtemp(),
-        ...     grid={"optimizer": ("sgd", "sam")},
-        ...     data="digits-lt",
-        ...     method="ce",
-        ...     epochs=1,
-        ... )
-        >>> [(outcome.run.name, outcome.state) for outcome in outcomes]
-        [('optimizer=sgd/seed-0', 'finished'), ('optimizer=sam/seed-0', 'finished')]
+        >>> fixed = {"data": "digits-lt", "method": "ce", "epochs": 20}
+        >>> grid = {"optimizer": ("sgd", "sam"), "rho": (0.05, 0.1)}
+        >>> outcomes = sweep("runs/rho", grid=grid, execution=Execution(jobs=2), **fixed)  # doctest: +SKIP
+        >>> for run in plan_grid(grid, fixed).runs:
+        ...     print(run.name)
+        optimizer=sgd/seed-0
+        optimizer=sam,rho=0.05/seed-0
+        optimizer=sam,rho=0.1/seed-0
     """
     plan = plan_grid(grid, settings, seeds=seeds)
     plan.check(out)

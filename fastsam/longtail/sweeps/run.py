@@ -24,6 +24,8 @@ from fastsam.stopping import Stopped, StopRequest, stop_signals
 from fastsam.text import notice
 
 State = Literal["finished", "failed", "stopped"]
+_STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+"""Exit codes of processes that a signal stopped before they could handle it."""
 _POLL_SECONDS = 0.5
 """Seconds between two looks at signals."""
 _BUSY_SECONDS = 2.0
@@ -234,7 +236,7 @@ class _Sweep:
             return None
         if code == TaskExit.FAILED:
             return RunOutcome(run, "failed", error=task.error())
-        if code in (TaskExit.STOPPED, -signal.SIGTERM, -signal.SIGINT):
+        if code in (TaskExit.STOPPED, *_STOPS):
             return RunOutcome(run, "stopped")
         result = stored_result(run, self._out, quiet=True)
         if result is not None:

@@ -212,18 +212,14 @@ def tune(
         Stopped: if a signal stopped the trials.
 
     Example:
-        >>> import tempfile
-        >>> tuning = tune(
-        ...     tempfile.mkdtemp(),
-        ...     search={"lr": Interval(0.01, 1.0, log=True)},
-        ...     trials=1,
-        ...     data="digits-lt",
-        ...     method="ce",
-        ...     optimizer="sgd",
-        ...     epochs=1,
-        ... )
-        >>> tuning.chosen, tuning.best.settings
-        ('trial-000', {'lr': 0.1882})
+        >>> from fastsam.longtail import Interval
+        >>> fixed = {"data": "digits-lt", "method": "ce", "optimizer": "sgd"}
+        >>> search = {"lr": Interval(0.01, 1.0, log=True), "weight_decay": [0.0, 5e-4]}
+        >>> tuning = tune("runs/tune", search=search, trials=2, **fixed)  # doctest: +SKIP
+        >>> for name, drawn in plan_trials(search, fixed, trials=2).drawn.items():
+        ...     print(name, drawn)
+        trial-000 {'lr': 0.1879, 'weight_decay': 0.0}
+        trial-001 {'lr': 0.01208, 'weight_decay': 0.0}
     """
     plan = plan_trials(
         search, settings, trials=trials, search_seed=search_seed, sampler=sampler, seeds=seeds
