@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,8 +117,11 @@ def run_plan(
         if result is not None:
             yield RunOutcome(run, "finished", result, trained=False)
     if pending:
-        with stop_signals() as stop, stop.deferred():
-            yield from _Sweep(pending, out, execution, stop).outcomes()
+        jobs = min(execution.jobs, len(pending))
+        # Before signals are handled here: an executor may start a library that handles them, too.
+        executor = EXECUTORS[execution.executor].build(jobs)
+        with closing(executor), stop_signals() as stop, stop.deferred():
+            yield from _Sweep(pending, out, executor, jobs, stop).outcomes()
 
 
 def _load_data(
@@ -159,17 +163,23 @@ class _Sweep:
     Args:
         runs: the runs that are not finished.
         out: folder of the sweep.
-        execution: how they are executed.
+        executor: starts them.
+        jobs: number of runs at a time.
         stop: request to stop.
     """
 
     def __init__(
-        self, runs: Sequence[PlannedRun], out: Path, execution: Execution, stop: StopRequest
+        self,
+        runs: Sequence[PlannedRun],
+        out: Path,
+        executor: SweepExecutor,
+        jobs: int,
+        stop: StopRequest,
     ) -> None:
         self._out = out
+        self._executor = executor
+        self._jobs = jobs
         self._stop = stop
-        self._jobs = min(execution.jobs, len(runs))
-        self._build = EXECUTORS[execution.executor].build
         self._waiting = deque(runs)
         self._busy: list[PlannedRun] = []
         self._running: dict[Future[int], tuple[PlannedRun, SweepTask]] = {}
@@ -179,22 +189,20 @@ class _Sweep:
 
     def outcomes(self) -> Iterator[RunOutcome]:
         """Execute the runs, and yield what became of each."""
-        executor = self._build(self._jobs)
         try:
             while (self._waiting or self._busy or self._running) and not self._stop:
-                yield from self._submit(executor)
+                yield from self._submit()
                 yield from self._ended()
         finally:
             if self._running:  # after a signal, an error, or if the caller takes no more outcomes
-                executor.stop()
+                self._executor.stop()
                 wait(self._running)
-            executor.close()
         if self._stop:
             raise Stopped(
                 f"stopped by {self._stop.signal}, {self._left} runs are left. The same command continues"
             )
 
-    def _submit(self, executor: SweepExecutor) -> Iterator[RunOutcome]:
+    def _submit(self) -> Iterator[RunOutcome]:
         """Start runs until enough are running."""
         while self._waiting and len(self._running) < self._jobs and not self._stop:
             run = self._waiting.popleft()
@@ -205,7 +213,7 @@ class _Sweep:
                 self._busy.append(run)
             else:
                 task = SweepTask.of(run, self._out)
-                self._running[executor.submit(task)] = (run, task)
+                self._running[self._executor.submit(task)] = (run, task)
 
     def _ended(self) -> Iterator[RunOutcome]:
         """Wait until a run ends, and yield what became of it, unless it is to be started again."""
@@ -230,7 +238,7 @@ class _Sweep:
                 else f"exit code {code}"
             )
         except Exception as error:
-            code, lost = None, f"its process was lost ({type(error).__name__})"
+            code, lost = None, f"its process was lost ({type(error).__name__}: {_last_line(error)})"
         if code == TaskExit.BUSY:
             self._busy.append(run)
             return None
@@ -263,6 +271,11 @@ class _Sweep:
             time.sleep(0.1)
         self._waiting.extend(self._busy)
         self._busy.clear()
+
+
+def _last_line(error: Exception) -> str:
+    """Return the line of an error that names the cause, if other programs put a traceback before it."""
+    return f"{(str(error).strip().splitlines() or [''])[-1]:.200}"
 
 
 def _signal_name(number: int) -> str:
