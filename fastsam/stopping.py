@@ -51,11 +51,11 @@ class StopRequest:
 
         Outside it a signal raises :class:`Stopped` at once.
         """
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -65,8 +65,8 @@ class StopRequest:
                 os._exit(EXIT_INTERRUPTED)
             self._interrupted = self._interrupted or now
         first, self.signal = self.signal is None, self.signal or name
-        if not self._deferred:
-            raise Stopped(f"stopped by {name} before training began; nothing was saved")
+        if first and not self._deferred:
+            raise Stopped(f"stopped by {name}; nothing was saved. Run the same command again")
         if first and os.environ.get("RANK", "0") == "0":
             # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
             os.write(
