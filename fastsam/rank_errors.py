@@ -88,7 +88,7 @@ def reported_errors(
     except Exception as error:
         if not isinstance(error, RankError):
             _say(rank, f"{type(error).__name__}: {error}")
-        _write(error, rank, own)
+        write_error(error, rank, own)
         raise
 
 
@@ -145,8 +145,14 @@ def _store() -> Any:
     return store
 
 
-def _write(error: Exception, rank: int, path: Path | None) -> None:
-    """Write an error to the file of this rank and to that of ``torchrun``."""
+def write_error(error: Exception, rank: int, path: Path | None) -> None:
+    """Write an error with its traceback to the file of a rank and to that of ``torchrun``.
+
+    Args:
+        error: the error.
+        rank: rank of this process.
+        path: the file, which is written if its folder exists; None for no file.
+    """
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -168,6 +168,8 @@ OPTIONS = {
         ),
         *("--posthoc-tau", "--warmup-epochs", "--unknown", "--debug"),
     ),
+    "sweep": ("--grid", "--seeds", "--jobs", "--executor", "--shard", "--rho", "--lr", "--seed"),
+    "tune": ("--search", "--trials", "--search-seed", "--sampler", "--seeds", "--jobs", "--shard"),
     "recipes": ("--data", "--method", "--optimizer", "--names"),
     "data": (
         "--root",
@@ -189,6 +191,27 @@ ALWAYS = {
     "calibrate": ("--quiet",),
     "reproduce": ("--quiet", "--data", "digits-lt", "--epochs", "1", "--batch-size", "276"),
     "demo": ("--quiet", "--epochs", "0"),
+    # Data that are not there, so that no process is started.
+    "sweep": (
+        "--data",
+        "cifar10-lt",
+        "--data-root",
+        "/nowhere",
+        "--method",
+        "ce",
+        "--optimizer",
+        "sgd",
+    ),
+    "tune": (
+        "--data",
+        "cifar10-lt",
+        "--data-root",
+        "/nowhere",
+        "--method",
+        "ce",
+        "--search",
+        "lr=0:1",
+    ),
 }
 OF_RUNS = ("spectrum", "evaluate", "calibrate", "predict", "export")
 """Commands that most lines call with a valid run, so that options are checked."""
@@ -200,7 +223,9 @@ SHARES = {
     "predict": 0.05,
     "export": 0.03,
     "report": 0.05,
-    "reproduce": 0.08,
+    "reproduce": 0.06,
+    "sweep": 0.01,
+    "tune": 0.01,
     "recipes": 0.05,
     "data": 0.06,
     "demo": 0.02,

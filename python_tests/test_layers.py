@@ -115,8 +115,9 @@ LONGTAIL_LAYERS = (
     ("sharded_archive",),
     ("checkpoint", "tracking", "run_file"),
     ("training", "landscape", "trained"),
+    ("sweeps",),
     ("published",),
-    ("reproduce",),
+    ("reproduce", "tuning"),
 )
 """Parts of ``fastsam.longtail`` from the bottom up; each may import those before it."""
 

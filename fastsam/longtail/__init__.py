@@ -1,9 +1,21 @@
-"""Training on long-tailed classes: data, models, losses, recipes and the trainer."""
+"""Training on long-tailed classes: data, models, losses, recipes, the trainer, sweeps and tuning."""
 
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
+from fastsam.longtail.sweeps import Execution, sweep
 from fastsam.longtail.training import Trainer
+from fastsam.longtail.tuning import Interval, tune
 
-__all__ = ["Checkpoint", "Result", "TrainConfig", "Trainer", "recipe"]
+__all__ = [
+    "Checkpoint",
+    "Execution",
+    "Interval",
+    "Result",
+    "TrainConfig",
+    "Trainer",
+    "recipe",
+    "sweep",
+    "tune",
+]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastsam.longtail.landscape import ALL
+from fastsam.longtail.settings import value_text
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,8 @@ class Variant:
     @property
     def name(self) -> str:
         """Name in folders and tables: ``METHOD-OPTIMIZER``, followed by the settings that differ."""
-        extras = (f"{name}-{_text(value)}" for name, value in self.settings.items())
+        extras = (f"{name}-{value_text(value)}" for name, value in self.settings.items())
         return "-".join((self.method, self.optimizer, *extras))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "-".join(_text(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _both(*methods: str, **settings: Any) -> tuple[Variant, ...]:

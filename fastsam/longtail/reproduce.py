@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from fastsam.distributed import World, launched_world_size
 from fastsam.files import remove_orphans
 from fastsam.longtail.build import load_configured
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, differences, is_own, place_settings
+from fastsam.longtail.config import TrainConfig, place_settings
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import CheckpointError, DamagedError, DataError, UsageError, unknown
+from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
     ACCURACIES,
@@ -29,7 +30,17 @@ from fastsam.longtail.published import (
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.runtime import chosen_device
-from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.sweeps import (
+    Execution,
+    PlannedRun,
+    RunOutcome,
+    check_outcomes,
+    complete,
+    run_plan,
+    store_plan,
+    stored_result,
+)
+from fastsam.longtail.training import RunFolder
 from fastsam.text import notice
 
 AS_PUBLISHED = ("seed", "threads")
@@ -74,6 +85,7 @@ def reproduce_table(
     out: str | Path,
     *,
     seeds: int = 3,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
     world: World = World(),  # noqa: B008 (frozen)
     progress: bool = True,
     **overrides: Any,
@@ -90,20 +102,24 @@ def reproduce_table(
         data: any data set.
         out: folder of the runs.
         seeds: number of seeds; they are 0, 1, ...
+        execution: number of runs at a time, and part of the plan. By default, runs are trained one after
+            the other in this process. A part yields the rows for which other parts have done theirs.
         world: the ranks that train each run together.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
         **overrides: settings that override every recipe.
 
     Raises:
         UsageError: if a name or setting is not valid, before anything is trained.
+        TrainingError: if runs failed in processes of their own, after all other runs.
     """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
     if not 1 <= seeds <= 1000:
         raise UsageError(f"seeds must be at least 1 and at most 1000, got {seeds}")
-    runs = _Runs(data, out, TABLES[name].rows, overrides, world=world, progress=progress)
-    for variant in TABLES[name].rows:
-        results = [runs.finished(variant, seed)[0] for seed in range(seeds)]
+    runs = _Runs(
+        data, out, TABLES[name].rows, overrides, seeds=seeds, world=world, progress=progress
+    )
+    for variant, results in runs.finished(execution):
         known = ACCURACIES.get((data, variant.name), {}) if runs.comparable else {}
         yield Row(variant, summarize(results), known)
 
@@ -116,6 +132,7 @@ def reproduce_figure(
     augment: str = "none",
     steps: int = 80,
     probes: int = 1,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Panel]:
@@ -131,6 +148,7 @@ def reproduce_figure(
             which does not measure curvature.
         steps: Lanczos steps.
         probes: number of random start vectors.
+        execution: as in :func:`reproduce_table`. A part only trains and yields nothing.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
         **overrides: settings that override every recipe.
 
@@ -147,17 +165,26 @@ def reproduce_figure(
         )
     figure = FIGURES[name]
     check_options(loss=figure.loss, augment=augment, steps=steps, probes=probes)
-    runs = _Runs(data, out, figure.runs, overrides, world=World(), progress=progress)
-    for variant in figure.runs:
-        epochs = _epochs(figure, runs.config(variant)) or (None,)
-        _, folder = runs.finished(variant, 0, checkpoints=epochs)
-        for epoch in epochs:
+    runs = _Runs(
+        data,
+        out,
+        figure.runs,
+        overrides,
+        checkpoints=lambda config: _epochs(figure, config) or (None,),
+        world=World(),
+        progress=progress,
+    )
+    for variant, _ in runs.finished(execution):
+        if execution.shard.count > 1:
+            continue
+        (run,) = runs.planned(variant)
+        for epoch in _epochs(figure, run.config) or (None,):
             for item in _spectra(
-                folder,
+                RunFolder(runs.out / run.name),
                 epoch,
-                runs.data(variant),
+                runs.load(run),
                 figure,
-                device=runs.config(variant).device,
+                device=run.config.device,
                 augment=augment,
                 steps=steps,
                 probes=probes,
@@ -185,7 +212,17 @@ def summarize(results: Sequence[Result]) -> dict[str, Measured]:
 
 
 class _Runs:
-    """The runs of several variants on one data set; each is trained at most once.
+    """The plan of the runs of several variants on one data set.
+
+    Args:
+        data: the data set.
+        out: folder of the runs.
+        variants: the variants.
+        overrides: settings that override every recipe.
+        seeds: number of seeds of each variant.
+        checkpoints: returns the epochs whose checkpoints are needed; None stands for the last epoch.
+        world: the ranks that train each run together.
+        progress: show progress.
 
     Raises:
         UsageError: if an override does not exist, or is a setting that a variant sets itself or does not
@@ -199,6 +236,8 @@ class _Runs:
         variants: Sequence[Variant],
         overrides: Mapping[str, Any],
         *,
+        seeds: int = 1,
+        checkpoints: Callable[[TrainConfig], Collection[int | None]] = lambda config: (),
         world: World,
         progress: bool,
     ) -> None:
@@ -206,7 +245,8 @@ class _Runs:
         self.world = world
         self.progress = progress
         self.comparable = set(overrides) <= {*AS_PUBLISHED, *place_settings()}
-        self._recipes: dict[str, Recipe] = {}
+        self._variants = variants
+        self._planned: dict[str, list[PlannedRun]] = {}
         for variant in variants:
             twice = sorted(set(variant.settings) & set(overrides))
             if twice:
@@ -216,92 +256,90 @@ class _Runs:
             chosen = recipe(
                 data, variant.method, variant.optimizer, **variant.settings, **overrides
             )
-            chosen.config()
-            self._recipes[variant.name] = chosen
+            self._planned[variant.name] = [
+                _planned(variant, chosen.override(seed=seed), seed, checkpoints)
+                for seed in range(seeds)
+            ]
         self._loaded: tuple[Any, LongTailData] | None = None
 
-    def config(self, variant: Variant) -> TrainConfig:
-        """Return the configuration of a variant with seed 0."""
-        return self._recipes[variant.name].config()
+    def planned(self, variant: Variant) -> list[PlannedRun]:
+        """Return the runs of a variant, one for each seed."""
+        return self._planned[variant.name]
 
-    def data(self, variant: Variant) -> LongTailData:
-        """Return the data of a variant. The last data set is cached, because most variants share it."""
-        config = self.config(variant)
-        key = (config.imbalance, config.kind)
+    def load(self, run: PlannedRun) -> LongTailData:
+        """Return the data of a run. The last data set is cached, because most runs share it."""
+        key = run.config.parts["data"]
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = (key, load_configured(config, progress=self.progress))
+            self._loaded = (key, load_configured(run.config, progress=self.progress))
         return self._loaded[1]
 
-    def finished(
-        self, variant: Variant, seed: int, *, checkpoints: Collection[int | None] = ()
-    ) -> tuple[Result, RunFolder]:
-        """Load or train the run of a variant. Damaged files are created again.
+    def finished(self, execution: Execution) -> Iterator[tuple[Variant, list[Result]]]:
+        """Execute the plan, and yield each variant with the results of all seeds when they are there.
 
-        Runs with seed 0 keep the checkpoints of all epochs that any figure needs.
+        A shard yields the variants for which other shards have done their part.
 
-        Args:
-            variant: the variant.
-            seed: seed of the training.
-            checkpoints: epochs whose checkpoints are needed; None stands for the last epoch.
+        Raises:
+            TrainingError: if runs failed in processes of their own, after all other runs.
         """
-        one = self._recipes[variant.name].override(seed=seed)
-        folder = RunFolder(self.out / variant.name / f"seed-{seed}")
-        needed = [
-            folder.checkpoint if epoch is None else folder.kept(epoch) for epoch in checkpoints
-        ]
-        self._set_aside_damaged(needed)
-        result = _sound_result(folder)
-        if result is not None:
-            config = one.config()
-            moved = is_own(config.data) and result.config.get("data_root") != config.data_root
-            same = (
-                moved and bool(result.contents) and result.contents == self.data(variant).contents()
+        outcomes = self._outcomes(execution)
+        ended: list[RunOutcome] = []
+        found: dict[str, Result] = {}
+        for variant in self._variants:
+            planned = self.planned(variant)
+            while any(run.name not in found for run in planned):
+                outcome = next(outcomes, None)
+                if outcome is None:
+                    break
+                ended.append(outcome)
+                if outcome.result is not None:
+                    found[outcome.run.name] = outcome.result
+            results = [found.get(run.name) or self._stored(run) for run in planned]
+            if None not in results:
+                yield variant, [result for result in results if result is not None]
+        check_outcomes(ended)
+
+    def _outcomes(self, execution: Execution) -> Iterator[RunOutcome]:
+        """Execute runs one after the other in this process, with the other ranks, or by an executor."""
+        runs = [run for planned in self._planned.values() for run in planned]
+        if not execution.in_process:
+            yield from run_plan(runs, self.out, execution)
+            return
+        if self.world.rank == 0:
+            store_plan(self.out, runs)
+        for run in execution.shard.of(runs):
+            result = complete(
+                run,
+                self.out,
+                load=partial(self.load, run),
+                world=self.world,
+                progress=self.progress,
             )
-            changed = set(differences(result.config, config.as_dict(), same_content=same))
-            changed -= {"threads"}
-            if changed:
-                raise CheckpointError(
-                    f"{folder.path} contains a run with other settings ({', '.join(sorted(changed))}); "
-                    "choose another --out"
-                )
-            if all(path.is_file() for path in needed):
-                return result, folder
-        self._set_aside_damaged(folder.checkpoints())
-        figures = [f for f in FIGURES.values() if seed == 0 and variant in f.runs]
-        trainer = Trainer(
-            one.config(),
-            data=self.data(variant),
-            sources=one.sources,
-            out=folder.path,
-            resume="auto",
-            keep={epoch for figure in figures for epoch in _epochs(figure, one.config())},
-            world=self.world,
-            progress=self.progress,
+            yield RunOutcome(run, "finished", result)
+
+    def _stored(self, run: PlannedRun) -> Result | None:
+        """Return the result of a run that another shard may have finished."""
+        return stored_result(
+            run, self.out, load=partial(self.load, run), world=self.world, quiet=True
         )
-        return trainer.fit(), folder
-
-    def _set_aside_damaged(self, paths: Iterable[Path]) -> None:
-        """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it."""
-        for path in paths if self.world.rank == 0 else ():
-            try:
-                if path.is_file():
-                    Checkpoint.load(path)
-            except DamagedError as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                path.replace(aside)
-                notice(f"{error}; renamed to {aside.name}, creating it again")
-        self.world.barrier()
 
 
-def _sound_result(folder: RunFolder) -> Result | None:
-    """Load the result of a run; return None if there is none or it is damaged."""
-    if not folder.result.is_file():
-        return None
-    try:
-        return Result.load(folder.result)
-    except DataError as error:
-        notice(f"{error}; creating it again")
-        return None
+def _planned(
+    variant: Variant,
+    chosen: Recipe,
+    seed: int,
+    checkpoints: Callable[[TrainConfig], Collection[int | None]],
+) -> PlannedRun:
+    """Plan a run. Runs with seed 0 keep the checkpoints of all epochs that any figure needs."""
+    config = chosen.config()
+    name = f"{variant.name}/seed-{seed}"
+    folder = RunFolder(name)
+    figures = [figure for figure in FIGURES.values() if seed == 0 and variant in figure.runs]
+    needs = [
+        (folder.checkpoint if epoch is None else folder.kept(epoch)).name
+        for epoch in checkpoints(config)
+    ]
+    keep = {epoch for figure in figures for epoch in _epochs(figure, config)}
+    return PlannedRun(name, config, chosen.sources, tuple(sorted(keep)), tuple(needs))
 
 
 def _epochs(figure: SpectraFigure, config: TrainConfig) -> tuple[int, ...]:

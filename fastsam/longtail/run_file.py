@@ -73,7 +73,7 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
             raise UsageError(f"{path}: {unknown('setting', name, valid, brief=True)}")
     return RunFile(
         path,
-        {name: _of_type(path, name, value) for name, value in values.items() if name not in known},
+        {name: _checked(path, name, value) for name, value in values.items() if name not in known},
         {name: value for name, value in values.items() if name in known},
     )
 
@@ -147,10 +147,17 @@ def _load(path: Path) -> Mapping[Any, Any]:
     return found
 
 
-def _of_type(path: Path, name: str, value: Any) -> Any:
-    """Convert a YAML value to the type of its setting.
+def _checked(path: Path, name: str, value: Any) -> Any:
+    try:
+        return of_type(name, value)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
-    A YAML file may have 1 for 1.0 or "1", or a number where the setting is a tuple with one value per phase.
+
+def of_type(name: str, value: Any) -> Any:
+    """Convert a plain value, as files and options contain it, to the type of a setting.
+
+    A file may have 1 for 1.0 or "1", or a number where the setting is a tuple with one value per phase.
 
     Raises:
         UsageError: if the value has the wrong type.
@@ -166,7 +173,7 @@ def _of_type(path: Path, name: str, value: Any) -> Any:
             return converted(items, hint, name)
         return converted(items[0], hint, name)
     except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(str(error)) from error
 
 
 def _yaml(value: Any) -> str:

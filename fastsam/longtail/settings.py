@@ -176,6 +176,21 @@ def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:
             _check_value(item, hints[item.name], values[item.name])
 
 
+def value_text(value: Any) -> str:
+    """Return a value as text for names of folders and for tables.
+
+    Example:
+        >>> value_text((0.05, 0.5)), value_text(50.0), value_text(0.12345678)
+        ('0.05-0.5', '50', '0.12345678')
+    """
+    if isinstance(value, tuple):
+        return "-".join(map(value_text, value))
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def check_rising(name: str, milestones: tuple[int, ...], epochs: int) -> None:
     """Raise :class:`UsageError` unless milestones are in ascending order and lie within the run."""
     if list(milestones) != sorted(milestones) or any(m > epochs for m in milestones):

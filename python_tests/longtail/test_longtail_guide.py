@@ -44,10 +44,13 @@ def test_options_that_are_named_exist() -> None:
             cli.parse(["train"]),
             cli.parse(["reproduce", "table1"]),
             cli.parse(["evaluate", "RUN"]),
+            cli.parse(["sweep"]),
+            cli.parse(["tune"]),
         )
         for item in fields(command)
     }
     options |= {f"--{item.name}" for item in fields(cli.parse(["train"]).tracking)}
+    options |= {f"--{item.name}" for item in fields(cli.parse(["sweep"]).execution)}
     others = {
         "--root",
         "--decode",
@@ -65,6 +68,7 @@ def test_options_that_are_named_exist() -> None:
         "--from",
         "--force",
         *("--top", "--format"),
+        *("--array", "--gpus", "--time", "--signal", "--requeue"),
     }
     named = set(re.findall(r"--[a-z][a-z0-9-]*", TEXT)) - {"--paco-"}
     assert named - others <= options

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from fastsam.cli.execution import ExecutionOptions
 from fastsam.cli.options import every_setting, given, with_settings
 from fastsam.cli.output import show
 from fastsam.distributed import TIMEOUT, torchrun_world
@@ -18,6 +19,7 @@ from fastsam.longtail.errors import unknown
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.published import FIGURES, MEASURES, TABLES, Measured, PublishedTable
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
+from fastsam.longtail.sweeps import Shard
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class ReproduceCommand:
             metavar="none|K|redrawn",
         ),
     ] = "none"
+    execution: Annotated[ExecutionOptions, arg(name="execution"), OmitArgPrefixes] = (
+        ExecutionOptions()  # noqa: RUF009 (frozen)
+    )
     quiet: Annotated[bool, arg(help="hide progress bars")] = False
 
     def run(self) -> None:
@@ -64,6 +69,7 @@ class ReproduceCommand:
         table = TABLES[self.name]
         rows: list[Row] = []
         overrides = given(self)
+        execution = self.execution.execution()
         with torchrun_world(
             overrides.get("device", "cpu"),
             timeout=overrides.get("rank_timeout", TIMEOUT),
@@ -74,6 +80,7 @@ class ReproduceCommand:
                 self.data,
                 self.out,
                 seeds=self.seeds,
+                execution=execution,
                 world=world,
                 progress=not self.quiet,
                 **overrides,
@@ -84,6 +91,9 @@ class ReproduceCommand:
                         print(_heading(self.name, self.data, self.seeds))
                     print(_lines(row, _width(table)), flush=True)
         if world.rank:
+            return
+        if execution.shard.count > 1:
+            _show_part(execution.shard, len(rows), len(table.rows), "rows")
             return
         if table.note:
             print(f"note: {table.note}")
@@ -102,6 +112,7 @@ class ReproduceCommand:
         from fastsam.report.figures import curves, spectra_panels
 
         figure = FIGURES[self.name]
+        execution = self.execution.execution()
         panels = list(
             reproduce_figure(
                 self.name,
@@ -110,10 +121,14 @@ class ReproduceCommand:
                 augment=self.spectrum_augment,
                 steps=self.steps,
                 probes=self.probes,
+                execution=execution,
                 progress=not self.quiet,
                 **given(self),
             )
         )
+        if execution.shard.count > 1:
+            _show_part(execution.shard, 0, len(figure.runs), "spectra of runs")
+            return
         print(f"{self.name}: {figure.title}, {self.data}")
         for panel in panels:
             show(f"{panel.variant.name}: {panel.item.subject.title}")
@@ -143,6 +158,14 @@ class ReproduceCommand:
         path = self.out / f"{self.name}.svg"
         write_text(path, svg)
         print(f"figure: {path}")
+
+
+def _show_part(shard: Shard, complete: int, total: int, what: str) -> None:
+    """Print what is left to do after a part of the runs."""
+    print(
+        f"part {shard.index} of {shard.count} is done, {complete} of {total} {what} are complete. When all "
+        "parts are done, the same command without --shard prints the results"
+    )
 
 
 def _series(

@@ -1,0 +1,100 @@
+"""A planned run as a task for an executor: it is picklable, JSON, and a command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from fastsam.files import FolderBusyError
+from fastsam.longtail.sweeps.plan import PlannedRun
+from fastsam.longtail.sweeps.training import complete
+from fastsam.rank_errors import ERROR_FILE, write_error
+from fastsam.stopping import EXIT_STOPPED, Stopped
+
+
+class TaskExit(IntEnum):
+    """Exit codes of a task. Any other code, or the number of a signal, means that its process was lost."""
+
+    FINISHED = 0
+    FAILED = 1
+    BUSY = 3
+    """Another process trains the run."""
+    STOPPED = EXIT_STOPPED
+    """A signal stopped the run."""
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """A planned run in the folder of a sweep. It needs the same file system, and the same data sets.
+
+    Attributes:
+        out: folder of the sweep.
+        name: name of the run.
+        document: the run, as :meth:`PlannedRun.as_dict` returns it.
+    """
+
+    out: str
+    name: str
+    document: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: PlannedRun, out: Path) -> SweepTask:
+        """Create the task that trains a planned run."""
+        return cls(str(out.resolve()), run.name, run.as_dict())
+
+    @property
+    def command(self) -> list[str]:
+        """Command line of a process that runs the task; it reads :meth:`to_json` from standard input."""
+        return [sys.executable, "-m", "fastsam.longtail.sweeps", str(self._folder)]
+
+    def to_json(self) -> str:
+        """Convert the task to JSON, for the standard input of :attr:`command`."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SweepTask:
+        """Create a task from the result of :meth:`to_json`."""
+        return cls(**json.loads(text))
+
+    def run(self) -> int:
+        """Run the task in this process, which should have no other task. Return its :class:`TaskExit`.
+
+        An error is written to the folder of the run, from where :meth:`error` reads it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = PlannedRun.from_dict(self.name, self.document)
+            complete(run, Path(self.out), progress=False, quiet=True)
+        except FolderBusyError:
+            return TaskExit.BUSY
+        except Stopped:
+            return TaskExit.STOPPED
+        except Exception as error:
+            write_error(error, 0, self._error_file)
+            return TaskExit.FAILED
+        return TaskExit.FINISHED
+
+    def error(self) -> str:
+        """Return the error that :meth:`run` wrote, in one line that begins with the name of its class.
+
+        It is empty if there is none.
+        """
+        try:
+            text = self._error_file.read_text("utf-8")
+        except OSError:
+            return ""
+        # A traceback ends with the name of the class, after its modules, and the message.
+        kind, _, message = text.rstrip().rpartition("\n")[2].partition(": ")
+        return f"{kind.rpartition('.')[2]}: {message}"
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.out) / self.name
+
+    @property
+    def _error_file(self) -> Path:
+        return self._folder / ERROR_FILE.format(0)

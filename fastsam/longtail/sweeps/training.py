@@ -1,0 +1,135 @@
+"""One run of a plan: its stored result, or the training that leads to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fastsam.distributed import World
+from fastsam.files import FolderBusyError, locked
+from fastsam.longtail.build import load_configured
+from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.config import is_own
+from fastsam.longtail.data import LongTailData
+from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
+from fastsam.longtail.results import Result
+from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
+from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.text import notice
+
+Load = Callable[[], LongTailData]
+"""A function that returns the data set of a run."""
+
+
+def stored_result(
+    run: PlannedRun,
+    out: Path,
+    *,
+    load: Load | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
+    quiet: bool = False,
+) -> Result | None:
+    """Return the result of a planned run if the run is finished, else None.
+
+    Checkpoints that the run needs are renamed if they are damaged.
+
+    Args:
+        run: the run.
+        out: folder of the sweep.
+        load: returns the data set. It is called only for the user's own data in another folder.
+        world: the ranks that train the run together.
+        quiet: say nothing about a damaged result.
+
+    Raises:
+        CheckpointError: if the folder of the run contains a run with other settings.
+    """
+    folder = RunFolder(out / run.name)
+    _set_aside_damaged([folder.path / name for name in run.needs], world)
+    if not folder.result.is_file():
+        return None
+    try:
+        result = Result.load(folder.result)
+    except DataError as error:
+        if not quiet:
+            notice(f"{error}; creating it again")
+        return None
+    config = run.config
+    moved = is_own(config.data) and result.config.get("data_root") != config.data_root
+    same = moved and bool(result.contents) and result.contents == _loader(run, load)().contents()
+    changed = changed_settings(result.config, config, same_content=same)
+    if changed:
+        raise CheckpointError(
+            f"{folder.path} contains a run with other settings ({', '.join(changed)}); choose another --out"
+        )
+    return result if all((folder.path / name).is_file() for name in run.needs) else None
+
+
+def complete(
+    run: PlannedRun,
+    out: Path,
+    *,
+    load: Load | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
+    progress: bool = True,
+    quiet: bool = False,
+) -> Result:
+    """Return the result of a planned run: load it, or train the run from where it stopped.
+
+    Damaged checkpoints are renamed and created again.
+
+    Args:
+        run: the run.
+        out: folder of the sweep.
+        load: returns the data set; None to load that of the settings.
+        world: the ranks that train the run together.
+        progress: show progress.
+        quiet: say nothing about a damaged result.
+
+    Raises:
+        CheckpointError: if the folder of the run contains a run with other settings.
+        FolderBusyError: if another process trains the run.
+    """
+    folder = RunFolder(out / run.name)
+    result = stored_result(run, out, load=load, world=world, quiet=quiet)
+    if result is not None:
+        return result
+    _set_aside_damaged(folder.checkpoints(), world)
+    return Trainer(
+        run.config,
+        data=_loader(run, load)(),
+        sources=dict(run.sources),
+        out=folder.path,
+        resume="auto",
+        keep=run.keep,
+        world=world,
+        progress=progress,
+    ).fit()
+
+
+def is_busy(run: PlannedRun, out: Path) -> bool:
+    """Return whether another process trains a planned run at this moment."""
+    folder = out / run.name
+    if not folder.is_dir():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except FolderBusyError:
+        return True
+
+
+def _loader(run: PlannedRun, load: Load | None) -> Load:
+    return load or (lambda: load_configured(run.config, progress=False))
+
+
+def _set_aside_damaged(paths: Iterable[Path], world: World) -> None:
+    """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it."""
+    for path in paths if world.rank == 0 else ():
+        try:
+            if path.is_file():
+                Checkpoint.load(path)
+        except DamagedError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            notice(f"{error}; renamed to {aside.name}, creating it again")
+    world.barrier()
