@@ -155,6 +155,7 @@ def _is_symmetric(operator: ModelOperator, options: SpectrumOptions) -> bool:
         options,
         steps=min(options.steps, _STEPS_THAT_SHOW_ASYMMETRY),
         checkpoint=None,
+        stop=None,
         progress=False,
         tolerance=None,
     )

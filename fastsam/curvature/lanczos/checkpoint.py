@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ class LanczosCheckpoint:
         """Return a hash of the state of the run in a folder, or None without a run."""
         path = folder / _STATE
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove a folder with a run; do nothing if it does not exist.
+
+        The state goes first: after a kill in between, the folder contains no run.
+        """
+        (folder / _STATE).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
 
     def restore(self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool) -> Progress:
         """Fill ``basis`` and ``recurrence`` from the checkpoint, and return the progress of the run.

@@ -23,6 +23,7 @@ from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.kernels.backends import backend_of, sum_dtype
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
+from fastsam.stopping import Stopped
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ def lanczos(
             operator is not symmetric.
         OSError: the disk has no room for the file of the basis.
         FloatingPointError: a product contains NaN or infinity.
+        Stopped: a signal stopped the run before its end; see :class:`LanczosOptions`.
     """
     dimension = operator.shape[0]
     steps = min(options.steps, dimension)
@@ -96,9 +98,14 @@ def lanczos(
         if checkpoint is not None:
             earlier = checkpoint.restore(basis, recurrence, all_rows=not short)
             bar.update(earlier.done)
+            skip = getattr(operator, "skip", None)
+            if skip is not None:
+                skip(earlier.done)
         eps = torch.finfo(operator.dtype).eps
         symmetry = Symmetry(recurrence, eps=eps) if options.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=options.tolerance, start=earlier)
+        if options.stop is not None:
+            stack.enter_context(options.stop.deferred())
         for step in range(earlier.done, earlier.done if earlier.ended else steps):
             # Row j of the basis is vector j; without re-orthogonalization only the last two are kept.
             current = min(step, 1) if short else step
@@ -122,7 +129,9 @@ def lanczos(
             bar.update(note=monitor.note())
             monitor.record(step)
             leaving = last or monitor.leaves(step)
-            if checkpoint is not None and checkpoint.writes and (leaving or checkpoint.due()):
+            signal = None if options.stop is None else options.stop.signal
+            now = leaving or signal is not None
+            if checkpoint is not None and checkpoint.writes and (now or checkpoint.due()):
                 # Check every step before it is written, so that a resumed run ends at the same step.
                 state = monitor.settle()
                 ended = last or monitor.ended
@@ -135,6 +144,11 @@ def lanczos(
                 )
             if leaving:
                 break
+            if signal is not None:
+                raise Stopped(
+                    f"stopped by {signal} after step {step + 1} of {steps}; "
+                    + (_NOT_SAVED if checkpoint is None else _SAVED)
+                )
         state = monitor.settle()
         yield LanczosRun(
             alpha=state.recurrence.alpha.double().numpy(),
@@ -142,6 +156,10 @@ def lanczos(
             order=state.recurrence.steps_taken.numpy(),
             basis=None if short else basis,
         )
+
+
+_SAVED = "to continue, make the same call or run the same command again"
+_NOT_SAVED = "nothing was saved without checkpoint=DIR, or --out DIR on the command line"
 
 
 def _open_checkpoint(
