@@ -166,6 +166,15 @@ def test_samples_that_change_continue_with_their_next_change(
     assert resumed.loss == whole.loss
 
 
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_a_finished_run_keeps_no_vectors(tmp_path, reorthogonalize):
+    operator = CallableOperator(lambda rows: rows * OUTLIERS, dimension=400)
+    options = {"steps": 9, "reorthogonalize": reorthogonalize, "progress": False}
+    kept = {"checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    operator_spectrum(operator, **options, **kept)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["state.json"]
+
+
 def test_a_removed_run_is_gone(tmp_path):
     operator = CallableOperator(lambda rows: rows * OUTLIERS, dimension=400)
     operator_spectrum(operator, steps=3, checkpoint=tmp_path / "run", progress=False)

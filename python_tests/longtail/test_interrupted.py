@@ -195,6 +195,6 @@ def test_signals_are_deferred_only_inside_the_context() -> None:
         with request.deferred():
             signal.raise_signal(signal.SIGUSR1)
         assert request.signal == "SIGUSR1"
-        with pytest.raises(Stopped, match="nothing was saved"):
+        with pytest.raises(Stopped, match="nothing more was saved"):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -127,7 +127,7 @@ class LanczosCheckpoint:
             tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype))
         progress = Progress(done=state["done"], ended=state["ended"])
         self._hashes = {int(number): digest for number, digest in state["rows"].items()}
-        if progress.ended and not all_rows:
+        if progress.ended:
             return progress
         first = 0 if all_rows else max(0, progress.done - 1)
         for number in range(first, min(progress.done + 1, recurrence.steps)):
@@ -142,7 +142,8 @@ class LanczosCheckpoint:
         """Write the run.
 
         Args:
-            rows: the basis rows that the next steps need, ``[probes, n]`` each, by their index.
+            rows: the basis rows that the next steps need, ``[probes, n]`` each, by their index. Earlier rows
+                are removed; a run that has ended needs none.
             recurrence: T of the completed steps.
             progress: progress of the run.
 
@@ -155,7 +156,7 @@ class LanczosCheckpoint:
         for number, row in rows.items():
             if number not in self._hashes:
                 self._hashes[number] = _write_row(self._row(number), row)
-        oldest = min(rows, default=0)
+        oldest = min(rows, default=recurrence.steps)
         self._hashes = {number: of for number, of in self._hashes.items() if number >= oldest}
         state = {
             "identity": self.identity,

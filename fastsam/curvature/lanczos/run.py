@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastsam.curvature.lanczos.basis import allocated_basis
 from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint, Progress
@@ -28,28 +27,24 @@ from fastsam.stopping import Stopped
 
 @dataclass(frozen=True, eq=False)
 class LanczosRun:
-    """The tridiagonal matrices T of a finished run, on the host, and the basis.
+    """The tridiagonal matrices T of a finished run, on the host.
 
     Attributes:
         alpha: diagonals, float64 ``[probes, steps]``.
         beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` couples j and j + 1, and
             ``beta[:, order - 1]`` is the norm of the residual, 0 if the Krylov space is exhausted.
         order: order of each probe's T, int64 ``[probes]``.
-        basis: ``[probes, steps, n]``, valid inside the context of :func:`lanczos`; None if it was
-            not kept.
     """
 
     alpha: NDArray[np.float64]
     beta: NDArray[np.float64]
     order: NDArray[np.int64]
-    basis: Tensor | None
 
 
-@contextlib.contextmanager
 def lanczos(
     operator: Operator, options: LanczosOptions, *, identity: Mapping[str, Any]
-) -> Iterator[LanczosRun]:
-    """Run Lanczos from random unit vectors. The basis is freed when the context ends.
+) -> LanczosRun:
+    """Run Lanczos from random unit vectors.
 
     Args:
         operator: symmetric operator of dimension n.
@@ -68,7 +63,7 @@ def lanczos(
     probes = len(options.indices)
     short = options.reorthogonalize == "none"
     rows = min(steps, 3) if short else steps
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         bar = stack.enter_context(
             ProgressBar(total=steps, description=options.description, enabled=options.progress)
         )
@@ -136,7 +131,7 @@ def lanczos(
                 state = monitor.settle()
                 ended = last or monitor.ended
                 offset = step if short else 0
-                needed = () if short and ended else range(offset, min(step + 2, steps))
+                needed = () if ended else range(offset, min(step + 2, steps))
                 checkpoint.write(
                     {number: basis[:, number - offset] for number in needed},
                     state.recurrence,
@@ -150,11 +145,10 @@ def lanczos(
                     + (_NOT_SAVED if checkpoint is None else _SAVED)
                 )
         state = monitor.settle()
-        yield LanczosRun(
+        return LanczosRun(
             alpha=state.recurrence.alpha.double().numpy(),
             beta=state.recurrence.beta.double().numpy(),
             order=state.recurrence.steps_taken.numpy(),
-            basis=None if short else basis,
         )
 
 
