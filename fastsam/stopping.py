@@ -43,6 +43,13 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def check(self) -> None:
+        """Raise :class:`Stopped` if a signal asked to stop, and all that is to be kept is saved."""
+        if self:
+            raise Stopped(
+                f"stopped by {self.signal}; nothing more was saved. Run the same command again"
+            )
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Only record signals inside the context, whose code checks the request and saves its state.
@@ -64,7 +71,7 @@ class StopRequest:
         if first:
             self.signal, self._received = name, now
         if first and not self._deferred:
-            raise Stopped(f"stopped by {name}; nothing was saved. Run the same command again")
+            self.check()
         if name == "SIGINT" and first and os.environ.get("RANK", "0") == "0":
             # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
             os.write(

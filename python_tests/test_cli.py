@@ -244,7 +244,9 @@ def test_spectrum_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     output = capsys.readouterr().out
     assert "epoch 1, class 9 (tail, 2 train images), loss ce, no augmentation" in output
     assert "lambda_min" in output
-    assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *options]) == 2
+    assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *options]) == 0
+    assert output.splitlines()[1] in capsys.readouterr().out  # loaded
+    assert main(["spectrum", str(run), "--classes", "3", *options]) == 2
     more = [*options, "--overwrite", "--loss", "as-trained", "--augment", "2"]
     assert main(["spectrum", str(run / "checkpoint.pt"), "--classes", "9", *more]) == 0
     assert "loss as-trained, 2 fixed augmented copies of each image" in capsys.readouterr().out

@@ -114,6 +114,7 @@ LONGTAIL_LAYERS = (
     ("recipes", "build", "finite", "archive"),
     ("sharded_archive",),
     ("checkpoint", "tracking", "run_file"),
+    ("class_loss",),
     ("training", "landscape", "trained"),
     ("sweeps",),
     ("published",),

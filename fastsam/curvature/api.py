@@ -169,24 +169,24 @@ def operator_spectrum(operator: Operator, **options: Unpack[LanczosKeywords]) ->
 
 def _run(operator: Operator, options: LanczosOptions, identity: Mapping[str, Any]) -> Spectrum:
     began = time.perf_counter()
-    with lanczos(operator, options, identity=identity) as run:
-        return Spectrum(
-            alpha=run.alpha,
-            beta=run.beta,
-            order=run.order,
-            dimension=operator.shape[0],
-            eps=torch.finfo(operator.dtype).eps,
-            settings={
-                "steps": options.steps,
-                "probe_indices": list(options.indices),
-                "seed": options.seed,
-                "dtype": str(operator.dtype).removeprefix("torch."),
-                "device": str(operator.device),
-                "backend": backend_of(operator.device),
-                "reorthogonalize": options.reorthogonalize,
-                "tolerance": options.tolerance,
-                "seconds": time.perf_counter() - began,
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-            },
-        )
+    run = lanczos(operator, options, identity=identity)
+    return Spectrum(
+        alpha=run.alpha,
+        beta=run.beta,
+        order=run.order,
+        dimension=operator.shape[0],
+        eps=torch.finfo(operator.dtype).eps,
+        settings={
+            "steps": options.steps,
+            "probe_indices": list(options.indices),
+            "seed": options.seed,
+            "dtype": str(operator.dtype).removeprefix("torch."),
+            "device": str(operator.device),
+            "backend": backend_of(operator.device),
+            "reorthogonalize": options.reorthogonalize,
+            "tolerance": options.tolerance,
+            "seconds": time.perf_counter() - began,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
+    )

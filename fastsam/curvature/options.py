@@ -65,6 +65,11 @@ class SpectrumOptions(LanczosOptions):
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError for invalid options, before the run begins."""
         super().__post_init__()
+        if self.stop is not None and self.shard is not None:
+            raise ValueError(
+                f"stop cannot be combined with shard={self.shard!r}, because a signal to one rank would "
+                "leave the others waiting; omit stop: a killed run continues from its checkpoint"
+            )
         if not self.verify_data:
             object.__setattr__(self, "verify_symmetry", False)
 

@@ -155,14 +155,15 @@ def _is_symmetric(operator: ModelOperator, options: SpectrumOptions) -> bool:
         options,
         steps=min(options.steps, _STEPS_THAT_SHOW_ASYMMETRY),
         checkpoint=None,
+        stop=None,
         progress=False,
         tolerance=None,
     )
     try:
-        with lanczos(operator, plain, identity={}):
-            return True
+        lanczos(operator, plain, identity={})
     except AsymmetryError:
         return False
+    return True
 
 
 _STEPS_THAT_SHOW_ASYMMETRY = 17

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,14 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
     if config.track_curvature is not None:  # two eigenvectors
         copies += 2 * len(config.curvature_classes)
     return int(states * state + copies * trained + (1 << 16))
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names and values of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 _SCHEDULED = ("lr", "rho", "attempted_steps", "steps_taken", "params")

@@ -7,33 +7,33 @@ eigenvalue.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from fastsam.curvature import BatchLoss, Spectrum, spectral_density
-from fastsam.longtail.build import build_objective
-from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import Batch, Draw, Images, LongTailData
-from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
-from fastsam.longtail.losses import CrossEntropyLoss
-from fastsam.longtail.models.classifier import Classifier, Outputs
-from fastsam.longtail.objective import Given, Term
+from fastsam.curvature import Spectrum, spectral_density
+from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint
+from fastsam.curvature.operators.model import run_dtype
+from fastsam.files import locked
+from fastsam.longtail.checkpoint import Checkpoint, weights_hash
+from fastsam.longtail.class_loss import ClassReader, class_loss
+from fastsam.longtail.data import Images, LongTailData
+from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError, unknown
+from fastsam.longtail.models.classifier import Classifier
 from fastsam.records import build
+from fastsam.stopping import Stopped, StopRequest
+from fastsam.text import notice
 
 LOSS_CHOICES = ("ce", "as-trained")
 REDRAWN = "redrawn"
 ALL: Final = "all"
 """Name that selects the images of all classes instead of one class."""
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class Subject:
         images = f"{self.images} {self.split} images"
         return images if self.label is None else f"{self.group}, {images}"
 
+    def path(self, folder: str | Path) -> Path:
+        """Return the path of the file of this spectrum in ``folder``."""
+        return ClassSpectrum.path(folder, self.label, self.split, self.loss, self.augment)
+
 
 @dataclass(frozen=True, eq=False)
 class ClassSpectrum:
@@ -117,9 +121,8 @@ class ClassSpectrum:
 
     def save(self, folder: str | Path) -> Path:
         """Write spectrum and description to a file in ``folder``, and return its path."""
-        subject = self.subject
-        path = self.path(folder, subject.label, subject.split, subject.loss, subject.augment)
-        settings = {**self.spectrum.settings, "subject": asdict(subject)}
+        path = self.subject.path(folder)
+        settings = {**self.spectrum.settings, "subject": asdict(self.subject)}
         replace(self.spectrum, settings=settings).save(path)
         return path
 
@@ -150,9 +153,15 @@ def landscape(
     probes: int = 1,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    stop: StopRequest | None = None,
     progress: bool = True,
 ) -> list[ClassSpectrum]:
     """Compute the Hessian spectra of the mean loss of single classes at the weights of ``model``.
+
+    With ``out``, the same call continues after an interruption at any moment: it loads finished spectra and
+    continues an unfinished one from its Lanczos steps, with the same bits.
 
     Args:
         model: the trained network.
@@ -169,13 +178,22 @@ def landscape(
         probes: number of random start vectors, at least 1.
         seed: seed of start vectors and augmentation.
         dtype: float32 or float64, precision of weights, images and products; None for the weights' dtype.
+        out: folder to which each spectrum is saved when it is finished; see :meth:`ClassSpectrum.path`. An
+            unfinished spectrum has a folder with its Lanczos steps there. None: nothing is saved.
+        overwrite: whether to remove existing spectra of these classes from ``out`` first.
+        stop: from :func:`fastsam.stopping.stop_signals`: after a signal the Lanczos step is finished and
+            saved, and :class:`fastsam.stopping.Stopped` is raised. None leaves signals as they are.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
         UsageError: if a name or number is not valid.
         DataError: if a class has no image in the split, its curvature is below the resolution of ``dtype``,
-            or the spectrum cannot be computed, for instance because memory is short.
-        CheckpointError: if ``data`` is not the data set of the run.
+            the spectrum cannot be computed, for instance because memory is short, or the unfinished spectrum
+            in ``out`` is damaged or has other settings.
+        CheckpointError: if ``data`` is not the data set of the run, or a spectrum in ``out`` has other
+            settings.
+        FolderBusyError: if another process writes to ``out``.
+        OSError: if ``out`` cannot be written to.
     """
     check_options(loss=loss, augment=augment, steps=steps, probes=probes, seed=seed)
     classes = list(classes)
@@ -186,46 +204,143 @@ def landscape(
     checkpoint.check_data(data)
     draws = _draws(augment)
     images = data.split(split)
-    config = checkpoint.config
+    config, device = checkpoint.config, next(model.parameters()).device
+    settings = {
+        "steps": steps,
+        "probe_indices": list(range(probes)),
+        "seed": seed,
+        "dtype": str(dtype or _widest_dtype(model)).removeprefix("torch."),
+        "weights": weights_hash(model.state_dict()),
+    }
+    members = [_members(data, images, label, split) for label in classes]
+    subjects = [
+        _subject(data, checkpoint, label, len(chosen), split=split, loss=loss, augment=augment)
+        for label, chosen in zip(classes, members, strict=True)
+    ]
     spectra = []
-    for label in classes:
-        members = _members(data, images, label)
-        if len(members) == 0:
-            raise DataError(f"class {label} has no image in the {split} set of {data.name}")
-        reader = _ClassReader(images, members, draws, seed, next(model.parameters()).device)
-        groups = (name for name, labels in data.groups.items() if label in labels)
-        subject = Subject(
-            run=f"{config.method} {config.optimizer}",
-            epoch=checkpoint.epoch,
-            label=None if isinstance(label, str) else label,
-            name=ALL if isinstance(label, str) else data.class_names[label],
-            group=ALL if isinstance(label, str) else next(groups, "none"),
-            images=len(members),
-            split=split,
-            loss=loss,
-            augment=augment,
-        )
-        try:
-            spectrum = spectral_density(
-                model,
-                class_loss(loss, config, data, model),
-                reader,
-                steps=steps,
-                probes=probes,
-                seed=seed,
-                dtype=dtype,
-                # Keeping the graph would reuse the augmentation of the first product.
-                strategy="rebuild" if draws is None else "auto",
-                verify_data=draws is not None,
-                progress=progress,
-                description=subject.whose,
-            )
-        except LongTailError:
-            raise
-        except ValueError as error:
-            raise DataError(f"spectrum of {subject.whose}: {error}") from error
-        spectra.append(ClassSpectrum(subject, spectrum))
+    with nullcontext() if out is None else locked(Path(out)):
+        if out is not None and overwrite:
+            for subject in subjects:
+                _remove(subject.path(out))
+        # All of them first: other settings are an error before anything is computed.
+        stored = [None if out is None else _stored(subject, out, settings) for subject in subjects]
+        for subject, chosen, item in zip(subjects, members, stored, strict=True):
+            state = None if out is None else _unfinished(subject.path(out))
+            if item is None:
+                try:
+                    if stop is not None:
+                        stop.check()
+                    spectrum = spectral_density(
+                        model,
+                        class_loss(loss, config, data, model),
+                        ClassReader(images, chosen, draws, seed, device),
+                        steps=steps,
+                        probes=probes,
+                        seed=seed,
+                        dtype=dtype,
+                        # Keeping the graph would reuse the augmentation of the first product.
+                        strategy="rebuild" if draws is None else "auto",
+                        verify_data=draws is not None,
+                        checkpoint=state,
+                        stop=stop,
+                        progress=progress,
+                        description=subject.whose,
+                    )
+                except LongTailError:
+                    raise
+                except ValueError as error:
+                    raise DataError(f"spectrum of {subject.whose}: {error}") from error
+                except Stopped as stopped:
+                    again = " without --overwrite" if overwrite and out is not None else ""
+                    raise Stopped(f"spectrum of {subject.whose}: {stopped}{again}") from stopped
+                item = ClassSpectrum(
+                    subject, replace(spectrum, settings={**spectrum.settings, **settings})
+                )
+                if out is not None:
+                    item.save(out)
+            if state is not None:
+                LanczosCheckpoint.remove(state)
+            spectra.append(item)
     return spectra
+
+
+def stored_spectra(
+    out: str | Path,
+    classes: Iterable[int | Literal["all"]],
+    *,
+    split: str,
+    loss: str,
+    augment: str,
+) -> list[Path]:
+    """Return the files and folders of finished and unfinished spectra that :func:`landscape` continues."""
+    paths = [ClassSpectrum.path(out, label, split, loss, augment) for label in classes]
+    return [path for file in paths for path in (file, _unfinished(file)) if path.exists()]
+
+
+def _unfinished(path: Path) -> Path:
+    """Return the folder of the Lanczos steps of a spectrum that will be saved to ``path``."""
+    return path.with_suffix(".lanczos")
+
+
+def _remove(path: Path) -> None:
+    """Remove a spectrum, finished or not."""
+    LanczosCheckpoint.remove(_unfinished(path))
+    path.unlink(missing_ok=True)
+
+
+def _stored(
+    subject: Subject, out: str | Path, settings: Mapping[str, object]
+) -> ClassSpectrum | None:
+    """Load a finished spectrum; return None if there is none or it is damaged.
+
+    Raises:
+        CheckpointError: if it has other settings.
+    """
+    path = subject.path(out)
+    if not path.is_file():
+        return None
+    try:
+        item = ClassSpectrum.load(path)
+    except DataError as error:
+        notice(f"{error}; creating it again")
+        return None
+    found = {**item.spectrum.settings, **asdict(item.subject)}
+    for name, value in {**settings, **asdict(subject)}.items():
+        if found.get(name) != value:
+            raise CheckpointError(
+                f"{path} contains another spectrum: {name} was {found.get(name, 'not recorded')}, is now "
+                f"{value}; use the same settings or choose another --out"
+            )
+    return item
+
+
+def _subject(
+    data: LongTailData,
+    checkpoint: Checkpoint,
+    label: int | Literal["all"],
+    images: int,
+    *,
+    split: str,
+    loss: str,
+    augment: str,
+) -> Subject:
+    groups = (name for name, labels in data.groups.items() if label in labels)
+    return Subject(
+        run=f"{checkpoint.config.method} {checkpoint.config.optimizer}",
+        epoch=checkpoint.epoch,
+        label=None if isinstance(label, str) else label,
+        name=ALL if isinstance(label, str) else data.class_names[label],
+        group=ALL if isinstance(label, str) else next(groups, "none"),
+        images=images,
+        split=split,
+        loss=loss,
+        augment=augment,
+    )
+
+
+def _widest_dtype(model: Classifier) -> torch.dtype:
+    """Return the dtype that a spectrum has by default."""
+    return run_dtype(model, [name for name, _ in model.named_parameters()], None)
 
 
 def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int = 0) -> None:
@@ -238,13 +353,18 @@ def check_options(*, loss: str, augment: str, steps: int, probes: int, seed: int
     _draws(augment)
 
 
-def _members(data: LongTailData, images: Images, label: int | Literal["all"]) -> NDArray[np.int64]:
+def _members(
+    data: LongTailData, images: Images, label: int | Literal["all"], split: str
+) -> NDArray[np.int64]:
     """Return the indices of the images of a class, or of all images."""
     if isinstance(label, str):
         return np.arange(len(images))
     if not 0 <= label < data.num_classes:
         raise unknown("class", label, (f"0 to {data.num_classes - 1}", ALL))
-    return np.flatnonzero(images.targets == label)
+    members = np.flatnonzero(images.targets == label)
+    if len(members) == 0:
+        raise DataError(f"class {label} has no image in the {split} set of {data.name}")
+    return members
 
 
 def _draws(augment: str) -> int | None:
@@ -256,61 +376,3 @@ def _draws(augment: str) -> int | None:
     if augment.isdecimal() and len(augment) <= 4 and int(augment) >= 1:
         return int(augment)
     raise unknown("augment", augment, ("none", "a number of fixed copies up to 9999", REDRAWN))
-
-
-@dataclass(eq=False)
-class _ClassReader:
-    """The images of one class as an iterable of ``(inputs, targets)`` batches."""
-
-    images: Images
-    members: Any
-    draws: int | None
-    seed: int
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        self._fresh = itertools.count(1)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        cuts = range(_BATCH, len(self.members), _BATCH)
-        order = np.array_split(self.members, cuts)
-        if self.draws == 0:
-            epochs: Iterable[int] = (0,)
-        elif self.draws is None:
-            epochs = (next(self._fresh),)
-        else:
-            epochs = range(1, self.draws + 1)
-        for epoch in epochs:
-            for batch in self.images.batches(
-                order, Draw(self.seed, epoch) if epoch > 0 else None, self.device
-            ):
-                yield batch.inputs, batch.targets
-
-
-def class_loss(
-    name: str, config: TrainConfig, data: LongTailData, model: Classifier
-) -> nn.Module | BatchLoss:
-    """Return cross-entropy (``ce``) or the loss of the last epoch, in a form that a spectrum can average."""
-    objective = build_objective(config, data.counts, device=next(model.parameters()).device)
-    scale = objective.logit_scale if name == "ce" else 1.0
-    if name == "ce" and scale == 1.0:
-        return nn.CrossEntropyLoss()
-    term: Term = CrossEntropyLoss()
-    if name != "ce":
-        terms = objective.at(config.epochs)
-        if objective.couples_batch or len(terms) != 1:
-            raise UsageError(
-                f"loss 'as-trained' requires a mean over samples, which the loss of {config.method} is not; "
-                "pass --loss ce"
-            )
-        term = terms[0][0].eval()
-
-    def sums(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs, targets = batch
-        features = model.features(inputs)
-        outputs = Outputs(features, scale * model.head(features))
-        part = Batch((inputs,), targets, targets)
-        losses = term.loss(outputs, part, Given(model))
-        return losses, term.divisor(part).to(losses)
-
-    return BatchLoss(sums)

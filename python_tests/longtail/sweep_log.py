@@ -25,8 +25,7 @@ _MODULE = """
     from fastsam.longtail.training import saving
     from fastsam.optim import FunctionSchedule
 
-    for name in {{"CHECKPOINT_SECONDS", "EPOCH_SECONDS"}} & set(vars(saving)):
-        setattr(saving, name, 0.0)
+    saving.EPOCH_SECONDS = 0.0
 
     def build(settings, run):
         def lr(epoch):

@@ -274,7 +274,7 @@ def test_layers_that_drop_features_are_seeded_by_the_step(tmp_path: Path) -> Non
 def test_signals_are_deferred_only_inside_the_context() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_signals() as request:
-        with pytest.raises(Stopped, match="stopped by SIGTERM; nothing was saved"):
+        with pytest.raises(Stopped, match="stopped by SIGTERM; nothing more was saved"):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)  # while the first one is handled
         assert request.signal == "SIGTERM"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,17 +11,22 @@ import torch
 from tyro.conf import Positional, arg
 
 from fastsam.cli.output import show
-from fastsam.files import locked, write_text
+from fastsam.files import write_text
 from fastsam.longtail.build import load_configured
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.landscape import landscape
+from fastsam.longtail.landscape import landscape, stored_spectra
 from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.training import check_free
+from fastsam.stopping import StopRequest, stop_signals
 
 
 @dataclass(frozen=True)
 class SpectrumCommand:
-    """Compute Hessian spectra of a trained network, for the loss of single classes or of all classes."""
+    """Compute Hessian spectra of a trained network, for the loss of single classes or of all classes.
+
+    The same command continues in --out after an interruption: it loads finished spectra, and continues an
+    unfinished one from its Lanczos steps.
+    """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a run of `fastsam train`, or a checkpoint file in it."""
@@ -61,20 +65,18 @@ class SpectrumCommand:
     ] = None
     """Folder with the data."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Output folder for the spectra as JSON and a figure of them."""
+    """Output folder for the spectra as JSON and a figure of them; without it nothing is saved."""
     overwrite: bool = False
-    """Allow an output folder that is not empty."""
+    """Allow an output folder that is not empty, and compute the spectra again that it already has."""
     quiet: bool = False
     """Hide the progress bar."""
 
     def run(self) -> None:
         """Compute the spectra, print them, and write them to ``out`` if set."""
-        if self.out is not None:
-            check_free(self.out, allowed=self.overwrite, flags="--overwrite")
-        with nullcontext() if self.out is None else locked(self.out):
-            self._compute()
+        with stop_signals() as stop:
+            self._compute(stop)
 
-    def _compute(self) -> None:
+    def _compute(self, stop: StopRequest) -> None:
         from fastsam.report import spectrum_table
         from fastsam.report.figures import spectra_panels
 
@@ -83,26 +85,32 @@ class SpectrumCommand:
         config = checkpoint.config
         if self.data_root is not None:
             config = config.replace(data_root=self.data_root)
+        classes = _largest_and_smallest(checkpoint) if self.classes is None else self.classes
+        named = {"split": self.split, "loss": self.loss, "augment": self.augment}
+        if self.out is not None:
+            stored = stored_spectra(self.out, classes, **named)
+            check_free(self.out, allowed=self.overwrite or bool(stored), flags="--overwrite")
+            if stored and not self.overwrite:
+                print(f"Continuing the spectra in {self.out}.")
         spectra = landscape(
             checkpoint.build_model().to(device),
             load_configured(config, progress=not self.quiet),
             checkpoint,
-            _largest_and_smallest(checkpoint) if self.classes is None else self.classes,
-            split=self.split,
-            loss=self.loss,
-            augment=self.augment,
+            classes,
+            **named,
             steps=self.steps,
             probes=self.probes,
             seed=self.seed,
             dtype=getattr(torch, self.dtype),
+            out=self.out,
+            overwrite=self.overwrite,
+            stop=stop,
             progress=not self.quiet,
         )
         for item in spectra:
             show(item.subject.title)
         show(spectrum_table(spectra))
         if self.out is not None:
-            for item in spectra:
-                item.save(self.out)
             write_text(self.out / "spectra.svg", spectra_panels(spectra))
             print(f"spectra: {self.out}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,16 @@ class LanczosCheckpoint:
         path = folder / _STATE
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove a folder with a run; do nothing if it does not exist.
+
+        The state goes first: after a kill in between, the folder contains no run.
+        """
+        (folder / _STATE).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
     def restore(self, basis: Tensor, recurrence: Recurrence, *, all_rows: bool) -> Progress:
         """Fill ``basis`` and ``recurrence`` from the checkpoint, and return the progress of the run.
 
@@ -116,7 +127,7 @@ class LanczosCheckpoint:
             tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype))
         progress = Progress(done=state["done"], ended=state["ended"])
         self._hashes = {int(number): digest for number, digest in state["rows"].items()}
-        if progress.ended and not all_rows:
+        if progress.ended:
             return progress
         first = 0 if all_rows else max(0, progress.done - 1)
         for number in range(first, min(progress.done + 1, recurrence.steps)):
@@ -131,7 +142,8 @@ class LanczosCheckpoint:
         """Write the run.
 
         Args:
-            rows: the basis rows that the next steps need, ``[probes, n]`` each, by their index.
+            rows: the basis rows that the next steps need, ``[probes, n]`` each, by their index. Earlier rows
+                are removed; a run that has ended needs none.
             recurrence: T of the completed steps.
             progress: progress of the run.
 
@@ -144,7 +156,7 @@ class LanczosCheckpoint:
         for number, row in rows.items():
             if number not in self._hashes:
                 self._hashes[number] = _write_row(self._row(number), row)
-        oldest = min(rows, default=0)
+        oldest = min(rows, default=recurrence.steps)
         self._hashes = {number: of for number, of in self._hashes.items() if number >= oldest}
         state = {
             "identity": self.identity,

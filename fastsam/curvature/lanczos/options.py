@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, get_args
 from fastsam.curvature.checks import check_count, check_number
 from fastsam.curvature.lanczos.basis import basis_bytes, check_place
 from fastsam.curvature.operators.base import Operator
+from fastsam.stopping import StopRequest
 
 Reorthogonalize = Literal["full", "none"]
 
@@ -40,6 +41,9 @@ class LanczosOptions:
             free memory.
         verify_symmetry: whether to raise an error if T shows that the operator is not symmetric.
         writes_checkpoint: set to False on ranks that must not write.
+        stop: from :func:`fastsam.stopping.stop_signals`: after a signal the run finishes its step, writes
+            the checkpoint, and raises :class:`fastsam.stopping.Stopped`. Default None: signals keep their
+            meaning.
         progress: whether to show progress: a bar on a terminal, one line per minute elsewhere.
         description: label of the progress bar.
     """
@@ -56,6 +60,7 @@ class LanczosOptions:
     memory_limit: int | None = None
     verify_symmetry: bool = True
     writes_checkpoint: bool = True
+    stop: StopRequest | None = None
     progress: bool = True
     description: str = "Lanczos"
 
@@ -113,5 +118,6 @@ class LanczosKeywords(TypedDict, total=False):
     memory_limit: int | None
     verify_symmetry: bool
     writes_checkpoint: bool
+    stop: StopRequest | None
     progress: bool
     description: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastsam.curvature.lanczos.basis import allocated_basis
 from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint, Progress
@@ -23,32 +22,29 @@ from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.kernels.backends import backend_of, sum_dtype
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
+from fastsam.stopping import Stopped
 
 
 @dataclass(frozen=True, eq=False)
 class LanczosRun:
-    """The tridiagonal matrices T of a finished run, on the host, and the basis.
+    """The tridiagonal matrices T of a finished run, on the host.
 
     Attributes:
         alpha: diagonals, float64 ``[probes, steps]``.
         beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` couples j and j + 1, and
             ``beta[:, order - 1]`` is the norm of the residual, 0 if the Krylov space is exhausted.
         order: order of each probe's T, int64 ``[probes]``.
-        basis: ``[probes, steps, n]``, valid inside the context of :func:`lanczos`; None if it was
-            not kept.
     """
 
     alpha: NDArray[np.float64]
     beta: NDArray[np.float64]
     order: NDArray[np.int64]
-    basis: Tensor | None
 
 
-@contextlib.contextmanager
 def lanczos(
     operator: Operator, options: LanczosOptions, *, identity: Mapping[str, Any]
-) -> Iterator[LanczosRun]:
-    """Run Lanczos from random unit vectors. The basis is freed when the context ends.
+) -> LanczosRun:
+    """Run Lanczos from random unit vectors.
 
     Args:
         operator: symmetric operator of dimension n.
@@ -60,13 +56,14 @@ def lanczos(
             operator is not symmetric.
         OSError: the disk has no room for the file of the basis.
         FloatingPointError: a product contains NaN or infinity.
+        Stopped: a signal stopped the run before its end; see :class:`LanczosOptions`.
     """
     dimension = operator.shape[0]
     steps = min(options.steps, dimension)
     probes = len(options.indices)
     short = options.reorthogonalize == "none"
     rows = min(steps, 3) if short else steps
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         bar = stack.enter_context(
             ProgressBar(total=steps, description=options.description, enabled=options.progress)
         )
@@ -96,9 +93,14 @@ def lanczos(
         if checkpoint is not None:
             earlier = checkpoint.restore(basis, recurrence, all_rows=not short)
             bar.update(earlier.done)
+            skip = getattr(operator, "skip", None)
+            if skip is not None:
+                skip(earlier.done)
         eps = torch.finfo(operator.dtype).eps
         symmetry = Symmetry(recurrence, eps=eps) if options.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=options.tolerance, start=earlier)
+        if options.stop is not None:
+            stack.enter_context(options.stop.deferred())
         for step in range(earlier.done, earlier.done if earlier.ended else steps):
             # Row j of the basis is vector j; without re-orthogonalization only the last two are kept.
             current = min(step, 1) if short else step
@@ -122,12 +124,14 @@ def lanczos(
             bar.update(note=monitor.note())
             monitor.record(step)
             leaving = last or monitor.leaves(step)
-            if checkpoint is not None and checkpoint.writes and (leaving or checkpoint.due()):
+            signal = None if options.stop is None else options.stop.signal
+            now = leaving or signal is not None
+            if checkpoint is not None and checkpoint.writes and (now or checkpoint.due()):
                 # Check every step before it is written, so that a resumed run ends at the same step.
                 state = monitor.settle()
                 ended = last or monitor.ended
                 offset = step if short else 0
-                needed = () if short and ended else range(offset, min(step + 2, steps))
+                needed = () if ended else range(offset, min(step + 2, steps))
                 checkpoint.write(
                     {number: basis[:, number - offset] for number in needed},
                     state.recurrence,
@@ -135,13 +139,21 @@ def lanczos(
                 )
             if leaving:
                 break
+            if signal is not None:
+                raise Stopped(
+                    f"stopped by {signal} after step {step + 1} of {steps}; "
+                    + (_NOT_SAVED if checkpoint is None else _SAVED)
+                )
         state = monitor.settle()
-        yield LanczosRun(
+        return LanczosRun(
             alpha=state.recurrence.alpha.double().numpy(),
             beta=state.recurrence.beta.double().numpy(),
             order=state.recurrence.steps_taken.numpy(),
-            basis=None if short else basis,
         )
+
+
+_SAVED = "to continue, make the same call or run the same command again"
+_NOT_SAVED = "nothing was saved without checkpoint=DIR, or --out DIR on the command line"
 
 
 def _open_checkpoint(

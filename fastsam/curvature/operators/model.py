@@ -187,6 +187,17 @@ class ModelOperator:
             self._world.all_reduce([product])
             return product / self.weight
 
+    def skip(self, products: int) -> None:
+        """Read the data as often as so many products would, unless every read yields the same.
+
+        The reads of unverified data may differ, and a resumed run continues with the next one.
+        """
+        if self._batches.held or self._batches.fingerprint is not None:
+            return
+        for _ in range(products):
+            for _ in self._batches:
+                pass
+
     @property
     def replayed(self) -> bool | str:
         """Whether products replay a CUDA graph; the reason if recording one failed."""

@@ -10,6 +10,6 @@ from fastsam.stopping import stop_signals, stop_with_parent
 
 if __name__ == "__main__":
     stop_with_parent()
-    with stop_signals():
-        code = SweepTask.from_json(sys.stdin.read()).run()
+    with stop_signals() as stop:
+        code = SweepTask.from_json(sys.stdin.read()).run(stop)
     sys.exit(code)

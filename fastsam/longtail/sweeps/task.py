@@ -13,16 +13,16 @@ from fastsam.files import FolderBusyError
 from fastsam.longtail.sweeps.plan import PlannedRun
 from fastsam.longtail.sweeps.training import complete
 from fastsam.rank_errors import ERROR_FILE, write_error
-from fastsam.stopping import EXIT_STOPPED, Stopped
+from fastsam.stopping import EXIT_STOPPED, Stopped, StopRequest
 
 
 class TaskExit(IntEnum):
     """Exit codes of a task. Any other code, or the number of a signal, means that its process was lost."""
 
     FINISHED = 0
-    FAILED = 1
     BUSY = 3
     """Another process trains the run."""
+    FAILED = 4  # not 1, with which Python ends if it cannot even import the package
     STOPPED = EXIT_STOPPED
     """A signal stopped the run."""
 
@@ -60,15 +60,19 @@ class SweepTask:
         """Create a task from the result of :meth:`to_json`."""
         return cls(**json.loads(text))
 
-    def run(self) -> int:
+    def run(self, stop: StopRequest | None = None) -> int:
         """Run the task in this process, which should have no other task. Return its :class:`TaskExit`.
 
         An error is written to the folder of the run, from where :meth:`error` reads it.
+
+        Args:
+            stop: request to stop by a signal; the run then saves.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._error_file.unlink(missing_ok=True)
         try:
             run = PlannedRun.from_dict(self.name, self.document)
-            complete(run, Path(self.out), progress=False, quiet=True)
+            complete(run, Path(self.out), stop=stop, progress=False, quiet=True)
         except FolderBusyError:
             return TaskExit.BUSY
         except Stopped:

@@ -15,6 +15,7 @@ from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
 from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.stopping import StopRequest
 from fastsam.text import notice
 
 Load = Callable[[], LongTailData]
@@ -70,6 +71,7 @@ def complete(
     *,
     load: Load | None = None,
     world: World = World(),  # noqa: B008 (frozen)
+    stop: StopRequest | None = None,
     progress: bool = True,
     quiet: bool = False,
 ) -> Result:
@@ -82,6 +84,8 @@ def complete(
         out: folder of the sweep.
         load: returns the data set; None to load that of the settings.
         world: the ranks that train the run together.
+        stop: request to stop by a signal; the run then saves before it raises
+            :class:`fastsam.stopping.Stopped`.
         progress: show progress.
         quiet: say nothing about a damaged result.
 
@@ -102,6 +106,7 @@ def complete(
         resume="auto",
         keep=run.keep,
         world=world,
+        stop=stop,
         progress=progress,
     ).fit()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.checkpoint import Checkpoint, weights_hash
 from fastsam.longtail.config import TrainConfig, applies, chosen_parts
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
@@ -80,13 +79,10 @@ class Branch:
     @property
     def parent(self) -> dict[str, Any]:
         """Record of the parent run, as stored in results."""
-        weights = hashlib.sha256()
-        for name, value in sorted(self.checkpoint.model.items()):
-            weights.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
         return {
             "run": self.name,
             "epoch": self.checkpoint.epoch,
-            "weights": weights.hexdigest(),
+            "weights": weights_hash(self.checkpoint.model),
             "config": self.checkpoint.config.as_dict(),
         }
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastsam.curvature import CurvaturePoint, CurvatureTracker
+from fastsam.longtail.class_loss import class_loss
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.errors import CheckpointError, TrainingError, UsageError, unknown
-from fastsam.longtail.landscape import ALL, class_loss
+from fastsam.longtail.landscape import ALL
 from fastsam.longtail.models.classifier import Classifier
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsam import files
 from fastsam.files import write_text
-from fastsam.longtail.config import find_setting
+from fastsam.longtail.config import TrainConfig, find_setting
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import DataError, TrainingError, UsageError
 from fastsam.longtail.results import Result
@@ -274,6 +274,7 @@ def plan_trials(
         f"{name} has the settings of {first}: it is trained once" for name, first in repeats.items()
     ]
     configs = {run.group: run.config for run in runs}
+    _check_comparable(space, settings, configs.values())
     kept = {
         name: {key: value for key, value in drawn[name].items() if key in config.flat()}
         for name, config in configs.items()
@@ -287,6 +288,26 @@ def plan_trials(
         None,
     )
     return TuningPlan(runs, kept, [*plan.notes, *notes], empty)
+
+
+def _check_comparable(
+    space: Iterable[str], fixed: Iterable[str], configs: Collection[TrainConfig]
+) -> None:
+    """Raise :class:`UsageError` unless all trials have the same data and fixed settings."""
+    for name in space:
+        if name == "data" or any(
+            name in config.parts["data"].__dataclass_fields__ for config in configs
+        ):
+            raise UsageError(
+                f"{name} determines the images, so scores of its values cannot be compared; tune once for "
+                "each value"
+            )
+    for name in fixed:
+        if not all(name in config.flat() for config in configs):
+            raise UsageError(
+                f"{name} does not apply to every trial; search it, also with one value, and it is used where "
+                "it applies"
+            )
 
 
 def check_validation(run: PlannedRun, data: LongTailData) -> None:
