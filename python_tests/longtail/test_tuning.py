@@ -158,6 +158,14 @@ def test_search_spaces_on_the_command_line() -> None:
         (SEARCH, TINY, {"trials": 0}, "trials must be at least 1"),
         (SEARCH, TINY, {"search_seed": -1}, "search_seed must be at least 0"),
         (SEARCH, TINY, {"seeds": 0}, "seeds must be at least 1"),
+        ({"imbalance": [1.0, 50.0]}, TINY, {}, "imbalance determines the images"),
+        ({"data": ["digits-lt"]}, {"method": "ce", "optimizer": "sgd"}, {}, "data determines"),
+        (
+            {"optimizer": ["sgd", "sam"]},
+            {"data": "digits-lt", "method": "ce", "rho": (0.1,)},
+            {},
+            "rho does not apply to every trial",
+        ),
     ],
 )
 def test_a_wrong_search_is_refused(
