@@ -134,7 +134,7 @@ class Checkpoint:
         return cls.from_dict(read_archive(path), path)
 
     @classmethod
-    def from_dict(cls, content: Any, path: Path) -> Checkpoint:
+    def from_dict(cls, content: Any, path: str | Path) -> Checkpoint:
         """Create a checkpoint from the result of :meth:`as_dict`, also of older versions.
 
         Args:

@@ -60,6 +60,7 @@ def test_options_that_are_named_exist() -> None:
         "--augment",
         "--nproc-per-node",
         "--no-python",
+        "--dtype",
         "--max-restarts",
         "--shutdown-timeout",
         "--signals-to-handle",
