@@ -42,9 +42,9 @@ class SweepTask:
     document: dict[str, Any]
 
     @classmethod
-    def of(cls, run: PlannedRun, out: Path) -> SweepTask:
+    def of(cls, run: PlannedRun, out: str | Path) -> SweepTask:
         """Create the task that trains a planned run."""
-        return cls(str(out.resolve()), run.name, run.as_dict())
+        return cls(str(Path(out).resolve()), run.name, run.as_dict())
 
     @property
     def command(self) -> list[str]:

@@ -24,7 +24,7 @@ Load = Callable[[], LongTailData]
 
 def stored_result(
     run: PlannedRun,
-    out: Path,
+    out: str | Path,
     *,
     load: Load | None = None,
     world: World = World(),  # noqa: B008 (frozen)
@@ -44,7 +44,7 @@ def stored_result(
     Raises:
         CheckpointError: if the folder of the run contains a run with other settings.
     """
-    folder = RunFolder(out / run.name)
+    folder = RunFolder(Path(out) / run.name)
     _set_aside_damaged([folder.path / name for name in run.needs], world)
     if not folder.result.is_file():
         return None
@@ -67,7 +67,7 @@ def stored_result(
 
 def complete(
     run: PlannedRun,
-    out: Path,
+    out: str | Path,
     *,
     load: Load | None = None,
     world: World = World(),  # noqa: B008 (frozen)
@@ -93,7 +93,7 @@ def complete(
         CheckpointError: if the folder of the run contains a run with other settings.
         FolderBusyError: if another process trains the run.
     """
-    folder = RunFolder(out / run.name)
+    folder = RunFolder(Path(out) / run.name)
     result = stored_result(run, out, load=load, world=world, quiet=quiet)
     if result is not None:
         return result

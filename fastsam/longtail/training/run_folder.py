@@ -91,7 +91,7 @@ class RunFolder:
         files = [self.checkpoint, *map(self.kept, epochs)]
         return [path for path in files if path.is_file()]
 
-    def prune(self, newest: Path, count: int) -> None:
+    def prune(self, newest: str | Path, count: int) -> None:
         """Remove checkpoints for resuming, and incomplete ones.
 
         Later ones than ``newest`` are removed, too: they are damaged, or a kept epoch before them was
@@ -102,7 +102,7 @@ class RunFolder:
             count: how many to keep.
         """
         points = self.points()
-        kept = points[points.index(newest) :][:count]
+        kept = points[points.index(Path(newest)) :][:count]
         for path in self.resume.glob("epoch-*"):
             if path not in kept:
                 with suppress(OSError):  # another process may read it; the next call tries again
