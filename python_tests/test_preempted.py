@@ -21,10 +21,7 @@ import torch
 from fastsam.longtail import Checkpoint
 from python_tests.test_killed import children
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
 SCALE = int(os.environ.get("FASTSAM_INTERRUPTIONS", "1"))
 SEED = int(os.environ.get("FASTSAM_TEST_SEED", "25"))
@@ -165,6 +162,7 @@ def test_interrupted_at_random_moments(
         assert most_repeated(steps_of(out)) <= (0 if number == signal.SIGTERM else MOST_REPEATED)
 
 
+@pytest.mark.slow
 def test_two_ranks_asked_to_stop_both_save(
     whole: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -185,6 +183,7 @@ def test_two_ranks_asked_to_stop_both_save(
         assert most_repeated(steps_of(out)) == 0
 
 
+@pytest.mark.slow
 def test_ranks_end_with_their_launcher(whole: dict[int, dict[str, Any]], tmp_path: Path) -> None:
     """Otherwise they would train on and hold the lock of the run."""
     out = tmp_path / "run"
@@ -204,6 +203,7 @@ def write_stub(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_the_slurm_script_queues_itself_until_the_run_is_finished(
     whole: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:

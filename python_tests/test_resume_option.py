@@ -111,3 +111,16 @@ def test_a_second_interrupt_ends_the_command_at_once(tmp_path: Path) -> None:
     error = process.communicate(timeout=10)[1]
     assert process.returncode == 130
     assert "SIGINT: stopping after this step" in error
+
+
+def test_a_missing_kept_checkpoint_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*RUN, "--resume", "auto", "--out", str(tmp_path)]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--keep", "1"]) == 0
+    error = capsys.readouterr().err
+    assert "reached epoch 2" in error
+    assert "continuing after epoch 0" in error
+    assert (tmp_path / "epoch-1.pt").exists()

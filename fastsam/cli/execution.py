@@ -68,7 +68,6 @@ def show_outcomes(
             line = text(outcome.result)
             line += f", {outcome.result.seconds:.0f} s" if outcome.trained else ", finished before"
         show(f"[{len(seen)}/{total}] {outcome.run.name}: {line}")
-        _flush()
     return seen
 
 
@@ -166,7 +165,3 @@ def _plain(word: str) -> bool | int | float | str:
         except ValueError:
             continue
     return word
-
-
-def _flush() -> None:
-    print(end="", flush=True)

@@ -10,7 +10,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, place_settings
+from fastsam.longtail.config import (
+    TrainConfig,
+    check_applies,
+    chosen_parts,
+    find_setting,
+    place_settings,
+)
 from fastsam.longtail.data import DATASETS, DataSetPart
 from fastsam.longtail.registry import registered_settings, registries
 from fastsam.longtail.settings import Entry, choices, settings_of
@@ -38,6 +44,17 @@ _TITLES = {
 _SETTING = re.compile(r"(?<!\.)\b[a-z]+(?:_[a-z]+)+\b")
 """Words in a help text that may be names of settings; attributes such as torch.channels_last are not."""
 _ORDER = (*dict.fromkeys(_TITLES.values()), "training", "machine")
+
+
+def named(name: str, default: str = "") -> Any:
+    """Build the help entry of ``--data``, ``--method`` or ``--optimizer``.
+
+    Args:
+        name: name of the setting.
+        default: default as the help shows it.
+    """
+    help_text = find_setting(name)[0].metadata["help"]
+    return arg(help=help_text, metavar="NAME", help_behavior_hint=default)
 
 
 def with_settings(

@@ -12,8 +12,11 @@ from fastsam.text import printable
 
 
 def show(text: object) -> None:
-    """Print text that may contain names from data or files; control characters are escaped."""
-    print(printable(str(text)))
+    """Print text that may contain names from data or files; control characters are escaped.
+
+    The output is flushed, so that each line of a long command appears in a file or pipe at once.
+    """
+    print(printable(str(text)), flush=True)
 
 
 def check_output(path: Path | None, *, inputs: Sequence[Path] = ()) -> None:

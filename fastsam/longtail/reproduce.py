@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fastsam.distributed import World, launched_world_size
-from fastsam.files import remove_orphans
 from fastsam.longtail.build import load_configured
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, place_settings
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.errors import DataError, UsageError, unknown
+from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
 from fastsam.longtail.published import (
     ACCURACIES,
@@ -41,7 +40,7 @@ from fastsam.longtail.sweeps import (
     stored_result,
 )
 from fastsam.longtail.training import RunFolder
-from fastsam.text import notice
+from fastsam.stopping import StopRequest
 
 AS_PUBLISHED = ("seed", "threads")
 """Settings that may be overridden without making a run incomparable with the published numbers, in
@@ -87,6 +86,7 @@ def reproduce_table(
     seeds: int = 3,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     world: World = World(),  # noqa: B008 (frozen)
+    stop: StopRequest | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Row]:
@@ -105,6 +105,8 @@ def reproduce_table(
         execution: number of runs at a time, and part of the plan. By default, runs are trained one after
             the other in this process. A part yields the rows for which other parts have done theirs.
         world: the ranks that train each run together.
+        stop: request to stop by a signal, for runs and spectra that are computed in this process; see
+            :func:`fastsam.stopping.stop_signals`.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
         **overrides: settings that override every recipe.
 
@@ -117,7 +119,14 @@ def reproduce_table(
     if not 1 <= seeds <= 1000:
         raise UsageError(f"seeds must be at least 1 and at most 1000, got {seeds}")
     runs = _Runs(
-        data, out, TABLES[name].rows, overrides, seeds=seeds, world=world, progress=progress
+        data,
+        out,
+        TABLES[name].rows,
+        overrides,
+        seeds=seeds,
+        world=world,
+        stop=stop,
+        progress=progress,
     )
     for variant, results in runs.finished(execution):
         known = ACCURACIES.get((data, variant.name), {}) if runs.comparable else {}
@@ -133,6 +142,7 @@ def reproduce_figure(
     steps: int = 80,
     probes: int = 1,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
+    stop: StopRequest | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> Iterator[Panel]:
@@ -149,6 +159,7 @@ def reproduce_figure(
         steps: Lanczos steps.
         probes: number of random start vectors.
         execution: as in :func:`reproduce_table`. A part only trains and yields nothing.
+        stop: as in :func:`reproduce_table`.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
         **overrides: settings that override every recipe.
 
@@ -172,9 +183,12 @@ def reproduce_figure(
         overrides,
         checkpoints=lambda config: _epochs(figure, config) or (None,),
         world=World(),
+        stop=stop,
         progress=progress,
     )
-    for variant, _ in runs.finished(execution):
+    trained = runs.finished(execution)
+    # A sweep starts no further process while its caller computes spectra, so it comes first.
+    for variant, _ in trained if execution.in_process else list(trained):
         if execution.shard.count > 1:
             continue
         (run,) = runs.planned(variant)
@@ -188,6 +202,7 @@ def reproduce_figure(
                 augment=augment,
                 steps=steps,
                 probes=probes,
+                stop=stop,
                 progress=progress,
             ):
                 label = item.subject.label
@@ -222,6 +237,7 @@ class _Runs:
         seeds: number of seeds of each variant.
         checkpoints: returns the epochs whose checkpoints are needed; None stands for the last epoch.
         world: the ranks that train each run together.
+        stop: request to stop by a signal.
         progress: show progress.
 
     Raises:
@@ -239,10 +255,12 @@ class _Runs:
         seeds: int = 1,
         checkpoints: Callable[[TrainConfig], Collection[int | None]] = lambda config: (),
         world: World,
+        stop: StopRequest | None = None,
         progress: bool,
     ) -> None:
         self.out = Path(out)
         self.world = world
+        self.stop = stop
         self.progress = progress
         self.comparable = set(overrides) <= {*AS_PUBLISHED, *place_settings()}
         self._variants = variants
@@ -312,6 +330,7 @@ class _Runs:
                 self.out,
                 load=partial(self.load, run),
                 world=self.world,
+                stop=self.stop,
                 progress=self.progress,
             )
             yield RunOutcome(run, "finished", result)
@@ -357,22 +376,15 @@ def _spectra(
     augment: str,
     steps: int,
     probes: int,
+    stop: StopRequest | None,
     progress: bool,
 ) -> Iterator[ClassSpectrum]:
-    """Yield the spectra of one checkpoint; those without a file are computed and saved."""
+    """Yield the spectra of one checkpoint: load, continue or compute each."""
     checkpoint = Checkpoint.load(folder.checkpoint if epoch is None else folder.kept(epoch))
     model = checkpoint.build_model().to(chosen_device(device))
     place = folder.path / "spectra" / f"epoch-{checkpoint.epoch}-steps-{steps}-probes-{probes}"
-    remove_orphans(place)
     for label in figure.classes:
-        known = ClassSpectrum.path(place, label, "train", figure.loss, augment)
-        if known.is_file():
-            try:
-                yield ClassSpectrum.load(known)
-                continue
-            except DataError as error:
-                notice(f"{error}; creating it again")
-        (item,) = landscape(
+        yield from landscape(
             model,
             data,
             checkpoint,
@@ -381,7 +393,7 @@ def _spectra(
             augment=augment,
             steps=steps,
             probes=probes,
+            out=place,
+            stop=stop,
             progress=progress,
         )
-        item.save(place)
-        yield item

@@ -375,7 +375,7 @@ def test_a_run_of_another_process_is_looked_at_last(
         run_plan(plan_grid({}, TINY, seeds=3).runs, tmp_path, Execution(executor="here"))
     )
     assert [each.run.name for each in outcomes] == ["seed-1", "seed-2", "seed-0"]
-    assert "waiting for other processes, which train seed-0" in capsys.readouterr().err
+    assert "waiting for seed-0: " in capsys.readouterr().err
     assert here.submitted["seed-0"] == 2
 
 
@@ -432,7 +432,6 @@ def test_local_processes_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -
     executor = LocalExecutor(3)
     environment = executor._environment("1")
     assert environment["OMP_NUM_THREADS"] == "2"
-    assert environment["LOCAL_WORLD_SIZE"] == "3"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert list(executor._gpus) == ["0", "1", "0"]
     executor.close()

@@ -267,7 +267,7 @@ def test_the_command_prints_how_to_train_with_the_choice(
     expected = [result.validation and result.validation.balanced for result in results]
     assert [trial.score for trial in tuning.trials] == expected
     assert sum("balanced accuracy " in line and "/seed-0: " in line for line in lines) == 2
-    assert not any("test" in line for line in lines)
+    assert not any("test" in line.replace(str(tmp_path), "") for line in lines)
     words = shlex.split(lines[-1])
     assert words[:2] == ["fastsam", "train"]
     assert tuning.best is not None

@@ -20,6 +20,7 @@ from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.published import FIGURES, MEASURES, TABLES, Measured, PublishedTable
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 from fastsam.longtail.sweeps import Shard
+from fastsam.stopping import StopRequest, stop_signals
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ class ReproduceCommand:
 
     def run(self) -> None:
         """Reproduce a table, printing each row when it is done, or a figure, written as SVG."""
-        if self.name in TABLES:
-            self._table()
-        elif self.name in FIGURES:
-            self._figure()
-        else:
+        if self.name not in {*TABLES, *FIGURES}:
             raise unknown("table or figure", self.name, (*TABLES, *FIGURES))
+        with stop_signals() as stop:
+            if self.name in TABLES:
+                self._table(stop)
+            else:
+                self._figure(stop)
 
-    def _table(self) -> None:
+    def _table(self, stop: StopRequest) -> None:
         from fastsam.report.figures import curves
 
         table = TABLES[self.name]
@@ -74,6 +76,7 @@ class ReproduceCommand:
             overrides.get("device", "cpu"),
             timeout=overrides.get("rank_timeout", TIMEOUT),
             errors=self.out,
+            stop=stop,
         ) as world:
             for row in reproduce_table(
                 self.name,
@@ -82,6 +85,7 @@ class ReproduceCommand:
                 seeds=self.seeds,
                 execution=execution,
                 world=world,
+                stop=stop,
                 progress=not self.quiet,
                 **overrides,
             ):
@@ -107,7 +111,7 @@ class ReproduceCommand:
             title = f"{self.data}, {table.title}"
             self._write(curves(series, x="rho", y="test accuracy, %", title=title))
 
-    def _figure(self) -> None:
+    def _figure(self, stop: StopRequest) -> None:
         from fastsam.report import spectrum_table
         from fastsam.report.figures import curves, spectra_panels
 
@@ -122,6 +126,7 @@ class ReproduceCommand:
                 steps=self.steps,
                 probes=self.probes,
                 execution=execution,
+                stop=stop,
                 progress=not self.quiet,
                 **given(self),
             )

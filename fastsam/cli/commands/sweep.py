@@ -10,16 +10,10 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from fastsam.cli.execution import ExecutionOptions, parse_grid, show_outcomes
-from fastsam.cli.options import NAMES, every_setting, given, with_settings
+from fastsam.cli.options import NAMES, every_setting, given, named, with_settings
 from fastsam.cli.output import show
-from fastsam.longtail.config import find_setting
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps import check_outcomes, plan_grid, run_plan
-
-
-def named(name: str) -> Any:
-    """Build the help entry of ``--data``, ``--method`` or ``--optimizer`` of all runs of a plan."""
-    return arg(help=find_setting(name)[0].metadata["help"], metavar="NAME", help_behavior_hint="")
 
 
 @dataclass(frozen=True)

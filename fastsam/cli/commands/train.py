@@ -15,6 +15,7 @@ from fastsam.cli.options import (
     NAMES,
     every_setting,
     given,
+    named,
     named_parts,
     parts_in,
     refuse_settings_of_others,
@@ -26,7 +27,7 @@ from fastsam.cli.profile import ProfileOption, profile_folder, show_profile
 from fastsam.cli.resume import ResumeOption, check_same_parts, resume_in, stored_run
 from fastsam.distributed import torchrun_world
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, find_setting
+from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
@@ -46,10 +47,8 @@ FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 
 
 def _named(name: str) -> Any:
-    """Build the help entry of ``--data``, ``--method`` or ``--optimizer``."""
-    default = f"(default: {FIRST_RUN[name]})"
-    help_text = find_setting(name)[0].metadata["help"]
-    return arg(help=help_text, metavar="NAME", help_behavior_hint=default)
+    """Build the help entry of an option that has a default for the first run."""
+    return named(name, f"(default: {FIRST_RUN[name]})")
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,7 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(stored, branch)
+        reached = 0 if stored is None else stored.epoch
         del stored  # its tensors
         with torchrun_world(
             config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
@@ -190,6 +190,12 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = world.rank == 0
+            begun = len(trainer.state.history)
+            if writes and begun < reached:
+                notice(
+                    f"the run has reached epoch {reached}, but the checkpoint of an epoch in --keep is "
+                    f"missing; continuing after epoch {begun}"
+                )
             if writes:
                 print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
             if writes and trainer.precision_reason is not None:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from fastsam.cli.commands.sweep import named, settings_of_all
+from fastsam.cli.commands.sweep import settings_of_all
 from fastsam.cli.execution import ExecutionOptions, as_options, parse_search, show_outcomes
-from fastsam.cli.options import every_setting, with_settings
+from fastsam.cli.options import every_setting, named, with_settings
 from fastsam.cli.output import show, table
 from fastsam.longtail.results import Result
 from fastsam.longtail.settings import value_text
@@ -106,7 +106,8 @@ def command(arguments: Sequence[str]) -> Any:
     made = with_settings(TuneCommand, settings)
     made.__doc__ = (
         "Draw trials of the settings in --search before the first one starts, train them, and choose the one "
-        "with the highest balanced accuracy on validation images. The test set is not used. The data need "
+        "with the highest balanced accuracy on validation images. The choice reads no test score. The data "
+        "need "
         "validation images: pass --validation-per-class, or choose data that have some. Options below set a "
         "value for all trials; the recipe of each trial supplies the rest. The scores are stored in "
         "tuning.json of --out. The same command continues, and more --trials are added to the first ones."

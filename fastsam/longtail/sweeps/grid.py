@@ -118,6 +118,8 @@ def plan_grid(
             raise UsageError(f"{name} is both in the grid and fixed; pass one of them")
         if not values:
             raise UsageError(f"the grid has no values of {name}; pass at least one")
+        if len(set(map(value_text, values))) < len(values):
+            raise UsageError(f"the grid has a value of {name} twice; give each value once")
     # An order that does not depend on that of the options, so that names of folders do not either.
     order = sorted(
         grid, key=lambda name: (name not in NAMES, NAMES.index(name) if name in NAMES else 0, name)

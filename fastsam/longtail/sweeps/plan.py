@@ -112,12 +112,15 @@ class Shard:
         return list(runs[self.index - 1 :: self.count])
 
 
-def check_names(runs: Iterable[PlannedRun]) -> None:
+def check_plan(runs: Iterable[PlannedRun], out: str | Path) -> None:
     """Check that every run of a plan has a folder of its own.
 
     Raises:
-        UsageError: if there is no run, a name is too long for a folder, or two runs have the same name.
+        UsageError: if there is no run, a name is too long for a folder, two runs have the same name, or
+            ``out`` is the folder of a single run.
     """
+    if RunFolder(out).checkpoints():
+        raise UsageError(f"--out {out} is the folder of a run; choose another --out")
     seen: set[str] = set()
     for run in runs:
         longest = max(map(len, run.name.split("/")))
@@ -194,10 +197,8 @@ def store_plan(out: str | Path, runs: Sequence[PlannedRun]) -> None:
         DataError: if the stored plan is damaged.
         FolderBusyError: if another process locks the folder for a long time.
     """
-    check_names(runs)
+    check_plan(runs, out)
     out = Path(out)
-    if RunFolder(out).checkpoints():
-        raise UsageError(f"--out {out} is the folder of a run; choose another --out")
     end = time.monotonic() + _BUSY_SECONDS
     while True:
         try:

@@ -18,9 +18,9 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.executors import EXECUTORS, SweepExecutor
-from fastsam.longtail.sweeps.plan import PlannedRun, Shard, store_plan
+from fastsam.longtail.sweeps.plan import PlannedRun, Shard, check_plan, store_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
-from fastsam.longtail.sweeps.training import is_busy, stored_result
+from fastsam.longtail.sweeps.training import busy_reason, stored_result
 from fastsam.stopping import Stopped, StopRequest, stop_signals
 from fastsam.text import notice
 
@@ -83,6 +83,7 @@ def run_plan(
     execution: Execution = Execution(),
     *,
     check: Callable[[PlannedRun, LongTailData], None] = lambda run, data: None,
+    failed_before: Callable[[PlannedRun], str] = lambda run: "",
 ) -> Iterator[RunOutcome]:
     """Store a plan, execute it, and yield what became of each run when it ended.
 
@@ -94,6 +95,7 @@ def run_plan(
         out: folder of the sweep.
         execution: how the runs are executed, and which of them.
         check: called before anything is trained, with each data set and the first run that uses it.
+        failed_before: returns why a run failed for good, in an earlier call; empty to train it.
 
     Raises:
         UsageError: if two runs have the same name, or torchrun started this process.
@@ -106,22 +108,25 @@ def run_plan(
             f"a sweep starts its own processes, but torchrun started {launched_world_size()}; run it "
             "without torchrun"
         )
+    check_plan(runs, out)
     out = Path(out)
     own = execution.shard.of(runs)
     found = {run.name: stored_result(run, out) for run in own}
-    pending = [run for run in own if found[run.name] is None]
+    failed = {run.name: failed_before(run) for run in own if found[run.name] is None}
+    pending = [run for run in own if failed.get(run.name) == ""]
     _load_data(pending, check)
     store_plan(out, runs)
     for run in own:
         result = found[run.name]
         if result is not None:
             yield RunOutcome(run, "finished", result, trained=False)
+        elif failed[run.name]:
+            yield RunOutcome(run, "failed", error=failed[run.name], trained=False)
     if pending:
-        jobs = min(execution.jobs, len(pending))
         # Before signals are handled here: an executor may start a library that handles them, too.
-        executor = EXECUTORS[execution.executor].build(jobs)
+        executor = EXECUTORS[execution.executor].build(execution.jobs)
         with closing(executor), stop_signals() as stop, stop.deferred():
-            yield from _Sweep(pending, out, executor, jobs, stop).outcomes()
+            yield from _Sweep(pending, out, executor, execution.jobs, stop).outcomes()
 
 
 def _load_data(
@@ -184,7 +189,8 @@ class _Sweep:
         self._busy: list[PlannedRun] = []
         self._running: dict[Future[int], tuple[PlannedRun, SweepTask]] = {}
         self._restarted: set[str] = set()
-        self._said_busy = False
+        self._reasons: dict[str, str] = {}
+        self._said_busy: set[str] = set()
         self._left = len(runs)
 
     def outcomes(self) -> Iterator[RunOutcome]:
@@ -209,8 +215,9 @@ class _Sweep:
             result = stored_result(run, self._out, quiet=True)
             if result is not None:  # another process has finished it
                 yield self._finish(RunOutcome(run, "finished", result, trained=False))
-            elif is_busy(run, self._out):
+            elif (reason := busy_reason(run, self._out)) is not None:
                 self._busy.append(run)
+                self._reasons[run.name] = reason
             else:
                 task = SweepTask.of(run, self._out)
                 self._running[self._executor.submit(task)] = (run, task)
@@ -262,10 +269,11 @@ class _Sweep:
 
     def _wait_for_others(self) -> None:
         """Wait a moment for runs that other processes train, and look at them again."""
-        if not self._said_busy:
-            names = ", ".join(run.name for run in self._busy)
-            notice(f"waiting for other processes, which train {names}")
-            self._said_busy = True
+        for run in self._busy:
+            if run.name not in self._said_busy:
+                reason = self._reasons.get(run.name, "another process trains it")
+                notice(f"waiting for {run.name}: {reason}")
+                self._said_busy.add(run.name)
         end = time.monotonic() + _BUSY_SECONDS
         while time.monotonic() < end and not self._stop:
             time.sleep(0.1)

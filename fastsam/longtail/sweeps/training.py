@@ -111,16 +111,16 @@ def complete(
     ).fit()
 
 
-def is_busy(run: PlannedRun, out: Path) -> bool:
-    """Return whether another process trains a planned run at this moment."""
+def busy_reason(run: PlannedRun, out: Path) -> str | None:
+    """Return which process trains a planned run at this moment, as a sentence; None if there is none."""
     folder = out / run.name
     if not folder.is_dir():
-        return False
+        return None
     try:
         with locked(folder):
-            return False
-    except FolderBusyError:
-        return True
+            return None
+    except FolderBusyError as error:
+        return str(error)
 
 
 def _loader(run: PlannedRun, load: Load | None) -> Load:

@@ -119,13 +119,7 @@ class Resume:
             missing = [epoch for epoch in past if not folder.kept(epoch).is_file()]
             if not missing:
                 return checkpoint
-            if resume == "auto":
-                if self.world.rank == 0:
-                    notice(
-                        f"{path} is past epoch {missing[0]}, whose checkpoint is to be kept but is missing; "
-                        "continuing from an earlier checkpoint or from the start"
-                    )
-            else:
+            if resume != "auto":
                 raise CheckpointError(
                     f"{folder.path} is past epoch {missing[0]} but has no checkpoint of it, which --keep "
                     "requires; choose another --out to train again"

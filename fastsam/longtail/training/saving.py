@@ -189,7 +189,7 @@ class Saver:
             if state.unfinished is None:
                 duplicate(path, folder.checkpoint)
                 if state.epoch in self._keep:
-                    duplicate(path, folder.kept(state.epoch))
+                    write_archive(folder.kept(state.epoch), copies)  # no link: damage stays apart
                 folder.write_history(state.history)
             folder.prune(path, self._config.keep_last)
 

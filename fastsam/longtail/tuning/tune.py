@@ -145,7 +145,14 @@ class TuningPlan:
         Raises:
             UsageError: also if a data set has no validation images, before anything is trained.
         """
-        yield from run_plan(self.runs, out, execution, check=check_validation)
+
+        def diverged(run: PlannedRun) -> str:
+            error = SweepTask.of(run, out).error()
+            return error if error.startswith(_DIVERGED) else ""
+
+        yield from run_plan(
+            self.runs, out, execution, check=check_validation, failed_before=diverged
+        )
 
     def judge(self, out: str | Path) -> Tuning:
         """Read the scores of the trials, choose one if all have ended, and write ``tuning.json``.
@@ -189,8 +196,9 @@ def tune(
     """Draw trials, train them, and choose the one with the highest balanced accuracy on validation images.
 
     All trials are drawn before the first one starts, so they depend on nothing but the search space and the
-    seed. The test set is not used. As in :func:`fastsam.longtail.sweep`, the same call continues, and more
-    trials can be added. A trial whose loss or weights become infinite or NaN counts as a trial without score.
+    seed. The choice reads no test score. As in :func:`fastsam.longtail.sweep`, the same call continues, and
+    more trials can be added. A trial whose loss or weights become infinite or NaN counts as a trial without
+    score.
 
     Args:
         out: folder of the trials. A run is in ``out/trial-NNN/seed-K``.

@@ -69,8 +69,6 @@ class LocalExecutor:
             # For PyTorch's threads, unless the user or the settings of a run say otherwise.
             "OMP_NUM_THREADS": str(threads),
             **os.environ,
-            # The default number of DataLoader workers depends on how many processes share this machine.
-            "LOCAL_WORLD_SIZE": str(self._jobs),
             **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
         }
 
