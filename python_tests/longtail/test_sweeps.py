@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fastsam import stopping
 from fastsam.cli import main
 from fastsam.cli.execution import parse_grid, parse_setting
 from fastsam.files import from_json, locked, write_text
@@ -39,6 +41,7 @@ from fastsam.longtail.sweeps import (
     stored_runs,
     sweep,
 )
+from fastsam.longtail.sweeps import run as sweep_run
 from fastsam.longtail.sweeps.executors.local import LocalExecutor, visible_gpus
 from fastsam.stopping import Stopped
 
@@ -410,6 +413,21 @@ def test_signals_stop_a_sweep(tmp_path: Path, here: type[Here]) -> None:
         list(run_plan(plan_grid({}, TINY, seeds=4).runs, tmp_path, Execution(executor="here")))
     assert signal.getsignal(signal.SIGTERM) is before
     assert "seed-2" not in here.submitted
+
+
+def test_systems_without_sigusr1_can_import_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGUSR1")
+    for module, expected in (
+        (stopping, {"STOP_SIGNALS": (signal.SIGTERM, signal.SIGINT)}),
+        (sweep_run, {}),
+    ):
+        spec = importlib.util.spec_from_file_location("imported_again", module.__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        again = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "imported_again", again)
+        spec.loader.exec_module(again)
+        assert {name: getattr(again, name) for name in expected} == expected
 
 
 def test_executions_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

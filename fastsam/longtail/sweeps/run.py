@@ -21,11 +21,11 @@ from fastsam.longtail.sweeps.executors import EXECUTORS, SweepExecutor
 from fastsam.longtail.sweeps.plan import PlannedRun, Shard, check_plan, store_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
 from fastsam.longtail.sweeps.training import busy_reason, stored_result
-from fastsam.stopping import Stopped, StopRequest, stop_signals
+from fastsam.stopping import STOP_SIGNALS, Stopped, StopRequest, stop_signals
 from fastsam.text import notice
 
 State = Literal["finished", "failed", "stopped"]
-_STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+_STOPS = tuple(-number for number in STOP_SIGNALS)
 """Exit codes of processes that a signal stopped before they could handle it."""
 _POLL_SECONDS = 0.5
 """Seconds between two looks at signals."""
