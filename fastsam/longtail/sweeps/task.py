@@ -12,7 +12,7 @@ from typing import Any
 from fastsam.files import FolderBusyError
 from fastsam.longtail.sweeps.plan import PlannedRun
 from fastsam.longtail.sweeps.training import complete
-from fastsam.rank_errors import ERROR_FILE, write_error
+from fastsam.rank_errors import ERROR_FILE, read_error, write_error
 from fastsam.stopping import EXIT_STOPPED, Stopped, StopRequest
 
 
@@ -87,13 +87,7 @@ class SweepTask:
 
         It is empty if there is none.
         """
-        try:
-            text = self._error_file.read_text("utf-8")
-        except OSError:
-            return ""
-        # A traceback ends with the name of the class, after its modules, and the message.
-        kind, _, message = text.rstrip().rpartition("\n")[2].partition(": ")
-        return f"{kind.rpartition('.')[2]}: {message}"
+        return read_error(self._error_file)
 
     @property
     def _folder(self) -> Path:
