@@ -346,18 +346,38 @@ def test_a_lost_run_is_started_again_once(
     assert all(text in line and "starting it again" in line for line in lines)
 
 
-def test_a_stopped_run_is_neither_failed_nor_started_again(
+def test_a_run_that_was_stopped_alone_is_continued_three_times(
     tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here.instead = {"seed-0": lambda task: TaskExit.STOPPED, "seed-2": lambda task: -signal.SIGTERM}
-    outcomes = list(
-        run_plan(plan_grid({}, TINY, seeds=3).runs, tmp_path, Execution(executor="here"))
-    )
-    assert [each.state for each in outcomes] == ["stopped", "finished", "stopped"]
-    assert set(here.submitted.values()) == {1}
-    with pytest.raises(Stopped, match="2 of 3 runs were stopped"):
+    def stopped_twice(task: SweepTask) -> int:
+        return TaskExit.STOPPED if here.submitted[task.name] < 3 else here.usual(task)
+
+    def stopped_as_it_ended(task: SweepTask) -> int:
+        here.usual(task)
+        return -signal.SIGTERM
+
+    here.instead = {
+        "seed-0": lambda task: TaskExit.STOPPED,
+        "seed-1": stopped_twice,
+        "seed-2": lambda task: -signal.SIGTERM,
+        "seed-3": stopped_as_it_ended,
+    }
+    plan = plan_grid({}, TINY, seeds=4).runs
+    outcomes = list(run_plan(plan, tmp_path, Execution(executor="here")))
+    assert {each.run.name: each.state for each in outcomes} == {
+        "seed-0": "stopped",
+        "seed-1": "finished",
+        "seed-2": "stopped",
+        "seed-3": "finished",
+    }
+    assert here.submitted == {"seed-0": 4, "seed-1": 3, "seed-2": 4, "seed-3": 1}
+    lines = capsys.readouterr().err.splitlines()
+    line = "fastsam: seed-1: a signal stopped its process; starting it again"
+    assert lines.count(line) == 2
+    assert len(lines) == 3 + 2 + 3
+    with pytest.raises(Stopped, match="2 of 4 runs were stopped"):
         check_outcomes(outcomes)
-    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "3", "--executor", "here"]
+    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "4", "--executor", "here"]
     assert main([*command, "--out", str(tmp_path)]) == 75
     assert "The same command continues them" in capsys.readouterr().err
 
@@ -412,7 +432,7 @@ def test_signals_stop_a_sweep(tmp_path: Path, here: type[Here]) -> None:
     ):
         list(run_plan(plan_grid({}, TINY, seeds=4).runs, tmp_path, Execution(executor="here")))
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "seed-2" not in here.submitted
+    assert here.submitted == {"seed-0": 1, "seed-1": 1}
 
 
 def test_systems_without_sigusr1_can_import_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:

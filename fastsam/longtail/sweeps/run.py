@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -27,6 +27,9 @@ from fastsam.text import notice
 State = Literal["finished", "failed", "stopped"]
 _STOPS = tuple(-number for number in STOP_SIGNALS)
 """Exit codes of processes that a signal stopped before they could handle it."""
+_RESTARTS = {"lost": 1, "stopped": 3}
+"""How often a run is started again, by how its process ended: it was lost, or a signal stopped it alone.
+A lost one may run out of memory each time; a stopped one has saved its progress."""
 _POLL_SECONDS = 0.5
 """Seconds between two looks at signals."""
 _BUSY_SECONDS = 2.0
@@ -88,7 +91,8 @@ def run_plan(
     """Store a plan, execute it, and yield what became of each run when it ended.
 
     Finished runs are loaded, and interrupted ones are resumed. A run whose process was lost is started
-    again once. A run that another process trains is looked at again after all others.
+    again once, and one whose process alone was stopped by a signal up to three times. A run that another
+    process trains is looked at again after all others.
 
     Args:
         runs: all runs of the plan.
@@ -188,7 +192,7 @@ class _Sweep:
         self._waiting = deque(runs)
         self._busy: list[PlannedRun] = []
         self._running: dict[Future[int], tuple[PlannedRun, SweepTask]] = {}
-        self._restarted: set[str] = set()
+        self._restarts: Counter[tuple[str, str]] = Counter()
         self._reasons: dict[str, str] = {}
         self._said_busy: set[str] = set()
         self._left = len(runs)
@@ -237,31 +241,34 @@ class _Sweep:
 
     def _judge(self, run: PlannedRun, task: SweepTask, future: Future[int]) -> RunOutcome | None:
         """Return what became of a run whose task has ended; None if the run has to be looked at again."""
+        end, why = "lost", ""
         try:
             code = future.result()
-            lost = (
+            if code == TaskExit.BUSY:
+                self._busy.append(run)
+                return None
+            if code == TaskExit.FAILED:
+                return RunOutcome(run, "failed", error=task.error())
+            why = (
                 f"its process was killed by {_signal_name(-code)}"
                 if code < 0
                 else f"exit code {code}"
             )
+            if code in (TaskExit.STOPPED, *_STOPS):
+                end, why = "stopped", "a signal stopped its process"
         except Exception as error:
-            code, lost = None, f"its process was lost ({type(error).__name__}: {_last_line(error)})"
-        if code == TaskExit.BUSY:
-            self._busy.append(run)
-            return None
-        if code == TaskExit.FAILED:
-            return RunOutcome(run, "failed", error=task.error())
-        if code in (TaskExit.STOPPED, *_STOPS):
-            return RunOutcome(run, "stopped")
+            why = f"its process was lost ({type(error).__name__}: {_last_line(error)})"
         result = stored_result(run, self._out, quiet=True)
         if result is not None:
             return RunOutcome(run, "finished", result)
-        if run.name not in self._restarted:
-            self._restarted.add(run.name)
+        if not self._stop and self._restarts[run.name, end] < _RESTARTS[end]:
+            self._restarts[run.name, end] += 1
             self._waiting.append(run)
-            notice(f"{run.name}: {lost}; starting it again")
+            notice(f"{run.name}: {why}; starting it again")
             return None
-        return RunOutcome(run, "failed", error=f"LostProcess: {lost}, twice")
+        if end == "stopped" or self._stop:
+            return RunOutcome(run, "stopped")
+        return RunOutcome(run, "failed", error=f"LostProcess: {why}, twice")
 
     def _finish(self, outcome: RunOutcome) -> RunOutcome:
         self._left -= outcome.state == "finished"
