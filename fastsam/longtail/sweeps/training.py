@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fastsam.distributed import World
 from fastsam.files import FolderBusyError, locked
+from fastsam.longtail.archive import check_archive
 from fastsam.longtail.build import load_configured
-from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import is_own
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
@@ -45,7 +46,7 @@ def stored_result(
         CheckpointError: if the folder of the run contains a run with other settings.
     """
     folder = RunFolder(Path(out) / run.name)
-    _set_aside_damaged([folder.path / name for name in run.needs], world)
+    _set_aside_damaged(folder, [folder.path / name for name in run.needs], world)
     if not folder.result.is_file():
         return None
     try:
@@ -97,7 +98,7 @@ def complete(
     result = stored_result(run, out, load=load, world=world, quiet=quiet)
     if result is not None:
         return result
-    _set_aside_damaged(folder.checkpoints(), world)
+    _set_aside_damaged(folder, folder.checkpoints(), world)
     return Trainer(
         run.config,
         data=_loader(run, load)(),
@@ -127,14 +128,28 @@ def _loader(run: PlannedRun, load: Load | None) -> Load:
     return load or (lambda: load_configured(run.config, progress=False))
 
 
-def _set_aside_damaged(paths: Iterable[Path], world: World) -> None:
-    """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it."""
+def _set_aside_damaged(folder: RunFolder, paths: Iterable[Path], world: World) -> None:
+    """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it.
+
+    If another process trains the run, its files stay as they are.
+    """
     for path in paths if world.rank == 0 else ():
-        try:
-            if path.is_file():
-                Checkpoint.load(path)
-        except DamagedError as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            notice(f"{error}; renamed to {aside.name}, creating it again")
+        if _damage(path) is None:
+            continue
+        with suppress(FolderBusyError), locked(folder.path):
+            error = _damage(path)  # again, because another process may have replaced the file
+            if error is not None:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                notice(f"{error}; renamed to {aside.name}, creating it again")
     world.barrier()
+
+
+def _damage(path: Path) -> DamagedError | None:
+    """Return what is wrong with a checkpoint file; None if it is sound or does not exist."""
+    try:
+        if path.is_file():
+            check_archive(path)
+    except DamagedError as error:
+        return error if path.exists() else None
+    return None
