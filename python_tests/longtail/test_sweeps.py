@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -38,6 +40,7 @@ from fastsam.longtail.sweeps import (
     register_executor,
     run_plan,
     store_plan,
+    stored_result,
     stored_runs,
     sweep,
 )
@@ -383,13 +386,8 @@ def test_a_run_that_was_stopped_alone_is_continued_three_times(
 
 
 def test_a_run_of_another_process_is_looked_at_last(
-    tmp_path: Path,
-    here: type[Here],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.sweeps.run._BUSY_SECONDS", 0.0)
-
     def busy_once(task: SweepTask) -> int:
         return TaskExit.BUSY if here.submitted[task.name] == 1 else here.usual(task)
 
@@ -398,8 +396,98 @@ def test_a_run_of_another_process_is_looked_at_last(
         run_plan(plan_grid({}, TINY, seeds=3).runs, tmp_path, Execution(executor="here"))
     )
     assert [each.run.name for each in outcomes] == ["seed-1", "seed-2", "seed-0"]
-    assert "waiting for seed-0: " in capsys.readouterr().err
     assert here.submitted["seed-0"] == 2
+    assert capsys.readouterr().err == ""  # the other process has ended, so nothing is waited for
+
+
+def test_a_sweep_says_which_process_it_waits_for(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_run, "_BUSY_SECONDS", 0.2)
+    notices: list[str] = []
+    with holding(tmp_path / "seed-0") as holder:
+
+        def said(message: object) -> None:
+            notices.append(f"{message} (of {holder.pid})")
+            threading.Timer(0.5, holder.kill).start()  # after another look
+
+        monkeypatch.setattr(sweep_run, "notice", said)
+        plan = plan_grid({}, TINY, seeds=2).runs
+        outcomes = list(run_plan(plan, tmp_path, Execution(executor="here")))
+    assert [each.run.name for each in outcomes] == ["seed-1", "seed-0"]
+    (notice,) = notices
+    assert notice.startswith(
+        f"waiting for seed-0: {tmp_path / 'seed-0'} is in use by process {holder.pid} on "
+    )
+    assert here.submitted == {"seed-0": 1, "seed-1": 1}
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that locks a folder, and kill it in the end."""
+    script = (
+        "import sys, pathlib\nfrom fastsam.files import locked\n"
+        f"with locked(pathlib.Path({str(folder)!r})):\n    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_failed(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Trainer):
+        """Another process ends the run between the set-up of this one and its first step."""
+
+        def fit(self) -> Result:
+            assert self.folder is not None
+            document = {"settings": self.config.as_dict()}
+            here.usual(SweepTask(str(tmp_path), self.folder.path.name, document))
+            return super().fit()
+
+    monkeypatch.setattr("fastsam.longtail.sweeps.training.Trainer", Late)
+    here.instead = {"seed-0": SweepTask.run}
+    plan = plan_grid({}, TINY).runs
+    (outcome,) = run_plan(plan, tmp_path, Execution(executor="here"))
+    assert (outcome.state, outcome.trained, outcome.error) == ("finished", False, "")
+    assert here.submitted == {"seed-0": 1}
+    assert SweepTask.of(plan[0], tmp_path).error() == ""
+
+
+def test_files_that_another_process_removes_meanwhile_are_not_damaged(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "seed-0" / "checkpoint.pt"
+    path.parent.mkdir()
+    path.write_text("not an archive")
+    (run,) = plan_grid({}, TINY).runs
+    is_file = Path.is_file
+
+    def then_removed(self: Path) -> bool:
+        found = is_file(self)
+        if self == path and found:
+            self.unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", then_removed)
+        assert stored_result(replace(run, needs=("checkpoint.pt",)), tmp_path) is None
+    # While another process trains the run, its files are not renamed.
+    path.write_text("not an archive")
+    needing = replace(run, needs=("checkpoint.pt",))
+    with holding(path.parent):
+        assert stored_result(needing, tmp_path) is None
+        assert path.is_file()
+    assert stored_result(needing, tmp_path) is None
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt.damaged"]
 
 
 def test_a_task_tells_who_holds_its_folder(tmp_path: Path) -> None:
@@ -407,19 +495,9 @@ def test_a_task_tells_who_holds_its_folder(tmp_path: Path) -> None:
     task = SweepTask.of(run, tmp_path)
     assert SweepTask.from_json(task.to_json()) == task
     assert task.command[1:3] == ["-m", "fastsam.longtail.sweeps"]
-    holder = (
-        "import sys, pathlib\nfrom fastsam.files import locked\n"
-        f"with locked(pathlib.Path({str(tmp_path / run.name)!r})):\n    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
+    with holding(tmp_path / run.name):
         assert task.run() == TaskExit.BUSY
         assert task.error() == ""
-        process.communicate()
     with locked(tmp_path / run.name):
         pass
 

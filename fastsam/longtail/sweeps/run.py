@@ -193,7 +193,6 @@ class _Sweep:
         self._busy: list[PlannedRun] = []
         self._running: dict[Future[int], tuple[PlannedRun, SweepTask]] = {}
         self._restarts: Counter[tuple[str, str]] = Counter()
-        self._reasons: dict[str, str] = {}
         self._said_busy: set[str] = set()
         self._left = len(runs)
 
@@ -219,9 +218,8 @@ class _Sweep:
             result = stored_result(run, self._out, quiet=True)
             if result is not None:  # another process has finished it
                 yield self._finish(RunOutcome(run, "finished", result, trained=False))
-            elif (reason := busy_reason(run, self._out)) is not None:
+            elif busy_reason(run, self._out) is not None:
                 self._busy.append(run)
-                self._reasons[run.name] = reason
             else:
                 task = SweepTask.of(run, self._out)
                 self._running[self._executor.submit(task)] = (run, task)
@@ -275,13 +273,13 @@ class _Sweep:
         return outcome
 
     def _wait_for_others(self) -> None:
-        """Wait a moment for runs that other processes train, and look at them again."""
-        for run in self._busy:
-            if run.name not in self._said_busy:
-                reason = self._reasons.get(run.name, "another process trains it")
-                notice(f"waiting for {run.name}: {reason}")
-                self._said_busy.add(run.name)
-        end = time.monotonic() + _BUSY_SECONDS
+        """Wait a moment if other processes train all that is left, and look at these runs again."""
+        reasons = {run.name: busy_reason(run, self._out) for run in self._busy}
+        for name, reason in reasons.items():
+            if reason is not None and name not in self._said_busy:
+                notice(f"waiting for {name}: {reason}")
+                self._said_busy.add(name)
+        end = time.monotonic() + (_BUSY_SECONDS if None not in reasons.values() else 0.0)
         while time.monotonic() < end and not self._stop:
             time.sleep(0.1)
         self._waiting.extend(self._busy)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsam.files import FolderBusyError
+from fastsam.longtail.errors import ChangedRunError
 from fastsam.longtail.sweeps.plan import PlannedRun
 from fastsam.longtail.sweeps.training import complete
 from fastsam.rank_errors import ERROR_FILE, read_error, write_error
@@ -21,7 +22,7 @@ class TaskExit(IntEnum):
 
     FINISHED = 0
     BUSY = 3
-    """Another process trains the run."""
+    """Another process trains the run, or has trained it while this one was set up."""
     FAILED = 4  # not 1, with which Python ends if it cannot even import the package
     STOPPED = EXIT_STOPPED
     """A signal stopped the run."""
@@ -73,7 +74,7 @@ class SweepTask:
         try:
             run = PlannedRun.from_dict(self.name, self.document)
             complete(run, Path(self.out), stop=stop, progress=False, quiet=True)
-        except FolderBusyError:
+        except (FolderBusyError, ChangedRunError):
             return TaskExit.BUSY
         except Stopped:
             return TaskExit.STOPPED
