@@ -193,7 +193,9 @@ def test_a_stored_plan_can_only_grow(tmp_path: Path) -> None:
     # Where a run is executed is not part of the plan.
     store_plan(tmp_path, plan_grid({"lr": (0.1,)}, {**TINY, "device": "cuda", "threads": 3}).runs)
     other = plan_grid({"lr": (0.1,)}, {**TINY, "batch_size": 92}).runs
-    with pytest.raises(CheckpointError, match=r"lr=0.1/seed-0 with other settings \(batch_size\)"):
+    with pytest.raises(
+        CheckpointError, match=r"lr=0.1/seed-0 with other settings: batch_size was 138, is now 92\."
+    ):
         store_plan(tmp_path, other)
     with pytest.raises(UsageError, match="two runs with the name"):
         store_plan(tmp_path, [*first, *first])
@@ -202,6 +204,34 @@ def test_a_stored_plan_can_only_grow(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.2", "0.3"))
     with pytest.raises(DataError, match=r"checksum is wrong.*finished runs are kept"):
         store_plan(tmp_path, first)
+
+
+def test_where_runs_are_executed_does_not_distinguish_them(tmp_path: Path) -> None:
+    data = {**TINY, "data": "imagenet-lt", "epochs": 2, "workers": 4}
+    rest = {key: value for key, value in data.items() if key != "batch_size"}
+    store_plan(tmp_path, plan_grid({"lr": (0.1, 0.2)}, data).runs)
+    for moved in ({"workers": 9}, {"device": "cuda:3"}, {"data_root": "elsewhere"}):
+        plan_grid({"lr": (0.1,)}, {**data, **moved}).check(tmp_path)
+        # The same run in a grid of another setting.
+        with pytest.raises(UsageError, match=r"under the name lr=0\.2/seed-0"):
+            plan_grid({"batch_size": (138,)}, {**rest, **moved, "lr": 0.2}).check(tmp_path)
+    # Other settings are named one by one, with both values.
+    with pytest.raises(
+        CheckpointError,
+        match=r"lr=0\.2/seed-0 with other settings: batch_size was 138, is now 92; nesterov was False, is "
+        r"now True\. Choose another --out$",
+    ):
+        plan_grid({"lr": (0.2,)}, {**data, "batch_size": 92, "nesterov": True, "workers": 1}).check(
+            tmp_path
+        )
+    # A grid of places compares them: these are several runs.
+    places = plan_grid({"device": ("cpu", "cuda:1"), "lr": (0.3,)}, data)
+    places.check(tmp_path)
+    store_plan(tmp_path, places.runs)
+    places.check(tmp_path)
+    plan_grid({"device": ("cuda:2",), "lr": (0.3,)}, data).check(tmp_path)
+    with pytest.raises(UsageError, match=r"under the name lr=0\.2/seed-0"):
+        plan_grid({"device": ("cpu",), "lr": (0.2,)}, data).check(tmp_path)
 
 
 def test_shards_cover_every_run_once() -> None:
@@ -263,7 +293,9 @@ def test_a_sweep_continues_where_it_is_finished(tmp_path: Path, here: type[Here]
     stored = Result.load(tmp_path / "lr=0.2" / "seed-1" / "result.json")
     assert (stored.config["lr"], stored.config["seed"]) == (0.2, 1)
     assert stored.sources["lr"] == "given"
-    with pytest.raises(CheckpointError, match=r"other settings \(weight_decay\)"):
+    with pytest.raises(
+        CheckpointError, match=r"other settings: weight_decay was 0.0005, is now 0.1\."
+    ):
         sweep(
             tmp_path,
             grid={"lr": (0.1,)},

@@ -61,7 +61,7 @@ def stored_result(
     changed = changed_settings(result.config, config, same_content=same)
     if changed:
         raise CheckpointError(
-            f"{folder.path} contains a run with other settings ({', '.join(changed)}); choose another --out"
+            f"{folder.path} contains a run with other settings: {changed}. Choose another --out"
         )
     return result if all((folder.path / name).is_file() for name in run.needs) else None
 

@@ -11,7 +11,7 @@ from typing import Literal
 from fastsam.distributed import World
 from fastsam.longtail.archive import read_archive, read_outline
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig, changes
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.sharded_archive import read_sharded_archive, read_sharded_outline
@@ -161,13 +161,14 @@ class Resume:
             checkpoint.check_continues()
         except CheckpointError as error:
             raise CheckpointError(f"cannot resume from {path}: {error}") from None
-        stored, wanted = checkpoint.config, self.config
-        for name in differences(
-            stored.as_dict(), wanted.as_dict(), same_content=bool(checkpoint.contents)
-        ):
+        changed = changes(
+            checkpoint.config.as_dict(),
+            self.config.as_dict(),
+            same_content=bool(checkpoint.contents),
+        )
+        if changed:
             raise CheckpointError(
-                f"cannot resume from {path}: {name} was {getattr(stored, name)}, is now "
-                f"{getattr(wanted, name)}; use the same settings or choose another --out"
+                f"cannot resume from {path}: {changed}. Use the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
         if checkpoint.steps_per_epoch != self.steps_per_epoch:
