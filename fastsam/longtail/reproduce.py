@@ -34,6 +34,7 @@ from fastsam.longtail.sweeps import (
     PlannedRun,
     RunOutcome,
     check_outcomes,
+    check_unfinished,
     complete,
     run_plan,
     store_plan,
@@ -93,8 +94,8 @@ def reproduce_table(
     """Train every row of a table with several seeds, and yield each row when it is done.
 
     Rows are evaluated after the last epoch. Runs are stored in ``out/VARIANT/seed-K`` and shared by tables
-    and figures. Finished runs are loaded and interrupted runs are resumed, also with another device, data
-    folder or number of threads (a resumed run keeps its number of threads). The seeds are those of the
+    and figures. Finished runs are loaded and interrupted runs are resumed, also with another device or data
+    folder. Another number of threads is an error if a run is unfinished. The seeds are those of the
     training; the subset depends on ``subset_seed``, as in the paper.
 
     Args:
@@ -112,6 +113,7 @@ def reproduce_table(
 
     Raises:
         UsageError: if a name or setting is not valid, before anything is trained.
+        CheckpointError: if a run in ``out`` has other settings.
         TrainingError: if runs failed in processes of their own, after all other runs.
     """
     if name not in TABLES:
@@ -322,9 +324,11 @@ class _Runs:
         if not execution.in_process:
             yield from run_plan(runs, self.out, execution)
             return
+        own = execution.shard.of(runs)
         if self.world.rank == 0:
+            check_unfinished(own, self.out)
             store_plan(self.out, runs)
-        for run in execution.shard.of(runs):
+        for run in own:
             result = complete(
                 run,
                 self.out,

@@ -25,6 +25,7 @@ from fastsam.cli.execution import parse_grid, parse_setting
 from fastsam.files import from_json, locked, write_text
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
+from fastsam.longtail.reproduce import reproduce_table
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps import (
     EXECUTORS,
@@ -36,6 +37,7 @@ from fastsam.longtail.sweeps import (
     SweepTask,
     TaskExit,
     check_outcomes,
+    check_unfinished,
     plan_grid,
     register_executor,
     run_plan,
@@ -303,6 +305,44 @@ def test_a_sweep_continues_where_it_is_finished(tmp_path: Path, here: type[Here]
             **TINY,
             weight_decay=0.1,
         )
+
+
+def test_other_threads_are_refused_before_any_run_starts(
+    tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.instead = {"seed-1": SweepTask.run}
+    plan = plan_grid({}, {**TINY, "threads": 1}, seeds=2).runs
+    for _ in run_plan(plan, tmp_path, Execution(executor="here")):
+        pass
+    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "3", "--executor", "here"]
+    command += ["--threads", "2", "--out", str(tmp_path)]
+    (tmp_path / "seed-1" / "result.json").unlink()  # as if killed after its last checkpoint
+    stored = (tmp_path / PLAN_FILE).read_text()
+    here.submitted.clear()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"unfinished runs in {tmp_path} began with other settings (seed-1: threads was 1, is now 2). Use "
+        "the same settings to finish them, or choose another --out" in error
+    )
+    assert (tmp_path / PLAN_FILE).read_text() == stored
+    assert not here.submitted
+    with holding(tmp_path / "seed-1"):  # another sweep, which may have other threads, finishes it
+        check_unfinished(plan_grid({}, {**TINY, "threads": 2}, seeds=3).runs, tmp_path)
+    # With the same number the command continues, and with finished runs any number will do.
+    again = plan_grid({}, {**TINY, "threads": 1}, seeds=2).runs
+    assert [each.state for each in run_plan(again, tmp_path, Execution(executor="here"))] == [
+        "finished",
+        "finished",
+    ]
+    assert main(command) == 0
+    # Also runs that are trained in the process of the caller.
+    settings = {"epochs": 1, "batch_size": 138}
+    table = {"name": "table4", "data": "digits-lt", "out": tmp_path / "table", "seeds": 1}
+    next(reproduce_table(**table, progress=False, threads=1, **settings))
+    next(tmp_path.glob("table/*/seed-0/result.json")).unlink()
+    with pytest.raises(CheckpointError, match=r"threads was 1, is now 2\)\. Use the same"):
+        next(reproduce_table(**table, progress=False, threads=2, **settings))
 
 
 def test_shards_share_a_folder(tmp_path: Path, here: type[Here]) -> None:

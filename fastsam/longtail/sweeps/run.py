@@ -20,7 +20,7 @@ from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.executors import EXECUTORS, SweepExecutor
 from fastsam.longtail.sweeps.plan import PlannedRun, Shard, check_plan, store_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
-from fastsam.longtail.sweeps.training import busy_reason, stored_result
+from fastsam.longtail.sweeps.training import busy_reason, check_unfinished, stored_result
 from fastsam.stopping import STOP_SIGNALS, Stopped, StopRequest, stop_signals
 from fastsam.text import notice
 
@@ -103,7 +103,7 @@ def run_plan(
 
     Raises:
         UsageError: if two runs have the same name, or torchrun started this process.
-        CheckpointError: if a folder contains a run with other settings.
+        CheckpointError: if a folder contains a run with other settings, before anything is trained.
         DataError: if a data set cannot be loaded, before anything is trained.
         Stopped: after a signal, when all processes have stopped.
     """
@@ -118,6 +118,7 @@ def run_plan(
     found = {run.name: stored_result(run, out) for run in own}
     failed = {run.name: failed_before(run) for run in own if found[run.name] is None}
     pending = [run for run in own if failed.get(run.name) == ""]
+    check_unfinished(pending, out)
     _load_data(pending, check)
     store_plan(out, runs)
     for run in own:

@@ -10,12 +10,13 @@ from fastsam.distributed import World
 from fastsam.files import FolderBusyError, locked
 from fastsam.longtail.archive import check_archive
 from fastsam.longtail.build import load_configured
-from fastsam.longtail.config import is_own
+from fastsam.longtail.config import changes, is_own
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
 from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.training.resume import newest_outline
 from fastsam.stopping import StopRequest
 from fastsam.text import notice
 
@@ -110,6 +111,41 @@ def complete(
         stop=stop,
         progress=progress,
     ).fit()
+
+
+def check_unfinished(runs: Iterable[PlannedRun], out: str | Path) -> None:
+    """Check that unfinished runs can be resumed with the settings of the plan.
+
+    The number of threads counts here, unlike for a finished run: with another one, the rest of a run would be
+    rounded differently from its begin.
+
+    Args:
+        runs: the planned runs; those that are finished, have no readable checkpoint or are
+            trained by another process are ignored.
+        out: folder of the sweep.
+
+    Raises:
+        CheckpointError: if a run began with other settings.
+    """
+    changed = {}
+    for run in runs:
+        folder = RunFolder(Path(out) / run.name)
+        files = [folder.result, *(folder.path / name for name in run.needs)]
+        if all(file.is_file() for file in files) or busy_reason(run, Path(out)) is not None:
+            continue
+        begun = None
+        with suppress(DamagedError):  # it is trained again
+            begun = newest_outline(folder)
+        if begun is not None:
+            stored, same = begun.config.as_dict(), bool(begun.contents)
+            changed[run.name] = changes(stored, run.config.as_dict(), same_content=same)
+    found = [f"{name}: {text}" for name, text in changed.items() if text]
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(
+            f"unfinished runs in {out} began with other settings ({'; '.join(found[:3])}{more}). Use the "
+            "same settings to finish them, or choose another --out"
+        )
 
 
 def busy_reason(run: PlannedRun, out: Path) -> str | None:
