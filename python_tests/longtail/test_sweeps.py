@@ -613,6 +613,19 @@ def test_executions_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+class _Recorded:
+    """A process that only records its standard input."""
+
+    def __init__(self, inputs: list[bytes]) -> None:
+        self._inputs = inputs
+
+    def communicate(self, text: bytes) -> None:
+        self._inputs.append(text)
+
+    def wait(self) -> int:
+        return 0
+
+
 def test_local_processes_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("fastsam.longtail.sweeps.executors.local.cores_of_rank", lambda: 7)
@@ -623,6 +636,24 @@ def test_local_processes_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert list(executor._gpus) == ["0", "1", "0"]
     executor.close()
+    # Data loader processes share the cores, too, unless their number is given.
+    files = {**TINY, "data": "imagenet-lt", "device": "cpu"}
+    submitted: list[bytes] = []
+    monkeypatch.setattr(
+        "fastsam.longtail.sweeps.executors.local.subprocess.Popen",
+        lambda command, **options: _Recorded(submitted),
+    )
+    for given, expected in (({}, 2), ({"workers": 5}, 5)):
+        (run,) = plan_grid({}, {**files, **given}).runs
+        executor = LocalExecutor(2)
+        assert executor.submit(SweepTask.of(run, "runs")).result() == 0
+        executor.close()
+        task = SweepTask.from_json(submitted.pop().decode())
+        assert task.document["settings"]["workers"] == expected
+        assert PlannedRun.from_dict(task.name, task.document).config.workers == expected
+    (run,) = plan_grid({}, TINY).runs  # digits have no workers
+    task = SweepTask.of(run, "runs")
+    assert task.on_cores(2) == task
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert visible_gpus() == ["4", "6"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from fastsam.files import FolderBusyError
+from fastsam.longtail.data.worker_count import default_workers
 from fastsam.longtail.errors import ChangedRunError
+from fastsam.longtail.settings import DEFAULT
 from fastsam.longtail.sweeps.plan import PlannedRun
 from fastsam.longtail.sweeps.training import complete
 from fastsam.rank_errors import ERROR_FILE, read_error, write_error
@@ -60,6 +62,17 @@ class SweepTask:
     def from_json(cls, text: str) -> SweepTask:
         """Create a task from the result of :meth:`to_json`."""
         return cls(**json.loads(text))
+
+    def on_cores(self, cores: int) -> SweepTask:
+        """Return the task for a process that may use this number of CPU cores.
+
+        If the number of workers is the default, it becomes that for these cores. The default of the plan is
+        that for all cores of a machine.
+        """
+        if self.document["sources"].get("workers") != DEFAULT:
+            return self
+        settings = {**self.document["settings"], "workers": default_workers(cores)}
+        return replace(self, document={**self.document, "settings": settings})
 
     def run(self, stop: StopRequest | None = None) -> int:
         """Run the task in this process, which should have no other task. Return its :class:`TaskExit`.
