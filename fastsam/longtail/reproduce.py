@@ -94,9 +94,8 @@ def reproduce_table(
     """Train every row of a table with several seeds, and yield each row when it is done.
 
     Rows are evaluated after the last epoch. Runs are stored in ``out/VARIANT/seed-K`` and shared by tables
-    and figures. Finished runs are loaded and interrupted runs are resumed, also with another device or data
-    folder. Another number of threads is an error if a run is unfinished. The seeds are those of the
-    training; the subset depends on ``subset_seed``, as in the paper.
+    and figures. Finished runs are loaded and interrupted runs are resumed, if they have the same settings.
+    The seeds are those of the training; the subset depends on ``subset_seed``, as in the paper.
 
     Args:
         name: one of :data:`fastsam.longtail.published.TABLES`.
@@ -112,8 +111,7 @@ def reproduce_table(
         **overrides: settings that override every recipe.
 
     Raises:
-        UsageError: if a name or setting is not valid, before anything is trained.
-        CheckpointError: if a run in ``out`` has other settings.
+        UsageError, CheckpointError: if a name or setting is not valid, or ``out`` has runs with others.
         TrainingError: if runs failed in processes of their own, after all other runs.
     """
     if name not in TABLES:
@@ -324,11 +322,10 @@ class _Runs:
         if not execution.in_process:
             yield from run_plan(runs, self.out, execution)
             return
-        own = execution.shard.of(runs)
         if self.world.rank == 0:
-            check_unfinished(own, self.out)
+            check_unfinished(execution.shard.of(runs), self.out)
             store_plan(self.out, runs)
-        for run in own:
+        for run in execution.shard.of(runs):
             result = complete(
                 run,
                 self.out,

@@ -68,10 +68,10 @@ def newest_outline(folder: RunFolder) -> Checkpoint | None:
 def _load(path: Path, *, outline: bool = False) -> Checkpoint:
     """Load a checkpoint, also that of a sharded network."""
     if path.is_dir():
-        read = read_sharded_outline if outline else read_sharded_archive
+        content = read_sharded_outline(path) if outline else read_sharded_archive(path)
     else:
-        read = read_outline if outline else read_archive
-    return Checkpoint.from_dict(read(path), path)
+        content = read_outline(path) if outline else read_archive(path)
+    return Checkpoint.from_dict(content, path)
 
 
 def check_same_checkpoint(
