@@ -148,6 +148,8 @@ def _store() -> Any:
 def write_error(error: Exception, rank: int, path: Path | None) -> None:
     """Write an error with its traceback to the file of a rank and to that of ``torchrun``.
 
+    :func:`read_error` reads the file.
+
     Args:
         error: the error.
         rank: rank of this process.
@@ -159,5 +161,26 @@ def write_error(error: Exception, rank: int, path: Path | None) -> None:
         get_error_handler().record_exception(error)
     if path is not None and path.parent.is_dir():
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        head = f"rank {rank} on {platform.node()}, process {os.getpid()}, {when}\n\n"
-        path.write_text(head + "".join(traceback.format_exception(error)), "utf-8")
+        head = f"rank {rank} on {platform.node()}, process {os.getpid()}, {when}"
+        # The traceback is for people: its last line may be one of a long message, or a note.
+        text = "".join(traceback.format_exception(error))
+        path.write_text(f"{head}\n{type(error).__name__}: {one_line(error)}\n\n{text}", "utf-8")
+
+
+def read_error(path: Path) -> str:
+    r"""Return the error in a file of :func:`write_error`, in one line that begins with the name of its class.
+
+    It is empty if there is no file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / ERROR_FILE.format(0)
+        >>> write_error(ValueError("two\nlines"), 0, path)
+        >>> read_error(path)
+        'ValueError: two lines'
+    """
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return lines[1] if len(lines) > 1 else ""

@@ -16,7 +16,10 @@ EXIT_STOPPED = 75
 which asks the caller to try again. Schedulers can requeue a job by it."""
 EXIT_INTERRUPTED = 130
 """Exit code after a second Ctrl-C, as shells use it."""
-_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+)
+"""Signals that ask a program to stop, of those that the system has: Windows has no SIGUSR1."""
 _ONE_PRESS_SECONDS = 1.0
 """torchrun forwards the SIGINT of a Ctrl-C that its processes received from the terminal already."""
 
@@ -97,8 +100,7 @@ def stop_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, request._receive) for number in numbers}
+    before = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
@@ -125,9 +127,9 @@ def outlast_parent_signals() -> None:
     A terminal, a scheduler and torchrun send their signals to workers too. Only the SIGTERM of the parent
     ends the worker, and the end of the parent, which a ``DataLoader`` worker notices itself.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return
     terminate = {signal.SIGTERM}

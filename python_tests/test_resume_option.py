@@ -7,14 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fastsam.cli import main
 from fastsam.cli.resume import resume_in
 from fastsam.files import locked
 from fastsam.longtail import Checkpoint, Result
+from fastsam.longtail.archive import check_archive
+from fastsam.longtail.errors import DamagedError
+from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training.resume import newest_outline
 
 TINY = ["--batch-size", "200", "--model", "resnet8", "--epochs", "2", "--threads", "1", "--quiet"]
 RUN = ["train", "--method", "ce", "--optimizer", "sam", *TINY]
@@ -69,6 +76,48 @@ def test_the_same_command_begins_and_continues(
         )
     assert process.returncode == 1
     assert f"is in use by process {os.getpid()}" in process.stderr
+
+
+def test_a_continued_run_loads_its_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*RUN, "--precision", "auto", "--resume", "auto", "--out", str(tmp_path)]
+    assert main(command) == 0
+    loads: list[str] = []
+    load = torch.load
+
+    def counted(file: Path, **options: Any) -> Any:
+        loads.append(str(options["map_location"]))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    assert main(command) == 0
+    assert loads.count("cpu") == 1
+    # For the settings that the options are checked against, those of the run, and its precision.
+    assert loads.count("meta") == 3
+
+
+def test_damaged_weights_are_noticed_although_the_settings_are_sound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*RUN, "--resume", "auto", "--out", str(tmp_path)]
+    assert main(command) == 0
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt") as archive:
+        weights = max(archive.infolist(), key=lambda item: item.file_size)
+    content = bytearray((tmp_path / "checkpoint.pt").read_bytes())
+    content[weights.header_offset + weights.file_size // 2] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    assert newest_outline(RunFolder(tmp_path)) is not None
+    with pytest.raises(DamagedError, match="the checksum of"):
+        check_archive(tmp_path / "checkpoint.pt")
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "truncated, damaged" in capsys.readouterr().err
+    record = content.index(b"subset_hash")  # in the settings and records of the run
+    content[record] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(DamagedError, match="CRC"):
+        newest_outline(RunFolder(tmp_path))
 
 
 def test_settings_of_a_file_and_branches_begin_and_continue(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.training import RunFolder
-from fastsam.longtail.training.resume import readable
+from fastsam.longtail.training.resume import newest_outline
 
 ResumeMode = bool | Literal["auto"]
 _MODES: dict[tuple[str, ...], ResumeMode] = {
@@ -60,7 +60,7 @@ def resume_in(arguments: Sequence[str]) -> ResumeMode:
 
 
 def stored_run(resume: ResumeMode, out: Path | None) -> Checkpoint | None:
-    """Load the run that a command resumes.
+    """Load the run that a command resumes, without the values of its tensors.
 
     Args:
         resume: value of the option.
@@ -74,9 +74,9 @@ def stored_run(resume: ResumeMode, out: Path | None) -> Checkpoint | None:
     """
     if not resume or out is None:
         return None
-    for _, checkpoint in readable(RunFolder(out)):
-        return checkpoint
-    return None if resume == "auto" else Checkpoint.load(out)
+    stored = newest_outline(RunFolder(out))
+    # Without a checkpoint, to load one raises the error.
+    return stored if stored is not None or resume == "auto" else Checkpoint.load(out)
 
 
 def check_same_parts(stored: Checkpoint, named: Mapping[str, str], out: Path) -> None:

@@ -36,12 +36,60 @@ def read_archive(path: Path) -> Any:
     Raises:
         DamagedError: if the file is damaged or is not a torch archive.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
+    with _damage_named(path):
+        _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_outline(path: Path) -> Any:
+    """Load an archive without the values of its tensors, which are on the device ``meta``.
+
+    Only the checksum of what is read is verified, so the time does not depend on the size of the tensors.
+
+    Raises:
+        DamagedError: if that part of the file is damaged, or it is not a torch archive.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.pt"
+        >>> write_archive(path, {"epoch": 3, "weight": torch.ones(2)})
+        >>> outline = read_outline(path)
+        >>> outline["epoch"], outline["weight"].shape, outline["weight"].device
+        (3, torch.Size([2]), device(type='meta'))
+    """
+    with _damage_named(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # raises: its checksum is wrong
+        return torch.load(path, map_location="meta", mmap=True, weights_only=True)
+
+
+def check_archive(path: Path) -> None:
+    """Verify the checksums of an archive, without its tensors in memory.
+
+    Raises:
+        DamagedError: if the file is damaged or is not a torch archive.
+    """
+    with _damage_named(path):
+        _verify(path)
+        read_outline(path)
+
+
+def _verify(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Convert the errors of a damaged archive to a :class:`DamagedError`."""
+    try:
+        yield
+    except DamagedError:
+        raise
     except Exception as error:
         # A damaged file can raise any of a dozen types of exception.
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]

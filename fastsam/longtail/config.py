@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, get_type_hints
 
@@ -304,14 +304,64 @@ def differences(
         other: settings of the other run.
         same_content: whether the caller compares the contents of the data, so that their folder is ignored.
     """
-    one, other = ({**settings_in(values), **_known_before(values)} for values in (one, other))
-    own = not same_content and is_own(str(one.get("data")))
-    place = {name for name in place_settings() if name != "data_root" or not own}
+    return [name for name, _, _ in _different(one, other, same_content)]
+
+
+def changes(
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    same_content: bool = False,
+    but_for: Collection[str] = (),
+) -> str:
+    """Describe the settings that differ between a stored run and the wanted one; empty if none do.
+
+    Args:
+        stored: as for :func:`differences`.
+        wanted: settings of the wanted run.
+        same_content: as for :func:`differences`.
+        but_for: names of settings that do not count.
+
+    Example:
+        >>> changes({"lr": 0.1, "rho": [0.05], "device": "cpu"}, {"lr": 0.2, "rho": [0.05], "device": "cuda"})
+        'lr was 0.1, is now 0.2'
+    """
+    found = _different(stored, wanted, same_content)
+    return "; ".join(
+        f"{name} was {_shown(before)}, is now {_shown(now)}"
+        for name, before, now in found
+        if name not in but_for
+    )
+
+
+def identity(stored: Mapping[str, Any], *, varied: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings that distinguish a run from others; see :func:`differences`.
+
+    Args:
+        stored: settings as returned by :meth:`TrainConfig.as_dict`, possibly of another version.
+        varied: names of settings that count although they determine only where a run is executed.
+    """
+    known = {**settings_in(stored), **_known_before(stored)}
+    place = {*place_settings()} - {*varied}
+    if is_own(str(known.get("data"))):
+        place.discard("data_root")
+    return {name: value for name, value in known.items() if name not in place}
+
+
+def _different(
+    one: Mapping[str, Any], other: Mapping[str, Any], same_content: bool
+) -> list[tuple[str, Any, Any]]:
+    """Return name and both values of each setting that differs."""
+    one, other = identity(one), identity(other)
+    ignored = {"data_root"} if same_content else set()
     if "auto" in (one.get("precision"), other.get("precision")):
-        place.add("precision")  # the stored run has what it stood for on its device
-    return [
-        name for name in {**one, **other} if name not in place and one.get(name) != other.get(name)
-    ]
+        ignored.add("precision")  # the stored run has what it stood for on its device
+    pairs = [(name, one.get(name), other.get(name)) for name in {**one, **other}]
+    return [(name, a, b) for name, a, b in pairs if a != b and name not in ignored]
+
+
+def _shown(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def settings_in(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ class DamagedError(CheckpointError):
     """A checkpoint file is truncated or changed, or is not a checkpoint."""
 
 
+class ChangedRunError(CheckpointError):
+    """Another process wrote to the folder of a run after this process had read it."""
+
+
 class TrainingError(LongTailError):
     """Training or evaluation failed, for instance because the loss is infinite or NaN."""
 

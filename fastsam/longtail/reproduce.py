@@ -34,6 +34,7 @@ from fastsam.longtail.sweeps import (
     PlannedRun,
     RunOutcome,
     check_outcomes,
+    check_unfinished,
     complete,
     run_plan,
     store_plan,
@@ -93,9 +94,8 @@ def reproduce_table(
     """Train every row of a table with several seeds, and yield each row when it is done.
 
     Rows are evaluated after the last epoch. Runs are stored in ``out/VARIANT/seed-K`` and shared by tables
-    and figures. Finished runs are loaded and interrupted runs are resumed, also with another device, data
-    folder or number of threads (a resumed run keeps its number of threads). The seeds are those of the
-    training; the subset depends on ``subset_seed``, as in the paper.
+    and figures. Finished runs are loaded and interrupted runs are resumed, if they have the same settings.
+    The seeds are those of the training; the subset depends on ``subset_seed``, as in the paper.
 
     Args:
         name: one of :data:`fastsam.longtail.published.TABLES`.
@@ -111,7 +111,7 @@ def reproduce_table(
         **overrides: settings that override every recipe.
 
     Raises:
-        UsageError: if a name or setting is not valid, before anything is trained.
+        UsageError, CheckpointError: if a name or setting is not valid, or ``out`` has runs with others.
         TrainingError: if runs failed in processes of their own, after all other runs.
     """
     if name not in TABLES:
@@ -323,6 +323,7 @@ class _Runs:
             yield from run_plan(runs, self.out, execution)
             return
         if self.world.rank == 0:
+            check_unfinished(execution.shard.of(runs), self.out)
             store_plan(self.out, runs)
         for run in execution.shard.of(runs):
             result = complete(

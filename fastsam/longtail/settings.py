@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastsam.longtail.errors import UsageError, unknown
 
+DEFAULT = "default"
+"""Source of values that are the defaults of settings."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -108,7 +111,7 @@ def setting(
 
 
 def _plain(value: Any) -> Entry:
-    return Entry(value, "default")
+    return Entry(value, DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fastsam.distributed import World, is_sharded
 from fastsam.files import from_json, to_json, write_text
-from fastsam.longtail.archive import read_archive, write_archive
+from fastsam.longtail.archive import read_archive, read_outline, write_archive
 from fastsam.longtail.errors import DamagedError
 from fastsam.longtail.sharding import map_tensors
 from fastsam.text import one_line
@@ -97,15 +98,11 @@ def read_sharded_archive(folder: Path) -> Any:
     Raises:
         DamagedError: if a file is missing or changed.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    try:
-        files = from_json((folder / MANIFEST).read_text("utf-8"))["files"]
-        for name, expected in files.items():
-            if Path(name).name != name or _sha256(folder / name) != expected:
-                raise ValueError(f"the SHA-256 of {name} is wrong")
+    with _damage_named(folder):
+        _verify(folder)
         whole = read_archive(folder / _WHOLE)
         shards: dict[str, Any] = {}
 
@@ -118,6 +115,37 @@ def read_sharded_archive(folder: Path) -> Any:
 
         content = map_tensors(whole, placed)
         load(shards, storage_reader=FileSystemReader(folder), no_dist=True)
+    return content
+
+
+def read_sharded_outline(folder: Path) -> Any:
+    """Load an archive without the values of its tensors, which are on the device ``meta``.
+
+    It reads and verifies a single file, which is small.
+
+    Raises:
+        DamagedError: if the file is missing or changed.
+    """
+    with _damage_named(folder):
+        _verify(folder, _WHOLE)
+        return read_outline(folder / _WHOLE)
+
+
+def _verify(folder: Path, *names: str) -> None:
+    """Raise ValueError if the SHA-256 of a file is wrong; of all files if none is named."""
+    files = from_json((folder / MANIFEST).read_text("utf-8"))["files"]
+    for name in names or files:
+        if Path(name).name != name or _sha256(folder / name) != files[name]:
+            raise ValueError(f"the SHA-256 of {name} is wrong")
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Convert the errors of a damaged archive to a :class:`DamagedError`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
     except DamagedError:
         raise
     except (Exception, CheckpointException) as error:
@@ -126,7 +154,6 @@ def read_sharded_archive(folder: Path) -> Any:
             f"cannot read {folder} as a checkpoint: it is incomplete or damaged ({reason}); restore the "
             "folder or train again"
         ) from error
-    return content
 
 
 def _sha256(path: Path) -> str:

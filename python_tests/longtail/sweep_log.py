@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 import time
 from collections import Counter
@@ -66,11 +67,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 240.0) -> None:
         time.sleep(0.02)
 
 
-def kill_trainer(log: Path, seed: int, epoch: int) -> None:
-    """Kill the process that trains a run when it begins an epoch."""
+def kill_trainer(log: Path, seed: int, epoch: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to the process that trains a run when it begins an epoch."""
     wait_for(lambda: any(line[:2] == (seed, epoch) for line in logged(log)))
     (process,) = {process for found, _, process in logged(log) if found == seed}
-    psutil.Process(process).kill()
+    psutil.Process(process).send_signal(number)
 
 
 def check_epochs(log: Path, killed: int) -> None:

@@ -71,6 +71,12 @@ def _flip_bits(folder: Path) -> None:
     """Flip bits of a sharded checkpoint one at a time; each must be noticed or change nothing."""
     assert folder.is_dir()
     original = _load(folder)
+    outline = _load(folder, outline=True)
+    assert (outline.config, outline.history) == (original.config, original.history)
+    assert {k: v.shape for k, v in outline.model.items()} == {
+        k: v.shape for k, v in original.model.items()
+    }
+    assert all(value.is_meta for value in outline.model.values())
     files = sorted(folder.iterdir())
     sizes = np.array([file.stat().st_size for file in files])
     rng = np.random.default_rng(200)

@@ -12,7 +12,7 @@ import pytest
 from fastsam.longtail import TrainConfig, recipe
 from fastsam.longtail.build import build_schedules
 from fastsam.longtail.data import DATASETS, load_dataset
-from fastsam.longtail.data.worker_count import default_workers
+from fastsam.longtail.data.worker_count import cores_of_rank, default_workers
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
@@ -129,7 +129,7 @@ def test_an_unknown_setting_has_a_suggestion_and_no_list() -> None:
 
 def test_the_default_number_of_workers_fits_the_machine() -> None:
     entry = registered_settings()["workers"][0].metadata["default"]
-    assert entry.value == default_workers()
+    assert entry.value == default_workers(cores_of_rank())
     assert 1 <= entry.value <= 16
 
 

@@ -85,6 +85,20 @@ def test_a_killed_process_is_replaced_and_nothing_is_trained_twice(
 
 
 @pytest.mark.slow
+def test_a_process_that_is_stopped_alone_saves_and_is_continued(tmp_path: Path, log: Path) -> None:
+    out = tmp_path / "runs"
+    with started(out, 2) as process:
+        kill_trainer(log, seed=0, epoch=3, number=signal.SIGTERM)
+        _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    assert "fastsam: seed-0: a signal stopped its process; starting it again" in errors
+    assert [len(result.history) for result in results(out, 2)] == [EPOCHS] * 2
+    assert len({process for _, _, process in logged(log)}) == 3
+    # The epoch in which it was stopped is continued, not repeated from its begin.
+    assert len(logged(log)) == 2 * EPOCHS + 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_processes_and_the_same_command_continues(
     number: signal.Signals, tmp_path: Path, log: Path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from fastsam import stopping
 from fastsam.cli import main
 from fastsam.cli.execution import parse_grid, parse_setting
 from fastsam.files import from_json, locked, write_text
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
+from fastsam.longtail.reproduce import reproduce_table
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps import (
     EXECUTORS,
@@ -32,13 +37,16 @@ from fastsam.longtail.sweeps import (
     SweepTask,
     TaskExit,
     check_outcomes,
+    check_unfinished,
     plan_grid,
     register_executor,
     run_plan,
     store_plan,
+    stored_result,
     stored_runs,
     sweep,
 )
+from fastsam.longtail.sweeps import run as sweep_run
 from fastsam.longtail.sweeps.executors.local import LocalExecutor, visible_gpus
 from fastsam.stopping import Stopped
 
@@ -187,7 +195,9 @@ def test_a_stored_plan_can_only_grow(tmp_path: Path) -> None:
     # Where a run is executed is not part of the plan.
     store_plan(tmp_path, plan_grid({"lr": (0.1,)}, {**TINY, "device": "cuda", "threads": 3}).runs)
     other = plan_grid({"lr": (0.1,)}, {**TINY, "batch_size": 92}).runs
-    with pytest.raises(CheckpointError, match=r"lr=0.1/seed-0 with other settings \(batch_size\)"):
+    with pytest.raises(
+        CheckpointError, match=r"lr=0.1/seed-0 with other settings: batch_size was 138, is now 92\."
+    ):
         store_plan(tmp_path, other)
     with pytest.raises(UsageError, match="two runs with the name"):
         store_plan(tmp_path, [*first, *first])
@@ -196,6 +206,34 @@ def test_a_stored_plan_can_only_grow(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.2", "0.3"))
     with pytest.raises(DataError, match=r"checksum is wrong.*finished runs are kept"):
         store_plan(tmp_path, first)
+
+
+def test_where_runs_are_executed_does_not_distinguish_them(tmp_path: Path) -> None:
+    data = {**TINY, "data": "imagenet-lt", "epochs": 2, "workers": 4}
+    rest = {key: value for key, value in data.items() if key != "batch_size"}
+    store_plan(tmp_path, plan_grid({"lr": (0.1, 0.2)}, data).runs)
+    for moved in ({"workers": 9}, {"device": "cuda:3"}, {"data_root": "elsewhere"}):
+        plan_grid({"lr": (0.1,)}, {**data, **moved}).check(tmp_path)
+        # The same run in a grid of another setting.
+        with pytest.raises(UsageError, match=r"under the name lr=0\.2/seed-0"):
+            plan_grid({"batch_size": (138,)}, {**rest, **moved, "lr": 0.2}).check(tmp_path)
+    # Other settings are named one by one, with both values.
+    with pytest.raises(
+        CheckpointError,
+        match=r"lr=0\.2/seed-0 with other settings: batch_size was 138, is now 92; nesterov was False, is "
+        r"now True\. Choose another --out$",
+    ):
+        plan_grid({"lr": (0.2,)}, {**data, "batch_size": 92, "nesterov": True, "workers": 1}).check(
+            tmp_path
+        )
+    # A grid of places compares them: these are several runs.
+    places = plan_grid({"device": ("cpu", "cuda:1"), "lr": (0.3,)}, data)
+    places.check(tmp_path)
+    store_plan(tmp_path, places.runs)
+    places.check(tmp_path)
+    plan_grid({"device": ("cuda:2",), "lr": (0.3,)}, data).check(tmp_path)
+    with pytest.raises(UsageError, match=r"under the name lr=0\.2/seed-0"):
+        plan_grid({"device": ("cpu",), "lr": (0.2,)}, data).check(tmp_path)
 
 
 def test_shards_cover_every_run_once() -> None:
@@ -257,7 +295,9 @@ def test_a_sweep_continues_where_it_is_finished(tmp_path: Path, here: type[Here]
     stored = Result.load(tmp_path / "lr=0.2" / "seed-1" / "result.json")
     assert (stored.config["lr"], stored.config["seed"]) == (0.2, 1)
     assert stored.sources["lr"] == "given"
-    with pytest.raises(CheckpointError, match=r"other settings \(weight_decay\)"):
+    with pytest.raises(
+        CheckpointError, match=r"other settings: weight_decay was 0.0005, is now 0.1\."
+    ):
         sweep(
             tmp_path,
             grid={"lr": (0.1,)},
@@ -265,6 +305,44 @@ def test_a_sweep_continues_where_it_is_finished(tmp_path: Path, here: type[Here]
             **TINY,
             weight_decay=0.1,
         )
+
+
+def test_other_threads_are_refused_before_any_run_starts(
+    tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.instead = {"seed-1": SweepTask.run}
+    plan = plan_grid({}, {**TINY, "threads": 1}, seeds=2).runs
+    for _ in run_plan(plan, tmp_path, Execution(executor="here")):
+        pass
+    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "3", "--executor", "here"]
+    command += ["--threads", "2", "--out", str(tmp_path)]
+    (tmp_path / "seed-1" / "result.json").unlink()  # as if killed after its last checkpoint
+    stored = (tmp_path / PLAN_FILE).read_text()
+    here.submitted.clear()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"unfinished runs in {tmp_path} began with other settings (seed-1: threads was 1, is now 2). Use "
+        "the same settings to finish them, or choose another --out" in error
+    )
+    assert (tmp_path / PLAN_FILE).read_text() == stored
+    assert not here.submitted
+    with holding(tmp_path / "seed-1"):  # another sweep, which may have other threads, finishes it
+        check_unfinished(plan_grid({}, {**TINY, "threads": 2}, seeds=3).runs, tmp_path)
+    # With the same number the command continues, and with finished runs any number will do.
+    again = plan_grid({}, {**TINY, "threads": 1}, seeds=2).runs
+    assert [each.state for each in run_plan(again, tmp_path, Execution(executor="here"))] == [
+        "finished",
+        "finished",
+    ]
+    assert main(command) == 0
+    # Also runs that are trained in the process of the caller.
+    settings = {"epochs": 1, "batch_size": 138}
+    table = {"name": "table4", "data": "digits-lt", "out": tmp_path / "table", "seeds": 1}
+    next(reproduce_table(**table, progress=False, threads=1, **settings))
+    next(tmp_path.glob("table/*/seed-0/result.json")).unlink()
+    with pytest.raises(CheckpointError, match=r"threads was 1, is now 2\)\. Use the same"):
+        next(reproduce_table(**table, progress=False, threads=2, **settings))
 
 
 def test_shards_share_a_folder(tmp_path: Path, here: type[Here]) -> None:
@@ -343,30 +421,45 @@ def test_a_lost_run_is_started_again_once(
     assert all(text in line and "starting it again" in line for line in lines)
 
 
-def test_a_stopped_run_is_neither_failed_nor_started_again(
+def test_a_run_that_was_stopped_alone_is_continued_three_times(
     tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here.instead = {"seed-0": lambda task: TaskExit.STOPPED, "seed-2": lambda task: -signal.SIGTERM}
-    outcomes = list(
-        run_plan(plan_grid({}, TINY, seeds=3).runs, tmp_path, Execution(executor="here"))
-    )
-    assert [each.state for each in outcomes] == ["stopped", "finished", "stopped"]
-    assert set(here.submitted.values()) == {1}
-    with pytest.raises(Stopped, match="2 of 3 runs were stopped"):
+    def stopped_twice(task: SweepTask) -> int:
+        return TaskExit.STOPPED if here.submitted[task.name] < 3 else here.usual(task)
+
+    def stopped_as_it_ended(task: SweepTask) -> int:
+        here.usual(task)
+        return -signal.SIGTERM
+
+    here.instead = {
+        "seed-0": lambda task: TaskExit.STOPPED,
+        "seed-1": stopped_twice,
+        "seed-2": lambda task: -signal.SIGTERM,
+        "seed-3": stopped_as_it_ended,
+    }
+    plan = plan_grid({}, TINY, seeds=4).runs
+    outcomes = list(run_plan(plan, tmp_path, Execution(executor="here")))
+    assert {each.run.name: each.state for each in outcomes} == {
+        "seed-0": "stopped",
+        "seed-1": "finished",
+        "seed-2": "stopped",
+        "seed-3": "finished",
+    }
+    assert here.submitted == {"seed-0": 4, "seed-1": 3, "seed-2": 4, "seed-3": 1}
+    lines = capsys.readouterr().err.splitlines()
+    line = "fastsam: seed-1: a signal stopped its process; starting it again"
+    assert lines.count(line) == 2
+    assert len(lines) == 3 + 2 + 3
+    with pytest.raises(Stopped, match="2 of 4 runs were stopped"):
         check_outcomes(outcomes)
-    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "3", "--executor", "here"]
+    command = ["sweep", *FLAGS, "--optimizer", "sgd", "--seeds", "4", "--executor", "here"]
     assert main([*command, "--out", str(tmp_path)]) == 75
     assert "The same command continues them" in capsys.readouterr().err
 
 
 def test_a_run_of_another_process_is_looked_at_last(
-    tmp_path: Path,
-    here: type[Here],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fastsam.longtail.sweeps.run._BUSY_SECONDS", 0.0)
-
     def busy_once(task: SweepTask) -> int:
         return TaskExit.BUSY if here.submitted[task.name] == 1 else here.usual(task)
 
@@ -375,8 +468,98 @@ def test_a_run_of_another_process_is_looked_at_last(
         run_plan(plan_grid({}, TINY, seeds=3).runs, tmp_path, Execution(executor="here"))
     )
     assert [each.run.name for each in outcomes] == ["seed-1", "seed-2", "seed-0"]
-    assert "waiting for seed-0: " in capsys.readouterr().err
     assert here.submitted["seed-0"] == 2
+    assert capsys.readouterr().err == ""  # the other process has ended, so nothing is waited for
+
+
+def test_a_sweep_says_which_process_it_waits_for(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_run, "_BUSY_SECONDS", 0.2)
+    notices: list[str] = []
+    with holding(tmp_path / "seed-0") as holder:
+
+        def said(message: object) -> None:
+            notices.append(f"{message} (of {holder.pid})")
+            threading.Timer(0.5, holder.kill).start()  # after another look
+
+        monkeypatch.setattr(sweep_run, "notice", said)
+        plan = plan_grid({}, TINY, seeds=2).runs
+        outcomes = list(run_plan(plan, tmp_path, Execution(executor="here")))
+    assert [each.run.name for each in outcomes] == ["seed-1", "seed-0"]
+    (notice,) = notices
+    assert notice.startswith(
+        f"waiting for seed-0: {tmp_path / 'seed-0'} is in use by process {holder.pid} on "
+    )
+    assert here.submitted == {"seed-0": 1, "seed-1": 1}
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that locks a folder, and kill it in the end."""
+    script = (
+        "import sys, pathlib\nfrom fastsam.files import locked\n"
+        f"with locked(pathlib.Path({str(folder)!r})):\n    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_failed(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Trainer):
+        """Another process ends the run between the set-up of this one and its first step."""
+
+        def fit(self) -> Result:
+            assert self.folder is not None
+            document = {"settings": self.config.as_dict()}
+            here.usual(SweepTask(str(tmp_path), self.folder.path.name, document))
+            return super().fit()
+
+    monkeypatch.setattr("fastsam.longtail.sweeps.training.Trainer", Late)
+    here.instead = {"seed-0": SweepTask.run}
+    plan = plan_grid({}, TINY).runs
+    (outcome,) = run_plan(plan, tmp_path, Execution(executor="here"))
+    assert (outcome.state, outcome.trained, outcome.error) == ("finished", False, "")
+    assert here.submitted == {"seed-0": 1}
+    assert SweepTask.of(plan[0], tmp_path).error() == ""
+
+
+def test_files_that_another_process_removes_meanwhile_are_not_damaged(
+    tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "seed-0" / "checkpoint.pt"
+    path.parent.mkdir()
+    path.write_text("not an archive")
+    (run,) = plan_grid({}, TINY).runs
+    is_file = Path.is_file
+
+    def then_removed(self: Path) -> bool:
+        found = is_file(self)
+        if self == path and found:
+            self.unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", then_removed)
+        assert stored_result(replace(run, needs=("checkpoint.pt",)), tmp_path) is None
+    # While another process trains the run, its files are not renamed.
+    path.write_text("not an archive")
+    needing = replace(run, needs=("checkpoint.pt",))
+    with holding(path.parent):
+        assert stored_result(needing, tmp_path) is None
+        assert path.is_file()
+    assert stored_result(needing, tmp_path) is None
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt.damaged"]
 
 
 def test_a_task_tells_who_holds_its_folder(tmp_path: Path) -> None:
@@ -384,19 +567,9 @@ def test_a_task_tells_who_holds_its_folder(tmp_path: Path) -> None:
     task = SweepTask.of(run, tmp_path)
     assert SweepTask.from_json(task.to_json()) == task
     assert task.command[1:3] == ["-m", "fastsam.longtail.sweeps"]
-    holder = (
-        "import sys, pathlib\nfrom fastsam.files import locked\n"
-        f"with locked(pathlib.Path({str(tmp_path / run.name)!r})):\n    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
+    with holding(tmp_path / run.name):
         assert task.run() == TaskExit.BUSY
         assert task.error() == ""
-        process.communicate()
     with locked(tmp_path / run.name):
         pass
 
@@ -409,7 +582,22 @@ def test_signals_stop_a_sweep(tmp_path: Path, here: type[Here]) -> None:
     ):
         list(run_plan(plan_grid({}, TINY, seeds=4).runs, tmp_path, Execution(executor="here")))
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "seed-2" not in here.submitted
+    assert here.submitted == {"seed-0": 1, "seed-1": 1}
+
+
+def test_systems_without_sigusr1_can_import_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGUSR1")
+    for module, expected in (
+        (stopping, {"STOP_SIGNALS": (signal.SIGTERM, signal.SIGINT)}),
+        (sweep_run, {}),
+    ):
+        spec = importlib.util.spec_from_file_location("imported_again", module.__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        again = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "imported_again", again)
+        spec.loader.exec_module(again)
+        assert {name: getattr(again, name) for name in expected} == expected
 
 
 def test_executions_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -425,6 +613,19 @@ def test_executions_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+class _Recorded:
+    """A process that only records its standard input."""
+
+    def __init__(self, inputs: list[bytes]) -> None:
+        self._inputs = inputs
+
+    def communicate(self, text: bytes) -> None:
+        self._inputs.append(text)
+
+    def wait(self) -> int:
+        return 0
+
+
 def test_local_processes_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("fastsam.longtail.sweeps.executors.local.cores_of_rank", lambda: 7)
@@ -435,6 +636,24 @@ def test_local_processes_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert list(executor._gpus) == ["0", "1", "0"]
     executor.close()
+    # Data loader processes share the cores, too, unless their number is given.
+    files = {**TINY, "data": "imagenet-lt", "device": "cpu"}
+    submitted: list[bytes] = []
+    monkeypatch.setattr(
+        "fastsam.longtail.sweeps.executors.local.subprocess.Popen",
+        lambda command, **options: _Recorded(submitted),
+    )
+    for given, expected in (({}, 2), ({"workers": 5}, 5)):
+        (run,) = plan_grid({}, {**files, **given}).runs
+        executor = LocalExecutor(2)
+        assert executor.submit(SweepTask.of(run, "runs")).result() == 0
+        executor.close()
+        task = SweepTask.from_json(submitted.pop().decode())
+        assert task.document["settings"]["workers"] == expected
+        assert PlannedRun.from_dict(task.name, task.document).config.workers == expected
+    (run,) = plan_grid({}, TINY).runs  # digits have no workers
+    task = SweepTask.of(run, "runs")
+    assert task.on_cores(2) == task
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert visible_gpus() == ["4", "6"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.errors import DataError, TrainingError, UsageError
 from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Result
-from fastsam.longtail.sweeps import PlannedRun, SweepTask
+from fastsam.longtail.sweeps import (
+    EXECUTORS,
+    Execution,
+    ExecutorPart,
+    PlannedRun,
+    SweepTask,
+    TaskExit,
+    register_executor,
+)
 from fastsam.longtail.tuning import (
     TRIAL_SAMPLERS,
     TUNING_FILE,
@@ -32,6 +41,7 @@ from fastsam.longtail.tuning import (
     plan_trials,
     tune,
 )
+from fastsam.rank_errors import write_error
 
 TINY = {"data": "digits-lt", "method": "ce", "optimizer": "sgd", "epochs": 1, "batch_size": 138}
 SEARCH = {"lr": Interval(0.01, 1.0, log=True), "weight_decay": [0.0, 5e-4]}
@@ -216,21 +226,82 @@ def test_nothing_is_chosen_before_all_trials_have_ended(tmp_path: Path, trained:
     folder = tmp_path / plan.runs[2].name
     folder.mkdir(parents=True)
     for error, chosen in (
-        ("fastsam.longtail.errors.TrainingError: the loss is infinite", "trial-000"),
-        ("OSError: the disk is full", None),
+        (TrainingError("the loss is infinite"), "trial-000"),
+        (OSError("the disk is full\nTrainingError: no"), None),
     ):
-        (folder / "error-rank-0.txt").write_text(f"Traceback\n  ...\n{error}\n")
+        write_error(error, 0, folder / "error-rank-0.txt")
         assert plan.judge(tmp_path).chosen == chosen
-    assert SweepTask.of(plan.runs[2], tmp_path).error() == "OSError: the disk is full"
+    expected = "OSError: the disk is full TrainingError: no"
+    assert SweepTask.of(plan.runs[2], tmp_path).error() == expected
 
 
 def test_all_trials_may_fail(tmp_path: Path) -> None:
     plan = plan_trials(SEARCH, TINY, trials=2)
     for run in plan.runs:
         (tmp_path / run.name).mkdir(parents=True)
-        (tmp_path / run.name / "error-rank-0.txt").write_text("TrainingError: NaN\n")
+        write_error(TrainingError("NaN"), 0, tmp_path / run.name / "error-rank-0.txt")
     with pytest.raises(TrainingError, match="all 2 trials failed: TrainingError: NaN"):
         check_trials(plan.judge(tmp_path), [])
+
+
+def test_diverged_trials_are_not_trained_again_and_failed_ones_are(
+    tmp_path: Path, trained: Result
+) -> None:
+    plan = plan_trials(SEARCH, TINY, trials=3)
+    errors: dict[str, Exception] = {
+        "trial-000/seed-0": TrainingError("the loss is NaN"),
+        "trial-001/seed-0": OSError("the disk is full"),
+    }
+    submitted: list[str] = []
+
+    class Failing:
+        """An executor whose first trials write their errors."""
+
+        def __init__(self, jobs: int) -> None:
+            pass
+
+        def submit(self, task: SweepTask) -> Future[int]:
+            submitted.append(task.name)
+            folder = Path(task.out) / task.name
+            folder.mkdir(parents=True, exist_ok=True)
+            future: Future[int] = Future()
+            if task.name in errors:
+                write_error(errors[task.name], 0, folder / "error-rank-0.txt")
+                future.set_result(TaskExit.FAILED)
+            else:
+                (run,) = (run for run in plan.runs if run.name == task.name)
+                finish(replace(plan, runs=[run]), Path(task.out), trained, lambda run: 40.0)
+                future.set_result(TaskExit.FINISHED)
+            return future
+
+        def stop(self) -> None:
+            raise AssertionError("nothing is running")
+
+        def close(self) -> None:
+            pass
+
+    register_executor(ExecutorPart(name="failing", build=Failing, summary="writes errors"))
+    try:
+        first = list(plan.execute(tmp_path, Execution(executor="failing")))
+        assert [each.state for each in first] == ["failed", "failed", "finished"]
+        assert plan.judge(tmp_path).chosen is None
+        with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*the disk is full"):
+            check_trials(plan.judge(tmp_path), first)
+        submitted.clear()
+        del errors["trial-001/seed-0"]
+        second = list(plan.execute(tmp_path, Execution(executor="failing")))
+    finally:
+        EXECUTORS._parts.pop("failing")
+    # The order in which they are told: what is known at once, then what was trained.
+    assert submitted == ["trial-001/seed-0"]
+    assert [(each.run.group, each.state, each.trained, each.error) for each in second] == [
+        ("trial-000", "failed", False, "TrainingError: the loss is NaN"),
+        ("trial-002", "finished", False, ""),
+        ("trial-001", "finished", True, ""),
+    ]
+    tuning = plan.judge(tmp_path)
+    assert tuning.chosen == "trial-001"
+    check_trials(tuning, second)
 
 
 def test_data_without_validation_images_are_refused(

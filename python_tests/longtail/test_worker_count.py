@@ -28,7 +28,7 @@ def test_cores_are_divided_among_the_ranks_of_a_machine(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     environment = {} if ranks is None else {"LOCAL_WORLD_SIZE": ranks}
     assert cores_of_rank(environment) == own
-    assert default_workers(environment) == workers
+    assert default_workers(own) == workers
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert cores_of_rank(environment) == own

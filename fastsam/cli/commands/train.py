@@ -171,8 +171,6 @@ class TrainCommand:
         if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
         config, sources = self._settings(stored, branch)
-        reached = 0 if stored is None else stored.epoch
-        del stored  # its tensors
         with torchrun_world(
             config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
         ) as world:
@@ -190,12 +188,6 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = world.rank == 0
-            begun = len(trainer.state.history)
-            if writes and begun < reached:
-                notice(
-                    f"the run has reached epoch {reached}, but the checkpoint of an epoch in --keep is "
-                    f"missing; continuing after epoch {begun}"
-                )
             if writes:
                 print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
             if writes and trainer.precision_reason is not None:

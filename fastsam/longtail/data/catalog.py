@@ -11,7 +11,7 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.data.worker_count import MOST, default_workers
+from fastsam.longtail.data.worker_count import MOST, cores_of_rank, default_workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
@@ -71,7 +71,7 @@ class ImageFileSettings(RootSettings):
     )
     workers: int = setting(
         "number of worker processes that read images",
-        default=default_workers(),
+        default=default_workers(cores_of_rank()),
         default_text=f"CPU cores of this process less one, from 1 to {MOST}",
         low=0,
         high=1024,

@@ -27,15 +27,15 @@ def cores_of_rank(environment: Mapping[str, str] = os.environ) -> int:
     return max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1))
 
 
-def default_workers(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the default number of workers: the cores of the rank but one, from 1 to :data:`MOST`.
+def default_workers(cores: int) -> int:
+    """Return the default number of workers: the cores of the process but one, from 1 to :data:`MOST`.
 
     One core is left to the process that trains.
 
     Args:
-        environment: environment variables.
+        cores: number of CPU cores that the process may use.
     """
-    return min(max(1, cores_of_rank(environment) - 1), MOST)
+    return min(max(1, cores - 1), MOST)
 
 
 def prefetched(workers: int) -> int | None:

@@ -10,7 +10,7 @@ from fastsam.longtail.sweeps.grid import GridPlan, plan_combinations, plan_grid,
 from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, Shard, store_plan, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, check_outcomes, run_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
-from fastsam.longtail.sweeps.training import complete, stored_result
+from fastsam.longtail.sweeps.training import check_unfinished, complete, stored_result
 
 __all__ = [
     "EXECUTORS",
@@ -25,6 +25,7 @@ __all__ = [
     "SweepTask",
     "TaskExit",
     "check_outcomes",
+    "check_unfinished",
     "complete",
     "plan_combinations",
     "plan_grid",

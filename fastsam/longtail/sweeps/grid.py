@@ -10,11 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fastsam.longtail.config import applies, check_applies, chosen_parts, find_setting
+from fastsam.longtail.config import applies, check_applies, chosen_parts, find_setting, identity
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.settings import value_text
-from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, stored_runs
+from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, check_stored_settings, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, run_plan
 
 NAMES = ("data", "method", "optimizer")
@@ -30,26 +30,38 @@ class GridPlan:
     Attributes:
         runs: the runs; those that differ only in the seed follow each other.
         notes: which settings some combinations do not have, as sentences.
+        varied: names of the settings in which the combinations differ.
     """
 
     runs: list[PlannedRun]
     notes: list[str]
+    varied: frozenset[str] = frozenset()
 
     def check(self, out: str | Path) -> None:
-        """Check that the plan in a folder has none of these runs under another name.
+        """Check that the plan in a folder has none of these runs under another name or with other settings.
+
+        Settings that only determine where a run is executed do not count, unless the grid varies them.
 
         Raises:
-            UsageError: if it has, because the settings in the grid are not those of an earlier command.
+            UsageError: if it has one under another name, because the settings in the grid are not those of
+                an earlier command.
+            CheckpointError: if a run of the same name has other settings.
             DataError: if the stored plan is damaged.
         """
-        known = {json.dumps(each["settings"]): name for name, each in stored_runs(out).items()}
+        stored = stored_runs(out)
+        check_stored_settings(stored, self.runs, out)
+        known = {self._key(each["settings"]): name for name, each in stored.items()}
         for run in self.runs:
-            name = known.get(json.dumps(run.config.as_dict()), run.name)
-            if name != run.name:
+            name = known.get(self._key(run.config.as_dict()), run.name)
+            if name != run.name and run.name not in stored:
                 raise UsageError(
                     f"{Path(out) / PLAN_FILE} has the run {run.name} under the name {name}; vary the same "
                     "settings as before, or choose another --out"
                 )
+
+    def _key(self, settings: Mapping[str, Any]) -> str:
+        """Return a text that two runs share if they are the same."""
+        return json.dumps(identity(settings, varied=self.varied), sort_keys=True)
 
 
 def sweep(
@@ -81,7 +93,8 @@ def sweep(
     Raises:
         UsageError: if a setting or a value is not valid, or ``out`` has a run of the grid under another
             name; before anything is trained.
-        CheckpointError: if ``out`` has runs of the same names with other settings.
+        CheckpointError: if ``out`` has runs of the same names with other settings; before anything is
+            trained.
         Stopped: if a signal stopped the sweep.
 
     Example:
@@ -151,7 +164,9 @@ def plan_combinations(
         raise UsageError("a sweep sets seed itself; pass the number of seeds")
     groups: dict[str, _Combination] = {}
     unused = _Unused()
+    every: set[str] = set()
     for name, varied in combinations:
+        every.update(varied)
         if "seed" in varied:
             raise UsageError("seed cannot be varied like other settings; pass the number of seeds")
         one = _Combination.of({**settings, **varied}, unused)
@@ -163,6 +178,7 @@ def plan_combinations(
     return GridPlan(
         [run for name, one in groups.items() for run in _seeded(name, one.recipe, seeds)],
         unused.notes(),
+        frozenset(every),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastsam import files
 from fastsam.files import FolderBusyError, locked, write_text
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig, changes
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.training import RunFolder
 from fastsam.records import build
@@ -142,8 +142,8 @@ def check_plan(runs: Iterable[PlannedRun], out: str | Path) -> None:
 
 def changed_settings(
     stored: Mapping[str, Any], config: TrainConfig, *, same_content: bool = False
-) -> list[str]:
-    """Return the names of settings in which a stored run differs from a planned one.
+) -> str:
+    """Describe the settings in which a stored run differs from a planned one; empty if it does not.
 
     The number of threads does not count: finished runs are used on any machine.
 
@@ -152,8 +152,32 @@ def changed_settings(
         config: settings of the planned run.
         same_content: see :func:`fastsam.longtail.config.differences`.
     """
-    found = differences(stored, config.as_dict(), same_content=same_content)
-    return sorted(set(found) - {"threads"})
+    wanted = config.as_dict()
+    return changes(stored, wanted, same_content=same_content, but_for=["threads"])
+
+
+def check_stored_settings(
+    stored: Mapping[str, Mapping[str, Any]], runs: Iterable[PlannedRun], out: str | Path
+) -> None:
+    """Check that stored runs have the settings of the planned ones of the same names.
+
+    Args:
+        stored: the result of :func:`stored_runs`.
+        runs: the planned runs.
+        out: folder of the sweep, for the message.
+
+    Raises:
+        CheckpointError: if a run has other settings.
+    """
+    for run in runs:
+        known = stored.get(run.name, {}).get("settings")
+        # Whether the user's own data are the same is checked when a result is read.
+        changed = changed_settings(known, run.config, same_content=True) if known else ""
+        if changed:
+            raise CheckpointError(
+                f"{Path(out) / PLAN_FILE} has the run {run.name} with other settings: {changed}. Choose "
+                "another --out"
+            )
 
 
 def stored_runs(out: str | Path) -> dict[str, dict[str, Any]]:
@@ -214,15 +238,7 @@ def store_plan(out: str | Path, runs: Sequence[PlannedRun]) -> None:
 def _extend(out: Path, runs: Sequence[PlannedRun]) -> None:
     """Add runs to the stored plan; the caller holds the lock of the folder."""
     stored = stored_runs(out)
-    for run in runs:
-        known = stored.get(run.name, {}).get("settings")
-        # Whether the user's own data are the same is checked when a result is read.
-        changed = changed_settings(known, run.config, same_content=True) if known else []
-        if changed:
-            raise CheckpointError(
-                f"{out / PLAN_FILE} has the run {run.name} with other settings ({', '.join(changed)}); "
-                "choose another --out"
-            )
+    check_stored_settings(stored, runs, out)
     plan = stored | {run.name: run.as_dict() for run in runs}
     if plan != stored:
         write_text(out / PLAN_FILE, files.to_json({"format": FORMAT, "runs": plan}))

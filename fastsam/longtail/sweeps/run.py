@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -20,13 +20,16 @@ from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.executors import EXECUTORS, SweepExecutor
 from fastsam.longtail.sweeps.plan import PlannedRun, Shard, check_plan, store_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
-from fastsam.longtail.sweeps.training import busy_reason, stored_result
-from fastsam.stopping import Stopped, StopRequest, stop_signals
+from fastsam.longtail.sweeps.training import busy_reason, check_unfinished, stored_result
+from fastsam.stopping import STOP_SIGNALS, Stopped, StopRequest, stop_signals
 from fastsam.text import notice
 
 State = Literal["finished", "failed", "stopped"]
-_STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+_STOPS = tuple(-number for number in STOP_SIGNALS)
 """Exit codes of processes that a signal stopped before they could handle it."""
+_RESTARTS = {"lost": 1, "stopped": 3}
+"""How often a run is started again, by how its process ended: it was lost, or a signal stopped it alone.
+A lost one may run out of memory each time; a stopped one has saved its progress."""
 _POLL_SECONDS = 0.5
 """Seconds between two looks at signals."""
 _BUSY_SECONDS = 2.0
@@ -88,7 +91,8 @@ def run_plan(
     """Store a plan, execute it, and yield what became of each run when it ended.
 
     Finished runs are loaded, and interrupted ones are resumed. A run whose process was lost is started
-    again once. A run that another process trains is looked at again after all others.
+    again once, and one whose process alone was stopped by a signal up to three times. A run that another
+    process trains is looked at again after all others.
 
     Args:
         runs: all runs of the plan.
@@ -99,7 +103,7 @@ def run_plan(
 
     Raises:
         UsageError: if two runs have the same name, or torchrun started this process.
-        CheckpointError: if a folder contains a run with other settings.
+        CheckpointError: if a folder contains a run with other settings, before anything is trained.
         DataError: if a data set cannot be loaded, before anything is trained.
         Stopped: after a signal, when all processes have stopped.
     """
@@ -114,6 +118,7 @@ def run_plan(
     found = {run.name: stored_result(run, out) for run in own}
     failed = {run.name: failed_before(run) for run in own if found[run.name] is None}
     pending = [run for run in own if failed.get(run.name) == ""]
+    check_unfinished(pending, out)
     _load_data(pending, check)
     store_plan(out, runs)
     for run in own:
@@ -188,8 +193,7 @@ class _Sweep:
         self._waiting = deque(runs)
         self._busy: list[PlannedRun] = []
         self._running: dict[Future[int], tuple[PlannedRun, SweepTask]] = {}
-        self._restarted: set[str] = set()
-        self._reasons: dict[str, str] = {}
+        self._restarts: Counter[tuple[str, str]] = Counter()
         self._said_busy: set[str] = set()
         self._left = len(runs)
 
@@ -215,9 +219,8 @@ class _Sweep:
             result = stored_result(run, self._out, quiet=True)
             if result is not None:  # another process has finished it
                 yield self._finish(RunOutcome(run, "finished", result, trained=False))
-            elif (reason := busy_reason(run, self._out)) is not None:
+            elif busy_reason(run, self._out) is not None:
                 self._busy.append(run)
-                self._reasons[run.name] = reason
             else:
                 task = SweepTask.of(run, self._out)
                 self._running[self._executor.submit(task)] = (run, task)
@@ -237,44 +240,47 @@ class _Sweep:
 
     def _judge(self, run: PlannedRun, task: SweepTask, future: Future[int]) -> RunOutcome | None:
         """Return what became of a run whose task has ended; None if the run has to be looked at again."""
+        end, why = "lost", ""
         try:
             code = future.result()
-            lost = (
+            if code == TaskExit.BUSY:
+                self._busy.append(run)
+                return None
+            if code == TaskExit.FAILED:
+                return RunOutcome(run, "failed", error=task.error())
+            why = (
                 f"its process was killed by {_signal_name(-code)}"
                 if code < 0
                 else f"exit code {code}"
             )
+            if code in (TaskExit.STOPPED, *_STOPS):
+                end, why = "stopped", "a signal stopped its process"
         except Exception as error:
-            code, lost = None, f"its process was lost ({type(error).__name__}: {_last_line(error)})"
-        if code == TaskExit.BUSY:
-            self._busy.append(run)
-            return None
-        if code == TaskExit.FAILED:
-            return RunOutcome(run, "failed", error=task.error())
-        if code in (TaskExit.STOPPED, *_STOPS):
-            return RunOutcome(run, "stopped")
+            why = f"its process was lost ({type(error).__name__}: {_last_line(error)})"
         result = stored_result(run, self._out, quiet=True)
         if result is not None:
             return RunOutcome(run, "finished", result)
-        if run.name not in self._restarted:
-            self._restarted.add(run.name)
+        if not self._stop and self._restarts[run.name, end] < _RESTARTS[end]:
+            self._restarts[run.name, end] += 1
             self._waiting.append(run)
-            notice(f"{run.name}: {lost}; starting it again")
+            notice(f"{run.name}: {why}; starting it again")
             return None
-        return RunOutcome(run, "failed", error=f"LostProcess: {lost}, twice")
+        if end == "stopped" or self._stop:
+            return RunOutcome(run, "stopped")
+        return RunOutcome(run, "failed", error=f"LostProcess: {why}, twice")
 
     def _finish(self, outcome: RunOutcome) -> RunOutcome:
         self._left -= outcome.state == "finished"
         return outcome
 
     def _wait_for_others(self) -> None:
-        """Wait a moment for runs that other processes train, and look at them again."""
-        for run in self._busy:
-            if run.name not in self._said_busy:
-                reason = self._reasons.get(run.name, "another process trains it")
-                notice(f"waiting for {run.name}: {reason}")
-                self._said_busy.add(run.name)
-        end = time.monotonic() + _BUSY_SECONDS
+        """Wait a moment if other processes train all that is left, and look at these runs again."""
+        reasons = {run.name: busy_reason(run, self._out) for run in self._busy}
+        for name, reason in reasons.items():
+            if reason is not None and name not in self._said_busy:
+                notice(f"waiting for {name}: {reason}")
+                self._said_busy.add(name)
+        end = time.monotonic() + (_BUSY_SECONDS if None not in reasons.values() else 0.0)
         while time.monotonic() < end and not self._stop:
             time.sleep(0.1)
         self._waiting.extend(self._busy)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from fastsam.files import FolderBusyError
+from fastsam.longtail.data.worker_count import default_workers
+from fastsam.longtail.errors import ChangedRunError
+from fastsam.longtail.settings import DEFAULT
 from fastsam.longtail.sweeps.plan import PlannedRun
 from fastsam.longtail.sweeps.training import complete
-from fastsam.rank_errors import ERROR_FILE, write_error
+from fastsam.rank_errors import ERROR_FILE, read_error, write_error
 from fastsam.stopping import EXIT_STOPPED, Stopped, StopRequest
 
 
@@ -21,7 +24,7 @@ class TaskExit(IntEnum):
 
     FINISHED = 0
     BUSY = 3
-    """Another process trains the run."""
+    """Another process trains the run, or has trained it while this one was set up."""
     FAILED = 4  # not 1, with which Python ends if it cannot even import the package
     STOPPED = EXIT_STOPPED
     """A signal stopped the run."""
@@ -60,6 +63,17 @@ class SweepTask:
         """Create a task from the result of :meth:`to_json`."""
         return cls(**json.loads(text))
 
+    def on_cores(self, cores: int) -> SweepTask:
+        """Return the task for a process that may use this number of CPU cores.
+
+        If the number of workers is the default, it becomes that for these cores. The default of the plan is
+        that for all cores of a machine.
+        """
+        if self.document["sources"].get("workers") != DEFAULT:
+            return self
+        settings = {**self.document["settings"], "workers": default_workers(cores)}
+        return replace(self, document={**self.document, "settings": settings})
+
     def run(self, stop: StopRequest | None = None) -> int:
         """Run the task in this process, which should have no other task. Return its :class:`TaskExit`.
 
@@ -73,7 +87,7 @@ class SweepTask:
         try:
             run = PlannedRun.from_dict(self.name, self.document)
             complete(run, Path(self.out), stop=stop, progress=False, quiet=True)
-        except FolderBusyError:
+        except (FolderBusyError, ChangedRunError):
             return TaskExit.BUSY
         except Stopped:
             return TaskExit.STOPPED
@@ -87,13 +101,7 @@ class SweepTask:
 
         It is empty if there is none.
         """
-        try:
-            text = self._error_file.read_text("utf-8")
-        except OSError:
-            return ""
-        # A traceback ends with the name of the class, after its modules, and the message.
-        kind, _, message = text.rstrip().rpartition("\n")[2].partition(": ")
-        return f"{kind.rpartition('.')[2]}: {message}"
+        return read_error(self._error_file)
 
     @property
     def _folder(self) -> Path:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fastsam.distributed import World
 from fastsam.files import FolderBusyError, locked
+from fastsam.longtail.archive import check_archive
 from fastsam.longtail.build import load_configured
-from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import is_own
+from fastsam.longtail.config import changes, is_own
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
 from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.training.resume import newest_outline
 from fastsam.stopping import StopRequest
 from fastsam.text import notice
 
@@ -45,7 +47,7 @@ def stored_result(
         CheckpointError: if the folder of the run contains a run with other settings.
     """
     folder = RunFolder(Path(out) / run.name)
-    _set_aside_damaged([folder.path / name for name in run.needs], world)
+    _set_aside_damaged(folder, [folder.path / name for name in run.needs], world)
     if not folder.result.is_file():
         return None
     try:
@@ -60,7 +62,7 @@ def stored_result(
     changed = changed_settings(result.config, config, same_content=same)
     if changed:
         raise CheckpointError(
-            f"{folder.path} contains a run with other settings ({', '.join(changed)}); choose another --out"
+            f"{folder.path} contains a run with other settings: {changed}. Choose another --out"
         )
     return result if all((folder.path / name).is_file() for name in run.needs) else None
 
@@ -97,7 +99,7 @@ def complete(
     result = stored_result(run, out, load=load, world=world, quiet=quiet)
     if result is not None:
         return result
-    _set_aside_damaged(folder.checkpoints(), world)
+    _set_aside_damaged(folder, folder.checkpoints(), world)
     return Trainer(
         run.config,
         data=_loader(run, load)(),
@@ -109,6 +111,41 @@ def complete(
         stop=stop,
         progress=progress,
     ).fit()
+
+
+def check_unfinished(runs: Iterable[PlannedRun], out: str | Path) -> None:
+    """Check that unfinished runs can be resumed with the settings of the plan.
+
+    The number of threads counts here, unlike for a finished run: with another one, the rest of a run would be
+    rounded differently from its begin.
+
+    Args:
+        runs: the planned runs; those that are finished, have no readable checkpoint or are
+            trained by another process are ignored.
+        out: folder of the sweep.
+
+    Raises:
+        CheckpointError: if a run began with other settings.
+    """
+    changed = {}
+    for run in runs:
+        folder = RunFolder(Path(out) / run.name)
+        files = [folder.result, *(folder.path / name for name in run.needs)]
+        if all(file.is_file() for file in files) or busy_reason(run, Path(out)) is not None:
+            continue
+        begun = None
+        with suppress(DamagedError):  # it is trained again
+            begun = newest_outline(folder)
+        if begun is not None:
+            stored, same = begun.config.as_dict(), bool(begun.contents)
+            changed[run.name] = changes(stored, run.config.as_dict(), same_content=same)
+    found = [f"{name}: {text}" for name, text in changed.items() if text]
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(
+            f"unfinished runs in {out} began with other settings ({'; '.join(found[:3])}{more}). Use the "
+            "same settings to finish them, or choose another --out"
+        )
 
 
 def busy_reason(run: PlannedRun, out: Path) -> str | None:
@@ -127,14 +164,28 @@ def _loader(run: PlannedRun, load: Load | None) -> Load:
     return load or (lambda: load_configured(run.config, progress=False))
 
 
-def _set_aside_damaged(paths: Iterable[Path], world: World) -> None:
-    """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it."""
+def _set_aside_damaged(folder: RunFolder, paths: Iterable[Path], world: World) -> None:
+    """Rename damaged checkpoints on rank 0, so that they are created again. All ranks wait for it.
+
+    If another process trains the run, its files stay as they are.
+    """
     for path in paths if world.rank == 0 else ():
-        try:
-            if path.is_file():
-                Checkpoint.load(path)
-        except DamagedError as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            notice(f"{error}; renamed to {aside.name}, creating it again")
+        if _damage(path) is None:
+            continue
+        with suppress(FolderBusyError), locked(folder.path):
+            error = _damage(path)  # again, because another process may have replaced the file
+            if error is not None:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                notice(f"{error}; renamed to {aside.name}, creating it again")
     world.barrier()
+
+
+def _damage(path: Path) -> DamagedError | None:
+    """Return what is wrong with a checkpoint file; None if it is sound or does not exist."""
+    try:
+        if path.is_file():
+            check_archive(path)
+    except DamagedError as error:
+        return error if path.exists() else None
+    return None

@@ -10,7 +10,7 @@ from fastsam.distributed import World
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.precision import Precision, chosen_precision
 from fastsam.longtail.training.branch import Branch
-from fastsam.longtail.training.resume import readable
+from fastsam.longtail.training.resume import newest_outline
 from fastsam.longtail.training.run_folder import RunFolder
 
 
@@ -43,9 +43,9 @@ def decided(
         return config, None
     found: tuple[Precision, str] | None = None
     if world.rank == 0:  # another machine may not see the folder
-        stored = next(readable(folder), None) if resume and folder is not None else None
+        stored = newest_outline(folder) if resume and folder is not None else None
         if stored is not None:
-            found = stored[1].config.precision, "the run began with it"
+            found = stored.config.precision, "the run began with it"
         elif branch is not None:
             found = branch.checkpoint.config.precision, f"{branch.name} has it"
         else:

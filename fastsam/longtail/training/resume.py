@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Literal
 
 from fastsam.distributed import World
+from fastsam.longtail.archive import read_archive, read_outline
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig, changes
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError
-from fastsam.longtail.sharded_archive import read_sharded_archive
+from fastsam.longtail.sharded_archive import read_sharded_archive, read_sharded_outline
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.text import notice
 
 
-def readable(folder: RunFolder, *, report: bool = False) -> Iterator[tuple[Path, Checkpoint]]:
+def readable(
+    folder: RunFolder, *, report: bool = False, outline: bool = False
+) -> Iterator[tuple[Path, Checkpoint]]:
     """Load the checkpoints of a run, newest first. Skip damaged ones if an older one is sound.
 
     Args:
         folder: folder of the run.
         report: print a notice for each damaged one.
+        outline: load everything but the values of tensors, in little time; see
+            :func:`fastsam.longtail.archive.read_outline`. Damaged tensors are not noticed.
 
     Yields:
         Path and content of each.
@@ -35,9 +40,12 @@ def readable(folder: RunFolder, *, report: bool = False) -> Iterator[tuple[Path,
     sound = False
     for path in folder.checkpoints():
         try:
-            checkpoint = _load(path)
+            checkpoint = _load(path, outline=outline)
         except DamagedError as error:
-            damaged.append(error)
+            if (
+                path.exists()
+            ):  # else another process has just removed it, because it wrote a newer one
+                damaged.append(error)
             continue
         if report:
             for reason in damaged:
@@ -48,11 +56,22 @@ def readable(folder: RunFolder, *, report: bool = False) -> Iterator[tuple[Path,
         raise damaged[0]
 
 
-def _load(path: Path) -> Checkpoint:
+def newest_outline(folder: RunFolder) -> Checkpoint | None:
+    """Load the newest checkpoint of a run without the values of its tensors; None if there is none.
+
+    Raises:
+        DamagedError: if there are checkpoints but all are damaged.
+    """
+    return next((checkpoint for _, checkpoint in readable(folder, outline=True)), None)
+
+
+def _load(path: Path, *, outline: bool = False) -> Checkpoint:
     """Load a checkpoint, also that of a sharded network."""
     if path.is_dir():
-        return Checkpoint.from_dict(read_sharded_archive(path), path)
-    return Checkpoint.load(path)
+        content = read_sharded_outline(path) if outline else read_sharded_archive(path)
+    else:
+        content = read_outline(path) if outline else read_archive(path)
+    return Checkpoint.from_dict(content, path)
 
 
 def check_same_checkpoint(
@@ -113,31 +132,43 @@ class Resume:
             return None
         if not folder.checkpoints() and resume != "auto":
             Checkpoint.load(folder.checkpoint)  # raises: there is none
+        reached = 0
         for path, checkpoint in readable(folder, report=self.world.rank == 0):
             self._check(path, checkpoint)
             past = [epoch for epoch in sorted(self.keep) if epoch <= checkpoint.epoch]
             missing = [epoch for epoch in past if not folder.kept(epoch).is_file()]
             if not missing:
+                self._report_missing(reached, checkpoint.epoch)
                 return checkpoint
+            reached = max(reached, checkpoint.epoch)
             if resume != "auto":
                 raise CheckpointError(
                     f"{folder.path} is past epoch {missing[0]} but has no checkpoint of it, which --keep "
                     "requires; choose another --out to train again"
                 )
+        self._report_missing(reached, 0)
         return None
+
+    def _report_missing(self, reached: int, begun: int) -> None:
+        if begun < reached and self.world.rank == 0:
+            notice(
+                f"the run has reached epoch {reached}, but the checkpoint of an epoch in --keep is "
+                f"missing; continuing after epoch {begun}"
+            )
 
     def _check(self, path: Path, checkpoint: Checkpoint) -> None:
         try:
             checkpoint.check_continues()
         except CheckpointError as error:
             raise CheckpointError(f"cannot resume from {path}: {error}") from None
-        stored, wanted = checkpoint.config, self.config
-        for name in differences(
-            stored.as_dict(), wanted.as_dict(), same_content=bool(checkpoint.contents)
-        ):
+        changed = changes(
+            checkpoint.config.as_dict(),
+            self.config.as_dict(),
+            same_content=bool(checkpoint.contents),
+        )
+        if changed:
             raise CheckpointError(
-                f"cannot resume from {path}: {name} was {getattr(stored, name)}, is now "
-                f"{getattr(wanted, name)}; use the same settings or choose another --out"
+                f"cannot resume from {path}: {changed}. Use the same settings or choose another --out"
             )
         checkpoint.check_data(self.data)
         if checkpoint.steps_per_epoch != self.steps_per_epoch:

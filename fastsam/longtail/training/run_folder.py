@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastsam.csv_text import csv_line
 from fastsam.files import OWN_FILES, locked, remove_orphans, write_text
-from fastsam.longtail.errors import CheckpointError, UsageError
+from fastsam.longtail.errors import ChangedRunError, UsageError
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.sharded_archive import MANIFEST, is_complete
 from fastsam.rank_errors import ERROR_FILE
@@ -121,11 +121,11 @@ class RunFolder:
 
         Raises:
             FolderBusyError: if another process has locked the folder.
-            CheckpointError: if another process has written to it since then.
+            ChangedRunError: if another process has written to it since then.
         """
         with locked(self.path):
             if self.stamp() != stamp:
-                raise CheckpointError(
+                raise ChangedRunError(
                     f"another process wrote to {self.path} after this run was set up; start the run again"
                 )
             remove_orphans(self.resume)

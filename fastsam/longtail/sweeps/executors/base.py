@@ -20,6 +20,8 @@ class SweepExecutor(Protocol):
     def submit(self, task: SweepTask) -> Future[int]:
         """Start a task, without waiting for it.
 
+        A process that may use only a part of its machine runs ``task.on_cores(N)``.
+
         The process either calls ``task.run()`` or is started from ``task.command``. The future returns its
         exit code, or minus the number of the signal that killed it; an exception also means that the
         process was lost.

@@ -26,7 +26,7 @@ class LocalExecutor:
     """
 
     def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+        self._cores = max(1, cores_of_rank() // jobs)
         self._threads = ThreadPoolExecutor(jobs)
         self._processes: list[subprocess.Popen[bytes]] = []
         gpus = visible_gpus()
@@ -34,6 +34,7 @@ class LocalExecutor:
 
     def submit(self, task: SweepTask) -> Future[int]:
         """Start a process that runs the task."""
+        task = task.on_cores(self._cores)
         self._processes = [process for process in self._processes if process.poll() is None]
         # A device such as cuda:1 is the user's own choice.
         shared = task.document["settings"]["device"] == "cuda" and self._gpus
@@ -64,10 +65,9 @@ class LocalExecutor:
         return process.wait()
 
     def _environment(self, gpu: str | None) -> dict[str, str]:
-        threads = max(1, cores_of_rank() // self._jobs)
         return {
             # For PyTorch's threads, unless the user or the settings of a run say otherwise.
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(self._cores),
             **os.environ,
             **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
         }
