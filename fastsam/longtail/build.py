@@ -15,6 +15,7 @@ from fastsam.longtail.classes import CLASS_WEIGHTS
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import load_with
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
 from fastsam.longtail.models.base import build_model
 from fastsam.longtail.models.classifier import Classifier
@@ -23,6 +24,7 @@ from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
 from fastsam.longtail.samplers import ClassSampler, DeferredSampler, HasOrder, ShuffledSampler
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.longtail.trainable import trained_parameters
 from fastsam.optim import Schedule, WarmUp
 
 
@@ -36,13 +38,16 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     return load_with(config.data, config.parts["data"], progress=progress)
 
 
-def build_network(config: TrainConfig, num_classes: int, channels: int) -> Classifier:
+def build_network(
+    config: TrainConfig, num_classes: int, channels: int, *, module: nn.Module | None = None
+) -> Classifier:
     """Create the freshly initialized network of a configuration, on the CPU.
 
     Args:
         config: settings of the run.
         num_classes: number of classes C.
         channels: channels of the input images.
+        module: your module for a network ``own:NAME``. It is copied.
     """
     seed = derived_seed(config.seed, Stream.MODEL)
     network = build_model(
@@ -53,6 +58,7 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
         channels=channels,
         seed=seed,
         settings=config.parts["model"],
+        module=module,
     )
     extend = _loss(config).network
     if extend is None:
@@ -63,7 +69,7 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
 
 def build_optimizer(
     config: TrainConfig,
-    model: nn.Module,
+    model: Classifier,
     *,
     steps_per_epoch: int,
     process_group: ProcessGroup | None = None,
@@ -75,9 +81,12 @@ def build_optimizer(
         model: the network.
         steps_per_epoch: optimizer steps per epoch.
         process_group: process group of the ranks; None for a single process.
+
+    Raises:
+        UsageError: if a pattern matches no parameter, or the optimizer refuses its settings or parameters.
     """
     inputs = OptimizerInputs(
-        parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
+        parameters=trained_parameters(model, config),
         lr=config.lr,
         weight_decay=config.weight_decay,
         seed=derived_seed(config.seed, Stream.NOISE),
@@ -85,7 +94,16 @@ def build_optimizer(
         steps_per_epoch=steps_per_epoch,
         process_group=process_group,
     )
-    return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
+    try:
+        return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        base = config.base_optimizer
+        on = "" if base is None else f" with base_optimizer {base}"
+        raise UsageError(
+            f"optimizer {config.optimizer}{on} cannot train this network: {error}; choose another one"
+        ) from error
 
 
 def build_schedules(config: TrainConfig) -> dict[str, Schedule]:

@@ -140,10 +140,11 @@ class TrainConfig(RunSettings):
                 raise UsageError(f"{name} is missing: {common[name].metadata['help']}")
             if not isinstance(values[name], str):
                 raise UsageError(f"{name} must be str, got {values[name]!r:.60}")
-        chosen = chosen_parts(values)
-        for name in values:
-            check_applies(name, chosen)
+        stored = list(values)
         values |= before(values)
+        chosen = chosen_parts(values)
+        for name in stored:
+            check_applies(name, chosen)
         check_values(cls, values)  # before the settings of parts, whose checks use these
         settings = {kind: _built(part.settings, values) for kind, part in chosen.items()}
         config: TrainConfig = _built(cls, values, parts=settings)
@@ -274,11 +275,18 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of settings that did not exist yet when ``values`` were stored, by name."""
     if any(name not in values for name in ("data", "method", "optimizer")):
         return {}
-    found = {}
-    for cls in (TrainConfig, *(part.settings for part in chosen_parts(values).values())):
-        for item in settings_of(cls):
-            if values.get(item.name) is None and item.metadata["before"] is not None:
-                found[item.name] = item.metadata["before"]
+    found: dict[str, Any] = {}
+    complete = False
+    while not complete:  # a value may select a part whose settings did not exist either
+        chosen = chosen_parts({**values, **found})
+        missing = {
+            item.name: item.metadata["before"]
+            for cls in (TrainConfig, *(part.settings for part in chosen.values()))
+            for item in settings_of(cls)
+            if values.get(item.name) is None and item.metadata["before"] is not None
+        }
+        complete = missing.keys() == found.keys()
+        found = missing
     return found
 
 
@@ -304,7 +312,13 @@ def differences(
         other: settings of the other run.
         same_content: whether the caller compares the contents of the data, so that their folder is ignored.
     """
-    one, other = ({**settings_in(values), **_known_before(values)} for values in (one, other))
+    one, other = (
+        {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in {**settings_in(values), **_known_before(values)}.items()
+        }
+        for values in (one, other)
+    )
     own = not same_content and is_own(str(one.get("data")))
     place = {name for name in place_settings() if name != "data_root" or not own}
     if "auto" in (one.get("precision"), other.get("precision")):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.config import (
     TrainConfig,
     applies,
@@ -209,6 +210,9 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         keys = ((data, data_key), (method, method_key), (optimizer, optimizer_key))
         if all(fnmatchcase(name, key) for name, key in keys):
             entries.update(exact)
+    base = overrides.get("base_optimizer", optimizer_part.base)
+    if base is not None:  # learning rates of SGD do not suit others
+        entries |= BASE_OPTIMIZERS[base].recipe
     given = {name: Entry(_of_phases(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:

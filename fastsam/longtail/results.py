@@ -113,6 +113,7 @@ class Result:
         contents: SHA-256 of images and labels of every split, and of the class names.
         steps_per_epoch: batches per epoch.
         parent: run and epoch from which this run branched off; None for other runs.
+        start: weights that the run started from, with their SHA-256; None for random initial weights.
         origin: date, command, version and commit; None in results of older versions.
         curvature: measurements of ``track_curvature``; the steps count batches from the start of training.
     """
@@ -133,6 +134,7 @@ class Result:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     origin: Origin | None = None
     curvature: list[CurvaturePoint] = field(default_factory=list)
 

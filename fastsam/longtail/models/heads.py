@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,12 @@ class Head(RunPart):
 
     Attributes:
         build: ``build(settings, in_features, num_classes)`` creates the module.
+        set_vectors: ``set_vectors(head, vectors)`` replaces the weights by one vector per class, ``[C, D]``;
+            None if the head has none.
     """
 
     build: Callable[..., nn.Module]
+    set_vectors: Callable[[Any, Tensor], None] | None = None
 
 
 HEADS: Registry[Head] = Registry("head")
@@ -88,6 +91,17 @@ class LinearSettings(Settings):
     )
 
 
+@torch.no_grad()
+def _set_linear(head: nn.Linear, vectors: Tensor) -> None:
+    head.weight.copy_(vectors)
+    head.bias.zero_()
+
+
+@torch.no_grad()
+def _set_cosine(head: CosineHead, vectors: Tensor) -> None:
+    head.weight.copy_(functional.normalize(vectors, dim=1).T)
+
+
 def _linear(settings: LinearSettings, in_features: int, num_classes: int) -> nn.Linear:
     linear = nn.Linear(in_features, num_classes)
     if settings.head_init == "he":
@@ -100,6 +114,7 @@ HEADS.add(
         name="linear",
         summary="linear with bias",
         build=_linear,
+        set_vectors=_set_linear,
         settings=LinearSettings,
     )
 )
@@ -108,5 +123,6 @@ HEADS.add(
         name="cosine",
         summary="cosines between normalized features and class vectors",
         build=lambda settings, in_features, num_classes: CosineHead(in_features, num_classes),
+        set_vectors=_set_cosine,
     )
 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from fastsam.distributed import World
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, differences
@@ -89,6 +91,7 @@ class Resume:
         steps_per_epoch: batches per epoch.
         keep: epochs whose checkpoint is kept.
         world: the ranks of the run.
+        module: module of a network ``own:NAME``; None for other networks.
     """
 
     config: TrainConfig
@@ -96,6 +99,7 @@ class Resume:
     steps_per_epoch: int
     keep: Collection[int]
     world: World = World()  # noqa: RUF009 (frozen)
+    module: nn.Module | None = None
 
     def find(self, folder: RunFolder, resume: bool | Literal["auto"]) -> Checkpoint | None:
         """Find and load the newest checkpoint of the run in ``folder``.
@@ -146,8 +150,8 @@ class Resume:
                 f"are {self.steps_per_epoch}; the number of processes or of readable images has changed: "
                 "restore it, or train again"
             )
-        checkpoint.build_model()
-        checkpoint.check_judged()
+        checkpoint.build_model(module=self.module)
+        checkpoint.check_judged(module=self.module)
         if checkpoint.world_size != self.world.world_size and self.world.rank == 0:
             warnings.warn(
                 f"the run was trained by {checkpoint.world_size} process(es) and continues with "

@@ -122,8 +122,12 @@ class Stepper:
         parameters = list(self.network.parameters())
         self._device = parameters[0].device
         self._trained = [value for value in parameters if value.requires_grad]
-        frozen = [local_part(value) for value in parameters if not value.requires_grad]
-        self._kept = KeptTensors([*self.network.buffers(), *frozen])
+        moved = [  # by the loss, such as a momentum encoder
+            local_part(value)
+            for name, value in self.network.named_parameters()
+            if not value.requires_grad and name not in self.network.frozen
+        ]
+        self._kept = KeptTensors([*self.network.buffers(), *moved])
         self._norms = batch_norm_layers(self.network)
         self._has_random_layers = has_random_layers(self.network)
 
