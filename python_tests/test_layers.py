@@ -109,7 +109,7 @@ LONGTAIL_LAYERS = (
     ("objective", "scores"),
     ("metrics",),
     ("results",),
-    ("losses", "optimizers"),
+    ("losses", "optimizers", "mixers"),
     ("methods", "run_settings"),
     ("samplers", "config"),
     ("recipes", "trainable", "finite", "archive"),
