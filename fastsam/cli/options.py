@@ -31,6 +31,7 @@ _TITLES = {
     "weighting": "rule",
     "optimizer": "optimizer",
     "rho_schedule": "optimizer",
+    "stages": "stages",
     "model": "network",
     "head": "network",
     "mixer": "mixing",

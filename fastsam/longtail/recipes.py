@@ -30,6 +30,7 @@ from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.settings import Entry, Layer, Settings, borrowed, layer, settings_of
+from fastsam.longtail.stages.base import STAGES
 
 _RUNS = "[code] run.sh"
 
@@ -224,6 +225,13 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     base = overrides.get("base_optimizer", optimizer_part.base)
     if base is not None:  # learning rates of SGD do not suit others
         entries |= BASE_OPTIMIZERS[base].recipe
+    start = entries.get("imbalance", Entry(None, ""))
+    stage = STAGES[overrides.get("stages") or "none"].first(
+        data, overrides.get("imbalance", start.value)
+    )
+    if "epochs" in stage:
+        entries |= _rescaled(_completed(names, entries), stage["epochs"].value)
+    entries |= stage
     given = {name: Entry(_of_phases(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
@@ -234,6 +242,24 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         check_applies(name, chosen)
     kept = {name: entry for name, entry in entries.items() if applies(name, chosen)}
     return Recipe(data, method, optimizer, kept)
+
+
+def inherited_recipe(
+    names: Mapping[str, str], inherited: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe of a run that takes over settings of another run.
+
+    Args:
+        names: data set, method and optimizer.
+        inherited: settings of the other run. Those that the run does not have are left out.
+        overrides: settings that replace them.
+
+    Raises:
+        UsageError: if a setting of ``overrides`` does not belong to the run.
+    """
+    chosen = chosen_parts({**inherited, **overrides, **names})
+    kept = {name: value for name, value in inherited.items() if applies(name, chosen)}
+    return recipe(**names, **{**kept, **overrides})
 
 
 def _starting_points(recipe: Layer) -> Layer:

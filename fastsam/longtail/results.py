@@ -140,8 +140,22 @@ class Result:
 
     @property
     def gradients(self) -> float | None:
-        """Cost of the training in forward-backward passes over whole batches; None if unknown."""
+        """Cost of the training in forward-backward passes over whole batches; None if unknown.
+
+        A run in several stages has that of its last stage; see :attr:`total_gradients`.
+        """
         costs = [record.gradients for record in self.history]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+    @property
+    def earlier_stages(self) -> list[dict[str, Any]]:
+        """Name, method, optimizer, epochs, ``gradients`` and ``seconds`` of the stages before this one."""
+        return list((self.start or {}).get("stages", ()))
+
+    @property
+    def total_gradients(self) -> float | None:
+        """Cost of all stages in forward-backward passes over whole batches; None if unknown."""
+        costs = [*(stage["gradients"] for stage in self.earlier_stages), self.gradients]
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def to_json(self) -> str:
@@ -187,7 +201,7 @@ class Result:
             ("worst class", test.worst_class, f"% ({worst})"),
             ("negative log-likelihood", test.nll, "nats"),
             ("expected calibration error", test.ece, "%"),
-            ("cost", self.gradients, "gradients of a batch"),
+            ("cost", self.total_gradients, "gradients of a batch"),
             *((name, self.config[name], "") for name in ("data", "method", "optimizer")),
             ("weights", self.rule, ""),
         ]

@@ -16,6 +16,7 @@ from fastsam.longtail.precision import Precision
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
 from fastsam.longtail.sharding import Parallel
+from fastsam.longtail.stages.base import STAGES
 
 Selection = Literal["last", "best-validation"]
 
@@ -28,6 +29,14 @@ class RunSettings(Settings):
     method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
     optimizer: str = setting("optimizer", names=OPTIMIZERS)
 
+    stages: str = setting(
+        "list of training stages. Each stage after the first starts from the weights of an earlier one; the "
+        "options are the settings of the first stage, and those of later stages as far as the list does not "
+        "set them",
+        default="none",
+        before="none",
+        names=STAGES,
+    )
     model: str = setting("network", names=MODELS)
     head: str = setting("classification head", default="linear", names=HEADS)
     init: str | None = setting(
@@ -91,6 +100,14 @@ class RunSettings(Settings):
         "the scales and shifts of normalization layers",
         default=(),
         default_text="none",
+        before=(),
+    )
+    max_norm: tuple[str, ...] = setting(
+        "largest Euclidean norm of each class vector or filter, as PATTERN=NORM, such as 'head.weight=1'. "
+        "Longer ones are scaled back after every step. PATTERN=range:SHARE sets it from the weights before "
+        "the first step: the smallest norm plus SHARE of the range of the norms",
+        default=(),
+        default_text="no limit",
         before=(),
     )
 

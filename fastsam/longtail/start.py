@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from fastsam.longtail.checkpoint import FORMAT, Checkpoint, weights_hash
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import CheckpointError, UsageError
-from fastsam.longtail.models import MODELS
+from fastsam.longtail.models import HEADS, MODELS
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.pretrained import adapted_filters
 from fastsam.longtail.weight_files import read_file, state_dict_in
 
 _PREFIXES = ("", "features.", "features.network.")
 """Places of a network's weights in a :class:`Classifier`: all of it, or its feature extractor."""
+_LINEAR = {"head.weight", "head.bias"}
+"""Entries of a linear head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +55,20 @@ class Start:
         """
         path, name = Path(path), str(path)
         if path.is_dir():
-            return cls._of_run(Checkpoint.load(path), name)
+            return cls.of_checkpoint(Checkpoint.load(path), name)
         content = read_file(path)
         if isinstance(content, dict) and content.get("format") == FORMAT:
-            return cls._of_run(Checkpoint.from_dict(content, path), name)
+            return cls.of_checkpoint(Checkpoint.from_dict(content, path), name)
         return cls(name, state_dict_in(content, path))
 
     @classmethod
-    def _of_run(cls, checkpoint: Checkpoint, name: str) -> Start:
+    def of_checkpoint(cls, checkpoint: Checkpoint, name: str) -> Start:
+        """Return the evaluated weights of a checkpoint.
+
+        Args:
+            checkpoint: the checkpoint.
+            name: where it comes from, for messages.
+        """
         record = {"epoch": checkpoint.judged_epoch, "config": checkpoint.config.as_dict()}
         names = tuple(checkpoint.class_names)
         return cls(name, checkpoint.judged_weights(), record, names)
@@ -89,7 +97,12 @@ def configured_start(config: TrainConfig) -> Start | None:
 
 
 def load_start(
-    network: Classifier, start: Start, class_names: Sequence[str], *, keeps_head: bool = True
+    network: Classifier,
+    start: Start,
+    class_names: Sequence[str],
+    *,
+    keeps_head: bool = True,
+    head: str = "linear",
 ) -> dict[str, Any]:
     """Load weights into a fresh network, which is changed in place.
 
@@ -102,6 +115,7 @@ def load_start(
         start: the weights.
         class_names: classes of the data set.
         keeps_head: load the head too, if it fits.
+        head: name of the network's head. It takes over the weights of a linear head if it can.
 
     Returns:
         The record of the start for checkpoints and results: ``name``, ``sha256`` of the weights, ``left_out``
@@ -113,14 +127,17 @@ def load_start(
     """
     own = network.state_dict()
     given = _placed(start.weights, own)
-    head = {name for name in own if name.startswith("head.")}
-    if keeps_head and head & given.keys():
+    parts = {name for name in own if name.startswith("head.")}
+    converts = head != "linear" and not parts.issuperset(_LINEAR)
+    if converts and given.keys() >= _LINEAR:
+        given, parts = _taken_over(given, head)
+    if keeps_head and parts & given.keys():
         _check_classes(start, class_names)
     fits = {name: _adapted(name, given[name], own[name], network) for name in own.keys() & given}
     wrong = sorted(name for name, value in fits.items() if value.shape != own[name].shape)
-    if not keeps_head or not head <= fits.keys() or any(name in head for name in wrong):
-        fits = {name: value for name, value in fits.items() if name not in head}
-        wrong = [name for name in wrong if name not in head]
+    if not keeps_head or not parts <= fits.keys() or any(name in parts for name in wrong):
+        fits = {name: value for name, value in fits.items() if not name.startswith("head.")}
+        wrong = [name for name in wrong if not name.startswith("head.")]
     _check_fit(network, start, given, fits, wrong)
     network.load_state_dict(fits, strict=False)
     network.adopt(fits.keys())
@@ -131,6 +148,19 @@ def load_start(
         "left_out": sorted(given.keys() - fits.keys()),
         "fresh": sorted(name for name in own.keys() - fits.keys() if own[name].ndim),
     }
+
+
+def _taken_over(given: dict[str, Tensor], head: str) -> tuple[dict[str, Tensor], set[str]]:
+    """Return weights with those of a linear head as entries of another head, and the names of these.
+
+    The other entries of that head keep their initial values.
+    """
+    convert = HEADS[head].from_linear
+    if convert is None:
+        return given, set()
+    made = convert({name.removeprefix("head."): given[name] for name in _LINEAR})
+    taken = {f"head.{name}": value for name, value in made.items()}
+    return {**{k: v for k, v in given.items() if k not in _LINEAR}, **taken}, set(taken)
 
 
 def _placed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,13 +30,13 @@ def freeze(network: Classifier, config: TrainConfig) -> None:
 
     Raises:
         UsageError: if a pattern matches no parameter, no parameter would be trained, or ``batch_norm`` is
-            set and the network has none.
+            ``statistics`` and the network has none.
     """
     parameters = dict(network.named_parameters())
-    frozen = {name for p in config.freeze for name in _matches("freeze", p, parameters)}
+    frozen = {name for p in config.freeze for name in matching_names("freeze", p, parameters)}
     if config.batch_norm != "train":
         norms = {id(value) for layer in batch_norm_layers(network) for value in layer.parameters()}
-        if not norms:
+        if not norms and config.batch_norm == "statistics":
             raise UsageError(
                 f"batch_norm {config.batch_norm} requires batch normalization, but {config.model} has none; "
                 "omit batch_norm"
@@ -118,17 +118,17 @@ def _scales(network: Classifier, config: TrainConfig, trained: Iterable[str]) ->
                 f"lr_scale must be PATTERN=FACTOR with a factor above 0, such as 'features.*=0.1', got "
                 f"{setting!r}; to train no parameter of a pattern, use freeze"
             )
-        chosen |= dict.fromkeys(_matches("lr_scale", pattern, scales), factor)
+        chosen |= dict.fromkeys(matching_names("lr_scale", pattern, scales), factor)
     return {name: scale * chosen.get(name, 1.0) for name, scale in scales.items()}
 
 
 def _without_decay(pattern: str, trained: Mapping[str, Tensor]) -> Collection[str]:
     if pattern == VECTORS:
         return [name for name, value in trained.items() if value.ndim <= 1]
-    return _matches("no_decay", pattern, trained)
+    return matching_names("no_decay", pattern, trained)
 
 
-def _matches(setting: str, pattern: str, names: Collection[str]) -> list[str]:
+def matching_names(setting: str, pattern: str, names: Collection[str]) -> list[str]:
     """Return the names that match a pattern.
 
     Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields, make_dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
@@ -24,9 +24,14 @@ from fastsam.cli.options import (
 )
 from fastsam.cli.output import show
 from fastsam.cli.profile import ProfileOption, profile_folder, show_profile
-from fastsam.cli.resume import ResumeOption, check_same_parts, resume_in, stored_run
+from fastsam.cli.resume import (
+    ResumeOption,
+    StoredRun,
+    check_same_parts,
+    resume_in,
+    stored_run,
+)
 from fastsam.distributed import torchrun_world
-from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
@@ -36,8 +41,10 @@ from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import GIVEN, recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.run_file import RunFile, read_run_file
+from fastsam.longtail.stage_plan import stages_from
+from fastsam.longtail.stages import register_stages
 from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
-from fastsam.longtail.training import Branch, Trainer
+from fastsam.longtail.training import Branch, StageTrainer, stage_trainers
 from fastsam.records import build
 from fastsam.stopping import StopRequest, stop_signals
 from fastsam.text import notice
@@ -86,6 +93,7 @@ class FileOptions(Tracking):
 
     from_run: str | None = None
     at: int | None = None
+    from_stage: str | None = None
     keep: tuple[int, ...] = ()
 
 
@@ -130,12 +138,21 @@ class TrainCommand:
             help_behavior_hint="",
         ),
     ] = None
+    from_stage: Annotated[
+        Path | None,
+        arg(
+            help="folder of a finished run with these settings that is the first of the --stages, so that it "
+            "is not trained again",
+            metavar="RUN",
+            help_behavior_hint="",
+        ),
+    ] = None
     resume: ResumeOption = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
         arg(
-            help="epochs K whose checkpoint is also kept as epoch-K.pt",
+            help="epochs K, of the first stage, whose checkpoint is also kept as epoch-K.pt",
             metavar="INT ...",
             help_behavior_hint="(default: none)",
         ),
@@ -159,12 +176,13 @@ class TrainCommand:
             raise UsageError(
                 "--from cannot be combined with a bare --resume; pass --resume auto, or only --resume"
             )
-        tracked = Tracked(out=self.out, **asdict(self.tracking))
-        check_tracker(tracked)
+        if self.from_run is not None and self.from_stage is not None:
+            raise UsageError("--from and --from-stage exclude each other; pass one of them")
+        check_tracker(self._tracked(self.out, ""))
         with stop_signals() as stop, ExitStack() as training:
-            self._train(tracked, stop, training)
+            self._train(stop, training)
 
-    def _train(self, tracked: Tracked, stop: StopRequest, training: ExitStack) -> None:
+    def _train(self, stop: StopRequest, training: ExitStack) -> None:
         """Train; from the first step on, signals are deferred until ``training`` is closed."""
         stored = stored_run(self.resume, self.out)
         branch = None
@@ -176,13 +194,14 @@ class TrainCommand:
         with torchrun_world(
             config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
         ) as world:
-            trainer = Trainer(
+            stages = stage_trainers(
                 config,
                 sources=sources,
                 out=self.out,
                 resume=self.resume,
                 overwrite=self.overwrite,
                 branch=branch,
+                from_stage=self.from_stage,
                 keep=self.keep,
                 world=world,
                 profile=profile_folder(self.profile, self.out),
@@ -190,49 +209,70 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = world.rank == 0
-            begun = len(trainer.state.history)
-            if writes and begun < reached:
-                notice(
-                    f"the run has reached epoch {reached}, but the checkpoint of an epoch in --keep is "
-                    f"missing; continuing after epoch {begun}"
-                )
-            if writes:
-                print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
-            if writes and trainer.precision_reason is not None:
-                show(
-                    f"precision auto: {trainer.config.precision}, because {trainer.precision_reason}"
-                )
-            if writes and trainer.steps_per_epoch == 1:
-                notice(
-                    f"an epoch is one step ({len(trainer.data.train)} images, batch size "
-                    f"{config.batch_size}); lower --batch-size"
-                )
-            if writes and self.out is None:
-                print("Results are not saved. Pass --out DIR to keep them.")
-            if writes and config.device == "cpu" and torch.cuda.is_available():
-                print("Training on CPU although a GPU is available; pass --device cuda.")
-            if writes:
-                for note in trainer.data.notes:
-                    print(note)
-                print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
-            with tracker(tracked if writes else Tracked(), trainer.config) as sink:
-                trainer.on_epoch = sink.epoch
-
-                def finished(result: Result) -> None:
-                    if writes:
-                        _show(result)
-                    sink.result(result)
-
-                trainer.on_result = finished
-                training.enter_context(stop.deferred())
-                trainer.fit()
-            if trainer.profile is not None:
-                show_profile(trainer.profile)
+            with closing(stages):
+                for one in stages:
+                    self._announce(one, reached, writes=writes)
+                    training.enter_context(stop.deferred())
+                    self._fit(one, writes=writes)
         if writes and self.out is not None:
             print(f"results: {self.out}")
 
+    def _announce(self, one: StageTrainer, reached: int, *, writes: bool) -> None:
+        """Print what is going to be trained."""
+        trainer = one.trainer
+        config = trainer.config
+        begun = len(trainer.state.history)
+        if not writes:
+            return
+        if begun < reached:
+            notice(
+                f"the run has reached epoch {reached}, but the checkpoint of an epoch in --keep is "
+                f"missing; continuing after epoch {begun}"
+            )
+        if one.stage.name:
+            print(f"stage {one.stage.name}:")
+        print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+        if trainer.precision_reason is not None:
+            show(f"precision auto: {config.precision}, because {trainer.precision_reason}")
+        if trainer.steps_per_epoch == 1:
+            notice(
+                f"an epoch is one step ({len(trainer.data.train)} images, batch size "
+                f"{config.batch_size}); lower --batch-size"
+            )
+        if self.out is None:
+            print("Results are not saved. Pass --out DIR to keep them.")
+        if config.device == "cpu" and torch.cuda.is_available():
+            print("Training on CPU although a GPU is available; pass --device cuda.")
+        for note in trainer.data.notes:
+            print(note)
+        print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
+
+    def _fit(self, one: StageTrainer, *, writes: bool) -> None:
+        """Train a stage, and print and report its results."""
+        tracked = self._tracked(one.folder, "" if one.last else one.stage.name)
+        with tracker(tracked if writes else Tracked(), one.trainer.config) as sink:
+            one.trainer.on_epoch = sink.epoch
+
+            def finished(result: Result) -> None:
+                if writes:
+                    _show(result)
+                sink.result(result)
+
+            one.trainer.on_result = finished
+            one.trainer.fit()
+        if one.trainer.profile is not None:
+            show_profile(one.trainer.profile)
+
+    def _tracked(self, folder: Path | None, stage: str) -> Tracked:
+        """Return what to report to the tracker: a run for each stage."""
+        tracked = Tracked(out=folder, **asdict(self.tracking))
+        if not stage or self.tracking.track == "none":
+            return tracked
+        run = self.tracking.name or ("" if self.out is None else self.out.resolve().name)
+        return replace(tracked, name=f"{run}-{stage}".lstrip("-"))
+
     def _settings(
-        self, stored: Checkpoint | None, branch: Branch | None
+        self, stored: StoredRun | None, branch: Branch | None
     ) -> tuple[TrainConfig, dict[str, str]]:
         """Return the settings of the run, and the source of each by name."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
@@ -306,13 +346,21 @@ def _file(arguments: Sequence[str]) -> RunFile | None:
             )
         names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
         path = Path(value if equals else arguments[place + 1])
-        return read_run_file(path, options=names) if path.is_file() else None
+        return _with_stages(read_run_file(path, options=names)) if path.is_file() else None
     return None
+
+
+def _with_stages(file: RunFile) -> RunFile:
+    """Register the list of stages in a file, if it has one, and select it."""
+    if file.stages is None:
+        return file
+    part = register_stages(stages_from(str(file.path), file.stages))
+    return replace(file, settings={**file.settings, "stages": part.name})
 
 
 def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
     """Return the sources of a file's settings: the recipe's source if the values agree, else the file."""
-    own = recipe(config.data, config.method, config.optimizer)
+    own = recipe(config.data, config.method, config.optimizer, stages=config.stages)
     if own.entries["epochs"].value != config.epochs:
         own = own.override(epochs=config.epochs)
     sources = {}
@@ -341,6 +389,7 @@ def _with_defaults(file: RunFile) -> type[TrainCommand]:
         **{name: file.settings[name] for name in NAMES if name in file.settings},
         "from_run": None if options.from_run is None else Path(options.from_run),
         "at": options.at,
+        "from_stage": None if options.from_stage is None else Path(options.from_stage),
         "keep": options.keep,
         "tracking": tracking,
     }

@@ -13,8 +13,9 @@ from fastsam.longtail.config import is_own
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
+from fastsam.longtail.stage_plan import last_config, plan_stages
 from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
-from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.training import RunFolder, fit_stages
 from fastsam.stopping import StopRequest
 from fastsam.text import notice
 
@@ -54,7 +55,7 @@ def stored_result(
         if not quiet:
             notice(f"{error}; creating it again")
         return None
-    config = run.config
+    config = last_config(run.config)
     moved = is_own(config.data) and result.config.get("data_root") != config.data_root
     same = moved and bool(result.contents) and result.contents == _loader(run, load)().contents()
     changed = changed_settings(result.config, config, same_content=same)
@@ -97,8 +98,9 @@ def complete(
     result = stored_result(run, out, load=load, world=world, quiet=quiet)
     if result is not None:
         return result
-    _set_aside_damaged(folder.checkpoints(), world)
-    return Trainer(
+    for stage in plan_stages(run.config):
+        _set_aside_damaged(RunFolder(stage.path(folder.path)).checkpoints(), world)
+    return fit_stages(
         run.config,
         data=_loader(run, load)(),
         sources=dict(run.sources),
@@ -108,7 +110,7 @@ def complete(
         world=world,
         stop=stop,
         progress=progress,
-    ).fit()
+    )
 
 
 def busy_reason(run: PlannedRun, out: Path) -> str | None:

@@ -64,7 +64,9 @@ def begun_network(
             start = Start(config.model, network.features.state_dict())
         head = config.head_from
         if start is not None:
-            record = load_start(network, start, data.class_names, keeps_head=head is None)
+            record = load_start(
+                network, start, data.class_names, keeps_head=head is None, head=config.head
+            )
         if head not in (None, FRESH):
             vectors = _class_vectors(str(head), network, config, data, device, world, progress)
             _set_vectors(network, config, vectors)

@@ -12,18 +12,19 @@ from torch.optim import Optimizer
 
 from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.checkpoint import Checkpoint, weights_hash
-from fastsam.longtail.config import TrainConfig, applies, chosen_parts
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.optimizers.base import base_of
-from fastsam.longtail.recipes import recipe
+from fastsam.longtail.recipes import inherited_recipe
 from fastsam.longtail.settings import settings_of
 from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
 NAMES = ("data", "method", "optimizer")
 _FIXED_PARTS = ("data", "model", "head")
+_OF_STAGES = ("stages", "stage_set")
 _COUNTERS = ("attempted_steps", "steps_taken")
 
 
@@ -103,11 +104,11 @@ class Branch:
         inherited = {k: v for k, v in parent.flat().items() if k not in NAMES and v is not None}
         if "base_optimizer" not in inherited and (base := base_of(parent)) is not None:
             inherited["base_optimizer"] = base  # that of a parent without an ascent
-        chosen = chosen_parts({**inherited, **overrides, **names})
-        inherited = {k: v for k, v in inherited.items() if applies(k, chosen)}
-        made = recipe(**names, **{**inherited, **overrides})
+        for name in _OF_STAGES:  # a branch continues one stage
+            inherited.pop(name, None)
+        made = inherited_recipe(names, inherited, overrides)
         sources = dict(made.sources)
-        for name in inherited.keys() - overrides.keys():
+        for name in (inherited.keys() & sources.keys()) - overrides.keys():
             sources[name] = self.checkpoint.sources.get(name, f"run {self.name}")
         return made.config(), sources
 

@@ -23,6 +23,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.norms import RECORD, NormLimits
 from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
@@ -235,6 +236,10 @@ class Trainer:
             self.state.continue_from(resumed)
         elif branch is not None:
             self.state.begin_at(branch)
+        begun = None if resumed is None else self.state.start
+        self.limits = NormLimits.of_run(config, self.model, begun)
+        if self.limits.limits:
+            self.state.start = {**(self.state.start or {}), RECORD: self.limits.limits}
         options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
         settings = run_file_text(
             config, self.state.sources, options=options, processes=world.world_size
@@ -331,6 +336,7 @@ class Trainer:
         self.model.train()
         batches = totals.timed(self.batches.read(epoch, start=done))
         for seen in self.stepper.steps(batches, epoch=epoch, parts=parts):
+            self.limits.project()
             self.judged.update()
             totals.steps += 1
             for step in seen:
