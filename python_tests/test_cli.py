@@ -59,7 +59,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (["--head", "cosin"], "unknown head 'cosin', did you mean 'cosine'?"),
         (["--track", "tensorbord"], "did you mean 'tensorboard'?"),
         (["--method", "cedrw"], "ce, eql, focal"),
-        (["--optimizer", "adam"], "sam, sgd"),
+        (["--optimizer", "rmsprop"], "sam, sgd"),
         (["--model", "vgg"], "resnet8"),
         (["--rho", "-1"], "rho must be at least 0"),
         (["--rho", "nan"], "rho must be at least 0"),
