@@ -63,7 +63,7 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
         if name in values:
             raise UsageError(f"{path}: duplicate key {name}; remove one of them")
         plain = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, bool | int | float | str) for item in plain) or not plain:
+        if not all(isinstance(item, bool | int | float | str) for item in plain):
             raise UsageError(
                 f"{path}: {name} is {value!r:.60}; expected a number, a string, true, false, or a list of "
                 "these"
