@@ -284,18 +284,18 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
     if any(name not in values for name in ("data", "method", "optimizer")):
         return {}
     found: dict[str, Any] = {}
-    complete = False
-    while not complete:  # a value may select a part whose settings did not exist either
-        chosen = chosen_parts({**values, **found})
-        missing = {
+    while True:
+        known = {**values, **found}
+        kinds = (TrainConfig, *(part.settings for part in chosen_parts(known).values()))
+        more = {
             item.name: item.metadata["before"]
-            for cls in (TrainConfig, *(part.settings for part in chosen.values()))
+            for cls in kinds
             for item in settings_of(cls)
-            if values.get(item.name) is None and item.metadata["before"] is not None
+            if known.get(item.name) is None and item.metadata["before"] is not None
         }
-        complete = missing.keys() == found.keys()
-        found = missing
-    return found
+        if not more:  # a value may select a part whose settings have values too
+            return found
+        found |= more
 
 
 def place_settings() -> Iterator[str]:

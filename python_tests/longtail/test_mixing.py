@@ -21,8 +21,8 @@ from fastsam.longtail.data import Batch, Draw, load_digits_lt
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss
-from fastsam.longtail.mixers import Box, random_box
+from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, inverse_frequency_weights
+from fastsam.longtail.mixers import PastedBox, random_box
 from fastsam.longtail.models import Outputs
 from fastsam.longtail.objective import Term
 from fastsam.longtail.samplers import FixedSharesSampler
@@ -115,7 +115,7 @@ def test_boxes_are_clipped_and_their_share_is_the_exact_area(seed: int) -> None:
         assert box.area(12, 7) == pytest.approx(float(inside.mean()), abs=1e-7)
         assert box.area(12, 7) <= 1 - outside + 1e-9
     assert random_box(1.0, (8, 8), np.random.default_rng(0)).area(8, 8) == 0
-    assert Box(slice(0, 3), slice(2, 9)).area(4, 7) == pytest.approx(15 / 28)
+    assert PastedBox(slice(0, 3), slice(2, 9)).area(4, 7) == pytest.approx(15 / 28)
 
 
 def test_foregrounds_of_cmo_are_class_balanced_and_some_batches_stay_as_they_are() -> None:
@@ -173,7 +173,9 @@ def test_the_loss_is_the_mixture_of_both_losses(method: str, several: bool, seed
         weights = torch.ones(12, dtype=torch.float64)
         if "-" in method:
             weights = torch.from_numpy(balanced(DIGITS.counts.astype(np.float64)))[targets]
-        mean_over_samples = method == "focal-rw"
+        if method == "ib":
+            weights = inverse_frequency_weights(DIGITS.counts)[targets]
+        mean_over_samples = method in ("focal-rw", "ib")
         divisor = 12 if mean_over_samples else weights.sum()
         expected = expected + (part * weights * losses).sum() / divisor
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
