@@ -232,7 +232,7 @@ class _StagedRun:
             raise UsageError("stages of a sharded network are passed on in files; pass --out DIR")
         folder = None if out is None else Path(out)
         run = cls(StageRecord(config, sources, given), plan, folder, bool(resume), world)
-        if resume is True and not run._begun(run.first) and not run._done:
+        if resume is True and stored is None and not any(map(run._begun, range(len(plan)))):
             Checkpoint.load(folder or ".")  # raises: there is none
         return run
 
