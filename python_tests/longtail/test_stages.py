@@ -556,3 +556,50 @@ def test_a_sweep_trains_stages(tmp_path: Path) -> None:
     assert crt_run.result.config["method"] == "ce-rs"
     assert stored_result(crt_run.run, tmp_path) is not None
     assert not any(one.trained for one in sweep(tmp_path, grid=grid, **fixed))
+
+
+KILLED = [
+    *TRAIN, "--epochs", "2", "--stages", "crt", "--stage-set", "classifier.epochs=30",
+    *("--resume", "auto", "--checkpoint-steps", "4", "--threads", "1"),
+]  # fmt: skip
+
+
+def begin(out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastsam", *KILLED, "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def interrupt(process: subprocess.Popen[str], when: Callable[[], bool], number: int) -> str:
+    """Send a signal to a run as soon as a condition holds, and return what it said."""
+    while process.poll() is None and not when():
+        time.sleep(0.005)
+    assert process.poll() is None
+    process.send_signal(number)
+    return process.communicate(timeout=120)[1]
+
+
+@pytest.mark.slow
+def test_killed_between_stages_and_in_the_second_it_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert begin(whole).wait(timeout=300) == 0
+    first, folder = RunFolder(out / "stage-1"), RunFolder(out)
+    process = begin(out)
+    said = interrupt(process, lambda: bool(first.points()), signal.SIGTERM)
+    assert process.returncode == 75
+    assert "--resume auto" in said
+    interrupt(begin(out), first.result.is_file, signal.SIGKILL)
+    process = begin(out)
+    said = interrupt(process, lambda: bool(folder.points()), signal.SIGTERM)
+    assert process.returncode == 75
+    assert "--resume auto" in said
+    seen = folder.points()[0]
+    interrupt(begin(out), lambda: folder.points()[:1] != [seen], signal.SIGKILL)
+    assert begin(out).wait(timeout=300) == 0
+    for name in (".", "stage-1"):
+        assert same(weights(whole / name), weights(out / name))
+    assert compared(Result.load(whole / "result.json")) == compared(
+        Result.load(out / "result.json")
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastsam.longtail.settings import Layer, layer
 from fastsam.longtail.stages.base import BASE
 
@@ -33,7 +35,7 @@ def head_only(source: str) -> Layer:
 
 def kang_first() -> dict[tuple[str, str], Layer]:
     """Return the settings of stage one of Kang et al. where they are published."""
-    common = {
+    common: dict[str, Any] = {
         "epochs": 90,
         "batch_size": 512,
         "lr": 0.2,
@@ -52,7 +54,7 @@ def kang_second(**epochs: int) -> dict[tuple[str, str], Layer]:
     Args:
         **epochs: number of epochs by the name of the data set, written with ``_``.
     """
-    large = {"batch_size": 512, "lr": 0.2}
+    large: dict[str, Any] = {"batch_size": 512, "lr": 0.2}
     return {
         ("imagenet-lt", "*"): layer(KANG, **large, weight_decay=5e-4, epochs=epochs["imagenet_lt"]),
         ("inaturalist18", "*"): layer(

@@ -1,12 +1,14 @@
 """Decoupled balanced softmax: re-train a new head with balanced softmax."""
 
+from typing import Any
+
 from fastsam.longtail.settings import layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
 _CODE = "code of Ren et al. 2020 (BalancedMetaSoftmax-Classification)"
-_FIRST = {"batch_size": 512, "weight_decay": 5e-4, "lr_schedule": "cosine"}
-_SECOND = {"weight_decay": 5e-4, "epochs": 10}
+_FIRST: dict[str, Any] = {"batch_size": 512, "weight_decay": 5e-4, "lr_schedule": "cosine"}
+_SECOND: dict[str, Any] = {"weight_decay": 5e-4, "epochs": 10}
 
 register_stages(
     StageList(

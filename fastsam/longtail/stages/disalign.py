@@ -1,11 +1,13 @@
 """DisAlign: adjust the logits of a trained network by class and by confidence."""
 
+from typing import Any
+
 from fastsam.longtail.settings import layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
 _CODE = "code of Zhang et al. 2021 (Megvii-BaseDetection/DisAlign)"
-_LARGE = {
+_LARGE: dict[str, Any] = {
     "batch_size": 256,
     "lr": 0.1,
     "weight_decay": 5e-4,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastsam.longtail.settings import Layer, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
@@ -23,13 +25,13 @@ def _first(epochs: int, weight_decay: float) -> Layer:
     )
 
 
-def _second(head: float, tail: float, factor: float, **more: object) -> Layer:
+def _second(head: float, tail: float, factor: float, **more: Any) -> Layer:
     """Return the settings of stage two: smoothing, and factor on the learning rate of the class vectors."""
     scale = (f"head.linear.*={factor:g}",)
     return layer(_CODE, las_head=head, las_tail=tail, lr_scale=scale, **more)
 
 
-_LARGE = {"batch_size": 256, "lr": 0.1}
+_LARGE: dict[str, Any] = {"batch_size": 256, "lr": 0.1}
 
 register_stages(
     StageList(

@@ -1,12 +1,14 @@
 """Weight balancing: strong weight decay, then a head with limited and decayed class vectors."""
 
+from typing import Any
+
 from fastsam.longtail.settings import layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
 _CODE = "code of Alshammari et al. 2022 (ShadeAlsha/LTR-weight-balancing)"
 _LIKE = f"the CIFAR-100-LT script of the {_CODE}"
-_CIFAR = {"batch_size": 64, "lr": 0.01}
+_CIFAR: dict[str, Any] = {"batch_size": 64, "lr": 0.01}
 
 register_stages(
     StageList(
