@@ -31,6 +31,7 @@ from fastsam.longtail.registry import (
 )
 from fastsam.longtail.seeds import Stream, numpy_generator
 from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.trained import TrainedRun, calibrate_run
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ MODULES = {
     "remix": "remix_mixer",
     "balanced-mixup": "balanced_mixup_mixer",
     "unimix": "unimix_mixer",
+    "late-balance": "late_balance_stages",
 }
 MIXERS = ("remix", "balanced-mixup", "unimix")
 NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
@@ -338,3 +340,14 @@ def test_a_rule_is_split_off_only_where_one_has_the_name() -> None:
         with pytest.raises(UsageError, match=f"unknown method '{name}'"):
             Method.parse(name)
     assert Method.parse("ldam-drw") == Method("ldam", "drw")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_list_of_stages_is_one_file() -> None:
+    config = recipe("digits-lt", "ce", "sam", stages="late-balance").config()
+    first, last = plan_stages(config)
+    assert (first.config.optimizer, last.config.optimizer) == ("sam", "sgd")
+    assert (last.config.method, last.config.epochs, last.config.freeze) == ("bs", 5, ())
+    assert config.as_dict()["plugins"] == {"stages late-balance": "late_balance_stages"}
+    cifar = recipe("cifar10-lt", "ce", "sam", stages="late-balance").config()
+    assert plan_stages(cifar)[1].config.epochs == 10

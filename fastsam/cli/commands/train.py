@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import torch
 from tyro.conf import OmitArgPrefixes, arg
 
+from fastsam.cli.config_file import FileOptions, Tracking, config_file, file_sources
 from fastsam.cli.options import (
     NAMES,
     every_setting,
@@ -38,12 +39,10 @@ from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.optimizers import OPTIMIZERS
-from fastsam.longtail.recipes import GIVEN, recipe
+from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.run_file import RunFile, read_run_file
-from fastsam.longtail.stage_plan import stages_from
-from fastsam.longtail.stages import register_stages
-from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
+from fastsam.longtail.tracking import Tracked, check_tracker, tracker
 from fastsam.longtail.training import Branch, StageTrainer, stage_trainers
 from fastsam.records import build
 from fastsam.stopping import StopRequest, stop_signals
@@ -56,45 +55,6 @@ FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 def _named(name: str) -> Any:
     """Build the help entry of an option that has a default for the first run."""
     return named(name, f"(default: {FIRST_RUN[name]})")
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """Report metrics and settings to an experiment tracker."""
-
-    track: Annotated[
-        str,
-        arg(help="experiment tracker for metrics and settings", metavar="|".join(TRACKERS)),
-    ] = "none"
-    project: Annotated[str, arg(help="project (wandb) or experiment (mlflow)", metavar="TEXT")] = (
-        "fastsam"
-    )
-    name: Annotated[
-        str | None,
-        arg(
-            help="name of the run in the tracker",
-            metavar="TEXT",
-            help_behavior_hint="(default: name of the --out folder)",
-        ),
-    ] = None
-    tags: Annotated[
-        tuple[str, ...],
-        arg(
-            help="tags of the run in the tracker, TEXT or KEY=VALUE",
-            metavar="TEXT ...",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = ()
-
-
-@dataclass(frozen=True)
-class FileOptions(Tracking):
-    """Options that a --config file may contain besides settings."""
-
-    from_run: str | None = None
-    at: int | None = None
-    from_stage: str | None = None
-    keep: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +119,7 @@ class TrainCommand:
     ] = ()
     profile: ProfileOption = None
     quiet: Annotated[bool, arg(help="hide the progress bar")] = False
-    tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()
+    tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()  # noqa: RUF009 (frozen)
 
     file: ClassVar[RunFile | None] = None
     """Content of the ``config`` file."""
@@ -284,7 +244,7 @@ class TrainCommand:
         config = chosen.config()
         return config, {
             **chosen.sources,
-            **({} if self.file is None else _sources(config, self.file)),
+            **({} if self.file is None else file_sources(config, self.file)),
         }
 
 
@@ -296,7 +256,7 @@ def command(arguments: Sequence[str]) -> Any:
     Raises:
         UsageError: if a name is unknown, or an option belongs to a part that the run does not use.
     """
-    file = _file(arguments)
+    file = config_file(arguments)
     stated = {} if file is None else file.settings
     named = {**parts_in(stated), **named_parts(arguments)}
     if not arguments or (not named and {"--help", "-h"} & set(arguments)):
@@ -331,46 +291,6 @@ def command(arguments: Sequence[str]) -> Any:
         "only the settings that apply, pass --data, --method and --optimizer before --help."
     )
     return made
-
-
-def _file(arguments: Sequence[str]) -> RunFile | None:
-    """Read the ``--config`` file; return None if there is none, which :meth:`TrainCommand.run` reports."""
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option != "--config" or not (equals or place + 1 < len(arguments)):
-            continue
-        if resume_in(arguments) is True:
-            raise UsageError(
-                "--config cannot be combined with a bare --resume, which uses the settings of the run; pass "
-                "--resume auto, or only --resume"
-            )
-        names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
-        path = Path(value if equals else arguments[place + 1])
-        return _with_stages(read_run_file(path, options=names)) if path.is_file() else None
-    return None
-
-
-def _with_stages(file: RunFile) -> RunFile:
-    """Register the list of stages in a file, if it has one, and select it."""
-    if file.stages is None:
-        return file
-    part = register_stages(stages_from(str(file.path), file.stages))
-    return replace(file, settings={**file.settings, "stages": part.name})
-
-
-def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
-    """Return the sources of a file's settings: the recipe's source if the values agree, else the file."""
-    own = recipe(config.data, config.method, config.optimizer, stages=config.stages)
-    if own.entries["epochs"].value != config.epochs:
-        own = own.override(epochs=config.epochs)
-    sources = {}
-    for name, value in file.settings.items():
-        if name in NAMES or getattr(config, name) != value:
-            continue  # an option overrides it
-        entry = own.entries.get(name)
-        same = entry is not None and entry.value == value and entry.source != GIVEN
-        sources[name] = own.sources[name] if same else str(file.path)
-    return sources
 
 
 def _with_defaults(file: RunFile) -> type[TrainCommand]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -77,6 +78,7 @@ class StageList(RunPart):
 
     Attributes:
         stages: the stages, in the order in which they are trained; empty for a run without stages.
+        module: name of the module that defines the list; by default the one that creates it.
 
     Raises:
         UsageError: if a stage has no name or a name of another one, starts from a stage that is not before
@@ -84,10 +86,13 @@ class StageList(RunPart):
     """
 
     stages: Sequence[Stage] = ()
+    module: str = ""
     build: Callable[..., Any] = _not_built
     settings: type[Settings] = StageSettings
 
     def __post_init__(self) -> None:
+        if not self.module:  # the caller of the dataclass's __init__
+            object.__setattr__(self, "module", sys._getframe(2).f_globals["__name__"])
         names = [stage.name for stage in self.stages]
         for layer in [stage.settings for stage in self.stages[:1]]:
             for name in layer.keys() & {"data", "method", "optimizer"}:
@@ -112,6 +117,11 @@ class StageList(RunPart):
                 )
             if stage.start not in names:
                 raise UsageError(f"{where}: {unknown('stage', stage.start, names)}")
+
+    @property
+    def build_module(self) -> str:
+        """See :attr:`fastsam.longtail.registry.RunPart.build_module`."""
+        return self.module
 
     def first(self, data: str, imbalance: float | None) -> dict[str, Entry]:
         """Return what the first stage contributes to the recipe of the run."""
