@@ -12,7 +12,7 @@ from fastsam.cli.output import show
 from fastsam.longtail.config import find_setting
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.results import Result
-from fastsam.longtail.run_file import of_type
+from fastsam.longtail.run_file import parse_setting
 from fastsam.longtail.sweeps import Execution, RunOutcome, Shard
 from fastsam.longtail.tuning import Choices, Dimension, Interval
 
@@ -92,24 +92,6 @@ def parse_search(texts: Sequence[str]) -> dict[str, Dimension]:
     return {name: _dimension(name, text) for name, text in _pairs("--search", texts)}
 
 
-def parse_setting(name: str, text: str) -> Any:
-    """Parse a value of a setting; spaces separate the values of a setting with several.
-
-    Raises:
-        UsageError: if the setting is unknown, or the value has a wrong type.
-
-    Example:
-        >>> parse_setting("lr_milestones", "80 90"), parse_setting("rho", "0.1"), parse_setting("kind", "exp")
-        ((80, 90), (0.1,), 'exp')
-    """
-    hint = find_setting(name)[1]
-    words = text.split()
-    plain = tuple(words if hint is str else map(_plain, words))
-    if not plain:
-        raise UsageError(f"{name} has an empty value; pass values separated by commas")
-    return of_type(name, plain if len(plain) > 1 else plain[0])
-
-
 def as_options(settings: dict[str, Any]) -> list[str]:
     """Return the options of ``fastsam train`` that pass these settings.
 
@@ -153,15 +135,3 @@ def _dimension(name: str, text: str) -> Dimension:
             f"{'whole ' if whole else ''}numbers, got {text!r:.60}"
         ) from error
     return Interval(bounds[0], bounds[1], log=text.startswith("log:"))
-
-
-def _plain(word: str) -> bool | int | float | str:
-    """Convert a word to the plain value that it is in YAML."""
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word

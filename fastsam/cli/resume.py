@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,9 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsam.longtail.checkpoint import Checkpoint
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training import RunFolder, StageRecord
 from fastsam.longtail.training.resume import newest_outline
 
 ResumeMode = bool | Literal["auto"]
@@ -59,7 +61,20 @@ def resume_in(arguments: Sequence[str]) -> ResumeMode:
     return found
 
 
-def stored_run(resume: ResumeMode, out: Path | None) -> Checkpoint | None:
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that a command resumes.
+
+    Attributes:
+        config: its settings; those before its list of stages changes them.
+        sources: source of each setting, by name.
+    """
+
+    config: TrainConfig
+    sources: dict[str, str]
+
+
+def stored_run(resume: ResumeMode, out: Path | None) -> StoredRun | None:
     """Load the run that a command resumes, without the values of its tensors.
 
     Args:
@@ -67,19 +82,24 @@ def stored_run(resume: ResumeMode, out: Path | None) -> Checkpoint | None:
         out: folder of the run.
 
     Returns:
-        Its newest readable checkpoint; None if the command starts a new run.
+        The run of the newest readable checkpoint, or of the record of its stages; None if the command starts
+        a new run.
 
     Raises:
         CheckpointError: if there is none and ``resume`` is True, or all are damaged.
     """
     if not resume or out is None:
         return None
+    record = StageRecord.read(out)
+    if record is not None:
+        return StoredRun(record.config, record.sources)
     stored = newest_outline(RunFolder(out))
-    # Without a checkpoint, to load one raises the error.
-    return stored if stored is not None or resume == "auto" else Checkpoint.load(out)
+    if stored is None and resume != "auto":
+        Checkpoint.load(out)  # raises: there is none
+    return None if stored is None else StoredRun(stored.config, stored.sources)
 
 
-def check_same_parts(stored: Checkpoint, named: Mapping[str, str], out: Path) -> None:
+def check_same_parts(stored: StoredRun, named: Mapping[str, str], out: Path) -> None:
     """Raise :class:`UsageError` if a command names other parts than the run that it resumes."""
     for name, value in named.items():
         before = getattr(stored.config, name)

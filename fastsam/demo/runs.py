@@ -88,7 +88,7 @@ def _outcome(result: Result, folder: Path) -> Outcome:
     calibration = calibrate_run(TrainedRun.load(folder), method="logit-adjustment")
     calibration.save(calibration_path(folder))
     calibrated = evaluate_run(TrainedRun.load(folder), bootstrap=0).metrics
-    return Outcome(float(result.gradients or 0), _scores(result.test), _scores(calibrated))
+    return Outcome(float(result.total_gradients or 0), _scores(result.test), _scores(calibrated))
 
 
 def _scores(metrics: Metrics) -> dict[str, float]:

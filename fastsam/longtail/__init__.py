@@ -5,7 +5,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.sweeps import Execution, sweep
-from fastsam.longtail.training import Trainer
+from fastsam.longtail.training import Trainer, fit_stages
 from fastsam.longtail.tuning import Interval, tune
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Result",
     "TrainConfig",
     "Trainer",
+    "fit_stages",
     "recipe",
     "sweep",
     "tune",

@@ -15,14 +15,23 @@ from fastsam.longtail.classes import CLASS_WEIGHTS
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import load_with
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
+from fastsam.longtail.mixers import MIXERS, Mixer
 from fastsam.longtail.models.base import build_model
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
 from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
-from fastsam.longtail.samplers import ClassSampler, DeferredSampler, HasOrder, ShuffledSampler
+from fastsam.longtail.samplers import (
+    ClassSampler,
+    DeferredSampler,
+    FixedSharesSampler,
+    HasOrder,
+    ShuffledSampler,
+)
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
+from fastsam.longtail.trainable import trained_parameters
 from fastsam.optim import Schedule, WarmUp
 
 
@@ -36,23 +45,27 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     return load_with(config.data, config.parts["data"], progress=progress)
 
 
-def build_network(config: TrainConfig, num_classes: int, channels: int) -> Classifier:
+def build_network(
+    config: TrainConfig, num_classes: int, channels: int, *, module: nn.Module | None = None
+) -> Classifier:
     """Create the freshly initialized network of a configuration, on the CPU.
 
     Args:
         config: settings of the run.
         num_classes: number of classes C.
         channels: channels of the input images.
+        module: your module for a network ``own:NAME``. It is copied.
     """
     seed = derived_seed(config.seed, Stream.MODEL)
     network = build_model(
         config.model,
         num_classes,
         head=config.head,
-        head_init=config.head_init,
+        head_settings=config.parts["head"],
         channels=channels,
         seed=seed,
         settings=config.parts["model"],
+        module=module,
     )
     extend = _loss(config).network
     if extend is None:
@@ -63,7 +76,7 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
 
 def build_optimizer(
     config: TrainConfig,
-    model: nn.Module,
+    model: Classifier,
     *,
     steps_per_epoch: int,
     process_group: ProcessGroup | None = None,
@@ -75,9 +88,12 @@ def build_optimizer(
         model: the network.
         steps_per_epoch: optimizer steps per epoch.
         process_group: process group of the ranks; None for a single process.
+
+    Raises:
+        UsageError: if a pattern matches no parameter, or the optimizer refuses its settings or parameters.
     """
     inputs = OptimizerInputs(
-        parameters=[(name, p) for name, p in model.named_parameters() if p.requires_grad],
+        parameters=trained_parameters(model, config),
         lr=config.lr,
         weight_decay=config.weight_decay,
         seed=derived_seed(config.seed, Stream.NOISE),
@@ -85,7 +101,16 @@ def build_optimizer(
         steps_per_epoch=steps_per_epoch,
         process_group=process_group,
     )
-    return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
+    try:
+        return OPTIMIZERS[config.optimizer].build(config.parts["optimizer"], inputs)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        base = config.base_optimizer
+        on = "" if base is None else f" with base_optimizer {base}"
+        raise UsageError(
+            f"optimizer {config.optimizer}{on} cannot train this network: {error}; choose another one"
+        ) from error
 
 
 def build_schedules(config: TrainConfig) -> dict[str, Schedule]:
@@ -184,6 +209,33 @@ def build_sampler(
     if not method.deferred:
         return classes
     return DeferredSampler(shuffled, classes, defer_epoch=config.defer_epoch)
+
+
+def build_mixer(config: TrainConfig, counts: NDArray[np.int64]) -> Mixer | None:
+    """Create the mixer of a configuration; return None if batches are not mixed.
+
+    Args:
+        config: settings of the run.
+        counts: training images of each class, int64 ``[C]``.
+    """
+    return MIXERS[config.mixer].build(config.parts["mixer"], counts, config.run)
+
+
+def build_second_sampler(
+    config: TrainConfig, mixer: Mixer, targets: NDArray[np.int64], counts: NDArray[np.int64]
+) -> HasOrder | None:
+    """Create the sampler of a mixer's second stream; return None if it has none.
+
+    Args:
+        config: settings of the run.
+        mixer: the mixer of the run.
+        targets: class of every training image, int64 ``[N]``.
+        counts: training images of each class, int64 ``[C]``.
+    """
+    if mixer.class_shares is None:
+        return None
+    seed = derived_seed(config.seed, Stream.MIX)
+    return FixedSharesSampler(targets, counts, shares=mixer.class_shares, seed=seed)
 
 
 def double_adjustment(config: TrainConfig) -> str | None:

@@ -52,6 +52,7 @@ class Checkpoint:
             older versions.
         steps_per_epoch: batches per epoch; None in runs of older versions.
         parent: run and epoch from which this run branched off; None for other runs.
+        start: weights that the run started from, with their SHA-256; None for random initial weights.
         class_names: one name per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
         groups: classes of head, mid and tail; empty in runs of older versions.
@@ -80,6 +81,7 @@ class Checkpoint:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     class_names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     groups: dict[str, list[int]] = field(default_factory=dict)
@@ -275,16 +277,17 @@ class Checkpoint:
             return self.best
         return self.model if self.average is None else self.average
 
-    def build_model(self, judged: bool = False) -> Classifier:
+    def build_model(self, judged: bool = False, *, module: nn.Module | None = None) -> Classifier:
         """Create the network and load the stored weights.
 
         Args:
             judged: use :meth:`judged_weights` instead of the weights after the last epoch.
+            module: your module for a network ``own:NAME``. It is copied.
 
         Raises:
             CheckpointError: if the weights do not fit the network of the settings, or are infinite or NaN.
         """
-        model = self._network(self.judged_weights() if judged else self.model)
+        model = self._network(self.judged_weights() if judged else self.model, module)
         spoiled = not_finite(model)
         if spoiled is not None:
             raise CheckpointError(
@@ -292,15 +295,15 @@ class Checkpoint:
             )
         return model
 
-    def check_judged(self) -> None:
+    def check_judged(self, *, module: nn.Module | None = None) -> None:
         """Raise :class:`CheckpointError` if the best or averaged weights do not fit the network."""
         for weights in (self.best, self.average):
             if weights is not None:
-                self._network(weights)
+                self._network(weights, module)
 
-    def _network(self, weights: dict[str, Any]) -> Classifier:
+    def _network(self, weights: dict[str, Any], module: nn.Module | None) -> Classifier:
         config = self.config
-        model = build_network(config, self.num_classes, self.channels)
+        model = build_network(config, self.num_classes, self.channels, module=module)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -335,7 +338,8 @@ def checkpoint_bytes(config: TrainConfig, model: nn.Module) -> int:
     """
     state = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    copies = config.parts["optimizer"].state_copies()
+    parts = (config.parts.get(kind) for kind in ("optimizer", "base_optimizer"))
+    copies = sum(part.state_copies() for part in parts if part is not None)
     states = 1 + (config.select != "last") + (config.ema is not None)
     if config.track_curvature is not None:  # two eigenvectors
         copies += 2 * len(config.curvature_classes)

@@ -8,8 +8,10 @@ from typing import Any, get_type_hints
 
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.errors import UsageError, unknown
-from fastsam.longtail.losses.base import LOSSES
+from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
 from fastsam.longtail.methods import RULES, Method
+from fastsam.longtail.mixers import check_mixing
+from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.registry import Registry, RunPart, registered_settings, registries
 from fastsam.longtail.run_settings import RunSettings
 from fastsam.longtail.settings import Settings, check_values, settings_of
@@ -44,7 +46,7 @@ class TrainConfig(RunSettings):
         >>> from fastsam.longtail import recipe
         >>> config = recipe("digits-lt", "ce-drw", "sam", rho=0.1).config()
         >>> config.rho, config.parts["loss"]
-        ((0.1,), NoSettings())
+        ((0.1,), CrossEntropySettings(label_smoothing=0.0))
     """
 
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -74,10 +76,16 @@ class TrainConfig(RunSettings):
                 "which activations to compute again; pass one of them"
             )
         needed = chosen["loss"].head
-        if needed is not None and self.head != needed:
+        if needed is not None and chosen["head"].logits != needed:
+            fitting = [name for name, head in HEADS.items() if head.logits == needed]
+            more = [name for name in fitting if name != needed]
             raise UsageError(
                 f"loss {self.parsed_method.loss!r} requires head={needed!r}, got {self.head!r}"
+                + (f"; other heads that fit: {', '.join(more)}" if more else "")
             )
+        if self.mixer != "none":
+            loss: Loss = chosen["loss"]
+            check_mixing(run, loss.build(self.parts["loss"], ClassStatistics([1, 1])))
         for settings in self.parts.values():
             settings.check(run)
 
@@ -140,10 +148,11 @@ class TrainConfig(RunSettings):
                 raise UsageError(f"{name} is missing: {common[name].metadata['help']}")
             if not isinstance(values[name], str):
                 raise UsageError(f"{name} must be str, got {values[name]!r:.60}")
-        chosen = chosen_parts(values)
-        for name in values:
-            check_applies(name, chosen)
+        stored = list(values)
         values |= before(values)
+        chosen = chosen_parts(values)
+        for name in stored:
+            check_applies(name, chosen)
         check_values(cls, values)  # before the settings of parts, whose checks use these
         settings = {kind: _built(part.settings, values) for kind, part in chosen.items()}
         config: TrainConfig = _built(cls, values, parts=settings)
@@ -274,12 +283,19 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of settings that did not exist yet when ``values`` were stored, by name."""
     if any(name not in values for name in ("data", "method", "optimizer")):
         return {}
-    found = {}
-    for cls in (TrainConfig, *(part.settings for part in chosen_parts(values).values())):
-        for item in settings_of(cls):
-            if values.get(item.name) is None and item.metadata["before"] is not None:
-                found[item.name] = item.metadata["before"]
-    return found
+    found: dict[str, Any] = {}
+    while True:
+        known = {**values, **found}
+        kinds = (TrainConfig, *(part.settings for part in chosen_parts(known).values()))
+        more = {
+            item.name: item.metadata["before"]
+            for cls in kinds
+            for item in settings_of(cls)
+            if known.get(item.name) is None and item.metadata["before"] is not None
+        }
+        if not more:  # a value may select a part whose settings have values too
+            return found
+        found |= more
 
 
 def place_settings() -> Iterator[str]:
@@ -345,7 +361,11 @@ def identity(stored: Mapping[str, Any], *, varied: Collection[str] = ()) -> dict
     place = {*place_settings()} - {*varied}
     if is_own(str(known.get("data"))):
         place.discard("data_root")
-    return {name: value for name, value in known.items() if name not in place}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in known.items()
+        if name not in place
+    }
 
 
 def _different(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from fastsam.longtail.errors import DataError, TrainingError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.precision import Precision, autocast
 from fastsam.progress import ProgressBar
+
+ROWS = 4096
+"""Images per chunk. Only one chunk of features is converted to float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,29 @@ class Features:
             torch.split(self.values, rows), torch.split(self.targets, rows), strict=True
         ):
             yield Features(values.to(device), targets.to(device))
+
+    def class_means(
+        self, num_classes: int, transform: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> Tensor:
+        """Return the mean of the transformed features of each class, float64 ``[C, D]``.
+
+        Args:
+            num_classes: number of classes C.
+            transform: function of features ``[B, D]``, float64.
+
+        Raises:
+            DataError: if a class has no image.
+        """
+        seen = torch.bincount(self.targets, minlength=num_classes)
+        if not seen.all():
+            raise DataError(
+                f"class {int(seen.argmin())} has no readable training image, so its mean is undefined; "
+                "restore the files or make no use of class means"
+            )
+        sums = torch.zeros(num_classes, self.values.shape[1], dtype=torch.float64)
+        for chunk in self.chunks(ROWS):
+            sums.index_add_(0, chunk.targets, transform(chunk.values.double()))
+        return sums / seen[:, None]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.registry import Registry, RunPart, load_plugins
 from fastsam.longtail.settings import DeferralSettings, Entry, NoSettings, Settings, setting
 
-Sampling = Literal["class-balanced", "square-root", "progressive"]
+Sampling = Literal["class-balanced", "square-root", "progressive", "class-aware"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class SamplingSettings(Settings):
 
     sampling: Sampling = setting(
         "sampling probability of classes: class-balanced (equal), square-root (proportional to the square "
-        "root of the count) or progressive (proportional to the count at first, equal at the end of the run)",
+        "root of the count), progressive (proportional to the count at first, equal at the end of the run) "
+        "or class-aware (equal counts: cycles over shuffled classes with 4 images of each)",
         default=Entry("class-balanced", "Cao et al. 2019 (baselines RS and DRS)"),
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.config import (
     TrainConfig,
     applies,
@@ -29,6 +30,7 @@ from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.settings import Entry, Layer, Settings, borrowed, layer, settings_of
+from fastsam.longtail.stages.base import STAGES
 
 _RUNS = "[code] run.sh"
 
@@ -109,6 +111,17 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **layer(_PACO, weight_decay=1e-4)},
     ("imagenet-lt", "paco*", "sam"): _PACO_STEPS,
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
+}
+
+_MISLAS = "code of Zhong et al. 2021"
+_YUN = "code of Yun et al. 2019 (ImageNet)"
+EXACT |= {
+    (data, "*", "*"): layer(_MISLAS, mixup_alpha=0.2) | layer(_YUN, cutmix_probability=1.0)
+    for data in ("imagenet-lt", "inaturalist18", "places-lt")
+}
+EXACT |= {
+    (data, "las*", "*"): layer(_MISLAS, las_head=0.4, las_tail=0.1)
+    for data in ("cifar100-lt", "places-lt")
 }
 
 # rho of CIFAR-10-LT, as starting points for other data sets of real images.
@@ -209,6 +222,16 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         keys = ((data, data_key), (method, method_key), (optimizer, optimizer_key))
         if all(fnmatchcase(name, key) for name, key in keys):
             entries.update(exact)
+    base = overrides.get("base_optimizer", optimizer_part.base)
+    if base is not None:  # learning rates of SGD do not suit others
+        entries |= BASE_OPTIMIZERS[base].recipe
+    start = entries.get("imbalance", Entry(None, ""))
+    stage = STAGES[overrides.get("stages") or "none"].first(
+        data, overrides.get("imbalance", start.value)
+    )
+    if "epochs" in stage:
+        entries |= _rescaled(_completed(names, entries), stage["epochs"].value)
+    entries |= stage
     given = {name: Entry(_of_phases(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
@@ -219,6 +242,24 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         check_applies(name, chosen)
     kept = {name: entry for name, entry in entries.items() if applies(name, chosen)}
     return Recipe(data, method, optimizer, kept)
+
+
+def inherited_recipe(
+    names: Mapping[str, str], inherited: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe of a run that takes over settings of another run.
+
+    Args:
+        names: data set, method and optimizer.
+        inherited: settings of the other run. Those that the run does not have are left out.
+        overrides: settings that replace them.
+
+    Raises:
+        UsageError: if a setting of ``overrides`` does not belong to the run.
+    """
+    chosen = chosen_parts({**inherited, **overrides, **names})
+    kept = {name: value for name, value in inherited.items() if applies(name, chosen)}
+    return recipe(**names, **{**kept, **overrides})
 
 
 def _starting_points(recipe: Layer) -> Layer:

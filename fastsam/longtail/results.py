@@ -113,6 +113,7 @@ class Result:
         contents: SHA-256 of images and labels of every split, and of the class names.
         steps_per_epoch: batches per epoch.
         parent: run and epoch from which this run branched off; None for other runs.
+        start: weights that the run started from, with their SHA-256; None for random initial weights.
         origin: date, command, version and commit; None in results of older versions.
         curvature: measurements of ``track_curvature``; the steps count batches from the start of training.
     """
@@ -133,13 +134,28 @@ class Result:
     contents: dict[str, str] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     parent: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     origin: Origin | None = None
     curvature: list[CurvaturePoint] = field(default_factory=list)
 
     @property
     def gradients(self) -> float | None:
-        """Cost of the training in forward-backward passes over whole batches; None if unknown."""
+        """Cost of the training in forward-backward passes over whole batches; None if unknown.
+
+        A run in several stages has that of its last stage; see :attr:`total_gradients`.
+        """
         costs = [record.gradients for record in self.history]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+    @property
+    def earlier_stages(self) -> list[dict[str, Any]]:
+        """Name, method, optimizer, epochs, ``gradients`` and ``seconds`` of the stages before this one."""
+        return list((self.start or {}).get("stages", ()))
+
+    @property
+    def total_gradients(self) -> float | None:
+        """Cost of all stages in forward-backward passes over whole batches; None if unknown."""
+        costs = [*(stage["gradients"] for stage in self.earlier_stages), self.gradients]
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def to_json(self) -> str:
@@ -185,7 +201,7 @@ class Result:
             ("worst class", test.worst_class, f"% ({worst})"),
             ("negative log-likelihood", test.nll, "nats"),
             ("expected calibration error", test.ece, "%"),
-            ("cost", self.gradients, "gradients of a batch"),
+            ("cost", self.total_gradients, "gradients of a batch"),
             *((name, self.config[name], "") for name in ("data", "method", "optimizer")),
             ("weights", self.rule, ""),
         ]

@@ -34,11 +34,13 @@ class RunFile:
         path: path of the file.
         settings: settings of the run by name. The recipe supplies missing ones.
         options: values of other keys by name.
+        stages: list of stages, as :func:`fastsam.longtail.stage_plan.stages_from` reads it; None without one.
     """
 
     path: Path
     settings: Mapping[str, Any]
     options: Mapping[str, Any]
+    stages: list[Any] | None = None
 
 
 def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
@@ -54,12 +56,14 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
         ImportError: if PyYAML is not installed.
     """
     values: dict[str, Any] = {}
-    for key, value in _load(path).items():
+    found = dict(_load(path))
+    stages = found.pop("stages") if isinstance(found.get("stages"), list) else None
+    for key, value in found.items():
         name = str(key).replace("-", "_")
         if name in values:
             raise UsageError(f"{path}: duplicate key {name}; remove one of them")
         plain = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, bool | int | float | str) for item in plain) or not plain:
+        if not all(isinstance(item, bool | int | float | str) for item in plain):
             raise UsageError(
                 f"{path}: {name} is {value!r:.60}; expected a number, a string, true, false, or a list of "
                 "these"
@@ -75,6 +79,7 @@ def read_run_file(path: Path, *, options: Iterable[str] = ()) -> RunFile:
         path,
         {name: _checked(path, name, value) for name, value in values.items() if name not in known},
         {name: value for name, value in values.items() if name in known},
+        stages,
     )
 
 
@@ -176,7 +181,27 @@ def of_type(name: str, value: Any) -> Any:
         raise UsageError(str(error)) from error
 
 
+def parse_setting(name: str, text: str) -> Any:
+    """Parse a value of a setting; spaces separate the values of a setting with several.
+
+    Raises:
+        UsageError: if the setting is unknown, or the value has a wrong type.
+
+    Example:
+        >>> parse_setting("lr_milestones", "80 90"), parse_setting("rho", "0.1"), parse_setting("kind", "exp")
+        ((80, 90), (0.1,), 'exp')
+    """
+    hint = find_setting(name)[1]
+    words = text.split()
+    plain = tuple(words if hint is str else map(_plain, words))
+    if not plain:
+        raise UsageError(f"{name} has an empty value; pass values separated by commas")
+    return of_type(name, plain if len(plain) > 1 else plain[0])
+
+
 def _yaml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_yaml(item)}' for name, item in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, float):
@@ -190,3 +215,15 @@ def _yaml(value: Any) -> str:
 def _printable(text: str) -> str:
     """Replace characters that are not allowed in YAML by escapes, which are valid in quoted strings."""
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+
+
+def _plain(word: str) -> bool | int | float | str:
+    """Convert a word to the plain value that it is in YAML."""
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word

@@ -7,13 +7,16 @@ from typing import Literal
 
 from fastsam.distributed import TIMEOUT
 from fastsam.longtail.data.catalog import DATASETS
+from fastsam.longtail.mixers import MIXERS
 from fastsam.longtail.models.base import MODELS
+from fastsam.longtail.models.classifier import BatchNormMode
 from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.precision import Precision
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
 from fastsam.longtail.sharding import Parallel
+from fastsam.longtail.stages.base import STAGES
 
 Selection = Literal["last", "best-validation"]
 
@@ -26,11 +29,49 @@ class RunSettings(Settings):
     method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
     optimizer: str = setting("optimizer", names=OPTIMIZERS)
 
+    stages: str = setting(
+        "list of training stages. Each stage after the first starts from the weights of an earlier one; the "
+        "options are the settings of the first stage, and those of later stages as far as the list does not "
+        "set them",
+        default="none",
+        before="none",
+        names=STAGES,
+    )
     model: str = setting("network", names=MODELS)
     head: str = setting("classification head", default="linear", names=HEADS)
+    init: str | None = setting(
+        "weights to start from: folder of a run, its checkpoint, or a file with a state dict (torch or "
+        "safetensors). Training begins in epoch 1",
+        optional=True,
+        default_text="random initial weights",
+    )
+    head_from: str | None = setting(
+        "initial weights of the head: class-means (of the features of the training images), fresh (random, "
+        "also with init), or a file with one vector per class, [C, D] (.npy, .pt or .safetensors)",
+        optional=True,
+        default_text="those of init if they fit, else random",
+    )
+    freeze: tuple[str, ...] = setting(
+        "parameters that are not trained, as patterns of their names, such as 'features.*'",
+        default=(),
+        default_text="none",
+        before=(),
+    )
+    batch_norm: BatchNormMode = setting(
+        "batch normalization in training: train; frozen (the stored statistics are used and not updated, and "
+        "scale and shift are not trained); or statistics (scale and shift are not trained)",
+        default="train",
+        before="train",
+    )
     epochs: int = setting("number of epochs", low=1, high=10**6)
     batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
     augment: bool = setting("apply the training augmentation of the data set", default=True)
+    mixer: str = setting(
+        "how to combine each image of a batch with another image and its class",
+        default="none",
+        before="none",
+        names=MIXERS,
+    )
 
     lr: float = setting("learning rate after warm-up", above=0)
     weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)
@@ -38,6 +79,37 @@ class RunSettings(Settings):
         "epochs of linear learning-rate warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
     )
     lr_schedule: str = setting("learning-rate schedule after warm-up", names=LR_SCHEDULES)
+
+    lr_scale: tuple[str, ...] = setting(
+        "factors on the learning rate of parameters, as PATTERN=FACTOR, such as 'features.*=0.1'. The last "
+        "pattern that matches a name counts",
+        default=(),
+        default_text="1 everywhere",
+        before=(),
+    )
+    layer_decay: float = setting(
+        "factor on the learning rate from each layer (block) of the network to the one below; the head has "
+        "factor 1",
+        default=1.0,
+        before=1.0,
+        above=0,
+        high=1,
+    )
+    no_decay: tuple[str, ...] = setting(
+        "parameters without weight decay, as patterns of their names. The word vectors stands for biases and "
+        "the scales and shifts of normalization layers",
+        default=(),
+        default_text="none",
+        before=(),
+    )
+    max_norm: tuple[str, ...] = setting(
+        "largest Euclidean norm of each class vector or filter, as PATTERN=NORM, such as 'head.weight=1'. "
+        "Longer ones are scaled back after every step. PATTERN=range:SHARE sets it from the weights before "
+        "the first step: the smallest norm plus SHARE of the range of the norms",
+        default=(),
+        default_text="no limit",
+        before=(),
+    )
 
     select: Selection = setting(
         "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the highest "

@@ -17,6 +17,9 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.methods import Sampling
 from fastsam.longtail.seeds import Stream, numpy_generator
 
+IMAGES_PER_VISIT = 4
+"""Images of a class that ``class-aware`` sampling takes at a time, as in the code of Kang et al. 2020."""
+
 
 class EpochSampler(Sampler[int], ABC):
     """Base class of samplers whose indices depend only on seed and epoch, split among ranks.
@@ -88,7 +91,9 @@ class ClassSampler(EpochSampler):
     The strategies are those of Kang et al., "Decoupling Representation and Classifier for Long-Tailed
     Recognition" (ICLR 2020), section 3. ``class-balanced`` samples all classes equally often, ``square-root``
     in proportion to the square root of their counts. ``progressive`` interpolates linearly from the counts in
-    the first epoch to class-balanced in the last.
+    the first epoch to class-balanced in the last. ``class-aware`` is class-balanced without chance, as in the
+    authors' code: cycles over shuffled classes, each with the next 4 images of its own shuffled images, which
+    are shuffled again when all were used. Every epoch begins new cycles.
 
     Args:
         targets: class of every image, integers ``[N]``: an array, a list or a tensor.
@@ -134,19 +139,75 @@ class ClassSampler(EpochSampler):
             root = np.sqrt(self.counts)
             return np.asarray(root / root.sum())
         equal = (self.counts > 0) / np.count_nonzero(self.counts)
-        if self.strategy == "class-balanced":
+        if self.strategy in ("class-balanced", "class-aware"):
             return np.asarray(equal)
         progress = (epoch - 1) / max(self.epochs - 1, 1)
         return np.asarray((1 - progress) * natural + progress * equal)
 
     def draw(self, epoch: int) -> NDArray[np.int64]:
         """Sample indices with replacement, int64 ``[N]``."""
+        if self.strategy == "class-aware":
+            return self._cycles(numpy_generator(self.seed, Stream.ORDER, epoch))
         per_image = (self.class_shares(epoch) / np.maximum(self.counts, 1))[self.targets]
         generator = numpy_generator(self.seed, Stream.ORDER, epoch)
         return generator.choice(len(self.targets), len(self.targets), p=per_image)
 
+    def _cycles(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Sample cycles over the classes with :data:`IMAGES_PER_VISIT` images of each, int64 ``[N]``."""
+        size = len(self.targets)
+        classes = np.flatnonzero(self.counts)
+        cycles = -(-size // (IMAGES_PER_VISIT * len(classes)))
+        visits = np.concatenate([generator.permutation(classes) for _ in range(cycles)])
+        order = np.empty((len(visits), IMAGES_PER_VISIT), np.int64)
+        for label in classes:
+            members = np.flatnonzero(self.targets == label)
+            needed = cycles * IMAGES_PER_VISIT
+            shuffles = [generator.permutation(members) for _ in range(-(-needed // len(members)))]
+            order[visits == label] = np.concatenate(shuffles)[:needed].reshape(cycles, -1)
+        return order.reshape(-1)[:size]
+
     def __len__(self) -> int:
         return -(-len(self.targets) // self.world_size)
+
+
+class FixedSharesSampler(ClassSampler):
+    """Samples N images per epoch with replacement, with fixed probabilities of the classes.
+
+    Args:
+        targets: class of every image, integers ``[N]``: an array, a list or a tensor.
+        counts: images of each class, integers ``[C]``.
+        shares: probability of each class, ``[C]``; 0 for classes without images.
+        seed: seed of the run.
+        rank: rank of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        targets: ArrayLike,
+        counts: ArrayLike,
+        *,
+        shares: ArrayLike,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(targets, counts, seed=seed, rank=rank, world_size=world_size)
+        self.shares = np.asarray(shares, dtype=np.float64)
+        if self.shares.shape != self.counts.shape or not (self.shares >= 0).all():
+            raise UsageError(
+                f"shares must be one probability for each of {len(self.counts)} classes, got "
+                f"{self.shares.tolist()!s:.60}"
+            )
+        if not np.isclose(self.shares[self.counts > 0].sum(), 1):
+            raise UsageError(
+                "shares of the classes that have images must add up to 1, got "
+                f"{self.shares[self.counts > 0].sum():g}; divide them by their sum"
+            )
+
+    def class_shares(self, epoch: int) -> NDArray[np.float64]:
+        """Return the probability of each class, float64 ``[C]``."""
+        return self.shares
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:

@@ -62,7 +62,7 @@ def _panels(groups: Sequence[Group]) -> list[PairedPanel]:
 
 def _arm(group: Group, common: Sequence[object]) -> Arm:
     results = [next(r for r in group.results if seeds(r) == each) for each in common]
-    costs = [result.gradients or 0.0 for result in results]
+    costs = [result.total_gradients or 0.0 for result in results]
     scores = [_scores(result) for result in results]
     raw = {name: [each[name] for each in scores] for name in SCORES}
     name = group.label.removeprefix(f"{group.first.config['method']} ")

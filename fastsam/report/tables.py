@@ -40,7 +40,7 @@ def accuracy_table(groups: Sequence[Group]) -> TextTable:
 
 def _cost(results: Sequence[Result]) -> str:
     """Forward and backward passes over whole batches; empty where older runs did not count them."""
-    costs = [result.gradients for result in results if result.gradients is not None]
+    costs = [result.total_gradients for result in results if result.total_gradients is not None]
     return f"{statistics.mean(costs):.0f}" if len(costs) == len(results) else ""
 
 

@@ -21,7 +21,7 @@ from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.sharding import Parallel, gathered
 from fastsam.longtail.training import Engine, Stepper
 from fastsam.longtail.training.loss_scale import LossScale
-from fastsam.longtail.training.recomputation import residual_blocks
+from fastsam.longtail.training.recomputation import recomputed_blocks
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,7 +51,7 @@ def train(world: World, parallel: Parallel, *, half: bool, recomputes: bool) -> 
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), LinearBlock(), LinearBlock())
     network = Classifier(layers, nn.Linear(32, 10), 32)
     scale = LossScale(CPU, world) if half else None
-    blocks = residual_blocks(network, "test") if recomputes else ()
+    blocks = recomputed_blocks(network, "test") if recomputes else ()
     engine = Engine(network, world, parallel=parallel, loss_scale=scale, recomputes=blocks)
     optimizer = SAM(network.parameters(), torch.optim.SGD, rho=0.05, lr=0.05, momentum=0.9)
     objective = build_objective(recipe("digits-lt", "ce", "sgd").config(), np.full(10, 100))

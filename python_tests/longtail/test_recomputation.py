@@ -17,7 +17,7 @@ from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import build_model
 from fastsam.longtail.training import Engine
-from fastsam.longtail.training.recomputation import recomputed, residual_blocks
+from fastsam.longtail.training.recomputation import recomputed, recomputed_blocks
 from fastsam.optim import frozen_batch_norm_statistics
 
 DIGITS = load_digits_lt()
@@ -29,7 +29,7 @@ def passed(
     """Return gradients and state after one pass, and the bytes that its graph stores."""
     channels = 1 if name.startswith("resnet8") else 3
     network = build_model(name, 10, channels=channels, seed=1)
-    blocks = residual_blocks(network, name)
+    blocks = recomputed_blocks(network, name)
     generator = torch.Generator().manual_seed(2)
     inputs = torch.randn(4, channels, 32, 32, generator=generator)
     stored: dict[int, int] = {}
@@ -73,10 +73,10 @@ def test_gradients_and_statistics_are_the_same(name: str) -> None:
 
 
 def test_the_blocks_are_the_outermost() -> None:
-    assert len(residual_blocks(build_model("resnet8", 10), "resnet8")) == 3
+    assert len(recomputed_blocks(build_model("resnet8", 10), "resnet8")) == 3
     network = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UsageError, match=r"plain has no module whose class name ends in Block"):
-        residual_blocks(network, "plain")
+        recomputed_blocks(network, "plain")
 
 
 def config(optimizer: str, **settings: Any) -> Any:
@@ -104,7 +104,7 @@ def _rank(rank: int, folder: str) -> None:
     found = []
     for recomputes in (False, True):
         network = build_model("resnet8", 10, channels=1, seed=1)
-        blocks = residual_blocks(network, "resnet8") if recomputes else ()
+        blocks = recomputed_blocks(network, "resnet8") if recomputes else ()
         engine = Engine(network, World(rank, 2), recomputes=blocks)
         inputs = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(rank))
         engine.backward(engine.outputs(inputs).logits.square().sum(), local=False)

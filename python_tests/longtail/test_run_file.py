@@ -165,9 +165,8 @@ def test_a_file_that_cannot_be_used(
     assert "--config cannot be combined with a bare --resume" in capsys.readouterr().err
     assert train("--config", run / "run.yaml", "--optimizer", "sgd") == 2
     line = capsys.readouterr().err
-    assert (
-        "rho_schedule requires optimizer asam, looksam, sam, but the run has optimizer sgd" in line
-    )
+    assert "base_optimizer requires optimizer asam, entropy-sgd, looksam" in line
+    assert "but the run has optimizer sgd" in line
     assert f"(with the settings of --config {run / 'run.yaml'})" in line
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert train("--config", run / "run.yaml") == 1

@@ -21,12 +21,13 @@ import pytest
 
 from fastsam import stopping
 from fastsam.cli import main
-from fastsam.cli.execution import parse_grid, parse_setting
+from fastsam.cli.execution import parse_grid
 from fastsam.files import from_json, locked, write_text
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
 from fastsam.longtail.reproduce import reproduce_table
 from fastsam.longtail.results import Result
+from fastsam.longtail.run_file import parse_setting
 from fastsam.longtail.sweeps import (
     EXECUTORS,
     PLAN_FILE,

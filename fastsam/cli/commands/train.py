@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields, make_dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import torch
 from tyro.conf import OmitArgPrefixes, arg
 
+from fastsam.cli.config_file import FileOptions, Tracking, config_file, file_sources
 from fastsam.cli.options import (
     NAMES,
     every_setting,
@@ -24,20 +25,25 @@ from fastsam.cli.options import (
 )
 from fastsam.cli.output import show
 from fastsam.cli.profile import ProfileOption, profile_folder, show_profile
-from fastsam.cli.resume import ResumeOption, check_same_parts, resume_in, stored_run
+from fastsam.cli.resume import (
+    ResumeOption,
+    StoredRun,
+    check_same_parts,
+    resume_in,
+    stored_run,
+)
 from fastsam.distributed import torchrun_world
-from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.optimizers import OPTIMIZERS
-from fastsam.longtail.recipes import GIVEN, recipe
+from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
 from fastsam.longtail.run_file import RunFile, read_run_file
-from fastsam.longtail.tracking import TRACKERS, Tracked, check_tracker, tracker
-from fastsam.longtail.training import Branch, Trainer
+from fastsam.longtail.tracking import Tracked, check_tracker, tracker
+from fastsam.longtail.training import Branch, StageTrainer, stage_trainers
 from fastsam.records import build
 from fastsam.stopping import StopRequest, stop_signals
 from fastsam.text import notice
@@ -49,44 +55,6 @@ FIRST_RUN = {"data": "digits-lt", "method": "ce-drw", "optimizer": "sam"}
 def _named(name: str) -> Any:
     """Build the help entry of an option that has a default for the first run."""
     return named(name, f"(default: {FIRST_RUN[name]})")
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """Report metrics and settings to an experiment tracker."""
-
-    track: Annotated[
-        str,
-        arg(help="experiment tracker for metrics and settings", metavar="|".join(TRACKERS)),
-    ] = "none"
-    project: Annotated[str, arg(help="project (wandb) or experiment (mlflow)", metavar="TEXT")] = (
-        "fastsam"
-    )
-    name: Annotated[
-        str | None,
-        arg(
-            help="name of the run in the tracker",
-            metavar="TEXT",
-            help_behavior_hint="(default: name of the --out folder)",
-        ),
-    ] = None
-    tags: Annotated[
-        tuple[str, ...],
-        arg(
-            help="tags of the run in the tracker, TEXT or KEY=VALUE",
-            metavar="TEXT ...",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = ()
-
-
-@dataclass(frozen=True)
-class FileOptions(Tracking):
-    """Options that a --config file may contain besides settings."""
-
-    from_run: str | None = None
-    at: int | None = None
-    keep: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,19 +98,28 @@ class TrainCommand:
             help_behavior_hint="",
         ),
     ] = None
+    from_stage: Annotated[
+        Path | None,
+        arg(
+            help="folder of a finished run with these settings that is the first of the --stages, so that it "
+            "is not trained again",
+            metavar="RUN",
+            help_behavior_hint="",
+        ),
+    ] = None
     resume: ResumeOption = False
     overwrite: Annotated[bool, arg(help="replace the run in --out")] = False
     keep: Annotated[
         tuple[int, ...],
         arg(
-            help="epochs K whose checkpoint is also kept as epoch-K.pt",
+            help="epochs K, of the first stage, whose checkpoint is also kept as epoch-K.pt",
             metavar="INT ...",
             help_behavior_hint="(default: none)",
         ),
     ] = ()
     profile: ProfileOption = None
     quiet: Annotated[bool, arg(help="hide the progress bar")] = False
-    tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()
+    tracking: Annotated[Tracking, arg(name="tracking"), OmitArgPrefixes] = Tracking()  # noqa: RUF009 (frozen)
 
     file: ClassVar[RunFile | None] = None
     """Content of the ``config`` file."""
@@ -159,12 +136,13 @@ class TrainCommand:
             raise UsageError(
                 "--from cannot be combined with a bare --resume; pass --resume auto, or only --resume"
             )
-        tracked = Tracked(out=self.out, **asdict(self.tracking))
-        check_tracker(tracked)
+        if self.from_run is not None and self.from_stage is not None:
+            raise UsageError("--from and --from-stage exclude each other; pass one of them")
+        check_tracker(self._tracked(self.out, ""))
         with stop_signals() as stop, ExitStack() as training:
-            self._train(tracked, stop, training)
+            self._train(stop, training)
 
-    def _train(self, tracked: Tracked, stop: StopRequest, training: ExitStack) -> None:
+    def _train(self, stop: StopRequest, training: ExitStack) -> None:
         """Train; from the first step on, signals are deferred until ``training`` is closed."""
         stored = stored_run(self.resume, self.out)
         branch = None
@@ -174,13 +152,14 @@ class TrainCommand:
         with torchrun_world(
             config.device, timeout=config.rank_timeout, errors=self.out, stop=stop
         ) as world:
-            trainer = Trainer(
+            stages = stage_trainers(
                 config,
                 sources=sources,
                 out=self.out,
                 resume=self.resume,
                 overwrite=self.overwrite,
                 branch=branch,
+                from_stage=self.from_stage,
                 keep=self.keep,
                 world=world,
                 profile=profile_folder(self.profile, self.out),
@@ -188,43 +167,64 @@ class TrainCommand:
                 progress=not self.quiet,
             )
             writes = world.rank == 0
-            if writes:
-                print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
-            if writes and trainer.precision_reason is not None:
-                show(
-                    f"precision auto: {trainer.config.precision}, because {trainer.precision_reason}"
-                )
-            if writes and trainer.steps_per_epoch == 1:
-                notice(
-                    f"an epoch is one step ({len(trainer.data.train)} images, batch size "
-                    f"{config.batch_size}); lower --batch-size"
-                )
-            if writes and self.out is None:
-                print("Results are not saved. Pass --out DIR to keep them.")
-            if writes and config.device == "cpu" and torch.cuda.is_available():
-                print("Training on CPU although a GPU is available; pass --device cuda.")
-            if writes:
-                for note in trainer.data.notes:
-                    print(note)
-                print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
-            with tracker(tracked if writes else Tracked(), trainer.config) as sink:
-                trainer.on_epoch = sink.epoch
-
-                def finished(result: Result) -> None:
-                    if writes:
-                        _show(result)
-                    sink.result(result)
-
-                trainer.on_result = finished
-                training.enter_context(stop.deferred())
-                trainer.fit()
-            if trainer.profile is not None:
-                show_profile(trainer.profile)
+            with closing(stages):
+                for one in stages:
+                    self._announce(one, writes=writes)
+                    training.enter_context(stop.deferred())
+                    self._fit(one, writes=writes)
         if writes and self.out is not None:
             print(f"results: {self.out}")
 
+    def _announce(self, one: StageTrainer, *, writes: bool) -> None:
+        """Print what is going to be trained."""
+        trainer = one.trainer
+        config = trainer.config
+        if not writes:
+            return
+        if one.stage.name:
+            print(f"stage {one.stage.name}:")
+        print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+        if trainer.precision_reason is not None:
+            show(f"precision auto: {config.precision}, because {trainer.precision_reason}")
+        if trainer.steps_per_epoch == 1:
+            notice(
+                f"an epoch is one step ({len(trainer.data.train)} images, batch size "
+                f"{config.batch_size}); lower --batch-size"
+            )
+        if self.out is None:
+            print("Results are not saved. Pass --out DIR to keep them.")
+        if config.device == "cpu" and torch.cuda.is_available():
+            print("Training on CPU although a GPU is available; pass --device cuda.")
+        for note in trainer.data.notes:
+            print(note)
+        print(f"training set, SHA-256: {trainer.data.subset_hash}", flush=True)
+
+    def _fit(self, one: StageTrainer, *, writes: bool) -> None:
+        """Train a stage, and print and report its results."""
+        tracked = self._tracked(one.folder, "" if one.last else one.stage.name)
+        with tracker(tracked if writes else Tracked(), one.trainer.config) as sink:
+            one.trainer.on_epoch = sink.epoch
+
+            def finished(result: Result) -> None:
+                if writes:
+                    _show(result)
+                sink.result(result)
+
+            one.trainer.on_result = finished
+            one.trainer.fit()
+        if one.trainer.profile is not None:
+            show_profile(one.trainer.profile)
+
+    def _tracked(self, folder: Path | None, stage: str) -> Tracked:
+        """Return what to report to the tracker: a run for each stage."""
+        tracked = Tracked(out=folder, **asdict(self.tracking))
+        if not stage or self.tracking.track == "none":
+            return tracked
+        run = self.tracking.name or ("" if self.out is None else self.out.resolve().name)
+        return replace(tracked, name=f"{run}-{stage}".lstrip("-"))
+
     def _settings(
-        self, stored: Checkpoint | None, branch: Branch | None
+        self, stored: StoredRun | None, branch: Branch | None
     ) -> tuple[TrainConfig, dict[str, str]]:
         """Return the settings of the run, and the source of each by name."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
@@ -236,7 +236,7 @@ class TrainCommand:
         config = chosen.config()
         return config, {
             **chosen.sources,
-            **({} if self.file is None else _sources(config, self.file)),
+            **({} if self.file is None else file_sources(config, self.file)),
         }
 
 
@@ -248,7 +248,7 @@ def command(arguments: Sequence[str]) -> Any:
     Raises:
         UsageError: if a name is unknown, or an option belongs to a part that the run does not use.
     """
-    file = _file(arguments)
+    file = config_file(arguments)
     stated = {} if file is None else file.settings
     named = {**parts_in(stated), **named_parts(arguments)}
     if not arguments or (not named and {"--help", "-h"} & set(arguments)):
@@ -285,38 +285,6 @@ def command(arguments: Sequence[str]) -> Any:
     return made
 
 
-def _file(arguments: Sequence[str]) -> RunFile | None:
-    """Read the ``--config`` file; return None if there is none, which :meth:`TrainCommand.run` reports."""
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option != "--config" or not (equals or place + 1 < len(arguments)):
-            continue
-        if resume_in(arguments) is True:
-            raise UsageError(
-                "--config cannot be combined with a bare --resume, which uses the settings of the run; pass "
-                "--resume auto, or only --resume"
-            )
-        names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
-        path = Path(value if equals else arguments[place + 1])
-        return read_run_file(path, options=names) if path.is_file() else None
-    return None
-
-
-def _sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
-    """Return the sources of a file's settings: the recipe's source if the values agree, else the file."""
-    own = recipe(config.data, config.method, config.optimizer)
-    if own.entries["epochs"].value != config.epochs:
-        own = own.override(epochs=config.epochs)
-    sources = {}
-    for name, value in file.settings.items():
-        if name in NAMES or getattr(config, name) != value:
-            continue  # an option overrides it
-        entry = own.entries.get(name)
-        same = entry is not None and entry.value == value and entry.source != GIVEN
-        sources[name] = own.sources[name] if same else str(file.path)
-    return sources
-
-
 def _with_defaults(file: RunFile) -> type[TrainCommand]:
     """Return the command with the values of a file as its defaults.
 
@@ -333,6 +301,7 @@ def _with_defaults(file: RunFile) -> type[TrainCommand]:
         **{name: file.settings[name] for name in NAMES if name in file.settings},
         "from_run": None if options.from_run is None else Path(options.from_run),
         "at": options.at,
+        "from_stage": None if options.from_stage is None else Path(options.from_stage),
         "keep": options.keep,
         "tracking": tracking,
     }

@@ -11,6 +11,7 @@ distances.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,7 @@ from fastsam.longtail.calibrators.base import (
     TrainedHead,
     register_calibrator,
 )
-from fastsam.longtail.errors import DataError
-from fastsam.longtail.features import Features
-
-_ROWS = 4096
-"""Images per chunk. Only one chunk of features is converted to float64 at a time."""
+from fastsam.longtail.features import ROWS, Features
 
 
 class NearestMeanHead(nn.Module):
@@ -71,23 +68,15 @@ def _transformed(features: Tensor, center: Tensor | None, *, unit: bool) -> Tens
 
 def _candidates(trained: TrainedHead, training: Callable[[], Features]) -> Iterator[dict[str, Any]]:
     features = training()
-    seen = torch.bincount(features.targets, minlength=len(trained.counts))
-    if not seen.all():
-        raise DataError(
-            f"class {int(seen.argmin())} has no readable training image, so its mean is undefined; restore "
-            "the files or choose another calibrator"
-        )
     total = torch.zeros(features.values.shape[1], dtype=torch.float64)
-    for chunk in features.chunks(_ROWS):
+    for chunk in features.chunks(ROWS):
         total += chunk.values.double().sum(dim=0)
     center = total / len(features)
     for transform in ("un", "l2n", "cl2n"):
         origin = center if transform == "cl2n" else None
-        sums = torch.zeros(len(seen), len(center), dtype=torch.float64)
-        for chunk in features.chunks(_ROWS):
-            values = _transformed(chunk.values.double(), origin, unit=transform != "un")
-            sums.index_add_(0, chunk.targets, values)
-        found: dict[str, Any] = {"transform": transform, "means": (sums / seen[:, None]).float()}
+        change = partial(_transformed, center=origin, unit=transform != "un")
+        means = features.class_means(len(trained.counts), change)
+        found: dict[str, Any] = {"transform": transform, "means": means.float()}
         yield found if origin is None else {**found, "center": origin.float()}
 
 

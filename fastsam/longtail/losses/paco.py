@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +180,13 @@ class PaCoClassifier(Classifier):
         self.register_buffer("queue", torch.zeros(queue, projection))
         self.register_buffer("queue_targets", torch.full((queue,), -1))
         self.register_buffer("queue_place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def adopt(self, loaded: Collection[str]) -> None:
+        """Copy the feature extractor and the projection to a momentum encoder that was not loaded."""
+        if not any(name.startswith("key_encoder.") for name in loaded):
+            trained = nn.Sequential(self.features, self.projection)
+            self.key_encoder.load_state_dict(trained.state_dict())
 
     def queries(self, features: Tensor) -> Tensor:
         """Project features ``[B, D]`` to unit vectors ``[B, P]``."""

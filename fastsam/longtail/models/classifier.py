@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+
+from fastsam.optim.batch_norm import batch_norm_layers
+
+BatchNormMode = Literal["train", "frozen", "statistics"]
+"""Batch normalization in training: ``frozen`` uses the stored statistics and does not update them."""
+
+_Network = TypeVar("_Network", bound="Classifier")
 
 
 class Outputs(NamedTuple):
@@ -28,6 +36,9 @@ class Classifier(nn.Module):
         features: maps images ``[B, channels, H, W]`` to features ``[B, D]``.
         head: maps features ``[B, D]`` to logits ``[B, C]``.
         feature_width: D.
+        batch_norm: batch normalization in training mode.
+        frozen: names of the parameters that the settings exclude from training. Others without a gradient,
+            such as those of a momentum encoder, are changed by the loss.
         forward_methods: methods besides :meth:`forward` that compute with the parameters. Parameters that are
             sharded are gathered before each.
     """
@@ -39,6 +50,26 @@ class Classifier(nn.Module):
         self.features = features
         self.head = head
         self.feature_width = feature_width
+        self.batch_norm: BatchNormMode = "train"
+        self.frozen: frozenset[str] = frozenset()
+
+    def train(self: _Network, mode: bool = True) -> _Network:
+        """Set the training mode; frozen batch normalization stays in evaluation mode."""
+        super().train(mode)
+        for layer in self.frozen_norms():
+            layer.eval()
+        return self
+
+    def frozen_norms(self) -> list[nn.Module]:
+        """Return the layers whose running statistics training does not update."""
+        return [*batch_norm_layers(self)] if self.batch_norm == "frozen" else []
+
+    def adopt(self, loaded: Collection[str]) -> None:
+        """Derive weights that depend on others after some were loaded.
+
+        Args:
+            loaded: names of the entries of the state dict that were loaded.
+        """
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to logits ``[B, C]``."""

@@ -3,21 +3,21 @@
 from fastsam.longtail.optimizers.base import (
     OPTIMIZERS,
     AscentSettings,
+    BasedSettings,
     OptimizerInputs,
     OptimizerPart,
     OptimizerSettings,
     SAMSettings,
-    SGDSettings,
     register_optimizer,
 )
 
 __all__ = [
     "OPTIMIZERS",
     "AscentSettings",
+    "BasedSettings",
     "OptimizerInputs",
     "OptimizerPart",
     "OptimizerSettings",
     "SAMSettings",
-    "SGDSettings",
     "register_optimizer",
 ]

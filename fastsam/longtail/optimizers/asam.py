@@ -8,14 +8,14 @@ register_optimizer(
     OptimizerPart(
         name="asam",
         build=lambda settings, inputs: SAM(
-            optimizer=settings.sgd(inputs),
+            optimizer=settings.base(inputs),
             rho=settings.rho[0],
             adaptive="weights",
             **settings.ascent(inputs),
         ),
         settings=SAMSettings,
         shards=True,
-        summary="adaptive sharpness-aware minimization on SGD",
+        summary="adaptive sharpness-aware minimization",
         recipe=layer("Kwon et al. 2021 (CIFAR-10)", rho=(0.5,), rho_schedule="constant"),
     )
 )

@@ -2,93 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
+from fastsam.longtail.base_optimizers.base import (
+    BASE_OPTIMIZERS,
+    OptimizerInputs,
+    OptimizerSettings,
+)
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.schedules import RHO_SCHEDULES
-from fastsam.longtail.settings import Entry, Settings, setting
+from fastsam.longtail.settings import Entry, setting
 from fastsam.optim import Schedule
 
 
-@dataclass(frozen=True)
-class OptimizerInputs:
-    """Inputs from which an optimizer is built.
-
-    Attributes:
-        parameters: names and values of the trained parameters.
-        lr: learning rate after warm-up; the schedule sets the learning rate of each epoch.
-        weight_decay: L2 penalty on every parameter.
-        seed: seed of the optimizer's noise.
-        run: all settings of the run by name.
-        steps_per_epoch: optimizer steps per epoch.
-        process_group: process group of the ranks; None for a single process.
-    """
-
-    parameters: Iterable[tuple[str, Tensor]]
-    lr: float
-    weight_decay: float
-    seed: int
-    run: Mapping[str, Any]
-    steps_per_epoch: int
-    process_group: ProcessGroup | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings(Settings):
-    """Base class of the settings of an optimizer."""
+class BasedSettings(OptimizerSettings):
+    """Settings of an optimizer around a base optimizer."""
 
-    def schedules(self, run: Mapping[str, Any]) -> dict[str, Schedule]:
-        """Return the schedules of parameter-group options that change between epochs, besides ``lr``.
-
-        Args:
-            run: all settings of the run by name.
-        """
-        return {}
+    base_optimizer: str = setting(
+        "optimizer that makes the update with the gradient",
+        default="sgd",
+        before="sgd",
+        names=BASE_OPTIMIZERS,
+    )
 
     def state_copies(self) -> int:
-        """Return an upper estimate of the state tensors per parameter in the optimizer's state dict."""
-        return 2
+        """Return 0: all state is that of the base optimizer."""
+        return 0
 
-
-@dataclass(frozen=True, kw_only=True)
-class SGDSettings(OptimizerSettings):
-    """Settings of SGD, the base optimizer of every optimizer of the paper."""
-
-    momentum: float = setting("momentum of SGD", default=Entry(0.9, "[code]"), low=0, high=1)
-    nesterov: bool = setting("Nesterov momentum", default=Entry(False, "[code]"), before=False)
-
-    def check(self, run: Mapping[str, Any]) -> None:
-        """Check that Nesterov momentum has a momentum above 0."""
-        super().check(run)
-        if self.nesterov and self.momentum == 0:
-            raise UsageError(
-                "nesterov requires a momentum above 0, got 0; raise momentum or set nesterov=False"
-            )
-
-    def state_copies(self) -> int:
-        """Return 1 for the momentum buffer, or 0 without momentum."""
-        return int(self.momentum > 0)
-
-    def sgd(self, inputs: OptimizerInputs) -> SGD:
+    def base(self, inputs: OptimizerInputs) -> Optimizer:
         """Create the base optimizer."""
-        return SGD(
-            inputs.parameters,
-            lr=inputs.lr,
-            momentum=self.momentum,
-            weight_decay=inputs.weight_decay,
-            nesterov=self.nesterov,
-        )
+        part = BASE_OPTIMIZERS[self.base_optimizer]
+        return part.build(inputs.run["parts"]["base_optimizer"], inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AscentSettings(SGDSettings):
+class AscentSettings(BasedSettings):
     """Settings of optimizers with ascent steps: SAM and its variants."""
 
     rho: tuple[float, ...] = setting(
@@ -106,7 +60,7 @@ class AscentSettings(SGDSettings):
     ascent_start: str = setting(
         "epoch after which ascents begin: a number (0: from the start); drop (the epoch before the learning "
         "rate first drops after warm-up); or defer (the deferral epoch; if the method has none, the same as "
-        "drop). Steps without an ascent are SGD steps with one pass",
+        "drop). Steps without an ascent are steps of the base optimizer with one pass",
         default="0",
         before="0",
     )
@@ -225,13 +179,26 @@ class OptimizerPart(RunPart):
         build: ``build(settings, inputs)`` creates the optimizer from :class:`OptimizerInputs`. An optimizer
             that needs several gradients per step must have a method ``passes()``; see
             :func:`fastsam.optim.passes_of`.
+        base: name of the base optimizer whose state it has; None if the setting ``base_optimizer`` names it
+            or there is none. A branch with another optimizer of the same base takes the state over.
         shards: whether it can train parameters of which each rank holds a part (DTensors).
     """
 
     build: Callable[[Any, OptimizerInputs], Optimizer]
     settings: type[OptimizerSettings] = OptimizerSettings
+    base: str | None = None
     shards: bool = False
 
 
 OPTIMIZERS: Registry[OptimizerPart] = Registry("optimizer", "fastsam.longtail.optimizers")
 register_optimizer = OPTIMIZERS.add
+
+
+def base_of(settings: Any) -> str | None:
+    """Return the name of the base optimizer of a run; None if its optimizer has none.
+
+    Args:
+        settings: the settings of the run, a :class:`~fastsam.longtail.config.TrainConfig`.
+    """
+    name: str | None = settings.base_optimizer or OPTIMIZERS[settings.optimizer].base
+    return name

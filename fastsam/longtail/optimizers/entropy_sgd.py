@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastsam.longtail.optimizers.base import (
+    BasedSettings,
     OptimizerPart,
-    SGDSettings,
     register_optimizer,
 )
 from fastsam.longtail.settings import Entry, layer, setting
@@ -17,7 +17,7 @@ _UNTUNED = "starting point; the paper names no value"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropySGDSettings(SGDSettings):
+class EntropySGDSettings(BasedSettings):
     """Settings of Entropy-SGD."""
 
     entropy_steps: int = setting(
@@ -58,7 +58,7 @@ register_optimizer(
     OptimizerPart(
         name="entropy-sgd",
         build=lambda settings, inputs: EntropySGD(
-            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+            settings.base(inputs), seed=inputs.seed, **settings.arguments()
         ),
         settings=EntropySGDSettings,
         summary="descent on the local entropy by Langevin dynamics",

@@ -35,15 +35,15 @@ class LookSAMSettings(AscentSettings):
     )
 
     def state_copies(self) -> int:
-        """Return the number of state tensors of SGD, plus one for the direction."""
-        return super().state_copies() + 1
+        """Return 1 for the direction."""
+        return 1
 
 
 register_optimizer(
     OptimizerPart(
         name="looksam",
         build=lambda settings, inputs: LookSAM(
-            settings.sgd(inputs),
+            settings.base(inputs),
             rho=settings.rho[0],
             **settings.arguments(),
             **settings.ascent(inputs),

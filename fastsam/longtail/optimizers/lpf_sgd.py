@@ -8,8 +8,8 @@ from typing import Any
 
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.optimizers.base import (
+    BasedSettings,
     OptimizerPart,
-    SGDSettings,
     register_optimizer,
 )
 from fastsam.longtail.settings import Entry, setting
@@ -19,7 +19,7 @@ _SOURCE = "code of Bisla et al. 2022 (CIFAR); the values behind Table 4 are not 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LPFSGDSettings(SGDSettings):
+class LPFSGDSettings(BasedSettings):
     """Settings of LPF-SGD."""
 
     lpf_gamma: float = setting(
@@ -48,7 +48,7 @@ register_optimizer(
     OptimizerPart(
         name="lpf-sgd",
         build=lambda settings, inputs: LPFSGD(
-            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+            settings.base(inputs), seed=inputs.seed, **settings.arguments()
         ),
         settings=LPFSGDSettings,
         summary="low-pass-filtered SGD: gradients averaged over filter-normalized noise",

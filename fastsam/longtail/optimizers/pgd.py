@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsam.longtail.optimizers.base import (
+    BasedSettings,
     OptimizerPart,
-    SGDSettings,
     register_optimizer,
 )
 from fastsam.longtail.settings import Entry, setting
@@ -17,7 +17,7 @@ _UNTUNED = "starting point; the paper names no value"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDSettings(SGDSettings):
+class PGDSettings(BasedSettings):
     """Settings of perturbed gradient descent."""
 
     noise_sigma: float = setting(
@@ -37,7 +37,7 @@ register_optimizer(
     OptimizerPart(
         name="pgd",
         build=lambda settings, inputs: PGD(
-            settings.sgd(inputs), seed=inputs.seed, **settings.arguments()
+            settings.base(inputs), seed=inputs.seed, **settings.arguments()
         ),
         settings=PGDSettings,
         summary="perturbed gradient descent: isotropic noise on gradient or weights",

@@ -7,10 +7,10 @@ register_optimizer(
     OptimizerPart(
         name="sam",
         build=lambda settings, inputs: SAM(
-            optimizer=settings.sgd(inputs), rho=settings.rho[0], **settings.ascent(inputs)
+            optimizer=settings.base(inputs), rho=settings.rho[0], **settings.ascent(inputs)
         ),
         settings=SAMSettings,
         shards=True,
-        summary="sharpness-aware minimization on SGD",
+        summary="sharpness-aware minimization",
     )
 )

@@ -14,8 +14,9 @@ from fastsam.longtail.config import changes, is_own
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
+from fastsam.longtail.stage_plan import last_config, plan_stages
 from fastsam.longtail.sweeps.plan import PlannedRun, changed_settings
-from fastsam.longtail.training import RunFolder, Trainer
+from fastsam.longtail.training import RunFolder, fit_stages
 from fastsam.longtail.training.resume import newest_outline
 from fastsam.stopping import StopRequest
 from fastsam.text import notice
@@ -56,7 +57,7 @@ def stored_result(
         if not quiet:
             notice(f"{error}; creating it again")
         return None
-    config = run.config
+    config = last_config(run.config)
     moved = is_own(config.data) and result.config.get("data_root") != config.data_root
     same = moved and bool(result.contents) and result.contents == _loader(run, load)().contents()
     changed = changed_settings(result.config, config, same_content=same)
@@ -99,8 +100,10 @@ def complete(
     result = stored_result(run, out, load=load, world=world, quiet=quiet)
     if result is not None:
         return result
-    _set_aside_damaged(folder, folder.checkpoints(), world)
-    return Trainer(
+    for stage in plan_stages(run.config):
+        own = RunFolder(stage.path(folder.path))
+        _set_aside_damaged(own, own.checkpoints(), world)
+    return fit_stages(
         run.config,
         data=_loader(run, load)(),
         sources=dict(run.sources),
@@ -110,7 +113,7 @@ def complete(
         world=world,
         stop=stop,
         progress=progress,
-    ).fit()
+    )
 
 
 def check_unfinished(runs: Iterable[PlannedRun], out: str | Path) -> None:
@@ -133,12 +136,14 @@ def check_unfinished(runs: Iterable[PlannedRun], out: str | Path) -> None:
         files = [folder.result, *(folder.path / name for name in run.needs)]
         if all(file.is_file() for file in files) or busy_reason(run, Path(out)) is not None:
             continue
-        begun = None
-        with suppress(DamagedError):  # it is trained again
-            begun = newest_outline(folder)
-        if begun is not None:
-            stored, same = begun.config.as_dict(), bool(begun.contents)
-            changed[run.name] = changes(stored, run.config.as_dict(), same_content=same)
+        for stage in plan_stages(run.config):
+            begun = None
+            with suppress(DamagedError):  # it is trained again
+                begun = newest_outline(RunFolder(stage.path(folder.path)))
+            if begun is not None:
+                stored, same = begun.config.as_dict(), bool(begun.contents)
+                name = str(Path(run.name) / stage.folder)
+                changed[name] = changes(stored, stage.config.as_dict(), same_content=same)
     found = [f"{name}: {text}" for name, text in changed.items() if text]
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""

@@ -107,7 +107,11 @@ def result_figures(result: Result) -> dict[str, float]:
         for name, value in _figures(metrics).items()
         if value is not None and math.isfinite(value)
     }
-    return figures if result.gradients is None else {**figures, "gradients_total": result.gradients}
+    return (
+        figures
+        if result.total_gradients is None
+        else {**figures, "gradients_total": result.total_gradients}
+    )
 
 
 def _figures(metrics: Metrics) -> dict[str, float | None]:

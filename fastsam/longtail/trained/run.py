@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fastsam.longtail.build import build_objective, load_configured
 from fastsam.longtail.calibrators import TrainedHead
@@ -55,7 +56,7 @@ class TrainedRun:
     path: Path
     checkpoint: Checkpoint
     network: Classifier
-    trained_head: torch.nn.Module
+    trained_head: nn.Module
     logit_scale: float
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
@@ -71,6 +72,7 @@ class TrainedRun:
         device: str = "cpu",
         data_root: str | None = None,
         calibrated: bool = True,
+        module: nn.Module | None = None,
     ) -> TrainedRun:
         """Load a run.
 
@@ -79,6 +81,7 @@ class TrainedRun:
             device: device of the network.
             data_root: folder with the data; None for the folder used in training.
             calibrated: apply the run's calibration, if there is one.
+            module: your module, if it was passed to the trainer (network ``own:NAME``). It is copied.
 
         Raises:
             CheckpointError: if there is no checkpoint, it is damaged or within an epoch, or the calibration
@@ -101,7 +104,7 @@ class TrainedRun:
         config, where = checkpoint.config, chosen_device(device)
         counts = np.array(checkpoint.counts, dtype=np.int64)
         scale = build_objective(config, counts).logit_scale
-        network = checkpoint.build_model(judged=True).to(where).eval()
+        network = checkpoint.build_model(judged=True, module=module).to(where).eval()
         head = network.head
         offset = adjust_logits(torch.zeros(len(counts)), counts, config.posthoc_tau)
         network.head = AffineHead(head, scale, offset.to(where))

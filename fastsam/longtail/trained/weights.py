@@ -81,11 +81,12 @@ def _unwrapped(run: TrainedRun) -> tuple[nn.Module, list[float], list[Tensor]]:
     return head, scales, offsets
 
 
-def load_weights(path: str | Path) -> LoadedWeights:
+def load_weights(path: str | Path, *, module: nn.Module | None = None) -> LoadedWeights:
     """Load the network from a file written by ``fastsam export --format safetensors``.
 
     Args:
         path: path of ``model.safetensors``.
+        module: your module, if it was passed to the trainer (network ``own:NAME``). It is copied.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not written by fastsam, or its network does not
@@ -117,7 +118,7 @@ def load_weights(path: str | Path) -> LoadedWeights:
         stored = json.loads(header["preprocessing"])
         preprocessing = None if stored is None else Preprocessing.from_dict(stored)
         config = TrainConfig.from_dict(json.loads(header["config"]))
-        network = build_network(config, len(names), int(header["channels"]))
+        network = build_network(config, len(names), int(header["channels"]), module=module)
         scale, offset = state.pop(SCALE).item(), state.pop(OFFSET)
         network.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError) as error:

@@ -87,11 +87,17 @@ class JudgedWeights:
         """
         if world.world_size == 1:
             return
+        frozen = {
+            id(value)  # the mean of equal numbers may differ from them by rounding
+            for network in self.networks
+            for layer in network.frozen_norms()
+            for value in layer.buffers()
+        }
         statistics = [
             value
             for network in self.networks
             for value in network.buffers()
-            if value.is_floating_point()
+            if value.is_floating_point() and id(value) not in frozen
         ]
         world.all_reduce(statistics)
         for value in statistics:

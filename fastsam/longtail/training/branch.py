@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
+from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.checkpoint import Checkpoint, weights_hash
-from fastsam.longtail.config import TrainConfig, applies, chosen_parts
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses.base import LOSSES
-from fastsam.longtail.recipes import recipe
+from fastsam.longtail.optimizers.base import base_of
+from fastsam.longtail.recipes import inherited_recipe
 from fastsam.longtail.settings import settings_of
 from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
 NAMES = ("data", "method", "optimizer")
 _FIXED_PARTS = ("data", "model", "head")
+_OF_STAGES = ("stages", "stage_set")
 _COUNTERS = ("attempted_steps", "steps_taken")
-_KEPT_STATE = ("momentum_buffer",)
-"""Optimizer state that a different optimizer takes over: the state of SGD, the base of all of them."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ class Branch:
         parent = self.checkpoint.config
         names = {name: overrides.pop(name, getattr(parent, name)) for name in NAMES}
         inherited = {k: v for k, v in parent.flat().items() if k not in NAMES and v is not None}
-        chosen = chosen_parts({**inherited, **overrides, **names})
-        inherited = {k: v for k, v in inherited.items() if applies(k, chosen)}
-        made = recipe(**names, **{**inherited, **overrides})
+        if "base_optimizer" not in inherited and (base := base_of(parent)) is not None:
+            inherited["base_optimizer"] = base  # that of a parent without an ascent
+        for name in _OF_STAGES:  # a branch continues one stage
+            inherited.pop(name, None)
+        made = inherited_recipe(names, inherited, overrides)
         sources = dict(made.sources)
-        for name in inherited.keys() - overrides.keys():
+        for name in (inherited.keys() & sources.keys()) - overrides.keys():
             sources[name] = self.checkpoint.sources.get(name, f"run {self.name}")
         return made.config(), sources
 
@@ -126,7 +129,7 @@ class Branch:
         except CheckpointError as error:
             raise CheckpointError(f"cannot branch from {self.name}: {error}") from None
         parent = self.checkpoint.config
-        fixed = ["data", "model", "head", "batch_size", "augment"]
+        fixed = ["data", "model", "head", "init", "head_from", "batch_size", "augment"]
         for kind in _FIXED_PARTS:
             settings = settings_of(type(parent.parts[kind]))
             fixed += [item.name for item in settings if not item.metadata["place"]]
@@ -160,33 +163,61 @@ class Branch:
                 f"{steps_per_epoch}; use the same number of processes"
             )
 
-    def continue_optimizer(self, optimizer: Optimizer, *, same: bool, steps: int) -> None:
+    def continue_optimizer(self, optimizer: Optimizer, config: TrainConfig, *, steps: int) -> None:
         """Load the state of the parent's optimizer into a new optimizer.
+
+        If the parent has the same optimizer, all of its state is loaded; with another optimizer around the
+        same base optimizer, the state of the base optimizer, such as the momentum; else none. Parameters that
+        only one of the runs trains keep their fresh state.
 
         Args:
             optimizer: optimizer built from the settings of the branch. Its options are kept.
-            same: whether the parent has the same optimizer. Then all of its state is loaded, else only the
-                momentum.
+            config: settings of the branch.
             steps: number of steps in the shared epochs, used if the parent did not count them.
         """
         # Optimizers keep references to the tensors that they load, and this branch may be used again.
         stored, own = copy.deepcopy(self.checkpoint.optimizer), optimizer.state_dict()
-        state = {
-            index: {name: value for name, value in entry.items() if same or name in _KEPT_STATE}
-            for index, entry in stored["state"].items()
-        }
-        groups = [
-            {**group, **_counters(kept, group, steps)}
-            for group, kept in zip(own["param_groups"], stored["param_groups"], strict=True)
-        ]
+        kept = _kept_state(config, self.checkpoint.config)
+        both = (stored["param_groups"], own["param_groups"])
+        names = all("param_names" in group for groups in both for group in groups)
+        places, own_places = (_places(groups, by_name=names) for groups in both)
+        state = {}
+        for name, index in own_places.items():
+            entry = stored["state"].get(places.get(name), {})
+            entry = {key: value for key, value in entry.items() if kept is None or key in kept}
+            if entry:
+                state[index] = entry
+        first = stored["param_groups"][0]
         loaded = {
             **own,
             **_counters(stored, own, steps),
-            "state": {index: entry for index, entry in state.items() if entry},
-            "param_groups": groups,
+            "state": state,
+            "param_groups": [
+                {**group, **_counters(first, group, steps)} for group in own["param_groups"]
+            ],
         }
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
         optimizer.load_state_dict(sharded_state(loaded, parameters))
+
+
+def _kept_state(config: TrainConfig, parent: TrainConfig) -> tuple[str, ...] | None:
+    """Return the names of the optimizer state that a branch takes over; None for all."""
+    base, before = base_of(config), base_of(parent)
+    if base != before:
+        return ()
+    if config.optimizer == parent.optimizer:
+        return None
+    return () if base is None else BASE_OPTIMIZERS[base].state
+
+
+def _places(groups: Sequence[Mapping[str, Any]], *, by_name: bool) -> dict[Any, int]:
+    """Return the index of each parameter in an optimizer's state dict, by its name or by the index itself."""
+    key = "param_names" if by_name else "params"
+    return {
+        name: index
+        for group in groups
+        for name, index in zip(group[key], group["params"], strict=True)
+    }
 
 
 def _counters(stored: Mapping[str, Any], own: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastsam.distributed import World
+from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
@@ -92,6 +93,8 @@ def _check_sharding(config: TrainConfig) -> None:
     """Check that a sharded network can be trained with this configuration."""
     refused = {
         f"optimizer {config.optimizer}": not OPTIMIZERS[config.optimizer].shards,
+        f"base_optimizer {config.base_optimizer}": config.base_optimizer is not None
+        and not BASE_OPTIMIZERS[config.base_optimizer].shards,
         "ascent_scope local": config.ascent_scope == "local",
         "track_curvature": config.track_curvature is not None,
         "compile": config.compile,

@@ -19,7 +19,7 @@ from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.sharding import Parallel, shard, synchronize_gradients
 from fastsam.longtail.training.compiled import CompileClock, check_compiler, compiled_outputs
 from fastsam.longtail.training.loss_scale import LossScale
-from fastsam.longtail.training.recomputation import recomputed, residual_blocks
+from fastsam.longtail.training.recomputation import recomputed, recomputed_blocks
 
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
@@ -27,7 +27,12 @@ if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
 
 
 def network_to_train(
-    config: TrainConfig, num_classes: int, channels: int, device: torch.device
+    config: TrainConfig,
+    num_classes: int,
+    channels: int,
+    device: torch.device,
+    *,
+    module: nn.Module | None = None,
 ) -> Classifier:
     """Build the network of a run on a device, with its memory format and batch normalization.
 
@@ -36,8 +41,9 @@ def network_to_train(
         num_classes: number of classes.
         channels: channels of the images.
         device: the device.
+        module: your module for a network ``own:NAME``. It is copied.
     """
-    network = build_network(config, num_classes, channels).to(device)
+    network = build_network(config, num_classes, channels, module=module).to(device)
     if config.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if config.channels_last:
@@ -112,7 +118,7 @@ class Engine:
             parallel=config.parallel,
             loss_scale=LossScale.of_run(config, device, world),
             compiles=config.compile,
-            recomputes=residual_blocks(network, config.model) if recomputes else (),
+            recomputes=recomputed_blocks(network, config.model) if recomputes else (),
         )
 
     def outputs(self, inputs: Tensor) -> Outputs:

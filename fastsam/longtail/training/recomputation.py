@@ -11,13 +11,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastsam.longtail.errors import UsageError
-
-_BLOCKS = ("Block", "Bottleneck", "Residual")
-"""Last words of the class names of residual blocks: those of fastsam, torchvision and timm."""
+from fastsam.longtail.models.blocks import BLOCKS, residual_blocks
 
 
-def residual_blocks(network: nn.Module, name: str) -> list[nn.Module]:
-    """Return the outermost modules of ``network`` whose class name ends in Block, Bottleneck or Residual.
+def recomputed_blocks(network: nn.Module, name: str) -> list[nn.Module]:
+    """Return the residual blocks of ``network``, whose activations are computed again.
 
     Args:
         network: the network.
@@ -26,16 +24,11 @@ def residual_blocks(network: nn.Module, name: str) -> list[nn.Module]:
     Raises:
         UsageError: if there is none.
     """
-    found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
-    for module in network.modules():  # parents first
-        if module not in inside and type(module).__name__.endswith(_BLOCKS):
-            found.append(module)
-            inside.update(module.modules())
+    found = list(residual_blocks(network).values())
     if not found:
         raise UsageError(
             f"checkpoint_activations requires residual blocks, but {name} has no module whose class name "
-            f"ends in {', '.join(_BLOCKS[:-1])} or {_BLOCKS[-1]}; omit --checkpoint-activations"
+            f"ends in {', '.join(BLOCKS[:-1])} or {BLOCKS[-1]}; omit --checkpoint-activations"
         )
     return found
 

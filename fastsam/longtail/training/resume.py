@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from fastsam.distributed import World
 from fastsam.longtail.archive import read_archive, read_outline
 from fastsam.longtail.checkpoint import Checkpoint
@@ -108,6 +110,7 @@ class Resume:
         steps_per_epoch: batches per epoch.
         keep: epochs whose checkpoint is kept.
         world: the ranks of the run.
+        module: module of a network ``own:NAME``; None for other networks.
     """
 
     config: TrainConfig
@@ -115,6 +118,7 @@ class Resume:
     steps_per_epoch: int
     keep: Collection[int]
     world: World = World()  # noqa: RUF009 (frozen)
+    module: nn.Module | None = None
 
     def find(self, folder: RunFolder, resume: bool | Literal["auto"]) -> Checkpoint | None:
         """Find and load the newest checkpoint of the run in ``folder``.
@@ -177,8 +181,8 @@ class Resume:
                 f"are {self.steps_per_epoch}; the number of processes or of readable images has changed: "
                 "restore it, or train again"
             )
-        checkpoint.build_model()
-        checkpoint.check_judged()
+        checkpoint.build_model(module=self.module)
+        checkpoint.check_judged(module=self.module)
         if checkpoint.world_size != self.world.world_size and self.world.rank == 0:
             warnings.warn(
                 f"the run was trained by {checkpoint.world_size} process(es) and continues with "

@@ -17,7 +17,7 @@ from fastsam.rank_errors import ERROR_FILE
 
 RUN_FILES = (
     *("checkpoint.pt", "epoch-*.pt", "result.json", "history.csv", "per_class.csv", "run.yaml"),
-    *("calibration.json", "*.calibration.json", ERROR_FILE.format("*")),
+    *("calibration.json", "*.calibration.json", ERROR_FILE.format("*"), "stages.json"),
 )
 """Names of the files in a run's folder, with wildcards."""
 PROFILE = "profile"
@@ -41,6 +41,8 @@ class RunFolder:
         per_class: path of a CSV file with one line per class.
         settings: path of the settings, from which the run can be repeated; see
             :mod:`fastsam.longtail.run_file`.
+        stages: path of the record of a run in several stages. Its earlier stages are the runs in the folders
+            ``stage-1``, ``stage-2``, ...
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,6 +52,7 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.per_class = self.path / "per_class.csv"
         self.settings = self.path / "run.yaml"
+        self.stages = self.path / "stages.json"
         self.resume = self.path / _RESUME
         self.stopped = self.path / _STOPPED
 
@@ -155,8 +158,8 @@ class RunFolder:
         """Create the folder.
 
         Args:
-            overwrite: remove the files of a previous run, its calibrations, and its spectra in the folder or
-                in the subfolder ``spectra``.
+            overwrite: remove the files of a previous run and its earlier stages, its calibrations, and its
+                spectra in the folder or in the subfolder ``spectra``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.path.glob(ERROR_FILE.format("*")):
@@ -173,9 +176,13 @@ class RunFolder:
             )
             spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
             old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
-            tables = (self.history, self.per_class, self.settings)
+            tables = (self.history, self.per_class, self.settings, self.stages)
             for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
+            for stage in self.path.glob("stage-*"):
+                with suppress(OSError):  # it has other files, too
+                    RunFolder(stage).prepare(overwrite=True)
+                    stage.rmdir()
 
     def coming_checkpoints(self, keep: Collection[int], last: int) -> int:
         """Return the number of checkpoint files for which a run needs additional disk space.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from fastsam.distributed import World
@@ -12,11 +13,14 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.models import Classifier
-from fastsam.longtail.results import Epoch
+from fastsam.longtail.origin import Origin
+from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.runtime import environment
 from fastsam.longtail.sharding import load_weights
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.curvature import TrackedCurvature
+from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.loss_scale import LossScale, continue_scale
 
 
@@ -38,6 +42,7 @@ class RunState:
         sources: source of each setting, by name.
         history: one record per completed epoch.
         parent: run and epoch from which this run branched off; None for other runs.
+        start: record of the weights that the run started from; None for random initial weights.
         unfinished: state of the epoch in which the run was interrupted, until it is continued.
     """
 
@@ -54,6 +59,7 @@ class RunState:
     sources: dict[str, str]
     history: list[Epoch] = field(default_factory=list)
     parent: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     unfinished: dict[str, Any] | None = None
     _unreadable: dict[str, int] = field(default_factory=dict)
 
@@ -87,13 +93,13 @@ class RunState:
         branch.check(self.config, self.data, self.steps_per_epoch)
         start = branch.checkpoint
         self.parent = branch.parent
-        same = start.config.optimizer == self.config.optimizer
         steps = start.epoch * self.steps_per_epoch
-        branch.continue_optimizer(self.optimizer, same=same, steps=steps)
+        branch.continue_optimizer(self.optimizer, self.config, steps=steps)
         self._continue_training(start)
 
     def _continue_training(self, start: Checkpoint) -> None:
         load_weights(self.model, start.model)
+        self.start = start.start
         self.history = list(start.history)
         self.judged.continue_from(start)
         continue_scale(self.loss_scale, start)
@@ -121,6 +127,7 @@ class RunState:
             contents=self.contents,
             steps_per_epoch=self.steps_per_epoch,
             parent=self.parent,
+            start=self.start,
             class_names=list(data.class_names),
             counts=data.counts.tolist(),
             groups=data.group_lists(),
@@ -130,4 +137,29 @@ class RunState:
             loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
             world_size=self.world.world_size,
             unfinished=unfinished,
+        )
+
+    def result(self, judge: Judge, device: torch.device) -> Result:
+        """Evaluate the run and return its result. This loads the weights to evaluate."""
+        data = self.data
+        return Result(
+            config=self.config.as_dict(),
+            sources=self.sources,
+            counts=data.counts.tolist(),
+            class_names=list(data.class_names),
+            groups=data.group_lists(),
+            subset_hash=data.subset_hash,
+            contents=self.contents,
+            steps_per_epoch=self.steps_per_epoch,
+            parent=self.parent,
+            start=self.start,
+            rule=self.judged.choose(self.history, self.parent),  # loads the weights
+            test=judge.metrics(data.test),
+            validation=None if data.validation is None else judge.metrics(data.validation),
+            history=self.history,
+            seconds=sum(record.seconds for record in self.history),
+            unreadable=self.unreadable,
+            environment={**environment(device), "processes": self.world.world_size},
+            origin=Origin.here(),
+            curvature=self.curvature.points,
         )

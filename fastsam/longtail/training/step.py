@@ -42,6 +42,8 @@ class Step:
         features: inputs of the head, ``[B, D]``.
         targets: int64 ``[B]``.
         indices: indices of the images in the training set, int64 ``[B]``.
+        second: classes of the images that were mixed into these, int64 ``[B]``; None if none were.
+        share: share of ``targets`` in the loss of each image, ``[B]``.
     """
 
     epoch: int
@@ -51,6 +53,8 @@ class Step:
     features: Tensor
     targets: Tensor
     indices: Tensor
+    second: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass
@@ -122,8 +126,12 @@ class Stepper:
         parameters = list(self.network.parameters())
         self._device = parameters[0].device
         self._trained = [value for value in parameters if value.requires_grad]
-        frozen = [local_part(value) for value in parameters if not value.requires_grad]
-        self._kept = KeptTensors([*self.network.buffers(), *frozen])
+        moved = [  # by the loss, such as a momentum encoder
+            local_part(value)
+            for name, value in self.network.named_parameters()
+            if not value.requires_grad and name not in self.network.frozen
+        ]
+        self._kept = KeptTensors([*self.network.buffers(), *moved])
         self._norms = batch_norm_layers(self.network)
         self._has_random_layers = has_random_layers(self.network)
 
@@ -257,7 +265,7 @@ class Stepper:
         whole = None
         if objective.couples_batch and self.world.world_size > 1:
             gather = self.world.all_gather_rows
-            everyone = Batch((), gather(batch.targets), gather(batch.indices))
+            everyone = batch._replace(views=()).mapped(gather)
             ((_, prepared),) = micro
             whole = everyone, [None if value is None else gather(value) for value in prepared]
         return _Piece(batch, micro, share, number, objective, whole)
@@ -328,6 +336,8 @@ class Stepper:
                 features=features,
                 targets=piece.batch.targets,
                 indices=piece.batch.indices,
+                second=piece.batch.second,
+                share=piece.batch.share,
             )
         return value
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from fastsam.distributed import World
 from fastsam.files import check_room
 from fastsam.longtail.build import (
     build_objective,
     build_optimizer,
-    build_sampler,
     build_schedules,
     load_configured,
 )
@@ -22,17 +23,20 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.origin import Origin
+from fastsam.longtail.norms import RECORD, NormLimits
 from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
-from fastsam.longtail.runtime import chosen_device, environment
+from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.seeds import Stream, derived_seed
 from fastsam.longtail.sharding import shard
+from fastsam.longtail.start import Start
+from fastsam.longtail.trainable import set_options
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.longtail.training.auto_precision import decided
 from fastsam.longtail.training.average import JudgedWeights
 from fastsam.longtail.training.batches import EpochBatches
+from fastsam.longtail.training.beginning import begun_network
 from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import (
     check_accumulation,
@@ -42,7 +46,7 @@ from fastsam.longtail.training.checks import (
     check_weights,
 )
 from fastsam.longtail.training.curvature import TrackedCurvature
-from fastsam.longtail.training.engine import Engine, network_to_train
+from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.profile import EVALUATION, StepProfile
 from fastsam.longtail.training.resume import Resume, check_same_checkpoint
@@ -71,7 +75,11 @@ class Trainer:
         out: output folder for checkpoint and results; None to write nothing.
         resume: resume the run in ``out``; ``"auto"`` starts a new run if there is no checkpoint.
         overwrite: replace the run in ``out``.
-        branch: checkpoint of another run to start from.
+        branch: checkpoint of another run to continue under other settings.
+        start: weights to start from in epoch 1, instead of those that ``config.init`` or
+            ``config.pretrained`` name. A resumed run and a branch read none of them.
+        model: your network for ``config.model = "own:NAME"``: a module that maps images
+            ``[B, channels, H, W]`` to features ``[B, D]``. It is copied; the head is that of the settings.
         keep: epochs K whose checkpoint is also kept as ``out/epoch-K.pt``.
         on_step: called after every step with the :class:`Step` of each of its batches; ``on_epoch`` with the
             record of every finished epoch, ``on_result`` with the result before it is written.
@@ -104,6 +112,8 @@ class Trainer:
         resume: bool | Literal["auto"] = False,
         overwrite: bool = False,
         branch: Branch | None = None,
+        start: Start | None = None,
+        model: nn.Module | None = None,
         keep: Collection[int] = (),
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
@@ -114,6 +124,8 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         check_run(config, world)
+        if start is not None and branch is not None:
+            raise UsageError("a branch has the weights of its run; pass start or branch, not both")
         self.stop = stop
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
@@ -147,9 +159,6 @@ class Trainer:
             )
 
         self.contents = self.data.contents(progress=self.progress)
-        self.model = network_to_train(
-            config, self.data.num_classes, self.data.test.channels, self.device
-        )
         self.objective = build_objective(
             config, self.data.counts, self.data.groups, device=self.device
         )
@@ -158,6 +167,30 @@ class Trainer:
             lambda: bool(stop), lambda: self.saver.asks(), world, self.device
         )
         check_accumulation(config, self.objective)
+        self.batches = EpochBatches.of_run(
+            config, self.data, self.objective.views, self.device, world
+        )
+        first = self.batches.indices(1)
+        self.steps_per_epoch = len(first)
+        check_batches(first, config, len(self.data.train), world)
+        self._stamp = None if self.folder is None else self.folder.stamp()
+        resumed = None
+        if self.folder is not None:
+            resumed = Resume(config, self.data, self.steps_per_epoch, self.keep, world, model).find(
+                self.folder, resume
+            )
+        check_same_checkpoint(resumed, self.folder, world)  # before rank 0 changes the folder
+        fresh = resumed is None and branch is None
+        self.model, begun = begun_network(
+            config,
+            self.data,
+            self.device,
+            world,
+            fresh=fresh,
+            start=start,
+            module=model,
+            progress=self.progress,
+        )
         self.judged = JudgedWeights(self.model, config)
         engine = Engine.of_run(config, self.model, self.device, world)  # may shard the network
         if engine.is_sharded and self.judged.network is not self.model:
@@ -165,20 +198,6 @@ class Trainer:
         self.judge = Judge.of_run(
             config, self.judged.network, self.data, self.objective, self.device, world
         )
-        self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
-        self.batches = EpochBatches(
-            self.data.train,
-            self.sampler,
-            batch_size=config.batch_size,
-            views=self.objective.views,
-            augment=config.augment,
-            seed=config.seed,
-            device=self.device,
-            world=world,
-            accumulate=config.accumulate,
-        )
-        first = self.batches.indices(1)
-        self.steps_per_epoch = len(first)
         self.schedules = build_schedules(config)
         self.optimizer = build_optimizer(
             config,
@@ -198,7 +217,6 @@ class Trainer:
             accumulate=config.accumulate,
             carry=self._requests.carry,
         )
-        check_batches(first, config, len(self.data.train), world)
         self.profile = StepProfile.of_run(profile, self.device, world, self.stepper)
         self.state = RunState(
             config=config,
@@ -212,18 +230,16 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             contents=self.contents,
             sources=sources or {},
+            start=begun,
         )
-        self._stamp = None if self.folder is None else self.folder.stamp()
-        resumed = None
-        if self.folder is not None:
-            resumed = Resume(config, self.data, self.steps_per_epoch, self.keep, world).find(
-                self.folder, resume
-            )
-        check_same_checkpoint(resumed, self.folder, world)  # before rank 0 changes the folder
         if resumed is not None:
             self.state.continue_from(resumed)
         elif branch is not None:
             self.state.begin_at(branch)
+        begun = None if resumed is None else self.state.start
+        self.limits = NormLimits.of_run(config, self.model, begun)
+        if self.limits.limits:
+            self.state.start = {**(self.state.start or {}), RECORD: self.limits.limits}
         options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
         settings = run_file_text(
             config, self.state.sources, options=options, processes=world.world_size
@@ -287,7 +303,7 @@ class Trainer:
                 bar.update(note=f"loss {record.loss:.3f}, {record.images_per_second:.0f} images/s")
             if self.profile is not None:
                 self.profile.finish()
-            result = self._result()
+            result = self.state.result(self.judge, self.device)
             if self.on_result is not None:
                 self.on_result(result)
             if unwritten is not None:
@@ -305,8 +321,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> Epoch:
         options = {name: schedule(epoch) for name, schedule in self.schedules.items()}
         lr = options["lr"]
-        for group in self.optimizer.param_groups:
-            group.update(options)
+        set_options(self.optimizer, options)
         totals = EpochTotals(self.stepper, self.device)
         begun, self.state.unfinished = self.state.unfinished, None
         done = parts = 0
@@ -321,6 +336,7 @@ class Trainer:
         self.model.train()
         batches = totals.timed(self.batches.read(epoch, start=done))
         for seen in self.stepper.steps(batches, epoch=epoch, parts=parts):
+            self.limits.project()
             self.judged.update()
             totals.steps += 1
             for step in seen:
@@ -373,28 +389,3 @@ class Trainer:
         """Seed of random numbers that differ between ranks: masks of the loss and samples of batches."""
         seed, rank = self.config.seed, self.world.rank
         return seed if rank == 0 else derived_seed(seed, Stream.RANK, rank)
-
-    def _result(self) -> Result:
-        data = self.data
-        return Result(
-            config=self.config.as_dict(),
-            sources=self.state.sources,
-            counts=data.counts.tolist(),
-            class_names=list(data.class_names),
-            groups=data.group_lists(),
-            subset_hash=data.subset_hash,
-            contents=self.contents,
-            steps_per_epoch=self.steps_per_epoch,
-            parent=self.state.parent,
-            rule=self.judged.choose(
-                self.state.history, self.state.parent
-            ),  # puts the judged weights in place
-            test=self.judge.metrics(data.test),
-            validation=None if data.validation is None else self.judge.metrics(data.validation),
-            history=self.state.history,
-            seconds=sum(record.seconds for record in self.state.history),
-            unreadable=self.state.unreadable,
-            environment={**environment(self.device), "processes": self.world.world_size},
-            origin=Origin.here(),
-            curvature=self.state.curvature.points,
-        )

@@ -1,0 +1,32 @@
+"""AdamW (Loshchilov and Hutter 2019)."""
+
+from __future__ import annotations
+
+from torch.optim import AdamW
+
+from fastsam.longtail.base_optimizers.adam import ADAM_STATE, TORCH, AdamSettings
+from fastsam.longtail.base_optimizers.base import (
+    BaseOptimizer,
+    OptimizerInputs,
+    register_base_optimizer,
+)
+from fastsam.longtail.settings import layer
+
+
+def _build(settings: AdamSettings, inputs: OptimizerInputs) -> AdamW:
+    return AdamW(
+        inputs.parameters, lr=inputs.lr, weight_decay=inputs.weight_decay, **settings.arguments()
+    )
+
+
+register_base_optimizer(
+    BaseOptimizer(
+        name="adamw",
+        build=_build,
+        settings=AdamSettings,
+        state=ADAM_STATE,
+        shards=True,
+        summary="Adam whose weight decay shrinks the weights by lr * weight_decay",
+        recipe=layer(f"{TORCH}; not tuned", known=False, lr=1e-3, weight_decay=0.01),
+    )
+)

@@ -1,0 +1,96 @@
+"""MiSLAS: mixup, then label-aware smoothing of a head with a factor per class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastsam.longtail.settings import Layer, layer
+from fastsam.longtail.stages.base import Stage, StageList, register_stages
+from fastsam.longtail.stages.decoupled import head_only
+
+_CODE = "code of Zhong et al. 2021 (dvlab-research/MiSLAS)"
+_LIKE = f"the ImageNet-LT configuration of the {_CODE}"
+
+
+def _first(epochs: int, weight_decay: float) -> Layer:
+    return layer(
+        _CODE,
+        mixup_alpha=0.2,
+        epochs=epochs,
+        batch_size=256,
+        lr=0.1,
+        weight_decay=weight_decay,
+        warmup_epochs=0,
+        lr_schedule="cosine",
+    )
+
+
+def _second(head: float, tail: float, factor: float, **more: Any) -> Layer:
+    """Return the settings of stage two: smoothing, and factor on the learning rate of the class vectors."""
+    scale = (f"head.linear.*={factor:g}",)
+    return layer(_CODE, las_head=head, las_tail=tail, lr_scale=scale, **more)
+
+
+_LARGE: dict[str, Any] = {"batch_size": 256, "lr": 0.1}
+
+register_stages(
+    StageList(
+        name="mislas",
+        summary="mixup, then a scaled head with label-aware smoothing (Zhong et al. 2021)",
+        stages=(
+            Stage(
+                name="representation",
+                settings=layer(_CODE, mixer="mixup"),
+                exact={
+                    ("cifar*-lt", "*"): layer(
+                        _CODE, mixup_alpha=1.0, lr_milestones=(160, 180), lr_factors=(0.1, 0.01)
+                    ),
+                    ("imagenet-lt", "*"): _first(180, 5e-4),
+                    ("inaturalist18", "*"): _first(200, 1e-4),
+                    ("places-lt", "*"): _first(90, 5e-4),
+                },
+            ),
+            Stage(
+                name="classifier",
+                settings={
+                    **head_only(_CODE),
+                    **layer(
+                        _CODE,
+                        method="las-rs",
+                        sampling="class-aware",
+                        head="lws",
+                        lws_trains_vectors=True,
+                    ),
+                    **layer(
+                        _LIKE,
+                        known=False,
+                        epochs=10,
+                        las_head=0.3,
+                        las_tail=0.0,
+                        lr_scale=("head.linear.*=0.05",),
+                    ),
+                },
+                exact={
+                    ("cifar*-lt", "*"): layer(_CODE, epochs=10, lr=0.1, weight_decay=2e-4),
+                    # The shifted batch normalization is off on CIFAR-10-LT.
+                    ("cifar10-lt", "*"): layer(_CODE, batch_norm="frozen"),
+                    ("cifar10-lt", "100"): _second(0.3, 0.0, 0.5),
+                    ("cifar10-lt", "50"): _second(0.2, 0.0, 0.2),
+                    ("cifar10-lt", "10"): _second(0.1, 0.0, 0.2),
+                    ("cifar100-lt", "100"): _second(0.4, 0.1, 0.2),
+                    ("cifar100-lt", "50"): _second(0.3, 0.0, 0.1),
+                    ("cifar100-lt", "10"): _second(0.2, 0.0, 0.1),
+                    ("imagenet-lt", "*"): _second(
+                        0.3, 0.0, 0.05, epochs=10, weight_decay=5e-4, **_LARGE
+                    ),
+                    ("inaturalist18", "*"): _second(
+                        0.3, 0.0, 0.05, epochs=10, weight_decay=1e-4, **_LARGE
+                    ),
+                    ("places-lt", "*"): _second(
+                        0.4, 0.1, 0.05, epochs=10, weight_decay=5e-4, **_LARGE
+                    ),
+                },
+            ),
+        ),
+    )
+)

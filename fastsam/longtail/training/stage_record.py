@@ -1,0 +1,87 @@
+"""The record of a run in stages, from which it is continued without its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastsam import files
+from fastsam.files import write_text
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.errors import CheckpointError
+from fastsam.longtail.run_file import run_file_text
+from fastsam.longtail.stage_plan import stages_as_list, stages_from
+from fastsam.longtail.stages import STAGES, register_stages
+from fastsam.longtail.stages.base import OWN
+from fastsam.longtail.training.run_folder import RunFolder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """The settings of a run in stages, before its list changes them.
+
+    Attributes:
+        config: settings of the run.
+        sources: source of each setting, by name.
+        from_stage: folder of the run that is the first stage; None if the run trains it.
+    """
+
+    config: TrainConfig
+    sources: dict[str, str] = field(default_factory=dict)
+    from_stage: str | None = None
+
+    @property
+    def _own(self) -> list[dict[str, Any]] | None:
+        """The list of stages as plain values if a file or a program defined it."""
+        name = self.config.stages
+        return stages_as_list(STAGES[name]) if name.startswith(OWN) else None
+
+    def write(self, out: Path, *, processes: int = 1) -> None:
+        """Write ``stages.json`` and ``run.yaml``, which repeats all stages; the caller holds the lock.
+
+        Args:
+            out: folder of the run.
+            processes: number of processes that train the run.
+        """
+        folder = RunFolder(out)
+        document = {
+            "format": FORMAT,
+            "settings": self.config.as_dict(),
+            "sources": self.sources,
+            "from_stage": self.from_stage,
+            "list": self._own,
+        }
+        write_text(folder.stages, files.to_json(document))
+        options = {"stages": self._own, "from_stage": self.from_stage}
+        text = run_file_text(self.config, self.sources, options=options, processes=processes)
+        folder.write_settings(text)
+
+    @classmethod
+    def read(cls, out: str | Path) -> StageRecord | None:
+        """Read the record of the run in a folder; return None if there is none.
+
+        Its own list of stages is registered.
+
+        Raises:
+            CheckpointError: if the file is damaged or was edited.
+        """
+        path = RunFolder(out).stages
+        try:
+            found = files.from_json(path.read_text("utf-8"))
+            if found.get("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, got {found.get('format')!r:.20}")
+            if found["list"] is not None:
+                name = found["settings"]["stages"].removeprefix(OWN)
+                register_stages(stages_from(name, found["list"]))
+            config = TrainConfig.from_dict(found["settings"])
+            return cls(config, dict(found["sources"]), found["from_stage"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is not the record of a run in stages that this version of fastsam wrote: {error}. "
+                "Remove it and pass the options of the run with --resume auto"
+            ) from error
