@@ -116,7 +116,9 @@ def test_base_optimizers_alone_are_optimizers() -> None:
 
 def test_options_that_clash_with_sam_are_reported() -> None:
     config = recipe("digits-lt", "ce", "sam", base_optimizer="torch:Adadelta", **SMALL).config()
-    with pytest.raises(UsageError, match=r"with base_optimizer torch:Adadelta.*rho.*choose another"):
+    with pytest.raises(
+        UsageError, match=r"with base_optimizer torch:Adadelta.*rho.*choose another"
+    ):
         build_optimizer(config, build_network(config, 10, 1), steps_per_epoch=3)
 
 
