@@ -81,7 +81,12 @@ def test_every_combination_has_a_complete_recipe(method: str, optimizer: str) ->
         ("ce", "sgd", {"lr_schedule": "cosine", "lr_factors": (1.0,)}, "lr_schedule multistep"),
         ("ce", "sgd", {"model": "resnet1"}, "resnet8"),
         ("ce", "sgd", {"learning_rate": 1.0}, "unknown setting 'learning_rate'"),
-        ("ce", "assam", {}, r"unknown optimizer 'assam', did you mean 'asam'\? valid: adam, adamw, asam, .*sgd"),
+        (
+            "ce",
+            "assam",
+            {},
+            r"unknown optimizer 'assam', did you mean 'asam'\? valid: adam, adamw, asam, .*sgd",
+        ),
         ("cee", "sgd", {}, "unknown method 'cee'.*ce, eql, focal"),
         (
             "ce-dr",
