@@ -1,5 +1,6 @@
 """Optimizers. Each file defines one optimizer with its settings, and registers it."""
 
+from fastsam.longtail.optimizers.alone import alone
 from fastsam.longtail.optimizers.base import (
     OPTIMIZERS,
     AscentSettings,
@@ -19,5 +20,6 @@ __all__ = [
     "OptimizerPart",
     "OptimizerSettings",
     "SAMSettings",
+    "alone",
     "register_optimizer",
 ]
