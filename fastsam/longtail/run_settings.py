@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsam.distributed import TIMEOUT
+from fastsam.longtail.data.augmentations import AUGMENTATIONS
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.heads import HEADS
@@ -30,7 +31,12 @@ class RunSettings(Settings):
     head: str = setting("classification head", default="linear", names=HEADS)
     epochs: int = setting("number of epochs", low=1, high=10**6)
     batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
-    augment: bool = setting("apply the training augmentation of the data set", default=True)
+    augment: str = setting(
+        "augmentation of the training images",
+        default="default",
+        names=AUGMENTATIONS,
+        former={"True": "default", "False": "none"},
+    )
 
     lr: float = setting("learning rate after warm-up", above=0)
     weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)

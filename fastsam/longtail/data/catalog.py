@@ -11,7 +11,7 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
 from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.data.worker_count import MOST, default_workers
+from fastsam.longtail.data.worker_count import WorkerSettings
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
@@ -63,19 +63,11 @@ class RootSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFileSettings(RootSettings):
+class ImageFileSettings(WorkerSettings, RootSettings):
     """Settings of data sets whose images are read from files."""
 
     image_size: int = setting(
         "height and width of the network's input in pixels", default=224, low=1, high=4096
-    )
-    workers: int = setting(
-        "number of worker processes that read images",
-        default=default_workers(),
-        default_text=f"CPU cores of this process less one, from 1 to {MOST}",
-        low=0,
-        high=1024,
-        place=True,
     )
     corrupt: Corrupt = setting(
         "what to do with an unreadable image: stop (with an error) or skip (and count it)",

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastsam.cache import CACHE_VARIABLE, cache_folder
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
+from fastsam.longtail.data.encoded import Encoded
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.progress import ProgressBar
@@ -42,31 +43,31 @@ class Scan:
 class _Decoder(Dataset[list[tuple[str | None, int, float | None]]]):
     """Decodes a group of consecutive files in the workers."""
 
-    def __init__(self, paths: Sequence[Path], reading: Reading) -> None:
-        self.paths = paths
+    def __init__(self, images: Sequence[Encoded], reading: Reading) -> None:
+        self.images = images
         self.reading = reading
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // _TOGETHER)
+        return -(-len(self.images) // _TOGETHER)
 
     def __getitem__(self, number: int) -> list[tuple[str | None, int, float | None]]:
-        return [self._one(path) for path in self.paths[number * _TOGETHER :][:_TOGETHER]]
+        return [self._one(image) for image in self.images[number * _TOGETHER :][:_TOGETHER]]
 
-    def _one(self, path: Path) -> tuple[str | None, int, float | None]:
+    def _one(self, image: Encoded) -> tuple[str | None, int, float | None]:
         try:
-            decoded = decode(path, self.reading, count_frames=True)
+            decoded = decode(image, self.reading, count_frames=True)
         except (OSError, ValueError) as error:
             return str(error), 1, None
         return None, decoded.frames, decoded.largest
 
 
 def scan_files(
-    paths: Sequence[Path], reading: Reading, *, workers: int = 0, progress: bool = False
+    images: Sequence[Encoded], reading: Reading, *, workers: int = 0, progress: bool = False
 ) -> Scan:
     """Decode every file.
 
     Args:
-        paths: the files.
+        images: the files.
         reading: handling of EXIF orientation and pixel values.
         workers: number of worker processes; 0 decodes in this process.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
@@ -74,7 +75,7 @@ def scan_files(
     scan = Scan()
     largest: list[float] = []
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(paths, reading),
+        _Decoder(images, reading),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=prepare_worker,
@@ -82,7 +83,7 @@ def scan_files(
         generator=torch.Generator(),
     )
     place = 0
-    bar = ProgressBar(total=len(paths), description="decoding", unit="image", enabled=progress)
+    bar = ProgressBar(total=len(images), description="decoding", unit="image", enabled=progress)
     with bar, lost_workers_named():
         for part in loader:
             for reason, frames, value in part:

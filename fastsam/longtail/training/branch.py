@@ -21,7 +21,7 @@ from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
 NAMES = ("data", "method", "optimizer")
-_FIXED_PARTS = ("data", "model", "head")
+_FIXED_PARTS = ("data", "augmentation", "model", "head")
 _COUNTERS = ("attempted_steps", "steps_taken")
 _KEPT_STATE = ("momentum_buffer",)
 """Optimizer state that a different optimizer takes over: the state of SGD, the base of all of them."""

@@ -11,6 +11,7 @@ from typing import Literal
 from fastsam.distributed import World
 from fastsam.files import check_room
 from fastsam.longtail.build import (
+    augmented,
     build_objective,
     build_optimizer,
     build_sampler,
@@ -19,8 +20,7 @@ from fastsam.longtail.build import (
 )
 from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import LongTailData
-from fastsam.longtail.data.catalog import GIVEN
+from fastsam.longtail.data import AUGMENTATIONS, LongTailData
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.origin import Origin
 from fastsam.longtail.precision import check_tf32, float32_products
@@ -37,6 +37,7 @@ from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import (
     check_accumulation,
     check_batches,
+    check_given,
     check_run,
     check_selection,
     check_weights,
@@ -129,12 +130,9 @@ class Trainer:
         if data is None:
             with world.rank_0_first():  # it downloads and caches what others then read
                 data = load_configured(config, progress=self.progress)
-        elif config.data not in (data.name, f"{GIVEN}{data.name}"):
-            raise UsageError(
-                f"config.data is {config.data!r}, but the data set is {data.name!r}; create the settings "
-                f"with recipe('{GIVEN}{data.name}', ...)"
-            )
-        self.data = data.for_run()
+        else:
+            check_given(config, data)
+        self.data = augmented(config, data).for_run()
         if self.precision_reason is not None and sources:
             sources = {**sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
@@ -171,7 +169,7 @@ class Trainer:
             self.sampler,
             batch_size=config.batch_size,
             views=self.objective.views,
-            augment=config.augment,
+            augment=AUGMENTATIONS[config.augment].draws,
             seed=config.seed,
             device=self.device,
             world=world,
