@@ -265,7 +265,7 @@ def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[s
 
 
 def _converted(name: str, value: Any) -> Any:
-    """Convert a former value, and a number to the type of the setting: a tuple with one value, or a string."""
+    """Convert a former value, and a number if the setting is a tuple, with one value, or a string."""
     value = current_value(find_setting(name)[0], value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastsam.cache import CACHE_VARIABLE, cache_folder
-from fastsam.extras import requires_extra
-from fastsam.files import write_text
+from fastsam.longtail.data.cached import cached
 from fastsam.longtail.data.encoded import Encoded
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
@@ -22,7 +17,6 @@ from fastsam.progress import ProgressBar
 
 _TOGETHER = 64
 """Number of files per step of the progress bar."""
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -101,51 +95,25 @@ def scan_files(
 def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Scan:
     """Return the scan of files with a given content, from the cache if possible.
 
-    The cache is the folder ``scans`` in :func:`fastsam.cache.cache_folder`. A damaged cache file is replaced.
-    If the folder cannot be written to, a warning is issued.
-
     Args:
         content: hash of the contents of the files, in order.
         reading: handling of EXIF orientation and pixel values.
         make: function that scans the files.
     """
-    with requires_extra("longtail", "a scan of image files"):
-        import PIL
-
-    key = {
-        "version": _VERSION,
-        "content": content,
-        "reading": list(reading),
-        "pillow": PIL.__version__,
-    }
-    key = json.loads(json.dumps(key))
-    path = cache_folder() / "scans" / f"{content}.json"
-    kept = _read(path, key)
-    if kept is not None:
-        return kept
-    scan = make()
-    try:
-        write_text(path, json.dumps({"key": key, "scan": asdict(scan)}))
-    except OSError as error:
-        warnings.warn(
-            f"cannot cache the decode scan in {path.parent} ({error}), so it is repeated at the next start; "
-            f"set {CACHE_VARIABLE} to a writable folder",
-            stacklevel=2,
-        )
-    return scan
+    return cached(
+        "decode scan",
+        "scans",
+        content,
+        {"reading": list(reading)},
+        make,
+        to_json=asdict,
+        from_json=_from_json,
+    )
 
 
-def _read(path: Path, key: dict[str, Any]) -> Scan | None:
-    """Read the scan in ``path``; return None if there is none with this key."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["key"] != key:
-            return None
-        values = content["scan"]
-        return Scan(
-            {int(place): str(reason) for place, reason in values["unreadable"].items()},
-            {int(place): int(frames) for place, frames in values["frames"].items()},
-            None if values["largest"] is None else float(values["largest"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _from_json(values: Any) -> Scan:
+    return Scan(
+        {int(place): str(reason) for place, reason in values["unreadable"].items()},
+        {int(place): int(frames) for place, frames in values["frames"].items()},
+        None if values["largest"] is None else float(values["largest"]),
+    )
