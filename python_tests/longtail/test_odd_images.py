@@ -59,7 +59,7 @@ def test_three_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "input: 3 channel(s) of 32x32 pixels" in output
     assert main(["evaluate", str(run)]) == 0
     assert main(["predict", str(run), str(photos), "--out", str(found)]) == 0
-    rows = list(csv.DictReader(found.open()))
+    rows = list(csv.DictReader(found.read_text().splitlines()))
     assert len(rows) == sum(COUNTS)
 
 

@@ -58,7 +58,10 @@ def own(root: Path, augment: str, **settings: Any) -> LongTailData:
     return augmented(config, load_dataset("folder", progress=False, **chosen))
 
 
-def read(images: Images, parts: int = 2, draw: Draw | None = Draw(3, 1)) -> Tensor:
+DRAW = Draw(3, 1)
+
+
+def read(images: Images, parts: int = 2, draw: Draw | None = DRAW) -> Tensor:
     order = np.array_split(np.arange(len(images)), parts)
     found = list(images.batches(order, draw, CPU))
     return torch.cat([batch.inputs for batch in found])
