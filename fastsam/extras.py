@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Literal
 
-Extra = Literal["plots", "longtail", "decode", "export", "tensorboard", "wandb", "mlflow", "optuna"]
+Extra = Literal[
+    "plots",
+    "longtail",
+    "huggingface",
+    "decode",
+    "export",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "optuna",
+]
 
 TIED_TO_TORCH = ("timm", "torchvision")
 """Packages in no extra: each release requires one torch release, so pip would replace the installed torch."""

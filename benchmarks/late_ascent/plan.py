@@ -134,7 +134,7 @@ SETUPS = {
                 ("n_max", 100),
                 ("imbalance", 1.0),
                 ("label_noise", 0.4),
-                ("augment", False),
+                ("augment", "none"),
             ),
             epochs=60,
             defer=48,
@@ -145,7 +145,7 @@ SETUPS = {
         Setup(
             "digits-noise-40",
             "digits-lt",
-            (*_RUN, ("imbalance", 50.0), ("label_noise", 0.4), ("augment", False)),
+            (*_RUN, ("imbalance", 50.0), ("label_noise", 0.4), ("augment", "none")),
             epochs=60,
             defer=48,
             seeds=10,

@@ -92,7 +92,7 @@ WRONG_LABELS = PanelPlan(
     title=f"{DATA}, imbalance 50, 40 % wrong labels, ce-drw",
     folder="wrong-labels",
     method="ce-drw",
-    settings={"imbalance": 50.0, "label_noise": 0.4, "augment": False},
+    settings={"imbalance": 50.0, "label_noise": 0.4, "augment": "none"},
     ways=(
         Way("SGD", "sgd", {"weight_decay": 0.04}),
         Way("SGD for twice the epochs", "sgd", {"weight_decay": 0.04}, longer=2),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 from fastsam.longtail.classes import CLASS_WEIGHTS
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.augmentations import AUGMENTATIONS
 from fastsam.longtail.data.catalog import load_with
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
@@ -43,6 +46,22 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
         progress: show a progress bar if the data set must be prepared first.
     """
     return load_with(config.data, config.parts["data"], progress=progress)
+
+
+def augmented(config: TrainConfig, data: LongTailData) -> LongTailData:
+    """Return a data set whose training images are augmented as the settings say.
+
+    Args:
+        config: settings of the run.
+        data: the data set, with any augmentation.
+    """
+    part, settings = AUGMENTATIONS[config.augment], config.parts["augmentation"]
+    made = data.augmented(partial(part.build, settings), workers=config.workers or 0)
+    if part.chosen is None:
+        return made
+    return replace(
+        made, notes=(*made.notes, f"augment {part.name}: {part.chosen(made.train.frame)}")
+    )
 
 
 def build_network(

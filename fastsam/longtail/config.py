@@ -14,7 +14,7 @@ from fastsam.longtail.mixers import check_mixing
 from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.registry import Registry, RunPart, registered_settings, registries
 from fastsam.longtail.run_settings import RunSettings
-from fastsam.longtail.settings import Settings, check_values, settings_of
+from fastsam.longtail.settings import Settings, check_values, current_value, settings_of
 from fastsam.records import build
 
 FORMAT = 2
@@ -27,7 +27,8 @@ _RECORD = ("format", "plugins")
 class TrainConfig(RunSettings):
     """All settings of one run, with their final values.
 
-    A run is made of parts: a data set, a loss, a rule, an optimizer, a network, a head and schedules. The
+    A run is made of parts: a data set, an augmentation, a loss, a rule, an optimizer, a network, a head and
+    schedules. The
     settings of each part are in ``parts``, and can be read as attributes like common settings, for instance
     ``config.rho``. A setting of a part that the run does not have reads as None.
 
@@ -35,8 +36,8 @@ class TrainConfig(RunSettings):
     argument.
 
     Attributes:
-        parts: settings of each part by its kind: ``data``, ``loss``, ``rule``, ``optimizer``, ``model``,
-            ``head``, ``lr_schedule``, and the parts that these select in turn.
+        parts: settings of each part by its kind: ``data``, ``augmentation``, ``loss``, ``rule``,
+            ``optimizer``, ``model``, ``head``, ``lr_schedule``, and the parts that these select in turn.
 
     Raises:
         UsageError: if a name is unknown, a value is out of range, a setting is missing, or a setting does not
@@ -141,7 +142,7 @@ class TrainConfig(RunSettings):
         Raises:
             UsageError: if a setting does not exist, is missing, or has the wrong type.
         """
-        values = {name: value for name, value in values.items() if value is not None}
+        values = _current({k: value for k, value in values.items() if value is not None})
         common = {item.name: item for item in settings_of(cls)}
         for name in ("data", "method", "optimizer"):
             if name not in values:
@@ -218,7 +219,7 @@ def chosen_parts(values: Mapping[str, Any]) -> dict[str, Any]:
         for item in settings_of(settings):
             registry: Registry[Any] | None = item.metadata["names"]
             if registry is not None and values.get(item.name) is not None:
-                chosen[registry.kind] = registry[values[item.name]]
+                chosen[registry.kind] = registry[current_value(item, values[item.name])]
                 add(chosen[registry.kind].settings)
 
     add(TrainConfig)
@@ -386,7 +387,13 @@ def _shown(value: Any) -> Any:
 
 def settings_in(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a stored form of any version, without those that are None."""
-    return {k: v for k, v in stored.items() if k not in _RECORD and v is not None}
+    return _current({k: v for k, v in stored.items() if k not in _RECORD and v is not None})
+
+
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace former values of common settings by those that stand for them."""
+    common = {item.name: item for item in settings_of(TrainConfig)}
+    return {k: current_value(common[k], v) if k in common else v for k, v in values.items()}
 
 
 def is_own(data: str) -> bool:

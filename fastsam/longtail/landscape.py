@@ -21,6 +21,7 @@ from fastsam.curvature import Spectrum, spectral_density
 from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint
 from fastsam.curvature.operators.model import run_dtype
 from fastsam.files import locked
+from fastsam.longtail.build import augmented
 from fastsam.longtail.checkpoint import Checkpoint, weights_hash
 from fastsam.longtail.class_loss import ClassReader, class_loss
 from fastsam.longtail.data import Images, LongTailData
@@ -203,8 +204,8 @@ def landscape(
         )
     checkpoint.check_data(data)
     draws = _draws(augment)
-    images = data.split(split)
     config, device = checkpoint.config, next(model.parameters()).device
+    images = augmented(config, data).split(split)
     settings = {
         "steps": steps,
         "probe_indices": list(range(probes)),

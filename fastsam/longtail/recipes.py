@@ -29,7 +29,15 @@ from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
-from fastsam.longtail.settings import Entry, Layer, Settings, borrowed, layer, settings_of
+from fastsam.longtail.settings import (
+    Entry,
+    Layer,
+    Settings,
+    borrowed,
+    current_value,
+    layer,
+    settings_of,
+)
 from fastsam.longtail.stages.base import STAGES
 
 _RUNS = "[code] run.sh"
@@ -232,7 +240,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     if "epochs" in stage:
         entries |= _rescaled(_completed(names, entries), stage["epochs"].value)
     entries |= stage
-    given = {name: Entry(_of_phases(name, v), GIVEN) for name, v in overrides.items()}
+    given = {name: Entry(_converted(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
         entries |= _rescaled(published, given["epochs"].value)
@@ -297,8 +305,9 @@ def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[s
     return entries
 
 
-def _of_phases(name: str, value: Any) -> Any:
-    """Convert a number to the type of the setting ``name``: a tuple with one value, or a string."""
+def _converted(name: str, value: Any) -> Any:
+    """Convert a former value, and a number if the setting is a tuple, with one value, or a string."""
+    value = current_value(find_setting(name)[0], value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
     hint = find_setting(name)[1]

@@ -18,7 +18,7 @@ from fastsam.extras import requires_extra
 from fastsam.longtail.config import TrainConfig, find_setting, settings_in
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import registered_settings
-from fastsam.longtail.settings import settings_of
+from fastsam.longtail.settings import current_value, settings_of
 from fastsam.records import converted
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
@@ -167,7 +167,8 @@ def of_type(name: str, value: Any) -> Any:
     Raises:
         UsageError: if the value has the wrong type.
     """
-    hint = find_setting(name)[1]
+    item, hint = find_setting(name)
+    value = current_value(item, value)
     items = value if isinstance(value, tuple) else (value,)
     if "float" in str(hint):
         items = tuple(float(item) if type(item) is int else item for item in items)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsam.distributed import TIMEOUT
+from fastsam.longtail.data.augmentations import AUGMENTATIONS
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.mixers import MIXERS
 from fastsam.longtail.models.base import MODELS
@@ -65,7 +66,12 @@ class RunSettings(Settings):
     )
     epochs: int = setting("number of epochs", low=1, high=10**6)
     batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
-    augment: bool = setting("apply the training augmentation of the data set", default=True)
+    augment: str = setting(
+        "augmentation of the training images",
+        default="default",
+        names=AUGMENTATIONS,
+        former={"True": "default", "False": "none"},
+    )
     mixer: str = setting(
         "how to combine each image of a batch with another image and its class",
         default="none",

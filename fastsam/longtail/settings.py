@@ -60,6 +60,7 @@ def setting(
     names: Any = None,
     argument: str | None = None,
     default_text: str | None = None,
+    former: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -81,6 +82,8 @@ def setting(
         argument: name of the argument of the part's constructor that receives the value.
         default_text: default as ``--help`` shows it, for a default that depends on the machine, and for the
             meaning of None.
+        former: values that stand for former values, by the text of the former value. Stored runs, files and
+            commands may still have those.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ def setting(
         "scaled": scaled,
         "names": names,
         "default_text": default_text,
+        "former": former or {},
     }
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
@@ -164,6 +168,18 @@ class DeferralSettings(Settings):
 def settings_of(cls: type[Settings]) -> Iterator[Field[Any]]:
     """Iterate over the fields of a settings dataclass that are settings."""
     return (item for item in fields(cls) if "help" in item.metadata)
+
+
+def current_value(item: Field[Any], value: Any) -> Any:
+    """Return the value that stands for a former value of a setting; other values are returned unchanged.
+
+    Args:
+        item: field of the setting.
+        value: a value of any version.
+    """
+    return (
+        item.metadata["former"].get(str(value), value) if isinstance(value, bool | str) else value
+    )
 
 
 def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
+from fastsam.longtail.data import Draw
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, register_loss
 from fastsam.longtail.registry import (
@@ -46,6 +47,7 @@ MODULES = {
     "balanced-mixup": "balanced_mixup_mixer",
     "unimix": "unimix_mixer",
     "late-balance": "late_balance_stages",
+    "cutout": "cutout_augmentation",
 }
 MIXERS = ("remix", "balanced-mixup", "unimix")
 NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
@@ -220,6 +222,21 @@ def test_an_optimizer_of_two_passes_makes_two_passes() -> None:
     run.model.train()
     seen = list(run.stepper.steps(batches, epoch=1))
     assert len(calls) == 2 * len(seen) == 2 * len(batches)
+
+
+@pytest.mark.usefixtures("installed")
+def test_python_augments_with_a_plugin() -> None:
+    config = recipe("stripes", "ce", "sgd", epochs=1, augment="cutout", cutout_size=4).config()
+    images = Trainer(config, progress=False).data.train.normalized((0.0,), (1.0,))
+    order = [np.arange(len(images))]
+    (clean,), (found,) = (
+        list(images.batches(order, draw, torch.device("cpu"))) for draw in (None, Draw(0, 1))
+    )
+    black = (found.inputs == 0).flatten(1)
+    assert torch.equal(found.inputs.flatten(1)[~black], clean.inputs.flatten(1)[~black])
+    assert black.sum(1).min() >= 9  # in a corner
+    assert black.sum(1).max() == 25
+    assert len({tuple(row.tolist()) for row in black}) > len(images) / 2
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_wrong_files(text: str, message: str, fails: Callable[..., str]) -> None
     assert message in fails(text, *(["--seed", 0] if "sgdd" in text else []))
 
 
-@pytest.mark.parametrize("text", ["epochs: ten", "epochs: 1.5", "augment: 1", "rho: [a]"])
+@pytest.mark.parametrize("text", ["epochs: ten", "epochs: 1.5", "channels_last: 1", "rho: [a]"])
 def test_values_of_a_wrong_type(text: str, fails: Callable[..., str]) -> None:
     name = text.partition(":")[0]
     assert f"{name} must be" in fails(text, "--seed", 0)

@@ -1,5 +1,11 @@
 """Long-tailed data sets: selection, reading and augmentation of images."""
 
+from fastsam.longtail.data.augmentations import (
+    AUGMENTATIONS,
+    AugmentationPart,
+    register_augmentation,
+    register_transform,
+)
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.catalog import (
     DATASETS,
@@ -7,7 +13,7 @@ from fastsam.longtail.data.catalog import (
     load_dataset,
     register_dataset,
 )
-from fastsam.longtail.data.dataset import Images, LongTailData, TensorImages
+from fastsam.longtail.data.dataset import Images, LongTailData
 from fastsam.longtail.data.digits import load_digits_lt
 from fastsam.longtail.data.groups import GROUPS, groups_by_count, groups_by_rank
 from fastsam.longtail.data.preprocessing import Preprocessing
@@ -19,12 +25,15 @@ from fastsam.longtail.data.subset import (
     shuffled_by_class,
     subset_hash,
 )
+from fastsam.longtail.data.tensor_images import TensorImages
 from fastsam.longtail.data.torch_dataset import DatasetImages, from_datasets
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "GROUPS",
     "IMBALANCE_KINDS",
+    "AugmentationPart",
     "Batch",
     "DataSetPart",
     "DatasetImages",
@@ -41,7 +50,9 @@ __all__ = [
     "load_digits_lt",
     "longtail_counts",
     "longtail_indices",
+    "register_augmentation",
     "register_dataset",
+    "register_transform",
     "shuffled_by_class",
     "subset_hash",
 ]

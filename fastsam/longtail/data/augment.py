@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from fastsam.upload import upload
 
 BatchAugmentation = Callable[[Tensor, SampleSeeds], Tensor]
 """Maps images ``[B, C, H, W]`` and one seed per image to images of the same shape and dtype."""
+ImageAugmentation = Callable[[Any, SampleSeeds], Tensor]
+"""Maps a decoded image and its seed to pixels ``[C, H, W]``.
+
+The image is a Pillow image, uint8 ``[C, H, W]``, or float32 ``[C, H, W]`` in [0, 1].
+"""
 
 
 @dataclass(frozen=True)
@@ -66,3 +72,17 @@ class RandomHorizontalFlip:
         """Flip images ``[B, C, H, W]``."""
         flip = upload(torch.from_numpy(seeds.uniform(1)[:, 0] < 0.5), images.device)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def shift(size: tuple[int, int]) -> RandomCrop:
+    """Return shifts by up to an eighth of the size: 4 pixels for CIFAR.
+
+    Args:
+        size: height and width of the images in pixels.
+    """
+    return RandomCrop(max(1, round(min(size) / 8)))
+
+
+def shift_and_flip(size: tuple[int, int]) -> Compose:
+    """Return :func:`shift`, and horizontal flips."""
+    return Compose((shift(size), RandomHorizontalFlip()))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import check_every_class
-from fastsam.longtail.data.pixels import Exif, Reading
 from fastsam.longtail.data.subset import ImbalanceKind
-from fastsam.longtail.data.worker_count import MOST, cores_of_rank, default_workers
+from fastsam.longtail.data.worker_count import WorkerSettings
 from fastsam.longtail.errors import DataError, UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.settings import (
@@ -63,61 +62,28 @@ class RootSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFileSettings(RootSettings):
-    """Settings of data sets whose images are read from files."""
+class ImageSettings(WorkerSettings):
+    """Settings of data sets whose images are decoded while they are read."""
 
     image_size: int = setting(
         "height and width of the network's input in pixels", default=224, low=1, high=4096
-    )
-    workers: int = setting(
-        "number of worker processes that read images",
-        default=default_workers(cores_of_rank()),
-        default_text=f"CPU cores of this process less one, from 1 to {MOST}",
-        low=0,
-        high=1024,
-        place=True,
     )
     corrupt: Corrupt = setting(
         "what to do with an unreadable image: stop (with an error) or skip (and count it)",
         default="stop",
         place=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFileSettings(ImageSettings, RootSettings):
+    """Settings of data sets whose images are read from files."""
+
     packed: bool = setting(
         "read the packed copy that `fastsam data pack` wrote instead of the image files",
         default=False,
         before=False,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnFileSettings(ImageFileSettings):
-    """Settings of the user's own image files."""
-
-    exif: Exif = setting(
-        "EXIF orientation of your own images (data list or folder): transpose (apply it) or ignore; the "
-        "orientation of images of published data sets is always ignored",
-        default="transpose",
-        before="ignore",
-    )
-    value_range: tuple[float, float] | None = setting(
-        "pixel values of black and white in images with more than 8 bits per channel",
-        optional=True,
-        default_text="0 65535 for 16-bit images, 0 1 for floats",
-    )
-
-    def check(self, run: Mapping[str, Any]) -> None:
-        """Check that the range of values has two values in ascending order."""
-        super().check(run)
-        limits = self.value_range
-        if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
-            raise UsageError(
-                f"value_range must be two values in ascending order, such as 0 4095, got {limits}"
-            )
-
-    @property
-    def reading(self) -> Reading:
-        """How files become pixel values."""
-        return Reading(self.exif, self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,5 +128,4 @@ def _sampled(images: Images) -> tuple[Sequence[int], Scan]:
     places = np.unique(np.linspace(0, len(images) - 1, _SAMPLED).astype(np.int64)).tolist()
     if not isinstance(images, FileImages):
         return places, Scan()
-    paths = [images.root / images.images.paths[place] for place in places]
-    return places, scan_files(paths, images.reading)
+    return places, scan_files(images.encoded(places), images.reading)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from io import SEEK_END
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsam.longtail.data.encoded import Encoded, open_encoded
 from fastsam.longtail.errors import DataError
 from fastsam.progress import ProgressBar
 
@@ -20,19 +20,20 @@ _THREADS = 16
 """Number of files that are read concurrently. The threads mostly wait for the disk."""
 
 
-def file_digest(path: Path, *, whole: bool = False) -> bytes:
+def file_digest(image: Encoded, *, whole: bool = False) -> bytes:
     """Return the SHA-256 of a file's size and content.
 
     Args:
-        path: the file.
+        image: the file.
         whole: hash every byte instead of :data:`SAMPLE` bytes at three positions.
 
     Raises:
         DataError: if the file cannot be read.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with open_encoded(image) as file:
+            size = file.seek(0, SEEK_END)
+            file.seek(0)
             digest = hashlib.sha256(size.to_bytes(8, "little"))
             if whole or size <= 3 * SAMPLE:
                 while block := file.read(1 << 20):
@@ -43,29 +44,30 @@ def file_digest(path: Path, *, whole: bool = False) -> bytes:
                     digest.update(file.read(SAMPLE))
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror or error}; check the file and its permissions"
+            f"cannot read {image!s:.200}: {error.strerror or error}; check the file and its permissions"
         ) from error
     return digest.digest()
 
 
 def file_digests(
-    paths: Sequence[Path], *, whole: bool = False, progress: bool = False
+    images: Sequence[Encoded], *, whole: bool = False, progress: bool = False
 ) -> list[bytes]:
     """Return :func:`file_digest` of every file, in order.
 
     Args:
-        paths: the files.
+        images: the files.
         whole: see :func:`file_digest`.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
     """
     digests = []
     with (
         ProgressBar(
-            total=len(paths), description="reading files", unit="file", enabled=progress
+            total=len(images), description="reading files", unit="file", enabled=progress
         ) as bar,
         ThreadPoolExecutor(_THREADS) as threads,
     ):
-        for digest in threads.map(lambda path: file_digest(path, whole=whole), paths):
+        places = range(len(images))  # not the images, which map() would all read first
+        for digest in threads.map(lambda place: file_digest(images[place], whole=whole), places):
             digests.append(digest)
             bar.update()
     return digests

@@ -1,27 +1,23 @@
-"""The interface of loaded data sets, and images in memory."""
+"""The interface of loaded data sets."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastsam.distributed import World
-from fastsam.longtail.data.augment import BatchAugmentation
+from fastsam.longtail.data.augmentations.base import Frame, Policy
 from fastsam.longtail.data.batch import Batch, Draw
-from fastsam.longtail.data.content import content_hash
-from fastsam.longtail.data.normalization import Normalization
-from fastsam.longtail.data.preprocessing import CHANNELS, Preprocessing
+from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
-from fastsam.upload import upload
 
 
 class Images(Protocol):
@@ -50,6 +46,11 @@ class Images(Protocol):
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How an image file becomes an input like these images; None if that is unknown."""
+        ...
+
+    @property
+    def frame(self) -> Frame:
+        """Size of the network's input, and number of images."""
         ...
 
     @property
@@ -115,6 +116,25 @@ class Images(Protocol):
         """
         ...
 
+    def augmented(self, policy: Policy, *, workers: int = 0) -> Images:
+        """Return the same training images with another augmentation.
+
+        Args:
+            policy: maps the steps of the images' own augmentation to those that are made.
+            workers: number of worker processes for steps on single images, if the images have no workers of
+                their own.
+        """
+        ...
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+        """Return the same images with another normalization.
+
+        Args:
+            mean: mean of each channel of pixels in [0, 1].
+            std: standard deviation of each channel.
+        """
+        ...
+
     def for_run(self) -> Images:
         """Return a copy with separate workers and ``unreadable``, so that runs can share a data set."""
         ...
@@ -122,146 +142,6 @@ class Images(Protocol):
     def close(self) -> None:
         """Stop background workers. The images can still be read afterwards."""
         ...
-
-
-_Decoded = TypeVar("_Decoded", bound="DecodedImages")
-
-
-class DecodedImages:
-    """Base class of :class:`Images` that are already decoded."""
-
-    @property
-    def unreadable(self) -> Mapping[str, int]:
-        """Empty: all images can be read. See :meth:`Images.unreadable`."""
-        return {}
-
-    @property
-    def left_out(self) -> Sequence[str]:
-        """Empty: all images can be read. See :meth:`Images.left_out`."""
-        return ()
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """None: the source of the images is unknown. See :meth:`Images.preprocessing`."""
-        return None
-
-    def name_of(self, place: int) -> str:
-        """See :meth:`Images.name_of`."""
-        return f"image {place}"
-
-    def scan(self, *, progress: bool = False) -> Scan:
-        """Return an empty scan, because there is nothing to decode. See :meth:`Images.scan`."""
-        return Scan()
-
-    def for_run(self: _Decoded) -> _Decoded:
-        """Return this object, which has no state that runs could not share. See :meth:`Images.for_run`."""
-        return self
-
-    def close(self) -> None:
-        """Do nothing, because there are no workers. See :meth:`Images.close`."""
-
-
-@dataclass(eq=False)
-class TensorImages(DecodedImages):
-    """Images in memory, augmented in whole batches on the device.
-
-    The images are copied to a device when they are first read on it, and the last copy is kept. Later
-    reads do not synchronize with the device.
-
-    Attributes:
-        images: raw pixels, uint8 ``[N, C, H, W]``. Do not modify them in place; assign a new tensor.
-        targets: classes, int64 ``[N]``.
-        white: pixel value that is scaled to 1 before normalization (255, or 16 for the 8x8 digits).
-        mean: mean of each channel after scaling.
-        std: standard deviation of each channel after scaling.
-        augmentation: training augmentation; None for images that are only evaluated.
-    """
-
-    images: Tensor
-    targets: NDArray[np.int64]
-    white: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: BatchAugmentation | None = None
-    _copy: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
-    """The images that were copied last, and their copy on another device."""
-
-    @property
-    def channels(self) -> int:
-        """See :meth:`Images.channels`."""
-        return self.images.shape[1]
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """Preprocessing that resizes files of any size to the size of these images.
-
-        White in a file is scaled to 1, like ``white`` here. See :meth:`Images.preprocessing`.
-        """
-        _, channels, height, width = self.images.shape
-        if channels not in CHANNELS:
-            return None
-        return Preprocessing((height, width), channels, tuple(self.mean), tuple(self.std))
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def select(
-        self, indices: NDArray[np.int64], *, augmentation: BatchAugmentation | None = None
-    ) -> TensorImages:
-        """Return the images at ``indices`` (int64), with the given augmentation."""
-        images = self.images[torch.from_numpy(indices)]
-        return TensorImages(
-            images, self.targets[indices], self.white, self.mean, self.std, augmentation
-        )
-
-    def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
-    ) -> Iterator[Batch]:
-        """See :meth:`Images.batches`."""
-        if draw is not None and self.augmentation is None:
-            raise UsageError(
-                "these images have no augmentation, only training images do; "
-                "pass draw=None, or --augment none"
-            )
-        images = self._on(device)
-        normalize = Normalization(tuple(self.mean), tuple(self.std), self.white).on(device)
-        seeds = None if draw is None else draw.seeds(order)
-        # One upload for all batches.
-        sizes = [len(chosen) for chosen in order]
-        samples = np.concatenate([np.empty(0, np.int64), *order])
-        every = torch.split(upload(torch.from_numpy(samples), device), sizes)
-        targets = torch.split(upload(torch.from_numpy(self.targets[samples]), device), sizes)
-        for number, indices in enumerate(every):
-            raw = images[indices]
-            if seeds is not None and self.augmentation is not None:
-                raw = self.augmentation(raw, seeds[number])
-            yield Batch((normalize(raw),), targets[number], indices)
-
-    def prepared_as(self, preprocessing: Preprocessing) -> TensorImages:
-        """See :meth:`Images.prepared_as`."""
-        preprocessing.check_size(self.images.shape[-2], self.images.shape[-1])
-        return replace(self, mean=preprocessing.mean, std=preprocessing.std)
-
-    def digests(
-        self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
-    ) -> list[bytes]:
-        """Return digests of all pixels; ``whole`` is ignored. See :meth:`Images.digests`."""
-        pixels = self.images.cpu().contiguous().numpy()
-        chosen = range(len(pixels)) if places is None else places
-        return [hashlib.sha256(pixels[place].data).digest() for place in chosen]
-
-    def content(self, *, progress: bool = False) -> str:
-        """See :meth:`Images.content`."""
-        return content_hash(self.digests(), self.targets)
-
-    def _on(self, device: torch.device) -> Tensor:
-        """Return the images on ``device``."""
-        device = torch.empty(0, device=device).device  # resolves "cuda" to "cuda:0" or similar
-        if self.images.device == device:
-            return self.images
-        if self._copy is None or self._copy[0] is not self.images or self._copy[1].device != device:
-            self._copy = (self.images, self.images.to(device))
-        return self._copy[1]
 
 
 @dataclass(eq=False)
@@ -364,6 +244,31 @@ class LongTailData:
             if splits is None or part in splits
         }
         return {"classes": names, **hashes}
+
+    def augmented(self, policy: Policy, *, workers: int = 0) -> LongTailData:
+        """Return a copy whose training images are augmented by ``policy``; see :meth:`Images.augmented`."""
+        return replace(self, train=self.train.augmented(policy, workers=workers))
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> LongTailData:
+        """Return a copy whose images are normalized for another network, such as a pretrained one.
+
+        Args:
+            mean: mean of each channel of pixels in [0, 1], which is subtracted.
+            std: standard deviation of each channel, by which pixels minus ``mean`` are divided.
+
+        Raises:
+            UsageError: if the number of values does not fit the channels, or a deviation is not positive.
+        """
+        channels = self.train.channels
+        if not (len(mean) == len(std) == channels and min(std) > 0):
+            raise UsageError(
+                f"{self.name} has {channels} channel(s): expected as many means and positive standard "
+                f"deviations, got {tuple(mean)} and {tuple(std)}; pass one value of each per channel"
+            )
+        new: dict[str, Any] = {
+            name: images.normalized(tuple(mean), tuple(std)) for name, images in self.splits.items()
+        }
+        return replace(self, **new)
 
     def for_run(self) -> LongTailData:
         """Return a copy for one run; see :meth:`Images.for_run`."""

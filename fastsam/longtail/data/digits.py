@@ -8,7 +8,7 @@ import torch
 from fastsam.extras import requires_extra
 from fastsam.longtail.data.augment import RandomCrop
 from fastsam.longtail.data.catalog import DataSetPart, ImbalanceSettings, register_dataset
-from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import groups_by_rank
 from fastsam.longtail.data.label_noise import with_label_noise
 from fastsam.longtail.data.subset import (
@@ -18,6 +18,7 @@ from fastsam.longtail.data.subset import (
     shuffled_by_class,
     subset_hash,
 )
+from fastsam.longtail.data.tensor_images import TensorImages
 from fastsam.longtail.settings import layer
 
 POOL = 100

@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fastsam.longtail.data.augment import Compose, RandomHorizontalFlip
+from fastsam.longtail.data.augmentations.base import Frame, Policy, Steps
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash, file_digests
 from fastsam.longtail.data.device_part import DevicePart
-from fastsam.longtail.data.image_source import FileSource
+from fastsam.longtail.data.encoded import Encoded, Located, Location
+from fastsam.longtail.data.image_source import FileSource, GraySource, ImageSource
 from fastsam.longtail.data.jitter import ColorJitter
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.normalization import Normalization
@@ -27,6 +29,9 @@ from fastsam.longtail.data.scan import Scan, cached_scan, scan_files
 from fastsam.longtail.data.workers import Reader, Request, Unreadable, Workers
 from fastsam.longtail.errors import DataError, UsageError, unknown
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels of ImageNet, for pixels in [0, 1]."""
 CORRUPT_POLICIES = ("stop", "skip")
 
 
@@ -39,12 +44,14 @@ class Preparation:
         mean: mean of each channel.
         std: standard deviation of each channel.
         jitter: strength of the brightness, contrast and saturation jitter in training.
+        channels: 1 for grayscale, 3 for RGB.
     """
 
     size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     jitter: float = 0.4
+    channels: int = 3
 
     def per_image(self) -> RandomResizedCrop:
         """Return the part of the training augmentation that the workers make: a random resized crop."""
@@ -54,6 +61,10 @@ class Preparation:
         """Return the part that the device makes of whole batches: horizontal flip and color jitter."""
         return Compose((RandomHorizontalFlip(), ColorJitter(*(self.jitter,) * 3)))
 
+    def steps(self) -> Steps:
+        """Return the training augmentation: :meth:`per_image`, then :meth:`per_batch`."""
+        return Steps(crop=self.per_image(), per_batch=self.per_batch())
+
     def evaluation(self, reading: Reading) -> Preprocessing:
         """Return the evaluation transform: resize the shorter side to 256/224 of the size, crop the center.
 
@@ -62,7 +73,7 @@ class Preparation:
         """
         return Preprocessing(
             size=(self.size, self.size),
-            channels=3,
+            channels=self.channels,
             mean=self.mean,
             std=self.std,
             resize=round(self.size * 256 / 224),
@@ -92,6 +103,9 @@ class FileImages:
         unreadable: how often each unreadable image was skipped, by path.
         known: cached hash of the contents of ``images`` and ``left_out``.
         pack: packed copy that is read instead of the files; its ``reading`` is that of the copy.
+        location: finds the encoded images by their paths; None for files in ``root``, which otherwise is a
+            name for messages.
+        own_steps: training augmentation that replaces the one of ``preparation``.
 
     Raises:
         UsageError: if ``corrupt`` is unknown or ``workers`` is negative.
@@ -108,6 +122,8 @@ class FileImages:
     unreadable: dict[str, int] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
     pack: Pack | None = None
+    location: Location | None = None
+    own_steps: Steps | None = None
 
     def __post_init__(self) -> None:
         if self.corrupt not in CORRUPT_POLICIES:
@@ -136,6 +152,11 @@ class FileImages:
         return self.preparation.std
 
     @property
+    def frame(self) -> Frame:
+        """See :meth:`fastsam.longtail.data.Images.frame`."""
+        return Frame((self.preparation.size, self.preparation.size), len(self))
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """See :meth:`fastsam.longtail.data.Images.preprocessing`."""
         return self.plain or self.preparation.evaluation(self.reading)
@@ -156,7 +177,7 @@ class FileImages:
         requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
         finish = DevicePart(
             Normalization(self.preprocessing.mean, self.preprocessing.std),
-            self.preparation.per_batch(),
+            self._steps.per_batch,
         ).on(device)
         for read in self._workers.read(requests, pin=device.type == "cuda"):
             for image in read.unreadable:
@@ -179,7 +200,7 @@ class FileImages:
         if self.pack is not None:
             broken = [i for i, path in enumerate(self.images.paths) if self.pack.broken(path)]
             return Scan(dict.fromkeys(broken, "the file could not be read when it was packed"))
-        return scan_files(self._paths, self.reading, workers=self.workers, progress=progress)
+        return scan_files(self.encoded(), self.reading, workers=self.workers, progress=progress)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
@@ -192,8 +213,7 @@ class FileImages:
             chosen = range(len(self)) if places is None else places
             rows = (self.pack.rows[self.images.paths[place]] for place in chosen)
             return [self.pack.digests[row] for row in rows]
-        paths = self._paths if places is None else [self._paths[place] for place in places]
-        return file_digests(paths, whole=whole, progress=progress)
+        return file_digests(self.encoded(places), whole=whole, progress=progress)
 
     def content(self, *, progress: bool = False) -> str:
         """See :meth:`fastsam.longtail.data.Images.content`."""
@@ -227,6 +247,27 @@ class FileImages:
             pack = None
         return replace(self, reading=preprocessing.reading, plain=preprocessing, pack=pack)
 
+    def augmented(self, policy: Policy, *, workers: int = 0) -> FileImages:
+        """See :meth:`fastsam.longtail.data.Images.augmented`. These images have their own workers."""
+        return replace(self, own_steps=policy(self.preparation.steps(), self.frame))
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> FileImages:
+        """See :meth:`fastsam.longtail.data.Images.normalized`."""
+        plain = self.plain and replace(self.plain, mean=mean, std=std)
+        return replace(self, preparation=replace(self.preparation, mean=mean, std=std), plain=plain)
+
+    def encoded(self, places: Sequence[int] | None = None) -> Sequence[Encoded]:
+        """Return the encoded images.
+
+        Args:
+            places: indices of the images; None for all.
+        """
+        paths = self.images.paths
+        chosen = paths if places is None else [paths[place] for place in places]
+        if self.location is not None:
+            return Located(chosen, self.location)
+        return [self.root / path for path in chosen]
+
     def for_run(self) -> FileImages:
         """See :meth:`fastsam.longtail.data.Images.for_run`."""
         return replace(self, unreadable={})
@@ -236,18 +277,20 @@ class FileImages:
         self._workers.close()
 
     @cached_property
-    def _paths(self) -> list[Path]:
-        return [self.root / path for path in self.images.paths]
-
-    @cached_property
     def _workers(self) -> Workers:
+        source: ImageSource = self.pack or FileSource(self.root, self.reading, self.location)
         reader = Reader(
-            self.pack or FileSource(self.root, self.reading),
+            source if self.channels == 3 else GraySource(source),
             self.images,
             plain=self.preprocessing.resized,
-            augmented=self.preparation.per_image(),
+            augmented=self._steps.crop,
+            changed=self._steps.per_image,
         )
         return Workers(reader, self.workers)
+
+    @property
+    def _steps(self) -> Steps:
+        return self.own_steps or self.preparation.steps()
 
     def _note(self, sample: Unreadable) -> None:
         if self.corrupt == "stop":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from fastsam.longtail.data.pixels import Reading, decode, decode_fast
+from fastsam.longtail.data.encoded import Encoded, Location
+from fastsam.longtail.data.pixels import Reading, as_gray, decode, decode_fast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,15 +42,39 @@ class FileSource:
     Attributes:
         root: folder that the paths are relative to.
         reading: handling of EXIF orientation and pixel values.
+        location: finds the files by their paths; None for files in ``root``.
     """
 
     root: Path
     reading: Reading = Reading()  # noqa: RUF009 (immutable)
+    location: Location | None = None
 
     def picture(self, path: str) -> Image | Tensor:
         """See :meth:`ImageSource.picture`."""
-        return decode(self.root / path, self.reading).pixels
+        return decode(self._at(path), self.reading).pixels
 
     def pixels(self, path: str) -> Image | Tensor:
         """See :meth:`ImageSource.pixels`."""
-        return decode_fast(self.root / path, self.reading)
+        return decode_fast(self._at(path), self.reading)
+
+    def _at(self, path: str) -> Encoded:
+        return self.root / path if self.location is None else self.location(path)
+
+
+@dataclass(frozen=True)
+class GraySource:
+    """Images of another source, converted to one channel.
+
+    Attributes:
+        source: the other source.
+    """
+
+    source: ImageSource
+
+    def picture(self, path: str) -> Image | Tensor:
+        """Return a grayscale Pillow image, or float32 ``[1, H, W]``; see :meth:`ImageSource.picture`."""
+        return as_gray(self.source.picture(path))
+
+    def pixels(self, path: str) -> Image | Tensor:
+        """Return the same as :meth:`picture`. See :meth:`ImageSource.pixels`."""
+        return self.picture(path)

@@ -42,7 +42,7 @@ class ColorJitter:
     saturation: float
 
     def __call__(self, images: Tensor, seeds: SampleSeeds) -> Tensor:
-        """Change images ``[B, 3, H, W]``, uint8 or floating point in [0, 1]."""
+        """Change images ``[B, C, H, W]`` with 1 or 3 channels, uint8 or floating point in [0, 1]."""
         factors, chosen = self.sample(seeds)
         operations = upload(torch.from_numpy(chosen), images.device)
         drawn = upload(torch.from_numpy(factors.astype(np.float32)), images.device)
@@ -92,10 +92,12 @@ def _jittered(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
 
 
 def _gray(values: Tensor, *, whole: bool) -> Tensor:
-    """Convert images ``[B, 3, H, W]`` to grayscale ``[B, 1, H, W]``.
+    """Convert images ``[B, C, H, W]`` to grayscale ``[B, 1, H, W]``, a copy.
 
     The sums are integers below 2^24, which float32 represents exactly.
     """
+    if values.shape[1] == 1:
+        return values.clone()
     red, green, blue = (values[:, i : i + 1] for i in range(3))
     total = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     if not whole:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastsam.longtail.data.encoded import Encoded, read_encoded
 
 Decoder = Callable[[bytes], Tensor]
 """Maps the bytes of a JPEG file to uint8 ``[3, H, W]``."""
@@ -81,11 +82,11 @@ def is_plain(data: bytes) -> bool:
     )
 
 
-def decode_plain(path: Path) -> Tensor | None:
+def decode_plain(image: Encoded) -> Tensor | None:
     """Decode a JPEG file; return None if Pillow must decode it.
 
     Args:
-        path: the file.
+        image: the file.
 
     Raises:
         OSError: if the file cannot be read.
@@ -93,7 +94,7 @@ def decode_plain(path: Path) -> Tensor | None:
     decoder = torchcodec_decoder()
     if decoder is None:
         return None
-    data = path.read_bytes()
+    data = read_encoded(image)
     if not is_plain(data):
         return None
     try:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.subset import subset_hash
+from fastsam.longtail.data.tensor_images import TensorImages
 from fastsam.longtail.seeds import Stream, numpy_generator
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastsam.longtail.data.catalog import DataSetPart, ImageFileSettings, register_dataset
 from fastsam.longtail.data.dataset import LongTailData
+from fastsam.longtail.data.encoded import Location
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.groups import groups_by_count, groups_by_rank
 from fastsam.longtail.data.lists import (
@@ -232,13 +233,15 @@ def assemble(
     progress: bool = False,
     class_names: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
+    location: Location | None = None,
 ) -> LongTailData:
     """Create a data set from the lists ``train``, ``test`` and optionally ``validation``.
 
     Classes are relabeled in order of decreasing training count. ``boundaries`` splits them into groups by
     rank; None splits by count. With ``corrupt="skip"`` a decode scan removes unreadable images first, so that
     counts, weights and priors are those of the images used in training. With ``packed`` the images come from
-    the packed copy in ``root`` (:mod:`fastsam.longtail.data.pack`), and their files may be missing.
+    the packed copy in ``root`` (:mod:`fastsam.longtail.data.pack`), and their files may be missing. With
+    ``location`` they are found by it instead of in ``root``.
 
     Raises:
         DataError: if labels are not valid, files or the packed copy are missing, or a class has no readable
@@ -251,6 +254,8 @@ def assemble(
         pack.check_size(preparation.evaluation(reading).resize or preparation.size)
     for part, images in lists.items():
         class_counts(images, classes, f"the {part} list")
+        if location is not None:
+            continue
         if pack is None:
             check_files(images, root, f"the {part} list")
         else:
@@ -273,6 +278,7 @@ def assemble(
             corrupt,
             reading,
             pack=pack,
+            location=location,
         )
         for part, images in lists.items()
     }

@@ -10,7 +10,7 @@ import os
 import posixpath
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,10 @@ class ImageList:
     def relabeled(self, class_map: NDArray[np.int64]) -> ImageList:
         """Return the same images with label c replaced by ``class_map[c]``."""
         return ImageList(self.paths, class_map[self.targets])
+
+    def select(self, places: NDArray[np.int64]) -> ImageList:
+        """Return the images at ``places``, int64 ``[n]``."""
+        return ImageList([self.paths[place] for place in places.tolist()], self.targets[places])
 
 
 def read_list(path: Path) -> ImageList:
@@ -196,7 +200,9 @@ class ClassFolders(NamedTuple):
     left_out: Counter[str]
 
 
-def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
+def list_folder(
+    root: Path, class_names: Sequence[str] | None = None, *, ignored: Collection[str] = ()
+) -> ClassFolders:
     """Find the images in class folders, ``root/CLASS/...``, with classes in alphabetical order.
 
     Files with a suffix in :data:`fastsam.longtail.data.pixels.SUFFIXES` are images. Links to folders are
@@ -207,6 +213,7 @@ def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFo
         root: folder with one folder per class.
         class_names: expected classes. Each must have a folder, which may be empty. None to use the names of
             the folders, each of which must contain an image.
+        ignored: names of folders that are no classes.
 
     Raises:
         DataError: if ``root`` does not exist, a class folder is unexpected, missing or (without
@@ -215,7 +222,9 @@ def list_folder(root: Path, class_names: Sequence[str] | None = None) -> ClassFo
     if not root.is_dir():
         raise DataError(f"folder {root} does not exist; create it with one folder per class")
     found = sorted(
-        path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path.name
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in ignored
     )
     names = list(class_names) if class_names is not None else found
     strangers = sorted(set(found) - set(names))

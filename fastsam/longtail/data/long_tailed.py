@@ -14,14 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsam.longtail.data.augment import (
-    BatchAugmentation,
-    Compose,
-    RandomCrop,
-    RandomHorizontalFlip,
-)
+from fastsam.longtail.data.augment import BatchAugmentation, shift, shift_and_flip
 from fastsam.longtail.data.catalog import ImbalanceSettings
-from fastsam.longtail.data.dataset import LongTailData, TensorImages
+from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.groups import groups_by_rank
 from fastsam.longtail.data.label_noise import with_label_noise
 from fastsam.longtail.data.subset import (
@@ -31,6 +26,7 @@ from fastsam.longtail.data.subset import (
     shuffled_by_class,
     subset_hash,
 )
+from fastsam.longtail.data.tensor_images import TensorImages
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.settings import setting
 
@@ -177,9 +173,11 @@ def cut_to_long_tail(
         targets = ranks[part.targets]
         return TensorImages(part.pixels, targets, 255.0, mean, std, augmentation)
 
+    height, width = train.pixels.shape[-2:]
+    augmentation = shift_and_flip if flips else shift
     data = LongTailData(
         name=name,
-        train=ready(selected, _augmentation(train.pixels, flips=flips)),
+        train=ready(selected, augmentation((height, width))),
         validation=ready(train.select(validation)) if len(validation) else None,
         test=ready(test),
         class_names=names,
@@ -241,12 +239,6 @@ def _counts(
             f"for any imbalance{remedy}"
         )
     return counts
-
-
-def _augmentation(pixels: Tensor, *, flips: bool) -> BatchAugmentation:
-    """Return the augmentation: shifts by up to an eighth of the size (4 pixels for CIFAR), and flips."""
-    crop = RandomCrop(max(1, round(min(pixels.shape[-2:]) / 8)))
-    return Compose((crop, RandomHorizontalFlip())) if flips else crop
 
 
 def _boundaries(num_classes: int, kind: ImbalanceKind) -> tuple[int, int]:

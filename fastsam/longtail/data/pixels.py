@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.extras import requires_extra
+from fastsam.longtail.data.encoded import Encoded, path_or_file
 from fastsam.longtail.data.jpeg import decode_plain
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ class Decoded(NamedTuple):
     largest: float | None
 
 
-def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decoded:
+def decode(encoded: Encoded, reading: Reading, *, count_frames: bool = False) -> Decoded:
     """Decode the first frame of an image file.
 
     Args:
-        path: the file.
+        encoded: the file.
         reading: handling of EXIF orientation and pixel values.
         count_frames: count the frames, which reads the whole file in some formats. Otherwise 1 is returned.
 
@@ -76,7 +76,7 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
         from PIL import Image, ImageOps
 
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path_or_file(encoded), formats=FORMATS) as opened:
             frames = int(getattr(opened, "n_frames", 1)) if count_frames else 1
             wide = _wide(opened)
             if reading.value_range is not None and _narrowed(opened):
@@ -98,13 +98,13 @@ def decode(path: Path, reading: Reading, *, count_frames: bool = False) -> Decod
         raise OSError(str(error)) from error
 
 
-def decode_fast(path: Path, reading: Reading) -> Image | Tensor:
+def decode_fast(encoded: Encoded, reading: Reading) -> Image | Tensor:
     """Decode the first frame of an image file, with TorchCodec where it is installed and faster.
 
     The pixels are those of :func:`decode`.
 
     Args:
-        path: the file.
+        encoded: the file.
         reading: handling of EXIF orientation and pixel values.
 
     Returns:
@@ -113,8 +113,33 @@ def decode_fast(path: Path, reading: Reading) -> Image | Tensor:
     Raises:
         OSError, ValueError: see :func:`decode`.
     """
-    pixels = decode_plain(path)
-    return decode(path, reading).pixels if pixels is None else pixels
+    pixels = decode_plain(encoded)
+    return decode(encoded, reading).pixels if pixels is None else pixels
+
+
+def as_gray(image: Image | Tensor) -> Image | Tensor:
+    """Convert a decoded image to one channel.
+
+    Args:
+        image: an RGB Pillow image, or float32 ``[3, H, W]`` with equal channels.
+    """
+    return image[:1] if isinstance(image, Tensor) else image.convert("L")
+
+
+def is_gray(encoded: Encoded) -> bool:
+    """Return whether an image file stores one channel, possibly with transparency. Reads only its header.
+
+    Raises:
+        OSError: if the file is missing or damaged.
+    """
+    with requires_extra("longtail", "an image file"):
+        from PIL import Image
+
+    try:
+        with Image.open(path_or_file(encoded), formats=FORMATS) as opened:
+            return opened.mode in ("1", "L", "LA", "La") or _wide(opened)
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error
 
 
 def _wide(image: Image) -> bool:

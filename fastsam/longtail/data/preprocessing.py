@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsam.extras import requires_extra
 from fastsam.longtail.data.normalization import Normalization
-from fastsam.longtail.data.pixels import EXIF, Exif, Reading, decode
+from fastsam.longtail.data.pixels import EXIF, Exif, Reading, as_gray, decode
 from fastsam.longtail.errors import UsageError
 from fastsam.records import build
 
@@ -132,7 +132,7 @@ class Preprocessing:
             from torchvision.transforms.v2 import functional
 
         if self.channels == 1:
-            image = image[:1] if isinstance(image, Tensor) else image.convert("L")
+            image = as_gray(image)
         if self.resize is None:
             image = functional.resize(image, list(self.size))
         else:

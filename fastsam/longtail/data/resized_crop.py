@@ -37,12 +37,12 @@ class RandomResizedCrop:
     with antialiasing. Of 8 bits it differs by at most 1 from Pillow, which takes three times as long.
 
     Args:
-        size: height and width of the result in pixels.
+        size: height and width of the result in pixels; a single number for both.
         scale: smallest and largest area of the part, as a fraction of the image.
         ratio: smallest and largest ratio of width to height of the part.
     """
 
-    size: int
+    size: int | tuple[int, int]
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
@@ -50,15 +50,15 @@ class RandomResizedCrop:
         """Crop and resize an image.
 
         Args:
-            image: an RGB Pillow image, or uint8 or float32 ``[3, H, W]``.
+            image: a Pillow image, or uint8 or float32 ``[C, H, W]``.
             seeds: seed of the image.
 
         Returns:
-            The pixels ``[3, size, size]``, uint8 unless the image is float32.
+            The pixels ``[C, height, width]``, uint8 unless the image is float32.
         """
         height, width = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
         part = cut(image, self.box(seeds, height, width))
-        size = (self.size, self.size)
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
         resized: Tensor = torch.nn.functional.interpolate(
             part[None], size, mode="bilinear", antialias=True
         )[0]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastsam.cache import CACHE_VARIABLE, cache_folder
-from fastsam.extras import requires_extra
-from fastsam.files import write_text
+from fastsam.longtail.data.cached import cached
+from fastsam.longtail.data.encoded import Encoded
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.progress import ProgressBar
 
 _TOGETHER = 64
 """Number of files per step of the progress bar."""
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -42,31 +37,31 @@ class Scan:
 class _Decoder(Dataset[list[tuple[str | None, int, float | None]]]):
     """Decodes a group of consecutive files in the workers."""
 
-    def __init__(self, paths: Sequence[Path], reading: Reading) -> None:
-        self.paths = paths
+    def __init__(self, images: Sequence[Encoded], reading: Reading) -> None:
+        self.images = images
         self.reading = reading
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // _TOGETHER)
+        return -(-len(self.images) // _TOGETHER)
 
     def __getitem__(self, number: int) -> list[tuple[str | None, int, float | None]]:
-        return [self._one(path) for path in self.paths[number * _TOGETHER :][:_TOGETHER]]
+        return [self._one(image) for image in self.images[number * _TOGETHER :][:_TOGETHER]]
 
-    def _one(self, path: Path) -> tuple[str | None, int, float | None]:
+    def _one(self, image: Encoded) -> tuple[str | None, int, float | None]:
         try:
-            decoded = decode(path, self.reading, count_frames=True)
+            decoded = decode(image, self.reading, count_frames=True)
         except (OSError, ValueError) as error:
             return str(error), 1, None
         return None, decoded.frames, decoded.largest
 
 
 def scan_files(
-    paths: Sequence[Path], reading: Reading, *, workers: int = 0, progress: bool = False
+    images: Sequence[Encoded], reading: Reading, *, workers: int = 0, progress: bool = False
 ) -> Scan:
     """Decode every file.
 
     Args:
-        paths: the files.
+        images: the files.
         reading: handling of EXIF orientation and pixel values.
         workers: number of worker processes; 0 decodes in this process.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
@@ -74,7 +69,7 @@ def scan_files(
     scan = Scan()
     largest: list[float] = []
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(paths, reading),
+        _Decoder(images, reading),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=prepare_worker,
@@ -82,7 +77,7 @@ def scan_files(
         generator=torch.Generator(),
     )
     place = 0
-    bar = ProgressBar(total=len(paths), description="decoding", unit="image", enabled=progress)
+    bar = ProgressBar(total=len(images), description="decoding", unit="image", enabled=progress)
     with bar, lost_workers_named():
         for part in loader:
             for reason, frames, value in part:
@@ -100,51 +95,25 @@ def scan_files(
 def cached_scan(content: str, reading: Reading, make: Callable[[], Scan]) -> Scan:
     """Return the scan of files with a given content, from the cache if possible.
 
-    The cache is the folder ``scans`` in :func:`fastsam.cache.cache_folder`. A damaged cache file is replaced.
-    If the folder cannot be written to, a warning is issued.
-
     Args:
         content: hash of the contents of the files, in order.
         reading: handling of EXIF orientation and pixel values.
         make: function that scans the files.
     """
-    with requires_extra("longtail", "a scan of image files"):
-        import PIL
-
-    key = {
-        "version": _VERSION,
-        "content": content,
-        "reading": list(reading),
-        "pillow": PIL.__version__,
-    }
-    key = json.loads(json.dumps(key))
-    path = cache_folder() / "scans" / f"{content}.json"
-    kept = _read(path, key)
-    if kept is not None:
-        return kept
-    scan = make()
-    try:
-        write_text(path, json.dumps({"key": key, "scan": asdict(scan)}))
-    except OSError as error:
-        warnings.warn(
-            f"cannot cache the decode scan in {path.parent} ({error}), so it is repeated at the next start; "
-            f"set {CACHE_VARIABLE} to a writable folder",
-            stacklevel=2,
-        )
-    return scan
+    return cached(
+        "decode scan",
+        "scans",
+        content,
+        {"reading": list(reading)},
+        make,
+        to_json=asdict,
+        from_json=_from_json,
+    )
 
 
-def _read(path: Path, key: dict[str, Any]) -> Scan | None:
-    """Read the scan in ``path``; return None if there is none with this key."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["key"] != key:
-            return None
-        values = content["scan"]
-        return Scan(
-            {int(place): str(reason) for place, reason in values["unreadable"].items()},
-            {int(place): int(frames) for place, frames in values["frames"].items()},
-            None if values["largest"] is None else float(values["largest"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _from_json(values: Any) -> Scan:
+    return Scan(
+        {int(place): str(reason) for place, reason in values["unreadable"].items()},
+        {int(place): int(frames) for place, frames in values["frames"].items()},
+        None if values["largest"] is None else float(values["largest"]),
+    )

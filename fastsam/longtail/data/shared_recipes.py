@@ -41,3 +41,9 @@ IMAGENET: Layer = layer(
     lr_schedule="cosine",
     defer_epoch=60,
 )
+
+OWN: Layer = {
+    **borrowed(IMAGENET, "the ImageNet-LT recipe"),
+    **layer("chosen by the size and number of your images; not tuned", known=False, augment="auto"),
+}
+"""Training settings of the user's own images."""

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastsam.longtail.data.augmentations.base import Drawn, Frame, Policy, Steps
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.content import content_hash
-from fastsam.longtail.data.dataset import DecodedImages, LongTailData
+from fastsam.longtail.data.dataset import LongTailData
+from fastsam.longtail.data.decoded import DecodedImages
 from fastsam.longtail.data.device_part import DevicePart
 from fastsam.longtail.data.groups import groups_by_count
+from fastsam.longtail.data.items import ItemReader, as_image, as_pixels, read_items
 from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.data.preprocessing import Preprocessing
-from fastsam.longtail.data.workers import ReadRequest, Request, Sample, Unreadable, Workers
+from fastsam.longtail.data.workers import Workers
 from fastsam.longtail.errors import DataError, UsageError
-from fastsam.longtail.seeds import global_seed
 
 Augmentation = Callable[[Tensor], Tensor]
 """Maps an image ``[C, H, W]`` in [0, 1] to an augmented one, using torch's global CPU generator."""
@@ -101,6 +103,7 @@ class DatasetImages(DecodedImages):
         std: standard deviation of each channel.
         augmentation: training augmentation; None for images that are only evaluated.
         workers: number of worker processes that read images; 0 reads in this process.
+        steps: augmentation that replaces ``augmentation``.
     """
 
     dataset: Dataset[Any]
@@ -108,6 +111,7 @@ class DatasetImages(DecodedImages):
     std: tuple[float, ...]
     augmentation: Augmentation | None = None
     workers: int = 0
+    steps: Steps | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -135,22 +139,32 @@ class DatasetImages(DecodedImages):
         """Number of channels of the first image."""
         return as_image(self.dataset[0][0]).shape[0]
 
+    @property
+    def frame(self) -> Frame:
+        """See :meth:`fastsam.longtail.data.Images.frame`."""
+        height, width = as_pixels(self.dataset[0][0]).shape[-2:]
+        return Frame((height, width), len(self))
+
     def batches(
         self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`."""
-        if draw is not None and self.augmentation is None:
+        if draw is not None and self.augmentation is None and self.steps is None:
             raise UsageError(
                 "these images have no augmentation, only training images do; "
                 "pass draw=None, or --augment none"
             )
-        seeds = [None] * len(order) if draw is None else draw.seeds(order)
-        requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
-        finish = DevicePart(Normalization(tuple(self.mean), tuple(self.std))).on(device)
-        for read in self._workers.read(requests, pin=device.type == "cuda"):
-            batch = finish(read)
-            if batch is not None:
-                yield batch
+        normalization = Normalization(tuple(self.mean), tuple(self.std))
+        part = DevicePart(normalization, self._steps.per_batch)
+        return read_items(self._workers, part, order, draw, device)
+
+    def augmented(self, policy: Policy, *, workers: int = 0) -> DatasetImages:
+        """See :meth:`fastsam.longtail.data.Images.augmented`. These images have their own workers."""
+        return replace(self, steps=policy(replace(self, steps=None)._steps, self.frame))
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> DatasetImages:
+        """See :meth:`fastsam.longtail.data.Images.normalized`."""
+        return replace(self, mean=mean, std=std)
 
     def prepared_as(self, preprocessing: Preprocessing) -> DatasetImages:
         """See :meth:`fastsam.longtail.data.Images.prepared_as`."""
@@ -176,46 +190,25 @@ class DatasetImages(DecodedImages):
 
     @cached_property
     def _workers(self) -> Workers:
-        reader = _Reader(self.dataset, self.targets, self.augmentation)
-        return Workers(reader, self.workers)
+        return Workers(ItemReader(self.dataset, self.targets, self._steps), self.workers)
 
-
-def as_image(item: Any) -> Tensor:
-    """Convert an image to a float32 tensor ``[C, H, W]``; uint8 values are divided by 255."""
-    pixels = as_pixels(item)
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-
-
-def as_pixels(item: Any) -> Tensor:
-    """Convert an image to a tensor ``[C, H, W]``: uint8 if it is, otherwise float32."""
-    image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
-    if not isinstance(item, Tensor):
-        image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-    return image if image.dtype == torch.uint8 else image.float()
+    @property
+    def _steps(self) -> Steps:
+        if self.steps is not None:
+            return self.steps
+        if self.augmentation is None or self.augmentation is _unchanged:
+            return Steps()
+        return Steps(per_image=Drawn(_Scaled(self.augmentation), stream=None))
 
 
 @dataclass(frozen=True)
-class _Reader(Dataset[ReadRequest]):
-    """Reads and augments images in the workers."""
+class _Scaled:
+    """A transform of images in [0, 1]."""
 
-    dataset: Dataset[Any]
-    targets: NDArray[np.int64]
-    augmentation: Augmentation | None
+    transform: Augmentation
 
-    def __getitem__(self, request: Request) -> ReadRequest:
-        images: list[Sample | Unreadable] = []
-        seeds = None
-        if request.seeds is not None and self.augmentation is not _unchanged:
-            seeds = (request.seeds.bits(1)[:, 0] >> np.uint64(1)).tolist()
-        for row, place in enumerate(request.samples.tolist()):
-            item = self.dataset[place][0]
-            if seeds is None or self.augmentation is None:
-                pixels = as_pixels(item)
-            else:
-                with global_seed(seeds[row]):
-                    pixels = self.augmentation(as_image(item))
-            images.append(Sample(pixels, int(self.targets[place]), place))
-        return ReadRequest(images, request)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.transform(as_image(pixels))
 
 
 def _unchanged(image: Tensor) -> Tensor:

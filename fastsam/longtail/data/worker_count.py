@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastsam.longtail.settings import Settings, setting
 
 MOST = 16
 """Largest default. At 2 ms per image, 16 workers read 8,000 images per second."""
@@ -45,3 +48,17 @@ def prefetched(workers: int) -> int | None:
         workers: number of worker processes.
     """
     return max(_LEAST_EACH, _IN_FLIGHT // workers) if workers else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(Settings):
+    """Setting of parts that read or augment images in worker processes."""
+
+    workers: int = setting(
+        "number of worker processes that read images",
+        default=default_workers(cores_of_rank()),
+        default_text=f"CPU cores of this process less one, from 1 to {MOST}",
+        low=0,
+        high=1024,
+        place=True,
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastsam.longtail.data.augment import ImageAugmentation
 from fastsam.longtail.data.image_source import ImageSource
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.data.worker_count import prefetched
@@ -24,12 +25,6 @@ from fastsam.stopping import outlast_parent_signals
 
 Prepare = Callable[[Any], Tensor]
 """Maps an RGB Pillow image, or a tensor ``[3, H, W]`` in [0, 1], to pixels ``[C, S, S]``."""
-ImageAugmentation = Callable[[Any, SampleSeeds], Tensor]
-"""Maps a decoded image and its seed to pixels ``[3, S, S]``.
-
-The image is an RGB Pillow image, uint8 ``[3, H, W]``, or float32 ``[3, H, W]`` in [0, 1].
-"""
-
 
 SIGNAL_SECONDS = 0.2
 """Longest time between the loss of a worker's connection and the signal of its death."""
@@ -136,7 +131,8 @@ class Reader(Dataset[ReadRequest]):
         source: where the images come from.
         images: paths and classes.
         plain: transform without augmentation.
-        augmented: transform with augmentation.
+        augmented: transform with augmentation; None for ``plain``.
+        changed: augmentation of the transformed pixels; None for no change.
     """
 
     def __init__(
@@ -145,12 +141,14 @@ class Reader(Dataset[ReadRequest]):
         images: ImageList,
         *,
         plain: Prepare,
-        augmented: ImageAugmentation,
+        augmented: ImageAugmentation | None = None,
+        changed: ImageAugmentation | None = None,
     ) -> None:
         self.source = source
         self.images = images
         self.plain = plain
         self.augmented = augmented
+        self.changed = changed
 
     def __getitem__(self, request: Request) -> ReadRequest:
         samples = request.samples.tolist()
@@ -161,12 +159,14 @@ class Reader(Dataset[ReadRequest]):
     def _read(self, sample: int, row: int, seeds: SampleSeeds | None) -> Sample | Unreadable:
         path = self.images.paths[sample]
         try:
-            if seeds is None:
+            if seeds is None or self.augmented is None:
                 pixels = self.plain(self.source.picture(path))
             else:
                 pixels = self.augmented(self.source.pixels(path), seeds.take(row))
         except (OSError, ValueError) as error:
             return Unreadable(path, str(error))
+        if seeds is not None and self.changed is not None:
+            pixels = self.changed(pixels, seeds.take(row))
         return Sample(pixels, int(self.images.targets[sample]), sample)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastsam.distributed import World
 from fastsam.longtail.build import build_mixer, build_sampler, build_second_sampler
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import Batch, Draw, Images, LongTailData
+from fastsam.longtail.data import AUGMENTATIONS, Batch, Draw, Images, LongTailData
 from fastsam.longtail.data.batch import occurrences
 from fastsam.longtail.samplers import HasOrder
 from fastsam.longtail.training.mixing import Mixing, PartnerPlan
@@ -77,7 +77,7 @@ class EpochBatches:
             build_sampler(config, targets, counts),
             batch_size=config.batch_size,
             views=views,
-            augment=config.augment,
+            augment=AUGMENTATIONS[config.augment].draws,
             seed=config.seed,
             device=device,
             world=world,

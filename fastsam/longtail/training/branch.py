@@ -23,7 +23,7 @@ from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
 NAMES = ("data", "method", "optimizer")
-_FIXED_PARTS = ("data", "model", "head")
+_FIXED_PARTS = ("data", "augmentation", "model", "head")
 _OF_STAGES = ("stages", "stage_set")
 _COUNTERS = ("attempted_steps", "steps_taken")
 

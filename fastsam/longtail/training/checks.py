@@ -14,6 +14,7 @@ from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.build import double_adjustment
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import TrainingError, UsageError
 from fastsam.longtail.finite import not_finite
 from fastsam.longtail.objective import Objective
@@ -41,6 +42,15 @@ def check_run(config: TrainConfig, world: World) -> None:
     if world.world_size > 1 and config.parallel == "fsdp2":
         _check_sharding(config)
     check_ascent_share(config, world)
+
+
+def check_given(config: TrainConfig, data: LongTailData) -> None:
+    """Raise :class:`UsageError` if the settings name another data set than ``data``."""
+    if config.data not in (data.name, f"{GIVEN}{data.name}"):
+        raise UsageError(
+            f"config.data is {config.data!r}, but the data set is {data.name!r}; create the settings "
+            f"with recipe('{GIVEN}{data.name}', ...)"
+        )
 
 
 def check_selection(config: TrainConfig, data: LongTailData) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from fastsam.distributed import World
 from fastsam.files import check_room
 from fastsam.longtail.build import (
+    augmented,
     build_objective,
     build_optimizer,
     build_schedules,
@@ -21,7 +22,6 @@ from fastsam.longtail.build import (
 from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.data.catalog import GIVEN
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.norms import RECORD, NormLimits
 from fastsam.longtail.precision import check_tf32, float32_products
@@ -41,6 +41,7 @@ from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import (
     check_accumulation,
     check_batches,
+    check_given,
     check_run,
     check_selection,
     check_weights,
@@ -141,12 +142,9 @@ class Trainer:
         if data is None:
             with world.rank_0_first():  # it downloads and caches what others then read
                 data = load_configured(config, progress=self.progress)
-        elif config.data not in (data.name, f"{GIVEN}{data.name}"):
-            raise UsageError(
-                f"config.data is {config.data!r}, but the data set is {data.name!r}; create the settings "
-                f"with recipe('{GIVEN}{data.name}', ...)"
-            )
-        self.data = data.for_run()
+        else:
+            check_given(config, data)
+        self.data = augmented(config, data).for_run()
         if self.precision_reason is not None and sources:
             sources = {**sources, "precision": f"auto: {self.precision_reason}"}
         self.on_step = on_step
