@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from fastsam.longtail.base_optimizers.base import OptimizerInputs
 from fastsam.longtail.classes import CLASS_WEIGHTS
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
@@ -20,7 +21,7 @@ from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
 from fastsam.longtail.models.base import build_model
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
-from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
+from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.samplers import ClassSampler, DeferredSampler, HasOrder, ShuffledSampler
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
