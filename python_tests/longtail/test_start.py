@@ -70,6 +70,7 @@ def test_every_form_of_a_run_gives_its_evaluated_weights(run: Path, tmp_path: Pa
     assert same(judged, begun(config_of(), start=Start("given", judged)))
 
 
+@pytest.mark.slow
 def test_a_run_records_its_start(run: Path, tmp_path: Path) -> None:
     """Evaluation and resuming need neither the start nor its file."""
     judged = Checkpoint.load(run).judged_weights()
@@ -259,7 +260,9 @@ def test_an_own_module_is_trained_evaluated_and_exported(tmp_path: Path) -> None
 # --- pretrained networks ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    "channels", [pytest.param(c, marks=[pytest.mark.slow] * (c != 4)) for c in (1, 3, 4)]
+)
 def test_pretrained_weights_of_torchvision_from_a_file(channels: int, tmp_path: Path) -> None:
     """The classifier of the file is left out, and input filters are adapted to the images."""
     torchvision = pytest.importorskip("torchvision")
@@ -319,6 +322,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
         Trainer(config_of(model="resnet18", pretrained="default"), progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_pretrained_weights_of_timm_from_a_file(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastsam.distributed import World
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.build import build_network
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.trainable import freeze, trained_parameters
+from fastsam.longtail.training.average import JudgedWeights
 
 STEM = ("features.layers.0.*", "features.layers.1.*")
 
@@ -46,6 +49,7 @@ def test_frozen_parameters_keep_their_bits(optimizer: str) -> None:
     assert changed(before, after) & weights == weights - frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 @pytest.mark.parametrize("mode", ["frozen", "statistics"])
 def test_modes_of_batch_normalization(mode: str, optimizer: str) -> None:
@@ -71,6 +75,32 @@ def test_frozen_batch_normalization_uses_the_stored_statistics() -> None:
     assert torch.equal(model.train()(images), model.eval()(images))
     assert model.train().training
     assert not torch.equal(model(images), build_network(config, 10, 1).train()(images))
+
+
+class ThreeEqualRanks(World):
+    """Three ranks with the same values."""
+
+    def all_reduce(self, tensors: Iterable[Tensor]) -> None:
+        """Sum the values in the order of the ranks."""
+        for value in tensors:
+            value.copy_(value + value + value)
+
+
+def test_several_ranks_do_not_round_frozen_statistics(seed: int) -> None:
+    """The mean of three equal numbers may differ from them in the last bit."""
+    generator = torch.Generator().manual_seed(seed)
+    for mode, constant in (("train", False), ("frozen", True)):
+        config = config_of(batch_norm=mode, ema=0.9)
+        model = build_network(config, 10, 1)
+        freeze(model, config)
+        for value in model.buffers():
+            if value.is_floating_point():
+                value.copy_(torch.rand(value.shape, generator=generator))
+        judged = JudgedWeights(model, config)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        judged.average_statistics(ThreeEqualRanks(0, 3))
+        for network in judged.networks:
+            assert (not changed(before, network.state_dict())) is constant
 
 
 def test_a_frozen_network_costs_no_copies_for_skipped_steps() -> None:
@@ -107,6 +137,7 @@ def test_factors_and_weight_decay_make_groups() -> None:
     assert len(found) == len(list(model.parameters()))
 
 
+@pytest.mark.slow
 def test_the_schedule_multiplies_the_factors(tmp_path: Path) -> None:
     """A run with factors is resumed with the same bits, and has the learning rates of its groups."""
     values = {"layer_decay": 0.5, "no_decay": ("vectors",), "checkpoint_steps": 2}
