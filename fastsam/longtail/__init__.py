@@ -4,6 +4,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.recipes import recipe
 from fastsam.longtail.results import Result
+from fastsam.longtail.start import Start
 from fastsam.longtail.sweeps import Execution, sweep
 from fastsam.longtail.training import Trainer, fit_stages
 from fastsam.longtail.tuning import Interval, tune
@@ -13,6 +14,7 @@ __all__ = [
     "Execution",
     "Interval",
     "Result",
+    "Start",
     "TrainConfig",
     "Trainer",
     "fit_stages",

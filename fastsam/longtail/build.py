@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from fastsam.longtail.base_optimizers.base import OptimizerInputs
 from fastsam.longtail.classes import CLASS_WEIGHTS
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
@@ -21,7 +22,7 @@ from fastsam.longtail.mixers import MIXERS, Mixer
 from fastsam.longtail.models.base import build_model
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
-from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
+from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.samplers import (
     ClassSampler,
     DeferredSampler,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -350,7 +351,8 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the names and values of a network's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+        content = value.detach().cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + content.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -68,7 +68,9 @@ def trained_parameters(
     Raises:
         UsageError: if a pattern matches no trained parameter, or is not valid.
     """
-    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    trained: dict[str, Tensor] = {
+        name: value for name, value in network.named_parameters() if value.requires_grad
+    }
     scales = _scales(network, config, trained)
     spared = {name for p in config.no_decay for name in _without_decay(p, trained)}
     if not spared and all(scale == 1 for scale in scales.values()):

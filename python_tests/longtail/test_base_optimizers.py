@@ -133,6 +133,7 @@ def test_settings_stored_before_there_were_base_optimizers(name: str) -> None:
     assert TrainConfig.from_dict(stored) == config
 
 
+@pytest.mark.slow
 def test_bytes_of_a_checkpoint(tmp_path: Path) -> None:
     """The estimate exceeds the file by less than the space for the other entries."""
     for name, more in (("adamw", {}), ("sam", {"base_optimizer": "adamw"}), ("looksam", {})):
@@ -143,6 +144,7 @@ def test_bytes_of_a_checkpoint(tmp_path: Path) -> None:
         assert 0 <= checkpoint_bytes(config, trainer.model) - size < 1 << 16
 
 
+@pytest.mark.slow
 def test_a_branch_takes_over_the_moments_of_its_base(tmp_path: Path) -> None:
     config = recipe("digits-lt", "ce", "adamw", epochs=2, **SMALL).config()
     Trainer(config, out=tmp_path / "a", keep=(1,), progress=False).fit()

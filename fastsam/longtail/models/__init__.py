@@ -1,6 +1,13 @@
 """Networks. Each file defines and registers one family; :class:`Classifier` adds a head."""
 
-from fastsam.longtail.models.base import MODELS, Model, build_model, register_model
+from fastsam.longtail.models.base import (
+    MODELS,
+    Model,
+    build_model,
+    pretrained_normalization,
+    register_model,
+)
+from fastsam.longtail.models.blocks import layer_depths
 from fastsam.longtail.models.cifar_resnet import CifarResNet
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.models.heads import (
@@ -31,6 +38,8 @@ __all__ = [
     "TimmFeatures",
     "TorchvisionFeatures",
     "build_model",
+    "layer_depths",
+    "pretrained_normalization",
     "register_head",
     "register_model",
 ]

@@ -33,7 +33,8 @@ def copied(module: nn.Module, channels: int) -> nn.Module:
     if isinstance(getattr(module, "out_features", None), int):
         return module
     weight = next(module.parameters(), torch.empty(()))
-    was_training, error, shape = module.training, "", ()
+    was_training, error = module.training, ""
+    shape: tuple[int, ...] = ()
     for side in (224, 32, 64, 28, 8):  # many networks accept several sizes, some only one
         try:
             with torch.no_grad():
@@ -49,7 +50,7 @@ def copied(module: nn.Module, channels: int) -> nn.Module:
             f"the module must map images [B, {channels}, H, W] to features [B, D], without a classification "
             f"layer, but: {found}. Set its attribute out_features to D if it accepts one image size only"
         )
-    module.out_features = shape[1]  # type: ignore[assignment]
+    module.out_features = shape[1]
     return module
 
 

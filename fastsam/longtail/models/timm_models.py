@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,8 +63,9 @@ class TimmFeatures(nn.Module):
             classifier = self.network.pretrained_cfg.get("classifier") or "head"
             first = classifier if isinstance(classifier, str) else classifier[0]
             named = [*self.network.named_parameters(), (f"{first}.weight", None)]
-            grouped = import_module("timm.models").group_with_matcher
-            depths = grouped(named, matcher(coarse=False), reverse=True)
+            whole = SimpleNamespace(named_parameters=lambda: named)
+            grouped = import_module("timm.models").group_parameters
+            depths = grouped(whole, matcher(coarse=False), reverse=True)
             head = depths.pop(named[-1][0])
         return {**{f"network.{name}": depth for name, depth in depths.items()}, "": head}
 

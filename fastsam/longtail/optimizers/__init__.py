@@ -1,12 +1,12 @@
 """Optimizers. Each file defines one optimizer with its settings, and registers it."""
 
+from fastsam.longtail.base_optimizers.base import OptimizerInputs, OptimizerSettings
+from fastsam.longtail.optimizers.alone import alone
 from fastsam.longtail.optimizers.base import (
     OPTIMIZERS,
     AscentSettings,
     BasedSettings,
-    OptimizerInputs,
     OptimizerPart,
-    OptimizerSettings,
     SAMSettings,
     register_optimizer,
 )
@@ -19,5 +19,6 @@ __all__ = [
     "OptimizerPart",
     "OptimizerSettings",
     "SAMSettings",
+    "alone",
     "register_optimizer",
 ]
