@@ -152,14 +152,14 @@ def test_python_trains_with_all_four_and_resumes(tmp_path: Path) -> None:
     assert result.class_names == ["horizontal", "vertical", "diagonal"]
 
     def stop(record: object) -> None:
-        if len(cut.history) == 2:
+        if len(cut.state.history) == 2:
             raise KeyboardInterrupt
 
     cut = Trainer(config, out=tmp_path / "cut", keep=(1,), on_epoch=stop, progress=False)
     with pytest.raises(KeyboardInterrupt):
         cut.fit()
     rest = Trainer(config, out=tmp_path / "cut", resume=True, keep=(1,), progress=False)
-    assert len(rest.history) == 1
+    assert len(rest.state.history) == 1
     rest.fit()
     first, second = (Checkpoint.load(tmp_path / name).model for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
