@@ -565,7 +565,7 @@ def test_a_sweep_trains_stages(tmp_path: Path) -> None:
 
 
 KILLED = [
-    *TRAIN, "--epochs", "2", "--stages", "crt", "--stage-set", "classifier.epochs=30",
+    *TRAIN, "--epochs", "2", "--stages", "crt", "--stage-set", "classifier.epochs=12",
     *("--resume", "auto", "--checkpoint-steps", "4", "--threads", "1"),
 ]  # fmt: skip
 
@@ -574,6 +574,12 @@ def begin(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastsam", *KILLED, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(out: Path) -> int:
+    process = begin(out)
+    process.communicate(timeout=300)
+    return process.returncode
 
 
 def interrupt(process: subprocess.Popen[str], when: Callable[[], bool], number: int) -> str:
@@ -590,7 +596,7 @@ def test_killed_between_stages_and_in_the_second_it_ends_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert begin(whole).wait(timeout=300) == 0
+    assert finish(whole) == 0
     first, folder = RunFolder(out / "stage-1"), RunFolder(out)
     process = begin(out)
     said = interrupt(process, lambda: bool(first.points()), signal.SIGTERM)
@@ -603,7 +609,7 @@ def test_killed_between_stages_and_in_the_second_it_ends_with_the_same_bits(
     assert "--resume auto" in said
     seen = folder.points()[0]
     interrupt(begin(out), lambda: folder.points()[:1] != [seen], signal.SIGKILL)
-    assert begin(out).wait(timeout=300) == 0
+    assert finish(out) == 0
     for name in (".", "stage-1"):
         assert same(weights(whole / name), weights(out / name))
     assert compared(Result.load(whole / "result.json")) == compared(
