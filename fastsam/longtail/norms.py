@@ -72,7 +72,8 @@ class NormLimits:
 
 
 def _norms(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value.detach().reshape(len(value), -1).float(), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(value.detach().reshape(len(value), -1).float(), dim=1)
+    return norms
 
 
 def _parsed(text: str) -> tuple[str, bool, float]:

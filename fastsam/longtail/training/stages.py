@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def stage_trainers(
     world: World = World(),  # noqa: B008 (frozen)
     stop: StopRequest | None = None,
     **options: Any,
-) -> Iterator[StageTrainer]:
+) -> Generator[StageTrainer, None, None]:
     """Yield a trainer for each stage that is not finished; see :func:`fit_stages`.
 
     The folder of the run is locked until the last stage begins, which locks it again.
