@@ -426,6 +426,20 @@ def test_options_replace_what_a_list_sets_in_the_first_stage() -> None:
     assert other.sources["las_head"].endswith("(not a published value)")
 
 
+def test_a_later_stage_does_not_have_what_the_list_gives_to_the_first() -> None:
+    found = [{"name": "a", "weight_decay": 0.01}, {"name": "b"}, {"name": "c", "epochs": 10}]
+    name = register_stages(stages_from("decay.yaml", found)).name
+
+    def decays(**settings: Any) -> list[float]:
+        chosen = recipe("digits-lt", "ce", "sgd", stages=name, **settings)
+        plan = plan_stages(chosen.config(), chosen.sources)
+        assert [stage.config.lr_milestones for stage in plan] == [(80, 90), (80, 90), (8, 9)]
+        return [stage.config.weight_decay for stage in plan]
+
+    assert decays() == [0.01, 5e-4, 5e-4]
+    assert decays(weight_decay=0.02) == [0.02, 0.02, 0.02]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
