@@ -180,7 +180,7 @@ def _planned(
             PlannedStage(
                 stage.name,
                 TrainConfig.create(**kept),
-                {name: made[1][name] for name in made[1] if last or name not in _LABELS},
+                {name: source for name, source in made[1].items() if name not in _LABELS},
                 start,
                 "" if last else f"stage-{place + 1}",
             )
@@ -249,7 +249,7 @@ def _sources(
 ) -> dict[str, str]:
     """Return the source of each setting of a stage by name."""
     found = dict(made)
-    for name in found:
+    for name in [*found, *(name for name in NAMES if name in values)]:
         if name in values:
             entry = values[name]
             found[name] = entry.source + ("" if entry.known else " (not a published value)")

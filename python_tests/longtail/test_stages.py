@@ -152,7 +152,7 @@ SAME_HEAD = {"lws": "head.linear.", "disalign": "head.linear."}
 @pytest.mark.parametrize(
     "name",
     [
-        one if one in ("lws", "disalign", "mislas") else pytest.param(one, marks=pytest.mark.slow)
+        one if one == "lws" else pytest.param(one, marks=pytest.mark.slow)
         for one in LISTS
         if one != "linear-probe"
     ],
@@ -175,6 +175,7 @@ def test_frozen_weights_keep_their_bits_and_statistics_move(name: str, tmp_path:
     assert all(key not in before or not torch.equal(before[key], after[key]) for key in heads)
 
 
+@pytest.mark.slow
 def test_a_probe_keeps_the_statistics(tmp_path: Path) -> None:
     fit(staged("fine-tuning", "tuning.epochs=1"), tmp_path)
     before = weights(tmp_path / "stage-1")
@@ -259,6 +260,7 @@ def test_a_run_in_stages_is_resumed_with_its_settings_only(tmp_path: Path) -> No
         fit(crt(1), tmp_path / "new", resume=True)
 
 
+@pytest.mark.slow
 def test_overwriting_removes_the_earlier_stages(tmp_path: Path) -> None:
     fit(crt(1), tmp_path)
     first = weights(tmp_path / "stage-1")
@@ -424,6 +426,20 @@ def test_options_replace_what_a_list_sets_in_the_first_stage() -> None:
     assert other.sources["las_head"].endswith("(not a published value)")
 
 
+def test_a_later_stage_does_not_have_what_the_list_gives_to_the_first() -> None:
+    found = [{"name": "a", "weight_decay": 0.01}, {"name": "b"}, {"name": "c", "epochs": 10}]
+    name = register_stages(stages_from("decay.yaml", found)).name
+
+    def decays(**settings: Any) -> list[float]:
+        chosen = recipe("digits-lt", "ce", "sgd", stages=name, **settings)
+        plan = plan_stages(chosen.config(), chosen.sources)
+        assert [stage.config.lr_milestones for stage in plan] == [(80, 90), (80, 90), (8, 9)]
+        return [stage.config.weight_decay for stage in plan]
+
+    assert decays() == [0.01, 5e-4, 5e-4]
+    assert decays(weight_decay=0.02) == [0.02, 0.02, 0.02]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -471,6 +487,7 @@ def test_a_wrong_list_is_refused(found: Any, message: str) -> None:
         stages_from("plan.yaml", found)
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_one_that_it_names(tmp_path: Path) -> None:
     register_stages(
         StageList(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,6 +21,8 @@ from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.published import combinations
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.registry import Registry
+from fastsam.longtail.stage_plan import PlannedStage, plan_stages
+from fastsam.longtail.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Recipes:
     """List only recipes of this method."""
     optimizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """List only recipes of this optimizer."""
+    stages: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = "none"
+    """With the three names above, show the stages of this list, too."""
     names: bool = False
     """List all data sets, losses, rules, optimizers, models, heads, mixers and calibrators."""
 
@@ -47,8 +51,8 @@ class Recipes:
         elif self.data is None or self.method is None or self.optimizer is None:
             self._list()
         else:
-            chosen = recipe(self.data, self.method, self.optimizer)
-            _print_settings(chosen)
+            chosen = recipe(self.data, self.method, self.optimizer, stages=self.stages)
+            _print_plan(plan_stages(chosen.config(), chosen.sources))
 
     def _list(self) -> None:
         asked = (self.data, self.method, self.optimizer)
@@ -119,10 +123,28 @@ def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -
     print()
 
 
-def _print_settings(chosen: Recipe) -> None:
-    """Print every value of a recipe with its source."""
+def _print_plan(plan: Sequence[PlannedStage]) -> None:
+    """Print every value of a recipe with its source; of later stages those that differ from the first."""
+    first = plan[0].config.flat()
+    for stage in plan:
+        values = {
+            name: value
+            for name, value in stage.config.flat().items()
+            if value is not None and name in stage.sources
+        }
+        if stage is not plan[0]:
+            values = {name: value for name, value in values.items() if value != first.get(name)}
+        if stage.name:
+            print(f"stage {stage.name}:")
+        _print_settings(values, stage.sources)
+        print()
+    for line in _SOURCES:
+        print(line)
+
+
+def _print_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     rows = [("setting", "value", "source")]
-    rows += [(n, _value(e.value), chosen.sources[n]) for n, e in chosen.entries.items()]
+    rows += [(name, _value(value), sources.get(name, "given")) for name, value in values.items()]
     name, value = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
     for row in rows:
         start = row[0].ljust(name) + row[1].ljust(value)
@@ -135,9 +157,6 @@ def _print_settings(chosen: Recipe) -> None:
                 break_long_words=False,
             )
         )
-    print()
-    for line in _SOURCES:
-        print(line)
 
 
 def _shown(chosen: Recipe, name: str) -> str:
@@ -162,6 +181,7 @@ def _print_names() -> None:
     more: dict[str, Registry[Any]] = {
         "heads": HEADS,
         "mixers": MIXERS,
+        "stages": STAGES,
         "calibrators": CALIBRATORS,
     }
     for kind, registry in more.items():
