@@ -223,7 +223,7 @@ class DataPath:
             image = decode(images.root / path, Reading()).pixels
             box = crop.box(seeds.take(place), image.height, image.width)  # type: ignore[union-attr]
             part = Image.fromarray(cut(image, box).permute(1, 2, 0).numpy())
-            expected = part.resize((crop.size, crop.size), Image.Resampling.BILINEAR)
+            expected = part.resize(crop.shape, Image.Resampling.BILINEAR)
             fast = decode_fast(images.root / path, Reading())
             found = crop(fast, seeds.take(place)).permute(1, 2, 0).int()
             largest = max(largest, int((found - torch.from_numpy(np.array(expected))).abs().max()))

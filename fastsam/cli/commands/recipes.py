@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from fastsam.cli.output import table
 from fastsam.longtail.calibrators import CALIBRATORS
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import AUGMENTATIONS, DATASETS
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
@@ -36,7 +36,7 @@ class Recipes:
     optimizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """List only recipes of this optimizer."""
     names: bool = False
-    """List all data sets, losses, rules, optimizers, models and calibrators."""
+    """List all data sets, losses, rules, optimizers, augmentations, models and calibrators."""
 
     def run(self) -> None:
         """Print the list of recipes, one recipe, or the names of all parts."""
@@ -156,6 +156,7 @@ def _print_names() -> None:
     _print_wrapped("optimizers:")
     for part in OPTIMIZERS.values():
         _print_wrapped(f"  {part.name}: {part.summary}")
+    _print_wrapped(f"augmentations: {', '.join(AUGMENTATIONS.names())}")
     _print_wrapped(f"models: {', '.join(MODELS.names())}")
     _print_wrapped("calibrators:")
     for calibrator in CALIBRATORS.values():

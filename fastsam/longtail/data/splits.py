@@ -83,7 +83,8 @@ def _wanted(share: float, counts: NDArray[np.int64], most: NDArray[np.int64]) ->
     if share == 0:
         return np.zeros_like(counts)
     rounded = np.floor(share * counts + 0.5).astype(np.int64)
-    return np.minimum(np.maximum(rounded, 1), np.maximum(most, 0))
+    wanted: NDArray[np.int64] = np.minimum(np.maximum(rounded, 1), np.maximum(most, 0))
+    return wanted
 
 
 def _members(
