@@ -223,10 +223,9 @@ class DataPath:
             image = decode(images.root / path, Reading()).pixels
             box = crop.box(seeds.take(place), image.height, image.width)  # type: ignore[union-attr]
             part = Image.fromarray(cut(image, box).permute(1, 2, 0).numpy())
+            expected = part.resize(crop.shape, Image.Resampling.BILINEAR)
             fast = decode_fast(images.root / path, Reading())
             found = crop(fast, seeds.take(place)).permute(1, 2, 0).int()
-            height, width, _ = found.shape
-            expected = part.resize((width, height), Image.Resampling.BILINEAR)
             largest = max(largest, int((found - torch.from_numpy(np.array(expected))).abs().max()))
             if isinstance(fast, Tensor):
                 whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -129,8 +129,8 @@ def test_boolean_settings(command: list[str], capsys: Any) -> None:
         return parse([*command, *arguments])
 
     assert parsed().channels_last is None
-    on = parsed("--channels-last", "--nesterov", "--augment", "True", "--quiet")
-    assert (on.channels_last, on.nesterov, on.augment, on.quiet) == (True,) * 4
+    on = parsed("--channels-last", "--nesterov", "--compile", "True", "--quiet")
+    assert (on.channels_last, on.nesterov, on.compile, on.quiet) == (True,) * 4
     assert on.threads is None
     assert parsed("--channels-last", "False").channels_last is False
     for wrong in (["no"], ["True", "False"], ["False", "x"]):

@@ -95,9 +95,9 @@ class DataPack:
         skip = settings.pop("corrupt", None) == "skip"
         data = load_dataset(self.name, **settings)
         source = data.train
-        if not isinstance(source, FileImages):
+        if not isinstance(source, FileImages) or source.location is not None:
             raise UsageError(
-                f"{self.name} is in memory already; only sets of image files are packed"
+                f"the images of {self.name} are not files in a folder; train without a packed copy"
             )
         folder = source.root / FOLDER
         if (folder / MANIFEST).exists() and not self.overwrite:

@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from fastsam.cli.output import table
 from fastsam.longtail.calibrators import CALIBRATORS
-from fastsam.longtail.data import DATASETS
+from fastsam.longtail.data import AUGMENTATIONS, DATASETS
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
@@ -42,7 +42,8 @@ class Recipes:
     stages: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = "none"
     """With the three names above, show the stages of this list, too."""
     names: bool = False
-    """List all data sets, losses, rules, optimizers, models, heads, mixers and calibrators."""
+    """List all data sets, losses, rules, optimizers, augmentations, models, heads, mixers, stages and
+    calibrators."""
 
     def run(self) -> None:
         """Print the list of recipes, one recipe, or the names of all parts."""
@@ -177,6 +178,7 @@ def _print_names() -> None:
     _print_wrapped("optimizers:")
     for part in OPTIMIZERS.values():
         _print_wrapped(f"  {part.name}: {part.summary}")
+    _print_wrapped(f"augmentations: {', '.join(AUGMENTATIONS.names())}")
     _print_wrapped(f"models: {', '.join(MODELS.names())}")
     more: dict[str, Registry[Any]] = {
         "heads": HEADS,

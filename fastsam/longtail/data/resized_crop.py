@@ -58,11 +58,15 @@ class RandomResizedCrop:
         """
         height, width = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
         part = cut(image, self.box(seeds, height, width))
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
         resized: Tensor = torch.nn.functional.interpolate(
-            part[None], size, mode="bilinear", antialias=True
+            part[None], self.shape, mode="bilinear", antialias=True
         )[0]
         return resized
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def box(self, seeds: SampleSeeds, height: int, width: int) -> Box:
         """Sample the part of an image of ``height`` and ``width`` pixels.
