@@ -50,7 +50,7 @@ def copied(module: nn.Module, channels: int) -> nn.Module:
             f"the module must map images [B, {channels}, H, W] to features [B, D], without a classification "
             f"layer, but: {found}. Set its attribute out_features to D if it accepts one image size only"
         )
-    module.out_features = shape[1]
+    module.out_features = shape[1]  # type: ignore[assignment]
     return module
 
 
