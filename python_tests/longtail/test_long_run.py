@@ -47,7 +47,7 @@ def test_memory_handles_and_threads_are_flat(
 ) -> None:
     made = Model(name="linear", build=lambda settings, channels: Features(), summary="linear")
     monkeypatch.setitem(MODELS._parts, "linear", made)
-    monkeypatch.setattr("fastsam.longtail.training.trainer.EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     data = load_digits_lt()
     per_epoch = len(data.train) // 8
     options = {"model": "linear", "epochs": STEPS // per_epoch + 1, "batch_size": 8, "lr": 0.01}
