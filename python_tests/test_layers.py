@@ -108,7 +108,7 @@ LONGTAIL_LAYERS = (
     ("objective", "scores"),
     ("metrics",),
     ("results",),
-    ("losses", "optimizers"),
+    ("losses", "optimizers", "mixers"),
     ("methods", "run_settings"),
     ("samplers", "config"),
     ("recipes", "build", "finite", "archive"),

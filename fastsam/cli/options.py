@@ -33,6 +33,7 @@ _TITLES = {
     "rho_schedule": "optimizer",
     "model": "network",
     "head": "network",
+    "mixer": "mixing",
     "lr": "learning rate",
     "lr_schedule": "learning rate",
     "track_curvature": "curvature",

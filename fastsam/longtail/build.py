@@ -16,11 +16,18 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import load_with
 from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
+from fastsam.longtail.mixers import MIXERS, Mixer
 from fastsam.longtail.models.base import build_model
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
 from fastsam.longtail.optimizers.base import OPTIMIZERS, OptimizerInputs
-from fastsam.longtail.samplers import ClassSampler, DeferredSampler, HasOrder, ShuffledSampler
+from fastsam.longtail.samplers import (
+    ClassSampler,
+    DeferredSampler,
+    FixedSharesSampler,
+    HasOrder,
+    ShuffledSampler,
+)
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 from fastsam.optim import Schedule, WarmUp
@@ -49,7 +56,7 @@ def build_network(config: TrainConfig, num_classes: int, channels: int) -> Class
         config.model,
         num_classes,
         head=config.head,
-        head_init=config.head_init,
+        head_settings=config.parts["head"],
         channels=channels,
         seed=seed,
         settings=config.parts["model"],
@@ -184,6 +191,33 @@ def build_sampler(
     if not method.deferred:
         return classes
     return DeferredSampler(shuffled, classes, defer_epoch=config.defer_epoch)
+
+
+def build_mixer(config: TrainConfig, counts: NDArray[np.int64]) -> Mixer | None:
+    """Create the mixer of a configuration; return None if batches are not mixed.
+
+    Args:
+        config: settings of the run.
+        counts: training images of each class, int64 ``[C]``.
+    """
+    return MIXERS[config.mixer].build(config.parts["mixer"], counts, config.run)
+
+
+def build_second_sampler(
+    config: TrainConfig, mixer: Mixer, targets: NDArray[np.int64], counts: NDArray[np.int64]
+) -> HasOrder | None:
+    """Create the sampler of a mixer's second stream; return None if it has none.
+
+    Args:
+        config: settings of the run.
+        mixer: the mixer of the run.
+        targets: class of every training image, int64 ``[N]``.
+        counts: training images of each class, int64 ``[C]``.
+    """
+    if mixer.class_shares is None:
+        return None
+    seed = derived_seed(config.seed, Stream.MIX)
+    return FixedSharesSampler(targets, counts, shares=mixer.class_shares, seed=seed)
 
 
 def double_adjustment(config: TrainConfig) -> str | None:

@@ -106,13 +106,14 @@ def class_balanced_weights(counts: ArrayLike, beta: float = 0.9999) -> Tensor:
     return torch.from_numpy(weights / weights.sum() * len(weights))
 
 
-def inverse_frequency_weights(counts: ArrayLike) -> Tensor:
-    """Compute class weights proportional to 1/n, scaled to sum to C; float64 ``[C]``.
+def inverse_frequency_weights(counts: ArrayLike, power: float = 1.0) -> Tensor:
+    """Compute class weights proportional to ``1 / n^power``, scaled to sum to C; float64 ``[C]``.
 
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
+        power: exponent; 0 gives equal weights.
     """
-    weights = 1 / checked_counts(counts)
+    weights = 1 / checked_counts(counts) ** power
     return torch.from_numpy(weights / weights.sum() * len(weights))
 
 
@@ -175,6 +176,29 @@ CLASS_WEIGHTS.add(
         build=lambda settings, counts: inverse_frequency_weights(counts),
     )
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(Settings):
+    """Setting of weights that are a power of the inverse frequency."""
+
+    weight_power: float = setting(
+        "exponent p of the class weights 1/n^p",
+        default=Entry(1.2, "code of Zhang et al. 2021 (DisAlign on ImageNet-LT)"),
+        low=0,
+        high=100,
+    )
+
+
+CLASS_WEIGHTS.add(
+    # The generalized re-weighting of Zhang et al., "Distribution Alignment" (CVPR 2021), equation 11.
+    ClassWeights(
+        name="power",
+        summary="power of the inverse frequency",
+        build=lambda settings, counts: inverse_frequency_weights(counts, settings.weight_power),
+        settings=PowerSettings,
+    )
+)
 CLASS_WEIGHTS.add(
     # Rangwani et al. 2022, Algorithm 1: w_j = 1 / n_j and a plain mean over the batch.
     ClassWeights(
@@ -191,9 +215,9 @@ class ClassWeightSettings(Settings):
     """Setting of rules with class weights."""
 
     weighting: str = setting(
-        "class weights: effective (inverse effective number of samples) or inverse (inverse frequency), "
-        "both scaled to sum to the number of classes, with the loss divided by the sum of the batch's "
-        "weights; or algorithm1 (1/n, with the loss divided by the number of samples)",
+        "class weights: effective (inverse effective number of samples), inverse (inverse frequency) or power "
+        "(a power of it), scaled to sum to the number of classes, with the loss divided by the sum of the "
+        "batch's weights; or algorithm1 (1/n, with the loss divided by the number of samples)",
         default=Entry("effective", "[code]"),
         names=CLASS_WEIGHTS,
     )

@@ -8,8 +8,10 @@ from typing import Any, get_type_hints
 
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.errors import UsageError, unknown
-from fastsam.longtail.losses.base import LOSSES
+from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
 from fastsam.longtail.methods import RULES, Method
+from fastsam.longtail.mixers import check_mixing
+from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.registry import Registry, RunPart, registered_settings, registries
 from fastsam.longtail.run_settings import RunSettings
 from fastsam.longtail.settings import Settings, check_values, settings_of
@@ -44,7 +46,7 @@ class TrainConfig(RunSettings):
         >>> from fastsam.longtail import recipe
         >>> config = recipe("digits-lt", "ce-drw", "sam", rho=0.1).config()
         >>> config.rho, config.parts["loss"]
-        ((0.1,), NoSettings())
+        ((0.1,), CrossEntropySettings(label_smoothing=0.0))
     """
 
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -74,10 +76,16 @@ class TrainConfig(RunSettings):
                 "which activations to compute again; pass one of them"
             )
         needed = chosen["loss"].head
-        if needed is not None and self.head != needed:
+        if needed is not None and chosen["head"].logits != needed:
+            fitting = [name for name, head in HEADS.items() if head.logits == needed]
+            more = [name for name in fitting if name != needed]
             raise UsageError(
                 f"loss {self.parsed_method.loss!r} requires head={needed!r}, got {self.head!r}"
+                + (f"; other heads that fit: {', '.join(more)}" if more else "")
             )
+        if self.mixer != "none":
+            loss: Loss = chosen["loss"]
+            check_mixing(run, loss.build(self.parts["loss"], ClassStatistics([1, 1])))
         for settings in self.parts.values():
             settings.check(run)
 

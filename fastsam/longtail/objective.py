@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +26,14 @@ class Given(NamedTuple):
         prepared: return value of :meth:`Term.prepare` for the batch.
         factors: factor on the loss of each class, ``[C]``; None for 1. A factor may be negative, and does not
             enter the divisor.
+        shares: factor on the loss of each sample, ``[B]``; None for 1. It does not enter the divisor. Only a
+            term with :attr:`Term.mixes` receives shares.
     """
 
     network: Classifier
     prepared: Any = None
     factors: Tensor | None = None
+    shares: Tensor | None = None
 
 
 class Term(nn.Module):
@@ -40,11 +44,14 @@ class Term(nn.Module):
         couples_batch: whether the loss of a sample depends on other samples. On several ranks, such a term
             receives the outputs, the batch (without views) and the prepared value of all ranks. Its
             :meth:`prepare` must return None or a tensor with a row for each sample.
+        mixes: whether :meth:`loss` multiplies the loss of each sample by :attr:`Given.shares`. Images can be
+            mixed only if all terms do.
         logit_scale: factor on logits inside the loss. Multiply logits by it before softmax.
     """
 
     views: int = 1
     couples_batch: bool = False
+    mixes: bool = False
     logit_scale: float = 1.0
 
     def prepare(self, batch: Batch, network: Classifier, seed: int) -> Any:
@@ -164,9 +171,19 @@ class Objective:
             ]
 
     def divisors(self, batch: Batch, *, epoch: int) -> Tensor:
-        """Return :meth:`Term.divisor` of every term of an epoch, ``[terms]``, in the dtype of sums."""
+        """Return :meth:`Term.divisor` of every term of an epoch, in the dtype of sums.
+
+        Returns:
+            ``[terms]``; ``[2 terms]`` for mixed images, first those of ``targets``, then those of ``second``.
+        """
         dtype = sum_dtype(batch.targets.device, torch.float32)
-        return torch.stack([term.divisor(batch).to(dtype) for term, _ in self.at(epoch)])
+        return torch.stack(
+            [
+                term.divisor(part).to(dtype)
+                for part, _ in batch.parts_by_target()
+                for term, _ in self.at(epoch)
+            ]
+        )
 
     def loss(
         self,
@@ -181,6 +198,9 @@ class Objective:
     ) -> Tensor:
         """Compute the weighted sum of the terms, each a sum of losses over its divisor.
 
+        For mixed images, each term is the sum of two such quotients: of the losses by ``targets``, multiplied
+        by their shares, and of the losses by ``second``, multiplied by the rest.
+
         Args:
             outputs: outputs of the network for the first view of ``batch``.
             batch: this rank's part of the batch.
@@ -188,15 +208,17 @@ class Objective:
             epoch: epoch, counted from 1.
             prepared: return value of :meth:`prepare` for this batch.
             weighting: ``all``, or a name in ``weightings``.
-            divisors: divisor of each term, ``[terms]``; None for :meth:`divisors` of ``batch``.
+            divisors: see :meth:`divisors`; None for those of ``batch``.
         """
         divisors = self.divisors(batch, epoch=epoch) if divisors is None else divisors
         factors = self._factors(weighting)
         total: Tensor | None = None
-        for (term, weight), shared, divisor in zip(
-            self.at(epoch), prepared, divisors.unbind(), strict=True
+        terms = zip(self.at(epoch), prepared, strict=True)
+        parts = product(batch.parts_by_target(), terms)
+        for ((part, shares), ((term, weight), shared)), divisor in zip(
+            parts, divisors.unbind(), strict=True
         ):
-            losses = term.loss(outputs, batch, Given(network, shared, factors))
+            losses = term.loss(outputs, part, Given(network, shared, factors, shares))
             value = losses / divisor.to(losses)
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value

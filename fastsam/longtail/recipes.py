@@ -111,6 +111,17 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
 }
 
+_MISLAS = "code of Zhong et al. 2021"
+_YUN = "code of Yun et al. 2019 (ImageNet)"
+EXACT |= {
+    (data, "*", "*"): layer(_MISLAS, mixup_alpha=0.2) | layer(_YUN, cutmix_probability=1.0)
+    for data in ("imagenet-lt", "inaturalist18", "places-lt")
+}
+EXACT |= {
+    (data, "las*", "*"): layer(_MISLAS, las_head=0.4, las_tail=0.1)
+    for data in ("cifar100-lt", "places-lt")
+}
+
 # rho of CIFAR-10-LT, as starting points for other data sets of real images.
 EXACT |= {
     (data, method, optimizer): borrowed(values, "the recipe of cifar10-lt; not tuned")

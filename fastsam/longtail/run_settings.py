@@ -7,6 +7,7 @@ from typing import Literal
 
 from fastsam.distributed import TIMEOUT
 from fastsam.longtail.data.catalog import DATASETS
+from fastsam.longtail.mixers import MIXERS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.optimizers.base import OPTIMIZERS
@@ -31,6 +32,12 @@ class RunSettings(Settings):
     epochs: int = setting("number of epochs", low=1, high=10**6)
     batch_size: int = setting("images per batch, over all processes", low=1, high=2**31 - 1)
     augment: bool = setting("apply the training augmentation of the data set", default=True)
+    mixer: str = setting(
+        "how to combine each image of a batch with another image and its class",
+        default="none",
+        before="none",
+        names=MIXERS,
+    )
 
     lr: float = setting("learning rate after warm-up", above=0)
     weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)

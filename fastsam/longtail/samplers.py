@@ -149,6 +149,46 @@ class ClassSampler(EpochSampler):
         return -(-len(self.targets) // self.world_size)
 
 
+class FixedSharesSampler(ClassSampler):
+    """Samples N images per epoch with replacement, with fixed probabilities of the classes.
+
+    Args:
+        targets: class of every image, integers ``[N]``: an array, a list or a tensor.
+        counts: images of each class, integers ``[C]``.
+        shares: probability of each class, ``[C]``; 0 for classes without images.
+        seed: seed of the run.
+        rank: rank of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        targets: ArrayLike,
+        counts: ArrayLike,
+        *,
+        shares: ArrayLike,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(targets, counts, seed=seed, rank=rank, world_size=world_size)
+        self.shares = np.asarray(shares, dtype=np.float64)
+        if self.shares.shape != self.counts.shape or not (self.shares >= 0).all():
+            raise UsageError(
+                f"shares must be one probability for each of {len(self.counts)} classes, got "
+                f"{self.shares.tolist()!s:.60}"
+            )
+        if not np.isclose(self.shares[self.counts > 0].sum(), 1):
+            raise UsageError(
+                "shares of the classes that have images must add up to 1, got "
+                f"{self.shares[self.counts > 0].sum():g}; divide them by their sum"
+            )
+
+    def class_shares(self, epoch: int) -> NDArray[np.float64]:
+        """Return the probability of each class, float64 ``[C]``."""
+        return self.shares
+
+
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
     """Convert labels or counts to int64.
 

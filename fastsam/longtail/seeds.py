@@ -16,7 +16,7 @@ class Stream(IntEnum):
     """Uses of random numbers. Each has an independent stream.
 
     ``AUGMENT`` numbers depend on epoch, view and image (:class:`SampleSeeds`). ``RANK`` separates the ranks
-    where they sample different numbers. ``LAYERS`` is for layers such as dropout.
+    where they sample different numbers. ``LAYERS`` is for layers such as dropout. ``MIX`` is for mixers.
     """
 
     MODEL = 0
@@ -28,6 +28,7 @@ class Stream(IntEnum):
     ASCENT = 6
     LABELS = 7
     LAYERS = 8
+    MIX = 9
 
 
 _CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +23,17 @@ class Batch(NamedTuple):
         indices: indices of the images in their :class:`Images`, int64 ``[B]``.
         fewest: smallest number of images that a rank has of this batch, so that all ranks make the same
             number of passes; None for B.
+        second: classes of the images that were mixed into these, int64 ``[B]``; None if none were.
+        share: share of ``targets`` in the loss of each image, in [0, 1], ``[B]``. The rest is that of
+            ``second``.
     """
 
     views: tuple[Tensor, ...]
     targets: Tensor
     indices: Tensor
     fewest: int | None = None
+    second: Tensor | None = None
+    share: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -56,9 +61,25 @@ class Batch(NamedTuple):
 
     def take(self, rows: Tensor) -> Batch:
         """Return a batch of the images at ``rows``, int64 ``[M]``, which may repeat."""
-        return Batch(
-            tuple(view[rows] for view in self.views), self.targets[rows], self.indices[rows]
-        )
+        return self.mapped(lambda tensor: tensor[rows])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch whose tensors are ``change`` of the tensors of this one."""
+        second = None if self.second is None else change(self.second)
+        share = None if self.share is None else change(self.share)
+        views = tuple(change(view) for view in self.views)
+        return Batch(views, change(self.targets), change(self.indices), None, second, share)
+
+    def parts_by_target(self) -> list[tuple[Batch, Tensor | None]]:
+        """Return the batch once for each target of its images, with the share of that target.
+
+        A batch that is not mixed has one target per image, and no shares. In the batches that are returned,
+        ``targets`` are the classes of the target, and ``second`` and ``share`` are None.
+        """
+        if self.second is None or self.share is None:
+            return [(self, None)]
+        first = self._replace(second=None, share=None)
+        return [(first, self.share), (first._replace(targets=self.second), 1 - self.share)]
 
 
 class Draw(NamedTuple):

@@ -24,6 +24,7 @@ from fastsam.longtail.losses.ce import CrossEntropyLoss
 from fastsam.longtail.losses.eql import EqualizationLoss
 from fastsam.longtail.losses.focal import FocalLoss
 from fastsam.longtail.losses.ib import InfluenceBalancedLoss
+from fastsam.longtail.losses.las import LabelAwareSmoothingLoss
 from fastsam.longtail.losses.ldam import LDAMLoss
 from fastsam.longtail.losses.paco import PaCoClassifier, PaCoLoss
 from fastsam.longtail.losses.vs import VSLoss
@@ -37,6 +38,7 @@ __all__ = [
     "FocalLoss",
     "InfluenceBalancedLoss",
     "LDAMLoss",
+    "LabelAwareSmoothingLoss",
     "LongTailLoss",
     "Loss",
     "Mean",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -16,6 +16,7 @@ from fastsam.longtail.classes import MEANS, Mean
 from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.models.classifier import Classifier, Outputs
+from fastsam.longtail.models.heads.base import Logits
 from fastsam.longtail.objective import Given, Term
 from fastsam.longtail.registry import Registry, RunPart
 
@@ -72,6 +73,7 @@ class LongTailLoss(Term):
             does; ``samples`` divides by the number of samples.
     """
 
+    mixes = True
     weight: Tensor | None
 
     def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
@@ -99,6 +101,7 @@ class LongTailLoss(Term):
         features: Tensor | None = None,
         *,
         factors: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> Tensor:
         """Compute the weighted sum of the losses, a scalar.
 
@@ -107,6 +110,7 @@ class LongTailLoss(Term):
             targets: int64 ``[B]``.
             features: ``[B, D]``; only the influence-balanced loss reads them.
             factors: additional factor on the loss of each class, ``[C]``. It does not enter the divisor.
+            shares: additional factor on the loss of each sample, ``[B]``. It does not enter the divisor.
 
         Raises:
             UsageError: if targets are not class indices.
@@ -115,6 +119,8 @@ class LongTailLoss(Term):
         losses = self.per_sample(at_least_float32(logits), targets, features)
         if factors is not None:
             losses = losses * factors.to(losses)[targets]
+        if shares is not None:
+            losses = losses * shares.to(losses)
         if self.weight is not None:
             losses = self.weight.to(losses)[targets] * losses
         return losses.sum()
@@ -132,7 +138,13 @@ class LongTailLoss(Term):
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        return self.sum(outputs.logits, batch.targets, outputs.features, factors=given.factors)
+        return self.sum(
+            outputs.logits,
+            batch.targets,
+            outputs.features,
+            factors=given.factors,
+            shares=given.shares,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +168,7 @@ class Loss(RunPart):
 
     Attributes:
         build: ``build(settings, classes)`` creates the term from a :class:`ClassStatistics`.
-        head: head that the loss requires; None for any head.
+        head: kind of logits that the head must have; None for any head.
         early: name of the loss that is used up to the deferral epoch; None for this loss throughout.
         balances_classes: whether the loss balances classes itself. It is then used without a rule.
         adjusts_logits: ``adjusts_logits(settings)`` describes the logit adjustment of the loss; it returns
@@ -165,7 +177,7 @@ class Loss(RunPart):
     """
 
     build: Callable[..., Term]
-    head: Literal["linear", "cosine"] | None = "linear"
+    head: Logits | None = "linear"
     early: str | None = None
     balances_classes: bool = False
     adjusts_logits: Callable[[Any], str | None] = field(default=lambda settings: None)

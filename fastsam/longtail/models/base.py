@@ -10,10 +10,10 @@ from torch import nn
 
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.classifier import Classifier
-from fastsam.longtail.models.heads import HEADS, HeadInit
+from fastsam.longtail.models.heads import HEADS, Head, HeadInit
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.seeds import global_seed
-from fastsam.longtail.settings import Layer, Settings, layer
+from fastsam.longtail.settings import Entry, Layer, Settings, layer, settings_of
 
 _SOURCE = "code of Cao et al. 2019 (CIFAR), torch's own elsewhere"
 HE_HEAD: Layer = layer(_SOURCE, head_init="he")
@@ -44,6 +44,7 @@ def build_model(
     *,
     head: str = "linear",
     head_init: HeadInit | None = None,
+    head_settings: Settings | None = None,
     channels: int = 3,
     seed: int = 0,
     settings: Settings | None = None,
@@ -57,9 +58,10 @@ def build_model(
     Args:
         name: one of :data:`MODELS`, such as ``resnet32`` or ``timm:NAME``.
         num_classes: number of classes C.
-        head: ``linear``, or ``cosine`` for normalized features and class vectors.
+        head: one of :data:`HEADS`, such as ``linear`` or ``cosine``.
         head_init: initial weights of a linear head: ``he`` or ``torch``; None for the default of the
             network's recipe.
+        head_settings: all settings of the head; None for their defaults and ``head_init``.
         channels: channels of the input images.
         seed: seed of the initial weights; the global generator is not changed.
         settings: settings of the network, if it has any.
@@ -74,11 +76,19 @@ def build_model(
     model, classifier_head = MODELS[name], HEADS[head]
     if num_classes < 2:
         raise UsageError(f"num_classes must be at least 2, got {num_classes}")
-    chosen: dict[str, Any] = {}
-    if head == "linear":
-        chosen["head_init"] = head_init or model.recipe["head_init"].value
-    head_settings = classifier_head.settings(**chosen)
+    if head_settings is None:
+        init = Entry(head_init, "") if head_init else model.recipe["head_init"]
+        head_settings = _defaults(classifier_head, {"head_init": init})
     with global_seed(seed):
         features = model.build(settings, channels)
         width: int = features.out_features  # type: ignore[assignment]
         return Classifier(features, classifier_head.build(head_settings, width, num_classes), width)
+
+
+def _defaults(head: Head, layer: Layer) -> Settings:
+    """Return the settings of a head: the values in ``layer``, or their defaults."""
+    chosen: dict[str, Any] = {}
+    for item in settings_of(head.settings):
+        entry = layer.get(item.name, item.metadata["default"])
+        chosen[item.name] = entry.value
+    return head.settings(**chosen)

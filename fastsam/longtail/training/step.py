@@ -42,6 +42,8 @@ class Step:
         features: inputs of the head, ``[B, D]``.
         targets: int64 ``[B]``.
         indices: indices of the images in the training set, int64 ``[B]``.
+        second: classes of the images that were mixed into these, int64 ``[B]``; None if none were.
+        share: share of ``targets`` in the loss of each image, ``[B]``.
     """
 
     epoch: int
@@ -51,6 +53,8 @@ class Step:
     features: Tensor
     targets: Tensor
     indices: Tensor
+    second: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass
@@ -257,7 +261,7 @@ class Stepper:
         whole = None
         if objective.couples_batch and self.world.world_size > 1:
             gather = self.world.all_gather_rows
-            everyone = Batch((), gather(batch.targets), gather(batch.indices))
+            everyone = batch._replace(views=()).mapped(gather)
             ((_, prepared),) = micro
             whole = everyone, [None if value is None else gather(value) for value in prepared]
         return _Piece(batch, micro, share, number, objective, whole)
@@ -328,6 +332,8 @@ class Stepper:
                 features=features,
                 targets=piece.batch.targets,
                 indices=piece.batch.indices,
+                second=piece.batch.second,
+                share=piece.batch.share,
             )
         return value
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastsam.distributed import World
 from fastsam.longtail.data import Batch
@@ -40,8 +41,9 @@ class EpochTotals:
         self._began = time.perf_counter()
         self._waited = 0.0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        # Number of images that are classified correctly, that were seen, and whose loss is counted.
-        self._counted = torch.zeros(3, dtype=torch.int64, device=device)
+        # Number of images that are classified correctly, that were seen, and whose loss is counted. A mixed
+        # image counts as correct with the share of the predicted class.
+        self._counted = torch.zeros(3, dtype=torch.float64, device=device)
 
     @property
     def seconds(self) -> float:
@@ -67,9 +69,9 @@ class EpochTotals:
         self._loss += torch.where(known, step.loss.double() * images, 0.0)
         self._counted += torch.stack(
             [
-                (step.logits.argmax(dim=1) == step.targets).sum(),
-                torch.full_like(known, images, dtype=torch.int64),
-                known * images,
+                _correct(step),
+                torch.full_like(known, images, dtype=torch.float64),
+                known.double() * images,
             ]
         )
 
@@ -93,7 +95,7 @@ class EpochTotals:
         """Continue from the totals of an interrupted epoch, before its next step."""
         self.steps = state["steps"]
         self._loss.fill_(state["loss"])
-        self._counted.copy_(torch.tensor(state["counted"]))
+        self._counted.copy_(torch.tensor(state["counted"], dtype=torch.float64))
         self._skipped -= state["skipped"]
         self._excused -= state["excused"]
         self._gradients -= state["gradients"]
@@ -153,3 +155,12 @@ class EpochTotals:
             compile_seconds=None if compiling is None else round(compiling, 3),
             memory=peak_memory(self._device),
         )
+
+
+def _correct(step: Step) -> Tensor:
+    """Return the number of images that are classified correctly, a float64 scalar."""
+    predicted = step.logits.argmax(dim=1)
+    correct = (predicted == step.targets).double()
+    if step.second is not None and step.share is not None:
+        correct = correct.lerp((predicted == step.second).double(), 1 - step.share.double())
+    return correct.sum()

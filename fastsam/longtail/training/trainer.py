@@ -13,7 +13,6 @@ from fastsam.files import check_room
 from fastsam.longtail.build import (
     build_objective,
     build_optimizer,
-    build_sampler,
     build_schedules,
     load_configured,
 )
@@ -165,17 +164,8 @@ class Trainer:
         self.judge = Judge.of_run(
             config, self.judged.network, self.data, self.objective, self.device, world
         )
-        self.sampler = build_sampler(config, self.data.train.targets, self.data.counts)
-        self.batches = EpochBatches(
-            self.data.train,
-            self.sampler,
-            batch_size=config.batch_size,
-            views=self.objective.views,
-            augment=config.augment,
-            seed=config.seed,
-            device=self.device,
-            world=world,
-            accumulate=config.accumulate,
+        self.batches = EpochBatches.of_run(
+            config, self.data, self.objective.views, self.device, world
         )
         first = self.batches.indices(1)
         self.steps_per_epoch = len(first)
