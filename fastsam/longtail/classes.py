@@ -215,9 +215,9 @@ class ClassWeightSettings(Settings):
     """Setting of rules with class weights."""
 
     weighting: str = setting(
-        "class weights: effective (inverse effective number of samples), inverse (inverse frequency) or power "
-        "(a power of it), scaled to sum to the number of classes, with the loss divided by the sum of the "
-        "batch's weights; or algorithm1 (1/n, with the loss divided by the number of samples)",
+        "class weights: effective (inverse effective number of samples), inverse (inverse frequency) or "
+        "power (a power of it), scaled to sum to the number of classes, with the loss divided by the sum of "
+        "the batch's weights; or algorithm1 (1/n, with the loss divided by the number of samples)",
         default=Entry("effective", "[code]"),
         names=CLASS_WEIGHTS,
     )

@@ -32,6 +32,8 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "paco": ("paco", "sgd", {}),
     "entropy-sgd": ("ce", "entropy-sgd", {}),
     "sample": ("ce-drw", "sam", {"ascent_share": 0.5, "ascent_sample": "weighted"}),
+    "mixup": ("ce-drw", "sam", {"mixer": "mixup", "ascent_share": 0.5}),
+    "cmo": ("ldam", "sgd", {"mixer": "cmo", "cmo_skip_first": 0, "cmo_skip_last": 1}),
     "float16": ("ce", "sam", {"precision": "float16", "model": "linear"}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastsam.longtail.losses import (
     EqualizationLoss,
     FocalLoss,
     InfluenceBalancedLoss,
+    LabelAwareSmoothingLoss,
     LDAMLoss,
     LongTailLoss,
     VSLoss,
@@ -27,9 +29,11 @@ from python_tests.longtail.formulas import (
     Numpy,
     balanced,
     ce,
+    ce_smoothed,
     equalization,
     focal,
     influence,
+    las,
     ldam,
     vs,
 )
@@ -44,6 +48,16 @@ CASES: dict[str, tuple[Callable[..., LongTailLoss], Numpy]] = {
     "ldam": (lambda n, w: LDAMLoss(n, 0.5, 30.0, w), ldam),
     "vs": (lambda n, w: VSLoss(n, 0.3, 1.25, w), vs),
     "eql": (lambda n, w: EqualizationLoss(n, 0.05, 0.9, w).eval(), equalization),
+    "smoothed": (lambda n, w: CrossEntropyLoss(0.2, weight=w), ce_smoothed),
+    "las": (lambda n, w: LabelAwareSmoothingLoss(n, 0.4, 0.1, weight=w), las),
+    "las-linear": (
+        lambda n, w: LabelAwareSmoothingLoss(n, 0.4, 0.1, "linear", w),
+        partial(las, shape="linear"),
+    ),
+    "las-convex": (
+        lambda n, w: LabelAwareSmoothingLoss(n, 0.4, 0.1, "convex", w),
+        partial(las, shape="convex"),
+    ),
     "ib": (lambda n, w: InfluenceBalancedLoss(1000.0, 1e-3, weight=w), influence),
 }
 
@@ -208,3 +222,18 @@ def test_options_out_of_range_are_refused() -> None:
             call()
     with pytest.raises(UsageError, match="features"):
         InfluenceBalancedLoss()(torch.zeros(2, 2), torch.tensor([0, 1]))
+
+
+def test_label_aware_smoothing_of_equal_classes_and_in_the_wrong_order() -> None:
+    assert LabelAwareSmoothingLoss([7, 7, 7], 0.3, 0.1).smoothing.tolist() == [0.3] * 3
+    with pytest.raises(UsageError, match=r"expected 0 <= tail <= head <= 1, got tail=0\.3"):
+        LabelAwareSmoothingLoss([7, 2], 0.1, 0.3)
+    with pytest.raises(UsageError, match="smoothing must be in"):
+        CrossEntropyLoss(1.5)
+
+
+def test_power_weights_are_those_of_the_disalign_code() -> None:
+    n = np.array(ORDINARY)
+    weights = 1 / (n / n.sum()) ** 1.2
+    expected = weights / weights.sum() * len(n)
+    np.testing.assert_allclose(inverse_frequency_weights(n, 1.2), expected, rtol=1e-12)

@@ -29,6 +29,7 @@ from fastsam.longtail.registry import (
     registered_settings,
     registries,
 )
+from fastsam.longtail.seeds import Stream, numpy_generator
 from fastsam.longtail.settings import Settings, setting
 from fastsam.longtail.trained import TrainedRun, calibrate_run
 
@@ -40,7 +41,11 @@ MODULES = {
     "stripes": "stripes_data",
     "tiny-net": "tiny_network",
     "mean-shift": "mean_shift_calibrator",
+    "remix": "remix_mixer",
+    "balanced-mixup": "balanced_mixup_mixer",
+    "unimix": "unimix_mixer",
 }
+MIXERS = ("remix", "balanced-mixup", "unimix")
 NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
 SHORT = ("--model", "tiny-net", "--epochs", "2", "--quiet")
 
@@ -157,6 +162,50 @@ def test_python_trains_with_all_four_and_resumes(tmp_path: Path) -> None:
     first, second = (Checkpoint.load(tmp_path / name).model for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert TrainConfig.from_dict(config.as_dict()) == config
+
+
+def own_share(name: str, weight: float, own: int, other: int) -> float:
+    """Return the share of an image's own class in the loss, from the formulas of the papers."""
+    if name != "remix":
+        return weight
+    if own / other >= 3 and weight < 0.5:
+        return 0.0
+    return 1.0 if own / other <= 1 / 3 and 1 - weight < 0.5 else weight
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_mix_as_in_their_papers(name: str) -> None:
+    options = {"model": "tiny-net", "epochs": 2, "augment": False, "batch_size": 40}
+    config = recipe("stripes", "ce", "sgd", mixer=name, **options).config()
+    run = Trainer(config, progress=False)
+    counts, images = run.data.counts, run.data.train
+    every = images.batches([np.arange(len(images))], None, torch.device("cpu"))
+    clean = next(iter(every)).inputs
+    (mixed, *_) = run.batches.read(1)
+    order = run.batches.sampler.order(1)[: len(mixed.targets)]
+    random = numpy_generator(0, Stream.MIX, 1, 0)
+    own = counts[images.targets[order]]
+    if name == "balanced-mixup":
+        partners = run.batches.mixing.sampler.order(1)[: len(order)]
+        weights = np.full(len(order), 1 - random.beta(0.2, 1))
+    elif name == "unimix":
+        chances = own**-0.1 / (own**-0.1).sum()
+        partners = order[random.choice(len(order), len(order), p=chances)]
+        other = counts[images.targets[partners]]
+        weights = random.beta(0.8, 0.8, len(order)) + other / (own + other)
+        weights = np.where(weights > 1, weights - 1, weights)
+    else:
+        partners = order[random.permutation(len(order))]
+        weights = np.full(len(order), random.beta(1.0, 1.0))
+    for row, (first, second, weight) in enumerate(zip(order, partners, weights, strict=True)):
+        expected = weight * clean[first] + (1 - weight) * clean[second]
+        assert torch.allclose(mixed.inputs[row], expected, atol=1e-6)
+        labels = images.targets[first], images.targets[second]
+        assert (mixed.targets[row], mixed.second[row]) == labels
+        share = own_share(name, weight, *counts[list(labels)])
+        assert float(mixed.share[row]) == pytest.approx(share, abs=1e-6)
+    run.fit()
 
 
 @pytest.mark.usefixtures("installed")

@@ -29,6 +29,8 @@ COMBINATIONS = [
     ("vs-rs", "lpf-sgd"),
     ("focal-rw", "entropy-sgd"),
 ]
+MIXERS = {"ce-drw": "cmo", "ldam-drw": "mixup"}
+"""Mixer of the runs of some methods."""
 
 
 def config_for(method: str, optimizer: str) -> Any:
@@ -37,6 +39,9 @@ def config_for(method: str, optimizer: str) -> Any:
     options: dict[str, Any] = {"epochs": 2, "batch_size": size, "lr": 0.02, "augment": False}
     if method.endswith(("drw", "drs")):
         options["defer_epoch"] = 1
+    options["mixer"] = MIXERS.get(method, "none")
+    if options["mixer"] == "cmo":
+        options |= {"cmo_skip_first": 0, "cmo_skip_last": 0}
     if optimizer == "looksam":
         # With a smaller rho the difference of the two gradients is mostly rounding.
         options["rho"] = (0.2,)

@@ -64,6 +64,4 @@ def _build(settings: CrossEntropySettings | None, classes: ClassStatistics) -> C
     return CrossEntropyLoss(smoothing, weight=classes.weight, mean=classes.mean)
 
 
-register_loss(
-    Loss(name="ce", build=_build, settings=CrossEntropySettings, summary="cross-entropy")
-)
+register_loss(Loss(name="ce", build=_build, settings=CrossEntropySettings, summary="cross-entropy"))

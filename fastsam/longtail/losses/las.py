@@ -75,7 +75,9 @@ class LabelAwareSmoothingLoss(LongTailLoss):
         return (1 - smoothing) * super().per_sample(logits, targets, features) + smoothing * even
 
 
-_SOURCE = "code of Zhong et al. 2021 (CIFAR-10-LT with imbalance 100, ImageNet-LT, iNaturalist 2018)"
+_SOURCE = (
+    "code of Zhong et al. 2021 (CIFAR-10-LT with imbalance 100, ImageNet-LT, iNaturalist 2018)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,9 @@ class Mixer(ABC):
         """
         return True
 
-    def partners(self, targets: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    def partners(
+        self, targets: NDArray[np.int64], random: np.random.Generator
+    ) -> NDArray[np.int64]:
         """Return the place of each image's partner in the batch, int64 ``[N]``; by default a permutation.
 
         It is not called if the partners are from a second stream.

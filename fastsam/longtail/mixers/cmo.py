@@ -81,7 +81,7 @@ class CMOSettings(Settings):
         if self.cmo_skip_first + self.cmo_skip_last >= run["epochs"]:
             raise UsageError(
                 f"cmo_skip_first and cmo_skip_last must add up to less than epochs ({run['epochs']}), got "
-                f"{self.cmo_skip_first} and {self.cmo_skip_last}; CMO would mix no epoch. Lower them, for instance to 0"
+                f"{self.cmo_skip_first} and {self.cmo_skip_last}; CMO would mix no epoch, lower them"
             )
 
 
@@ -91,9 +91,9 @@ def _build(settings: CMOSettings, counts: NDArray[np.int64], run: Mapping[str, A
     return CMO(
         settings.cmo_alpha,
         settings.cmo_probability,
-        shares / shares.sum(),
-        settings.cmo_skip_first + 1,
-        run["epochs"] - settings.cmo_skip_last,
+        first=settings.cmo_skip_first + 1,
+        last=run["epochs"] - settings.cmo_skip_last,
+        class_shares=shares / shares.sum(),
     )
 
 
