@@ -152,6 +152,7 @@ class TrainConfig(RunSettings):
         for name in values:
             check_applies(name, chosen)
         values |= before(values)
+        chosen = chosen_parts(values)  # a setting that did not exist may select a part
         check_values(cls, values)  # before the settings of parts, whose checks use these
         settings = {kind: _built(part.settings, values) for kind, part in chosen.items()}
         config: TrainConfig = _built(cls, values, parts=settings)
@@ -282,12 +283,19 @@ def before(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of settings that did not exist yet when ``values`` were stored, by name."""
     if any(name not in values for name in ("data", "method", "optimizer")):
         return {}
-    found = {}
-    for cls in (TrainConfig, *(part.settings for part in chosen_parts(values).values())):
-        for item in settings_of(cls):
-            if values.get(item.name) is None and item.metadata["before"] is not None:
-                found[item.name] = item.metadata["before"]
-    return found
+    found: dict[str, Any] = {}
+    while True:
+        known = {**values, **found}
+        kinds = (TrainConfig, *(part.settings for part in chosen_parts(known).values()))
+        more = {
+            item.name: item.metadata["before"]
+            for cls in kinds
+            for item in settings_of(cls)
+            if known.get(item.name) is None and item.metadata["before"] is not None
+        }
+        if not more:  # a value may select a part whose settings have values too
+            return found
+        found |= more
 
 
 def place_settings() -> Iterator[str]:

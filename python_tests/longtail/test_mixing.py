@@ -21,7 +21,7 @@ from fastsam.longtail.data import Batch, Draw, load_digits_lt
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss
+from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, inverse_frequency_weights
 from fastsam.longtail.mixers import Box, random_box
 from fastsam.longtail.models import Outputs
 from fastsam.longtail.objective import Term
@@ -173,7 +173,9 @@ def test_the_loss_is_the_mixture_of_both_losses(method: str, several: bool, seed
         weights = torch.ones(12, dtype=torch.float64)
         if "-" in method:
             weights = torch.from_numpy(balanced(DIGITS.counts.astype(np.float64)))[targets]
-        mean_over_samples = method == "focal-rw"
+        if method == "ib":
+            weights = inverse_frequency_weights(DIGITS.counts)[targets]
+        mean_over_samples = method in ("focal-rw", "ib")
         divisor = 12 if mean_over_samples else weights.sum()
         expected = expected + (part * weights * losses).sum() / divisor
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)

@@ -139,7 +139,9 @@ class EpochBatches:
         repeats = [plan.repeats[plan.missing] for plan in reads]
         # A partner from the same batch looks as it does on its own rank.
         second = self.mixing is not None and self.mixing.sampler is not None
-        batches = self._read(order, repeats, epoch, self.views if second else 0)
+        view = self.views if second else 0
+        # Reading nothing would start workers, too.
+        batches = self._read(order, repeats, epoch, view) if reads else iter(())
         for needs in needed:
             yield next(batches) if needs else None
         for _ in batches:  # ends the iterator, which gives its workers back
