@@ -1,6 +1,6 @@
 """A mixer as a plug-in: Balanced-MixUp, whose partners are a class-balanced second stream.
 
-Galdran et al., "Balanced-MixUp for Highly Imbalanced Medical Image Classification" (MICCAI 2021), section 2:
+Galdran et al., "Balanced-MixUp for Highly Imbalanced Medical Image Classification" (MICCAI 2021):
 ``(1 - l) * image + l * partner`` with ``l ~ Beta(alpha, 1)``.
 """
 

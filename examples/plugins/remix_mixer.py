@@ -1,6 +1,6 @@
 """A mixer as a plug-in: Remix, a mixup whose classes may have other shares than the images.
 
-Chou et al., "Remix: Rebalanced Mixup" (ECCV 2020 workshops), equation 8. With the weight ``l`` of an
+Chou et al., "Remix: Rebalanced Mixup" (ECCV 2020 workshops). With the weight ``l`` of an
 image of class i and a partner of class j, the share of i in the loss is 0 if ``n_i / n_j >= kappa`` and
 ``l < tau``, 1 if ``n_i / n_j <= 1 / kappa`` and ``1 - l < tau``, and ``l`` otherwise.
 """

@@ -1,7 +1,7 @@
 """A mixer as a plug-in: UniMix, whose weights and partners depend on the sizes of the two classes.
 
 Xu et al., "Towards Calibrated Model for Long-Tailed Visual Recognition from Prior Perspective" (NeurIPS
-2021), section 3.2, in the form of the authors' code (``core.py`` of XuZhengzhuo/Prior-LT). Their code does
+2021), in the form of the authors' code (``core.py`` of XuZhengzhuo/Prior-LT). Their code does
 not mix the last 100 of 300 epochs; this example mixes all.
 """
 

@@ -191,7 +191,7 @@ class PowerSettings(Settings):
 
 
 CLASS_WEIGHTS.add(
-    # The generalized re-weighting of Zhang et al., "Distribution Alignment" (CVPR 2021), equation 11.
+    # The generalized re-weighting of Zhang et al., "Distribution Alignment" (CVPR 2021).
     ClassWeights(
         name="power",
         summary="power of the inverse frequency",

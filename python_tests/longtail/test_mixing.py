@@ -22,7 +22,7 @@ from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, inverse_frequency_weights
-from fastsam.longtail.mixers import Box, random_box
+from fastsam.longtail.mixers import PastedBox, random_box
 from fastsam.longtail.models import Outputs
 from fastsam.longtail.objective import Term
 from fastsam.longtail.samplers import FixedSharesSampler
@@ -115,7 +115,7 @@ def test_boxes_are_clipped_and_their_share_is_the_exact_area(seed: int) -> None:
         assert box.area(12, 7) == pytest.approx(float(inside.mean()), abs=1e-7)
         assert box.area(12, 7) <= 1 - outside + 1e-9
     assert random_box(1.0, (8, 8), np.random.default_rng(0)).area(8, 8) == 0
-    assert Box(slice(0, 3), slice(2, 9)).area(4, 7) == pytest.approx(15 / 28)
+    assert PastedBox(slice(0, 3), slice(2, 9)).area(4, 7) == pytest.approx(15 / 28)
 
 
 def test_foregrounds_of_cmo_are_class_balanced_and_some_batches_stay_as_they_are() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import (
+    HEADS,
     CosineHead,
+    DisAlignHead,
+    ScaledHead,
     build_model,
 )
+from fastsam.longtail.trained import TrainedRun
 
 
 @pytest.mark.parametrize(("millions", "layers"), [(0.27, 20), (0.46, 32), (0.66, 44), (0.85, 56)])
@@ -84,7 +91,106 @@ def test_networks_of_timm(name: str) -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="resnet20, resnet32, resnet32-w64"):
         build_model("resnet9", 10)
-    with pytest.raises(UsageError, match="cosine, linear"):
+    with pytest.raises(UsageError, match="cosine, disalign, linear, lws"):
         build_model("resnet8", 10, head="cos")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="num_classes must be at least 2"):
         build_model("resnet8", 1)
+
+
+def inner(head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return class vectors and biases of the linear head inside ``head``."""
+    return head.get_parameter("linear.weight"), head.get_parameter("linear.bias")
+
+
+def test_lws_multiplies_the_logits_of_a_frozen_head(seed: int) -> None:
+    torch.manual_seed(seed)
+    head = ScaledHead(nn.Linear(5, 3)).double()
+    nn.init.normal_(head.scale)
+    features = torch.randn(4, 5, dtype=torch.float64)
+    (weight, bias), scale = inner(head), head.scale
+    with torch.no_grad():
+        rows = [[scale[c] * (f @ weight[c] + bias[c]) for c in range(3)] for f in features]
+    found = head(features)
+    assert torch.allclose(found, torch.tensor(rows, dtype=torch.float64))
+    found[:, 1].sum().backward()
+    assert scale.grad is not None
+    assert torch.allclose(scale.grad[1], (features @ weight[1] + bias[1]).sum())
+    assert weight.grad is None
+    assert [n for n, p in ScaledHead(nn.Linear(5, 3), trains_vectors=True).named_parameters()] == [
+        "scale",
+        "linear.weight",
+        "linear.bias",
+    ]
+
+
+def test_disalign_is_the_formula_and_its_gradient(seed: int) -> None:
+    torch.manual_seed(seed)
+    head = DisAlignHead(nn.Linear(5, 3)).double()
+    for parameter in (head.scale, head.offset, *head.confidence.parameters()):
+        nn.init.normal_(parameter)
+    features = torch.randn(4, 5, dtype=torch.float64)
+    weight, bias = inner(head)
+    v, u = head.confidence.weight[0], head.confidence.bias[0]
+    logits = features @ weight.T + bias
+    sigma = 1 / (1 + (-(features @ v + u)).exp())[:, None]
+    # The equations of the paper, whose factor is 1 + scale.
+    aligned = (1 + head.scale) * logits + head.offset
+    expected = sigma * aligned + (1 - sigma) * logits
+    assert torch.allclose(head(features), expected)
+    trained = [p for p in head.parameters() if p.requires_grad]
+    target = torch.randn(4, 3, dtype=torch.float64)
+    one = torch.autograd.grad((head(features) * target).sum(), trained)
+    other = torch.autograd.grad((expected * target).sum(), trained)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b)
+    assert sum(p.numel() for p in trained) == 2 * 3 + 5 + 1
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_a_head_takes_over_a_trained_linear_head(name: str) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 7)
+    nn.init.normal_(linear.bias)
+    take_over = HEADS[name].from_linear
+    assert take_over is not None
+    head = build_model("resnet8", 7, head=name).head
+    missing, unexpected = head.load_state_dict(take_over(linear.state_dict()), strict=False)
+    assert not unexpected
+    assert {key.partition(".")[0] for key in missing} <= {"scale", "offset", "confidence"}
+    features = torch.randn(9, 64)
+    expected = linear(features)
+    if name == "cosine":
+        lengths = features.norm(dim=1)[:, None] * linear.weight.norm(dim=1)
+        expected = (features @ linear.weight.T) / lengths
+    elif name == "disalign":
+        sigma = head.get_submodule("confidence")(features).sigmoid()
+        expected = (1 + sigma) * expected
+        nn.init.zeros_(head.get_parameter("scale"))
+        torch.testing.assert_close(head(features), linear(features))
+        nn.init.ones_(head.get_parameter("scale"))
+    torch.testing.assert_close(head(features), expected)
+
+
+@pytest.mark.parametrize("name", ["lws", "disalign"])
+def test_only_the_adjustment_of_a_head_is_trained_and_a_stored_run_has_it(
+    name: str, tmp_path: Path
+) -> None:
+    config = recipe("digits-lt", "ce-rw", "sam", head=name, weighting="power", epochs=1).config()
+    run = Trainer(config, out=tmp_path, progress=False)
+    before = {key: value.clone() for key, value in run.model.head.state_dict().items()}
+    run.fit()
+    for key, value in run.model.head.state_dict().items():
+        assert torch.equal(value, before[key]) == key.startswith("linear."), key
+    inputs = torch.rand(3, 1, 8, 8)
+    stored = TrainedRun.load(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(stored.network(inputs), run.model.eval()(inputs))
+
+
+def test_losses_name_the_heads_that_fit() -> None:
+    with pytest.raises(UsageError, match=r"requires head='cosine', got 'lws'$"):
+        recipe("digits-lt", "ldam", "sgd", head="lws").config()
+    with pytest.raises(UsageError, match="got 'cosine'; other heads that fit: disalign, lws"):
+        recipe("digits-lt", "focal", "sgd", head="cosine").config()
+    with pytest.raises(UsageError, match="lws_trains_vectors requires head lws"):
+        recipe("digits-lt", "ce", "sgd", lws_trains_vectors=True).config()

@@ -23,7 +23,7 @@ Shape = Literal["concave", "linear", "convex"]
 class LabelAwareSmoothingLoss(LongTailLoss):
     """Label-aware smoothing: cross-entropy whose label smoothing grows with the size of the class.
 
-    Zhong et al., "Improving Calibration for Long-Tailed Recognition" (CVPR 2021), equations 7 to 10. With
+    Zhong et al., "Improving Calibration for Long-Tailed Recognition" (CVPR 2021). With
     ``t = (n_y - n_min) / (n_max - n_min)`` a sample of class y has the smoothing ``tail + (head - tail)
     g(t)``, where g is ``sin(t pi / 2)`` (concave), ``t`` (linear) or ``1 + sin((3 + t) pi / 2)`` (convex).
     As in the authors' code, the smoothed part is spread over all C classes. If all classes have the same

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Box(NamedTuple):
+class PastedBox(NamedTuple):
     """A box in an image.
 
     Attributes:
@@ -25,7 +25,7 @@ class Box(NamedTuple):
         return len(rows) * len(columns) / (height * width)
 
 
-def random_box(outside: float, size: tuple[int, int], random: np.random.Generator) -> Box:
+def random_box(outside: float, size: tuple[int, int], random: np.random.Generator) -> PastedBox:
     """Sample a box whose center is uniform in the image. It is clipped at the border.
 
     Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV
@@ -41,4 +41,4 @@ def random_box(outside: float, size: tuple[int, int], random: np.random.Generato
         half = int(length * math.sqrt(1 - outside)) // 2
         center = int(random.integers(length))
         sides.append(slice(max(center - half, 0), min(center + half, length)))
-    return Box(*sides)
+    return PastedBox(*sides)

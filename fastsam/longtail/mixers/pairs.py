@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsam.longtail.data.batch import Batch
-from fastsam.longtail.mixers.box import Box
+from fastsam.longtail.mixers.box import PastedBox
 from fastsam.upload import upload
 
 
@@ -58,7 +58,7 @@ class Pairs:
             mixed = weights * inputs + (1 - weights) * self.partners
         return self._mixed(mixed, weight if share is None else share)
 
-    def pasted(self, box: Box) -> Batch:
+    def pasted(self, box: PastedBox) -> Batch:
         """Return the images with ``box`` replaced by that of the partner.
 
         The share of the images' own classes is the area outside the box.

@@ -15,7 +15,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Batch, Draw, Images, LongTailData
 from fastsam.longtail.data.batch import occurrences
 from fastsam.longtail.samplers import HasOrder
-from fastsam.longtail.training.mixing import Mixing, Plan
+from fastsam.longtail.training.mixing import Mixing, PartnerPlan
 
 FEWEST = 2
 """Smallest number of images that pass through a network together: batch normalization needs two for a
@@ -123,7 +123,9 @@ class EpochBatches:
         draw = Draw(self.seed, epoch, view, repeats) if self.augment else None
         return self.images.batches(order, draw, self.device)
 
-    def _plans(self, epoch: int, whole: NDArray[np.int64], start: int) -> Sequence[Plan | None]:
+    def _plans(
+        self, epoch: int, whole: NDArray[np.int64], start: int
+    ) -> Sequence[PartnerPlan | None]:
         """Return how the batches of an epoch are mixed, from ``start`` on."""
         batches = self._batches(whole)
         if self.mixing is None:
@@ -131,7 +133,7 @@ class EpochBatches:
         repeats = self._batches(occurrences(whole))
         return self.mixing.plans(epoch, batches, repeats, start=start, world=self.world)
 
-    def _partners(self, plans: Sequence[Plan | None], epoch: int) -> Iterator[Batch | None]:
+    def _partners(self, plans: Sequence[PartnerPlan | None], epoch: int) -> Iterator[Batch | None]:
         """Read the partners of each batch that are not among its images; yield None if there are none."""
         needed = [plan is not None and len(plan.missing) > 0 for plan in plans]
         reads = [plan for plan, needs in zip(plans, needed, strict=True) if plan and needs]

@@ -42,7 +42,7 @@ class Mixing:
         *,
         start: int,
         world: World,
-    ) -> list[Plan | None]:
+    ) -> list[PartnerPlan | None]:
         """Plan the batches of an epoch. The result is the same for any number of ranks and any ``start``.
 
         Args:
@@ -56,7 +56,7 @@ class Mixing:
             A plan for each batch from ``start`` on; None for a batch that is not mixed.
         """
         second, second_repeats = self._second_stream(epoch, [len(batch) for batch in batches])
-        plans: list[Plan | None] = []
+        plans: list[PartnerPlan | None] = []
         for number in range(start, len(batches)):
             random = numpy_generator(self.seed, Stream.MIX, epoch, number)
             if not self.mixer.applies(epoch, random):
@@ -68,7 +68,7 @@ class Mixing:
                 partners, repeated = batch[places], repeats[number][places]
             else:
                 partners, repeated = second[number], second_repeats[number]
-            plans.append(Plan(self, random, batch, partners, repeated, places, world))
+            plans.append(PartnerPlan(self, random, batch, partners, repeated, places, world))
         return plans
 
     def _second_stream(
@@ -83,7 +83,7 @@ class Mixing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PartnerPlan:
     """The partners of the images of one batch.
 
     Attributes:

@@ -15,11 +15,12 @@ from fastsam.longtail.settings import Entry, setting
 class DisAlignHead(nn.Module):
     """Adaptive calibration of the logits z of a frozen linear head: ``(1 + s f_c) z_c + s o_c``.
 
-    Zhang et al., "Distribution Alignment: A Unified Framework for Long-tail Visual Recognition" (CVPR 2021),
-    equations 6 to 8. Each class has a factor f and an offset o; the confidence ``s = sigmoid(v . h + u)``
+    Zhang et al., "Distribution Alignment: A Unified Framework for Long-tail Visual Recognition" (CVPR 2021).
+    Each class has a factor f and an offset o; the confidence ``s = sigmoid(v . h + u)``
     depends on the features h. This is the form of the authors' code for classification (``DisAlignLinear``
-    of Megvii's cvpods). The equations of the paper have ``f_c - 1`` in place of ``f_c``, so weight decay
-    pulls the factors of this form toward unchanged logits.
+    of Megvii's cvpods). The paper writes
+    ``s (a_c z_c + o_c) + (1 - s) z_c``, which is the same with ``a_c = 1 + f_c``. So weight decay pulls f
+    toward unchanged logits.
 
     Args:
         linear: the linear head, with C class vectors. It is frozen.
