@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -15,10 +15,12 @@ from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
-from fastsam.longtail.models import MODELS
+from fastsam.longtail.mixers import MIXERS
+from fastsam.longtail.models import HEADS, MODELS
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.published import combinations
 from fastsam.longtail.recipes import Recipe, recipe
+from fastsam.longtail.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Recipes:
     optimizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """List only recipes of this optimizer."""
     names: bool = False
-    """List all data sets, losses, rules, optimizers, models and calibrators."""
+    """List all data sets, losses, rules, optimizers, models, heads, mixers and calibrators."""
 
     def run(self) -> None:
         """Print the list of recipes, one recipe, or the names of all parts."""
@@ -157,9 +159,15 @@ def _print_names() -> None:
     for part in OPTIMIZERS.values():
         _print_wrapped(f"  {part.name}: {part.summary}")
     _print_wrapped(f"models: {', '.join(MODELS.names())}")
-    _print_wrapped("calibrators:")
-    for calibrator in CALIBRATORS.values():
-        _print_wrapped(f"  {calibrator.name}: {calibrator.summary}")
+    more: dict[str, Registry[Any]] = {
+        "heads": HEADS,
+        "mixers": MIXERS,
+        "calibrators": CALIBRATORS,
+    }
+    for kind, registry in more.items():
+        _print_wrapped(f"{kind}:")
+        for member in registry.values():
+            _print_wrapped(f"  {member.name}: {member.summary}")
 
 
 def _print_wrapped(line: str) -> None:

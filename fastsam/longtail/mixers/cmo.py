@@ -66,13 +66,11 @@ class CMOSettings(Settings):
         "number of epochs at the beginning of the run that CMO does not mix",
         default=Entry(4, f"{_CODE}: it mixes in epochs above 3, counted from 0"),
         low=0,
-        scaled=0,
     )
     cmo_skip_last: int = setting(
         "number of epochs at the end of the run that CMO does not mix",
         default=Entry(3, _CODE),
         low=0,
-        scaled=0,
     )
 
     def check(self, run: Mapping[str, Any]) -> None:

@@ -110,7 +110,8 @@ class PartnerPlan:
         own = self._own
         if self.places is None:
             return own
-        return own[self.places[own] % self.world.world_size != self.world.rank]
+        elsewhere = self.places[own] % self.world.world_size != self.world.rank
+        return np.compress(elsewhere, own)
 
     def mix(self, batch: Batch, read: Batch | None) -> Batch:
         """Mix this rank's part of the batch.
