@@ -188,8 +188,8 @@ def test_training_help_groups_options_with_defaults_and_choices(
         "--max-margin FLOAT margin of the smallest class in the LDAM loss (recipe: 0.5)"
         in text["loss"]
     )
-    assert "One of: algorithm1, effective, inverse (recipe: effective)" in text["rule"]
-    assert "One of: cosine, linear (recipe: cosine)" in text["network"]
+    assert "One of: algorithm1, effective, inverse, power (recipe: effective)" in text["rule"]
+    assert "One of: cosine, disalign, linear, lws (recipe: cosine)" in text["network"]
     assert "--select last|best-validation" in text["training"]
     assert "--project" in text["tracking"]
     assert "--device NAME" in text["machine"]
