@@ -22,7 +22,7 @@ from fastsam.longtail.data.catalog import load_with
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
 from fastsam.longtail.mixers import MIXERS, Mixer
-from fastsam.longtail.models.base import build_model
+from fastsam.longtail.models.base import build_model, pretrained_normalization
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.objective import Objective, Term, WeightedTerm, group_weightings
 from fastsam.longtail.optimizers.base import OPTIMIZERS
@@ -46,7 +46,14 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
         config: settings of the run.
         progress: show a progress bar if the data set must be prepared first.
     """
-    return load_with(config.data, config.parts["data"], progress=progress)
+    data = load_with(config.data, config.parts["data"], progress=progress)
+    if config.normalization != "network":
+        return data
+    pretrained = pretrained_normalization(config.model, config.pretrained)
+    mean, std = pretrained.mean, pretrained.std
+    if data.train.channels != len(mean):  # the filters of the three colors are summed
+        mean, std = ((sum(values) / len(values),) for values in (mean, std))
+    return data.normalized(mean, std)
 
 
 def augmented(config: TrainConfig, data: LongTailData) -> LongTailData:

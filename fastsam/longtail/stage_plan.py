@@ -20,7 +20,7 @@ from fastsam.longtail.stages.base import OWN
 
 NAMES = ("data", "method", "optimizer")
 _LABELS = ("stages", "stage_set")
-_BEGINS = ("init", "pretrained", "head_from")
+_BEGINS = ("init", "head_from")
 """Settings of the first weights, which a later stage does not take over."""
 _SHARED = ("data", "seed", "init", "pretrained", *_LABELS)
 """Settings that all stages have in common, besides those of the data set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from PIL import Image
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.data import Images, LongTailData, load_dataset, load_digits_lt
 from fastsam.longtail.data import statistics as pixel_statistics_module
+from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.models import MODELS, build_model
 from fastsam.longtail.trained import TrainedRun, evaluate_run, predict_files
+from fastsam.longtail.training import fit_stages
 
 SIZE = 14
 """Prepared images are 16 pixels with a border of one pixel cut off: those below are not resized."""
@@ -154,3 +158,29 @@ def test_a_gray_run_from_training_to_prediction(tmp_path: Path, cache: Path) -> 
     assert run.checkpoint.channels == 1
     assert evaluate_run(run, bootstrap=0).metrics.accuracy >= 0
     assert len(list(predict_files(run, [root]))) == 21
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_the_normalization_of_a_pretrained_network(
+    gray: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used from training to prediction, and by every stage."""
+    root = write(tmp_path / "photos", gray=gray)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.1, 0.3)
+    part = replace(MODELS["resnet18"], normalization=lambda settings: Normalization(mean, std))
+    monkeypatch.setitem(MODELS._parts, "resnet18", part)
+    weights = tmp_path / "weights.pt"
+    torch.save(build_model("resnet18", 2).features.network.state_dict(), weights)
+    options: dict[str, Any] = {"data_root": str(root), "split_test": 0.2, "image_size": SIZE}
+    options |= {"channels": 0, "normalization": "network", "workers": 0, "stages": "linear-probe"}
+    names = ("folder", "ce", "sgd")
+    config = recipe(
+        *names, model="resnet18", pretrained=str(weights), epochs=1, batch_size=8, **options
+    ).config()
+    fit_stages(config, out=tmp_path / "run", progress=False)
+    run = TrainedRun.load(tmp_path / "run")
+    weights.unlink()
+    expected = (float(np.mean(mean)),) if gray else mean
+    assert run.data().train.mean == pytest.approx(expected)
+    assert run.known_preprocessing().mean == pytest.approx(expected)
+    assert len(list(predict_files(run, [root]))) == 20 + gray
