@@ -33,9 +33,14 @@ class Cutout:
         height, width = images.shape[-2:]
         centers = (seeds.uniform(2) * (height, width)).astype(np.int64)
         row, column = torch.from_numpy(centers).to(images.device)[:, :, None].unbind(1)
-        rows = (torch.arange(height, device=images.device) - row).abs() <= self.size // 2
-        columns = (torch.arange(width, device=images.device) - column).abs() <= self.size // 2
+        rows = self._inside(torch.arange(height, device=images.device) - row)
+        columns = self._inside(torch.arange(width, device=images.device) - column)
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+    def _inside(self, offsets: Tensor) -> Tensor:
+        """Return whether places belong to the square, by their distance from its center."""
+        first = -(self.size // 2)
+        return (offsets >= first) & (offsets < first + self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailDa
     mean, std = pretrained.mean, pretrained.std
     if data.train.channels != len(mean):  # the filters of the three colors are summed
         mean, std = ((sum(values) / len(values),) for values in (mean, std))
-    return data.normalized(mean, std)
+    return data.normalized(mean, std).described()
 
 
 def augmented(config: TrainConfig, data: LongTailData) -> LongTailData:

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.errors import UsageError, unknown
-from fastsam.longtail.losses.base import LOSSES, ClassStatistics, Loss
+from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.mixers import check_mixing
 from fastsam.longtail.models.heads import HEADS
@@ -85,8 +85,8 @@ class TrainConfig(RunSettings):
                 + (f"; other heads that fit: {', '.join(more)}" if more else "")
             )
         if self.mixer != "none":
-            loss: Loss = chosen["loss"]
-            check_mixing(run, loss.build(self.parts["loss"], ClassStatistics([1, 1])))
+            for term in chosen["loss"].examples(self.parts["loss"]):
+                check_mixing(run, term)
         for settings in self.parts.values():
             settings.check(run)
 

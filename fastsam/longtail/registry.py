@@ -158,6 +158,14 @@ class Registry(Mapping[str, P], Generic[P]):
         part = self._find(name)
         return default if part is None else part
 
+    def full_name(self, name: Any) -> Any:
+        """Return the name that the part called ``name`` has itself; other values are returned unchanged.
+
+        A family may give a part another name than the one that was typed, such as an absolute path.
+        """
+        part = self._find(name)
+        return name if part is None else part.name
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.get(name) is not None
 

@@ -199,11 +199,13 @@ class FixedSharesSampler(ClassSampler):
                 f"shares must be one probability for each of {len(self.counts)} classes, got "
                 f"{self.shares.tolist()!s:.60}"
             )
-        if not np.isclose(self.shares[self.counts > 0].sum(), 1):
+        total = self.shares[self.counts > 0].sum()
+        if not np.isclose(total, 1):
             raise UsageError(
-                "shares of the classes that have images must add up to 1, got "
-                f"{self.shares[self.counts > 0].sum():g}; divide them by their sum"
+                f"shares of the classes that have images must add up to 1, got {total:g}; divide them by "
+                "their sum"
             )
+        self.shares = self.shares / total  # NumPy's choice() tolerates less rounding than isclose()
 
     def class_shares(self, epoch: int) -> NDArray[np.float64]:
         """Return the probability of each class, float64 ``[C]``."""

@@ -171,15 +171,18 @@ def settings_of(cls: type[Settings]) -> Iterator[Field[Any]]:
 
 
 def current_value(item: Field[Any], value: Any) -> Any:
-    """Return the value that stands for a former value of a setting; other values are returned unchanged.
+    """Return the value that stands for a former value of a setting, or the full name of a part.
+
+    Other values are returned unchanged.
 
     Args:
         item: field of the setting.
         value: a value of any version.
     """
-    return (
-        item.metadata["former"].get(str(value), value) if isinstance(value, bool | str) else value
-    )
+    if not isinstance(value, bool | str):
+        return value
+    value, registry = item.metadata["former"].get(str(value), value), item.metadata["names"]
+    return value if registry is None else registry.full_name(value)
 
 
 def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:

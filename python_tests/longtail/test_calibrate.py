@@ -143,7 +143,12 @@ class Sealed(TensorImages):
     """Images that fail the test if they are read."""
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         raise AssertionError("test images were read")
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fastsam.cli import main
+from fastsam.longtail import TrainConfig, recipe
 from fastsam.longtail.data import LongTailData, load_dataset
 from fastsam.longtail.data.content import file_digest
 from fastsam.longtail.errors import DataError, UsageError
@@ -153,6 +154,73 @@ def test_other_files_and_unlabeled_images(tmp_path: Path) -> None:
     write(folder / "train-00000-of-00001.parquet")
     write(folder / "test-00000-of-00001.parquet", start=50, counts=(3,), label=-1)
     with pytest.raises(
-        DataError, match=r"without a label \(label -1\), for instance in split 'test'"
+        DataError,
+        match=r"without a label \(label -1\): split 'test'; leave it out with --test-split none and",
     ):
         load(folder)
+
+
+def saved(folder: Path, *, test_label: int = 0) -> Path:
+    folder.mkdir()
+    write(folder / "train-00000-of-00001.parquet")
+    write(folder / "test-00000-of-00001.parquet", start=50, counts=(3,), label=test_label)
+    return folder
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_a_given_test_part_can_be_left_out(label: int, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set", test_label=label)
+    with pytest.raises((UsageError, DataError), match=r"leave .* out with --test-split none"):
+        load(folder, split_test=0.3)
+    data = load(folder, split_test=0.3, test_split="none")
+    assert sum(len(images) for images in data.splits.values()) == 21
+    with pytest.raises(DataError, match=r"no test part"):
+        load(folder, test_split="none")
+
+
+def test_the_name_of_a_local_set_is_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is loaded in another folder must not find another set, on the hub or elsewhere."""
+    write(tmp_path / "photos.parquet")
+    monkeypatch.chdir(tmp_path)
+    name = f"hf:{tmp_path / 'photos.parquet'}"
+    for typed in ("hf:photos.parquet", "hf:./photos.parquet", name):
+        config = recipe(typed, "ce", "sgd", split_test=0.2).config()
+        assert config.data == TrainConfig.from_dict(config.as_dict()).data == name
+        data = load_dataset(typed, progress=False, split_test=0.2, image_size=14, workers=0)
+        assert data.name == name
+    assert recipe("hf:uoft-cs/cifar100", "ce", "sgd").config().data == "hf:uoft-cs/cifar100"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"photos\.parquet does not exist; move it back"):
+        load("photos.parquet", split_test=0.2)  # not a name on the hub
+    (tmp_path / "photos.parquet").unlink()
+    with pytest.raises(DataError, match=r"photos\.parquet does not exist; move it back"):
+        load(config.data.removeprefix("hf:"), split_test=0.2)
+
+
+def test_equal_contents_are_errors_and_damage_names_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    for number, label in enumerate(np.repeat([0, 1], 8)):
+        path = folder / "train" / NAMES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number if number else 1))
+    command = ["data", "check", f"hf:{folder}", "--split-test", "0.2", "--workers", "0"]
+    assert main(command) == 1
+    assert "problem(s) with repeated images" in capsys.readouterr().err
+    path.write_bytes(png(0)[:80])
+    (folder / "train" / NAMES[0] / "0.png").write_bytes(png(77))
+    assert main([*command, "--decode"]) == 1
+    assert f"To get hf:{folder}: pass hf:NAME" in capsys.readouterr().err
+
+
+def test_a_configuration_of_files_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "photos.parquet")
+    with pytest.raises(UsageError, match=r"hf_config 'small' would have no effect"):
+        load(tmp_path / "photos.parquet", split_test=0.2, hf_config="small")
+    datasets.load_dataset(str(saved(tmp_path / "set"))).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UsageError, match=r"hf_config 'small' would have no effect"):
+        load(tmp_path / "saved", hf_config="small")

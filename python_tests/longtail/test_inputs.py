@@ -13,9 +13,10 @@ from PIL import Image
 
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.data import Images, LongTailData, load_dataset, load_digits_lt
+from fastsam.longtail.data import channels
 from fastsam.longtail.data import statistics as pixel_statistics_module
 from fastsam.longtail.data.normalization import Normalization
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.models import MODELS, build_model
 from fastsam.longtail.trained import TrainedRun, evaluate_run, predict_files
 from fastsam.longtail.training import fit_stages
@@ -182,5 +183,35 @@ def test_the_normalization_of_a_pretrained_network(
     weights.unlink()
     expected = (float(np.mean(mean)),) if gray else mean
     assert run.data().train.mean == pytest.approx(expected)
+    shown = "0.4 and 0.2" if gray else "0.5, 0.4, 0.3 and 0.2, 0.1, 0.3"
+    notes = [note for note in run.data().notes if note.startswith("input: ")]
+    size = f"{len(expected)} channel(s) of 14x14 pixels"
+    assert notes == [f"input: {size}, mean and standard deviation {shown}"]
     assert run.known_preprocessing().mean == pytest.approx(expected)
     assert len(list(predict_files(run, [root]))) == 20 + gray
+
+
+def test_the_headers_of_a_gray_set_are_read_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path / "photos", gray=True)
+    assert load(root, channels=0).train.channels == 1
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is in the cache")
+
+    monkeypatch.setattr(channels, "is_gray", refuse)
+    assert load(root, channels=0).train.channels == 1
+    Image.new("RGB", (16, 16)).save(root / "a" / "0.png")
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTSAM_CACHE", str(cache))
+    assert load(root, channels=0, split_seed=1).train.channels == 3
+
+
+def test_channels_of_unreadable_images_are_not_guessed(tmp_path: Path, cache: Path) -> None:
+    for number in range(8):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([number]))
+    with pytest.raises(DataError, match=r"none of the 6 training images .* --channels 1 or 3"):
+        load(tmp_path, channels=0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastsam.longtail.data import Batch
 from fastsam.longtail.errors import UsageError
@@ -25,6 +27,8 @@ from fastsam.longtail.losses import (
     class_balanced_weights,
     inverse_frequency_weights,
 )
+from fastsam.longtail.models import Outputs
+from fastsam.longtail.objective import Given
 from python_tests.longtail.formulas import (
     Numpy,
     balanced,
@@ -237,3 +241,36 @@ def test_power_weights_are_those_of_the_disalign_code() -> None:
     weights = 1 / (n / n.sum()) ** 1.2
     expected = weights / weights.sum() * len(n)
     np.testing.assert_allclose(inverse_frequency_weights(n, 1.2), expected, rtol=1e-12)
+
+
+def test_a_subclass_with_its_own_sum_does_not_mix_unless_it_says_so() -> None:
+    class Former(CrossEntropyLoss):
+        """A loss written before there were shares."""
+
+        def sum(  # type: ignore[override]
+            self, logits: Tensor, targets: Tensor, features: Any = None, *, factors: Any = None
+        ) -> Tensor:
+            return 2 * super().sum(logits, targets, features, factors=factors)
+
+    class OwnLoss(CrossEntropyLoss):
+        def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
+            return outputs.logits.sum()
+
+    class Mixes(Former):
+        mixes = True
+
+        def sum(self, *inputs: Any, **factors: Any) -> Tensor:
+            return LongTailLoss.sum(self, *inputs, **factors)
+
+    class PerSample(CrossEntropyLoss):
+        def per_sample(self, logits: Tensor, targets: Tensor, features: Any) -> Tensor:
+            return logits.sum(1)
+
+    assert [c.mixes for c in (Former, OwnLoss, Mixes, PerSample)] == [False, False, True, True]
+    assert EqualizationLoss.mixes
+    logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    network: Any = None
+    found = Former().loss(
+        Outputs(logits, logits), Batch((logits,), targets, targets), Given(network)
+    )
+    assert torch.allclose(found, 2 * functional.cross_entropy(logits, targets, reduction="sum"))

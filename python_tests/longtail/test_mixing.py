@@ -20,7 +20,7 @@ from fastsam.longtail.build import build_objective
 from fastsam.longtail.data import Batch, Draw, load_digits_lt
 from fastsam.longtail.data.files import FileImages, Preparation
 from fastsam.longtail.data.lists import ImageList
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, inverse_frequency_weights
 from fastsam.longtail.mixers import PastedBox, random_box
 from fastsam.longtail.models import Outputs
@@ -240,10 +240,18 @@ class Lossy:
         self.targets = images.targets
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         for asked, batch in zip(order, self.images.batches(order, draw, device), strict=True):
-            yield batch.take(torch.from_numpy(np.flatnonzero(~np.isin(asked, self.lost))))
+            left = np.flatnonzero(~np.isin(asked, self.lost))
+            if not len(left) and not may_be_empty:
+                raise DataError("no image of a batch can be read")  # like images in files
+            yield batch.take(torch.from_numpy(left))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -411,3 +419,50 @@ def test_label_smoothing_is_a_setting_of_cross_entropy() -> None:
     assert term.smoothing == 0.1
     with pytest.raises(UsageError, match="label_smoothing requires loss ce"):
         short("focal", "sgd", label_smoothing=0.1)
+
+
+def test_a_mixer_that_does_not_fit_the_early_loss_is_refused() -> None:
+    LOSSES.add(Loss(name="alone", build=lambda settings, classes: Alone(), summary="a test"))
+    late = Loss(
+        name="late",
+        build=lambda settings, classes: CrossEntropyLoss(),
+        summary="a test",
+        early="alone",
+    )
+    LOSSES.add(late)
+    try:
+        with pytest.raises(UsageError, match=r"does not multiply the loss of each image"):
+            short("late", "sgd", mixer="mixup", defer_epoch=1)
+    finally:
+        del LOSSES._parts["alone"], LOSSES._parts["late"]
+
+
+def test_a_lost_partner_that_is_read_alone_does_not_stop_the_run(tmp_path: Path) -> None:
+    images = replace(write_images(tmp_path, 21), corrupt="skip")
+    data: Any = replace(DIGITS, train=images)
+    config = config_of("mixup", batch_size=6, augment=False)
+    batches = EpochBatches.of_run(config, data, 1, CPU, World(0, 2))
+    expected = list(batches.read(1))
+    (plan, *_) = batches._plans(1, batches.sampler.order(1), 0)
+    assert plan is not None
+    partners = plan.partners[plan.missing]
+    assert len(partners) > 0
+    for place in partners.tolist():
+        (tmp_path / f"{place}.png").unlink()
+    found = next(iter(batches.read(1)))
+    rows = [list(plan._own).index(place) for place in plan.missing.tolist()]
+    assert torch.equal(found.second[rows], found.targets[rows])  # type: ignore[index]
+    (clean_batch,) = images.batches([found.indices.numpy()], None, CPU)
+    assert torch.allclose(found.inputs[rows], clean_batch.inputs[rows], atol=1e-6)
+    others = [row for row in range(len(found.targets)) if row not in rows]
+    assert torch.equal(found.inputs[others], expected[0].inputs[others])
+    with pytest.raises(DataError, match="no image of a batch can be read"):
+        list(images.batches([partners], None, CPU))
+
+
+def test_shares_that_are_nearly_probabilities_are_accepted() -> None:
+    targets = np.repeat(np.arange(3), [5, 3, 2])
+    shares = np.array([0.5, 0.3, 0.2]) * 1.000002
+    sampler = FixedSharesSampler(targets, np.array([5, 3, 2]), shares=shares, seed=0)
+    assert len(sampler.order(1)) == 10
+    assert sampler.class_shares(1).sum() == pytest.approx(1, abs=1e-12)

@@ -217,3 +217,29 @@ def test_wide_images_are_not_packed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png has more than 8 bits per channel"):
         write_pack(tmp_path, ["a.png"], Reading())
     assert not list((tmp_path / FOLDER).iterdir())
+
+
+def test_channels_of_a_copy_are_those_of_the_files_that_were_packed(packed: Path) -> None:
+    assert images_of(packed, channels=0, packed=True).channels == 3
+    for path in packed.glob("*/*.img"):
+        path.unlink()
+    assert images_of(packed, channels=0, packed=True).channels == 3
+    manifest = packed / FOLDER / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["gray"] = [True] * len(content["gray"])
+    manifest.write_text(json.dumps(content))
+    assert images_of(packed, channels=0, packed=True).channels == 1
+    del content["gray"]
+    manifest.write_text(json.dumps(content))
+    assert images_of(packed, packed=True).channels == 3
+    with pytest.raises(DataError, match=r"pass --channels 1 or 3, or write the packed copy again"):
+        images_of(packed, channels=0, packed=True)
+
+
+def test_a_packed_copy_notes_which_files_are_gray(tmp_path: Path) -> None:
+    for number, mode in enumerate(("RGB", "L", "LA", "P", "1")):
+        Image.new(mode, (40, 40)).save(tmp_path / f"{number}.png")
+    (tmp_path / "5.png").write_bytes(b"x")
+    names = [f"{number}.png" for number in range(6)]
+    copy = write_pack(tmp_path, names, Reading(), skip=True)
+    assert copy.stores_gray(names) == [False, True, True, False, True]

@@ -234,8 +234,8 @@ def test_python_augments_with_a_plugin() -> None:
     )
     black = (found.inputs == 0).flatten(1)
     assert torch.equal(found.inputs.flatten(1)[~black], clean.inputs.flatten(1)[~black])
-    assert black.sum(1).min() >= 9  # in a corner
-    assert black.sum(1).max() == 25
+    assert black.sum(1).min() >= 4  # in a corner
+    assert black.sum(1).max() == 4 * 4
     assert len({tuple(row.tolist()) for row in black}) > len(images) / 2
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from fastsam.cli import main
@@ -240,3 +240,58 @@ def test_a_branch_keeps_the_augmentation(tmp_path: Path) -> None:
     assert main([*command, "--epochs", "2", "--keep", "1", "--out", str(tmp_path / "one")]) == 0
     branch = [*command, "--from", str(tmp_path / "one"), "--at", "1", "--out"]
     assert main([*branch, str(tmp_path / "two"), "--augment", "none"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("augment", ["resized-crop", "auto", "dim"])
+def test_workers_are_an_option_of_policies_on_single_images(augment: str, names: None) -> None:
+    register_transform("dim", lambda pixels: pixels // 2)
+    config = recipe("digits-lt", "ce", "sgd", augment=augment, workers=2).config()
+    images: Any = augmented(config, load_digits_lt()).train
+    assert images.workers == 2
+
+
+class Counted(Dataset[Any]):
+    """Images that count how often they are decoded."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        if place >= len(self):
+            raise IndexError
+        self.reads += 1
+        return torch.full((3, 16, 16), place, dtype=torch.uint8), place % 2
+
+
+def test_torch_datasets_are_augmented_by_workers_and_keep_their_labels() -> None:
+    train = Counted()
+    data = from_datasets("own", train, TensorDataset(*map(torch.stack, zip(*_items(train)))))
+    config = recipe(
+        "own:own", "ce", "sgd", model="resnet8", augment="trivialaugment", workers=3
+    ).config()
+    train.reads = 0
+    images: Any = augmented(config, data).train
+    assert images.workers == 3
+    for found in (images, images.normalized((0.5,) * 3, (1.0,) * 3)):
+        assert found.targets.tolist() == [0, 1] * 6
+    assert train.reads < 3  # for the size
+    own: Any = from_datasets("own", train, train, workers=1).train
+    assert own.augmented(lambda default, frame: Steps(), workers=3) is own
+    changed = own.augmented(lambda default, frame: Steps(per_batch=RandomCrop(1)), workers=3)
+    assert changed.workers == 1
+
+
+def _items(dataset: Counted) -> list[tuple[Tensor, Tensor]]:
+    return [(image, torch.tensor(label)) for image, label in (dataset[n] for n in range(12))]
+
+
+def test_workers_read_images_that_were_assigned_later() -> None:
+    config = recipe("digits-lt", "ce", "sgd", augment="resized-crop", workers=0).config()
+    images: Any = augmented(config, load_digits_lt()).train.normalized((0.0,), (1.0,))
+    assert read(images).any()
+    images.images = torch.zeros_like(images.images)
+    assert not read(images).any()

@@ -221,6 +221,7 @@ def test_columns_by_default_and_numbered_classes(tmp_path: Path) -> None:
             r"line 2: column 'split' must be train, val or test, got 'dev'",
         ),
         ("path,label,split\na.png,x,test\n", r"no row with split 'train'"),
+        ("path,label,split\na.png,x,train\nb.png,x\n", r"line 3: column 'split' is empty"),
         ("path,label\n", "lists no images"),
         ("path,label,split\na.png,x,train\nb.png,y,test\n", "class 'y' has no training image"),
         ("path,label\na.png,x\na.png,y\n", "repeats the path"),
@@ -253,3 +254,50 @@ def test_a_missing_table_and_groups_of_a_folder(
         "group_column requires data csv, hf:NAME, but the run has data folder"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_classes_of_few_groups_have_held_out_images(seed: int) -> None:
+    groups_of_class = [20, 5, 4, 3, 2, 1]
+    targets = np.repeat(np.arange(6), [10 * groups for groups in groups_of_class])
+    groups = np.arange(len(targets)) // 10
+    held = hold_out(targets, test=0.1, validation=0.1, seed=seed, groups=groups)
+    train, validation, test = (
+        [len(set(groups[part][targets[part] == label].tolist())) for label in range(6)]
+        for part in held
+    )
+    assert test == [2, 1, 1, 1, 1, 0]
+    assert validation == [2, 1, 1, 1, 0, 0]
+    assert train == [16, 3, 2, 1, 1, 1]
+    parts = [set(groups[part].tolist()) for part in held]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 35
+
+
+def test_the_smallest_group_that_leaves_training_images_is_held_out() -> None:
+    # The smallest group of class 1 is all of class 0: taking it would leave class 0 without training images.
+    targets = np.array([1] * 8 + [1] * 6 + [1] * 7 + [1, 0])
+    groups = np.repeat([0, 1, 2, 3], [8, 6, 7, 2])
+    held = hold_out(targets, test=0.1, validation=0.0, seed=0, groups=groups)
+    assert set(groups[held.test].tolist()) == {1}
+
+
+def test_classes_without_validation_images_are_counted(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cats=20, dogs=10, emus=2)
+    data = load("folder", root, split_test=0.2, split_validation=0.1)
+    assert any("; 1 of 3 classes have no validation image" in note for note in data.notes)
+
+
+def test_a_cut_of_one_class_or_of_labels_with_gaps_names_the_classes(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cats=8)
+    with pytest.raises(DataError, match=r"has 1 class\(es\), but at least 2 are required"):
+        load("folder", root, split_test=0.2, cut_imbalance=2.0)
+    (root / "train.txt").write_text("".join(f"cats/{n}.png {n % 2 * 2}\n" for n in range(8)))
+    with pytest.raises(DataError, match=r"1 labels do not occur; the first is 1"):
+        load("list", root, split_test=0.2, cut_imbalance=2.0)
+
+
+def test_a_seed_without_a_split_is_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, **{"train/a": 8, "train/b": 4, "test/a": 2, "test/b": 2})
+    with pytest.raises(UsageError, match=r"split_seed 3 would have no effect"):
+        load("folder", root, split_seed=3)
+    assert load("folder", root, split_seed=3, cut_imbalance=2.0).counts.tolist() == [8, 4]

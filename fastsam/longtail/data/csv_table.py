@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,7 @@ def load_csv(settings: CSVSettings, progress: bool = False) -> LongTailData:
         wanted["--split-column"] = settings.split_column
     if settings.group_column is not None:
         wanted["--group-column"] = settings.group_column
-    rows, columns = _read(path, wanted)
-    split = settings.split_column or ("split" if "split" in columns else None)
+    rows, split = _read(path, wanted, settings.split_column)
     names, targets = named_classes([row[label] for _, row in rows])
     parts = np.array(
         ["train" if split is None else _part(path, line, split, row[split]) for line, row in rows]
@@ -85,8 +84,11 @@ _Rows = list[tuple[int, dict[str, str]]]
 """Rows with the number of their line."""
 
 
-def _read(path: Path, wanted: dict[str, str]) -> tuple[_Rows, list[str]]:
-    """Read the rows and the names of the columns. Values of the ``wanted`` columns are not empty."""
+def _read(path: Path, wanted: dict[str, str], split: str | None) -> tuple[_Rows, str | None]:
+    """Read the rows, and the name of the column of splits: the given one, or ``split`` if it exists.
+
+    Values of this column and of the ``wanted`` ones are not empty.
+    """
     try:
         # Spreadsheets start a file with a byte order mark, which utf-8-sig removes.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -102,7 +104,9 @@ def _read(path: Path, wanted: dict[str, str]) -> tuple[_Rows, list[str]]:
                         f"{path} has no column {name!r}{suggestion(name, columns) or ';'} it has "
                         f"{', '.join(map(repr, columns))}. Pass {option} NAME"
                     )
-            rows = list(_checked(path, reader, list(wanted.values())))
+            split = split or ("split" if "split" in columns else None)
+            needed = dict.fromkeys([*wanted.values(), *([split] if split else [])])
+            rows = list(_checked(path, reader, needed))
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}; pass --csv-file NAME, relative to --data-root"
@@ -111,10 +115,12 @@ def _read(path: Path, wanted: dict[str, str]) -> tuple[_Rows, list[str]]:
         raise DataError(f"{path} is not a CSV file in UTF-8: {error}; save it again") from error
     if not rows:
         raise DataError(f"{path} lists no images; add a line for each image")
-    return rows, columns
+    return rows, split
 
 
-def _checked(path: Path, reader: Any, wanted: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _checked(
+    path: Path, reader: Any, wanted: Iterable[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Iterate over the rows that are not blank."""
     for row in reader:
         if not any(row.values()):

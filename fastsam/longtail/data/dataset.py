@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastsam.distributed import World
 from fastsam.longtail.data.augmentations.base import Frame, Policy
 from fastsam.longtail.data.batch import Batch, Draw
+from fastsam.longtail.data.groups import check_several
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
@@ -66,7 +67,12 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         """Iterate over batches of images.
 
@@ -74,6 +80,8 @@ class Images(Protocol):
             order: indices of the images of each batch, int64.
             draw: random choices of the training augmentation; None for clean images.
             device: device of the batches.
+            may_be_empty: yield an empty batch if none of its images can be read, instead of stopping with an
+                error. Images that can always be read ignore it.
         """
         ...
 
@@ -171,10 +179,7 @@ class LongTailData:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise DataError(
-                f"{self.name} has {self.num_classes} class(es), but at least 2 are required; add classes"
-            )
+        check_several(self.class_names, self.name)
         for part, images in self.splits.items():
             labels = images.targets
             if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
@@ -269,6 +274,19 @@ class LongTailData:
             name: images.normalized(tuple(mean), tuple(std)) for name, images in self.splits.items()
         }
         return replace(self, **new)
+
+    def described(self) -> LongTailData:
+        """Return a copy with a note about the input of the network: channels, size and normalization."""
+        images = self.train
+        height, width = images.frame.size
+        shown = " and ".join(
+            ", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std)
+        )
+        note = (
+            f"input: {images.channels} channel(s) of {height}x{width} pixels, mean and standard deviation "
+            f"{shown}"
+        )
+        return replace(self, notes=(*self.notes, note))
 
     def for_run(self) -> LongTailData:
         """Return a copy for one run; see :meth:`Images.for_run`."""

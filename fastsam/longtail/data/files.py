@@ -165,13 +165,18 @@ class FileImages:
         return len(self.images)
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`.
 
         Raises:
             DataError: if an image cannot be read and ``corrupt`` is ``stop``, or no image of a batch can be
-                read. The batch cannot be skipped: other ranks wait for their parts of it.
+                read and it must not be empty. It cannot be skipped: other ranks wait for their parts of it.
         """
         seeds = [None] * len(order) if draw is None else draw.seeds(order)
         requests = (Request(batch, keys) for batch, keys in zip(order, seeds, strict=True))
@@ -183,6 +188,8 @@ class FileImages:
             for image in read.unreadable:
                 self._note(image)
             batch = finish(read)
+            if batch is None and may_be_empty:
+                batch = self._nothing(device)
             if batch is None:
                 path, reason = read.unreadable[0]
                 raise DataError(
@@ -190,6 +197,12 @@ class FileImages:
                     f"they could when the run began; make {self.root} available and resume the run"
                 )
             yield batch
+
+    def _nothing(self, device: torch.device) -> Batch:
+        """Return a batch without images."""
+        inputs = torch.empty(0, self.channels, *self.preprocessing.size, device=device)
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        return Batch((inputs,), none, none)
 
     def name_of(self, place: int) -> str:
         """See :meth:`fastsam.longtail.data.Images.name_of`."""

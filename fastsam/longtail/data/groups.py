@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +47,19 @@ def groups_by_count(
     head, tail = counts > many, counts < few
     members = {"head": head, "mid": ~(head | tail), "tail": tail}
     return {name: tuple(np.flatnonzero(members[name]).tolist()) for name in GROUPS}
+
+
+def check_several(classes: Sized, name: str) -> None:
+    """Raise :class:`DataError` if a data set has fewer than two classes.
+
+    Args:
+        classes: one item for each class.
+        name: name of the data set.
+    """
+    if len(classes) < 2:
+        raise DataError(
+            f"{name} has {len(classes)} class(es), but at least 2 are required; add classes"
+        )
 
 
 def check_every_class(counts: NDArray[np.int64], where: str) -> None:

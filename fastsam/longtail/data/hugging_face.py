@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "
 """Readers of single files, by suffix."""
 _SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder of ``save_to_disk`` is recognized."""
+NO_SPLIT = "none"
+"""Value of the settings of splits that leaves a part out."""
 _VALIDATION = ("validation", "val", "valid", "dev")
 
 
@@ -40,11 +43,14 @@ class HuggingFaceSettings(TableSettings, OwnSettings):
     )
     train_split: str = setting("split with the training images", default="train")
     validation_split: str | None = setting(
-        "split with the validation images",
+        "split with the validation images; none leaves them out",
         optional=True,
         default_text=f"the first of {', '.join(_VALIDATION)} that there is",
     )
-    test_split: str = setting("split with the test images", default="test")
+    test_split: str = setting(
+        "split with the test images; none leaves them out, so that split_test can hold out others",
+        default="test",
+    )
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,7 @@ def load_hugging_face(
         names, targets = tuple(known), np.array(every, dtype=np.int64)
         if targets.min() < 0:
             raise DataError(
-                f"{name} has images without a label (label {targets.min()}), for instance in split "
-                f"{_unlabeled(values, parts)!r}; choose another with --test-split or --validation-split"
+                f"{name} has images without a label (label {targets.min()}): {_unlabeled(values, parts)}"
             )
     lists, start = {}, 0
     for part, split in parts.items():
@@ -139,6 +144,7 @@ def load_hugging_face(
         Path(name),
         lists,
         missing_test=f"name one with --test-split (it has {', '.join(tables)})",
+        leave_out=", or leave that part out with --{part}-split none",
         class_names=names,
         groups=groups,
         group_column=settings.group_column or "",
@@ -149,8 +155,16 @@ def load_hugging_face(
 def _opened(source: str, settings: HuggingFaceSettings, datasets: Any) -> dict[str, Any]:
     """Open the data set, and return its splits by name."""
     path = Path(source).expanduser()
-    if source.startswith((".", "/", "~")) and not path.exists():
-        raise DataError(f"{path} does not exist; pass hf:PATH or hf:NAME of a data set on the hub")
+    local = path.exists()
+    if not local and (path.is_absolute() or source.startswith(".") or path.suffix in _FILES):
+        raise DataError(
+            f"{path} does not exist; move it back, or pass hf:PATH or hf:NAME of a data set on the hub"
+        )
+    if settings.hf_config is not None and (path.is_file() or _is_saved(path)):
+        raise UsageError(
+            f"hf_config {settings.hf_config!r} would have no effect, because {path} is a single file or was "
+            "written by save_to_disk, which have no configurations; omit it"
+        )
     try:
         if path.is_file():
             if path.suffix not in _FILES:
@@ -159,10 +173,10 @@ def _opened(source: str, settings: HuggingFaceSettings, datasets: Any) -> dict[s
                     "pass its folder"
                 )
             found = datasets.load_dataset(_FILES[path.suffix], data_files={"train": str(path)})
-        elif any((path / name).is_file() for name in _SAVED):
+        elif _is_saved(path):
             found = datasets.load_from_disk(str(path))
         else:
-            where = str(path) if path.is_dir() else source
+            where = str(path) if local else source
             found = datasets.load_dataset(where, settings.hf_config)
     except DataError:
         raise
@@ -172,18 +186,23 @@ def _opened(source: str, settings: HuggingFaceSettings, datasets: Any) -> dict[s
     return dict(found) if isinstance(found, Mapping) else {"train": found}
 
 
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in _SAVED)
+
+
 def _parts(tables: Mapping[str, Any], settings: HuggingFaceSettings, name: str) -> dict[str, str]:
     """Return the names of the splits by part."""
     parts = {"train": settings.train_split}
-    if settings.test_split in tables:
-        parts["test"] = settings.test_split
-    elif settings.test_split != "test":
-        raise unknown(f"split of {name}", settings.test_split, tables)
+    if settings.test_split != NO_SPLIT:
+        if settings.test_split in tables:
+            parts["test"] = settings.test_split
+        elif settings.test_split != "test":
+            raise unknown(f"split of {name}", settings.test_split, tables)
     validation = settings.validation_split
     if validation is None:
         taken = parts.values()
         validation = next((s for s in _VALIDATION if s in tables and s not in taken), None)
-    if validation is not None:
+    if validation not in (None, NO_SPLIT):
         parts["validation"] = validation
     for split in parts.values():
         if split not in tables:
@@ -226,11 +245,29 @@ def _values(table: Any, column: str, split: str) -> list[Any]:
 
 
 def _unlabeled(values: Mapping[str, list[Any]], parts: Mapping[str, str]) -> str:
-    return next(parts[part] for part, found in values.items() if min(found) < 0)
+    """Name the splits with unlabeled images, and what to do about them."""
+    found = [part for part, labels in values.items() if min(labels) < 0]
+    named = ", ".join(f"split {parts[part]!r}" for part in found)
+    if "train" in found:
+        return f"{named}; remove these images, or choose another split with --train-split"
+    without = " ".join(f"--{part}-split none" for part in found)
+    instead = " and hold out images with --split-test 0.2" if "test" in found else ""
+    return f"{named}; leave it out with {without}{instead}, or choose another split"
+
+
+def _located(source: str) -> str:
+    """Return the absolute path of a local file or folder; names on the hub are returned unchanged.
+
+    A run stores the result, so that it finds the same data from any folder, and never others on the hub.
+    """
+    path = Path(source).expanduser()
+    local = path.is_absolute() or source.startswith(".") or path.exists()
+    return os.path.abspath(path) if local else source
 
 
 def _family(full_name: str) -> DataSetPart:
-    source = full_name.removeprefix(HUGGING_FACE)
+    source = _located(full_name.removeprefix(HUGGING_FACE))
+    full_name = f"{HUGGING_FACE}{source}"
 
     def load(settings: HuggingFaceSettings, progress: bool) -> LongTailData:
         return load_hugging_face(source, settings, name=full_name, progress=progress)
@@ -240,6 +277,8 @@ def _family(full_name: str) -> DataSetPart:
         build=load,
         summary="a data set of Hugging Face: a name on the hub, a file, or a folder",
         settings=HuggingFaceSettings,
+        where="pass hf:NAME of a data set on the hub, or hf:PATH of a file or folder",
+        own=True,
         recipe=OWN,
     )
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsam.longtail.data.channels import found_channels
 from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.duplicates import repeated_paths
-from fastsam.longtail.data.encoded import Encoded, Located, Location
-from fastsam.longtail.data.files import FileImages, Preparation
+from fastsam.longtail.data.encoded import Location
+from fastsam.longtail.data.files import Preparation
+from fastsam.longtail.data.groups import check_several
 from fastsam.longtail.data.listed import assemble
-from fastsam.longtail.data.lists import ImageList
+from fastsam.longtail.data.lists import ImageList, class_counts
 from fastsam.longtail.data.own_settings import OwnSettings
-from fastsam.longtail.data.pixels import is_gray
 from fastsam.longtail.data.splits import check_groups, cut_to_imbalance, hold_out
 from fastsam.longtail.data.statistics import pixel_statistics
 from fastsam.longtail.errors import DataError, UsageError
@@ -31,6 +33,7 @@ class OwnImages:
         root: folder that the paths are relative to, or a name for messages.
         lists: paths and classes of the parts ``train``, ``validation`` and ``test``; at least ``train``.
         missing_test: what the user can add to have a test part, for the message.
+        leave_out: how the user can leave out a given ``{part}``, for the message; empty if there is no way.
         class_names: names of the classes; None for their labels.
         groups: group of each image, by part; None for no groups.
         group_column: name of the column of the groups.
@@ -43,6 +46,7 @@ class OwnImages:
     root: Path
     lists: Mapping[str, ImageList]
     missing_test: str
+    leave_out: str = ""
     class_names: tuple[str, ...] | None = None
     groups: Mapping[str, NDArray[np.object_]] | None = None
     group_column: str = ""
@@ -71,6 +75,7 @@ class OwnImages:
         if self.groups is not None:
             check_groups(self.groups, self.group_column)
         names, lists = self._with_classes()
+        check_several(class_counts(lists["train"], None, "the training list"), self.name)
         lists, notes = self._split(lists, settings)
         train = lists["train"]
         if settings.cut_imbalance is not None:
@@ -79,15 +84,13 @@ class OwnImages:
                 f"cut to imbalance {settings.cut_imbalance:g}: {len(kept)} of {len(train)} images",
             )
             lists["train"] = train = train.select(kept)
-        channels = settings.channels or self._found_channels(train)
-        mean, std = settings.statistics(channels)
         data = assemble(
             self.name,
             lists,
             self.root,
             num_classes=None,
             boundaries=None,
-            preparation=Preparation(settings.image_size, mean, std, channels=channels),
+            preparation=Preparation(settings.image_size),
             reading=settings.reading,
             workers=settings.workers,
             corrupt=settings.corrupt,
@@ -97,15 +100,26 @@ class OwnImages:
             notes=(*self.notes, *notes),
             location=self.location,
         )
-        if settings.normalization == "set" and isinstance(data.train, FileImages):
-            mean, std = pixel_statistics(data.train, progress=progress)
-            data = data.normalized(mean, std)
-        shown = " and ".join(", ".join(f"{value:g}" for value in values) for values in (mean, std))
-        note = (
-            f"input: {channels} channel(s) of {settings.image_size}x{settings.image_size} pixels, mean and "
-            f"standard deviation {shown}"
+        return self._prepared(data, settings, progress=progress)
+
+    def _prepared(
+        self, data: LongTailData, settings: OwnSettings, *, progress: bool
+    ) -> LongTailData:
+        """Choose channels and normalization, and describe them."""
+        images: Any = data.train
+        channels = settings.channels or found_channels(images, progress=progress)
+        mean, std = settings.statistics(channels)
+        preparation = Preparation(settings.image_size, mean, std, channels=channels)
+        parts: dict[str, Any] = data.splits
+        made = replace(
+            data, **{part: replace(found, preparation=preparation) for part, found in parts.items()}
         )
-        return replace(data, notes=(*data.notes, note))
+        if settings.normalization == "network":
+            return made  # the caller sets and describes that of the network
+        if settings.normalization == "set":
+            images = made.train
+            made = made.normalized(*pixel_statistics(images, progress=progress))
+        return made.described()
 
     def _with_classes(self) -> tuple[tuple[str, ...] | None, dict[str, ImageList]]:
         """Leave out class names without any image, and check that the others have a training image."""
@@ -135,7 +149,7 @@ class OwnImages:
             if share and part in lists:
                 raise UsageError(
                     f"split_{part} {share:g} would hold out {part} images, but {self.name} has a {part} "
-                    f"part already; omit --split-{part}"
+                    f"part already; omit --split-{part}{self.leave_out.format(part=part)}"
                 )
         if "test" not in lists and settings.split_test == 0:
             raise DataError(
@@ -174,25 +188,11 @@ class OwnImages:
         kept = f", groups of {self.group_column!r} kept together" if groups is not None else ""
         note = f"split with seed {settings.split_seed}{kept}: {sizes} images"
         classes = int(whole.targets.max()) + 1
-        lacking = classes - len(np.unique(made["test"].targets))
-        if lacking:
-            note += f"; {lacking} of {classes} classes have no test image"
+        for part in ("test", "validation"):
+            lacking = classes - len(np.unique(made[part].targets)) if part in made else 0
+            if lacking:
+                note += f"; {lacking} of {classes} classes have no {part} image"
         return made, (note,)
-
-    def _found_channels(self, train: ImageList) -> int:
-        """Return 1 if all training images that can be read are grayscale, else 3."""
-        found: Sequence[Encoded] = (
-            [self.root / path for path in train.paths]
-            if self.location is None
-            else Located(train.paths, self.location)
-        )
-        for image in found:
-            try:
-                if not is_gray(image):
-                    return 3
-            except OSError:
-                continue  # reported when the image is read
-        return 1
 
 
 def named_classes(labels: Sequence[object]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

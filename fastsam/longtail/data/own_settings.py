@@ -51,12 +51,18 @@ class SplitSettings(Settings):
     )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Check that images are left for training."""
+        """Check that images are left for training, and that the seed is used."""
         super().check(run)
         if self.split_test + self.split_validation >= 1:
             raise UsageError(
                 f"split_test and split_validation must sum to less than 1, got {self.split_test:g} and "
                 f"{self.split_validation:g}, which leaves no training images"
+            )
+        chooses = self.split_test or self.split_validation or self.cut_imbalance is not None
+        if self.split_seed and not chooses:
+            raise UsageError(
+                f"split_seed {self.split_seed} would have no effect, because no images are held out; add "
+                "split_test, split_validation or cut_imbalance, or omit it"
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastsam.extras import requires_extra
 from fastsam.files import write_text
 from fastsam.longtail.data.content import file_digests
-from fastsam.longtail.data.pixels import Reading, decode
+from fastsam.longtail.data.pixels import Reading, decode, is_gray
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.longtail.errors import DataError
 from fastsam.progress import ProgressBar
@@ -50,6 +50,8 @@ class Pack:
         shapes: height and width of each image, int64 ``[N, 2]``; 0 for images that could not be read.
         digests: digest of the content of each original file.
         short_side: length of the shorter side of images that were larger, in pixels.
+        gray: whether each original file stored one channel, bool ``[N]``; None if an earlier version wrote
+            the copy.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Pack:
     shapes: NDArray[np.int64]
     digests: list[bytes]
     short_side: int
+    gray: NDArray[np.bool_] | None
 
     @classmethod
     def load(cls, folder: Path, reading: Reading) -> Pack:
@@ -85,7 +88,10 @@ class Pack:
             shapes = np.array(content["shapes"], np.int64).reshape(-1, 2)
             digests = [bytes.fromhex(value) for value in content["digests"]]
             kept, short_side = content["reading"], int(content["short_side"])
-            if not len(paths) == len(set(paths)) == len(shapes) == len(digests) or shapes.min() < 0:
+            gray = np.array(content["gray"], np.bool_) if "gray" in content else None
+            lengths = {len(paths), len(set(paths)), len(shapes), len(digests)}
+            lengths |= set() if gray is None else {len(gray)}
+            if len(lengths) > 1 or shapes.min() < 0:
                 raise ValueError("its lists do not agree")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); {_HELP}") from error
@@ -94,7 +100,8 @@ class Pack:
                 f"{folder} was packed with the settings [exif, value_range] = {kept}, but now they are "
                 f"{list(reading)}; use the same settings, or {_HELP}"
             )
-        pack = cls(folder, {p: i for i, p in enumerate(paths)}, shapes, digests, short_side)
+        rows = {path: row for row, path in enumerate(paths)}
+        pack = cls(folder, rows, shapes, digests, short_side, gray)
         size = (folder / PIXELS).stat().st_size if (folder / PIXELS).is_file() else 0
         if size != pack.size:
             raise DataError(f"{folder / PIXELS} must have {pack.size} bytes, got {size}; {_HELP}")
@@ -148,6 +155,22 @@ class Pack:
         """Return whether an image could not be read when the copy was written."""
         return not self.shapes[self.rows[path]].all()
 
+    def stores_gray(self, paths: Sequence[str]) -> list[bool]:
+        """Return whether the original file of each image stored one channel, for those that could be read.
+
+        Args:
+            paths: paths of the images.
+
+        Raises:
+            DataError: if an earlier version wrote the copy, which did not note it.
+        """
+        if self.gray is None:
+            raise DataError(
+                f"{self.folder} does not say which images are grayscale, because an earlier version wrote "
+                f"it; pass --channels 1 or 3, or {_HELP}"
+            )
+        return [bool(self.gray[self.rows[path]]) for path in paths if not self.broken(path)]
+
     def array(self, path: str) -> NDArray[np.uint8]:
         """Return the pixels of an image, uint8 ``[H, W, 3]``. They are not copied.
 
@@ -172,7 +195,14 @@ class Pack:
         return torch.from_numpy(self.array(path)).permute(2, 0, 1)
 
 
-class _Reducer(Dataset[list["NDArray[np.uint8] | str"]]):
+class _Reduced(NamedTuple):
+    """Reduced pixels, and whether the file stores one channel."""
+
+    pixels: NDArray[np.uint8]
+    gray: bool
+
+
+class _Reducer(Dataset[list["_Reduced | str"]]):
     """Decodes and reduces a group of files in the workers."""
 
     def __init__(self, paths: Sequence[Path], reading: Reading, short_side: int) -> None:
@@ -183,14 +213,14 @@ class _Reducer(Dataset[list["NDArray[np.uint8] | str"]]):
     def __len__(self) -> int:
         return -(-len(self.paths) // _TOGETHER)
 
-    def __getitem__(self, number: int) -> list[NDArray[np.uint8] | str]:
+    def __getitem__(self, number: int) -> list[_Reduced | str]:
         return [self._one(path) for path in self.paths[number * _TOGETHER :][:_TOGETHER]]
 
-    def _one(self, path: Path) -> NDArray[np.uint8] | str:
+    def _one(self, path: Path) -> _Reduced | str:
         from torchvision.transforms.v2 import functional
 
         try:
-            image = decode(path, self.reading).pixels
+            image, gray = decode(path, self.reading).pixels, is_gray(path)
         except (OSError, ValueError) as error:
             return str(error)
         if isinstance(image, Tensor):
@@ -200,7 +230,7 @@ class _Reducer(Dataset[list["NDArray[np.uint8] | str"]]):
             )
         if min(image.size) > self.short_side:
             image = functional.resize(image, [self.short_side])
-        return np.array(image)
+        return _Reduced(np.array(image), gray)
 
 
 def write_pack(
@@ -242,6 +272,7 @@ def write_pack(
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     shapes: list[tuple[int, int]] = []
+    gray: list[bool] = []
     loader: DataLoader[Any] = DataLoader(
         _Reducer(files, reading, short_side),
         batch_size=None,
@@ -256,17 +287,19 @@ def write_pack(
     try:
         with unfinished.open("wb") as target, bar, lost_workers_named():
             for group in loader:
-                for pixels in group:
-                    if isinstance(pixels, str):
+                for image in group:
+                    if isinstance(image, str):
                         if not skip:
                             raise DataError(
-                                f"cannot read {files[len(shapes)]} ({pixels}); replace the file or pass "
+                                f"cannot read {files[len(shapes)]} ({image}); replace the file or pass "
                                 "--corrupt skip"
                             )
                         shapes.append((0, 0))
+                        gray.append(False)
                         continue
-                    target.write(pixels.data)
-                    shapes.append(pixels.shape[:2])
+                    target.write(image.pixels.data)
+                    shapes.append(image.pixels.shape[:2])
+                    gray.append(image.gray)
                 bar.update(len(group))
             target.flush()
             os.fsync(target.fileno())
@@ -280,6 +313,7 @@ def write_pack(
         "reading": list(reading),
         "paths": unique,
         "shapes": shapes,
+        "gray": gray,
         "digests": [digest.hex() for digest in digests],
     }
     write_text(folder / MANIFEST, json.dumps(content))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ def hold_out(
     Of n images of a class, ``round(share * n)`` are held out for a part, but at least one, and at least one
     stays in training. The only image of a class stays in training; of two images, one is for the test. Groups
     stay together: each is added to a part if this brings the counts of its classes closer to these numbers.
+    Then a class that has no image in the part yet gives its smallest group, if its classes keep training
+    images.
 
     Args:
         targets: classes, int64 ``[N]``.
@@ -60,21 +62,10 @@ def hold_out(
         part[ranks < wanted_test[targets]] = 2
     else:
         order = generator.permutation(int(groups.max(initial=-1)) + 1)
-        members = _members(targets, groups)
-        left, taken = counts.copy(), np.zeros(len(order), np.int64)
+        chosen = _Groups(_members(targets, groups), order.tolist(), counts)
         for number, wanted in ((2, wanted_test), (1, wanted_validation)):
-            held = np.zeros_like(counts)
-            for group in order.tolist():
-                classes, sizes = members[group]
-                if taken[group] or (left[classes] - sizes < 1).any():
-                    continue
-                missing = held[classes] - wanted[classes]
-                change = sizes * (sizes + 2 * missing) / np.maximum(wanted[classes], 1)
-                if change.sum() < 0:
-                    taken[group] = number
-                    held[classes] += sizes
-                    left[classes] -= sizes
-        part = taken[groups]
+            chosen.hold_out(number, wanted)
+        part = chosen.part[groups]
     return HeldOut(*(np.flatnonzero(part == number) for number in range(3)))
 
 
@@ -85,6 +76,60 @@ def _wanted(share: float, counts: NDArray[np.int64], most: NDArray[np.int64]) ->
     rounded = np.floor(share * counts + 0.5).astype(np.int64)
     wanted: NDArray[np.int64] = np.minimum(np.maximum(rounded, 1), np.maximum(most, 0))
     return wanted
+
+
+class _Groups:
+    """Assigns whole groups to parts.
+
+    Args:
+        members: classes of each group, and the number of images of each of them.
+        order: groups in random order.
+        counts: images of each class, int64 ``[C]``.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        order: Sequence[int],
+        counts: NDArray[np.int64],
+    ) -> None:
+        self.members = members
+        self.order = order
+        self.left = counts.copy()
+        self.part = np.zeros(len(members), np.int64)
+
+    def hold_out(self, number: int, wanted: NDArray[np.int64]) -> None:
+        """Choose the groups of a part.
+
+        Args:
+            number: number of the part.
+            wanted: images of each class to hold out, int64 ``[C]``.
+        """
+        held = np.zeros_like(wanted)
+        for group in filter(self._free, self.order):
+            classes, sizes = self.members[group]
+            missing = held[classes] - wanted[classes]
+            change = sizes * (sizes + 2 * missing) / np.maximum(wanted[classes], 1)
+            if change.sum() < 0:
+                self._take(group, number, held)
+        # A class of few large groups would have no image: each group overshoots its share.
+        for label in np.flatnonzero(wanted):
+            having = [group for group in self.order if label in self.members[group][0]]
+            free = list(filter(self._free, having))
+            if held[label] == 0 and free:
+                smallest = min(free, key=lambda group: int(self.members[group][1].sum()))
+                self._take(smallest, number, held)
+
+    def _free(self, group: int) -> bool:
+        """Return whether a group is in training, and its classes keep training images without it."""
+        classes, sizes = self.members[group]
+        return not self.part[group] and bool((self.left[classes] - sizes >= 1).all())
+
+    def _take(self, group: int, number: int, held: NDArray[np.int64]) -> None:
+        classes, sizes = self.members[group]
+        self.part[group] = number
+        held[classes] += sizes
+        self.left[classes] -= sizes
 
 
 def _members(
@@ -121,7 +166,7 @@ def cut_to_imbalance(targets: NDArray[np.int64], imbalance: float, seed: int) ->
     The classes keep their order by size; ties keep the order of the labels.
 
     Args:
-        targets: classes, int64 ``[N]``. Every class has an image.
+        targets: classes, int64 ``[N]``. Every class has an image, and there are at least two classes.
         imbalance: size of the largest class divided by the size of the smallest.
         seed: seed of NumPy's legacy generator.
 

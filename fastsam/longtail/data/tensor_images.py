@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,6 +54,8 @@ class TensorImages(DecodedImages):
     workers: int = 0
     _copy: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
     """The images that were copied last, and their copy on another device."""
+    _readers: tuple[Tensor, Workers] | None = field(default=None, init=False, repr=False)
+    """The images that were read last by workers, and these workers."""
 
     @property
     def channels(self) -> int:
@@ -91,7 +92,12 @@ class TensorImages(DecodedImages):
         )
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         """See :meth:`Images.batches`."""
         if draw is not None and self.augmentation is None and self.steps is None:
@@ -137,8 +143,8 @@ class TensorImages(DecodedImages):
 
     def close(self) -> None:
         """See :meth:`Images.close`."""
-        if "_workers" in vars(self):
-            self._workers.close()
+        if self._readers is not None:
+            self._readers[1].close()
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False
@@ -165,10 +171,13 @@ class TensorImages(DecodedImages):
     def _steps(self) -> Steps:
         return self.steps or Steps(per_batch=self.augmentation)
 
-    @cached_property
+    @property
     def _workers(self) -> Workers:
-        reader = ItemReader(_Items(self.images.cpu(), self.white), self.targets, self._steps)
-        return Workers(reader, self.workers)
+        if self._readers is None or self._readers[0] is not self.images:
+            self.close()
+            reader = ItemReader(_Items(self.images.cpu(), self.white), self.targets, self._steps)
+            self._readers = (self.images, Workers(reader, self.workers))
+        return self._readers[1]
 
 
 @dataclass(frozen=True)

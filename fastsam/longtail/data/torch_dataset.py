@@ -104,6 +104,7 @@ class DatasetImages(DecodedImages):
         augmentation: training augmentation; None for images that are only evaluated.
         workers: number of worker processes that read images; 0 reads in this process.
         steps: augmentation that replaces ``augmentation``.
+        labels: classes that are known; None to find them in the dataset, which may decode every image.
     """
 
     dataset: Dataset[Any]
@@ -112,6 +113,7 @@ class DatasetImages(DecodedImages):
     augmentation: Augmentation | None = None
     workers: int = 0
     steps: Steps | None = None
+    labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -123,6 +125,8 @@ class DatasetImages(DecodedImages):
         Raises:
             DataError: if a label is not an integer of at least 0.
         """
+        if self.labels is not None:
+            return self.labels
         known = getattr(self.dataset, "targets", None)
         labels = np.asarray(
             [self.dataset[i][1] for i in range(len(self))] if known is None else known
@@ -146,7 +150,12 @@ class DatasetImages(DecodedImages):
         return Frame((height, width), len(self))
 
     def batches(
-        self, order: Sequence[NDArray[np.int64]], draw: Draw | None, device: torch.device
+        self,
+        order: Sequence[NDArray[np.int64]],
+        draw: Draw | None,
+        device: torch.device,
+        *,
+        may_be_empty: bool = False,
     ) -> Iterator[Batch]:
         """See :meth:`fastsam.longtail.data.Images.batches`."""
         if draw is not None and self.augmentation is None and self.steps is None:
@@ -159,18 +168,23 @@ class DatasetImages(DecodedImages):
         return read_items(self._workers, part, order, draw, device)
 
     def augmented(self, policy: Policy, *, workers: int = 0) -> DatasetImages:
-        """See :meth:`fastsam.longtail.data.Images.augmented`. These images have their own workers."""
-        return replace(self, steps=policy(replace(self, steps=None)._steps, self.frame))
+        """See :meth:`fastsam.longtail.data.Images.augmented`."""
+        steps = policy(replace(self, steps=None)._steps, self.frame)
+        workers = self.workers or workers
+        if steps == self._steps and workers == self.workers:
+            return self
+        return replace(self, steps=steps, workers=workers, labels=self.targets)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> DatasetImages:
         """See :meth:`fastsam.longtail.data.Images.normalized`."""
-        return replace(self, mean=mean, std=std)
+        return replace(self, mean=mean, std=std, labels=self.targets)
 
     def prepared_as(self, preprocessing: Preprocessing) -> DatasetImages:
         """See :meth:`fastsam.longtail.data.Images.prepared_as`."""
         first = as_image(self.dataset[0][0])
         preprocessing.check_size(first.shape[-2], first.shape[-1])
-        return replace(self, mean=preprocessing.mean, std=preprocessing.std)
+        mean, std = preprocessing.mean, preprocessing.std
+        return replace(self, mean=mean, std=std, labels=self.targets)
 
     def digests(
         self, places: Sequence[int] | None = None, *, whole: bool = False, progress: bool = False

@@ -71,10 +71,17 @@ class LongTailLoss(Term):
         weight: class weights, float64 ``[C]``, or None for equal weights.
         mean: ``weights`` divides by the sum of the batch's weights, as ``nn.CrossEntropyLoss``
             does; ``samples`` divides by the number of samples.
+        mixes: see :class:`Term`. It is False for a subclass that overrides :meth:`sum` or :meth:`loss`,
+            unless the subclass sets it.
     """
 
     mixes = True
     weight: Tensor | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "mixes" not in vars(cls) and {"sum", "loss"} & vars(cls).keys():
+            cls.mixes = False  # another sum may not multiply by the shares
 
     def __init__(self, *, weight: Tensor | None = None, mean: Mean = "weights") -> None:
         super().__init__()
@@ -138,13 +145,10 @@ class LongTailLoss(Term):
 
     def loss(self, outputs: Outputs, batch: Batch, given: Given) -> Tensor:
         """See :meth:`Term.loss`."""
-        return self.sum(
-            outputs.logits,
-            batch.targets,
-            outputs.features,
-            factors=given.factors,
-            shares=given.shares,
-        )
+        inputs = (outputs.logits, batch.targets, outputs.features)
+        if given.shares is None:  # a subclass that does not mix need not accept them
+            return self.sum(*inputs, factors=given.factors)
+        return self.sum(*inputs, factors=given.factors, shares=given.shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +186,12 @@ class Loss(RunPart):
     balances_classes: bool = False
     adjusts_logits: Callable[[Any], str | None] = field(default=lambda settings: None)
     network: Callable[[Any, Classifier], Classifier] | None = None
+
+    def examples(self, settings: Any) -> list[Term]:
+        """Return the terms of a run with two classes: this loss, and the early one if there is one."""
+        classes = ClassStatistics([1, 1])
+        early = [] if self.early is None else [LOSSES[self.early].build(None, classes)]
+        return [self.build(settings, classes), *early]
 
 
 LOSSES: Registry[Loss] = Registry("loss", "fastsam.longtail.losses")

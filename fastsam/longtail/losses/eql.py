@@ -36,6 +36,8 @@ class EqualizationLoss(LongTailLoss):
 
     rare: Tensor
 
+    mixes = True
+
     def __init__(
         self,
         counts: ArrayLike,

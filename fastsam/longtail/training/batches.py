@@ -119,9 +119,11 @@ class EpochBatches:
         repeats: Sequence[NDArray[np.int64]],
         epoch: int,
         view: int,
+        *,
+        partners: bool = False,
     ) -> Iterator[Batch]:
         draw = Draw(self.seed, epoch, view, repeats) if self.augment else None
-        return self.images.batches(order, draw, self.device)
+        return self.images.batches(order, draw, self.device, may_be_empty=partners)
 
     def _plans(
         self, epoch: int, whole: NDArray[np.int64], start: int
@@ -143,7 +145,7 @@ class EpochBatches:
         second = self.mixing is not None and self.mixing.sampler is not None
         view = self.views if second else 0
         # Reading nothing would start workers, too.
-        batches = self._read(order, repeats, epoch, view) if reads else iter(())
+        batches = self._read(order, repeats, epoch, view, partners=True) if reads else iter(())
         for needs in needed:
             yield next(batches) if needs else None
         for _ in batches:  # ends the iterator, which gives its workers back

@@ -10,6 +10,7 @@ from fastsam.longtail.data.augmentations.base import (
     register_augmentation,
 )
 from fastsam.longtail.data.augmentations.resized_crop import resized_crop
+from fastsam.longtail.data.worker_count import WorkerSettings
 
 SMALL = 64
 """Largest size in pixels of images that are only shifted and flipped."""
@@ -19,7 +20,7 @@ AREA = 0.35
 """Smallest area of the random resized crop of few images."""
 
 
-def _build(settings: object, default: Steps, frame: Frame) -> Steps:
+def _build(settings: WorkerSettings, default: Steps, frame: Frame) -> Steps:
     if max(frame.size) <= SMALL:
         return Steps(per_batch=shift_and_flip(frame.size))
     return default if frame.count >= MANY else resized_crop(frame, AREA)
@@ -41,6 +42,7 @@ register_augmentation(
         summary=f"crop-flip for images of at most {SMALL} pixels, resized-crop for fewer than {MANY:,} "
         "images, else default",
         build=_build,
+        settings=WorkerSettings,
         chosen=_chosen,
     )
 )

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastsam.longtail.data.augment import BatchAugmentation, ImageAugmentation
+from fastsam.longtail.data.worker_count import WorkerSettings
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.registry import Registry, RunPart
 from fastsam.longtail.seeds import SampleSeeds, global_seed
@@ -153,7 +154,12 @@ def register_transform(
 
     build.__module__ = getattr(transform, "__module__", None) or build.__module__
     return register_augmentation(
-        AugmentationPart(name=name, summary="a function passed from Python", build=build)
+        AugmentationPart(
+            name=name,
+            summary="a function passed from Python",
+            build=build,
+            settings=WorkerSettings,
+        )
     )
 
 

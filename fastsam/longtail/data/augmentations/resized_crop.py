@@ -12,11 +12,12 @@ from fastsam.longtail.data.augmentations.base import (
     register_augmentation,
 )
 from fastsam.longtail.data.resized_crop import RandomResizedCrop
-from fastsam.longtail.settings import Settings, setting
+from fastsam.longtail.data.worker_count import WorkerSettings
+from fastsam.longtail.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizedCropSettings(Settings):
+class ResizedCropSettings(WorkerSettings):
     """Settings of the random resized crop."""
 
     crop_area: float = setting(
