@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from fastsam.longtail import Trainer, recipe
-from fastsam.longtail.data import Images, LongTailData, load_dataset, load_digits_lt
-from fastsam.longtail.data import channels
+from fastsam.longtail.data import Images, LongTailData, channels, load_dataset, load_digits_lt
 from fastsam.longtail.data import statistics as pixel_statistics_module
 from fastsam.longtail.data.normalization import Normalization
 from fastsam.longtail.errors import DataError, UsageError

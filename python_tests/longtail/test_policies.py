@@ -269,7 +269,9 @@ class Counted(Dataset[Any]):
 
 def test_torch_datasets_are_augmented_by_workers_and_keep_their_labels() -> None:
     train = Counted()
-    data = from_datasets("own", train, TensorDataset(*map(torch.stack, zip(*_items(train)))))
+    data = from_datasets(
+        "own", train, TensorDataset(*map(torch.stack, zip(*_items(train), strict=True)))
+    )
     config = recipe(
         "own:own", "ce", "sgd", model="resnet8", augment="trivialaugment", workers=3
     ).config()
