@@ -423,12 +423,7 @@ def test_label_smoothing_is_a_setting_of_cross_entropy() -> None:
 
 def test_a_mixer_that_does_not_fit_the_early_loss_is_refused() -> None:
     LOSSES.add(Loss(name="alone", build=lambda settings, classes: Alone(), summary="a test"))
-    late = Loss(
-        name="late",
-        build=lambda settings, classes: CrossEntropyLoss(),
-        summary="a test",
-        early="alone",
-    )
+    late = replace(LOSSES["ib"], name="late", early="alone")
     LOSSES.add(late)
     try:
         with pytest.raises(UsageError, match=r"does not multiply the loss of each image"):
