@@ -102,7 +102,7 @@ LONGTAIL_LAYERS = (
     ("seeds", "settings"),
     ("registry", "runtime", "origin"),
     ("classes", "data"),
-    ("weight_files", "base_optimizers", "stages"),
+    ("weight_files", "base_optimizers", "stages", "named_recipes"),
     ("schedules", "models", "predictions"),
     ("features", "sharding"),
     ("calibrators",),

@@ -86,7 +86,8 @@ def _with_stages(file: RunFile) -> RunFile:
 
 def file_sources(config: TrainConfig, file: RunFile) -> dict[str, str]:
     """Return the sources of a file's settings: the recipe's source if the values agree, else the file."""
-    own = recipe(config.data, config.method, config.optimizer, stages=config.stages)
+    labels = {"recipe": config.recipe, "stages": config.stages}
+    own = recipe(config.data, config.method, config.optimizer, **labels)
     if own.entries["epochs"].value != config.epochs:
         own = own.override(epochs=config.epochs)
     sources = {}

@@ -32,6 +32,7 @@ _TITLES = {
     "optimizer": "optimizer",
     "base_optimizer": "optimizer",
     "rho_schedule": "optimizer",
+    "recipe": "recipe",
     "stages": "stages",
     "model": "network",
     "head": "network",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
@@ -23,11 +22,19 @@ from fastsam.longtail.config import (
     find_setting,
 )
 from fastsam.longtail.data.catalog import DATASETS
-from fastsam.longtail.data.shared_recipes import CODE, STARTING_POINTS
+from fastsam.longtail.data.shared_recipes import (
+    CODE,
+    LAST_BLOCK,
+    MISLAS,
+    PACO,
+    PACO_CIFAR100,
+    STARTING_POINTS,
+)
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
+from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.settings import (
     Entry,
@@ -36,6 +43,7 @@ from fastsam.longtail.settings import (
     borrowed,
     current_value,
     layer,
+    matching,
     settings_of,
 )
 from fastsam.longtail.stages.base import STAGES
@@ -49,9 +57,8 @@ def _stepped(source: str, *rho: float, known: bool = True) -> dict[str, Entry]:
 
 
 _LIKE_DRW = "rho of ce-drw"
-_PACO = "code of Cui et al. 2021"
 _PACO_LARGE: Layer = layer(
-    _PACO,
+    PACO,
     lr=0.02,
     epochs=400,
     batch_size=128,
@@ -63,20 +70,10 @@ _PACO_LARGE: Layer = layer(
     paco_projection=128,
 )
 _PACO_STEPS: Layer = layer("scaled from 90 epochs", known=False, rho_milestones=(23, 267, 334))
-_PACO_CIFAR100: Layer = layer(
-    _PACO,
-    lr=0.05,
-    weight_decay=5e-4,
-    epochs=400,
-    warmup_epochs=10,
-    # The code lowers lr in epochs above 320 and 360, counted from 0.
-    lr_milestones=(321, 361),
-    lr_factors=(0.1, 0.01),
-)
 _PACO_CIFAR10: Layer = borrowed(
     {
         **{item.name: item.metadata["default"] for item in settings_of(LOSSES["paco"].settings)},
-        **_PACO_CIFAR100,
+        **PACO_CIFAR100,
     },
     "the CIFAR-100-LT recipe",
 )
@@ -114,21 +111,20 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "ldam*", "*"): layer(CODE, max_margin=0.3, weight_decay=1e-4),
     ("cifar*-lt", "ib*", "*"): _IB,
     ("cifar10-lt", "paco*", "*"): _PACO_CIFAR10,
-    ("cifar100-lt", "paco*", "*"): _PACO_CIFAR100,
-    ("imagenet-lt", "paco*", "*"): {**_PACO_LARGE, **layer(_PACO, weight_decay=5e-4)},
-    ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **layer(_PACO, weight_decay=1e-4)},
+    ("cifar100-lt", "paco*", "*"): PACO_CIFAR100,
+    ("imagenet-lt", "paco*", "*"): {**_PACO_LARGE, **layer(PACO, weight_decay=5e-4)},
+    ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **layer(PACO, weight_decay=1e-4)},
     ("imagenet-lt", "paco*", "sam"): _PACO_STEPS,
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
 }
 
-_MISLAS = "code of Zhong et al. 2021"
 _YUN = "code of Yun et al. 2019 (ImageNet)"
 EXACT |= {
-    (data, "*", "*"): layer(_MISLAS, mixup_alpha=0.2) | layer(_YUN, cutmix_probability=1.0)
+    (data, "*", "*"): layer(MISLAS, mixup_alpha=0.2) | layer(_YUN, cutmix_probability=1.0)
     for data in ("imagenet-lt", "inaturalist18", "places-lt")
 }
 EXACT |= {
-    (data, "las*", "*"): layer(_MISLAS, las_head=0.4, las_tail=0.1)
+    (data, "las*", "*"): layer(MISLAS, las_head=0.4, las_tail=0.1)
     for data in ("cifar100-lt", "places-lt")
 }
 
@@ -139,6 +135,15 @@ EXACT |= {
     for (known, method, optimizer), values in EXACT.items()
     if known == "cifar10-lt" and optimizer == "sam"
 }
+
+# (data, network)
+NETWORKS: dict[tuple[str, str], Layer] = {
+    # ResNets with three blocks in the last layer. Other networks start from random weights.
+    ("places-lt", "resnet50"): LAST_BLOCK,
+    ("places-lt", "resnet101"): LAST_BLOCK,
+    ("places-lt", "resnet152"): LAST_BLOCK,
+}
+"""Start weights and trained parameters of a network on a data set, with their sources."""
 
 GIVEN = "given"
 """Source of values that the user passes."""
@@ -226,20 +231,26 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         **RULES[parsed.rule].recipe,
         **optimizer_part.recipe,
     }
-    for (data_key, method_key, optimizer_key), exact in EXACT.items():
-        keys = ((data, data_key), (method, method_key), (optimizer, optimizer_key))
-        if all(fnmatchcase(name, key) for name, key in keys):
-            entries.update(exact)
+    entries |= matching(EXACT, data, method, optimizer)
+    start = entries.get("imbalance", Entry(None, ""))
+    imbalance = overrides.get("imbalance", start.value)
+    named = NAMED_RECIPES[overrides.get("recipe") or STANDARD].values(data, imbalance, method)
+    entries = _with_layer(names, entries, named)
+    network = overrides.get("model") or entries.get("model", Entry("", "")).value
+    entries |= matching(NETWORKS, data, network)
+    if overrides.get("init") is not None:
+        entries.pop("pretrained", None)
     base = overrides.get("base_optimizer", optimizer_part.base)
     if base is not None:  # learning rates of SGD do not suit others
         entries |= BASE_OPTIMIZERS[base].recipe
-    start = entries.get("imbalance", Entry(None, ""))
-    stage = STAGES[overrides.get("stages") or "none"].first(
-        data, overrides.get("imbalance", start.value)
-    )
-    if "epochs" in stage:
-        entries |= _rescaled(_completed(names, entries), stage["epochs"].value)
-    entries |= stage
+    stage = STAGES[overrides.get("stages") or "none"].first(data, imbalance)
+    both = sorted(n for n in named.keys() & stage if named[n].value != stage[n].value)
+    if both:
+        raise UsageError(
+            f"recipe {overrides['recipe']!r} and stages {overrides['stages']!r} both set {', '.join(both)}; "
+            "omit one of them, and pass what you want of its settings"
+        )
+    entries = _with_layer(names, entries, stage)
     given = {name: Entry(_converted(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
@@ -265,6 +276,8 @@ def inherited_recipe(
     Raises:
         UsageError: if a setting of ``overrides`` does not belong to the run.
     """
+    # None, too: the recipe of a data set may name weights.
+    inherited = {"pretrained": None, **inherited}
     chosen = chosen_parts({**inherited, **overrides, **names})
     kept = {name: value for name, value in inherited.items() if applies(name, chosen)}
     return recipe(**names, **{**kept, **overrides})
@@ -303,6 +316,16 @@ def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[s
         missing = bool(defaults.keys() - entries.keys())
         entries = {**defaults, **entries}
     return entries
+
+
+def _with_layer(
+    names: Mapping[str, Any], entries: Mapping[str, Entry], values: Layer
+) -> dict[str, Entry]:
+    """Override ``entries`` by ``values``, whose number of epochs scales the schedules of ``entries``."""
+    scaled = {}
+    if "epochs" in values:
+        scaled = _rescaled(_completed(names, entries), values["epochs"].value)
+    return {**entries, **scaled, **values}
 
 
 def _converted(name: str, value: Any) -> Any:

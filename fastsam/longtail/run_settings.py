@@ -12,6 +12,7 @@ from fastsam.longtail.mixers import MIXERS
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.models.classifier import BatchNormMode
 from fastsam.longtail.models.heads import HEADS
+from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
 from fastsam.longtail.optimizers.base import OPTIMIZERS
 from fastsam.longtail.precision import Precision
 from fastsam.longtail.schedules import LR_SCHEDULES
@@ -30,6 +31,12 @@ class RunSettings(Settings):
     method: str = setting("method, LOSS or LOSS-RULE, for instance ce, ce-drw, ldam-drw or vs")
     optimizer: str = setting("optimizer", names=OPTIMIZERS)
 
+    recipe: str = setting(
+        "published settings from which the run takes what is not passed",
+        default=STANDARD,
+        before=STANDARD,
+        names=NAMED_RECIPES,
+    )
     stages: str = setting(
         "list of training stages. Each stage after the first starts from the weights of an earlier one; the "
         "options are the settings of the first stage, and those of later stages as far as the list does not "

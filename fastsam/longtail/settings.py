@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastsam.longtail.errors import UsageError, unknown
@@ -44,6 +45,30 @@ def layer(source: str, *, known: bool = True, **values: Any) -> dict[str, Entry]
 def borrowed(values: Layer, source: str) -> dict[str, Entry]:
     """Return the values of another recipe, marked as starting points."""
     return {name: Entry(entry.value, source, known=False) for name, entry in values.items()}
+
+
+def matching(table: Mapping[tuple[str, ...], Layer] | Any, *names: str) -> dict[str, Entry]:
+    """Return the values of all layers whose patterns match; later layers override earlier ones.
+
+    Args:
+        table: layers by shell patterns, one for each of the names.
+        *names: for instance the data set and the method of a run.
+
+    Example:
+        >>> table = {("cifar*", "*"): layer("one", lr=0.1), ("cifar10", "ce"): layer("two", lr=0.2)}
+        >>> matching(table, "cifar10", "ce")["lr"].value, matching(table, "cifar10", "bs")["lr"].value
+        (0.2, 0.1)
+    """
+    found: dict[str, Entry] = {}
+    for patterns, values in table.items():
+        if all(map(fnmatchcase, names, patterns)):
+            found |= values
+    return found
+
+
+def factor_text(imbalance: float | None) -> str:
+    """Return an imbalance factor as patterns match it; empty for a data set without one."""
+    return "" if imbalance is None else f"{imbalance:g}"
 
 
 def setting(

@@ -13,6 +13,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
+from fastsam.longtail.named_recipes import NAMED_RECIPES
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import recipe
 
@@ -111,3 +112,11 @@ def test_radii_of_two_values(rho: tuple[float, float], epochs: int, schedule: st
             "cifar10-lt", "ce-drw", "sam", epochs=epochs, rho=rho, rho_schedule=schedule
         ).config()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMED_RECIPES)
+def test_named_recipes(name: str) -> None:
+    for data in NAMED_RECIPES[name].data:
+        for optimizer in ("sgd", "sam"):
+            assert_same_bits(recipe(data, "ce-drw", optimizer, recipe=name).config())

@@ -8,17 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from fastsam.longtail import TrainConfig, recipe
-from fastsam.longtail.build import build_schedules
+from fastsam.longtail.build import build_network, build_schedules
 from fastsam.longtail.data import DATASETS, load_dataset
 from fastsam.longtail.data.worker_count import cores_of_rank, default_workers
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
+from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.recipes import default_imbalance
 from fastsam.longtail.registry import registered_settings
+from fastsam.longtail.stage_plan import plan_stages
+from fastsam.longtail.trainable import freeze, trained_parameters
 
 METHODS = [
     loss if rule == "none" else f"{loss}-{rule}"
@@ -220,8 +224,6 @@ def test_multistep_learning_rate() -> None:
 
 
 def test_cosine_learning_rate_is_that_of_torch() -> None:
-    import torch
-
     config = config_with(epochs=9, lr=0.2, warmup_epochs=0, lr_schedule="cosine")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9)
@@ -273,3 +275,181 @@ def test_a_number_will_do_for_a_setting_of_phases() -> None:
     )
     with pytest.raises(UsageError, match="rho must have 2 value"):
         recipe("digits-lt", "ce", "sam", rho=0.2, rho_schedule="linear").config()
+
+
+# (recipe, data, method): epochs, batch, lr, weight decay, warm-up, milestones, factors, mixer, augmentation;
+# from the authors' codes, and whether all of them but the augmentation are published there.
+NAMED: dict[tuple[str, str, str], tuple[Any, ...]] = {
+    ("mixup", "cifar100-lt", "ce"): (
+        400,
+        128,
+        0.1,
+        2e-4,
+        5,
+        (320, 360),
+        (1e-2, 1e-4),
+        "mixup",
+        True,
+    ),
+    ("mixup", "cifar10-lt", "bs"): (
+        400,
+        128,
+        0.1,
+        2e-4,
+        5,
+        (320, 360),
+        (1e-2, 1e-4),
+        "mixup",
+        False,
+    ),
+    ("mixup", "imagenet-lt", "ce"): (180, 256, 0.1, 5e-4, 0, None, None, "mixup", True),
+    ("mixup", "inaturalist18", "ce"): (200, 256, 0.1, 1e-4, 0, None, None, "mixup", True),
+    ("mixup", "places-lt", "ce"): (90, 256, 0.1, 5e-4, 0, None, None, "mixup", True),
+    ("cmo", "cifar100-lt", "ce-drw"): (
+        200,
+        128,
+        0.1,
+        2e-4,
+        5,
+        (160, 180),
+        (1e-2, 1e-4),
+        "cmo",
+        True,
+    ),
+    ("cmo", "cifar10-lt", "ce-drw"): (
+        200,
+        128,
+        0.1,
+        2e-4,
+        5,
+        (160, 180),
+        (1e-2, 1e-4),
+        "cmo",
+        False,
+    ),
+    ("cmo", "imagenet-lt", "bs"): (100, 128, 0.1, 2e-4, 5, (60, 80), (0.1, 0.01), "cmo", True),
+    ("cmo", "inaturalist18", "bs"): (100, 256, 0.1, 2e-4, 5, (75,), (0.1,), "cmo", True),
+    ("cmo-long", "cifar100-lt", "bs"): (
+        400,
+        128,
+        0.1,
+        2e-4,
+        10,
+        (321, 361),
+        (0.1, 0.01),
+        "cmo",
+        True,
+    ),
+    ("cmo-long", "cifar100-lt", "ce"): (
+        400,
+        128,
+        0.1,
+        2e-4,
+        10,
+        (321, 361),
+        (0.1, 0.01),
+        "cmo",
+        False,
+    ),
+    ("cmo-long", "imagenet-lt", "bs"): (400, 128, 0.02, 5e-4, 10, None, None, "cmo", True),
+    ("cmo-long", "inaturalist18", "bs"): (400, 128, 0.02, 1e-4, 10, None, None, "cmo", True),
+    ("long", "cifar100-lt", "paco"): (
+        400,
+        128,
+        0.05,
+        5e-4,
+        10,
+        (321, 361),
+        (0.1, 0.01),
+        "none",
+        True,
+    ),
+    ("long", "cifar10-lt", "ce-drw"): (
+        400,
+        128,
+        0.05,
+        5e-4,
+        10,
+        (321, 361),
+        (0.1, 0.01),
+        "none",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("key", NAMED, ids=str)
+def test_named_recipes_have_the_published_values(key: tuple[str, str, str]) -> None:
+    name, data, method = key
+    *expected, published = NAMED[key]
+    chosen = recipe(data, method, "sgd", recipe=name)
+    c = chosen.config()
+    found = (c.epochs, c.batch_size, c.lr, c.weight_decay, c.warmup_epochs)
+    assert (*found, c.lr_milestones, c.lr_factors, c.mixer) == tuple(expected)
+    assert c.recipe == name
+    assert all(chosen.entries[n].known for n in ("epochs", "lr", "weight_decay")) is published
+    assert (c.augment == "randaugment") is ("long" in name)
+    assert c.augment == "default" or not chosen.entries["augment"].known
+    if method.endswith("drw"):
+        assert c.defer_epoch == c.epochs * 4 // 5
+
+
+@pytest.mark.slow
+def test_every_named_recipe_makes_runs_of_every_optimizer_on_its_data() -> None:
+    assert {name for name, _, _ in NAMED} == set(NAMED_RECIPES) - {STANDARD}
+    for name in {name for name, _, _ in NAMED}:
+        for data in NAMED_RECIPES[name].data:
+            for optimizer in ("sam", "adamw"):
+                config = recipe(data, "ce-drw", optimizer, recipe=name).config()
+                assert TrainConfig.from_dict(config.as_dict()) == config
+    assert recipe("cifar10-lt", "ce", "adamw", recipe="long").config().lr < 0.01  # not that of SGD
+
+
+def test_given_settings_override_a_named_recipe_and_epochs_scale_it() -> None:
+    config = recipe("cifar100-lt", "ce", "sgd", recipe="mixup", epochs=40, lr=0.3).config()
+    assert (config.lr, config.lr_milestones, config.warmup_epochs) == (0.3, (32, 36), 1)
+    long = recipe("cifar100-lt", "ce-drw", "sgd", recipe="long")
+    assert long.override(epochs=200).config().defer_epoch == 160
+    mild = recipe("cifar100-lt", "ce", "sgd", recipe="mixup", imbalance=10.0)
+    assert not mild.entries["epochs"].known  # the code has no configuration of this factor
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        ("digits-lt", {"recipe": "long"}, "'long' has no values for data set 'digits-lt'.*omit"),
+        ("cifar10-lt", {"recipe": "longer"}, "unknown recipe 'longer', did you mean 'long'"),
+        ("cifar10-lt", {"recipe": "long", "stages": "mislas"}, "both set lr_milestones"),
+        ("imagenet-lt", {"recipe": "cmo", "stages": "crt"}, "both set .*epochs"),
+    ],
+)
+def test_wrong_named_recipes_are_refused(data: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe(data, "ce", "sgd", **settings)
+
+
+def test_places_trains_the_last_block_and_the_head_of_a_pretrained_network() -> None:
+    config = recipe("places-lt", "ce", "sgd").config()
+    assert (config.model, config.pretrained, config.epochs) == ("resnet152", "IMAGENET1K_V1", 30)
+    with torch.device("meta"):
+        network = build_network(config, 365, 3)
+    freeze(network, config)
+    trained = {n for n, p in network.named_parameters() if p.requires_grad}
+    last = {n for n in dict(network.named_parameters()) if ".layer4.2." in n}
+    assert trained == last | {"head.weight", "head.bias"}
+    factors = {
+        name: g["lr"] for g in trained_parameters(network, config) for name, _ in g["params"]
+    }
+    assert factors == pytest.approx({n: 0.1 if n.startswith("head.") else 0.01 for n in trained})
+    for stages, epochs in (("crt", 10), ("lws", 5), ("decoupled-bs", 10), ("linear-probe", None)):
+        plan = plan_stages(recipe("places-lt", "ce", "sgd", stages=stages).config())
+        assert plan[-1].config.freeze == ("features.*",)
+        assert plan[-1].config.lr_scale == ()
+        assert epochs is None or (plan[0].config.epochs, plan[1].config.epochs) == (30, epochs)
+
+
+def test_other_start_weights_replace_the_pretrained_ones_of_places() -> None:
+    own = recipe("places-lt", "ce", "sgd", init="start.pt", stages="crt").config()
+    assert [stage.config.pretrained for stage in plan_stages(own)] == [None, None]
+    small = recipe("places-lt", "ce", "sgd", model="resnet18").config()
+    assert (small.pretrained, small.freeze, small.lr_scale) == (None, (), ())

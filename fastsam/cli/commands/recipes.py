@@ -17,6 +17,7 @@ from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES
 from fastsam.longtail.mixers import MIXERS
 from fastsam.longtail.models import HEADS, MODELS
+from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.published import combinations
 from fastsam.longtail.recipes import Recipe, recipe
@@ -39,11 +40,13 @@ class Recipes:
     """List only recipes of this method."""
     optimizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """List only recipes of this optimizer."""
+    recipe: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = STANDARD
+    """With the three names above, show this named recipe instead of the standard one."""
     stages: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = "none"
     """With the three names above, show the stages of this list, too."""
     names: bool = False
-    """List all data sets, losses, rules, optimizers, augmentations, models, heads, mixers, stages and
-    calibrators."""
+    """List all data sets, losses, rules, optimizers, augmentations, models, heads, mixers, recipes, stages
+    and calibrators."""
 
     def run(self) -> None:
         """Print the list of recipes, one recipe, or the names of all parts."""
@@ -52,7 +55,8 @@ class Recipes:
         elif self.data is None or self.method is None or self.optimizer is None:
             self._list()
         else:
-            chosen = recipe(self.data, self.method, self.optimizer, stages=self.stages)
+            labels = {"recipe": self.recipe, "stages": self.stages}
+            chosen = recipe(self.data, self.method, self.optimizer, **labels)
             _print_plan(plan_stages(chosen.config(), chosen.sources))
 
     def _list(self) -> None:
@@ -70,11 +74,14 @@ class Recipes:
         found = {key: recipe(*key) for key in listed}
         for data in sorted({data for data, _, _ in listed}, key=tuple(DATASETS).index):
             _print_data_set(data, [(found[key], listed[key]) for key in listed if key[0] == data])
+        _print_more()
         print("? value not published. To show one recipe with the source of every value:")
         print("fastsam recipes --data NAME --method NAME --optimizer NAME")
 
 
 _WIDTH = 80
+_LONGEST = 28
+"""Width of the values of a recipe; longer ones take several lines."""
 _SHARED = ("model", "batch_size")
 """Settings shown in the heading of a data set, because its recipes agree on them."""
 _COLUMNS = {
@@ -124,6 +131,18 @@ def _print_data_set(data: str, listed: Sequence[tuple[Recipe, Sequence[str]]]) -
     print()
 
 
+def _print_more() -> None:
+    """Print the named recipes and the lists of stages."""
+    print("other recipes, with --recipe NAME:")
+    for part in NAMED_RECIPES.values():
+        if part.name != STANDARD:
+            _print_wrapped(f"  {part.name}: {part.summary}; {', '.join(part.data)}")
+    print("recipes in stages, with --stages NAME:")
+    for stages in STAGES.values():
+        if stages.stages:
+            _print_wrapped(f"  {stages.name}: {stages.summary}")
+
+
 def _print_plan(plan: Sequence[PlannedStage]) -> None:
     """Print every value of a recipe with its source; of later stages those that differ from the first."""
     first = plan[0].config.flat()
@@ -146,9 +165,15 @@ def _print_plan(plan: Sequence[PlannedStage]) -> None:
 def _print_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     rows = [("setting", "value", "source")]
     rows += [(name, _value(value), sources.get(name, "given")) for name, value in values.items()]
-    name, value = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    name = max(len(row[0]) for row in rows) + 2
+    value = min(max(len(row[1]) for row in rows), _LONGEST) + 2
     for row in rows:
-        start = row[0].ljust(name) + row[1].ljust(value)
+        *above, last = textwrap.wrap(row[1], value - 2, break_long_words=False) or [""]
+        if len(last) >= value:
+            above, last = [*above, last], ""
+        for place, line in enumerate(above):
+            print((row[0] if place == 0 else "").ljust(name) + line)
+        start = ("" if above else row[0]).ljust(name) + last.ljust(value)
         print(
             textwrap.fill(
                 row[2],
@@ -183,6 +208,7 @@ def _print_names() -> None:
     more: dict[str, Registry[Any]] = {
         "heads": HEADS,
         "mixers": MIXERS,
+        "recipes": NAMED_RECIPES,
         "stages": STAGES,
         "calibrators": CALIBRATORS,
     }

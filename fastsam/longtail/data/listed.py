@@ -30,9 +30,9 @@ from fastsam.longtail.data.lists import (
 )
 from fastsam.longtail.data.pack import FOLDER, Pack
 from fastsam.longtail.data.pixels import Reading
-from fastsam.longtail.data.shared_recipes import CODE, IMAGENET
+from fastsam.longtail.data.shared_recipes import CODE, IMAGENET, PLACES
 from fastsam.longtail.errors import DataError
-from fastsam.longtail.settings import borrowed, layer
+from fastsam.longtail.settings import layer
 
 _IMAGENET = Preparation()
 _INATURALIST = Preparation(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192))
@@ -340,7 +340,7 @@ def _load(name: str, settings: ImageFileSettings, progress: bool) -> LongTailDat
 for _name, _recipe in (
     ("imagenet-lt", IMAGENET),
     ("inaturalist18", {**IMAGENET, **layer(CODE, lr=0.1)}),
-    ("places-lt", borrowed(IMAGENET, "the ImageNet-LT recipe")),
+    ("places-lt", PLACES),
 ):
     register_dataset(
         DataSetPart(

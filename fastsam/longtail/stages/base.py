@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.registry import Registry, RunPart
-from fastsam.longtail.settings import Entry, Layer, Settings, setting
+from fastsam.longtail.settings import Entry, Layer, Settings, factor_text, matching, setting
 
 BASE = "base"
 """Value of the setting ``optimizer`` in a stage: the base optimizer of the first stage, without ascents."""
@@ -45,12 +44,7 @@ class Stage:
             data: name of the data set.
             imbalance: its imbalance factor; None if it has none.
         """
-        factor = "" if imbalance is None else f"{imbalance:g}"
-        found = dict(self.settings)
-        for (data_key, factor_key), layer in self.exact.items():
-            if fnmatchcase(data, data_key) and fnmatchcase(factor, factor_key):
-                found |= layer
-        return found
+        return {**self.settings, **matching(self.exact, data, factor_text(imbalance))}
 
 
 @dataclass(frozen=True, kw_only=True)

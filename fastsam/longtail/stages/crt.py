@@ -1,10 +1,10 @@
 """Classifier re-training (cRT)."""
 
+from fastsam.longtail.data.shared_recipes import KANG
 from fastsam.longtail.settings import layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import (
     BAG_CIFAR,
-    KANG,
     LIKE_IMAGENET,
     head_only,
     kang_first,
@@ -33,7 +33,7 @@ register_stages(
                 },
                 exact={
                     **kang_second(imagenet_lt=10, inaturalist18=30, places_lt=10),
-                    ("cifar*-lt", "*"): BAG_CIFAR,
+                    **BAG_CIFAR,
                 },
             ),
         ),

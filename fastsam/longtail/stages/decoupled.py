@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastsam.longtail.settings import Layer, layer
+from fastsam.longtail.data.shared_recipes import BAG, KANG
+from fastsam.longtail.settings import Layer, borrowed, layer
 from fastsam.longtail.stages.base import BASE
 
-KANG = "code of Kang et al. 2020 (facebookresearch/classifier-balancing)"
 LIKE_IMAGENET = "the ImageNet-LT configuration of"
 """Begin of the source of starting points for data sets without a published value."""
 
@@ -66,8 +66,7 @@ def kang_second(**epochs: int) -> dict[tuple[str, str], Layer]:
     }
 
 
-BAG = "code of Zhang et al. 2021 (BagofTricks-LT)"
-BAG_CIFAR: Layer = layer(
+_BAG_CIFAR: Layer = layer(
     BAG,
     sampling="class-balanced",
     epochs=30,
@@ -79,4 +78,9 @@ BAG_CIFAR: Layer = layer(
     weight_decay=5e-4,
     nesterov=True,
 )
+BAG_CIFAR: dict[tuple[str, str], Layer] = {
+    ("cifar*-lt", "*"): borrowed(_BAG_CIFAR, "the recipe of imbalance 100 and 50"),
+    ("cifar*-lt", "100"): _BAG_CIFAR,
+    ("cifar*-lt", "50"): _BAG_CIFAR,
+}
 """Stage two of cRT and LWS on CIFAR-LT, for which Kang et al. publish no settings."""

@@ -34,9 +34,12 @@ register_stages(
                 },
                 exact={
                     # 2000 iterations of 512 images.
-                    ("cifar100-lt", "200"): layer(
-                        _CODE, epochs=106, batch_size=512, lr=0.1, weight_decay=5e-4
-                    ),
+                    **{
+                        (data, "200"): layer(
+                            _CODE, epochs=epochs, batch_size=512, lr=0.1, weight_decay=5e-4
+                        )
+                        for data, epochs in (("cifar10-lt", 91), ("cifar100-lt", 106))
+                    },
                     ("imagenet-lt", "*"): layer(_CODE, **_SECOND, batch_size=512, lr=0.4),
                     ("places-lt", "*"): layer(_CODE, **_SECOND, batch_size=256, lr=0.02),
                 },

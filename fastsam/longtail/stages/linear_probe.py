@@ -4,7 +4,9 @@ from fastsam.longtail.settings import Layer, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 
 PROBE: Layer = {
-    **layer("definition of a linear probe", freeze=("features.*",), batch_norm="frozen"),
+    **layer(
+        "definition of a linear probe", freeze=("features.*",), batch_norm="frozen", lr_scale=()
+    ),
     **layer("starting point", known=False, epochs=10, warmup_epochs=0, lr_schedule="cosine"),
 }
 

@@ -1,10 +1,10 @@
 """Learnable weight scaling (LWS)."""
 
+from fastsam.longtail.data.shared_recipes import KANG
 from fastsam.longtail.settings import layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import (
     BAG_CIFAR,
-    KANG,
     LIKE_IMAGENET,
     head_only,
     kang_first,
@@ -32,7 +32,7 @@ register_stages(
                 },
                 exact={
                     **kang_second(imagenet_lt=5, inaturalist18=5, places_lt=5),
-                    ("cifar*-lt", "*"): BAG_CIFAR,
+                    **BAG_CIFAR,
                 },
             ),
         ),

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastsam.longtail.settings import Layer, layer
+from fastsam.longtail.data.shared_recipes import MISLAS as _CODE
+from fastsam.longtail.data.shared_recipes import MIXUP_LARGE
+from fastsam.longtail.settings import Layer, borrowed, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
-_CODE = "code of Zhong et al. 2021 (dvlab-research/MiSLAS)"
 _LIKE = f"the ImageNet-LT configuration of the {_CODE}"
-
-
-def _first(epochs: int, weight_decay: float) -> Layer:
-    return layer(
-        _CODE,
-        mixup_alpha=0.2,
-        epochs=epochs,
-        batch_size=256,
-        lr=0.1,
-        weight_decay=weight_decay,
-        warmup_epochs=0,
-        lr_schedule="cosine",
-    )
+_PUBLISHED = ("100", "50", "10")
+"""Imbalance factors of CIFAR-LT in the code."""
+_CIFAR_FIRST = layer(_CODE, mixup_alpha=1.0, lr_milestones=(160, 180), lr_factors=(0.1, 0.01))
+_CIFAR_SECOND = layer(_CODE, epochs=10, lr=0.1, weight_decay=2e-4)
+_OTHER_FACTORS = "the recipe of imbalance 100"
 
 
 def _second(head: float, tail: float, factor: float, **more: Any) -> Layer:
@@ -42,12 +35,9 @@ register_stages(
                 name="representation",
                 settings=layer(_CODE, mixer="mixup"),
                 exact={
-                    ("cifar*-lt", "*"): layer(
-                        _CODE, mixup_alpha=1.0, lr_milestones=(160, 180), lr_factors=(0.1, 0.01)
-                    ),
-                    ("imagenet-lt", "*"): _first(180, 5e-4),
-                    ("inaturalist18", "*"): _first(200, 1e-4),
-                    ("places-lt", "*"): _first(90, 5e-4),
+                    ("cifar*-lt", "*"): borrowed(_CIFAR_FIRST, _OTHER_FACTORS),
+                    **{("cifar*-lt", factor): _CIFAR_FIRST for factor in _PUBLISHED},
+                    **{(data, "*"): values for data, values in MIXUP_LARGE.items()},
                 },
             ),
             Stage(
@@ -71,7 +61,8 @@ register_stages(
                     ),
                 },
                 exact={
-                    ("cifar*-lt", "*"): layer(_CODE, epochs=10, lr=0.1, weight_decay=2e-4),
+                    ("cifar*-lt", "*"): borrowed(_CIFAR_SECOND, _OTHER_FACTORS),
+                    **{("cifar*-lt", factor): _CIFAR_SECOND for factor in _PUBLISHED},
                     # The shifted batch normalization is off on CIFAR-10-LT.
                     ("cifar10-lt", "*"): layer(_CODE, batch_norm="frozen"),
                     ("cifar10-lt", "100"): _second(0.3, 0.0, 0.5),

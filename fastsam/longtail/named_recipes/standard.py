@@ -1,0 +1,7 @@
+"""The standard recipe: that of the data set, the method and the optimizer."""
+
+from fastsam.longtail.named_recipes.base import STANDARD, NamedRecipe, register_recipe
+
+register_recipe(
+    NamedRecipe(name=STANDARD, summary="the settings of the data set, the method and the optimizer")
+)
