@@ -100,8 +100,8 @@ class Preprocessing:
     def with_views(self, views: Views) -> Preprocessing:
         """Return a copy for evaluation with several views of each image.
 
-        As in the code of LIFT (Shi et al., ICML 2024), the shorter side of the resized image is 248/224 of the
-        size of the crops.
+        As in the code of LIFT (Shi et al., ICML 2024), the shorter side of the resized image is 248/224 of
+        the size of the crops.
 
         Args:
             views: number of views; 1 returns this preprocessing.

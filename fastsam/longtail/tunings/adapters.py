@@ -22,9 +22,9 @@ _SOURCE = "code of Shi et al. 2024 (shijxcs/LIFT)"
 class Adapter(nn.Module):
     """A bottleneck ``s Up(ReLU(Down(LN(h))))`` of the hidden state ``h``, in parallel to the MLP of a block.
 
-    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition" (NeurIPS 2022), in
-    the form of the code of Shi et al. (ICML 2024): the adapter has its own layer normalization, and the scale
-    ``s`` is trained. ``Up`` starts at zero, so the network starts unchanged.
+    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition" (NeurIPS 2022),
+    in the form of the code of Shi et al. (ICML 2024): the adapter has its own layer normalization, and the
+    scale ``s`` is trained. ``Up`` starts at zero, so the network starts unchanged.
 
     Args:
         width: length D of the vectors.
