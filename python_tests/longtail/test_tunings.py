@@ -109,7 +109,7 @@ def test_a_copy_has_its_own_adapters() -> None:
     before = network(images)
     for module in twin.modules():
         if isinstance(module, Adapter):
-            nn.init.ones_(module.up.bias)
+            nn.init.normal_(module.up.bias)
     assert torch.equal(network(images), before)
     assert not torch.allclose(twin(images), before)
 
@@ -128,7 +128,7 @@ def test_parameters_counted_by_hand() -> None:
         config = config_of(tune)
         network = build_network(config, C, 1, module=small_vit(1))
         freeze(network, config)
-        assert trained_count(network) == f"trains {trained + head} of {whole + head} parameters"
+        assert trained_count(network) == f"trains {trained + head:,} of {whole + head:,} parameters"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_is_not_tuned_keeps_its_bits(tune: str, tmp_path: Path) -> None:
     assert result.total_gradients == 3 * (-(-len(FEW.train) // 32))
     stored = TrainedRun.load(tmp_path, module=small_vit(1))
     evaluation = evaluate_run(stored, data=FEW, bootstrap=0)
-    assert evaluation.metrics == result.metrics
+    assert evaluation.metrics.accuracy == result.test.accuracy
     images = torch.rand(5, 1, 8, 8)
     judged = Checkpoint.load(tmp_path).build_model(judged=True, module=small_vit(1)).eval()
     tau = torch.zeros(())  # la adjusts in the loss alone
@@ -171,10 +171,10 @@ def test_a_run_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
         pass
 
     def kill(epoch: Any) -> None:
-        if epoch.epoch == 1:
+        if epoch.epoch == 3:
             raise KilledError
 
-    config = config_of(epochs=2, **COSINE)
+    config = config_of(epochs=4, checkpoint_steps=2, **COSINE)
     trainer_of(config, out=tmp_path / "whole").fit()
     with pytest.raises(KilledError):
         trainer_of(config, out=tmp_path / "cut", on_epoch=kill).fit()
@@ -182,7 +182,7 @@ def test_a_run_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
     one, other = (Checkpoint.load(tmp_path / name).model for name in ("whole", "cut"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     with pytest.raises(UsageError, match="tune was 'adapters', is now 'bias-norm'"):
-        trainer_of(config_of("bias-norm", epochs=2, **COSINE), out=tmp_path / "cut", resume=True)
+        trainer_of(config_of("bias-norm", epochs=4, **COSINE), out=tmp_path / "cut", resume=True)
 
 
 def test_starts_of_other_tunings(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_lift_on_a_network_of_timm(tmp_path: Path) -> None:
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert trained == 6 * (2 * 64 + 64 + 1 + 64 + 64 + 1) + 3 * 64
     run = TrainedRun.load(tmp_path / "run")
-    assert evaluate_run(run, data=data, bootstrap=0).metrics == result.metrics
+    assert evaluate_run(run, data=data, bootstrap=0).metrics.accuracy == result.test.accuracy
     for name, value in reference.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(run.network.state_dict()[f"features.network.{name}"], value)
@@ -312,4 +312,4 @@ def test_lift_on_a_network_of_timm(tmp_path: Path) -> None:
     again.fit()
     state = again.model.features.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in run.network.features.state_dict().items())
-    assert np.isfinite(result.metrics.accuracy)
+    assert np.isfinite(result.test.accuracy)
