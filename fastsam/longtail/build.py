@@ -36,7 +36,11 @@ from fastsam.longtail.samplers import (
 from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
 from fastsam.longtail.trainable import trained_parameters
+from fastsam.longtail.tunings import TUNINGS
 from fastsam.optim import Schedule, WarmUp
+
+_TUNING = 1
+"""Position of the initial weights that a tuning adds, in the stream of the initial weights."""
 
 
 def load_configured(config: TrainConfig, *, progress: bool = True) -> LongTailData:
@@ -94,11 +98,16 @@ def build_network(
         settings=config.parts["model"],
         module=module,
     )
+    before = network.state_dict().keys()
+    with global_seed(derived_seed(config.seed, Stream.MODEL, _TUNING)):
+        TUNINGS[config.tune].build(config.parts["tuning"], network.features, num_classes)
+    added = frozenset(network.state_dict().keys() - before)
     extend = _loss(config).network
-    if extend is None:
-        return network
-    with global_seed(seed):
-        return extend(config.parts["loss"], network)
+    if extend is not None:
+        with global_seed(seed):
+            network = extend(config.parts["loss"], network)
+    network.added = added
+    return network
 
 
 def build_optimizer(

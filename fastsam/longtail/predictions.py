@@ -61,6 +61,19 @@ class Predictions:
         return 100.0 * int(self.right.sum()) / len(self.targets)
 
 
+def view_logits(model: Classifier, inputs: Tensor) -> Tensor:
+    """Return the logits of images, averaged over their views, as float32 ``[B, C]``.
+
+    Args:
+        model: the network.
+        inputs: images ``[B, channels, H, W]``, or several views of each, ``[B, views, channels, H, W]``. The
+            network sees one view at a time.
+    """
+    if inputs.ndim == 4:
+        return model(inputs).float()
+    return torch.stack([model(view).float() for view in inputs.unbind(dim=1)]).mean(dim=0)
+
+
 @torch.no_grad()
 def predict(
     model: Classifier,
@@ -104,7 +117,7 @@ def predict(
     try:
         for batch in images.batches(order, None, device):
             with autocast(precision, device):
-                logits = model(batch.inputs).float()
+                logits = view_logits(model, batch.inputs)
             logits = logits if adjust is None else adjust(logits)
             part = Predictions.of(logits, on_device[batch.indices])
             seen = torch.ones_like(part.confidence)

@@ -19,6 +19,7 @@ from fastsam.longtail.schedules import LR_SCHEDULES
 from fastsam.longtail.settings import Settings, setting
 from fastsam.longtail.sharding import Parallel
 from fastsam.longtail.stages.base import STAGES
+from fastsam.longtail.tunings import TUNINGS
 
 Selection = Literal["last", "best-validation"]
 
@@ -58,6 +59,12 @@ class RunSettings(Settings):
         "also with init), or a file with one vector per class, [C, D] (.npy, .pt or .safetensors)",
         optional=True,
         default_text="those of init if they fit, else random",
+    )
+    tune: str = setting(
+        "part of the network that is trained, together with the head. A tuning may add small modules",
+        default="all",
+        before="all",
+        names=TUNINGS,
     )
     freeze: tuple[str, ...] = setting(
         "parameters that are not trained, as patterns of their names, such as 'features.*'",

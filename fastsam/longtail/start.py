@@ -106,8 +106,9 @@ def load_start(
 ) -> dict[str, Any]:
     """Load weights into a fresh network, which is changed in place.
 
-    All weights of the feature extractor must be there. Weights of a head that does not fit are left out, and
-    so are those of parts that the network does not have, such as the classifier of a library's network.
+    All weights of the feature extractor must be there, except for those that the tuning of the run adds.
+    Weights of a head that does not fit are left out, and so are those of parts that the network does not
+    have, such as the classifier of a library's network.
     Filters of the first layer are adapted to the number of channels.
 
     Args:
@@ -203,7 +204,8 @@ def _check_fit(
 ) -> None:
     """Check that the feature extractor gets all of its weights, and no other network's."""
     own = network.state_dict()
-    needed = [name for name, value in own.items() if name.startswith("features.") and value.ndim]
+    fresh = frozenset[str]() if network.added & given.keys() else network.added
+    needed = [n for n, v in own.items() if n.startswith("features.") and v.ndim and n not in fresh]
     missing = [name for name in needed if name not in fits]
     extra = [name for name in given if name not in own and _belongs(name, network)]
     problems = []
@@ -218,8 +220,18 @@ def _check_fit(
     if problems:
         raise CheckpointError(
             f"the weights of {start.name} do not fit the network: {'; '.join(problems)}. Choose the network "
-            "that they were saved from with --model"
+            f"that they were saved from with {_options(start)}"
         )
+
+
+def _options(start: Start) -> str:
+    """Return the options of the network from which weights were saved, as far as they are known."""
+    saved = start.record.get("config", {})
+    known = [
+        name for name in ("model", "tune", "adapter_width") if saved.get(name) not in (None, "all")
+    ]
+    shown = (f"--{name.replace('_', '-')} {saved[name]}" for name in known)
+    return " ".join(shown) or "--model (and --tune)"
 
 
 def _belongs(name: str, network: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.blocks import layer_depths
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.tunings import TUNINGS
 from fastsam.optim.batch_norm import batch_norm_layers
 
 VECTORS = "vectors"
@@ -29,11 +30,16 @@ def freeze(network: Classifier, config: TrainConfig) -> None:
         config: settings of the run.
 
     Raises:
-        UsageError: if a pattern matches no parameter, no parameter would be trained, or ``batch_norm`` is
+        UsageError: if a pattern matches no parameter, no parameter would be trained, the tuning does not fit
+            the network, or ``batch_norm`` is
             ``statistics`` and the network has none.
     """
     parameters = dict(network.named_parameters())
     frozen = {name for p in config.freeze for name in matching_names("freeze", p, parameters)}
+    tuned = TUNINGS[config.tune].trained
+    if tuned is not None:
+        kept = {f"features.{name}" for name in tuned(network.features)}
+        frozen |= {n for n in parameters if n.startswith("features.") and n not in kept}
     if config.batch_norm != "train":
         norms = {id(value) for layer in batch_norm_layers(network) for value in layer.parameters()}
         if not norms and config.batch_norm == "statistics":
@@ -47,10 +53,18 @@ def freeze(network: Classifier, config: TrainConfig) -> None:
     for name in frozen:
         parameters[name].requires_grad_(False)
     if not any(value.requires_grad for value in parameters.values()):
+        tuning = "" if tuned is None else f" with tune {config.tune}"
         raise UsageError(
-            f"freeze {' '.join(config.freeze)} leaves no parameter to train; freeze fewer, for instance "
-            "only 'features.*'"
+            f"freeze {' '.join(config.freeze)}{tuning} leaves no parameter to train; freeze fewer, for "
+            "instance only 'features.*'"
         )
+
+
+def trained_count(network: Classifier) -> str:
+    """Describe how many parameters are trained, for instance ``trains 85 of 650 parameters``."""
+    sizes = [(value.numel(), value.requires_grad) for value in network.parameters()]
+    trained = sum(size for size, requires_grad in sizes if requires_grad)
+    return f"trains {trained:,} of {sum(size for size, _ in sizes):,} parameters"
 
 
 def trained_parameters(

@@ -91,7 +91,7 @@ def test_networks_of_timm(name: str) -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="resnet20, resnet32, resnet32-w64"):
         build_model("resnet9", 10)
-    with pytest.raises(UsageError, match="cosine, disalign, linear, lws"):
+    with pytest.raises(UsageError, match="cosine, disalign, linear, lws, scaled-cosine"):
         build_model("resnet8", 10, head="cos")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="num_classes must be at least 2"):
         build_model("resnet8", 1)
@@ -162,6 +162,9 @@ def test_a_head_takes_over_a_trained_linear_head(name: str) -> None:
     if name == "cosine":
         lengths = features.norm(dim=1)[:, None] * linear.weight.norm(dim=1)
         expected = (features @ linear.weight.T) / lengths
+    elif name == "scaled-cosine":
+        lengths = features.norm(dim=1)[:, None] * linear.weight.norm(dim=1)
+        expected = 25 * (features @ linear.weight.T) / lengths
     elif name == "disalign":
         sigma = head.get_submodule("confidence")(features).sigmoid()
         expected = (1 + sigma) * expected
@@ -190,7 +193,9 @@ def test_only_the_adjustment_of_a_head_is_trained_and_a_stored_run_has_it(
 def test_losses_name_the_heads_that_fit() -> None:
     with pytest.raises(UsageError, match=r"requires head='cosine', got 'lws'$"):
         recipe("digits-lt", "ldam", "sgd", head="lws").config()
-    with pytest.raises(UsageError, match="got 'cosine'; other heads that fit: disalign, lws"):
+    with pytest.raises(
+        UsageError, match="got 'cosine'; other heads that fit: disalign, lws, scaled-cosine"
+    ):
         recipe("digits-lt", "focal", "sgd", head="cosine").config()
     with pytest.raises(UsageError, match="lws_trains_vectors requires head lws"):
         recipe("digits-lt", "ce", "sgd", lws_trains_vectors=True).config()

@@ -32,6 +32,7 @@ from fastsam.longtail.sweeps import stored_result, sweep
 from fastsam.longtail.trainable import freeze
 from fastsam.longtail.training import RunFolder, StageTrainer, Step, stage_trainers
 from fastsam.stopping import Stopped, StopRequest
+from python_tests.longtail.small_vit import VIT_BLOCKS, VIT_WIDTH, small_vit
 from python_tests.longtail.test_interrupted import compared, stop_after
 from python_tests.longtail.test_trainer import FEW
 
@@ -129,14 +130,17 @@ TRAINED = {
     "weight-balancing": (ALL, C * (D + 1)),
     "linear-probe": (C * (D + 1),),
     "fine-tuning": (C * (D + 1), ALL),
+    "lift": (C * VIT_WIDTH + VIT_BLOCKS * (2 * VIT_WIDTH + 2 * VIT_WIDTH * 2 + 2 + VIT_WIDTH + 1),),
 }
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_the_parameters_of_each_stage_are_those_of_its_method(name: str) -> None:
     found = []
-    for stage in plan_stages(recipe("cifar10-lt", "ce", "sgd", stages=name).config()):
-        network = build_network(stage.config, C, 3)
+    module = small_vit() if name == "lift" else None
+    model = "resnet32" if module is None else "own:vit"
+    for stage in plan_stages(recipe("cifar10-lt", "ce", "sgd", stages=name, model=model).config()):
+        network = build_network(stage.config, C, 3, module=module)
         freeze(network, stage.config)
         found.append(sum(p.numel() for p in network.parameters() if p.requires_grad))
     assert tuple(found) == TRAINED[name]
@@ -154,7 +158,7 @@ SAME_HEAD = {"lws": "head.linear.", "disalign": "head.linear."}
     [
         one if one == "lws" else pytest.param(one, marks=pytest.mark.slow)
         for one in LISTS
-        if one != "linear-probe"
+        if one not in ("linear-probe", "lift")
     ],
 )
 def test_frozen_weights_keep_their_bits_and_statistics_move(name: str, tmp_path: Path) -> None:

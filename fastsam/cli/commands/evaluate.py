@@ -19,6 +19,7 @@ from fastsam.cli.options import (
 from fastsam.cli.output import check_output, show
 from fastsam.longtail.classes import TargetPrior
 from fastsam.longtail.data import load_dataset
+from fastsam.longtail.data.preprocessing import Views
 from fastsam.longtail.trained import TrainedRun, evaluate_run
 
 
@@ -53,6 +54,8 @@ class EvaluateCommand:
     """Number of bootstrap samples, at least 20; 0 computes no intervals."""
     level: float = 0.95
     """Confidence level of the intervals."""
+    evaluation_views: Views = 1
+    """Crops of each image whose logits are averaged: 1, or 5 (center and corners of a larger image)."""
     classes: int = 100
     """Print accuracies by class if there are at most INT classes. The file of --out always has them."""
     uncalibrated: bool = False
@@ -86,9 +89,11 @@ class EvaluateCommand:
             prior=self.prior,
             bootstrap=self.bootstrap,
             level=self.level,
+            views=self.evaluation_views,
             progress=not self.quiet,
         )
-        show(f"weights: {run.weights}; calibration: {evaluation.calibration}")
+        views = "" if evaluation.views == 1 else f"; logits averaged over {evaluation.views} views"
+        show(f"weights: {run.weights}; calibration: {evaluation.calibration}{views}")
         for table in (score_table, class_table, confusion_table):
             if table is not class_table or len(run.counts) <= self.classes:
                 show(f"{table(evaluation)}\n")

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastsam.cli.output import check_output
 from fastsam.files import write_atomically
+from fastsam.longtail.data.preprocessing import Views
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.trained import TrainedRun, predict_files
 from fastsam.longtail.trained.prediction_text import WRITERS
@@ -45,6 +46,8 @@ class PredictCommand:
     """Images per batch."""
     workers: int = 0
     """Worker processes that read images; 0 reads in the main process."""
+    evaluation_views: Views = 1
+    """Crops of each image whose logits are averaged: 1, or 5 (center and corners of a larger image)."""
     corrupt: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable image: stop with an error, or skip it with a warning."""
     device: str = "cpu"
@@ -72,6 +75,7 @@ class PredictCommand:
             batch_size=self.batch_size,
             workers=self.workers,
             corrupt=self.corrupt,
+            views=self.evaluation_views,
         )
         parts = write(found, run.class_names, self.top)
         if self.out is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from fastsam.records import build
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Views = Literal[1, 5]
+"""Number of crops of an image that a network sees: the center, or the center and the four corners."""
 
 CHANNELS = (1, 3)
 """Supported numbers of channels of an input: grayscale or RGB."""
@@ -40,6 +43,8 @@ class Preprocessing:
         exif: EXIF orientation: ``transpose`` applies it, ``ignore`` does not.
         value_range: values that are scaled to 0 and 1 in images with more than 8 bits per channel; None for
             0 and 65,535 in 16-bit images, and 0 and 1 in images of floats.
+        views: number of crops: 1, or 5 for the four corners and the center. Inputs then have the shape
+            ``[5, channels, H, W]``.
 
     Raises:
         ValueError: if a value is out of range, or the numbers of channels differ.
@@ -58,6 +63,7 @@ class Preprocessing:
     resize: int | None = None
     exif: Exif = "transpose"
     value_range: tuple[float, float] | None = None
+    views: int = 1
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -79,14 +85,48 @@ class Preprocessing:
         limits = self.value_range
         if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
             raise ValueError(f"value_range must be two values in ascending order, got {limits}")
+        if self.views not in get_args(Views):
+            raise ValueError(f"views must be 1 or 5 (center and corners), got {self.views}")
+        if self.views > 1 and self.resize is None:
+            raise ValueError(
+                f"{self.views} views are crops of a larger image, so they require resize"
+            )
 
     @property
     def reading(self) -> Reading:
         """Options for decoding files."""
         return Reading(self.exif, self.value_range)
 
+    def with_views(self, views: Views) -> Preprocessing:
+        """Return a copy for evaluation with several views of each image.
+
+        As in the code of LIFT (Shi et al., ICML 2024), the shorter side of the resized image is 248/224 of
+        the size of the crops.
+
+        Args:
+            views: number of views; 1 returns this preprocessing.
+
+        Raises:
+            UsageError: if the number is not valid.
+
+        Example:
+            >>> center = Preprocessing((224, 224), 3, (0.5,), (0.5,), resize=256)
+            >>> center.with_views(5).resize
+            248
+        """
+        if views == 1:
+            return self
+        if views not in get_args(Views):
+            raise UsageError(f"views must be 1 or 5 (center and corners), got {views}")
+        return replace(self, resize=round(max(self.size) * 248 / 224), views=views)
+
     def check_size(self, height: int, width: int) -> None:
         """Raise :class:`UsageError` unless images in memory have the size of the network's input."""
+        if self.views > 1:
+            raise UsageError(
+                f"{self.views} views are crops of image files, but these images are in memory with a fixed "
+                "size; use 1 view"
+            )
         if (height, width) != tuple(self.size):
             raise UsageError(
                 f"the network requires images of {self.size[0]}x{self.size[1]} pixels, got {height}x{width}; "
@@ -126,7 +166,8 @@ class Preprocessing:
             image: an RGB Pillow image, or float32 ``[3, H, W]`` in [0, 1] with equal channels.
 
         Returns:
-            The pixels ``[channels, H, W]``, uint8 unless the image is a tensor.
+            The pixels ``[channels, H, W]``, or ``[views, channels, H, W]``, uint8 unless the image is a
+            tensor.
         """
         with requires_extra("longtail", "an image file"):
             from torchvision.transforms.v2 import functional
@@ -137,11 +178,11 @@ class Preprocessing:
             image = functional.resize(image, list(self.size))
         else:
             image = functional.resize(image, [self.resize])
+            if self.views > 1:
+                crops = functional.five_crop(image, list(self.size))
+                return torch.stack([_as_tensor(crop) for crop in crops])
             image = functional.center_crop(image, list(self.size))
-        if isinstance(image, Tensor):
-            return image
-        pixels: Tensor = functional.pil_to_tensor(image)
-        return pixels
+        return _as_tensor(image)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dict of JSON values."""
@@ -155,6 +196,16 @@ class Preprocessing:
             ValueError: if a field is unknown or missing, or has an invalid value.
         """
         return build(cls, values)
+
+
+def _as_tensor(image: Image | Tensor) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    with requires_extra("longtail", "an image file"):
+        from torchvision.transforms.v2 import functional
+
+    pixels: Tensor = functional.pil_to_tensor(image)
+    return pixels
 
 
 def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

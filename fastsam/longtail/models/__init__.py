@@ -16,6 +16,7 @@ from fastsam.longtail.models.heads import (
     DisAlignHead,
     Head,
     HeadInit,
+    ScaledCosineHead,
     ScaledHead,
     register_head,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "HeadInit",
     "Model",
     "Outputs",
+    "ScaledCosineHead",
     "ScaledHead",
     "TimmFeatures",
     "TorchvisionFeatures",

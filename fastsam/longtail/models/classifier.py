@@ -39,6 +39,7 @@ class Classifier(nn.Module):
         batch_norm: batch normalization in training mode.
         frozen: names of the parameters that the settings exclude from training. Others without a gradient,
             such as those of a momentum encoder, are changed by the loss.
+        added: names of the entries of the state dict that the tuning added. Start weights may lack them.
         forward_methods: methods besides :meth:`forward` that compute with the parameters. Parameters that are
             sharded are gathered before each.
     """
@@ -52,6 +53,7 @@ class Classifier(nn.Module):
         self.feature_width = feature_width
         self.batch_norm: BatchNormMode = "train"
         self.frozen: frozenset[str] = frozenset()
+        self.added: frozenset[str] = frozenset()
 
     def train(self: _Network, mode: bool = True) -> _Network:
         """Set the training mode; frozen batch normalization stays in evaluation mode."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastsam import files
 from fastsam.longtail.classes import TargetPrior, target_prior
 from fastsam.longtail.data import Images, LongTailData
+from fastsam.longtail.data.preprocessing import Views
 from fastsam.longtail.errors import DataError, UsageError
 from fastsam.longtail.metrics import Metrics, evaluate
 from fastsam.longtail.precision import float32_products
@@ -47,6 +48,7 @@ class Evaluation:
         counts: training images of each class.
         groups: classes of head, mid and tail, by rank of the training count.
         unreadable: names of unreadable images that were skipped, with how often.
+        views: number of crops of each image whose logits were averaged.
     """
 
     data: str
@@ -63,6 +65,7 @@ class Evaluation:
     counts: list[int]
     groups: dict[str, list[int]]
     unreadable: dict[str, int] = field(default_factory=dict)
+    views: int = 1
 
     @property
     def scores(self) -> dict[str, float]:
@@ -107,6 +110,7 @@ def evaluate_run(
     bootstrap: int = 1000,
     level: float = 0.95,
     batch_size: int | None = None,
+    views: Views = 1,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a trained run.
@@ -120,6 +124,8 @@ def evaluate_run(
         bootstrap: number of bootstrap samples, at least 20; 0 for no intervals.
         level: confidence level of the intervals, at least 0.5 and below 1.
         batch_size: images per batch; None for the batch size of the run.
+        views: number of crops of each image file whose logits are averaged: 1, or 5 for the center and the
+            corners of a larger image; see :meth:`fastsam.longtail.data.Preprocessing.with_views`.
         progress: show progress while data are loaded.
 
     Raises:
@@ -150,7 +156,7 @@ def evaluate_run(
     data = data.for_run()  # a copy whose counts of unreadable images start at 0
     images = data.split(split)
     with cpu_threads(run.checkpoint.config.threads), closing(data):
-        predictions = _predictions(run, data, images, batch_size)
+        predictions = _predictions(run, data, images, batch_size, views)
     evaluation = Evaluation(
         data=data.name,
         split=split,
@@ -166,6 +172,7 @@ def evaluate_run(
         counts=run.counts.tolist(),
         groups=run.checkpoint.groups,
         unreadable=dict(images.unreadable),
+        views=views,
     )
     if bootstrap == 0:
         return evaluation
@@ -175,12 +182,14 @@ def evaluate_run(
 
 
 def _predictions(
-    run: TrainedRun, data: LongTailData, images: Images, batch_size: int | None
+    run: TrainedRun, data: LongTailData, images: Images, batch_size: int | None, views: Views
 ) -> Predictions:
     """Compute predictions for images of a data set that may order the classes differently."""
     labels = _labels(run, data)
     if run.preprocessing is not None:  # another data set may have another preprocessing
-        images = images.prepared_as(run.preprocessing)
+        images = images.prepared_as(run.preprocessing.with_views(views))
+    elif views > 1:
+        run.known_preprocessing()  # raises the error
     if images.channels != run.checkpoint.channels:
         raise UsageError(
             f"the run requires images with {run.checkpoint.channels} channels, but those of {data.name} "

@@ -18,9 +18,10 @@ from fastsam.longtail.data.catalog import Corrupt
 from fastsam.longtail.data.files import CORRUPT_POLICIES
 from fastsam.longtail.data.lists import files_below
 from fastsam.longtail.data.pixels import SUFFIXES
-from fastsam.longtail.data.preprocessing import Preprocessing
+from fastsam.longtail.data.preprocessing import Preprocessing, Views
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
+from fastsam.longtail.predictions import view_logits
 from fastsam.longtail.trained.run import TrainedRun
 from fastsam.text import notice
 from fastsam.upload import upload
@@ -61,6 +62,7 @@ def predict_files(
     batch_size: int = 64,
     workers: int = 0,
     corrupt: Corrupt = "stop",
+    views: Views = 1,
 ) -> Iterator[FilePrediction]:
     """Predict the classes of image files with the preprocessing of the run.
 
@@ -74,6 +76,7 @@ def predict_files(
         workers: number of worker processes that read files; 0 reads in this process.
         corrupt: what to do with an unreadable image: ``stop`` with an error, or ``skip`` it with a
             warning on standard error.
+        views: number of crops of each image whose logits are averaged; see :func:`evaluate_run`.
 
     Returns:
         One prediction per image, in the order of the files.
@@ -101,7 +104,7 @@ def predict_files(
         raise UsageError(f"workers must be at least 0, got {workers}")
     if corrupt not in CORRUPT_POLICIES:
         raise unknown("corrupt", corrupt, CORRUPT_POLICIES)
-    preprocessing = run.known_preprocessing()
+    preprocessing = run.known_preprocessing().with_views(views)
     given = [paths] if isinstance(paths, str | Path) else paths
     files = image_files([Path(path) for path in given])
     loader: DataLoader[_Batch] = DataLoader(
@@ -171,7 +174,7 @@ class _Batch(NamedTuple):
 
     Attributes:
         paths: files that could be read.
-        inputs: preprocessed images, ``[B, C, H, W]``; None if B is 0.
+        inputs: preprocessed images, ``[B, C, H, W]`` or ``[B, views, C, H, W]``; None if B is 0.
         unreadable: files that could not be read, with the reason.
     """
 
@@ -228,8 +231,8 @@ def _predictions(
 def _predicted(run: TrainedRun, paths: list[Path], inputs: Tensor) -> list[FilePrediction]:
     # A generator must not yield inside inference_mode, which would stay on in the caller's code.
     with torch.inference_mode():
-        logits = run.network(upload(inputs, run.device))
-        probabilities = logits.float().softmax(dim=1).cpu()
+        logits = view_logits(run.network, upload(inputs, run.device))
+        probabilities = logits.softmax(dim=1).cpu()
     spoiled = (~probabilities.isfinite().all(dim=1)).nonzero()
     if len(spoiled):
         raise LongTailError(

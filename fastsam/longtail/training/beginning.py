@@ -16,7 +16,7 @@ from fastsam.longtail.features import collect_features
 from fastsam.longtail.models import HEADS, Classifier
 from fastsam.longtail.models.own import is_given
 from fastsam.longtail.start import Start, configured_start, load_start
-from fastsam.longtail.trainable import freeze
+from fastsam.longtail.trainable import freeze, trained_count
 from fastsam.longtail.training.engine import network_to_train
 from fastsam.longtail.weight_files import read_vectors
 from fastsam.text import notice
@@ -61,7 +61,9 @@ def begun_network(
             with world.rank_0_first():  # it downloads what others then read
                 start = configured_start(config)
         if start is None and is_given(config.model):
-            start = Start(config.model, network.features.state_dict())
+            own = network.features.state_dict().items()
+            given = {k: value for k, value in own if f"features.{k}" not in network.added}
+            start = Start(config.model, given)
         head = config.head_from
         if start is not None:
             record = load_start(
@@ -74,6 +76,8 @@ def begun_network(
         if record is not None and progress:
             _report(record)
     freeze(network, config)
+    if progress and network.frozen:
+        notice(trained_count(network))
     return network, record
 
 

@@ -6,6 +6,7 @@ from fastsam.longtail.models.heads.cosine import CosineHead
 from fastsam.longtail.models.heads.disalign import DisAlignHead
 from fastsam.longtail.models.heads.linear import HeadInit
 from fastsam.longtail.models.heads.lws import ScaledHead
+from fastsam.longtail.models.heads.scaled_cosine import ScaledCosineHead
 
 __all__ = [
     "HEADS",
@@ -14,6 +15,7 @@ __all__ = [
     "DisAlignHead",
     "Head",
     "HeadInit",
+    "ScaledCosineHead",
     "ScaledHead",
     "register_head",
 ]

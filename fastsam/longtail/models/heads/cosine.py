@@ -35,11 +35,12 @@ class CosineHead(nn.Module):
 
 
 @torch.no_grad()
-def _set_vectors(head: CosineHead, vectors: Tensor) -> None:
+def set_directions(head: CosineHead, vectors: Tensor) -> None:
+    """Replace the class vectors by the directions of others, ``[C, D]``."""
     head.weight.copy_(functional.normalize(vectors, dim=1).T)
 
 
-def _from_linear(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def directions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take over the directions of the class vectors. A cosine head has no bias."""
     return {"weight": functional.normalize(weights["weight"], dim=1).T.contiguous()}
 
@@ -50,7 +51,7 @@ register_head(
         summary="cosines between normalized features and class vectors",
         build=lambda settings, in_features, num_classes: CosineHead(in_features, num_classes),
         logits="cosine",
-        from_linear=_from_linear,
-        set_vectors=_set_vectors,
+        from_linear=directions,
+        set_vectors=set_directions,
     )
 )
