@@ -74,8 +74,9 @@ class Arm:
     Attributes:
         way: name of the method in tables.
         optimizer: optimizer of the first stage.
-        step: ``first`` for a network of one stage, ``late`` for the late phase of such a network, ``second`` for
-            a list of stages that continues from one, ``calibrated`` for one with a calibrator as its head.
+        step: ``first`` for a network of one stage, ``late`` for the late phase of such a network,
+            ``second`` for a list of stages that continues from one, ``calibrated`` for one with a calibrator
+            as its head.
         origin: name of the arm whose weights it starts from; None for random initial weights.
     """
 
