@@ -15,6 +15,7 @@ from benchmarks.host_work import HostWork
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
 from benchmarks.longtail_digits import LongtailDigits
+from benchmarks.longtail_methods.command import LongtailMethods
 from benchmarks.machine import refuse_fallback
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
@@ -39,6 +40,7 @@ def main() -> None:
             "epoch": EpochTime,
             "data-path": DataPath,
             "longtail-digits": LongtailDigits,
+            "longtail-methods": LongtailMethods,
             "late-ascent": LateAscent,
             "demo": DemoRuns,
             "figures": Figures,

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.eigenpairs import NETWORK_TOLERANCE
 from benchmarks.late_ascent.tables import tables as late_ascent_tables
+from benchmarks.longtail_methods.tables import tables as longtail_methods_tables
 from benchmarks.machine import RESULTS
 from benchmarks.scale import predictions
 from fastsam.files import write_text
@@ -54,6 +55,7 @@ def rendered(text: str) -> str:
         "demo-verdicts": demo_verdicts(),
         "figures": figures(),
         **late_ascent_tables(),
+        **longtail_methods_tables(),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- end -->)"

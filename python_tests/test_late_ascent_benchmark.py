@@ -39,6 +39,7 @@ from benchmarks.late_ascent.plan import (
 )
 from benchmarks.late_ascent.records import Unit
 from benchmarks.late_ascent.verdict import holm
+from benchmarks.seed_scores import SCORES
 from fastsam.longtail.calibrators.logit_adjustment import TAUS
 
 
@@ -154,7 +155,7 @@ def test_branches_of_other_weights_are_dropped(
 
 def fake(level: float, generator: np.random.Generator, parent: str | None) -> dict[str, object]:
     """Return a record with balanced accuracies around ``level``."""
-    scores = {name: float(level + generator.normal(0, 0.1)) for name in summary.SCORES}
+    scores = {name: float(level + generator.normal(0, 0.1)) for name in SCORES}
     return {
         "parent": parent,
         "gradients": 10.0,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.late_ascent import choice
@@ -28,6 +26,7 @@ from benchmarks.late_ascent.plan import (
 )
 from benchmarks.late_ascent.records import FOLDER, Unit
 from benchmarks.late_ascent.summary import summary
+from benchmarks.processes import in_processes
 from fastsam.files import write_text
 
 ORDER: tuple[tuple[str, Tier], ...] = (
@@ -143,21 +142,14 @@ class LateAscent:
     def _train(self, work: Sequence[_Work], deadline: float) -> None:
         """Train the units that have no record."""
         missing = [each for each in work if each.is_missing()]
-        self._in_processes(_train_unit, [(each, self.cache, deadline) for each in missing])
+        in_processes(_train_unit, [(each, self.cache, deadline) for each in missing], self.jobs)
         left = [each.unit.path.name for each in missing if each.is_missing()]
         if left:
             raise SystemExit(f"{len(left)} seeds are left; repeat the command to resume")
 
     def _measure(self, units: Sequence[Unit], deadline: float) -> None:
         """Measure the curvature of units whose networks are in the cache."""
-        self._in_processes(_measure_unit, [(unit, self.cache, deadline) for unit in units])
-
-    def _in_processes(self, task: Callable[..., None], items: Iterable[tuple[object, ...]]) -> None:
-        """Run tasks in spawned processes, because torch's threads do not survive a fork."""
-        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(task, *item) for item in items]
-            for future in as_completed(futures):
-                future.result()
+        in_processes(_measure_unit, [(unit, self.cache, deadline) for unit in units], self.jobs)
 
 
 @dataclass(frozen=True)

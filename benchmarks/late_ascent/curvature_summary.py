@@ -15,7 +15,7 @@ from benchmarks.late_ascent.arms import winners
 from benchmarks.late_ascent.curvature import curvature_path
 from benchmarks.late_ascent.plan import Setup
 from benchmarks.late_ascent.records import Unit
-from benchmarks.late_ascent.verdict import score_of
+from benchmarks.seed_scores import score_of
 from fastsam.report.paired import paired
 
 PLACES = ("switch", "sgd", "sam")

@@ -212,6 +212,11 @@ class Arm:
     longer: int = 1
     seed: int = 0
 
+    @property
+    def origin(self) -> str | None:
+        """Name of the arm that it branches off from."""
+        return "base" if self.branched else None
+
 
 def throughout(optimizer: str, decay: float, rho: float | None = None, *, longer: int = 1) -> Arm:
     """Return an arm that trains from scratch at the recipe's learning rate.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,13 +12,10 @@ from benchmarks.late_ascent.arms import winners
 from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Unit
-from benchmarks.late_ascent.verdict import holm, score_of
-from fastsam.report.paired import Difference, paired
+from benchmarks.late_ascent.verdict import holm
+from benchmarks.seed_scores import SCORES, difference, score_of, spread
+from fastsam.report.paired import Difference
 
-SCORES = (
-    *("accuracy", "balanced", "head", "mid", "tail", "worst_class"),
-    *("nll", "ece"),
-)
 KINDS = ("raw", "tau", "tau, few")
 CONFIRMED = ("fashion-600", "fashion-5000")
 """Setups whose primary comparisons, for each method, are corrected for multiple comparisons."""
@@ -79,7 +75,7 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
     everywhere = [name for name in runs[0] if all(name in records for records in runs)]
     chosen = winners(setup.name, method)
     sgd, sam = chosen["sgd"].name, chosen["sam"].name
-    primary = _difference(runs, sam, sgd, "tau", "balanced")
+    primary = difference(runs, sam, sgd, "tau", "balanced")
     return {
         "seeds": len(runs),
         "chosen": {"sgd": sgd, "sam": sam},
@@ -108,7 +104,7 @@ def _other_choice(
     return {
         "sgd": sgd,
         "sam": sam,
-        **asdict(_difference(runs, sam, sgd, kind, "balanced")),
+        **asdict(difference(runs, sam, sgd, kind, "balanced")),
     }
 
 
@@ -117,12 +113,12 @@ def _arm(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "gradients": statistics.mean(float(record["gradients"]) for record in records),
         "clean training": {
-            name: _spread([float(record["clean training"][name]) for record in records])
+            name: spread([float(record["clean training"][name]) for record in records])
             for name in ("accuracy", "nll")
         },
         **{
             kind: {
-                name: _spread([score_of(record, kind, name) for record in records])
+                name: spread([score_of(record, kind, name) for record in records])
                 for name in SCORES
             }
             for kind in KINDS
@@ -130,20 +126,7 @@ def _arm(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float]) -> list[float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return [round(statistics.mean(values), 4), round(deviation, 4)]
-
-
 def _differences(
     runs: Sequence[Mapping[str, Any]], left: str, right: str, kind: str
 ) -> dict[str, Any]:
-    return {name: asdict(_difference(runs, left, right, kind, name)) for name in SCORES}
-
-
-def _difference(
-    runs: Sequence[Mapping[str, Any]], left: str, right: str, kind: str, name: str
-) -> Difference:
-    return paired(
-        *([score_of(records[arm], kind, name) for records in runs] for arm in (left, right))
-    )
+    return {name: asdict(difference(runs, left, right, kind, name)) for name in SCORES}

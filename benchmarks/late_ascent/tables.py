@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.late_ascent.curvature_summary import PLACES
 from benchmarks.late_ascent.plan import SETUPS
 from benchmarks.late_ascent.records import FOLDER, Unit
-from benchmarks.late_ascent.summary import SCORES
+from benchmarks.markdown import markdown_table
+from benchmarks.seed_scores import SCORES
 from fastsam.report import Arm, PairedComparison, PairedPanel
 from fastsam.report.paired import Difference
 
@@ -67,11 +68,6 @@ def _panel(name: str, table: Mapping[str, Any]) -> PairedPanel:
     )
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _tuning(tuning: Mapping[str, Any]) -> str:
     """Return tables of the validation accuracy of every trial, with the chosen trials in bold."""
     parts = []
@@ -79,7 +75,7 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
         if "trials" in table:
             chosen = set(table["chosen"].values())
             rows = [_trial(arm, [value], [arm in chosen]) for arm, value in table["trials"].items()]
-            parts.append(_markdown([name, "validation, %"], rows))
+            parts.append(markdown_table([name, "validation, %"], rows))
             continue
         base = max(table["base"], key=table["base"].__getitem__)
         by_images = table["late"]
@@ -96,7 +92,7 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
             for arm in next(iter(by_images.values()))
         ]
         header = [name, *(f"{images}, %" for images in by_images)]
-        parts.append(_markdown(header, rows))
+        parts.append(markdown_table(header, rows))
     return "\n".join(parts)
 
 
@@ -136,7 +132,7 @@ def _answers(setups: Mapping[str, Any]) -> str:
         *("tail, after tau", "balanced, raw", "tail, raw"),
         *("chosen with 20 images", "chosen and evaluated as trained"),
     ]
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _difference(stored: Mapping[str, Any]) -> Difference:
@@ -156,7 +152,7 @@ def _all_arms(setups: Mapping[str, Any]) -> str:
             *("head, tau", "mid, tau", "tail, raw", "tail, tau", "worst class, tau", "NLL, tau"),
             *("ECE, tau", "training accuracy", "training loss", "balanced, tau, minus SGD"),
         ]
-        parts.append(_markdown(header, rows))
+        parts.append(markdown_table(header, rows))
     return "\n".join(parts)
 
 
@@ -198,7 +194,7 @@ def _curvature_places(name: str, found: Mapping[str, Any]) -> str:
         shares = [f"{counts[key]} of {counts['of']}" for key in counts if key != "of"]
         rows.append([f"{group}, {place}", *(f"{value:.3g}" for value in medians.values()), *shares])
     conditions = [key for key in counts if key != "of"]
-    return _markdown([name, *(f"{key}, median" for key in medians), *conditions], rows)
+    return markdown_table([name, *(f"{key}, median" for key in medians), *conditions], rows)
 
 
 def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
@@ -210,4 +206,4 @@ def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
     for kind, entry in found["correlation with the change of tail accuracy"].items():
         what = f"correlation of log lambda_max with tail accuracy, {kind}"
         rows.append([what, f"{entry['r']:+.2f}", f"{entry['low']:+.2f} to {entry['high']:+.2f}"])
-    return _markdown([f"{name}: SAM minus SGD, tail classes", "mean", "95 % interval"], rows)
+    return markdown_table([f"{name}: SAM minus SGD, tail classes", "mean", "95 % interval"], rows)

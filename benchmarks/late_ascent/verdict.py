@@ -1,9 +1,8 @@
-"""Correction for multiple comparisons, and scores of records."""
+"""Correction for multiple comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -19,14 +18,3 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
         corrected[name] = largest
     return {name: corrected[name] for name in p_values}
-
-
-def score_of(record: Mapping[str, Any], kind: str, name: str) -> float:
-    """Return a test score of a run.
-
-    Args:
-        record: record of the run.
-        kind: ``raw``, ``tau`` or ``tau, few``.
-        name: name of the score.
-    """
-    return float(record["test"][kind][name])
