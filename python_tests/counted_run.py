@@ -33,6 +33,6 @@ class CountedTrainer(Trainer):
 
 
 if __name__ == "__main__":
-    train: Any = import_module("fastsam.cli.commands.train")
-    train.Trainer = CountedTrainer
+    stages: Any = import_module("fastsam.longtail.training.stages")
+    stages.Trainer = CountedTrainer
     sys.exit(main())

@@ -148,6 +148,7 @@ def test_interrupted_at_random_moments(
                     break
             error = process.communicate(timeout=600)[1]
             if process.returncode == 0:
+                assert steps_of(out)  # otherwise no moment would ever come
                 break
             if number == signal.SIGKILL:
                 assert ranks == 1, error
