@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastsam.longtail.config import differences, settings_in
+from fastsam.longtail.config import settings_in
+from fastsam.longtail.differences import differences
 from fastsam.longtail.results import Result
 from fastsam.report.collect import Run
 

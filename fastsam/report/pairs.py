@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastsam.longtail.config import differences
+from fastsam.longtail.differences import differences
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.results import Result
 from fastsam.longtail.schedules import RHO_SCHEDULES

@@ -15,7 +15,8 @@ from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.base_optimizers import BASE_OPTIMIZERS
 from fastsam.longtail.build import build_network, build_optimizer
 from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.training import Branch

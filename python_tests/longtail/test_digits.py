@@ -149,6 +149,9 @@ class Counted:
     def for_run(self) -> Counted:
         return self
 
+    def augmented(self, *arguments: Any, **options: Any) -> Counted:
+        return self
+
     def close(self) -> None:
         self.closed += 1
 

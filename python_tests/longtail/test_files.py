@@ -16,12 +16,12 @@ import torch
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Trainer, recipe
 from fastsam.longtail.build import load_configured
-from fastsam.longtail.config import differences
 from fastsam.longtail.data import Draw, TensorImages, load_dataset, longtail_indices
 from fastsam.longtail.data.catalog import DATASETS
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.listed import LISTED
 from fastsam.longtail.data.lists import read_list
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from python_tests.longtail.archives import write_image, write_listed
 

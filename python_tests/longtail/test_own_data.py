@@ -22,7 +22,7 @@ from PIL import Image
 from fastsam.cli import main
 from fastsam.distributed import World
 from fastsam.longtail import Trainer, recipe
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import Draw, LongTailData, load_dataset
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.image_source import FileSource
@@ -30,6 +30,7 @@ from fastsam.longtail.data.lists import list_folder, read_list
 from fastsam.longtail.data.pixels import Reading, decode
 from fastsam.longtail.data.resized_crop import RandomResizedCrop
 from fastsam.longtail.data.workers import Reader, Request, Workers, expect_lost_connections
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import CheckpointError, DataError, LongTailError, UsageError
 
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ from torchvision.transforms import v2
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
 from fastsam.longtail.build import augmented
-from fastsam.longtail.config import differences
 from fastsam.longtail.data import (
     AUGMENTATIONS,
     Draw,
@@ -30,6 +29,7 @@ from fastsam.longtail.data import (
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.augmentations import Frame, Steps
 from fastsam.longtail.data.resized_crop import RandomResizedCrop
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.seeds import SampleSeeds, global_seed
 

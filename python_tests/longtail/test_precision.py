@@ -12,8 +12,8 @@ import torch
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Result, Trainer, recipe
-from fastsam.longtail.config import differences
 from fastsam.longtail.data import load_digits_lt
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.precision import autocast, check_tf32, chosen_precision, float32_products
 from fastsam.longtail.training import Branch

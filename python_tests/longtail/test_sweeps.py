@@ -526,7 +526,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_failed(
             here.usual(SweepTask(str(tmp_path), self.folder.path.name, document))
             return super().fit()
 
-    monkeypatch.setattr("fastsam.longtail.sweeps.training.Trainer", Late)
+    monkeypatch.setattr("fastsam.longtail.training.stages.Trainer", Late)
     here.instead = {"seed-0": SweepTask.run}
     plan = plan_grid({}, TINY).runs
     (outcome,) = run_plan(plan, tmp_path, Execution(executor="here"))

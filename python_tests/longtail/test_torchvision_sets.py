@@ -16,7 +16,6 @@ from PIL import Image
 
 from fastsam.cli import main
 from fastsam.longtail import TrainConfig, Trainer, recipe
-from fastsam.longtail.config import differences
 from fastsam.longtail.data import TensorImages, load_dataset, subset_hash
 from fastsam.longtail.data.augment import Compose, RandomCrop, RandomHorizontalFlip
 from fastsam.longtail.data.catalog import dataset_settings
@@ -26,6 +25,7 @@ from fastsam.longtail.data.long_tailed import (
     channel_statistics,
     cut_to_long_tail,
 )
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import DataError, UsageError
 from python_tests.longtail.archives import write_mnist, write_svhn
 

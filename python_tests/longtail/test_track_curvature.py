@@ -15,7 +15,7 @@ from fastsam.cli.main import main
 from fastsam.curvature import curvature_operator, eigenpairs
 from fastsam.longtail import Result, TrainConfig, Trainer, recipe
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import differences
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import CheckpointError, LongTailError, UsageError
 
 

@@ -234,8 +234,8 @@ def test_networks_that_lack_what_a_setting_needs() -> None:
 
     for values, message in (
         (
-            {"batch_norm": "frozen"},
-            "batch_norm frozen requires batch normalization, but own:plain has",
+            {"batch_norm": "statistics"},
+            "batch_norm statistics requires batch normalization, but own:plain has",
         ),
         ({"layer_decay": 0.9}, "layer_decay requires a network of several blocks, but Plain"),
     ):

@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fastsam.longtail.config import applies, check_applies, chosen_parts, find_setting, identity
+from fastsam.longtail.config import applies, check_applies, chosen_parts, find_setting
+from fastsam.longtail.differences import identity
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.settings import value_text

@@ -10,7 +10,8 @@ from typing import Any
 
 from fastsam import files
 from fastsam.files import FolderBusyError, locked, write_text
-from fastsam.longtail.config import TrainConfig, changes
+from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.differences import changes
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.training import RunFolder
 from fastsam.records import build
@@ -150,7 +151,7 @@ def changed_settings(
     Args:
         stored: settings as returned by :meth:`TrainConfig.as_dict`.
         config: settings of the planned run.
-        same_content: see :func:`fastsam.longtail.config.differences`.
+        same_content: see :func:`fastsam.longtail.differences.differences`.
     """
     wanted = config.as_dict()
     return changes(stored, wanted, same_content=same_content, but_for=["threads"])

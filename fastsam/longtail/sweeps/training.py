@@ -10,8 +10,8 @@ from fastsam.distributed import World
 from fastsam.files import FolderBusyError, locked
 from fastsam.longtail.archive import check_archive
 from fastsam.longtail.build import load_configured
-from fastsam.longtail.config import changes, is_own
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.differences import changes, is_own
 from fastsam.longtail.errors import CheckpointError, DamagedError, DataError
 from fastsam.longtail.results import Result
 from fastsam.longtail.stage_plan import last_config, plan_stages

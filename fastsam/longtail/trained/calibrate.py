@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from fastsam.longtail.calibrators import CALIBRATORS, Calibrator, Parameters, TrainedHead
-from fastsam.longtail.config import is_own
 from fastsam.longtail.data import Images, LongTailData
 from fastsam.longtail.data.long_tailed import FEWEST
+from fastsam.longtail.differences import is_own
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.features import Features, collect_features
 from fastsam.longtail.precision import float32_products

@@ -13,8 +13,9 @@ from torch import nn
 from fastsam.distributed import World
 from fastsam.longtail.archive import read_archive, read_outline
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, changes
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.differences import changes
 from fastsam.longtail.errors import CheckpointError, DamagedError
 from fastsam.longtail.sharded_archive import read_sharded_archive, read_sharded_outline
 from fastsam.longtail.training.run_folder import RunFolder

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from fastsam.distributed import World
 from fastsam.files import locked
 from fastsam.longtail.checkpoint import Checkpoint
-from fastsam.longtail.config import TrainConfig, differences
+from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
+from fastsam.longtail.differences import differences
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.results import Result
 from fastsam.longtail.stage_plan import PlannedStage, plan_stages
