@@ -23,15 +23,16 @@ def found_channels(images: FileImages, *, progress: bool = False) -> int:
     """
     if images.pack is not None:
         return _channels(images, images.pack.stores_gray(images.images.paths))
-    return cached(
+    channels: int = cached(
         "search for grayscale images",
         "channels",
         images.content(progress=progress),
         {"left_out": list(images.left_out)},
         lambda: _channels(images, _stores_gray(images, progress=progress)),
-        to_json=lambda channels: channels,
+        to_json=int,
         from_json=_from_json,
     )
+    return channels
 
 
 def _stores_gray(images: FileImages, *, progress: bool) -> list[bool]:
