@@ -603,7 +603,7 @@ def interrupt(process: subprocess.Popen[str], when: Callable[[], bool], number: 
     """Send a signal to a run as soon as a condition holds, and return what it said."""
     while process.poll() is None and not when():
         time.sleep(0.005)
-    assert process.poll() is None
+    assert process.poll() is None, process.communicate()[1]
     process.send_signal(number)
     return process.communicate(timeout=120)[1]
 
