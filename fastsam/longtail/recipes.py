@@ -28,7 +28,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
-from fastsam.longtail.optimizers.base import OPTIMIZERS
+from fastsam.longtail.optimizers.base import OPTIMIZERS, base_of
 from fastsam.longtail.settings import (
     Entry,
     Layer,
@@ -140,6 +140,8 @@ EXACT |= {
     if known == "cifar10-lt" and optimizer == "sam"
 }
 
+NAMES = ("data", "method", "optimizer")
+"""Settings that determine a recipe."""
 GIVEN = "given"
 """Source of values that the user passes."""
 
@@ -235,21 +237,32 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
         entries |= BASE_OPTIMIZERS[base].recipe
     start = entries.get("imbalance", Entry(None, ""))
     stage = STAGES[overrides.get("stages") or "none"].first(
-        data, overrides.get("imbalance", start.value)
+        data, overrides.get("imbalance", start.value), base
     )
     if "epochs" in stage:
-        entries |= _rescaled(_completed(names, entries), stage["epochs"].value)
+        entries |= rescaled(_completed(names, entries), stage["epochs"].value)
     entries |= stage
     given = {name: Entry(_converted(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
-        entries |= _rescaled(published, given["epochs"].value)
+        entries |= rescaled(published, given["epochs"].value)
     entries = _completed(names, entries | given)
     chosen = chosen_parts(names | {name: entry.value for name, entry in entries.items()})
     for name in given:
         check_applies(name, chosen)
     kept = {name: entry for name, entry in entries.items() if applies(name, chosen)}
     return Recipe(data, method, optimizer, kept)
+
+
+def inherited_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that another run may take over, by name: all but ``NAMES`` and stages.
+
+    The base optimizer is among them, also if the run has no ascent.
+    """
+    left_out = (*NAMES, "stages", "stage_set")
+    found = {k: v for k, v in config.flat().items() if k not in left_out and v is not None}
+    base = base_of(config)
+    return found if base is None else {"base_optimizer": base, **found}
 
 
 def inherited_recipe(
@@ -275,7 +288,7 @@ def _starting_points(recipe: Layer) -> Layer:
     if "lr_schedule" in recipe:
         return {}
     start = dict(STARTING_POINTS)
-    return start | _rescaled(start, recipe["epochs"].value) if "epochs" in recipe else start
+    return start | rescaled(start, recipe["epochs"].value) if "epochs" in recipe else start
 
 
 def default_imbalance(data: str) -> float:
@@ -316,7 +329,7 @@ def _converted(name: str, value: Any) -> Any:
     return (value,) if "tuple" in str(hint) else value
 
 
-def _rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:
+def rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:
     """Return the epochs in a recipe's schedules, scaled to another number of epochs."""
     length: int = published["epochs"].value
     source = f"scaled from {length} epochs"

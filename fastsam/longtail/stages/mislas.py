@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastsam.longtail.settings import Layer, layer
+from fastsam.longtail.settings import Layer, borrowed, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
 _CODE = "code of Zhong et al. 2021 (dvlab-research/MiSLAS)"
+_PLACES = f"{_CODE}, which trains another network and fixes only a part of the statistics"
 _LIKE = f"the ImageNet-LT configuration of the {_CODE}"
 
 
@@ -47,7 +48,7 @@ register_stages(
                     ),
                     ("imagenet-lt", "*"): _first(180, 5e-4),
                     ("inaturalist18", "*"): _first(200, 1e-4),
-                    ("places-lt", "*"): _first(90, 5e-4),
+                    ("places-lt", "*"): borrowed(_first(90, 5e-4), _PLACES),
                 },
             ),
             Stage(
@@ -86,8 +87,17 @@ register_stages(
                     ("inaturalist18", "*"): _second(
                         0.3, 0.0, 0.05, epochs=10, weight_decay=1e-4, **_LARGE
                     ),
-                    ("places-lt", "*"): _second(
-                        0.4, 0.1, 0.05, epochs=10, weight_decay=5e-4, **_LARGE
+                    ("places-lt", "*"): borrowed(
+                        _second(
+                            0.4,
+                            0.1,
+                            0.05,
+                            epochs=10,
+                            weight_decay=5e-4,
+                            **_LARGE,
+                            batch_norm="frozen",
+                        ),
+                        _PLACES,
                     ),
                 },
             ),
