@@ -12,7 +12,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.errors import UsageError
+from fastsam.longtail.errors import CheckpointError, UsageError
+from fastsam.longtail.stages import STAGES
 from fastsam.longtail.training import RunFolder, StageRecord
 from fastsam.longtail.training.resume import newest_outline
 
@@ -74,12 +75,16 @@ class StoredRun:
     sources: dict[str, str]
 
 
-def stored_run(resume: ResumeMode, out: Path | None) -> StoredRun | None:
+def stored_run(
+    resume: ResumeMode, out: Path | None, *, stages: str | None = None
+) -> StoredRun | None:
     """Load the run that a command resumes, without the values of its tensors.
 
     Args:
         resume: value of the option.
         out: folder of the run.
+        stages: list of stages that the command names. If it is registered, it is compared with that of the
+            run when training begins. Else the list of the run is registered.
 
     Returns:
         The run of the newest readable checkpoint, or of the record of its stages; None if the command starts
@@ -92,8 +97,17 @@ def stored_run(resume: ResumeMode, out: Path | None) -> StoredRun | None:
         return None
     record = StageRecord.read(out)
     if record is not None:
+        if stages != record.config.stages or not STAGES[stages].stages:
+            record.register()
         return StoredRun(record.config, record.sources)
     stored = newest_outline(RunFolder(out))
+    if stored is not None and stored.config.stages != "none":
+        if resume != "auto":
+            raise CheckpointError(
+                f"cannot resume {out}: it is a run in stages whose record stages.json is missing; pass the "
+                "options of the run with --resume auto"
+            )
+        return None  # the checkpoint has the settings of the last stage, not those of the run
     if stored is None and resume != "auto":
         Checkpoint.load(out)  # raises: there is none
     return None if stored is None else StoredRun(stored.config, stored.sources)

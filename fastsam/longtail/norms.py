@@ -13,7 +13,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.trainable import matching_names
 
-RECORD = "max_norm"
+_RECORD = "max_norm"
 """Entry of the record of a run's start with the limits."""
 
 
@@ -51,8 +51,8 @@ class NormLimits:
             raise UsageError(
                 "max_norm requires whole weights, but parallel is fsdp2; pass parallel=ddp"
             )
-        if record is not None and RECORD in record:
-            return cls(network, record[RECORD])
+        if config.max_norm and record is not None and _RECORD in record:
+            return cls(network, record[_RECORD])
         trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         limits: dict[str, float] = {}
         for text in config.max_norm:
@@ -62,6 +62,11 @@ class NormLimits:
                 low, high = float(norms.min()), float(norms.max())
                 limits[name] = low + number * (high - low) if share else number
         return cls(network, limits)
+
+    def recorded(self, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return the record of a run's start with these limits, instead of those of another run."""
+        own = {_RECORD: self.limits} if self.limits else {}
+        return {**{k: v for k, v in (record or {}).items() if k != _RECORD}, **own} or None
 
     @torch.no_grad()
     def project(self) -> None:

@@ -70,7 +70,8 @@ def view_logits(model: Classifier, inputs: Tensor) -> Tensor:
             network sees one view at a time.
     """
     if inputs.ndim == 4:
-        return model(inputs).float()
+        logits: Tensor = model(inputs)
+        return logits.float()
     return torch.stack([model(view).float() for view in inputs.unbind(dim=1)]).mean(dim=0)
 
 

@@ -35,7 +35,7 @@ from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.models.base import MODELS
 from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
-from fastsam.longtail.optimizers.base import OPTIMIZERS
+from fastsam.longtail.optimizers.base import OPTIMIZERS, base_of
 from fastsam.longtail.settings import (
     Entry,
     Layer,
@@ -145,6 +145,8 @@ NETWORKS: dict[tuple[str, str], Layer] = {
 }
 """Start weights and trained parameters of a network on a data set, with their sources."""
 
+NAMES = ("data", "method", "optimizer")
+"""Settings that determine a recipe."""
 GIVEN = "given"
 """Source of values that the user passes."""
 
@@ -243,7 +245,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     base = overrides.get("base_optimizer", optimizer_part.base)
     if base is not None:  # learning rates of SGD do not suit others
         entries |= BASE_OPTIMIZERS[base].recipe
-    stage = STAGES[overrides.get("stages") or "none"].first(data, imbalance)
+    stage = STAGES[overrides.get("stages") or "none"].first(data, imbalance, base)
     both = sorted(n for n in named.keys() & stage if named[n].value != stage[n].value)
     if both:
         raise UsageError(
@@ -254,13 +256,24 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     given = {name: Entry(_converted(name, v), GIVEN) for name, v in overrides.items()}
     published = _completed(names, entries)
     if "epochs" in given:
-        entries |= _rescaled(published, given["epochs"].value)
+        entries |= rescaled(published, given["epochs"].value)
     entries = _completed(names, entries | given)
     chosen = chosen_parts(names | {name: entry.value for name, entry in entries.items()})
     for name in given:
         check_applies(name, chosen)
     kept = {name: entry for name, entry in entries.items() if applies(name, chosen)}
     return Recipe(data, method, optimizer, kept)
+
+
+def inherited_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that another run may take over, by name: all but ``NAMES`` and stages.
+
+    The base optimizer is among them, also if the run has no ascent.
+    """
+    left_out = (*NAMES, "stages", "stage_set")
+    found = {k: v for k, v in config.flat().items() if k not in left_out and v is not None}
+    base = base_of(config)
+    return found if base is None else {"base_optimizer": base, **found}
 
 
 def inherited_recipe(
@@ -288,7 +301,7 @@ def _starting_points(recipe: Layer) -> Layer:
     if "lr_schedule" in recipe:
         return {}
     start = dict(STARTING_POINTS)
-    return start | _rescaled(start, recipe["epochs"].value) if "epochs" in recipe else start
+    return start | rescaled(start, recipe["epochs"].value) if "epochs" in recipe else start
 
 
 def default_imbalance(data: str) -> float:
@@ -324,7 +337,7 @@ def _with_layer(
     """Override ``entries`` by ``values``, whose number of epochs scales the schedules of ``entries``."""
     scaled = {}
     if "epochs" in values:
-        scaled = _rescaled(_completed(names, entries), values["epochs"].value)
+        scaled = rescaled(_completed(names, entries), values["epochs"].value)
     return {**entries, **scaled, **values}
 
 
@@ -339,7 +352,7 @@ def _converted(name: str, value: Any) -> Any:
     return (value,) if "tuple" in str(hint) else value
 
 
-def _rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:
+def rescaled(published: Mapping[str, Entry], epochs: int) -> dict[str, Entry]:
     """Return the epochs in a recipe's schedules, scaled to another number of epochs."""
     length: int = published["epochs"].value
     source = f"scaled from {length} epochs"

@@ -11,19 +11,20 @@ from fastsam.longtail.config import TrainConfig, check_applies, chosen_parts, fi
 from fastsam.longtail.config import applies as applies_to
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.models import HEADS
-from fastsam.longtail.optimizers.base import base_of
-from fastsam.longtail.recipes import inherited_recipe
+from fastsam.longtail.optimizers.base import OPTIMIZERS, base_of
+from fastsam.longtail.recipes import NAMES, inherited_recipe, inherited_settings, rescaled
 from fastsam.longtail.run_file import of_type, parse_setting
 from fastsam.longtail.settings import Entry, settings_of
 from fastsam.longtail.stages import BASE, STAGES, Stage, StageList
 from fastsam.longtail.stages.base import OWN
 
-NAMES = ("data", "method", "optimizer")
 _LABELS = ("stages", "stage_set")
 _BEGINS = ("init", "head_from")
 """Settings of the first weights, which a later stage does not take over."""
-_SHARED = ("data", "seed", "init", "pretrained", *_LABELS)
-"""Settings that all stages have in common, besides those of the data set."""
+_SHARED = ("data", "model", "seed", "init", *_LABELS)
+"""Settings that all stages have in common, besides those of the data set and the network."""
+_RATES = ("lr", "weight_decay")
+"""Settings that a stage with another base optimizer does not take over."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def stages_from(name: str, found: Any) -> StageList:
         stages.append(Stage(name=title, settings=settings, start=start))
     label = OWN + "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).stem)
     try:
-        return StageList(name=label, summary=f"the stages in {name}", stages=tuple(stages))
+        summary = f"the stages in {name}"
+        return StageList(name=label, summary=summary, stages=tuple(stages), base=None)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 
@@ -153,8 +155,6 @@ def _planned(
     sources: Mapping[str, str],
     given: Mapping[str, Mapping[str, Entry]],
 ) -> Iterator[PlannedStage]:
-    imbalance = config.imbalance
-    first = part.first(config.data, imbalance)
     names = [stage.name for stage in part.stages]
     done: list[PlannedStage] = []
     for place, stage in enumerate(part.stages):
@@ -163,8 +163,7 @@ def _planned(
             if place == 0:
                 made = _with(config, sources, own) if own else (config, dict(sources))
             else:
-                values = {**stage.values(config.data, imbalance), **own}
-                made = _derived(config, sources, first, values, own)
+                made = _derived(part, stage, config, sources, own)
             start = None if place == 0 else place - 1
             if stage.start is not None:
                 start = names.index(stage.start)
@@ -193,44 +192,57 @@ def _with(
 ) -> tuple[TrainConfig, dict[str, str]]:
     """Return the settings of the first stage with those of ``stage_set``."""
     _check_shared(config, own)
-    base = {name: value for name, value in config.flat().items() if value is not None}
-    names = {name: own[name].value if name in own else base[name] for name in NAMES}
-    rest = {name: value for name, value in base.items() if name not in NAMES}
-    if "epochs" in own:
-        rest = {name: value for name, value in rest.items() if name not in _scheduled(config)}
+    names = {name: own[name].value if name in own else getattr(config, name) for name in NAMES}
+    rest = {**inherited_settings(config), "stages": config.stages}
+    left_out = _scheduled(config) if "epochs" in own else set()
+    if _base(names["optimizer"], own, config) != base_of(config):
+        left_out |= {*_RATES}
+    rest = {name: value for name, value in rest.items() if name not in left_out}
     overrides = {name: entry.value for name, entry in own.items() if name not in NAMES}
     made = inherited_recipe(names, rest, overrides)
     return made.config(), _sources(made.sources, sources, rest, own)
 
 
 def _derived(
-    base: TrainConfig,
+    part: StageList,
+    stage: Stage,
+    config: TrainConfig,
     sources: Mapping[str, str],
-    first: Mapping[str, Entry],
-    values: Mapping[str, Entry],
     own: Mapping[str, Entry],
 ) -> tuple[TrainConfig, dict[str, str]]:
     """Return the settings of a later stage.
 
     Args:
-        base: settings of the run.
+        part: the list.
+        stage: the stage.
+        config: settings of the run.
         sources: their sources.
-        first: values of the first stage in the list.
-        values: values of the stage in the list, and those of ``own``.
         own: values of ``stage_set``, which must all belong to the stage.
     """
-    _check_shared(base, values)
-    names = {name: values[name].value if name in values else getattr(base, name) for name in NAMES}
+    place = config.data, config.imbalance
+    before = base_of(config)
+    stated = {**stage.values(*place), **own}
+    names = {
+        name: stated[name].value if name in stated else getattr(config, name) for name in NAMES
+    }
     if names["optimizer"] == BASE:
-        names["optimizer"] = base_of(base) or base.optimizer
-    left_out = {*NAMES, *_BEGINS, *_LABELS}
-    left_out |= {name for name, entry in first.items() if getattr(base, name) == entry.value}
-    if "epochs" in values and values["epochs"].value != base.epochs:
-        left_out |= _scheduled(base)
+        names["optimizer"] = before or config.optimizer
+    base = _base(names["optimizer"], stated, config)
+    listed = part.values(stage, *place, base)
+    if "epochs" in own and "epochs" in listed:
+        listed |= rescaled(listed, own["epochs"].value)
+    values = {**listed, **own}
+    _check_shared(config, values)
+    first = part.first(*place, before)
+    left_out = {*_BEGINS, *(n for n, entry in first.items() if getattr(config, n) == entry.value)}
+    if base != before:
+        left_out |= {*_RATES}
+    if "epochs" in values and values["epochs"].value != config.epochs:
+        left_out |= _scheduled(config)
     inherited = {
         name: value
-        for name, value in base.flat().items()
-        if value is not None and name not in left_out and name not in values
+        for name, value in inherited_settings(config).items()
+        if name not in left_out and name not in values
     }
     overrides = {name: entry.value for name, entry in values.items() if name not in NAMES}
     chosen = chosen_parts({**inherited, **overrides, **names})
@@ -239,6 +251,20 @@ def _derived(
     overrides = {name: value for name, value in overrides.items() if applies_to(name, chosen)}
     made = inherited_recipe(names, inherited, overrides)
     return made.config(), _sources(made.sources, sources, inherited, values)
+
+
+def _base(optimizer: str, values: Mapping[str, Entry], config: TrainConfig) -> str | None:
+    """Return the base optimizer of a stage.
+
+    Args:
+        optimizer: name of its optimizer.
+        values: values that the stage sets itself.
+        config: settings of the run, whose base optimizer it takes over.
+    """
+    own = OPTIMIZERS[optimizer].base
+    if own is None and "base_optimizer" in values:
+        own = str(values["base_optimizer"].value)
+    return own or base_of(config)
 
 
 def _sources(
@@ -268,9 +294,10 @@ def _scheduled(config: TrainConfig) -> set[str]:
 
 def _check_shared(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """Raise :class:`UsageError` if a stage sets what all stages have in common."""
-    data = {item.name for item in settings_of(type(config.parts["data"]))}
+    parts = (config.parts["data"], config.parts["model"])
+    shared = {item.name for part in parts for item in settings_of(type(part))}
     for name in values:
-        if name in data or name in _SHARED:
+        if name in shared or name in _SHARED:
             raise UsageError(f"{name} is the same in all stages; set it for the whole run")
 
 
@@ -301,12 +328,19 @@ def _set_by_name(config: TrainConfig, part: StageList) -> dict[str, dict[str, En
         if stage not in names:
             raise UsageError(f"stage_set {text!r:.60}: {unknown('stage', stage, names)}")
         try:
-            hint = find_setting(name)[1]
-            several = get_origin(hint) is tuple
-            parsed = () if several and not value.strip() else parse_setting(name, value)
+            parsed = _parsed(name, value)
         except UsageError as error:
             raise UsageError(f"stage_set {text!r:.60}: {error}") from error
         if name in found.get(stage, {}):
             raise UsageError(f"stage_set sets {name} of {stage} twice; pass it once")
         found.setdefault(stage, {})[name] = Entry(parsed, "stage_set")
     return found
+
+
+def _parsed(name: str, value: str) -> Any:
+    """Parse a value of ``stage_set``: also none for optional settings, and no values."""
+    item, hint = find_setting(name)
+    if item.metadata["optional"] and value.strip() == "none":
+        return None
+    several = get_origin(hint) is tuple
+    return () if several and not value.strip() else parse_setting(name, value)

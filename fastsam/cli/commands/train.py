@@ -144,7 +144,8 @@ class TrainCommand:
 
     def _train(self, stop: StopRequest, training: ExitStack) -> None:
         """Train; from the first step on, signals are deferred until ``training`` is closed."""
-        stored = stored_run(self.resume, self.out)
+        stated = {} if self.file is None else self.file.settings
+        stored = stored_run(self.resume, self.out, stages=stated.get("stages"))
         branch = None
         if self.from_run is not None and self.at is not None and stored is None:
             branch = Branch.load(self.from_run, self.at)
@@ -211,7 +212,7 @@ class TrainCommand:
                 sink.result(result)
 
             one.trainer.on_result = finished
-            one.trainer.fit()
+            one.fit()
         if one.trainer.profile is not None:
             show_profile(one.trainer.profile)
 
@@ -320,7 +321,7 @@ def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
     resume = resume_in(arguments)
     if resume and "--out" in arguments[:-1]:
         out = Path(arguments[arguments.index("--out") + 1])
-        stored = stored_run(resume, out)
+        stored = stored_run(resume, out, stages=named.get("stages"))
         if stored is not None:
             check_same_parts(stored, named, out)
             return stored.config.flat()

@@ -13,6 +13,8 @@ from fastsam.longtail.settings import Entry, Layer, Settings, factor_text, match
 
 BASE = "base"
 """Value of the setting ``optimizer`` in a stage: the base optimizer of the first stage, without ascents."""
+_OF_OPTIMIZER = ("lr", "weight_decay", "nesterov")
+"""Settings whose values hold for one base optimizer only."""
 OWN = "own:"
 """Prefix of lists that a file or a program defines."""
 
@@ -72,6 +74,10 @@ class StageList(RunPart):
 
     Attributes:
         stages: the stages, in the order in which they are trained; empty for a run without stages.
+        base: base optimizer to which its learning rates, weight decays and Nesterov momenta belong. With
+            another one, the recipe sets these, except in a stage that sets its optimizer itself. None if they
+            hold for every optimizer.
+        needs_weights: whether the network must have start weights, such as pretrained ones.
         module: name of the module that defines the list; by default the one that creates it.
 
     Raises:
@@ -80,6 +86,8 @@ class StageList(RunPart):
     """
 
     stages: Sequence[Stage] = ()
+    base: str | None = "sgd"
+    needs_weights: bool = False
     module: str = ""
     build: Callable[..., Any] = _not_built
     settings: type[Settings] = StageSettings
@@ -117,9 +125,27 @@ class StageList(RunPart):
         """See :attr:`fastsam.longtail.registry.RunPart.build_module`."""
         return self.module
 
-    def first(self, data: str, imbalance: float | None) -> dict[str, Entry]:
-        """Return what the first stage contributes to the recipe of the run."""
-        return self.stages[0].values(data, imbalance) if self.stages else {}
+    def values(
+        self, stage: Stage, data: str, imbalance: float | None, base: str | None
+    ) -> dict[str, Entry]:
+        """Return the values of a stage for a data set and a base optimizer, by setting.
+
+        Args:
+            stage: one of the stages.
+            data: name of the data set.
+            imbalance: its imbalance factor; None if it has none.
+            base: base optimizer of the stage; None for SGD.
+        """
+        found = stage.values(data, imbalance)
+        chosen = found["optimizer"].value if "optimizer" in found else BASE
+        own = chosen != BASE or "base_optimizer" in found
+        if own or self.base in (None, base or "sgd"):
+            return found
+        return {name: entry for name, entry in found.items() if name not in _OF_OPTIMIZER}
+
+    def first(self, data: str, imbalance: float | None, base: str | None) -> dict[str, Entry]:
+        """Return what the first stage contributes to the recipe of the run; see :meth:`values`."""
+        return self.values(self.stages[0], data, imbalance, base) if self.stages else {}
 
 
 STAGES: Registry[StageList] = Registry("stages", "fastsam.longtail.stages")

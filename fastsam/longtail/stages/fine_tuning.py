@@ -10,6 +10,7 @@ register_stages(
     StageList(
         name="fine-tuning",
         summary="train the head of a pretrained network, then all parameters (Kumar et al. 2022)",
+        needs_weights=True,
         stages=(
             Stage(name="probe", settings=PROBE),
             Stage(

@@ -14,6 +14,7 @@ register_stages(
     StageList(
         name="linear-probe",
         summary="train the head on the fixed features of a pretrained network",
+        needs_weights=True,
         stages=(Stage(name="probe", settings=PROBE),),
     )
 )

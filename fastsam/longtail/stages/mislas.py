@@ -10,6 +10,7 @@ from fastsam.longtail.settings import Layer, borrowed, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
 
+_PLACES = f"{_CODE}, which trains another network and fixes only a part of the statistics"
 _LIKE = f"the ImageNet-LT configuration of the {_CODE}"
 _PUBLISHED = ("100", "50", "10")
 """Imbalance factors of CIFAR-LT in the code."""
@@ -38,6 +39,7 @@ register_stages(
                     ("cifar*-lt", "*"): borrowed(_CIFAR_FIRST, _OTHER_FACTORS),
                     **{("cifar*-lt", factor): _CIFAR_FIRST for factor in _PUBLISHED},
                     **{(data, "*"): values for data, values in MIXUP_LARGE.items()},
+                    ("places-lt", "*"): borrowed(MIXUP_LARGE["places-lt"], _PLACES),
                 },
             ),
             Stage(
@@ -77,8 +79,17 @@ register_stages(
                     ("inaturalist18", "*"): _second(
                         0.3, 0.0, 0.05, epochs=10, weight_decay=1e-4, **_LARGE
                     ),
-                    ("places-lt", "*"): _second(
-                        0.4, 0.1, 0.05, epochs=10, weight_decay=5e-4, **_LARGE
+                    ("places-lt", "*"): borrowed(
+                        _second(
+                            0.4,
+                            0.1,
+                            0.05,
+                            epochs=10,
+                            weight_decay=5e-4,
+                            **_LARGE,
+                            batch_norm="frozen",
+                        ),
+                        _PLACES,
                     ),
                 },
             ),

@@ -33,7 +33,8 @@ class PlannedRun:
         config: settings of the run.
         sources: source of each setting, by name.
         keep: epochs whose checkpoint is kept.
-        needs: names of checkpoints in the folder of the run without which it is not finished.
+        needs: names of checkpoints without which the run is not finished. In a run in stages, the kept ones
+            are those of the first stage.
     """
 
     name: str

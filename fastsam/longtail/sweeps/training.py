@@ -48,7 +48,7 @@ def stored_result(
         CheckpointError: if the folder of the run contains a run with other settings.
     """
     folder = RunFolder(Path(out) / run.name)
-    _set_aside_damaged(folder, [folder.path / name for name in run.needs], world)
+    _set_aside_damaged(folder, _needed(run, folder), world)
     if not folder.result.is_file():
         return None
     try:
@@ -65,7 +65,7 @@ def stored_result(
         raise CheckpointError(
             f"{folder.path} contains a run with other settings: {changed}. Choose another --out"
         )
-    return result if all((folder.path / name).is_file() for name in run.needs) else None
+    return result if all(path.is_file() for path in _needed(run, folder)) else None
 
 
 def complete(
@@ -133,7 +133,7 @@ def check_unfinished(runs: Iterable[PlannedRun], out: str | Path) -> None:
     changed = {}
     for run in runs:
         folder = RunFolder(Path(out) / run.name)
-        files = [folder.result, *(folder.path / name for name in run.needs)]
+        files = [folder.result, *_needed(run, folder)]
         if all(file.is_file() for file in files) or busy_reason(run, Path(out)) is not None:
             continue
         for stage in plan_stages(run.config):
@@ -163,6 +163,13 @@ def busy_reason(run: PlannedRun, out: Path) -> str | None:
             return None
     except FolderBusyError as error:
         return str(error)
+
+
+def _needed(run: PlannedRun, folder: RunFolder) -> list[Path]:
+    """Return the checkpoints that a run needs. Kept ones are those of its first stage."""
+    kept = plan_stages(run.config)[0].path(folder.path) if run.needs else folder.path
+    last = folder.checkpoint.name
+    return [(folder.path if name == last else kept) / name for name in run.needs]
 
 
 def _loader(run: PlannedRun, load: Load | None) -> Load:

@@ -123,7 +123,9 @@ class EpochBatches:
         partners: bool = False,
     ) -> Iterator[Batch]:
         draw = Draw(self.seed, epoch, view, repeats) if self.augment else None
-        return self.images.batches(order, draw, self.device, may_be_empty=partners)
+        if partners:  # images of one's own know the keyword only if they are mixed
+            return self.images.batches(order, draw, self.device, may_be_empty=True)
+        return self.images.batches(order, draw, self.device)
 
     def _plans(
         self, epoch: int, whole: NDArray[np.int64], start: int

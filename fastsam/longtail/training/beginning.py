@@ -69,31 +69,61 @@ def begun_network(
             record = load_start(
                 network, start, data.class_names, keeps_head=head is None, head=config.head
             )
-        if head not in (None, FRESH):
-            vectors = _class_vectors(str(head), network, config, data, device, world, progress)
-            _set_vectors(network, config, vectors)
+        vectors = file_vectors(network, config, data.num_classes)
+        if head == CLASS_MEANS:
+            vectors = _class_means(network, config, data, device, world, progress)
+        if vectors is not None:
+            set_vectors = HEADS[config.head].set_vectors
+            if set_vectors is None:
+                raise AssertionError("file_vectors has checked it")
+            set_vectors(network.head, vectors.to(next(network.parameters())))
             record = {**(record or {}), "head_from": head}
         if record is not None and progress:
-            _report(record)
+            _report(record, network)
     freeze(network, config)
     if progress and network.frozen:
         notice(trained_count(network))
     return network, record
 
 
-def _report(record: dict[str, Any]) -> None:
+def _report(record: dict[str, Any], network: Classifier) -> None:
     chosen = "head_from" in record
     names = [n for n in record.get("left_out", ()) if not (chosen and n.startswith("head."))]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         notice(f"start from {record['name']}: left out {', '.join(names[:3])}{more}")
-    head = [name for name in record.get("fresh", ()) if name.startswith("head.")]
-    if head and not chosen:
+    head = {k for k, v in network.state_dict().items() if k.startswith("head.") and v.ndim}
+    if (
+        not chosen and head and head.issubset(record.get("fresh", ()))
+    ):  # else it took over another head
         notice(f"start from {record['name']}: the head has random initial weights")
 
 
-def _class_vectors(
-    head: str,
+def file_vectors(network: Classifier, config: TrainConfig, num_classes: int) -> Tensor | None:
+    """Return the vectors of the classes in the file that ``head_from`` names, ``[C, D]``; None without one.
+
+    Raises:
+        UsageError: if the head has no vectors of classes, there is no such file, or it has another shape.
+    """
+    head = config.head_from
+    if head in (None, FRESH):
+        return None
+    if HEADS[config.head].set_vectors is None:
+        raise UsageError(
+            f"head {config.head} has no vectors of classes, which head_from sets; omit head_from"
+        )
+    if head == CLASS_MEANS:
+        return None
+    vectors, shape = read_vectors(str(head)), (num_classes, network.feature_width)
+    if vectors.shape != shape:
+        raise UsageError(
+            f"head_from {head} has {' x '.join(map(str, vectors.shape))} numbers, but {shape[0]} classes "
+            f"with {shape[1]} features need {shape[0]} x {shape[1]}; pass one vector per class"
+        )
+    return vectors
+
+
+def _class_means(
     network: Classifier,
     config: TrainConfig,
     data: LongTailData,
@@ -101,16 +131,8 @@ def _class_vectors(
     world: World,
     progress: bool,
 ) -> Tensor:
-    """Return one vector per class, ``[C, D]``: from a file, or the class means divided by their norms."""
+    """Return the class means of the features divided by their norms, ``[C, D]``."""
     shape = (data.num_classes, network.feature_width)
-    if head != CLASS_MEANS:
-        vectors = read_vectors(head)
-        if vectors.shape != shape:
-            raise UsageError(
-                f"head_from {head} has {' x '.join(map(str, vectors.shape))} numbers, but {shape[0]} classes "
-                f"with {shape[1]} features need {shape[0]} x {shape[1]}; pass one vector per class"
-            )
-        return vectors
     vectors = torch.zeros(shape, device=device)
     if world.rank == 0:
         features = collect_features(
@@ -125,12 +147,3 @@ def _class_vectors(
         vectors += functional.normalize(features.class_means(shape[0]), dim=1).to(vectors)
     world.all_reduce([vectors])  # the same bits on all ranks
     return vectors
-
-
-def _set_vectors(network: Classifier, config: TrainConfig, vectors: Tensor) -> None:
-    part = HEADS[config.head]
-    if part.set_vectors is None:
-        raise UsageError(
-            f"head {config.head} has no vectors of classes, which head_from sets; omit head_from"
-        )
-    part.set_vectors(network.head, vectors.to(next(network.parameters())))

@@ -17,14 +17,12 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses.base import LOSSES
 from fastsam.longtail.optimizers.base import base_of
-from fastsam.longtail.recipes import inherited_recipe
+from fastsam.longtail.recipes import NAMES, inherited_recipe, inherited_settings
 from fastsam.longtail.settings import settings_of
 from fastsam.longtail.sharding import sharded_state
 from fastsam.longtail.training.run_folder import RunFolder
 
-NAMES = ("data", "method", "optimizer")
 _FIXED_PARTS = ("data", "augmentation", "model", "head")
-_OF_STAGES = ("stages", "stage_set")
 _COUNTERS = ("attempted_steps", "steps_taken")
 
 
@@ -101,11 +99,7 @@ class Branch:
         """
         parent = self.checkpoint.config
         names = {name: overrides.pop(name, getattr(parent, name)) for name in NAMES}
-        inherited = {k: v for k, v in parent.flat().items() if k not in NAMES and v is not None}
-        if "base_optimizer" not in inherited and (base := base_of(parent)) is not None:
-            inherited["base_optimizer"] = base  # that of a parent without an ascent
-        for name in _OF_STAGES:  # a branch continues one stage
-            inherited.pop(name, None)
+        inherited = inherited_settings(parent)
         made = inherited_recipe(names, inherited, overrides)
         sources = dict(made.sources)
         for name in (inherited.keys() & sources.keys()) - overrides.keys():

@@ -24,6 +24,20 @@ from fastsam.longtail.training.batches import FEWEST
 
 
 def check_run(config: TrainConfig, world: World) -> None:
+    """Check that a run has one stage, and its settings as :func:`check_stage` does.
+
+    Raises:
+        UsageError: also if the settings name a list of stages.
+    """
+    if config.stages != "none":
+        raise UsageError(
+            f"stages is {config.stages}, but a Trainer trains a single stage; call "
+            "fastsam.longtail.fit_stages(config, ...) with the same arguments, or set stages=none"
+        )
+    check_stage(config, world)
+
+
+def check_stage(config: TrainConfig, world: World) -> None:
     """Check settings against the number of processes, and warn if logits are adjusted twice.
 
     Raises:

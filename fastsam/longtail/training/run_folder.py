@@ -166,6 +166,9 @@ class RunFolder:
             file.unlink(missing_ok=True)
         self.stopped.unlink(missing_ok=True)
         if overwrite:
+            earlier = (
+                self.earlier_stages() if self.stages.is_file() else []
+            )  # else they are the user's
             _remove(self.resume)
             left = (
                 "epoch-*.pt",
@@ -179,10 +182,18 @@ class RunFolder:
             tables = (self.history, self.per_class, self.settings, self.stages)
             for file in (self.checkpoint, self.result, *tables, *old):
                 file.unlink(missing_ok=True)
-            for stage in self.path.glob("stage-*"):
+            for stage in earlier:
                 with suppress(OSError):  # it has other files, too
                     RunFolder(stage).prepare(overwrite=True)
                     stage.rmdir()
+
+    def earlier_stages(self) -> list[Path]:
+        """Return the existing folders with names of earlier stages."""
+        return [
+            path
+            for path in self.path.glob("stage-*")
+            if path.name[6:].isdecimal() and path.is_dir()
+        ]
 
     def coming_checkpoints(self, keep: Collection[int], last: int) -> int:
         """Return the number of checkpoint files for which a run needs additional disk space.

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsam.distributed import World
 from fastsam.files import locked
-from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
-from fastsam.longtail.differences import differences
-from fastsam.longtail.errors import CheckpointError, UsageError
+from fastsam.longtail.errors import UsageError
 from fastsam.longtail.results import Result
+from fastsam.longtail.runtime import chosen_device
 from fastsam.longtail.stage_plan import PlannedStage, plan_stages
 from fastsam.longtail.start import Start
-from fastsam.longtail.training.resume import readable
+from fastsam.longtail.training.run_data import given_or_loaded
 from fastsam.longtail.training.run_folder import RunFolder
-from fastsam.longtail.training.stage_record import StageRecord
+from fastsam.longtail.training.stage_checks import check_later, check_settings, check_start
+from fastsam.longtail.training.staged_run import StagedRun
 from fastsam.longtail.training.trainer import Trainer
 from fastsam.stopping import Stopped, StopRequest
 
@@ -31,15 +31,27 @@ class StageTrainer:
 
     Attributes:
         stage: the stage.
-        trainer: its trainer. Call its method ``fit`` before the next one is asked for.
+        trainer: its trainer. Call :meth:`fit` before the next one is asked for.
         folder: folder of the stage; None if nothing is written.
         last: whether its result is that of the run.
+        out: folder of the run; None if nothing is written.
     """
 
     stage: PlannedStage
     trainer: Trainer
     folder: Path | None
     last: bool
+    out: Path | None = None
+
+    def fit(self) -> Result:
+        """Train the stage and return its result; see :meth:`Trainer.fit`."""
+        try:
+            return self.trainer.fit()
+        except Stopped:
+            folder = self.trainer.folder
+            if folder is not None and folder.stopped.is_file():
+                _mark_stopped(self.out, self.trainer.world)
+            raise
 
 
 def fit_stages(
@@ -60,7 +72,8 @@ def fit_stages(
         **options: arguments of :func:`stage_trainers`.
 
     Raises:
-        UsageError: also if a setting of a stage is not valid, before anything is trained.
+        UsageError: also if a setting of a stage is not valid or does not fit its network or the data set,
+            before anything is trained.
         CheckpointError: also if ``from_stage`` is not finished or has other settings.
 
     Example:
@@ -72,10 +85,11 @@ def fit_stages(
         (['representation'], 'ce-rs')
     """
     result: Result | None = None
-    for one in stage_trainers(config, **options):
-        if on_stage is not None:
-            on_stage(one)
-        result = one.trainer.fit()
+    with closing(stage_trainers(config, **options)) as stages:
+        for one in stages:
+            if on_stage is not None:
+                on_stage(one)
+            result = one.fit()
     if result is None:
         raise AssertionError("the last stage is always trained or evaluated")
     return result
@@ -94,6 +108,7 @@ def stage_trainers(
     profile: str | Path | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     stop: StopRequest | None = None,
+    start: Start | None = None,
     **options: Any,
 ) -> Generator[StageTrainer, None, None]:
     """Yield a trainer for each stage that is not finished; see :func:`fit_stages`.
@@ -112,43 +127,64 @@ def stage_trainers(
         profile: folder for the profile of the first stage that is trained.
         world: the ranks of the run.
         stop: request to stop by a signal.
-        **options: other arguments of :class:`Trainer`; a plain run also takes ``branch`` and ``start``.
+        start: weights from which the first stage starts, instead of those that the settings name.
+        **options: other arguments of :class:`Trainer`; only a run without stages takes ``branch``.
     """
-    plan = plan_stages(config, sources)
     common = {**options, "world": world, "stop": stop}
-    if len(plan) == 1:
+    folder = None if out is None else Path(out)
+    plan = plan_stages(config, sources)
+    if config.stages == "none":
         if from_stage is not None:
             raise UsageError(
-                f"--from-stage requires a list of several stages, but stages is {config.stages}; pass for "
-                "instance --stages crt"
+                "--from-stage requires a list of several stages, but stages is none; pass for instance "
+                "--stages crt"
             )
-        folder = None if out is None else Path(out)
         trainer = Trainer(
-            plan[0].config,
+            config,
             sources=sources,
             data=data,
             out=out,
             resume=resume,
             overwrite=overwrite,
+            start=start,
             keep=keep,
             profile=profile,
             **common,
         )
-        yield StageTrainer(plan[0], trainer, folder, last=True)
+        yield StageTrainer(plan[0], trainer, folder, last=True, out=folder)
         return
-    if options.get("start") is not None or options.get("branch") is not None:
-        raise UsageError("stages determine their start weights; pass stages, or start or branch")
-    run = _StagedRun.of(config, plan, sources or {}, out, from_stage, resume, world)
-    if run.out is not None:
-        RunFolder(run.out).check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
+    if options.get("branch") is not None:
+        raise UsageError("a branch continues one stage; pass stages=none with branch")
+    run = StagedRun.of(
+        config,
+        plan,
+        sources=sources or {},
+        out=folder,
+        from_stage=from_stage,
+        keep=keep,
+        resume=resume,
+        overwrite=overwrite,
+        world=world,
+    )
+    if folder is not None:
+        RunFolder(folder).check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
     first = run.first
+    if first == 0 and start is None and not run.begun(0):
+        check_start(config)
+    check_settings(plan[first:], world)
+    chosen_device(world.device(config.device))  # raises: there is none
+    shown = options.get("progress", True) and world.rank == 0
+    data = given_or_loaded(plan[first].config, data, world, progress=shown)
+    check_later(plan[first + 1 :], data, world, module=options.get("model"))
     for place in range(first, len(plan)):
         last = place == len(plan) - 1
         fresh = place == first and not resume
         with ExitStack() as held:
-            if run.out is not None and not last and world.rank == 0:
-                held.enter_context(locked(run.out))
-            start, before = run.start(place)
+            if folder is not None and not last and world.rank == 0:
+                held.enter_context(locked(folder))
+            begin, before = run.start(place)
+            if before is not None:
+                before.check_data(data)  # before the folder is changed
             trainer = Trainer(
                 plan[place].config,
                 sources=dict(plan[place].sources),
@@ -157,199 +193,30 @@ def stage_trainers(
                 # Later, the folder of the run is not empty: it has those of other stages.
                 resume=False if fresh else "auto",
                 overwrite=overwrite and fresh,
-                start=start,
+                start=start if place == 0 else begin,
                 keep=keep if place == 0 else (),
                 profile=profile if place == first else None,
+                planned=True,
                 **common,
             )
             data = trainer.data
-            if before is not None:
-                before.check_data(data)
             if place == first:
                 run.begin(overwrite=overwrite and not last)
-            yield StageTrainer(plan[place], trainer, run.folder(place), last)
+            yield StageTrainer(plan[place], trainer, run.folder(place), last, folder)
             run.finished(place, trainer)
-        if stop and not last:
+        # A signal may have reached only some of the ranks.
+        signals = [] if last else world.all_gather(None if stop is None else stop.signal)
+        if any(signals):
+            _mark_stopped(folder, world)
+            name = signals[world.rank] or "a signal to another process"
             saved = "to continue, run the same command with --resume auto"
             raise Stopped(
-                f"stopped by {stop.signal} after stage {plan[place].name}; "
-                + (saved if run.out else "nothing was saved without --out")
+                f"stopped by {name} after stage {plan[place].name}; "
+                + (saved if folder else "nothing was saved without --out")
             )
 
 
-class _StagedRun:
-    """A run in several stages: what of it is done, and from where a stage starts.
-
-    Attributes:
-        plan: its stages.
-        out: its folder; None if nothing is written.
-        first: place of the first stage that is not finished.
-    """
-
-    def __init__(
-        self,
-        record: StageRecord,
-        plan: tuple[PlannedStage, ...],
-        out: Path | None,
-        resume: bool,
-        world: World,
-    ) -> None:
-        self.plan = plan
-        self.out = out
-        self._record = record
-        self._resume = resume
-        self._world = world
-        self._done: dict[int, Checkpoint] = {}
-        if record.from_stage is not None:
-            self._done[0] = self._given(Path(record.from_stage))
-        self.first = self._first_unfinished()
-
-    @classmethod
-    def of(
-        cls,
-        config: TrainConfig,
-        plan: tuple[PlannedStage, ...],
-        sources: dict[str, str],
-        out: str | Path | None,
-        from_stage: str | Path | None,
-        resume: bool | Literal["auto"],
-        world: World,
-    ) -> _StagedRun:
-        """Find out what of a run is done.
-
-        Raises:
-            CheckpointError: if there is nothing to resume, or its first stage is another run.
-        """
-        given = None if from_stage is None else str(Path(from_stage).resolve())
-        stored = StageRecord.read(out) if out is not None and resume else None
-        if stored is not None:
-            if given not in (None, stored.from_stage):
-                raise CheckpointError(
-                    f"cannot resume {out}: its first stage is {stored.from_stage or 'its own'}, not {given}; "
-                    "omit --from-stage or choose another --out"
-                )
-            given = stored.from_stage
-        if out is None and config.parallel == "fsdp2" and world.world_size > 1:
-            raise UsageError("stages of a sharded network are passed on in files; pass --out DIR")
-        folder = None if out is None else Path(out)
-        run = cls(StageRecord(config, sources, given), plan, folder, bool(resume), world)
-        if resume is True and stored is None and not any(map(run._begun, range(len(plan)))):
-            Checkpoint.load(folder or ".")  # raises: there is none
-        return run
-
-    def folder(self, place: int) -> Path | None:
-        """Return the folder of a stage; None if nothing is written."""
-        return None if self.out is None else self.plan[place].path(self.out)
-
-    def start(self, place: int) -> tuple[Start | None, Checkpoint | None]:
-        """Return the weights from which a stage starts, and their checkpoint; None if it has begun already.
-
-        Raises:
-            CheckpointError: if the earlier stage was trained with other settings.
-        """
-        origin = self.plan[place].start
-        if origin is None or self._begun(place):
-            return None, None
-        before = self._finished_stage(origin)
-        earlier = list((before.start or {}).get("stages", ()))
-        costs = [epoch.gradients for epoch in before.history]
-        own = {
-            "name": self.plan[origin].name,
-            "method": before.config.method,
-            "optimizer": before.config.optimizer,
-            "epochs": before.epoch,
-            "gradients": None if None in costs else sum(cost for cost in costs if cost is not None),
-            "seconds": sum(epoch.seconds for epoch in before.history),
-        }
-        given = self._record.from_stage if origin == 0 else None
-        where = given or f"stage {self.plan[origin].name}"
-        start = Start.of_checkpoint(before, where)
-        record = {**start.record, "stage": self.plan[place].name, "stages": [*earlier, own]}
-        return replace(start, record=record), before
-
-    def begin(self, *, overwrite: bool) -> None:
-        """Write the record of the run, unless it is there; first remove what an earlier run left.
-
-        Args:
-            overwrite: whether to remove it; the trainer of the last stage has done so.
-        """
-        if self.out is None or self._world.rank != 0:
-            return
-        with ExitStack() as held:
-            if self.first == len(self.plan) - 1:
-                held.enter_context(locked(self.out))
-            folder = RunFolder(self.out)
-            if overwrite:
-                folder.prepare(overwrite=True)
-            if not (self._resume and folder.stages.is_file()):
-                self._record.write(self.out, processes=self._world.world_size)
-
-    def finished(self, place: int, trainer: Trainer) -> None:
-        """Remember the weights of a stage that was trained. All ranks must call this together."""
-        if self.out is None:
-            self._done[place] = trainer.state.checkpoint()
-        self._world.barrier()  # rank 0 has written the checkpoint that the others read
-
-    def _first_unfinished(self) -> int:
-        for place in reversed(range(len(self.plan))):
-            if not self._begun(place):
-                continue
-            self._check_origin(place)
-            last = place == len(self.plan) - 1
-            folder = RunFolder(self.plan[place].path(self.out or "."))
-            return place + 1 if folder.result.is_file() and not last else place
-        return 1 if 0 in self._done else 0
-
-    def _begun(self, place: int) -> bool:
-        """Return whether there is a checkpoint of a stage to continue from."""
-        folder = self.folder(place)
-        return self._resume and folder is not None and bool(RunFolder(folder).checkpoints())
-
-    def _check_origin(self, place: int) -> None:
-        """Check that a stage that has begun started from the planned one."""
-        origin, folder = self.plan[place].start, self.folder(place)
-        if origin is None or folder is None:
-            return
-        for _, checkpoint in readable(RunFolder(folder)):
-            stored = (checkpoint.start or {}).get("config")
-            if stored is not None:
-                _check_same(stored, self.plan[origin], folder)
-            return
-
-    def _finished_stage(self, place: int) -> Checkpoint:
-        if place not in self._done:
-            folder = self.folder(place)
-            checkpoint = Checkpoint.load(folder or ".")
-            _check_same(checkpoint.config.as_dict(), self.plan[place], folder)
-            self._done[place] = checkpoint
-        return self._done[place]
-
-    def _given(self, run: Path) -> Checkpoint:
-        """Load the run that is the first stage."""
-        checkpoint = Checkpoint.load(run)
-        config = self.plan[0].config
-        if checkpoint.epoch < checkpoint.config.epochs or checkpoint.unfinished is not None:
-            raise CheckpointError(
-                f"--from-stage {run} is not finished (epoch {checkpoint.epoch} of "
-                f"{checkpoint.config.epochs}); continue it first: fastsam train --resume --out {run}"
-            )
-        changed = differences(
-            checkpoint.config.as_dict(), config.as_dict(), same_content=bool(checkpoint.contents)
-        )
-        if changed:
-            name = changed[0]
-            raise UsageError(
-                f"--from-stage {run} has {name} {getattr(checkpoint.config, name)}, but the first stage has "
-                f"{getattr(config, name)}; pass the options of that run, and --stage-set for later stages"
-            )
-        return checkpoint
-
-
-def _check_same(stored: dict[str, Any], stage: PlannedStage, folder: Path | None) -> None:
-    """Raise :class:`CheckpointError` if a stage was trained with other settings than the planned ones."""
-    wanted = stage.config.as_dict()
-    for name in differences(stored, wanted, same_content=True):
-        raise CheckpointError(
-            f"cannot continue from stage {stage.name} in {folder}: {name} was {stored.get(name)}, is now "
-            f"{wanted.get(name)}; use the same settings, or choose another --out"
-        )
+def _mark_stopped(out: Path | None, world: World) -> None:
+    """Mark the folder of a run as waiting to be continued."""
+    if out is not None and world.rank == 0:
+        RunFolder(out).stopped.touch()

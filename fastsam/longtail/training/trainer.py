@@ -17,13 +17,12 @@ from fastsam.longtail.build import (
     build_objective,
     build_optimizer,
     build_schedules,
-    load_configured,
 )
 from fastsam.longtail.checkpoint import Checkpoint, checkpoint_bytes
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.norms import RECORD, NormLimits
+from fastsam.longtail.norms import NormLimits
 from fastsam.longtail.precision import check_tf32, float32_products
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.run_file import run_file_text
@@ -41,7 +40,6 @@ from fastsam.longtail.training.branch import Branch
 from fastsam.longtail.training.checks import (
     check_accumulation,
     check_batches,
-    check_given,
     check_run,
     check_selection,
     check_weights,
@@ -51,6 +49,7 @@ from fastsam.longtail.training.engine import Engine
 from fastsam.longtail.training.evaluation import Judge
 from fastsam.longtail.training.profile import EVALUATION, StepProfile
 from fastsam.longtail.training.resume import Resume, check_same_checkpoint
+from fastsam.longtail.training.run_data import given_or_loaded
 from fastsam.longtail.training.run_folder import RunFolder
 from fastsam.longtail.training.run_state import RunState
 from fastsam.longtail.training.saving import Saver
@@ -90,6 +89,7 @@ class Trainer:
         stop: from :func:`fastsam.stopping.stop_signals`: after a signal the run finishes its step, saves, and
             raises :class:`fastsam.stopping.Stopped`. None leaves signals as they are.
         progress: show progress: a bar on a terminal, one line per minute elsewhere.
+        planned: set by :func:`fastsam.longtail.training.stage_trainers`, which has checked the settings.
 
     Raises:
         UsageError, DataError: if settings are not valid, ``out`` is not empty, or data are damaged.
@@ -123,8 +123,10 @@ class Trainer:
         profile: str | Path | None = None,
         stop: StopRequest | None = None,
         progress: bool = True,
+        planned: bool = False,
     ) -> None:
-        check_run(config, world)
+        if not planned:
+            check_run(config, world)
         if start is not None and branch is not None:
             raise UsageError("a branch has the weights of its run; pass start or branch, not both")
         self.stop = stop
@@ -139,11 +141,7 @@ class Trainer:
         )
         self.config = config
         self.progress = progress and world.rank == 0
-        if data is None:
-            with world.rank_0_first():  # it downloads and caches what others then read
-                data = load_configured(config, progress=self.progress)
-        else:
-            check_given(config, data)
+        data = given_or_loaded(config, data, world, progress=self.progress)
         self.data = augmented(config, data).for_run()
         if self.precision_reason is not None and sources:
             sources = {**sources, "precision": f"auto: {self.precision_reason}"}
@@ -234,10 +232,10 @@ class Trainer:
             self.state.continue_from(resumed)
         elif branch is not None:
             self.state.begin_at(branch)
-        begun = None if resumed is None else self.state.start
+        same = branch is not None and branch.checkpoint.config.max_norm == config.max_norm
+        begun = self.state.start if same or resumed is not None else None
         self.limits = NormLimits.of_run(config, self.model, begun)
-        if self.limits.limits:
-            self.state.start = {**(self.state.start or {}), RECORD: self.limits.limits}
+        self.state.start = self.limits.recorded(self.state.start)
         options = {**(branch.origin if branch else {}), "keep": sorted(self.keep)}
         settings = run_file_text(
             config, self.state.sources, options=options, processes=world.world_size

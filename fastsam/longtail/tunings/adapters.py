@@ -49,7 +49,8 @@ class Adapter(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map hidden states ``[..., D]`` to what is added to them, ``[..., D]``."""
-        return self.scale * self.up(functional.relu(self.down(self.norm(hidden))))
+        added: Tensor = self.scale * self.up(functional.relu(self.down(self.norm(hidden))))
+        return added
 
     def attach(self, place: TransformerBlock) -> None:
         """Become the part ``adapter`` of a block, and add the output to that of its MLP.
@@ -71,7 +72,8 @@ class Adapter(nn.Module):
                 "tune 'adapters' requires transformer blocks that call the MLP after its normalization, but "
                 "this network normalizes the output of the MLP; choose another network or tune='bias-norm'"
             )
-        return output + self(hidden)
+        changed: Tensor = output + self(hidden)
+        return changed
 
 
 @dataclass(frozen=True, kw_only=True)
