@@ -261,7 +261,9 @@ def test_a_list_of_one_stage_is_resumed_and_repeated(tmp_path: Path) -> None:
         "  - {name: head, freeze: ['features.*']}\n"
     )
     assert main(["train", "--config", str(file), "--out", str(out), "--quiet"]) == 0
+    del STAGES._parts["own:one"]  # as in a new process
     assert main(["train", "--resume", "--out", str(out), "--quiet"]) == 0
+    del STAGES._parts["own:one"]
     command = ["train", "--config", str(out / "run.yaml"), "--out", str(again), "--quiet"]
     assert main(command) == 0
     assert same(weights(out), weights(again))
