@@ -189,7 +189,9 @@ def test_training_help_groups_options_with_defaults_and_choices(
         in text["loss"]
     )
     assert "One of: algorithm1, effective, inverse, power (recipe: effective)" in text["rule"]
-    assert "One of: cosine, disalign, linear, lws (recipe: cosine)" in text["network"]
+    assert (
+        "One of: cosine, disalign, linear, lws, scaled-cosine (recipe: cosine)" in text["network"]
+    )
     assert "--select last|best-validation" in text["training"]
     assert "--project" in text["tracking"]
     assert "--device NAME" in text["machine"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, make_dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, arg
@@ -15,7 +16,6 @@ from fastsam.longtail.config import (
     check_applies,
     chosen_parts,
     find_setting,
-    place_settings,
 )
 from fastsam.longtail.data import DATASETS, DataSetPart
 from fastsam.longtail.registry import registered_settings, registries
@@ -90,6 +90,7 @@ def with_settings(
         given: values that a file sets already; options override them.
         note: text that the help shows above the options of each group.
     """
+    titles = _titles()
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
     for name, (item, hint) in settings.items():
         kind = hint | None
@@ -101,7 +102,9 @@ def with_settings(
             )  # the setting's own check lists the choices and suggests the closest one
         value = (given or {}).get(name)
         shown = _shown(item, hint, (shorter or {}).get(name), _default(item, value, recipe))
-        groups.setdefault(_group(name), []).append((name, Annotated[kind, shown], value))
+        common = name in TrainConfig.__dataclass_fields__
+        title = _common_title(name) if common else titles.get(name, "training")
+        groups.setdefault(title, []).append((name, Annotated[kind, shown], value))
     options = [option for group in groups.values() for option in group]
     flat = make_dataclass(base.__name__, options, bases=(base,), frozen=True)
     boxes = []
@@ -147,7 +150,7 @@ def settings_of_run(values: Mapping[str, Any]) -> dict[str, tuple[Field[Any], An
     Raises:
         UsageError: if a part has an unknown name.
     """
-    found = _common()
+    found = {**_common()}
     for part in chosen_parts(values).values():
         hints = get_type_hints(part.settings)
         found |= {item.name: (item, hints[item.name]) for item in settings_of(part.settings)}
@@ -225,7 +228,8 @@ def _named_data(arguments: Sequence[str]) -> DataSetPart | None:
     return next((part for part in known if part is not None), None)
 
 
-def _common() -> dict[str, tuple[Field[Any], Any]]:
+@cache
+def _common() -> Mapping[str, tuple[Field[Any], Any]]:
     hints = get_type_hints(TrainConfig)
     return {
         item.name: (item, hints[item.name])
@@ -254,17 +258,21 @@ def _names_a_part(name: str) -> bool:
     return name in every and every[name][0].metadata["names"] is not None
 
 
-def _group(name: str) -> str:
-    """Return the title of the option group that a setting belongs to."""
-    if name in TrainConfig.__dataclass_fields__:
-        machine = name in {*place_settings(), "threads"}
-        return _TITLES.get(name, "machine" if machine else "training")
-    kinds = (
-        registry.kind
-        for registry in registries()
-        if any(name in part.settings.__dataclass_fields__ for part in registry.examples().values())
-    )
-    return next((_TITLES[kind] for kind in kinds if kind in _TITLES), "training")
+def _titles() -> dict[str, str]:
+    """Return the title of the option group of every setting of a part, by name."""
+    titles: dict[str, str] = {}
+    for registry in registries():
+        title = _TITLES.get(registry.kind)
+        for part in registry.examples().values() if title is not None else ():
+            for name in part.settings.__dataclass_fields__:
+                titles.setdefault(name, title or "")
+    return titles
+
+
+def _common_title(name: str) -> str:
+    """Return the title of the option group of a setting that all runs have."""
+    place = TrainConfig.__dataclass_fields__[name].metadata.get("place", False)
+    return _TITLES.get(name, "machine" if place or name == "threads" else "training")
 
 
 def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> str:

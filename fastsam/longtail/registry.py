@@ -124,10 +124,19 @@ class Registry(Mapping[str, P], Generic[P]):
         Args:
             plugins: load all plug-ins first.
         """
+        self.load(plugins=plugins)
+        families = (f"{prefix}NAME" for prefix in sorted(self._families))
+        return tuple(name for name in (*self, *families) if name not in self._unlisted)
+
+    def load(self, *, plugins: bool = False) -> None:
+        """Import the modules that register the parts.
+
+        Args:
+            plugins: load all plug-ins, too.
+        """
         self._load_home()
         if plugins:
             load_plugins()
-        return tuple(name for name in self.examples() if name not in self._unlisted)
 
     def examples(self) -> dict[str, P]:
         """Return every part by name. Each family is represented by one part, named ``prefixNAME``."""
@@ -212,7 +221,7 @@ def registered_settings(*, plugins: bool = False) -> dict[str, tuple[Field[Any],
         plugins: load all plug-ins first.
     """
     for registry in _REGISTRIES:
-        registry.names(plugins=plugins)
+        registry.load(plugins=plugins)
     return {name: (item, hint) for name, (item, hint, _) in _MEANINGS.items()}
 
 

@@ -278,6 +278,7 @@ def _rank(rank: int, size: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.slow
 def test_ranks_skip_a_step_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -55,6 +55,7 @@ def test_options_that_are_named_exist() -> None:
         "--root",
         "--decode",
         "--names",
+        "--report",
         "--classes",
         "--steps",
         "--augment",

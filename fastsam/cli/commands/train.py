@@ -202,7 +202,8 @@ class TrainCommand:
 
     def _fit(self, one: StageTrainer, *, writes: bool) -> None:
         """Train a stage, and print and report its results."""
-        tracked = self._tracked(one.folder, "" if one.last else one.stage.name)
+        folder = None if one.folder is None else Path(one.folder)
+        tracked = self._tracked(folder, "" if one.last else one.stage.name)
         with tracker(tracked if writes else Tracked(), one.trainer.config) as sink:
             one.trainer.on_epoch = sink.epoch
 

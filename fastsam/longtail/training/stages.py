@@ -39,9 +39,9 @@ class StageTrainer:
 
     stage: PlannedStage
     trainer: Trainer
-    folder: Path | None
+    folder: str | Path | None
     last: bool
-    out: Path | None = None
+    out: str | Path | None = None
 
     def fit(self) -> Result:
         """Train the stage and return its result; see :meth:`Trainer.fit`."""
@@ -216,7 +216,7 @@ def stage_trainers(
             )
 
 
-def _mark_stopped(out: Path | None, world: World) -> None:
+def _mark_stopped(out: str | Path | None, world: World) -> None:
     """Mark the folder of a run as waiting to be continued."""
     if out is not None and world.rank == 0:
-        RunFolder(out).stopped.touch()
+        RunFolder(Path(out)).stopped.touch()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.settings import Entry, Settings, setting
-from fastsam.longtail.tunings.base import Tuning, register_tuning
+from fastsam.longtail.tunings.base import NetworkTuning, register_tuning
 from fastsam.longtail.tunings.transformer_blocks import TransformerBlock, transformer_blocks
 
 _SOURCE = "code of Shi et al. 2024 (shijxcs/LIFT)"
@@ -122,7 +122,7 @@ def _trained(features: nn.Module) -> Collection[str]:
 
 
 register_tuning(
-    Tuning(
+    NetworkTuning(
         name="adapters",
         summary="train the head, and an adapter in each transformer block (AdaptFormer, Chen et al. 2022)",
         build=_build,

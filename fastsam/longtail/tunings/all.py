@@ -1,5 +1,5 @@
 """All parameters are trained."""
 
-from fastsam.longtail.tunings.base import Tuning, register_tuning
+from fastsam.longtail.tunings.base import NetworkTuning, register_tuning
 
-register_tuning(Tuning(name="all", summary="train all parameters"))
+register_tuning(NetworkTuning(name="all", summary="train all parameters"))

@@ -16,7 +16,7 @@ def _no_change(settings: Any, features: nn.Module, num_classes: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(RunPart):
+class NetworkTuning(RunPart):
     """A tuning. Once it is registered, ``--tune NAME`` trains with it.
 
     Attributes:
@@ -31,5 +31,5 @@ class Tuning(RunPart):
     trained: Callable[[nn.Module], Collection[str]] | None = None
 
 
-TUNINGS: Registry[Tuning] = Registry("tuning", "fastsam.longtail.tunings")
+TUNINGS: Registry[NetworkTuning] = Registry("tuning", "fastsam.longtail.tunings")
 register_tuning = TUNINGS.add

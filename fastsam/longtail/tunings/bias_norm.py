@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import nn
 
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.tunings.base import Tuning, register_tuning
+from fastsam.longtail.tunings.base import NetworkTuning, register_tuning
 
 
 def _trained(features: nn.Module) -> Collection[str]:
@@ -30,7 +30,7 @@ def _trained(features: nn.Module) -> Collection[str]:
 
 
 register_tuning(
-    Tuning(
+    NetworkTuning(
         name="bias-norm",
         summary="train the head, all biases and the weights of layer normalization",
         trained=_trained,
