@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -169,12 +170,12 @@ def test_gpus_are_those_that_ray_reserves(
 def addresses() -> set[str]:
     """Return the addresses at which this process and those that it started listen."""
     own = psutil.Process()
-    return {
-        connection.laddr.ip
-        for process in (own, *own.children(recursive=True))
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            connections = process.net_connections(kind="inet")
+            found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.slow
