@@ -262,10 +262,11 @@ def _titles() -> dict[str, str]:
     """Return the title of the option group of every setting of a part, by name."""
     titles: dict[str, str] = {}
     for registry in registries():
-        title = _TITLES.get(registry.kind)
-        for part in registry.examples().values() if title is not None else ():
+        if registry.kind not in _TITLES:
+            continue
+        for part in registry.examples().values():
             for name in part.settings.__dataclass_fields__:
-                titles.setdefault(name, title or "")
+                titles.setdefault(name, _TITLES[registry.kind])
     return titles
 
 

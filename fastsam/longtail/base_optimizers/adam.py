@@ -47,17 +47,22 @@ class AdamSettings(OptimizerSettings):
         """Return the arguments of torch's optimizer."""
         return {"betas": self.adam_betas, "eps": self.adam_eps}
 
+    def optimizer(self, kind: type[Adam], inputs: OptimizerInputs) -> Adam:
+        """Create the optimizer.
 
-def _build(settings: AdamSettings, inputs: OptimizerInputs) -> Adam:
-    return Adam(
-        inputs.parameters, lr=inputs.lr, weight_decay=inputs.weight_decay, **settings.arguments()
-    )
+        Args:
+            kind: its class.
+            inputs: inputs from which it is built.
+        """
+        return kind(
+            inputs.parameters, lr=inputs.lr, weight_decay=inputs.weight_decay, **self.arguments()
+        )
 
 
 register_base_optimizer(
     BaseOptimizer(
         name="adam",
-        build=_build,
+        build=lambda settings, inputs: settings.optimizer(Adam, inputs),
         settings=AdamSettings,
         state=ADAM_STATE,
         shards=True,

@@ -5,24 +5,13 @@ from __future__ import annotations
 from torch.optim import AdamW
 
 from fastsam.longtail.base_optimizers.adam import ADAM_STATE, TORCH, AdamSettings
-from fastsam.longtail.base_optimizers.base import (
-    BaseOptimizer,
-    OptimizerInputs,
-    register_base_optimizer,
-)
+from fastsam.longtail.base_optimizers.base import BaseOptimizer, register_base_optimizer
 from fastsam.longtail.settings import layer
-
-
-def _build(settings: AdamSettings, inputs: OptimizerInputs) -> AdamW:
-    return AdamW(
-        inputs.parameters, lr=inputs.lr, weight_decay=inputs.weight_decay, **settings.arguments()
-    )
-
 
 register_base_optimizer(
     BaseOptimizer(
         name="adamw",
-        build=_build,
+        build=lambda settings, inputs: settings.optimizer(AdamW, inputs),
         settings=AdamSettings,
         state=ADAM_STATE,
         shards=True,

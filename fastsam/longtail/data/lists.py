@@ -213,7 +213,7 @@ def list_folder(
         root: folder with one folder per class.
         class_names: expected classes. Each must have a folder, which may be empty. None to use the names of
             the folders, each of which must contain an image.
-        ignored: names of folders that are no classes.
+        ignored: names of folders that do not stand for classes.
 
     Raises:
         DataError: if ``root`` does not exist, a class folder is unexpected, missing or (without

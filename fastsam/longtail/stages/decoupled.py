@@ -6,10 +6,10 @@ from typing import Any
 
 from fastsam.longtail.data.shared_recipes import BAG, KANG
 from fastsam.longtail.settings import Layer, borrowed, layer
-from fastsam.longtail.stages.base import BASE
+from fastsam.longtail.stages.base import BASE, Stage, StageList
 
 LIKE_IMAGENET = "the ImageNet-LT configuration of"
-"""Begin of the source of starting points for data sets without a published value."""
+"""First words of the source of starting points, for data sets without a published value."""
 
 
 def head_only(source: str) -> Layer:
@@ -84,3 +84,28 @@ BAG_CIFAR: dict[tuple[str, str], Layer] = {
     ("cifar*-lt", "50"): _BAG_CIFAR,
 }
 """Stage two of cRT and LWS on CIFAR-LT, for which Kang et al. publish no settings."""
+
+
+def decoupled(name: str, summary: str, head: Layer, **epochs: int) -> StageList:
+    """Return a list of Kang et al.: the representation, then the head on class-balanced images.
+
+    Args:
+        name: name of the list.
+        summary: one-line description.
+        head: settings of the head of stage two.
+        **epochs: epochs of stage two; see :func:`kang_second`. Other data sets have those of ImageNet-LT.
+    """
+    starting = layer(f"{LIKE_IMAGENET} {KANG}", known=False, epochs=epochs["imagenet_lt"])
+    rule = layer(KANG, method="ce-rs", sampling="class-aware")
+    return StageList(
+        name=name,
+        summary=summary,
+        stages=(
+            Stage(name="representation", exact=kang_first()),
+            Stage(
+                name="classifier",
+                settings={**head_only(KANG), **rule, **head, **starting},
+                exact={**kang_second(**epochs), **BAG_CIFAR},
+            ),
+        ),
+    )

@@ -123,7 +123,7 @@ class EpochBatches:
         partners: bool = False,
     ) -> Iterator[Batch]:
         draw = Draw(self.seed, epoch, view, repeats) if self.augment else None
-        if partners:  # images of one's own know the keyword only if they are mixed
+        if partners:  # other implementations of Images need the keyword only to be mixed
             return self.images.batches(order, draw, self.device, may_be_empty=True)
         return self.images.batches(order, draw, self.device)
 
