@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
+from fastsam.longtail.losses.base import at_least_float32
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.trainable import matching_names
 
@@ -77,7 +78,8 @@ class NormLimits:
 
 
 def _norms(value: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(value.detach().reshape(len(value), -1).float(), dim=1)
+    vectors = at_least_float32(value.detach()).reshape(len(value), -1)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
     return norms
 
 

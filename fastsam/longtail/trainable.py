@@ -31,8 +31,7 @@ def freeze(network: Classifier, config: TrainConfig) -> None:
 
     Raises:
         UsageError: if a pattern matches no parameter, no parameter would be trained, the tuning does not fit
-            the network, or ``batch_norm`` is
-            ``statistics`` and the network has none.
+            the network, or ``batch_norm`` is ``statistics`` and the network has no batch normalization.
     """
     parameters = dict(network.named_parameters())
     frozen = {name for p in config.freeze for name in matching_names("freeze", p, parameters)}
