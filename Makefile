@@ -8,8 +8,10 @@ READY := $(VENV)/ready
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 DEMO_OUT ?= demo
-# Python compiles the modules that are imported, pip would compile all: it takes three times as long.
+# Python compiles a module when it is first imported, and stores the result. pip would compile all modules,
+# which takes three times as long.
 export PIP_COMPILE := 0
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all lint lint-workflows format bench docs wheel wheel-test bare-check release-check clean
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from types import NoneType, UnionType
+from functools import cache
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _Record = TypeVar("_Record")
+
+
+@cache
+def field_types(cls: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields by name.
+
+    The annotations are strings. Evaluating them takes longer than all other checks of a value, so they are
+    evaluated once for each class.
+    """
+    return MappingProxyType(get_type_hints(cls))
 
 
 def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
@@ -44,7 +55,7 @@ def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
         optional = item.default is not MISSING or item.default_factory is not MISSING
         if name not in values and name not in ready and not optional:
             raise ValueError(f"{name} is missing")
-    hints = get_type_hints(cls)
+    hints = field_types(cls)
     own = {name: converted(value, hints[name], name) for name, value in values.items()}
     return cls(**own, **ready)
 

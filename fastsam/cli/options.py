@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, make_dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -20,6 +20,7 @@ from fastsam.longtail.config import (
 from fastsam.longtail.data import DATASETS, DataSetPart
 from fastsam.longtail.registry import registered_settings, registries
 from fastsam.longtail.settings import Entry, choices, settings_of
+from fastsam.records import field_types
 
 NAMES = ("data", "method", "optimizer")
 """The settings that select a recipe. Commands declare these options themselves."""
@@ -152,7 +153,7 @@ def settings_of_run(values: Mapping[str, Any]) -> dict[str, tuple[Field[Any], An
     """
     found = {**_common()}
     for part in chosen_parts(values).values():
-        hints = get_type_hints(part.settings)
+        hints = field_types(part.settings)
         found |= {item.name: (item, hints[item.name]) for item in settings_of(part.settings)}
     return found
 
@@ -162,7 +163,7 @@ def settings_of_data(arguments: Sequence[str]) -> dict[str, tuple[Field[Any], An
     named = _named_data(arguments)
     found: dict[str, tuple[Field[Any], Any]] = {}
     for part in DATASETS.examples().values() if named is None else (named,):
-        hints = get_type_hints(part.settings)
+        hints = field_types(part.settings)
         found |= {item.name: (item, hints[item.name]) for item in settings_of(part.settings)}
     return found
 
@@ -230,7 +231,7 @@ def _named_data(arguments: Sequence[str]) -> DataSetPart | None:
 
 @cache
 def _common() -> Mapping[str, tuple[Field[Any], Any]]:
-    hints = get_type_hints(TrainConfig)
+    hints = field_types(TrainConfig)
     return {
         item.name: (item, hints[item.name])
         for item in settings_of(TrainConfig)

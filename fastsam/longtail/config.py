@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, get_type_hints
+from typing import Any
 
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.losses.base import LOSSES
@@ -14,7 +14,7 @@ from fastsam.longtail.models.heads import HEADS
 from fastsam.longtail.registry import Registry, RunPart, registered_settings, registries
 from fastsam.longtail.run_settings import RunSettings
 from fastsam.longtail.settings import Settings, check_values, current_value, settings_of
-from fastsam.records import build
+from fastsam.records import build, field_types
 
 FORMAT = 2
 """Version of the stored form. Version 1 stored None for every setting that a run does not have."""
@@ -270,7 +270,7 @@ def find_setting(name: str) -> tuple[Any, Any]:
     Raises:
         UsageError: if there is no such setting.
     """
-    hints = get_type_hints(TrainConfig)
+    hints = field_types(TrainConfig)
     known = {item.name: (item, hints[item.name]) for item in settings_of(TrainConfig)}
     if name not in known:
         known |= registered_settings(plugins=name not in registered_settings())

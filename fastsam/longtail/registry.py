@@ -13,10 +13,11 @@ from dataclasses import Field, dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.settings import Layer, NoSettings, Settings, settings_of
+from fastsam.records import field_types
 
 PLUGINS = "fastsam.plugins"
 """Entry-point group of plug-in modules."""
@@ -253,7 +254,7 @@ def _check_fields(part: RunPart) -> None:
     Raises:
         ValueError: if a setting conflicts with a registered one, or lacks the prefix.
     """
-    hints = get_type_hints(part.settings)
+    hints = field_types(part.settings)
     prefix = part.name.replace("-", "_").replace(":", "_") + "_"
     for item in settings_of(part.settings):
         owner = _declared_in(part.settings, item.name)

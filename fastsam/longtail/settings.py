@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from fastsam.longtail.errors import UsageError, unknown
+from fastsam.records import field_types
 
 DEFAULT = "default"
 """Source of values that are the defaults of settings."""
@@ -217,7 +218,7 @@ def check_values(cls: type[Settings], values: Mapping[str, Any]) -> None:
         cls: a settings dataclass.
         values: values by name. Settings without a value are not checked.
     """
-    hints = get_type_hints(cls)
+    hints = field_types(cls)
     for item in settings_of(cls):
         if item.name in values:
             _check_value(item, hints[item.name], values[item.name])

@@ -60,8 +60,7 @@ def wide(browser: Any, folder: Path) -> Iterator[Opened]:
     opened.page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_the_browser_says_nothing_and_nothing_scrolls_sideways(
     browser: Any, folder: Path, width: int, scheme: str
 ) -> None:
