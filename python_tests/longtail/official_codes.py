@@ -239,6 +239,24 @@ class Agreement:
         return f"{self.count} comparisons with official codes; largest deviation {', '.join(found)}"
 
 
+def same_values(*shape: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the same random numbers twice, for the two codes."""
+    values = scale * torch.randn(*shape)
+    return values.clone().requires_grad_(), values.clone().requires_grad_()
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> list[Any]:
+    """Give two modules the same random parameters, and return the pairs. Names map theirs to ours."""
+    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    assert (mine.keys(), other.keys()) == ({*names.values()}, names.keys())
+    pairs = [(mine[own], other[name]) for name, own in names.items()]
+    with torch.no_grad():
+        for one, two in pairs:
+            two.copy_(nn.init.normal_(one, std=0.5).reshape(two.shape))
+    assert [one.requires_grad for one, _ in pairs] == [two.requires_grad for _, two in pairs]
+    return [pair for pair in pairs if pair[0].requires_grad]
+
+
 def clone(folder: Path) -> None:
     """Clone all repositories at their commits into subfolders of a folder."""
     for name, (owner, commit) in OFFICIAL_CODES.items():

@@ -11,21 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsam.longtail import samplers
+from fastsam.longtail import recipe, samplers
+from fastsam.longtail.build import build_mixer
 from fastsam.longtail.calibrators import CALIBRATORS, TrainedHead
 from fastsam.longtail.classes import class_balanced_weights, inverse_frequency_weights
 from fastsam.longtail.features import Features
 from fastsam.longtail.losses import LOSSES, ClassStatistics, LabelAwareSmoothingLoss
 from fastsam.longtail.losses.las import Shape
-from fastsam.longtail.mixers import MIXERS
-from fastsam.longtail.models import DisAlignHead, ScaledCosineHead, ScaledHead
+from fastsam.longtail.models import DisAlignHead, ScaledHead
 from fastsam.longtail.norms import NormLimits
 from fastsam.longtail.samplers import ClassSampler
-from fastsam.longtail.tunings.adapters import Adapter, default_width
+from fastsam.longtail.stage_plan import plan_stages
 from python_tests.longtail.official_codes import (
     Agreement,
     needs,
     official,
+    same_values,
+    same_weights,
     statements,
 )
 
@@ -33,24 +35,6 @@ COUNTS = [500, 120, 33, 12, 5, 2]
 C, D = len(COUNTS), 7
 
 pytestmark = pytest.mark.usefixtures("in_float64")
-
-
-def same_values(*shape: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return the same random numbers twice, for the two codes."""
-    values = scale * torch.randn(*shape)
-    return values.clone().requires_grad_(), values.clone().requires_grad_()
-
-
-def same_weights(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> list[Any]:
-    """Give two modules the same random parameters, and return the pairs. Names map theirs to ours."""
-    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    assert (mine.keys(), other.keys()) == ({*names.values()}, names.keys())
-    pairs = [(mine[own], other[name]) for name, own in names.items()]
-    with torch.no_grad():
-        for one, two in pairs:
-            two.copy_(nn.init.normal_(one, std=0.5).reshape(two.shape))
-    assert [one.requires_grad for one, _ in pairs] == [two.requires_grad for _, two in pairs]
-    return [pair for pair in pairs if pair[0].requires_grad]
 
 
 def labels() -> Tensor:
@@ -135,7 +119,7 @@ def test_class_balanced_weights(agreement: Agreement) -> None:
     agreement(class_balanced_weights(COUNTS, 0.9999), expected)
 
 
-# ---- heads and adapters ----
+# ---- heads ----
 
 LINEAR = {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
 
@@ -198,85 +182,6 @@ def test_the_head_of_disalign(agreement: Agreement) -> None:
     found, expected = ours(one), theirs(two)
     agreement(found, expected)
     agreement.gradients((found * direction).sum(), (expected * direction).sum(), pairs)
-
-
-@needs("LIFT")
-def test_the_scaled_cosine_head(agreement: Agreement) -> None:
-    kind = official("LIFT", "models/classifiers.py").CosineClassifier
-    ours, theirs = ScaledCosineHead(D, C, scale=25.0), kind(D, C, scale=25.0)
-    with torch.no_grad():
-        ours.weight.copy_(nn.init.normal_(theirs.weight).T)
-    (one, two), direction = same_values(9, D), torch.randn(9, C)
-    found, expected = (ours(one) * direction).sum(), (theirs(two) * direction).sum()
-    agreement(ours(one), theirs(two))
-    agreement(
-        torch.autograd.grad(found, ours.weight, retain_graph=True)[0].T,
-        torch.autograd.grad(expected, theirs.weight, retain_graph=True)[0],
-    )
-    agreement.gradients(found, expected, [(one, two)])
-
-
-@needs("LIFT")
-def test_the_adapter_of_lift(agreement: Agreement) -> None:
-    kind = official("LIFT", "models/peft_modules.py", "AdaptFormer").AdaptFormer
-    ours, theirs = Adapter(D, 3), kind(D, 3)
-    for module in (ours, theirs):
-        assert float(module.scale) == 1
-        assert not module(torch.randn(4, D)).any()  # no change at first
-    parts = {"ln": "norm", "down_proj": "down", "up_proj": "up"}
-    names = {
-        f"{old}.{kind}": f"{new}.{kind}" for old, new in parts.items() for kind in ("weight", "bias")
-    }
-    pairs = same_weights(ours, theirs, {**names, "scale": "scale"})
-    (one, two), direction = same_values(4, 5, D), torch.randn(4, 5, D)
-    found, expected = ours(one), theirs(two)
-    agreement(found, expected)
-    pairs = [*pairs, (one, two)]
-    agreement.gradients((found * direction).sum(), (expected * direction).sum(), pairs)
-
-
-@needs("LIFT")
-@pytest.mark.parametrize("classes", [10, 100, 365, 1000, 8142])
-def test_the_width_and_the_parameters_of_the_adapters(classes: int, agreement: Agreement) -> None:
-    """A tuner of the official code on 12 blocks of width 768, and its linear head without bias."""
-
-    class NoClip(nn.Module):
-        """Stands in for the transformer of CLIP."""
-
-    class VisionTransformer(nn.Module):
-        """The parts of timm's ViT-B whose shapes the tuner reads."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.pos_embed = torch.zeros(1, 197, 768, device="meta")
-            self.patch_embed = SimpleNamespace(proj=nn.Conv2d(3, 768, 16, device="meta"))
-            block = SimpleNamespace(
-                attn=SimpleNamespace(qkv=nn.Linear(1, 3, device="meta")),
-                mlp=SimpleNamespace(
-                    fc1=nn.Linear(1, 3, device="meta"), fc2=nn.Linear(1, 3, device="meta")
-                ),
-            )
-            self.blocks = [block] * 12
-
-    modules = vars(official("LIFT", "models/peft_modules.py", "AdaptFormer"))
-    scope = {**modules, "CLIP_ViT": NoClip, "ViT": VisionTransformer}
-    tuner = official("LIFT", "models/peft_vit.py", "ViT_Tuner", **scope).ViT_Tuner
-    settings = defaultdict(lambda: None, adaptformer=True)
-    theirs = tuner(_Settings(settings), VisionTransformer(), classes)
-    ours = nn.ModuleList(Adapter(768, default_width(classes, 12)) for _ in range(12))
-    sizes = [sum(value.numel() for value in module.parameters()) for module in (ours, theirs)]
-    assert sizes[0] == sizes[1]
-    agreement(float(sizes[0]), float(sizes[1]))
-
-
-class _Settings:
-    """Attributes from a mapping with a default."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    def __getattr__(self, name: str) -> Any:
-        return self._values[name]
 
 
 # ---- calibrators ----
@@ -350,7 +255,7 @@ def test_max_norm(agreement: Agreement) -> None:
     mine: Any = nn.ModuleDict({"head": head})
     config: Any = SimpleNamespace(max_norm=("head.weight=range:0.1",), parallel="ddp")
     ours = NormLimits.of_run(config, mine, None)
-    agreement(ours.limits["head.weight"], theirs.perLayerThresh[0][0])
+    agreement(ours.limits["head.weight"], theirs.perLayerThresh[0])
     for _ in range(3):
         change = torch.randn(C, D)
         for layer in (head, network.encoder.fc):
@@ -407,9 +312,9 @@ def test_foregrounds_of_cmo(power: float, agreement: Agreement) -> None:
         get_cls_num_list=lambda: COUNTS, weighted_alpha=power, targets=targets.tolist()
     )
     weights = code.get_weighted_sampler(data).weights
-    part = MIXERS["cmo"]
-    settings = part.settings(cmo_power=power, cmo_skip_first=4, cmo_skip_last=3)
-    mixer = part.build(settings, np.array(COUNTS), {"epochs": 200})
+    mixer = build_mixer(
+        recipe("digits-lt", "ce", "sgd", mixer="cmo", cmo_power=power).config(), np.array(COUNTS)
+    )
     assert mixer is not None
     assert mixer.class_shares is not None
     per_image = (mixer.class_shares / COUNTS)[targets]
@@ -421,9 +326,6 @@ def test_foregrounds_of_cmo(power: float, agreement: Agreement) -> None:
 
 @needs("LTR-weight-balancing")
 def test_the_settings_of_weight_balancing() -> None:
-    from fastsam.longtail import recipe
-    from fastsam.longtail.stage_plan import plan_stages
-
     model = nn.Module()
     model.encoder = nn.Sequential()
     model.encoder.fc = nn.Linear(D, C)
