@@ -264,7 +264,7 @@ def clone(folder: Path) -> None:
         there.mkdir(parents=True, exist_ok=True)
         for command in (
             ["init", "--quiet"],
-            ["fetch", "--depth", "1", f"https://github.com/{owner}/{name}", commit],
+            ["fetch", "--quiet", "--depth", "1", f"https://github.com/{owner}/{name}", commit],
             ["checkout", "--quiet", commit],
         ):
             subprocess.run(["git", "-C", str(there), *command], check=True)

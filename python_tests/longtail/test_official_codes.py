@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from fastsam.longtail.norms import NormLimits
 from fastsam.longtail.samplers import ClassSampler
 from fastsam.longtail.stage_plan import plan_stages
 from python_tests.longtail.official_codes import (
+    OFFICIAL_CODES,
     Agreement,
     needs,
     official,
@@ -39,6 +41,14 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 
 def labels() -> Tensor:
     return torch.randint(C, (17,))
+
+
+def test_the_repositories_are_documented() -> None:
+    rows = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().splitlines()
+    for name, (owner, commit) in OFFICIAL_CODES.items():
+        assert any(
+            f"`{owner}/" in row and name in row and f"`{commit[:7]}`" in row for row in rows
+        ), name
 
 
 # ---- losses and class weights ----
