@@ -3,6 +3,9 @@
 Chou et al., "Remix: Rebalanced Mixup" (ECCV 2020 workshops). With the weight ``l`` of an
 image of class i and a partner of class j, the share of i in the loss is 0 if ``n_i / n_j >= kappa`` and
 ``l < tau``, 1 if ``n_i / n_j <= 1 / kappa`` and ``1 - l < tau``, and ``l`` otherwise.
+
+Each loss is multiplied by its own share. With its default loss, the code of Zhang et al. 2021
+(BagofTricks-LT) multiplies the mean loss of the batch by the mean share.
 """
 
 from dataclasses import dataclass

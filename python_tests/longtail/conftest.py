@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from python_tests.longtail.archives import write_cifar10, write_cifar100
+from python_tests.longtail.official_codes import Agreement
+from python_tests.longtail.plugin_site import installed, site
 from python_tests.longtail.prototypes import hundred_classes, inaturalist_classes
 
-__all__ = ["hundred_classes", "inaturalist_classes"]
+__all__ = ["hundred_classes", "inaturalist_classes", "installed", "site"]
+
+AGREEMENT = pytest.StashKey[Agreement]()
+
+
+@pytest.fixture
+def agreement(request: pytest.FixtureRequest) -> Agreement:
+    """The comparisons of this session with official codes."""
+    return request.config.stash.setdefault(AGREEMENT, Agreement())
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the largest deviation from official codes."""
+    if AGREEMENT in config.stash:
+        terminalreporter.line(config.stash[AGREEMENT].summary())
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep official code on the CPU."""
+    for kind in (torch.Tensor, torch.nn.Module):
+        monkeypatch.setattr(kind, "cuda", lambda self, *_, **__: self)
+
+
+@pytest.fixture
+def in_float64(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep official code on the CPU, in float64 where it converts to float32."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,12 @@ def las(z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray, shape: str = "conca
     return smoothed(z, y, smoothing)
 
 
+def softmax_binary(z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray) -> float:
+    """Binary cross-entropy of each softmax probability, mean over classes."""
+    p = [np.exp(-nll(z, k)) for k in range(len(z))]
+    return float(np.mean([-np.log(p[k] if k == y else 1 - p[k]) for k in range(len(z))]))
+
+
 def ce(z: np.ndarray, y: int, n: np.ndarray, h: np.ndarray) -> float:
     return nll(z, y)
 

@@ -1,12 +1,7 @@
-"""Calibrators against their formulas in float64, the authors' code, and a fine grid of temperatures."""
+"""Calibrators against their formulas in float64, and a fine grid of temperatures."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import os
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,84 +155,6 @@ def test_a_class_without_a_training_feature_has_no_mean() -> None:
     fewer = Features(training.values[kept], training.targets[kept])
     with pytest.raises(DataError, match="class 2 has no readable training image"):
         list(CALIBRATORS["nearest-class-mean"].candidates(trained_head(), lambda: fewer))
-
-
-# --- the authors' code --------------------------------------------------------------------------------
-
-official = pytest.mark.skipif(
-    "FASTSAM_CLASSIFIER_BALANCING" not in os.environ,
-    reason="set FASTSAM_CLASSIFIER_BALANCING to a checkout of github.com/facebookresearch/"
-    "classifier-balancing",
-)
-
-
-def theirs(file: str, name: str, **names: Any) -> Any:
-    """Extract a function from a script that cannot be imported without its arguments and data."""
-    path = Path(os.environ["FASTSAM_CLASSIFIER_BALANCING"]) / file
-    nodes = [
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef) and node.name == name
-    ]
-    assert len(nodes) == 1
-    scope = {"torch": torch, "np": np, **names}
-    exec(compile(ast.Module(body=list(nodes), type_ignores=[]), str(path), "exec"), scope)
-    return scope[name]
-
-
-@official
-def test_tau_norm_is_that_of_the_authors() -> None:
-    trained, values = trained_head(), normal(50, WIDTH)
-    assert isinstance(trained.module, nn.Linear)
-    pnorm, similarity = (
-        theirs("tau_norm.py", "pnorm"),
-        theirs("tau_norm.py", "dotproduct_similarity"),
-    )
-    for parameters in CALIBRATORS["tau-norm"].candidates(trained, none_needed):
-        expected = similarity(values, pnorm(trained.module.weight, parameters["tau"]))
-        found = built("tau-norm", dict(parameters), trained, values)
-        np.testing.assert_allclose(found, expected.double().numpy(), rtol=1e-4, atol=1e-5)
-
-
-class OnDevice:
-    """A tensor whose ``cuda()`` returns itself."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        self.value = value
-
-    def cuda(self) -> torch.Tensor:
-        return self.value
-
-
-@official
-def test_nearest_class_mean_is_that_of_the_authors() -> None:
-    training, values = training_features(), (3 + normal(50, WIDTH)).relu()
-    runner = SimpleNamespace(
-        networks={},
-        data={
-            "train_plain": [
-                (OnDevice(chunk.values), OnDevice(chunk.targets), None)
-                for chunk in training.chunks(13)
-            ]
-        },
-    )
-    runner.batch_forward = lambda inputs, feature_ext: setattr(runner, "features", inputs)
-    means = theirs("run_networks.py", "get_knncentroids", tqdm=lambda batches: batches)(runner)
-    path = Path(os.environ["FASTSAM_CLASSIFIER_BALANCING"]) / "models" / "KNNClassifier.py"
-    spec = importlib.util.spec_from_file_location("knn_classifier", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    part = CALIBRATORS["nearest-class-mean"]
-    for parameters in part.candidates(trained_head(), lambda: training):
-        classifier = module.KNNClassifier(WIDTH, len(COUNTS), feat_type=parameters["transform"])
-        classifier.update(means)
-        device = classifier.centroids.device
-        classifier.feat_mean = classifier.feat_mean.to(device)
-        expected = classifier(values.to(device))[0].cpu().double().numpy()
-        found = built("nearest-class-mean", dict(parameters), trained_head(), values)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- scores of heads ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from fastsam.longtail.losses import (
     class_balanced_weights,
     inverse_frequency_weights,
 )
+from fastsam.longtail.losses.softmax_bce import SoftmaxBinaryLoss
 from fastsam.longtail.models import Outputs
 from fastsam.longtail.objective import Given
 from python_tests.longtail.formulas import (
@@ -39,6 +40,7 @@ from python_tests.longtail.formulas import (
     influence,
     las,
     ldam,
+    softmax_binary,
     vs,
 )
 
@@ -62,6 +64,7 @@ CASES: dict[str, tuple[Callable[..., LongTailLoss], Numpy]] = {
         lambda n, w: LabelAwareSmoothingLoss(n, 0.4, 0.1, "convex", w),
         partial(las, shape="convex"),
     ),
+    "softmax-bce": (lambda n, w: SoftmaxBinaryLoss(weight=w), softmax_binary),
     "ib": (lambda n, w: InfluenceBalancedLoss(1000.0, 1e-3, weight=w), influence),
 }
 

@@ -14,6 +14,7 @@ from fastsam.longtail.models import (
     HEADS,
     CosineHead,
     DisAlignHead,
+    ScaledCosineHead,
     ScaledHead,
     build_model,
 )
@@ -144,6 +145,25 @@ def test_disalign_is_the_formula_and_its_gradient(seed: int) -> None:
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b)
     assert sum(p.numel() for p in trained) == 2 * 3 + 5 + 1
+
+
+@pytest.mark.parametrize(
+    ("head", "scale"), [(CosineHead(5, 3), 1.0), (ScaledCosineHead(5, 3, scale=25.0), 25.0)]
+)
+def test_cosine_heads_are_the_formula_and_its_gradient(
+    head: CosineHead, scale: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weight = nn.init.normal_(head.double().weight)
+    features = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    products = features @ weight
+    lengths = features.square().sum(dim=1, keepdim=True) * weight.square().sum(dim=0)
+    expected = scale * products / lengths.sqrt()
+    found, target = head(features), torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    one = torch.autograd.grad((found * target).sum(), (features, weight))
+    other = torch.autograd.grad((expected * target).sum(), (features, weight))
+    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", list(HEADS))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,72 +20,18 @@ from fastsam.longtail.data import Draw
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import LOSSES, CrossEntropyLoss, Loss, register_loss
 from fastsam.longtail.registry import (
-    _MEANINGS,
-    PLUGINS,
     Registry,
     RunPart,
-    load_plugins,
-    registered_settings,
-    registries,
 )
 from fastsam.longtail.seeds import Stream, numpy_generator
 from fastsam.longtail.settings import Settings, setting
 from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.trained import TrainedRun, calibrate_run
+from python_tests.longtail.plugin_site import MODULES, ROOT, install
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples" / "plugins"
-MODULES = {
-    "margin-loss": "margin_loss",
-    "averaged-sgd": "averaged_sgd",
-    "stripes": "stripes_data",
-    "tiny-net": "tiny_network",
-    "mean-shift": "mean_shift_calibrator",
-    "remix": "remix_mixer",
-    "balanced-mixup": "balanced_mixup_mixer",
-    "unimix": "unimix_mixer",
-    "late-balance": "late_balance_stages",
-    "cutout": "cutout_augmentation",
-}
 MIXERS = ("remix", "balanced-mixup", "unimix")
 NAMES = ("stripes", "margin-loss-drw", "averaged-sgd")
 SHORT = ("--model", "tiny-net", "--epochs", "2", "--quiet")
-
-
-def install(folder: Path, modules: dict[str, str]) -> None:
-    """Create a folder as ``pip install --target`` would, for a package with these entry points."""
-    folder.mkdir(exist_ok=True)
-    for module in modules.values():
-        if (EXAMPLES / f"{module}.py").is_file():
-            (folder / f"{module}.py").write_text((EXAMPLES / f"{module}.py").read_text())
-    info = folder / "examples-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: examples\nVersion: 1.0\n")
-    lines = [f"{name} = {module}" for name, module in modules.items()]
-    (info / "entry_points.txt").write_text(f"[{PLUGINS}]\n" + "\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugins") / "site"
-    install(folder, MODULES)
-    return folder
-
-
-@pytest.fixture
-def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(site))
-    registered_settings()  # all parts of the package are there
-    before = [(found, dict(found)) for found in (*(r._parts for r in registries()), _MEANINGS)]
-    load_plugins.cache_clear()
-    importlib.invalidate_caches()
-    yield
-    load_plugins.cache_clear()
-    for found, known in before:
-        found.clear()
-        found.update(known)
-    for module in MODULES.values():
-        sys.modules.pop(module, None)
 
 
 def fastsam(*arguments: str, site: Path | None) -> subprocess.CompletedProcess[str]:

@@ -148,6 +148,28 @@ def test_the_parameters_of_each_stage_are_those_of_its_method(name: str) -> None
     assert tuple(found) == TRAINED[name]
 
 
+OF_A_HUNDRED_CLASSES = {
+    "crt": 6_500,
+    "lws": 100,
+    "mislas": 6_600,
+    "disalign": 265,
+    "decoupled-bs": 6_500,
+    "weight-balancing": 6_500,
+}
+"""Parameters that the second stages of the official codes train with a ResNet-32 on CIFAR-100-LT."""
+
+
+@pytest.mark.parametrize("name", OF_A_HUNDRED_CLASSES)
+def test_the_parameters_with_a_hundred_classes(name: str) -> None:
+    config = recipe("cifar100-lt", "ce", "sgd", stages=name, model="resnet32").config()
+    found = []
+    for stage in plan_stages(config):
+        network = build_network(stage.config, 100, 3)
+        freeze(network, stage.config)
+        found.append(sum(p.numel() for p in network.parameters() if p.requires_grad))
+    assert found == [ALL + 90 * (D + 1), OF_A_HUNDRED_CLASSES[name]]
+
+
 def test_all_lists_have_an_oracle() -> None:
     assert TRAINED.keys() == set(LISTS)
 
@@ -363,6 +385,20 @@ def test_a_projection_scales_long_vectors_only() -> None:
         network.head.weight.copy_(torch.eye(3, 64) * torch.tensor([[1.0], [2.0], [5.0]]))
     NormLimits.of_run(config, network, None).project()
     assert network.head.weight.detach().norm(dim=1).tolist() == [1.0, 2.0, 2.0]
+
+
+def test_a_projection_in_float64() -> None:
+    config = recipe("digits-lt", "ce", "sgd", max_norm=("head.weight=range:0.3",)).config()
+    network = build_network(config, 10, 1).double()
+    head = network.head.get_parameter("weight")
+    limits = NormLimits.of_run(config, network, None)
+    lengths = head.detach().square().sum(dim=1).sqrt()
+    limit = float(0.7 * lengths.min() + 0.3 * lengths.max())
+    assert limits.limits["head.weight"] == pytest.approx(limit, rel=1e-12)
+    nn.init.normal_(head, std=limit / 8)
+    rows = [row * min(1, limit / float(row.square().sum().sqrt())) for row in head.detach().clone()]
+    limits.project()
+    torch.testing.assert_close(head.detach(), torch.stack(rows), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("text", ["head.weight", "head.weight=0", "=1", "head.weight=range:x"])

@@ -25,7 +25,7 @@ class SoftmaxBinaryLoss(LongTailLoss):
     def per_sample(self, logits: Tensor, targets: Tensor, features: Tensor | None) -> Tensor:
         """Compute the loss of every sample, ``[B]``."""
         logs = logits.log_softmax(dim=1)
-        # log(1 - p), clamped as in torch's binary cross-entropy.
+        # log(1 - p). Where p rounds to 1, it is bounded, as torch's binary cross-entropy bounds it at -100.
         others = torch.log((-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny))
         place = targets[:, None]
         total = others.sum(dim=1) - others.gather(1, place)[:, 0] + logs.gather(1, place)[:, 0]
