@@ -273,7 +273,14 @@ def compare_density(model: nn.Module, batches: Batches, options: Spectra) -> dic
             curvlinops_density(copy.deepcopy(model), batches, options.steps)
             for _ in range(options.probes)
         )
-    return race(contestants, options, runs=options.probes)
+    found = race(contestants, options, runs=options.probes)
+    sweeps = sweep_seconds(model, options)
+    found["fastsam"]["share_of_time_in_sweeps"] = sweeps / found["fastsam"]["median_seconds"]
+    if options.device != "cpu":
+        found["fastsam"]["host_waits"] = host_waits(contestants["fastsam"])
+    for name, row in found.items():
+        print(f"{name}: {row['times_fastsam']:.2f} times fastsam", flush=True)
+    return found
 
 
 def compare_everything(model: nn.Module, batches: Batches, options: Spectra) -> dict[str, Any]:
@@ -372,19 +379,18 @@ def race(
     """Time every contestant, and check that their results agree."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, Any] = {}
+    peaks: dict[str, int] = {}
     for round_ in range(options.rounds):
         torch.manual_seed(round_)
         with torch_eig():
             # On a GPU runs do not alternate, because a product may be inside a CUDA graph capture.
-            take_turns = in_turn if options.device == "cpu" else one_by_one
-            taken, answers = take_turns(contestants, options.device)
+            if options.device == "cpu":
+                taken, answers = in_turn(contestants, options.device)
+            else:
+                taken, answers, peaks = one_by_one(contestants, options.device)
         for name in contestants:
             seconds[name].append(taken[name])
             print(f"{name}: {taken[name]:.2f} s {answers[name]}", flush=True)
-    on_device = {}
-    if options.device != "cpu":
-        with torch_eig():
-            on_device = {name: device_facts(run) for name, run in contestants.items()}
     reference = answers["fastsam"]
     for name, answer in answers.items():
         for extreme in EXTREMES & answer.keys() & reference.keys():
@@ -399,7 +405,7 @@ def race(
             "times_fastsam": median[name] / median["fastsam"],
             "products_per_second": runs * options.steps / median[name],
             "answers": answers[name],
-            **on_device.get(name, {}),
+            **({"peak_bytes": peaks[name]} if name in peaks else {}),
         }
         for name, values in seconds.items()
     }
@@ -420,21 +426,23 @@ def outermost(runs: Iterable[dict[str, float]]) -> dict[str, float]:
 
 def one_by_one(
     contestants: dict[str, Callable[[], Any]], device: str
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Run contestants one after the other, and return the seconds and the results of each."""
+) -> tuple[dict[str, float], dict[str, Any], dict[str, int]]:
+    """Run contestants one after the other on a GPU; return seconds, results and peak memory of each."""
     seconds: dict[str, float] = {}
     answers: dict[str, Any] = {}
+    peaks: dict[str, int] = {}
     for name, run in contestants.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         began = now(device)
         answers[name] = run()
         seconds[name] = now(device) - began
-    return seconds, answers
+        peaks[name] = torch.cuda.max_memory_allocated()
+    return seconds, answers, peaks
 
 
-def device_facts(run: Callable[[], Any]) -> dict[str, int]:
-    """Measure peak GPU memory and the number of host synchronizations of one run."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def host_waits(run: Callable[[], Any]) -> int:
+    """Count the host synchronizations of one run on a GPU."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -442,8 +450,23 @@ def device_facts(run: Callable[[], Any]) -> dict[str, int]:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
-    return {"peak_bytes": torch.cuda.max_memory_allocated(), "host_waits": waits}
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+def sweep_seconds(model: nn.Module, options: Spectra) -> float:
+    """Time the re-orthogonalization of a whole run: that at half the steps, times the steps."""
+    size, device = sum(p.numel() for p in model.parameters()), torch.device(options.device)
+    rows = max(1, options.steps // 2)
+    basis = torch.randn(options.probes, rows, size, device=device) / size**0.5
+    vector = torch.randn(options.probes, size, device=device)
+    recurrence = Recurrence.start(options.probes, options.steps, device=device)
+    sweeps = {
+        "sweeps": lambda: orthogonalize(
+            basis, vector, None, recurrence, step=rows - 1, eps=2.0**-23
+        )
+    }
+    timing = interleaved(sweeps, rounds=7, device=device)["sweeps"]
+    return timing.median * options.steps
 
 
 def in_turn(
