@@ -1,6 +1,6 @@
 """The cases of gpu_suite.sh with their settings, for machines without tyro.
 
-``python -m benchmarks.gpu CASE`` writes results to the folder in the environment variable OUT, as soon as they
+``python -m benchmarks.gpu CASE`` writes results to the folder in the environment variable OUT as soon as they
 exist. PEERS is a folder with ``sam.py``, the reference implementation of SAM, and packages to compare with.
 FASHION is a folder with the archives of Fashion-MNIST. ``SIZES=small`` runs every case with tiny sizes on the
 CPU, to rehearse it without a GPU.
@@ -130,10 +130,17 @@ SMALL = Sizes(
         "batch_size": 2,
         "steps": 10,
     },
-    small_spectrum={"model": "resnet32", "steps": 4, "batch_size": 2, "rounds": 1, "pixels": 8},
-    large_spectrum={"model": "resnet18", "steps": 3, "batch_size": 1, "rounds": 1, "pixels": 32},
+    small_spectrum={"model": "resnet8", "steps": 40, "batch_size": 2, "rounds": 1, "pixels": 8},
+    large_spectrum={"model": "resnet8", "steps": 40, "batch_size": 1, "rounds": 1, "pixels": 16},
     sweep_parameters=10_000,
-    classes={"counts": (3, 2), "steps": 3, "batch_size": 2, "rounds": 1, "pixels": 8},
+    classes={
+        "model": "resnet8",
+        "counts": (3, 2),
+        "steps": 3,
+        "batch_size": 2,
+        "rounds": 1,
+        "pixels": 8,
+    },
     eigenpairs={"images": 2, "rounds": 1, "counts": (1,)},
     estimators={"seeds": 2, "epochs": 1, "samples": 100},
     tracking={"steps": 101, "batch_size": 16},
@@ -170,12 +177,12 @@ def sam_step(sizes: Sizes) -> Iterator[Run]:
 
 
 def sam_bfloat16(sizes: Sizes) -> Iterator[Run]:
-    """The same with weights, gradients and state in bfloat16."""
+    """Time the same with weights, gradients and state in bfloat16."""
     yield _sam(sizes, dtype="bfloat16")
 
 
 def sam_compiled(sizes: Sizes) -> Iterator[Run]:
-    """The same against ``torch.compile``, whose compilation takes minutes."""
+    """Time the same against ``torch.compile``, whose compilation takes minutes."""
     yield _sam(sizes, cases=sizes.compiled_shapes, bases=("SGD",), compile=True)
 
 

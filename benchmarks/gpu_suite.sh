@@ -89,9 +89,9 @@ for name in $STAGES; do
     tests)
       # The marks of the kernel tests are in their conftest.py.
       tests tests "$WORKERS" python_tests/kernels/test_{sam,lanczos,noise}.py \
-        $(grep -rl --include='test_*.py' 'mark\.gpu' python_tests | grep -v -e /test_nccl -e longtail/test_gpu)
+        $(grep -rl --include='test_*.py' 'mark\.gpu' python_tests | grep -v -e /test_one_rank -e longtail/test_gpu)
       ;;
-    nccl) tests nccl 0 python_tests/optim/test_nccl.py ;;
+    nccl) tests nccl 0 python_tests/test_one_rank.py ;;
     trainer) tests trainer "$WORKERS" python_tests/longtail/test_gpu.py ;;
     memcheck | racecheck | synccheck)
       if command -v compute-sanitizer > /dev/null; then

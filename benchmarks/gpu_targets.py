@@ -1,7 +1,7 @@
 """The targets of gpu_suite.sh beside the measured numbers, from the folder of its results.
 
-``python -m benchmarks.gpu_targets FOLDER`` prints them and writes ``FOLDER/targets.json``. It needs neither a GPU
-nor torch.
+``python -m benchmarks.gpu_targets FOLDER`` prints them and writes ``FOLDER/targets.json``. It needs neither a
+GPU nor torch.
 """
 
 from __future__ import annotations

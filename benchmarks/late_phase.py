@@ -213,8 +213,8 @@ class LatePhase:
             late, sgd = (tuple(seconds[f"{name} {way}"][1:]) for name in ("late phase", "sgd"))
             ratios[way] = Ratio.of(late, sgd).as_dict()
             print(
-                f"{self.model}, batch {self.batch_size}, {way}: {self.steps} steps, the last {SHARE:.0%} with "
-                f"an ascent: {ratios[way]['median']:.3f} of SGD's wall time"
+                f"{self.model}, batch {self.batch_size}, {way}: {self.steps} steps, the last {SHARE:.0%} "
+                f"with an ascent: {ratios[way]['median']:.3f} of SGD's wall time"
             )
         return {
             "model": self.model,

@@ -85,8 +85,8 @@ class Throughput:
                         }
                     )
                     print(
-                        f"{source:8s} {optimizer:4s} {rows[-1]['images_per_second']:9.0f} images/s, waiting for "
-                        f"data {rows[-1]['waiting']:.1%} of the time",
+                        f"{source:8s} {optimizer:4s} {rows[-1]['images_per_second']:9.0f} images/s, "
+                        f"waiting for data {rows[-1]['waiting']:.1%} of the time",
                         flush=True,
                     )
                     self._write(rows)

@@ -181,7 +181,8 @@ class TrainStep:
                 model.parameters(), torch.optim.SGD, rho=RHO, adaptive=True, lr=LR, **SETTINGS
             ),
         }
-        # Captured steps come first, because each needs its own memory; if it runs out, later ones are skipped.
+        # Captured steps come first, because each needs its own memory; if it runs out, later ones are
+        # skipped.
         ways: dict[Way, dict[str, MakeStep]] = {
             "captured": {f"{k} captured": _capturing(of[k]) for k in self.optimizers},
             "eager": {f"{k} eager": _eager(of[k]) for k in self.optimizers},
