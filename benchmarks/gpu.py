@@ -147,6 +147,7 @@ SMALL = Sizes(
     epoch={"n_max": 100, "model": "resnet8", "workers": 1, "epochs": 1},
     data_path={"images": 4, "batch_size": 4, "batches": 1, "rounds": 1},
     throughput={
+        "optimizers": ("sam",),
         "n_max": 100,
         "model": "resnet8",
         "file_model": "resnet8",

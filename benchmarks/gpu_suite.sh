@@ -18,8 +18,8 @@
 #          pip install --target: pyhessian, curvlinops, pytorch_optimizer
 # FASHION  folder with the archives of Fashion-MNIST (optional), for throughput and experiment
 # PYTHON   interpreter with torch, pybind11 and scikit-build-core (default: python3)
-# MINUTES  time limit of each stage in minutes (default: 4); the summary marks stages that exceed it
-# TOTAL    time limit of all stages together in minutes (default: none); later stages are skipped
+# LIMIT    time limit of each stage in seconds (default: 240); the summary marks stages that exceed it
+# TOTAL    time limit of all stages together in seconds (default: none); later stages are skipped
 # BUNDLE   path of a .tgz archive of OUT, rewritten after every stage (optional)
 # SIZES    full (default), or small to rehearse the benchmarks on a CPU
 # WORKERS  processes of the tests (default: 6; needs pytest-xdist unless it is 0)
@@ -27,7 +27,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 BASE=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
-MINUTES=${MINUTES:-4}
+LIMIT=${LIMIT:-240}
 TOTAL=${TOTAL:-1000000}
 BUNDLE=${BUNDLE:-}
 WORKERS=${WORKERS:-6}
@@ -45,14 +45,14 @@ status() { # status NAME TEXT: note the outcome of a stage, for the summary
 }
 
 stage() { # stage NAME COMMAND...: run a command under the time limit, in a fresh folder of results
-  local name=$1 outcome=ok begin=$SECONDS code=0 limit=$((MINUTES * 60))
+  local name=$1 outcome=ok begin=$SECONDS code=0 limit=$LIMIT left=$((TOTAL - SECONDS))
   shift
-  [ "$limit" -le $((TOTAL * 60 - SECONDS)) ] || limit=$((TOTAL * 60 - SECONDS))
-  if [ "$limit" -lt 10 ]; then
+  if [ "$left" -lt 10 ]; then
     # Results of an earlier run stay.
-    [ -e "$BASE/$name/status" ] || status "$name" "skipped: the total of $TOTAL minutes is used up"
+    [ -e "$BASE/$name/status" ] || status "$name" "skipped: the total of $TOTAL s is used up"
     return 1
   fi
+  [ "$limit" -le "$left" ] || limit=$left
   status "$name" "stopped before its end"
   OUT="$BASE/$name" timeout --kill-after=10 "$limit" "$@" > "$BASE/$name/log" 2>&1 || code=$?
   [ "$code" -eq 0 ] || outcome="FAILED ($code)"

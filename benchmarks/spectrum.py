@@ -112,7 +112,8 @@ class Spectra:
             results = {"settings": settings | {"part": part}, part: found}
             case = f"spectrum-{part}" + (f"-{self.probes}-probes" if self.probes > 1 else "")
             print(save(case, results, device=self.device, folder=self.out))
-            if differing := [name for name, row in found.items() if "disagrees_on" in row]:
+            rows = {name: row for name, row in found.items() if isinstance(row, dict)}
+            if differing := [name for name, row in rows.items() if "disagrees_on" in row]:
                 raise AssertionError(f"{', '.join(differing)}: other extremes than fastsam")
 
     def has(self, peer: str) -> bool:

@@ -97,7 +97,11 @@ class Throughput:
             save("throughput", content, device=self.device, folder=self.out)
 
     def _row(self, data: LongTailData | None, source: Source, optimizer: str) -> dict[str, Any]:
-        settings: dict[str, Any] = {"device": self.device, "epochs": self.epochs}
+        settings: dict[str, Any] = {
+            "device": self.device,
+            "epochs": self.epochs,
+            "validate_every": self.epochs,
+        }
         if data is None:
             settings |= {"model": self.model, "batch_size": self.batch_size, "n_max": self.n_max}
             if self.data_root is not None:
