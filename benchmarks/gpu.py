@@ -143,7 +143,7 @@ SMALL = Sizes(
     },
     eigenpairs={"images": 2, "rounds": 1, "counts": (1,)},
     estimators={"seeds": 2, "epochs": 1, "samples": 100},
-    tracking={"steps": 101, "batch_size": 16},
+    tracking={"steps": 3, "batch_size": 16},
     epoch={"n_max": 100, "model": "resnet8", "workers": 1, "epochs": 1},
     data_path={"images": 4, "batch_size": 4, "batches": 1, "rounds": 1},
     throughput={
