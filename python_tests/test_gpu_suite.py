@@ -22,7 +22,8 @@ case "$*" in
   *gpu_targets*) exec {sys.executable} "$@" ;;
   *late*) sleep 60 ;;
   *epoch*) exit 3 ;;
-  *) echo "ran $*"; echo '{{}}' > "$OUT/found.json" ;;
+  *one_rank*) echo "4 skipped in 1 s" ;;
+  *) echo "ran $*"; echo "3 passed, 1 skipped in 1 s"; echo '{{}}' > "$OUT/found.json" ;;
 esac
 """
 
@@ -66,6 +67,8 @@ def test_results_of_several_runs_add_up(suite: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out.tgz").is_file()
     rows = {row["name"]: row for row in json.loads((out / "targets.json").read_text())}
     assert rows["tests"]["met"] is True
+    assert rows["nccl"]["value"] == "none ran"
+    assert rows["nccl"]["met"] is False
     assert rows["memcheck"]["met"] is None
 
 
