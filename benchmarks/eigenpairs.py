@@ -49,17 +49,21 @@ class EigenpairRuns:
     """Count the products and time the runs of eigenpairs and of ARPACK."""
 
     dimension: int = 400
-    """Dimension of the 30 explicit spectra."""
+    """Dimension of the 30 explicit spectra; 0 to skip them."""
     counts: tuple[int, ...] = (1, 5)
     """Numbers of eigenpairs."""
     tolerance: float = 1e-6
     """Residual of a converged pair in the explicit spectra."""
     most_products: int = 10_000
     """Products after which a run ends unconverged."""
+    model: str = "resnet8"
+    """Network whose Hessian is compared."""
     images: int = 8
-    """Number of images in the curvature of a ResNet-8."""
+    """Number of images in the curvature of the network, gray and of 28 x 28 pixels."""
     rounds: int = 3
-    """Timed runs on the ResNet-8; they alternate."""
+    """Timed runs on the network; they alternate."""
+    device: str = "cpu"
+    """Device of the network; the explicit spectra are computed on the CPU."""
     peers: Path | None = None
     """Folder with curvlinops; None to compare without it."""
     save: bool = False
@@ -71,12 +75,12 @@ class EigenpairRuns:
         """Compare on explicit spectra by products, and on the Hessian of a network by time."""
         with cpu_threads(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            products = self._spectra()
+            products = self._spectra() if self.dimension else {}
             timed = self._network()
         if self.save or self.out is not None:
             settings = {"dimension": self.dimension, "tolerance": self.tolerance}
             results = {"settings": settings, "spectra": products, "network": timed}
-            print(save("eigenpairs", results, folder=self.out))
+            print(save("eigenpairs", results, device=self.device, folder=self.out))
 
     def _spectra(self) -> dict[str, Any]:
         generator = np.random.default_rng(0)
@@ -130,10 +134,11 @@ class EigenpairRuns:
         }
 
     def _network(self) -> list[dict[str, Any]]:
-        """Time both on the Hessian of a ResNet-8 at its initial weights."""
+        """Time both on the Hessian of a network at its initial weights."""
         torch.manual_seed(0)
-        model = build_model("resnet8", 10, channels=1)
-        data = torch.randn(self.images, 1, 28, 28), torch.arange(self.images) % 10
+        model = build_model(self.model, 10, channels=1).to(self.device)
+        inputs = torch.randn(self.images, 1, 28, 28).to(self.device)
+        data = inputs, torch.arange(self.images, device=self.device) % 10
         operator = curvature_operator(model, nn.CrossEntropyLoss(), data)
         start = torch.randn(operator.shape[0]).numpy()
         products_of = {"eigsh": product_of(operator)}
@@ -161,9 +166,9 @@ class EigenpairRuns:
             seconds: dict[str, list[float]] = {name: [] for name in contestants}
             products = {}
             for _, (name, run) in itertools.product(range(self.rounds), contestants.items()):
-                began = time.process_time()
+                began = self._seconds()
                 result = run()
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(self._seconds() - began)
                 products[name] = result[1] if isinstance(result, tuple) else result.products
             medians = {name: statistics.median(each) for name, each in seconds.items()}
             ratios = {
@@ -178,12 +183,19 @@ class EigenpairRuns:
                     "k": count,
                     "which": which,
                     "products": products,
-                    "CPU seconds": medians,
+                    "CPU seconds" if self.device == "cpu" else "seconds": medians,
                     "ratio": ratios,
                 }
             )
             print(rows[-1], flush=True)
         return rows
+
+    def _seconds(self) -> float:
+        """Return CPU time, or wall time after the work of a GPU."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     def _ours(
         self, operator: Operator, count: int, which: Which, start: Floats, *, tolerance: float
@@ -232,7 +244,9 @@ class EigenpairRuns:
 
 def product_of(operator: Operator) -> Product:
     """Return the product of an operator with one vector, as a function of arrays."""
-    return lambda vector: operator.matmat(torch.from_numpy(vector)[None])[0].numpy()
+    return lambda vector: (
+        operator.matmat(torch.from_numpy(vector)[None].to(operator.device))[0].cpu().numpy()
+    )
 
 
 def curvlinops_product(model: nn.Module, batch: tuple[Tensor, Tensor], folder: Path) -> Product:
@@ -246,7 +260,8 @@ def curvlinops_product(model: nn.Module, batch: tuple[Tensor, Tensor], folder: P
         [batch],
         check_deterministic=False,
     )
-    return lambda vector: (linear @ torch.from_numpy(vector)).numpy()
+    device = batch[0].device
+    return lambda vector: (linear @ torch.from_numpy(vector).to(device)).cpu().numpy()
 
 
 def spectra(n: int, generator: np.random.Generator) -> dict[str, Floats]:

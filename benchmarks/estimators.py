@@ -46,6 +46,8 @@ class Estimators:
     """Training epochs of each network on digits."""
     samples: int = 200
     """Number of digits for training and curvature."""
+    device: str = "cpu"
+    """Device of the networks, of their matrices and of fastsam's estimators."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -61,20 +63,21 @@ class Estimators:
                     print(rows[-1], flush=True)
         if self.save or self.out is not None:
             settings = {"seeds": self.seeds, "epochs": self.epochs, "samples": self.samples}
-            print(save("estimators", {"settings": settings, "rows": rows}, folder=self.out))
+            content = {"settings": settings, "rows": rows}
+            print(save("estimators", content, device=self.device, folder=self.out))
 
     def _matrices(self, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
         """Train a network and return its explicit curvature matrices in float64."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        images = torch.from_numpy(digits.data[: self.samples]).float() / 16
-        labels = torch.from_numpy(digits.target[: self.samples])
+        images = torch.from_numpy(digits.data[: self.samples]).float().to(self.device) / 16
+        labels = torch.from_numpy(digits.target[: self.samples]).to(self.device)
         torch.manual_seed(0)
-        model, criterion = make(), nn.CrossEntropyLoss()
+        model, criterion = make().to(self.device), nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         for _ in range(self.epochs):
-            for batch in torch.split(torch.randperm(len(images)), 50):
+            for batch in torch.split(torch.randperm(len(images)).to(self.device), 50):
                 optimizer.zero_grad()
                 criterion(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
@@ -86,8 +89,11 @@ class Estimators:
         }
 
     def _row(self, matrix: Tensor) -> dict[str, Any]:
-        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-        operator = CallableOperator(lambda rows: rows * values, dimension=len(values))
+        values = torch.linalg.eigvalsh((matrix + matrix.T).cpu() / 2)
+        there = values.to(self.device)
+        operator = CallableOperator(
+            lambda rows: rows * there, dimension=len(values), device=self.device
+        )
         squares = values.square().sort(descending=True).values
         lowest = float(values.min())
         shift = DAMPING * float(values.max()) - min(lowest, 0.0)

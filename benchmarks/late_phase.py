@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from benchmarks.machine import save
 from benchmarks.sam_step import STEPS_TO_AGREE, parameters_of
 from benchmarks.shapes import CASES
 from benchmarks.timing import Ratio, interleaved
-from fastsam import SAM
+from fastsam import SAM, capture_step
 from fastsam.longtail.models import build_model
 from fastsam.threads import cpu_threads
 
@@ -33,12 +33,13 @@ RUN_BAR = 1.05 * (1 + SHARE)
 
 @dataclass(frozen=True, kw_only=True)
 class LatePhase:
-    """Time SAM steps without an ascent against torch's fused base on the CPU, and a late phase against SGD.
+    """Time SAM steps without an ascent against torch's fused base, and a late phase against SGD.
 
     The optimizer part of a step is timed alternately with torch's, after checking that both agree. Ratios are
     medians over rounds with 95 % intervals. They are compared with a prediction from bytes moved: an update
     moves as many bytes as torch's, and the finiteness check reads every gradient once more. Whole runs
-    alternate step by step.
+    alternate: on a CPU step by step, by CPU time; on a GPU run by run, by wall time, with eager and with
+    captured steps.
     """
 
     cases: tuple[str, ...] = ("resnet32", "vit-s16")
@@ -46,17 +47,19 @@ class LatePhase:
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "AdamW")
     """Base optimizers to time."""
     threads: tuple[int, ...] = (1, 2)
-    """Numbers of CPU threads for the optimizer part."""
+    """Numbers of CPU threads for the optimizer part; ignored on a GPU."""
     rounds: int = 41
     """Samples of each contestant."""
     runs: int = 6
     """Number of whole runs to time; 0 to skip this part."""
     model: str = "resnet20"
-    """Network of the whole runs, on images of 32 x 32 pixels and one thread."""
+    """Network of the whole runs, on images of 32 x 32 pixels; one thread on a CPU."""
     batch_size: int = 8
     """Images per batch."""
     steps: int = 200
     """Steps per run."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Device."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -66,14 +69,18 @@ class LatePhase:
         """Run both parts, print the results, and save them."""
         results: dict[str, Any] = {}
         results["steps"] = []
-        for threads, name, base in itertools.product(self.threads, self.cases, self.bases):
+        on_cpu = torch.device(self.device).type == "cpu"
+        all_threads = self.threads if on_cpu else (torch.get_num_threads(),)
+        for threads, name, base in itertools.product(all_threads, self.cases, self.bases):
             with cpu_threads(threads):
                 results["steps"] += self._steps(name, base, threads)
-        if self.runs:
+        if self.runs and on_cpu:
             with cpu_threads(1):
                 results["run"] = self._runs()
+        elif self.runs:
+            results["runs"] = self._runs_on_gpu()
         if self.save or self.out is not None:
-            print(f"wrote {save('late_phase', results, folder=self.out)}")
+            print(f"wrote {save('late_phase', results, device=self.device, folder=self.out)}")
 
     def _steps(self, name: str, base: str, threads: int) -> list[dict[str, Any]]:
         """Time the optimizer part of a step without an ascent, with and without the finiteness check."""
@@ -86,7 +93,7 @@ class LatePhase:
         steps: dict[str, Callable[[], object]] = {}
         expected: list[Tensor] = []
         for peer, make in contestants.items():
-            parameters = parameters_of(CASES[name], torch.device("cpu"))
+            parameters = parameters_of(CASES[name], torch.device(self.device))
             steps[peer] = make(parameters, of)
             for _ in range(STEPS_TO_AGREE):
                 steps[peer]()
@@ -94,7 +101,7 @@ class LatePhase:
             expected = expected or weights
             for weight, other in zip(weights, expected, strict=True):
                 torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
-        timings = interleaved(steps, rounds=self.rounds)
+        timings = interleaved(steps, rounds=self.rounds, device=torch.device(self.device))
         floor = timings[peers.FLOOR]
         rows = []
         for peer, bar in STEP_BARS.items():
@@ -161,6 +168,61 @@ class LatePhase:
             "cpu_ratio": ratio.as_dict(),
             "bar": RUN_BAR,
             "met": met,
+        }
+
+    def _runs_on_gpu(self) -> dict[str, Any]:
+        """Measure the wall time of whole runs of SGD, and of SAM with a late phase, eager and captured."""
+        start = build_model(self.model, 10).to(self.device)
+        data = [tuple(part.to(self.device) for part in self._batch(n)) for n in range(self.steps)]
+        first = self.steps - round(SHARE * self.steps)
+        seconds: dict[str, list[float]] = {}
+        for _, way in itertools.product(range(self.runs), ("eager", "captured")):
+            models = [copy.deepcopy(start) for _ in range(2)]
+            settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
+            lr = torch.tensor(0.01, device=self.device)
+            optimizers = {
+                "sgd": torch.optim.SGD(models[0].parameters(), fused=True, lr=lr, **settings),
+                "late phase": SAM(
+                    models[1].parameters(),
+                    torch.optim.SGD,
+                    rho=0.05,
+                    start=first,
+                    lr=0.01,
+                    **settings,
+                ),
+            }
+            for (name, optimizer), model in zip(optimizers.items(), models, strict=True):
+                step: Callable[[Any], object] = _step_of(model, optimizer)
+                if way == "captured":
+                    step = capture_step(model, nn.functional.cross_entropy, optimizer, data[0])
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                for n, batch in enumerate(data):
+                    step(batch)
+                    if n + 1 == min(STEPS_TO_AGREE, first):
+                        weights = [p.detach().clone() for p in model.parameters()]
+                torch.cuda.synchronize()
+                seconds.setdefault(f"{name} {way}", []).append(time.perf_counter() - began)
+                if name == "sgd":
+                    expected = weights
+            for weight, other in zip(weights, expected, strict=True):
+                torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+        ratios = {}
+        for way in ("eager", "captured"):
+            # The first run of each also initializes libraries.
+            late, sgd = (tuple(seconds[f"{name} {way}"][1:]) for name in ("late phase", "sgd"))
+            ratios[way] = Ratio.of(late, sgd).as_dict()
+            print(
+                f"{self.model}, batch {self.batch_size}, {way}: {self.steps} steps, the last {SHARE:.0%} "
+                f"with an ascent: {ratios[way]['median']:.3f} of SGD's wall time"
+            )
+        return {
+            "model": self.model,
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "share": SHARE,
+            "seconds": seconds,
+            "ratios": ratios,
         }
 
     def _batch(self, n: int) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastsam.optim import SAM
 from fastsam.optim.plain import PlainSAM
+from fastsam.optim.rehearsal import rehearsal
 
 Step = Callable[[], object]
 """The optimizer part of one step, both halves, on existing gradients."""
@@ -113,6 +114,30 @@ def fused_unchecked(parameters: Sequence[Tensor], base: Base) -> Step:
     return fused(parameters, base, check_finite=False)
 
 
+def captured(parameters: Sequence[Tensor], base: Base) -> Step:
+    """Create a step of fastsam as one CUDA graph, whose settings are refreshed before each replay."""
+    optimizer = SAM(parameters, base.make, rho=RHO, **base.settings)
+    eager = both_halves(optimizer)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with rehearsal(nn.ParameterList(parameters), optimizer):
+        optimizer.prepare()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                eager()
+        torch.cuda.current_stream().wait_stream(side)
+    optimizer.prepare()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        eager()
+
+    def step() -> None:
+        optimizer.prepare()
+        graph.replay()
+
+    return step
+
+
 def without_ascent(parameters: Sequence[Tensor], base: Base, *, check_finite: bool = True) -> Step:
     """Create a step of fastsam without an ascent."""
     settings = {"start": sys.maxsize, "check_finite": check_finite, **base.settings}
@@ -175,6 +200,7 @@ def floor(parameters: Sequence[Tensor], base: Base) -> Step:
 
 OUTSIDE_UPDATE = {
     "fastsam": 24,  # norm 4, perturb 16, check 4
+    "fastsam, captured": 24,
     "fastsam, no check": 20,
     "careful foreach": 32,  # norm 4, copy 8, add 12, copy back 8
     "foreach": 40,  # norm 4, copy 8, scale 8, add 12, copy back 8
@@ -183,11 +209,14 @@ OUTSIDE_UPDATE = {
 """Bytes per float32 parameter that are read and written outside the fused update."""
 
 
-def bytes_per_parameter(peer: str, base: Base) -> int | None:
-    """Return the bytes that a step of ``peer`` reads and writes per float32 parameter; None if not counted.
+def bytes_per_parameter(peer: str, base: Base, dtype: torch.dtype = torch.float32) -> int | None:
+    """Return the bytes that a step of ``peer`` reads and writes per parameter; None if not counted.
 
     A store to memory that is not in the cache moves 4 more bytes unless it is a streaming store, because the
     cache reads the line first. These bytes are not included.
     """
     outside = OUTSIDE_UPDATE.get(peer)
-    return None if outside is None else outside + base.update_bytes
+    if outside is None:
+        return None
+    # Weights, gradients and state all have the dtype of the parameters.
+    return (outside + base.update_bytes) * dtype.itemsize // 4

@@ -23,7 +23,10 @@ from benchmarks.timing import Ratio, interleaved
 from fastsam.threads import cpu_threads
 
 STEPS_TO_AGREE = 5
-OURS = ("fastsam", "fastsam, no check")
+OURS = ("fastsam", "fastsam, no check", "fastsam, captured")
+TOLERANCES = {"float32": (1e-5, 1e-6), "bfloat16": (2.0**-5, 2.0**-8)}
+"""Relative and absolute tolerance of the weights after these steps: in bfloat16 implementations that round
+between operations differ by some units in the last place."""
 WORKING_BYTES = 28
 """Temporary memory in bytes per parameter, needed by one contestant at a time, mostly to compare two copies
 of the weights."""
@@ -45,6 +48,8 @@ class SamStep:
     """Shapes to time, by name (see benchmarks/shapes.py); "sweep" for tensors x elements, "all" for all."""
     bases: tuple[Literal["SGD", "Adam", "AdamW"], ...] = ("SGD", "Adam", "AdamW")
     """Base optimizers to time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of weights, gradients and state."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of CPU threads; ignored on a GPU."""
     reference: Path | None = None
@@ -53,6 +58,8 @@ class SamStep:
     """Also time the foreach implementation with torch.compile."""
     rounds: int = 21
     """Samples of each contestant."""
+    calls: int | None = None
+    """Back-to-back steps per sample; None for as many as take about 50 ms."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Device."""
     save: bool = False
@@ -90,15 +97,17 @@ class SamStep:
             return
         models = [row for row in rows if row["case"] not in SWEEP]
         sweep = [row for row in rows if row["case"] in SWEEP]
+        suffix = "" if self.dtype == "float32" else f"-{self.dtype}"
         for kind, some in (("sam_step", models), ("sam_sweep", sweep)):
             if some:
                 content = {"rows": some, "summary": _summary(some)}
-                save(kind, content, device=self.device, folder=self.out)
+                save(kind + suffix, content, device=self.device, folder=self.out)
 
-    def _contestants(self) -> Contestants:
+    def _contestants(self, device: torch.device) -> Contestants:
         contestants: Contestants = {
             "fastsam": peers.fused,
             "fastsam, no check": peers.fused_unchecked,
+            **({"fastsam, captured": peers.captured} if device.type == "cuda" else {}),
             "careful foreach": peers.careful,
             "foreach": peers.foreach,
             "plain PyTorch": peers.plain,
@@ -119,7 +128,7 @@ class SamStep:
         shapes = CASES[name]
         elements = sum(map(math.prod, shapes))
         of = peers.BASES[base]
-        contests = _contests(self._contestants(), elements, of, _room(device))
+        contests = _contests(self._contestants(device), elements, of, _room(device))
         if not contests:
             print(f"{name}: skipped, because two contestants do not fit in memory")
             return None
@@ -129,7 +138,9 @@ class SamStep:
                 rows.setdefault(peer, row)
             self._free(device)
         place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-        print(f"\n{name}, {base}: {len(shapes)} tensors, {elements:,} parameters, {place}")
+        print(
+            f"\n{name}, {base}: {len(shapes)} tensors, {elements:,} parameters, {self.dtype}, {place}"
+        )
         if len(contests) > 1:
             print("  timed in pairs with fastsam, because they do not fit in memory together")
         print(
@@ -137,7 +148,7 @@ class SamStep:
         )
         for peer, row in rows.items():
             share = ""
-            moved = peers.bytes_per_parameter(peer, of)
+            moved = peers.bytes_per_parameter(peer, of, getattr(torch, self.dtype))
             if moved is not None:
                 row["bytes_per_parameter"] = moved
                 row["share_of_copy_bandwidth"] = moved * elements / row["median"] / bandwidth
@@ -151,6 +162,7 @@ class SamStep:
         return {
             "case": name,
             "base": base,
+            "dtype": self.dtype,
             "tensors": len(shapes),
             "parameters": elements,
             "copy_bytes_per_second": bandwidth,
@@ -168,7 +180,7 @@ class SamStep:
         rows: dict[str, dict[str, Any]] = {}
         expected: list[Tensor] | None = None
         for peer, make in contestants.items():
-            parameters = parameters_of(shapes, device)
+            parameters = parameters_of(shapes, device, getattr(torch, self.dtype))
 
             def begin(
                 peer: str = peer, make: peers.Peer = make, parameters: list[Tensor] = parameters
@@ -180,7 +192,7 @@ class SamStep:
             try:
                 peak = footprint.peak_bytes(begin, device)
             except Exception as error:  # for instance a missing compiler: time the others
-                if peer in OURS:
+                if peer == "fastsam":
                     raise
                 print(
                     f"{name}: skipped {peer}: {f'{type(error).__name__}: {error}'.splitlines()[0]}"
@@ -196,9 +208,10 @@ class SamStep:
             weights = [p.detach().clone() for p in parameters]
             if expected is None:
                 expected = weights
+            rtol, atol = TOLERANCES[self.dtype]
             for weight, other in zip(weights, expected, strict=True):
-                torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
-        timings = interleaved(steps, rounds=self.rounds, device=device)
+                torch.testing.assert_close(weight, other, rtol=rtol, atol=atol)
+        timings = interleaved(steps, rounds=self.rounds, calls=self.calls, device=device)
         ours = timings["fastsam"]
         for peer, timing in timings.items():
             rows[peer] |= {
@@ -239,14 +252,18 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def parameters_of(shapes: Shapes, device: torch.device) -> list[Tensor]:
+def parameters_of(
+    shapes: Shapes, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Create weights and gradients, the same for every contestant."""
     generator = torch.Generator(device).manual_seed(0)
     parameters: list[Tensor] = []
     for shape in shapes:
-        weight = torch.randn(shape, generator=generator, device=device)
+        weight, gradient = (
+            torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(2)
+        )
         parameter = torch.nn.Parameter(weight)
-        parameter.grad = torch.randn(shape, generator=generator, device=device)
+        parameter.grad = gradient
         parameters.append(parameter)
     return parameters
 

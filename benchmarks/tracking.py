@@ -56,6 +56,8 @@ class Tracking:
     """Training steps."""
     batch_size: int = 128
     """Images per step."""
+    device: str = "cpu"
+    """Device."""
     save: bool = False
     """Write the results to benchmarks/results/."""
     out: Path | None = None
@@ -70,12 +72,14 @@ class Tracking:
                 print(rows[-1], flush=True)
         if self.save or self.out is not None:
             settings = {"steps": self.steps, "batch_size": self.batch_size, "tol": CONVERGED}
-            print(save("tracking", {"settings": settings, "rows": rows}, folder=self.out))
+            content = {"settings": settings, "rows": rows}
+            print(save("tracking", content, device=self.device, folder=self.out))
 
     def _track(self, case: _Case) -> dict[str, Any]:
         torch.manual_seed(0)
-        images = digits()
-        model, criterion = build_model("resnet8", 10, channels=1), nn.CrossEntropyLoss()
+        images = digits(self.device)
+        model = build_model("resnet8", 10, channels=1).to(self.device)
+        criterion = nn.CrossEntropyLoss()
         optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.05, momentum=0.9)
         chosen = {
             name: first(images, classes, case.samples) for name, classes in case.groups.items()
@@ -139,18 +143,19 @@ class Tracking:
         }
 
 
-def digits() -> Images:
-    """Return scikit-learn's digits as images ``[N, 1, 8, 8]`` and labels."""
+def digits(device: str) -> Images:
+    """Return scikit-learn's digits as images ``[N, 1, 8, 8]`` and labels, on ``device``."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = torch.from_numpy(loaded.images).float()[:, None] / 16
-    return images, torch.from_numpy(loaded.target)
+    return images.to(device), torch.from_numpy(loaded.target).to(device)
 
 
 def first(images: Images, classes: list[int], count: int) -> Images:
     """Return the first ``count`` images of some classes."""
-    rows = torch.isin(images[1], torch.tensor(classes)).nonzero()[:count, 0]
+    wanted = torch.tensor(classes, device=images[1].device)
+    rows = torch.isin(images[1], wanted).nonzero()[:count, 0]
     return images[0][rows], images[1][rows]
 
 
@@ -159,7 +164,8 @@ def batches(images: Images, size: int, count: int) -> Iterator[Images]:
 
     def endless() -> Iterator[Images]:
         while True:
-            for rows in torch.split(torch.randperm(len(images[1])), size)[:-1]:
+            order = torch.randperm(len(images[1])).to(images[1].device)
+            for rows in torch.split(order, size)[:-1]:
                 yield images[0][rows], images[1][rows]
 
     return itertools.islice(endless(), count)

@@ -56,7 +56,7 @@ def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Pat
         )
         return
     with cpu_threads(1):
-        record = {name: _spectra(TrainedRun.load(place)) for name, place in places.items()}
+        record = {name: class_spectra(TrainedRun.load(place)) for name, place in places.items()}
         record["initialization"] = _initial_gradients(TrainedRun.load(places["switch"]))
     write_text(path, json.dumps(record, indent=1) + "\n")
 
@@ -67,7 +67,8 @@ def head_and_tail(data: LongTailData) -> dict[str, list[int]]:
     return {"head": by_count[:CLASSES_OF_A_GROUP], "tail": by_count[-CLASSES_OF_A_GROUP:]}
 
 
-def _spectra(run: TrainedRun) -> dict[str, Any]:
+def class_spectra(run: TrainedRun) -> dict[str, Any]:
+    """Return the spectra of the head and the tail classes of a trained network."""
     data = run.data()
     return {
         group: {str(label): _spectrum(run.network, *_class_batch(data, label)) for label in labels}

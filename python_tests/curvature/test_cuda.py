@@ -58,6 +58,22 @@ def test_operators_on_the_gpu(basis, reorthogonalize):
     assert spectrum.lambda_max == pytest.approx(float(values[-1]), rel=1e-6)
 
 
+def test_the_same_bits_on_every_run_and_stream():
+    values = torch.linspace(-1, 5, 40_001, device="cuda")
+    operator = CallableOperator(
+        lambda rows: rows * values, dimension=len(values), dtype=torch.float32, device="cuda"
+    )
+    found = []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found.append(operator_spectrum(operator, steps=30, probes=2))
+        torch.cuda.synchronize()
+    for other in found[1:]:
+        assert np.array_equal(other.alpha, found[0].alpha)
+        assert np.array_equal(other.beta, found[0].beta)
+
+
 def test_nothing_in_the_loop_blocks_the_host():
     steps = 20
     values = torch.linspace(-1, 5, 4000, device="cuda")

@@ -13,6 +13,7 @@ from torch.amp import GradScaler
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks import peers
 from benchmarks.shapes import resnet50
 from fastsam import SAM
 from python_tests.optim.trajectories import (
@@ -233,6 +234,47 @@ def test_steps_follow_the_current_stream(seed):
                         p.grad = p.detach().sin() + 0.1
                     finish()
         torch.cuda.synchronize()
+        results.append([p.detach().cpu() for p in parameters])
+    assert_same_bits(*results)
+
+
+def test_optimizers_on_several_streams_do_not_disturb_each_other(base, seed):
+    """Each has the bits that it has alone, also on a second run."""
+    problems = [Problem([(300_001,), (64, 5)], seed=seed + i) for i in range(4)]
+    streams = [torch.cuda.Stream() for _ in problems]
+
+    def run(streams: list[torch.cuda.Stream]) -> list[torch.Tensor]:
+        found = [on_gpu(problem) for problem in problems]
+        optimizers = [SAM(parameters, base[0], rho=0.5, **base[1]) for parameters in found]
+        for problem, parameters in zip(problems, found, strict=True):
+            for p, g in zip(parameters, gradients(problem, parameters, 0), strict=True):
+                p.grad = g
+        torch.cuda.synchronize()
+        for _ in range(6):
+            for optimizer, stream in zip(optimizers, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    optimizer.first_step()
+                    optimizer.second_step()
+        torch.cuda.synchronize()
+        return [p.detach().cpu() for parameters in found for p in parameters]
+
+    alone = run([torch.cuda.current_stream()] * len(problems))
+    for _ in range(2):
+        assert_same_bits(run(streams), alone)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_replays_have_the_bits_of_eager_steps(name, seed):
+    """The benchmark's captured step, with all fixed gradients."""
+    problem = Problem(SHAPES, seed=seed)
+    results = []
+    for make in (peers.fused, peers.captured):
+        parameters = on_gpu(problem)
+        for p, g in zip(parameters, gradients(problem, parameters, 0), strict=True):
+            p.grad = g
+        step = make(parameters, peers.BASES[name])
+        for _ in range(5):
+            step()
         results.append([p.detach().cpu() for p in parameters])
     assert_same_bits(*results)
 
