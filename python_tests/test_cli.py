@@ -99,6 +99,7 @@ def test_wrong_settings_of_train(
         ("train --epochs", "--epochs requires a value, a whole number"),
         ("train --epoch 3", "unknown option --epoch, did you mean --epochs?"),
         ("train --quiet 3", "unexpected argument '3'"),
+        ("train --alpha 3", "unknown option --alpha;"),
         ("predict RUN img --epochs 3", "unknown option --epochs;"),
         ("predict RUN img --format xml", "--format must be csv or json, got 'xml'"),
         ("data show cifar10-lt --colums 3", "unknown option --colums, did you mean --columns?"),

@@ -87,8 +87,8 @@ def _unknown(first: str, options: dict[str, Any], arguments: Sequence[str]) -> s
         name = argument.partition("=")[0]
         if not name.startswith("--") or name == "--" or name.replace("_", "-") in options:
             continue
-        close = get_close_matches(name, options, n=1)
-        return f"unknown option {name:.80}" + (f", did you mean {close[0]}?" if close else "")
+        close = get_close_matches(name[2:], [option[2:] for option in options], n=1)
+        return f"unknown option {name:.80}" + (f", did you mean --{close[0]}?" if close else "")
     return f"unexpected argument {first!r:.80}"
 
 

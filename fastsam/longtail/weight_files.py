@@ -41,7 +41,9 @@ def read_file(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"the file of weights {path} {what}; pass the path of a file")
+        raise UsageError(
+            f"the file of weights {path} {what}; pass the path of a file, or for init the folder of a run"
+        )
     safe = path.suffix == ".safetensors"
     if safe:
         with requires_extra("export", path.name):

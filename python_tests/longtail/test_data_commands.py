@@ -31,7 +31,7 @@ def test_data_check(tmp_path: Path, capsys: Any) -> None:
     output = capsys.readouterr().out
     assert "10 classes, 2 to 100 training images" in output
     assert "train, SHA-256 of pixels: " in output
-    assert "To get cifar10-lt" in failure(
+    assert "To use cifar10-lt" in failure(
         capsys, 1, "data", "check", "cifar10-lt", "--root", tmp_path
     )
     assert "places2" in failure(capsys, 1, "data", "check", "places-lt", "--root", tmp_path)

@@ -202,6 +202,11 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     other = ["evaluate", str(folder), "--data", "digits-lt", "--imbalance", "10", "--classes", "0"]
     assert main([*other, "--bootstrap", "0"]) == 0
     assert "training images" not in capsys.readouterr().out
+    other = ["evaluate", str(folder), "--data", "cifar10-lt", "--data-root", str(tmp_path)]
+    assert main(other) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert "To use cifar10-lt" in error
     for name in ("result.json", "checkpoint.pt", "epoch-2.pt", "calibration.json", "."):
         assert main(["evaluate", str(folder), "--out", str(folder / name)]) == 2
     assert "pass the path of a file" in capsys.readouterr().err

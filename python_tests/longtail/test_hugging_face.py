@@ -214,7 +214,7 @@ def test_equal_contents_are_errors_and_damage_names_the_remedy(
     path.write_bytes(png(0)[:80])
     (folder / "train" / NAMES[0] / "0.png").write_bytes(png(77))
     assert main([*command, "--decode", "--workers", "0"]) == 1
-    assert f"To get hf:{folder}: pass hf:NAME" in capsys.readouterr().err
+    assert f"To use hf:{folder}: pass hf:NAME" in capsys.readouterr().err
 
 
 def test_a_configuration_of_files_is_refused(tmp_path: Path) -> None:

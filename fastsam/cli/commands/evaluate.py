@@ -76,7 +76,7 @@ class EvaluateCommand:
         run = TrainedRun.load(
             self.run_folder,
             device=self.device,
-            data_root=self.data_root,
+            data_root=self.data_root if self.data is None else None,
             calibrated=not self.uncalibrated,
         )
         data = None

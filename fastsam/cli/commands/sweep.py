@@ -20,9 +20,9 @@ from fastsam.longtail.sweeps import check_outcomes, plan_grid, run_plan
 class SweepCommand:
     """Train every combination of values of some settings, each with several seeds."""
 
-    data: Annotated[str | None, named("data")] = None
-    method: Annotated[str | None, named("method")] = None
-    optimizer: Annotated[str | None, named("optimizer")] = None
+    data: Annotated[str | None, named("data", "(required, here or in --grid)")] = None
+    method: Annotated[str | None, named("method", "(required, here or in --grid)")] = None
+    optimizer: Annotated[str | None, named("optimizer", "(required, here or in --grid)")] = None
     grid: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(

@@ -107,9 +107,9 @@ def command(arguments: Sequence[str]) -> Any:
     made.__doc__ = (
         "Draw trials of the settings in --search before the first one starts, train them, and choose the one "
         "with the highest balanced accuracy on validation images. The choice reads no test score. The data "
-        "need "
-        "validation images: pass --validation-per-class, or choose data that have some. Options below set a "
-        "value for all trials; the recipe of each trial supplies the rest. The scores are stored in "
-        "tuning.json of --out. The same command continues, and more --trials are added to the first ones."
+        "need validation images: pass --split-validation for your own images, or --validation-per-class for "
+        "data sets without a validation part. Options below set a value for all trials; the recipe of each "
+        "trial supplies the rest. The scores are stored in tuning.json of --out. The same command continues, "
+        "and more --trials are added to the first ones."
     )
     return made

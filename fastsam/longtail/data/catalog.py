@@ -197,7 +197,7 @@ def load_with(name: str, settings: Settings, *, progress: bool = True) -> LongTa
     try:
         data = part.build(settings, progress)
     except DataError as error:
-        where = f". To get {name}: {part.where}" if part.where else ""
+        where = f". To use {name}: {part.where}" if part.where else ""
         raise DataError(f"{error}{where}") from error
     check_every_class(data.counts, f"the training set of {name}")
     return data

@@ -47,7 +47,7 @@ def load_own_folders(settings: OwnFileSettings, progress: bool = False) -> LongT
     If none of the three exists, the class folders are those of ``root`` itself.
     """
     root = settings.root
-    if root.is_dir() and not any((root / folder).is_dir() for folder in _FOLDERS.values()):
+    if not any((root / folder).is_dir() for folder in _FOLDERS.values()):
         found = {"train": ("", list_folder(root, ignored=(FOLDER,)))}
     else:
         train = list_folder(root / "train")

@@ -247,7 +247,7 @@ class _Combination:
         """Create the recipe from the given settings that its parts have."""
         for name in NAMES:
             if values.get(name) is None:
-                raise UsageError(f"{name} is missing: {find_setting(name)[0].metadata['help']}")
+                raise UsageError(f"{name} is missing; pass --{name} NAME, in Python {name}=NAME")
         given = {name: values[name] for name in NAMES}
         rest = {name: value for name, value in values.items() if name not in NAMES}
         # Settings that select parts come first: they decide which other settings there are.

@@ -202,5 +202,8 @@ def _more_images(run: TrainedRun) -> str:
     if any(item.name == "validation_per_class" for item in settings_of(type(config.parts["data"]))):
         return f"hold out training images (--validation-per-class N, at least {FEWEST})"
     if is_own(config.data):
-        return "add validation images to your files (val.txt for list, val/CLASS for folder)"
+        return (
+            "hold out enough images (--split-validation), or add validation images to your files "
+            "(val.txt for list, val/CLASS for folder)"
+        )
     return f"choose another data set, because {config.data} has no more,"

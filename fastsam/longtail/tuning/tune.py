@@ -258,7 +258,9 @@ def plan_trials(
     if not 0 <= search_seed < 2**32:
         raise UsageError(f"search_seed must be at least 0 and below 2**32, got {search_seed}")
     if not search:
-        raise UsageError("tuning needs a setting to search; pass for instance lr=log:0.01:1")
+        raise UsageError(
+            "tuning requires a setting to search; pass for instance --search lr=log:0.01:1"
+        )
     for name in search:
         find_setting(name)  # raises: unknown
         if name in settings:
