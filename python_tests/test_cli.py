@@ -195,7 +195,7 @@ def test_training_help_groups_options_with_defaults_and_choices(
     )
     assert "--select last|best-validation" in text["training"]
     assert "--project" in text["tracking"]
-    assert "--device NAME" in text["machine"]
+    assert "--device TEXT" in text["machine"]
     assert not [box for box in text.values() if "(default: None)" in box]
 
 

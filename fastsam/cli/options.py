@@ -293,13 +293,15 @@ def _default(item: Field[Any], given: Any, recipe: Mapping[str, Any] | None) -> 
 
 def _shown(item: Field[Any], hint: Any, shorter: str | None, behavior: str) -> Any:
     """Build the help entry of a setting's option, which names other settings as options."""
-    kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "NAME"}
+    names = item.metadata["names"]
+    word = "TEXT" if names is None else "NAME"
+    kinds = {bool: "[True|False]", int: "INT", float: "FLOAT", str: word}
     used = [kind for kind in (hint, *get_args(hint)) for kind in (kind, *get_args(kind))]
     metavar = next((text for kind, text in kinds.items() if kind in used), None)
     metavar = "|".join(map(str, choices(hint))) or metavar
     help_text = item.metadata["help"]
-    if item.metadata["names"] is not None:
-        help_text += f". One of: {', '.join(item.metadata['names'].names())}"
+    if names is not None:
+        help_text += f". One of: {', '.join(names.names())}"
     many = any(get_origin(kind) is tuple for kind in used)
     return arg(
         name=shorter,

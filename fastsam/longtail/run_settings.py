@@ -47,7 +47,12 @@ class RunSettings(Settings):
         names=STAGES,
     )
     model: str = setting("network", names=MODELS)
-    head: str = setting("classification head", default="linear", names=HEADS)
+    head: str = setting(
+        "classification head",
+        default="linear",
+        default_text="linear, or the head that the loss requires",
+        names=HEADS,
+    )
     init: str | None = setting(
         "weights to start from: folder of a run, its checkpoint, or a file with a state dict (torch or "
         "safetensors). Training begins in epoch 1",

@@ -184,7 +184,8 @@ class TrainCommand:
             return
         if one.stage.name:
             print(f"stage {one.stage.name}:")
-        print(f"{config.data}, {config.method}, {config.optimizer}, {config.epochs} epochs")
+        length = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+        print(f"{config.data}, {config.method}, {config.optimizer}, {length}")
         if trainer.precision_reason is not None:
             show(f"precision auto: {config.precision}, because {trainer.precision_reason}")
         if trainer.steps_per_epoch == 1:
