@@ -27,7 +27,6 @@ def planted(generator: np.random.Generator, seed: int, name: str) -> dict[str, A
     return {
         "parent": None,
         "gradients": 120.0,
-        "seconds": 30.0,
         "test": {"raw": raw, "tau": {"tau": 1.0, **dict.fromkeys(SCORES, level + 2)}},
     }
 

@@ -24,7 +24,6 @@ class ArmSummary:
         way: name of the method.
         optimizer: optimizer of the first stage.
         gradients: mean cost of all stages in forward-backward passes over whole batches.
-        seconds: mean training time of all stages.
         scores: mean and standard deviation of the test scores, by kind and name.
         gap: balanced accuracy minus that of the baseline, by kind; empty for the baseline.
         sam_gap: balanced and tail accuracy minus those of the same method with SGD, by kind; empty for SGD.
@@ -33,7 +32,6 @@ class ArmSummary:
     way: str
     optimizer: str
     gradients: float
-    seconds: float
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     gap: Mapping[str, Difference]
     sam_gap: Mapping[str, Mapping[str, Difference]]
@@ -83,7 +81,6 @@ def _arm(runs: Sequence[Mapping[str, Any]], way: str, optimizer: str) -> ArmSumm
         way,
         optimizer,
         statistics.mean(float(record["gradients"]) for record in records),
-        statistics.mean(float(record["seconds"]) for record in records),
         {
             kind: {
                 score: spread([score_of(record, kind, score) for record in records])

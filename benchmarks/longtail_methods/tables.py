@@ -31,7 +31,6 @@ def _arms(found: Summary) -> str:
             *(_cell(arm, "raw", score) for score in ("balanced", "head", "mid", "tail", "ece")),
             *(_cell(arm, "tau", score) for score in ("balanced", "head", "mid", "tail", "ece")),
             f"{arm.gradients:.0f}",
-            f"{arm.seconds:.0f}",
         ]
         for arm in found.arms.values()
     ]
@@ -42,7 +41,6 @@ def _arms(found: Summary) -> str:
         *scores,
         *(f"{score}, tau" for score in scores),
         "gradients",
-        "seconds",
     ]
     return markdown_table(header, rows)
 
