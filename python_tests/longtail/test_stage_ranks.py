@@ -77,8 +77,7 @@ def test_two_ranks_train_the_stages_that_one_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize("name", ["crt", "mislas"])
+@pytest.mark.parametrize(("name", "parallel"), [("crt", "ddp"), ("mislas", "fsdp2")])
 def test_ranks_killed_in_the_second_stage_end_with_the_same_bits(
     name: str, parallel: str, tmp_path: Path
 ) -> None:

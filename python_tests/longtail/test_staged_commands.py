@@ -19,6 +19,7 @@ from fastsam.longtail.build import load_configured
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.reproduce import reproduce_figure, reproduce_table
+from fastsam.longtail.sweeps import plan_grid
 from fastsam.longtail.trained import TrainedRun, evaluate_run, load_weights
 
 HEADS = {"lws": "lws", "mislas": "lws", "disalign": "disalign"}
@@ -176,6 +177,14 @@ def test_a_table_whose_methods_do_not_fit_the_stages_is_refused_before_training(
     ):
         next(reproduce_table("table1", "digits-lt", tmp_path, seeds=1, stages="lws"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_stages_without_start_weights_is_refused_before_training() -> None:
+    settings = {"data": "digits-lt", "method": "ce", "optimizer": "sgd"}
+    with pytest.raises(
+        UsageError, match=r"random weights; pass --init.*\(run stages=fine-tuning\)"
+    ):
+        plan_grid({"stages": ("crt", "fine-tuning")}, settings)
 
 
 def test_a_figure_along_training_refuses_stages(tmp_path: Path) -> None:

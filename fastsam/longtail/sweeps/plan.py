@@ -16,6 +16,7 @@ from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.recipes import Recipe
 from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training.stage_checks import check_start
 from fastsam.records import build
 
 PLAN_FILE = "sweep.json"
@@ -52,12 +53,13 @@ class PlannedRun:
         """Plan the run of a recipe.
 
         Raises:
-            UsageError: if a setting is not valid, also one of a later stage.
+            UsageError: if a setting is not valid, also one of a later stage, or start weights are missing.
         """
         group = _group(name)
         try:
             config = chosen.config()
             plan_stages(config)
+            check_start(config)
         except UsageError as error:
             raise UsageError(f"{error} (run {group})" if group else str(error)) from error
         return cls(name, config, chosen.sources, keep, needs)
