@@ -1,6 +1,8 @@
 """Run a ``fastsam`` command and append each step of its training to ``steps-RANK.txt`` beside ``--out``.
 
-Tests that kill the command read from it which steps were repeated.
+Tests that kill the command read from it which steps were repeated. In a run in stages, the last stage has the
+folder ``--out``, and an earlier one its folder in it. A checkpoint is written after every epoch, also in the
+first seconds.
 """
 
 from __future__ import annotations
@@ -35,4 +37,6 @@ class CountedTrainer(Trainer):
 if __name__ == "__main__":
     stages: Any = import_module("fastsam.longtail.training.stages")
     stages.Trainer = CountedTrainer
+    saving: Any = import_module("fastsam.longtail.training.saving")
+    saving.EPOCH_SECONDS = 0.0
     sys.exit(main())

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from fastsam.longtail import Checkpoint
+from fastsam.longtail.training import RunFolder
 from python_tests.test_killed import children
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
@@ -41,19 +43,29 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Rank 0 hosts the store of the process group itself, so that a restart does not meet the old one.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    "PYTHONPATH": str(SCRIPT.parents[1]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]
+    ).rstrip(os.pathsep),
 }
 
 
-def start(out: Path, *, ranks: int) -> subprocess.Popen[str]:
+def start(out: Path, *, ranks: int = 1, command: Sequence[str] = TRAIN) -> subprocess.Popen[str]:
     launcher = TORCHRUN if ranks > 1 else []
     return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *TRAIN, "--out", str(out)],
+        [sys.executable, *launcher, str(SCRIPT), *command, "--out", str(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
+
+
+def finish(out: Path, *, ranks: int = 1, command: Sequence[str] = TRAIN) -> dict[str, Any]:
+    """Run a command to its end, and return the state of the run."""
+    process = start(out, ranks=ranks, command=command)
+    error = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, error
+    return state(out)
 
 
 def state(out: Path) -> dict[str, Any]:
@@ -98,13 +110,31 @@ def most_repeated(lines: list[str]) -> int:
 
 def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> bool:
     """Wait until rank 0 has made more than ``count`` steps; return False if the run has ended before."""
+    return wait_until(lambda: len(steps_of(out)) > count, process)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    """Wait until a condition holds; return False if the run has ended before."""
     end = time.monotonic() + 240.0
-    while len(steps_of(out)) <= count:
+    while not condition():
         if process.poll() is not None:
             return False
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.01)
     return True
+
+
+def wait_for_point(out: Path, process: subprocess.Popen[str], before: str, *, within: bool) -> str:
+    """Wait until the newest checkpoint is another one, of a whole epoch or within one; return its name."""
+    newest = before
+
+    def moved() -> bool:
+        nonlocal newest
+        newest = next((point.name for point in RunFolder(out).points()), before)
+        return newest != before and ("step" in newest) is within
+
+    assert wait_until(moved, process), process.communicate()
+    return newest
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +143,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     folder = tmp_path_factory.mktemp("whole")
     found = {}
     for ranks in (1, 2):
-        process = start(folder / str(ranks), ranks=ranks)
-        error = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, error
-        found[ranks] = state(folder / str(ranks))
+        found[ranks] = finish(folder / str(ranks), ranks=ranks)
     return found
 
 
@@ -178,10 +205,7 @@ def test_two_ranks_asked_to_stop_both_save(
         error = process.communicate(timeout=120)[1]
         assert process.returncode not in (0, None), error
         assert error.count("run the same command with --resume auto") == 2, error
-        done = start(out, ranks=2)
-        error = done.communicate(timeout=600)[1]
-        assert done.returncode == 0, error
-        assert_same(state(out), whole[2])
+        assert_same(finish(out, ranks=2), whole[2])
         assert most_repeated(steps_of(out)) == 0
 
 
@@ -193,10 +217,7 @@ def test_ranks_end_with_their_launcher(whole: dict[int, dict[str, Any]], tmp_pat
     assert wait_for_steps(out, 20, process)
     process.kill()
     process.communicate(timeout=60)  # the ranks have ended: they hold the pipe, too
-    done = start(out, ranks=2)
-    error = done.communicate(timeout=600)[1]
-    assert done.returncode == 0, error
-    assert_same(state(out), whole[2])
+    assert_same(finish(out, ranks=2), whole[2])
     assert most_repeated(steps_of(out)) <= MOST_REPEATED
 
 

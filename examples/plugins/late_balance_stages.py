@@ -11,6 +11,7 @@ SOURCE = "a starting point, not tuned"
 register_stages(
     StageList(
         name="late-balance",
+        module=__name__,
         summary="balanced softmax for a few epochs on all parameters",
         stages=(
             Stage(name="representation"),

@@ -161,6 +161,8 @@ def landscape(
 ) -> list[ClassSpectrum]:
     """Compute the Hessian spectra of the mean loss of single classes at the weights of ``model``.
 
+    The Hessian is that of all weights, whether they were trained or frozen.
+
     With ``out``, the same call continues after an interruption at any moment: it loads finished spectra and
     continues an unfinished one from its Lanczos steps, with the same bits.
 
@@ -235,6 +237,8 @@ def landscape(
                         model,
                         class_loss(loss, config, data, model),
                         ClassReader(images, chosen, draws, seed, device),
+                        # Also those that a head does not train.
+                        params=[name for name, _ in model.named_parameters()],
                         steps=steps,
                         probes=probes,
                         seed=seed,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.landscape import ALL
 from fastsam.longtail.settings import value_text
 
@@ -180,6 +181,29 @@ FIGURES: dict[str, SpectraFigure] = {
     ),
 }
 """Figures of spectra by their name in ``fastsam reproduce``."""
+
+
+def figure_of(name: str, *, stages: str = "none") -> SpectraFigure:
+    """Return a figure of spectra by its name.
+
+    Args:
+        name: one of :data:`FIGURES`.
+        stages: list of stages of its runs.
+
+    Raises:
+        UsageError: if there is no such figure, or it follows one training and the runs have stages.
+    """
+    if name not in FIGURES:
+        raise unknown("figure", name, FIGURES)
+    figure = FIGURES[name]
+    if figure.epochs and stages != "none":
+        others = ", ".join(key for key, other in FIGURES.items() if not other.epochs)
+        raise UsageError(
+            f"{name} shows spectra along one training, but stages is {stages}; omit stages, or choose a "
+            f"figure of final weights: {others}"
+        )
+    return figure
+
 
 Measured = tuple[float, float | None]
 """A mean in percent and its standard deviation, or None if the paper gives no deviation."""

@@ -28,6 +28,7 @@ from fastsam.longtail.data.shared_recipes import (
     MISLAS,
     PACO,
     PACO_CIFAR100,
+    SMOOTHING,
     STARTING_POINTS,
 )
 from fastsam.longtail.errors import UsageError
@@ -42,6 +43,7 @@ from fastsam.longtail.settings import (
     Settings,
     borrowed,
     current_value,
+    factor_text,
     layer,
     matching,
     settings_of,
@@ -123,10 +125,6 @@ EXACT |= {
     (data, "*", "*"): layer(MISLAS, mixup_alpha=0.2) | layer(_YUN, cutmix_probability=1.0)
     for data in ("imagenet-lt", "inaturalist18", "places-lt")
 }
-EXACT |= {
-    (data, "las*", "*"): layer(MISLAS, las_head=0.4, las_tail=0.1)
-    for data in ("cifar100-lt", "places-lt")
-}
 
 # rho of CIFAR-10-LT, as starting points for other data sets of real images.
 EXACT |= {
@@ -135,6 +133,12 @@ EXACT |= {
     for (known, method, optimizer), values in EXACT.items()
     if known == "cifar10-lt" and optimizer == "sam"
 }
+
+# (data, imbalance factor, method)
+FACTORS: dict[tuple[str, str, str], Layer] = {
+    (data, factor, "las*"): values for (data, factor), values in SMOOTHING.items()
+}
+"""Values of methods that depend on the imbalance factor, with their sources."""
 
 # (data, network)
 NETWORKS: dict[tuple[str, str], Layer] = {
@@ -236,6 +240,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     entries |= matching(EXACT, data, method, optimizer)
     start = entries.get("imbalance", Entry(None, ""))
     imbalance = overrides.get("imbalance", start.value)
+    entries |= matching(FACTORS, data, factor_text(imbalance), method)
     named = NAMED_RECIPES[overrides.get("recipe") or STANDARD].values(data, imbalance, method)
     entries = _with_layer(names, entries, named)
     network = overrides.get("model") or entries.get("model", Entry("", "")).value

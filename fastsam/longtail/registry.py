@@ -53,6 +53,27 @@ class RunPart:
         return str(getattr(made_by, "__module__", type(made_by).__module__))
 
 
+def _not_built() -> None:
+    raise AssertionError("a part of values has nothing to build")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuesPart(RunPart):
+    """A part that consists of values of settings, so that there is nothing to build.
+
+    Attributes:
+        module: name of the module that defines the part: ``module=__name__``. Runs record its package.
+    """
+
+    module: str
+    build: Callable[..., Any] = _not_built
+
+    @property
+    def build_module(self) -> str:
+        """Module that defines the part."""
+        return self.module
+
+
 P = TypeVar("P", bound=RunPart)
 
 

@@ -25,6 +25,7 @@ from fastsam.longtail.published import (
     Measured,
     SpectraFigure,
     Variant,
+    figure_of,
 )
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.results import Result
@@ -167,14 +168,12 @@ def reproduce_figure(
         UsageError: if a name or setting is not valid, or ``torchrun`` started several processes; before
             anything is trained.
     """
-    if name not in FIGURES:
-        raise unknown("figure", name, FIGURES)
     if launched_world_size() > 1:
         raise UsageError(
             f"{name} requires a single process, but torchrun started {launched_world_size()}; run it "
             "without torchrun"
         )
-    figure = FIGURES[name]
+    figure = figure_of(name, stages=overrides.get("stages") or "none")
     check_options(loss=figure.loss, augment=augment, steps=steps, probes=probes)
     runs = _Runs(
         data,
@@ -359,7 +358,7 @@ def _planned(
         for epoch in checkpoints(config)
     ]
     keep = {epoch for figure in figures for epoch in _epochs(figure, config)}
-    return PlannedRun(name, config, chosen.sources, tuple(sorted(keep)), tuple(needs))
+    return PlannedRun.of(name, chosen, keep=tuple(sorted(keep)), needs=tuple(needs))
 
 
 def _epochs(figure: SpectraFigure, config: TrainConfig) -> tuple[int, ...]:

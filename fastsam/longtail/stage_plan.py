@@ -129,7 +129,9 @@ def stages_from(name: str, found: Any) -> StageList:
     label = OWN + "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).stem)
     try:
         summary = f"the stages in {name}"
-        return StageList(name=label, summary=summary, stages=tuple(stages), base=None)
+        return StageList(
+            name=label, module=__name__, summary=summary, stages=tuple(stages), base=None
+        )
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 

@@ -408,8 +408,35 @@ def test_published_values_of_mixers() -> None:
     assert recipe("cifar100-lt", "ce", "sgd", mixer="mixup").config().mixup_alpha == 1.0
     cmo = recipe("cifar100-lt", "ce-drw", "sgd", mixer="cmo").config()
     assert (cmo.cmo_probability, cmo.cmo_skip_first, cmo.cmo_skip_last) == (0.5, 4, 3)
-    las = recipe("cifar100-lt", "las", "sgd").config()
-    assert (las.las_head, las.las_tail, las.las_shape) == (0.4, 0.1, "concave")
+
+
+# Stage two of the configurations in dvlab-research/MiSLAS.
+SMOOTHING = {
+    ("cifar10-lt", 100): (0.3, 0.0),
+    ("cifar10-lt", 50): (0.2, 0.0),
+    ("cifar10-lt", 10): (0.1, 0.0),
+    ("cifar100-lt", 100): (0.4, 0.1),
+    ("cifar100-lt", 50): (0.3, 0.0),
+    ("cifar100-lt", 10): (0.2, 0.0),
+    ("imagenet-lt", None): (0.3, 0.0),
+    ("inaturalist18", None): (0.3, 0.0),
+    ("places-lt", None): (0.4, 0.1),
+}
+
+
+def test_published_smoothing_belongs_to_an_imbalance_factor() -> None:
+    found, sources = {}, {}
+    for data, imbalance in [*SMOOTHING, ("cifar100-lt", 20), ("digits-lt", 100)]:
+        given = {} if imbalance is None else {"imbalance": float(imbalance)}
+        las = recipe(data, "las-rs", "sgd", **given)
+        config = las.config()
+        assert config.las_shape == "concave"
+        found[data, imbalance] = (config.las_head, config.las_tail)
+        sources[data, imbalance] = las.sources["las_head"]
+    others = {("cifar100-lt", 20), ("digits-lt", 100)}
+    assert found == {**SMOOTHING, **dict.fromkeys(others, (0.3, 0.0))}
+    assert {key for key in sources if "not a published value" in sources[key]} == others
+    assert recipe("cifar100-lt", "las", "sgd", recipe="long").config().las_tail == 0.1
 
 
 def test_label_smoothing_is_a_setting_of_cross_entropy() -> None:

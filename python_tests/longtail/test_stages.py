@@ -539,6 +539,7 @@ def test_a_stage_starts_from_the_one_that_it_names(tmp_path: Path) -> None:
     register_stages(
         StageList(
             name="own:fork",
+            module=__name__,
             summary="two heads on one network",
             stages=(
                 Stage(name="a"),

@@ -341,7 +341,7 @@ def test_pretrained_weights_of_timm_from_a_file(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_frozen_then_unfrozen_and_killed_in_the_second_phase(tmp_path: Path) -> None:
+def test_timm_frozen_then_unfrozen_and_killed_in_the_second_phase(tmp_path: Path) -> None:
     """The killed and resumed run has the bits of the uninterrupted one."""
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "weights.pt")

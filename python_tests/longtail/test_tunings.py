@@ -21,6 +21,7 @@ from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.start import Start
 from fastsam.longtail.trainable import freeze, trained_count
 from fastsam.longtail.trained import TrainedRun, evaluate_run, export_run, load_weights
+from fastsam.longtail.training import stage_trainers
 from fastsam.longtail.tunings import transformer_blocks
 from fastsam.longtail.tunings.adapters import Adapter, default_width
 from python_tests.longtail.small_vit import VIT_BLOCKS, VIT_MLP, VIT_WIDTH, small_vit
@@ -294,11 +295,13 @@ def test_lift_on_a_network_of_timm(tmp_path: Path) -> None:
     values = {"model": "timm:test_vit", "pretrained": str(tmp_path / "vit.pt"), "batch_size": 4}
     config = recipe("own:mine", "la", "sam", stages="lift", epochs=1, **values).config()
     assert (config.head, config.cosine_scale, config.tune) == ("scaled-cosine", 25.0, "adapters")
-    trainer = Trainer(config, data=data, out=tmp_path / "run", progress=False)
+    stages = stage_trainers(config, data=data, out=tmp_path / "run", progress=False)
+    trainer = next(stages).trainer
     images = torch.rand(2, 3, 160, 160, generator=generator)
     features = reference.eval().forward_head(reference.forward_features(images), pre_logits=True)
     torch.testing.assert_close(trainer.model.eval().features(images), features)
     result = trainer.fit()
+    assert list(stages) == []  # it has one stage
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert trained == 6 * (2 * 64 + 64 + 1 + 64 + 64 + 1) + 3 * 64
     run = TrainedRun.load(tmp_path / "run")

@@ -46,6 +46,22 @@ BAG = "code of Zhang et al. 2021 (BagofTricks-LT)"
 MISLAS = "code of Zhong et al. 2021 (dvlab-research/MiSLAS)"
 PACO = "code of Cui et al. 2021"
 
+SMOOTHING: dict[tuple[str, str], Layer] = {
+    (data, factor): layer(MISLAS, las_head=head, las_tail=tail)
+    for data, factor, head, tail in (
+        ("cifar10-lt", "100", 0.3, 0.0),
+        ("cifar10-lt", "50", 0.2, 0.0),
+        ("cifar10-lt", "10", 0.1, 0.0),
+        ("cifar100-lt", "100", 0.4, 0.1),
+        ("cifar100-lt", "50", 0.3, 0.0),
+        ("cifar100-lt", "10", 0.2, 0.0),
+        ("imagenet-lt", "*", 0.3, 0.0),
+        ("inaturalist18", "*", 0.3, 0.0),
+        ("places-lt", "*", 0.4, 0.1),
+    )
+}
+"""Label-aware smoothing by patterns of the data set and its imbalance factor."""
+
 PACO_CIFAR100: Layer = layer(
     PACO,
     lr=0.05,

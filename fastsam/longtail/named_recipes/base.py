@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.registry import Registry, RunPart
+from fastsam.longtail.registry import Registry, ValuesPart
 from fastsam.longtail.settings import Layer, factor_text, matching
 
 STANDARD = "standard"
 
 
-def _not_built() -> None:
-    raise AssertionError("a recipe has values, and nothing to build")
-
-
 @dataclass(frozen=True, kw_only=True)
-class NamedRecipe(RunPart):
+class NamedRecipe(ValuesPart):
     """A named recipe. Once it is registered, ``--recipe NAME`` trains with its settings.
 
     Settings that the user passes override it. It overrides the standard recipe, except for the learning rate
@@ -28,21 +22,9 @@ class NamedRecipe(RunPart):
     Attributes:
         exact: values of settings by patterns of the data set, its imbalance factor and the method, such as
             ``("cifar100-lt", "100", "ce")``. Later entries override earlier ones.
-        module: name of the module that defines the recipe; by default the one that creates it.
     """
 
     exact: Mapping[tuple[str, str, str], Layer] = field(default_factory=dict)
-    module: str = ""
-    build: Callable[..., Any] = _not_built
-
-    def __post_init__(self) -> None:
-        if not self.module:  # the caller of the dataclass's __init__
-            object.__setattr__(self, "module", sys._getframe(2).f_globals["__name__"])
-
-    @property
-    def build_module(self) -> str:
-        """See :attr:`fastsam.longtail.registry.RunPart.build_module`."""
-        return self.module
 
     @property
     def data(self) -> tuple[str, ...]:

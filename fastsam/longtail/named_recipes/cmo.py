@@ -26,6 +26,7 @@ _CIFAR100 = layer(
 register_recipe(
     NamedRecipe(
         name="cmo",
+        module=__name__,
         summary="CMO, 200 epochs on CIFAR-LT, 100 on large sets (Park et al. 2022)",
         exact={
             ("cifar10-lt", "*", "*"): borrowed(_CIFAR100, "the recipe of cifar100-lt"),

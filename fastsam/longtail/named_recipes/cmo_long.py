@@ -40,6 +40,7 @@ _OTHERS = {data: borrowed(values, "the recipe of bs") for data, values in _BS.it
 register_recipe(
     NamedRecipe(
         name="cmo-long",
+        module=__name__,
         summary="CMO, 400 epochs with RandAugment; published for bs (Park et al. 2022)",
         exact={
             ("cifar10-lt", "*", "*"): borrowed(_BS["cifar100-lt"], "the recipe of cifar100-lt"),

@@ -13,6 +13,7 @@ _CIFAR = {**borrowed(PACO_CIFAR100, "PaCo on cifar100-lt, code of Cui et al. 202
 register_recipe(
     NamedRecipe(
         name="long",
+        module=__name__,
         summary="400 epochs with RandAugment; published for paco (Cui et al. 2021)",
         exact={
             ("cifar10-lt", "*", "*"): _CIFAR,

@@ -23,6 +23,7 @@ _OTHERS = borrowed(_CIFAR, "the recipe of ce at imbalance 100 and 50")
 register_recipe(
     NamedRecipe(
         name="mixup",
+        module=__name__,
         summary="mixup, at least twice the epochs of standard (Zhang et al. 2021, Zhong et al. 2021)",
         exact={
             ("cifar10-lt", "*", "*"): _OTHERS,

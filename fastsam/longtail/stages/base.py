@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastsam.longtail.errors import UsageError, unknown
-from fastsam.longtail.registry import Registry, RunPart
+from fastsam.longtail.registry import Registry, ValuesPart
 from fastsam.longtail.settings import Entry, Layer, Settings, factor_text, matching, setting
 
 BASE = "base"
@@ -62,12 +60,8 @@ class StageSettings(Settings):
     )
 
 
-def _not_built() -> None:
-    raise AssertionError("a list of stages is planned, not built")
-
-
 @dataclass(frozen=True, kw_only=True)
-class StageList(RunPart):
+class StageList(ValuesPart):
     """A list of stages. Once it is registered, ``--stages NAME`` trains it.
 
     The first stage has the settings of the run; what it sets itself gives way to values that the user passes.
@@ -78,7 +72,6 @@ class StageList(RunPart):
             another one, the recipe sets these, except in a stage that sets its optimizer itself. None if they
             hold for every optimizer.
         needs_weights: whether the network must have start weights, such as pretrained ones.
-        module: name of the module that defines the list; by default the one that creates it.
 
     Raises:
         UsageError: if a stage has no name or a name of another one, starts from a stage that is not before
@@ -88,13 +81,9 @@ class StageList(RunPart):
     stages: Sequence[Stage] = ()
     base: str | None = "sgd"
     needs_weights: bool = False
-    module: str = ""
-    build: Callable[..., Any] = _not_built
     settings: type[Settings] = StageSettings
 
     def __post_init__(self) -> None:
-        if not self.module:  # the caller of the dataclass's __init__
-            object.__setattr__(self, "module", sys._getframe(2).f_globals["__name__"])
         names = [stage.name for stage in self.stages]
         for layer in [stage.settings for stage in self.stages[:1]]:
             for name in layer.keys() & {"data", "method", "optimizer"}:
@@ -119,11 +108,6 @@ class StageList(RunPart):
                 )
             if stage.start not in names:
                 raise UsageError(f"{where}: {unknown('stage', stage.start, names)}")
-
-    @property
-    def build_module(self) -> str:
-        """See :attr:`fastsam.longtail.registry.RunPart.build_module`."""
-        return self.module
 
     def values(
         self, stage: Stage, data: str, imbalance: float | None, base: str | None
@@ -152,5 +136,7 @@ STAGES: Registry[StageList] = Registry("stages", "fastsam.longtail.stages")
 register_stages = STAGES.add
 # The list itself is only needed to train, so that trained runs can be read without it.
 STAGES.add_family(
-    OWN, lambda name: StageList(name=name, summary="a list from a file or a program"), listed=False
+    OWN,
+    lambda name: StageList(name=name, module=__name__, summary="a list from a file or a program"),
+    listed=False,
 )

@@ -99,6 +99,7 @@ def decoupled(name: str, summary: str, head: Layer, **epochs: int) -> StageList:
     rule = layer(KANG, method="ce-rs", sampling="class-aware")
     return StageList(
         name=name,
+        module=__name__,
         summary=summary,
         stages=(
             Stage(name="representation", exact=kang_first()),

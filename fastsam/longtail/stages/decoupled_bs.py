@@ -13,6 +13,7 @@ _SECOND: dict[str, Any] = {"weight_decay": 5e-4, "epochs": 10}
 register_stages(
     StageList(
         name="decoupled-bs",
+        module=__name__,
         summary="re-train a new head with balanced softmax (Ren et al. 2020)",
         stages=(
             Stage(

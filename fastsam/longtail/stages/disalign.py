@@ -18,6 +18,7 @@ _LARGE: dict[str, Any] = {
 register_stages(
     StageList(
         name="disalign",
+        module=__name__,
         summary="train an adjustment of the logits with weighted classes (Zhang et al. 2021)",
         stages=(
             Stage(

@@ -9,6 +9,7 @@ _SOURCE = "Kumar et al. 2022 (linear probing, then fine-tuning)"
 register_stages(
     StageList(
         name="fine-tuning",
+        module=__name__,
         summary="train the head of a pretrained network, then all parameters (Kumar et al. 2022)",
         needs_weights=True,
         stages=(

@@ -8,6 +8,7 @@ _CODE = "code of Shi et al. 2024 (shijxcs/LIFT)"
 register_stages(
     StageList(
         name="lift",
+        module=__name__,
         summary="train adapters and a cosine head of a pretrained vision transformer (Shi et al. 2024)",
         stages=(
             Stage(

@@ -13,6 +13,7 @@ PROBE: Layer = {
 register_stages(
     StageList(
         name="linear-probe",
+        module=__name__,
         summary="train the head on the fixed features of a pretrained network",
         needs_weights=True,
         stages=(Stage(name="probe", settings=PROBE),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastsam.longtail.data.shared_recipes import MISLAS as _CODE
-from fastsam.longtail.data.shared_recipes import MIXUP_LARGE
+from fastsam.longtail.data.shared_recipes import MIXUP_LARGE, SMOOTHING
 from fastsam.longtail.settings import Layer, borrowed, layer
 from fastsam.longtail.stages.base import Stage, StageList, register_stages
 from fastsam.longtail.stages.decoupled import head_only
@@ -19,17 +19,28 @@ _CIFAR_SECOND = layer(_CODE, epochs=10, lr=0.1, weight_decay=2e-4)
 _OTHER_FACTORS = "the recipe of imbalance 100"
 
 
-def _second(head: float, tail: float, factor: float, **more: Any) -> Layer:
+def _second(data: str, imbalance: str, rate: float, **more: Any) -> Layer:
     """Return the settings of stage two: smoothing, and factor on the learning rate of the class vectors."""
-    scale = (f"head.linear.*={factor:g}",)
-    return layer(_CODE, las_head=head, las_tail=tail, lr_scale=scale, **more)
+    scale = (f"head.linear.*={rate:g}",)
+    return {**SMOOTHING[data, imbalance], **layer(_CODE, lr_scale=scale, **more)}
 
 
-_LARGE: dict[str, Any] = {"batch_size": 256, "lr": 0.1}
+_LARGE: dict[str, Any] = {"epochs": 10, "batch_size": 256, "lr": 0.1}
+_LARGE_DECAYS = (("imagenet-lt", 5e-4), ("inaturalist18", 1e-4))
+_CIFAR_RATES = (
+    ("cifar10-lt", "100", 0.5),
+    ("cifar10-lt", "50", 0.2),
+    ("cifar10-lt", "10", 0.2),
+    ("cifar100-lt", "100", 0.2),
+    ("cifar100-lt", "50", 0.1),
+    ("cifar100-lt", "10", 0.1),
+)
+"""Factors on the learning rate of the class vectors."""
 
 register_stages(
     StageList(
         name="mislas",
+        module=__name__,
         summary="mixup, then a scaled head with label-aware smoothing (Zhong et al. 2021)",
         stages=(
             Stage(
@@ -67,27 +78,17 @@ register_stages(
                     **{("cifar*-lt", factor): _CIFAR_SECOND for factor in _PUBLISHED},
                     # The shifted batch normalization is off on CIFAR-10-LT.
                     ("cifar10-lt", "*"): layer(_CODE, batch_norm="frozen"),
-                    ("cifar10-lt", "100"): _second(0.3, 0.0, 0.5),
-                    ("cifar10-lt", "50"): _second(0.2, 0.0, 0.2),
-                    ("cifar10-lt", "10"): _second(0.1, 0.0, 0.2),
-                    ("cifar100-lt", "100"): _second(0.4, 0.1, 0.2),
-                    ("cifar100-lt", "50"): _second(0.3, 0.0, 0.1),
-                    ("cifar100-lt", "10"): _second(0.2, 0.0, 0.1),
-                    ("imagenet-lt", "*"): _second(
-                        0.3, 0.0, 0.05, epochs=10, weight_decay=5e-4, **_LARGE
-                    ),
-                    ("inaturalist18", "*"): _second(
-                        0.3, 0.0, 0.05, epochs=10, weight_decay=1e-4, **_LARGE
-                    ),
+                    **{
+                        (data, imbalance): _second(data, imbalance, rate)
+                        for data, imbalance, rate in _CIFAR_RATES
+                    },
+                    **{
+                        (data, "*"): _second(data, "*", 0.05, weight_decay=decay, **_LARGE)
+                        for data, decay in _LARGE_DECAYS
+                    },
                     ("places-lt", "*"): borrowed(
                         _second(
-                            0.4,
-                            0.1,
-                            0.05,
-                            epochs=10,
-                            weight_decay=5e-4,
-                            **_LARGE,
-                            batch_norm="frozen",
+                            "places-lt", "*", 0.05, weight_decay=5e-4, **_LARGE, batch_norm="frozen"
                         ),
                         _PLACES,
                     ),

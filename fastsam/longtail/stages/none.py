@@ -3,4 +3,4 @@
 from fastsam.longtail.settings import NoSettings
 from fastsam.longtail.stages.base import StageList, register_stages
 
-register_stages(StageList(name="none", summary="one stage", settings=NoSettings))
+register_stages(StageList(name="none", module=__name__, summary="one stage", settings=NoSettings))

@@ -13,6 +13,7 @@ _CIFAR: dict[str, Any] = {"batch_size": 64, "lr": 0.01}
 register_stages(
     StageList(
         name="weight-balancing",
+        module=__name__,
         summary="strong weight decay, then MaxNorm and decay of the head (Alshammari et al. 2022)",
         stages=(
             Stage(

@@ -15,7 +15,6 @@ from fastsam.longtail.differences import identity
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.settings import value_text
-from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, check_stored_settings, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, run_plan
 
@@ -197,14 +196,8 @@ def run_name(varied: Mapping[str, Any]) -> str:
 
 def _seeded(name: str, chosen: Recipe, seeds: int) -> Iterator[PlannedRun]:
     for seed in range(seeds):
-        one = chosen.override(seed=seed)
-        try:
-            config = one.config()
-            plan_stages(config)  # raises: a setting of a later stage is not valid
-        except UsageError as error:
-            raise UsageError(f"{error} (run {name})" if name else str(error)) from error
         full = f"{name}/seed-{seed}" if name else f"seed-{seed}"
-        yield PlannedRun(full, config, one.sources)
+        yield PlannedRun.of(full, chosen.override(seed=seed))
 
 
 @dataclass

@@ -13,7 +13,10 @@ from fastsam.files import FolderBusyError, locked, write_text
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.differences import changes
 from fastsam.longtail.errors import CheckpointError, DataError, UsageError
+from fastsam.longtail.recipes import Recipe
+from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training.stage_checks import check_start
 from fastsam.records import build
 
 PLAN_FILE = "sweep.json"
@@ -43,10 +46,28 @@ class PlannedRun:
     keep: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, name: str, chosen: Recipe, *, keep: tuple[int, ...] = (), needs: tuple[str, ...] = ()
+    ) -> PlannedRun:
+        """Plan the run of a recipe.
+
+        Raises:
+            UsageError: if a setting is not valid, also one of a later stage, or start weights are missing.
+        """
+        group = _group(name)
+        try:
+            config = chosen.config()
+            plan_stages(config)
+            check_start(config)
+        except UsageError as error:
+            raise UsageError(f"{error} (run {group})" if group else str(error)) from error
+        return cls(name, config, chosen.sources, keep, needs)
+
     @property
     def group(self) -> str:
         """The name without the seed: runs of one group differ only in it."""
-        return self.name.rpartition("/")[0]
+        return _group(self.name)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to values that JSON accepts; the name is not included."""
@@ -67,6 +88,10 @@ class PlannedRun:
         values = dict(values)
         config = TrainConfig.from_dict(values.pop("settings", None))
         return build(cls, {"name": name, **values}, config=config)
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
