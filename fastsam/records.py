@@ -11,13 +11,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 _Record = TypeVar("_Record")
 
 
-@cache
 def field_types(cls: type) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields by name.
 
     The annotations are strings. Evaluating them takes longer than all other checks of a value, so they are
     evaluated once for each class.
     """
+    return _evaluated(cls)
+
+
+@cache
+def _evaluated(cls: type) -> Mapping[str, Any]:
     return MappingProxyType(get_type_hints(cls))
 
 
