@@ -232,7 +232,7 @@ def test_the_slurm_script_queues_itself_until_the_run_is_finished(
 ) -> None:
     """Stubs stand for Slurm. ``FASTSAM_PREEMPT_SECONDS`` preempts each job after a time instead of steps."""
     seconds = float(os.environ.get("FASTSAM_PREEMPT_SECONDS", "0"))
-    steps = 1 if seconds else 40
+    steps = 1 if seconds else 15
     stubs, out = tmp_path / "bin", tmp_path / "run"
     stubs.mkdir()
     write_stub(stubs / "srun", 'exec "$@"')
