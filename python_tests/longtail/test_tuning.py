@@ -160,7 +160,7 @@ def test_search_spaces_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("search", "settings", "options", "message"),
     [
-        ({}, TINY, {}, "needs a setting to search"),
+        ({}, TINY, {}, "requires a setting to search"),
         ({"lr": [0.1]}, {**TINY, "lr": 0.1}, {}, "both searched and fixed"),
         ({"lr": [0.1, -1]}, TINY, {}, r"lr must be above 0, got -1 \(run trial-00"),
         ({"roh": [0.1]}, TINY, {}, "did you mean 'rho'"),
