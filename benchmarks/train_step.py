@@ -27,9 +27,9 @@ from fastsam.optim.plain import PlainSAM
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
 LR, RHO = 1e-3, 0.05
 STEPS_TO_AGREE = 3
-DISAGREEMENT = {None: 0.05, torch.bfloat16: 0.2}
-"""Largest distance between two implementations, relative to the distance trained, by the dtype of the
-passes. Different steps differ by far more."""
+DISAGREEMENT = 0.05
+"""Largest distance between two implementations, relative to the distance trained. Different steps differ by far
+more."""
 
 Way = Literal["captured", "compiled", "eager", "trainer", "script"]
 
@@ -133,9 +133,7 @@ class TrainStep:
                 continue
             steps[contestant] = step
             weights[contestant] = [p.detach().clone() for p in model.parameters()]
-        disagreement = _disagreement(
-            weights, list(start.parameters()), DISAGREEMENT[workload.autocast]
-        )
+        disagreement = _disagreement(weights, list(start.parameters()))
         timings = interleaved(
             {key: _bound(step, batch) for key, step in steps.items()},
             rounds=self.rounds,
@@ -310,13 +308,11 @@ def _bound(step: Step, batch: Batch) -> Callable[[], object]:
     return lambda: step(batch)
 
 
-def _disagreement(
-    weights: dict[str, list[Tensor]], start: list[Tensor], limit: float
-) -> dict[str, float]:
+def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict[str, float]:
     """Compute the distance of each contestant from the first of its kind, relative to the distance trained.
 
     Raises:
-        AssertionError: if it is above ``limit``, because they do not compute the same step.
+        AssertionError: if it is above :data:`DISAGREEMENT`, because they do not compute the same step.
     """
     found: dict[str, float] = {}
     first: dict[str, list[Tensor]] = {}
@@ -325,7 +321,7 @@ def _disagreement(
         expected = first.setdefault(kind, values)
         way = _distance(expected, start)
         found[name] = _distance(values, expected) / way
-        if not found[name] < limit:
+        if not found[name] < DISAGREEMENT:
             raise AssertionError(
                 f"{name} differs from the first {kind} by {found[name]:.1%} of the distance trained"
             )
