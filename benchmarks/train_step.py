@@ -28,8 +28,8 @@ SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
 LR, RHO = 1e-3, 0.05
 STEPS_TO_AGREE = 3
 DISAGREEMENT = 0.05
-"""Largest distance between two implementations, relative to the distance trained. Different steps differ by far
-more."""
+"""Largest distance between two implementations, relative to the distance trained. Different steps differ by
+far more."""
 
 Way = Literal["captured", "compiled", "eager", "trainer", "script"]
 
