@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from fastsam.disk_space import explained, reserve
+
 OWN_FILES = ".fastsam-"
 """Prefix of lock and temporary files, which are not part of a folder's content."""
 _TEMPORARY = OWN_FILES + "{}.partial"
@@ -70,7 +72,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.close(handle)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _explained(error, path, 0 if sink is None else sink.size) from error
+        raise explained(error, path, 0 if sink is None else sink.size) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -202,37 +204,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _explained(error: OSError, path: Path, size: int) -> OSError:
-    """Return an error of the same type whose message has ``path`` and the required space."""
-    if error.errno is None:
-        return error
-    text = f"{os.strerror(error.errno)}: {path}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        text += f" needs {_megabytes(size)}, {_room(error.errno, path.parent)}"
-    explained = type(error)(text)
-    explained.errno = error.errno
-    return explained
-
-
-def _room(code: int, folder: Path) -> str:
-    """Describe the limit on files in ``folder``: free space or ulimit."""
-    if code == errno.EFBIG and sys.platform != "win32":
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if limit != resource.RLIM_INFINITY:
-            return f"the limit on files (ulimit -f) is {_megabytes(limit)}"
-    return f"{_megabytes(shutil.disk_usage(folder).free)} free"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
 def check_room(folder: Path, *sizes: int) -> None:
     """Check that files of these sizes can be written to ``folder`` at the same time.
 
-    If the system supports it, the space is allocated temporarily, so that quotas and limits apply.
+    If the system supports it, the space is reserved temporarily, so that quotas and limits apply.
 
     Args:
         folder: an existing folder.
@@ -245,13 +220,10 @@ def check_room(folder: Path, *sizes: int) -> None:
     try:
         for size in sizes:
             made.append(_create_temporary(folder))
-            if hasattr(os, "posix_fallocate") and size:
-                os.posix_fallocate(made[-1][0], 0, size)
+            reserve(made[-1][0], size)
     except OSError as error:
-        # Some network file systems cannot reserve space; then only the writes will show a lack of it.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            needed = max(sizes) if error.errno == errno.EFBIG else sum(sizes)
-            raise _explained(error, folder, needed) from error
+        needed = max(sizes) if error.errno == errno.EFBIG else sum(sizes)
+        raise explained(error, folder, needed) from error
     finally:
         for handle, path in made:
             path.unlink(missing_ok=True)
@@ -288,7 +260,7 @@ def locked(folder: Path) -> Iterator[None]:
     except FolderBusyError:
         raise
     except OSError as error:
-        raise _explained(error, path, 0) from error
+        raise explained(error, path, 0) from error
     try:
         remove_orphans(folder)
         yield

@@ -111,13 +111,17 @@ def test_too_large_a_file_is_one_line_with_sizes(tmp_path: Path) -> None:
         assert names(tmp_path) == ["a.pt"]
 
 
-def test_check_room_finds_a_lack_of_space(tmp_path: Path) -> None:
+def test_check_room_finds_a_lack_of_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_room(tmp_path, 1000, 1000)
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    with pytest.raises(OSError, match=r"(No space left on device|File too large).* MB free"):
-        check_room(tmp_path, free + (1 << 40))
     with file_size_limit(10_000), pytest.raises(OSError, match=r"needs 0\.0 MB, the limit"):
         check_room(tmp_path, 20_000)
+    # Other processes need the free space meanwhile: nothing is allocated if it does not suffice.
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    allocated: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda handle, start, size: allocated.append(size))
+    with pytest.raises(OSError, match=r"No space left on device.* MB free"):
+        check_room(tmp_path, 1000, free + (1 << 40))
+    assert allocated == [1000]
     assert names(tmp_path) == []
 
 

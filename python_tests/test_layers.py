@@ -20,6 +20,7 @@ PACKAGE = ROOT / "fastsam"
 FOUNDATION = {
     "cache",
     "csv_text",
+    "disk_space",
     "distributed",
     "extras",
     "files",
@@ -39,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
     **{name: set() for name in FOUNDATION},
     "csv_text": {"text"},
     "distributed": {"rank_errors", "stopping"},
+    "files": {"disk_space"},
     "rank_errors": {"stopping", "text"},
     "html_table": {"text"},
     "progress": {"text"},

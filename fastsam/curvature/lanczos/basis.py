@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsam.curvature.memory import plan_bytes, readable
+from fastsam.disk_space import reserve
 
 _ZEROS = 1 << 24
 """Bytes written at once if the file system cannot reserve space."""
@@ -101,7 +102,7 @@ def _mapped_file(folder: Path, size: int) -> mmap.mmap:
     # Unnamed from the start, so that a kill at any moment leaves no file.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
-            _reserve(file.fileno(), size)
+            _fill(file.fileno(), size)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -115,15 +116,10 @@ def _mapped_file(folder: Path, size: int) -> mmap.mmap:
         return mmap.mmap(file.fileno(), size)
 
 
-def _reserve(handle: int, size: int) -> None:
-    """Reserve ``size`` bytes of disk space for a new file, filled with zeros."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(handle, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-                raise
+def _fill(handle: int, size: int) -> None:
+    """Fill a new file with ``size`` bytes of zeros; reserve the space if the file system can."""
+    if reserve(handle, size):
+        return
     zeros = memoryview(bytes(min(size, _ZEROS)))
     written = 0
     while written < size:
