@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from benchmarks.machine import save
 from benchmarks.timing import Ratio, Timing, interleaved
@@ -27,9 +28,17 @@ from fastsam.optim.plain import PlainSAM
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
 LR, RHO = 1e-3, 0.05
 STEPS_TO_AGREE = 3
-DISAGREEMENT = 0.05
-"""Largest distance between two implementations, relative to the distance trained. Different steps differ by
-far more."""
+DISAGREEMENT = {None: 0.05, torch.bfloat16: 0.2}
+"""Largest distance between two implementations, relative to the distance trained, by dtype of the passes.
+
+Measured for three steps of SAM on ResNet-50, with 16 images of 64 pixels on a CPU. A change of the initial
+weights in their last bit moves the result by 0.03 in float32 and by 0.15 in bfloat16. Half of rho moves it by
+0.24, twice rho by 0.37, no ascent by 0.38."""
+DAMPED = 0.1
+"""Weight of the last BatchNorm of a bottleneck block.
+
+With weight 1, a change of the initial weights in their last bit moves the result of three steps by 0.75 with
+SGD and by 0.96 with SAM (same images, float32), so that two implementations could not be compared."""
 
 Way = Literal["captured", "compiled", "eager", "trainer", "script"]
 
@@ -70,7 +79,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """Time whole training steps of SGD, SAM and ASAM, after checking that implementations agree.
+    """Time whole training steps of SGD, SAM and ASAM, and check that implementations agree.
 
     ``captured`` is :func:`fastsam.capture_step`, ``eager`` is the same without a graph, ``compiled`` is
     eager with ``torch.compile`` of the network, ``trainer`` is the step of :class:`fastsam.longtail.Trainer`,
@@ -106,10 +115,23 @@ class TrainStep:
             if self.save or self.out is not None:  # after each case, in case of an interruption
                 content = {"cases": results}
                 print(f"wrote {save('train_step', content, device=self.device, folder=self.out)}")
+        differing = [
+            f"{contestant} of {name} ({distance:.1%} of the distance trained)"
+            for name, result in results.items()
+            for contestant, distance in result["relative_disagreement"].items()
+            if not distance < DISAGREEMENT[WORKLOADS[name].autocast]
+        ]
+        if differing:
+            raise AssertionError(
+                f"other steps than the first of their kind: {', '.join(differing)}"
+            )
 
     def _case(self, name: str, workload: Workload) -> dict[str, Any]:
         device = torch.device(self.device)
         start = build_model(workload.model, workload.classes).to(device)
+        for block in start.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.constant_(block.bn3.weight, DAMPED)
         if workload.autocast is not None:
             start = start.to(memory_format=torch.channels_last)
         batch = _random_batch(workload, device)
@@ -309,11 +331,7 @@ def _bound(step: Step, batch: Batch) -> Callable[[], object]:
 
 
 def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict[str, float]:
-    """Compute the distance of each contestant from the first of its kind, relative to the distance trained.
-
-    Raises:
-        AssertionError: if it is above :data:`DISAGREEMENT`, because they do not compute the same step.
-    """
+    """Return the distance of each contestant from the first of its kind, relative to the distance trained."""
     found: dict[str, float] = {}
     first: dict[str, list[Tensor]] = {}
     for name, values in weights.items():
@@ -321,10 +339,6 @@ def _disagreement(weights: dict[str, list[Tensor]], start: list[Tensor]) -> dict
         expected = first.setdefault(kind, values)
         way = _distance(expected, start)
         found[name] = _distance(values, expected) / way
-        if not found[name] < DISAGREEMENT:
-            raise AssertionError(
-                f"{name} differs from the first {kind} by {found[name]:.1%} of the distance trained"
-            )
     return found
 
 

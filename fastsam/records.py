@@ -47,7 +47,7 @@ def build(cls: type[_Record], values: object, **ready: Any) -> _Record:
         >>> build(Point, {"x": "1"})
         Traceback (most recent call last):
             ...
-        ValueError: x must be float, got '1'
+        ValueError: x must be a number, got '1'
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{cls.__name__} must be a mapping, got {_short(values)}")
@@ -86,8 +86,7 @@ def converted(value: object, hint: Any, name: str) -> Any:
             for key, item in value.items()
         }
     if not _fits(value, hint, origin, arguments):
-        kind = hint.__name__ if isinstance(hint, type) else str(hint)
-        raise ValueError(f"{name} must be {kind}, got {_short(value)}")
+        raise ValueError(f"{name} must be {_described(hint)}, got {_short(value)}")
     return value
 
 
@@ -101,6 +100,25 @@ def _fits(value: object, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> 
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint if origin is None else origin) and origin not in (list, tuple)
+
+
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
+
+
+def _described(hint: Any) -> str:
+    """Describe a type in the words of a settings file."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    known = _WORDS.get(get_origin(hint) or hint)
+    return str(getattr(hint, "__name__", hint)) if known is None else known
 
 
 def _short(value: object) -> str:

@@ -147,7 +147,7 @@ class TrainConfig(RunSettings):
             if name not in values:
                 raise UsageError(f"{name} is missing: {common[name].metadata['help']}")
             if not isinstance(values[name], str):
-                raise UsageError(f"{name} must be str, got {values[name]!r:.60}")
+                raise UsageError(f"{name} must be a string, got {values[name]!r:.60}")
         stored = list(values)
         values |= before(values)
         chosen = chosen_parts(values)

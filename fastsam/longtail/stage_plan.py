@@ -172,7 +172,9 @@ def _planned(
             if start is not None:
                 _check_head(made[0], done[start])
         except UsageError as error:
-            raise UsageError(f"stage {stage.name} of {part.name}: {error}") from error
+            raise UsageError(
+                f"stage {stage.name} of {part.name.removeprefix(OWN)}: {error}"
+            ) from error
         last = place == len(names) - 1
         # Only the result of the whole run is one of the list; an earlier stage is a run by itself.
         labels = {name: getattr(config, name) for name in _LABELS} if last else {"stages": "none"}

@@ -120,7 +120,8 @@ def load_start(
 
     Returns:
         The record of the start for checkpoints and results: ``name``, ``sha256`` of the weights, ``left_out``
-        and ``fresh`` (names of weights that were not loaded, and entries of the network without one).
+        and ``fresh`` (names of weights that were not loaded, and entries of the network without one), and
+        ``adapted`` (number of channels of filters that were adapted, by name).
 
     Raises:
         CheckpointError: if weights of the feature extractor are missing, too many, or of other shapes.
@@ -148,6 +149,7 @@ def load_start(
         **start.record,
         "left_out": sorted(given.keys() - fits.keys()),
         "fresh": sorted(name for name in own.keys() - fits.keys() if own[name].ndim),
+        "adapted": {k: given[k].shape[1] for k, v in fits.items() if v.shape != given[k].shape},
     }
 
 

@@ -393,7 +393,7 @@ def test_flipped_bits_are_noticed_or_change_nothing(run: TrainedRun, tmp_path: P
         ({"format": "else"}, "its format is not"),
         ({"version": 99}, "calibration version 99, but this version of fastsam reads 1"),
         ({"temperature": -1.0}, "temperature must be finite and above 0"),
-        ({"temperature": "warm"}, "temperature must be float"),
+        ({"temperature": "warm"}, "temperature must be a number"),
         (
             {"parameters": {"means": {"float32": "AAAA", "shape": [1]}}},
             "cannot read .* as a calibration",

@@ -249,6 +249,7 @@ def test_names_of_classes_that_would_hide_columns() -> None:
         "twin (class 3)": 0.125,
     }
     assert json.loads("".join(json_parts([], names))) == []
+    assert "".join(csv_parts([], names[:1])) == "path,class,probability,path (class 0)\n"
 
 
 def test_images_that_cannot_be_read(
@@ -262,6 +263,8 @@ def test_images_that_cannot_be_read(
     assert f"cannot read {broken}" in message
     assert "--corrupt skip" in message
     assert not out.exists()
+    assert main(["predict", str(folder), str(broken)]) == 1
+    assert capsys.readouterr().out == ""  # not even the header
     assert main(["predict", str(folder), str(broken), str(good), "--corrupt", "skip"]) == 0
     output = capsys.readouterr()
     assert [row[0] for row in csv.reader(io.StringIO(output.out))] == ["path", str(good)]

@@ -142,8 +142,8 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., s
         ("", "contains no settings"),
         ("optimizer: sgd\nrho: 0.1", "rho requires optimizer asam"),
         ("optimizer: sgdd", "unknown optimizer 'sgdd', did you mean 'sgd'?"),
-        ("at: soon", "at must be int, got 'soon'"),
-        ("tags: [1]", "tags must be str, got 1"),
+        ("at: soon", "at must be a whole number, got 'soon'"),
+        ("tags: [1]", "tags must be a string, got 1"),
     ],
 )
 def test_wrong_files(text: str, message: str, fails: Callable[..., str]) -> None:

@@ -494,7 +494,7 @@ def test_a_later_stage_does_not_have_what_the_list_gives_to_the_first() -> None:
         ({"stages": "crt", "stage_set": ("classifier.lr",)}, "must be STAGE.SETTING=VALUE"),
         ({"stages": "crt", "stage_set": ("clasifier.lr=1",)}, "did you mean 'classifier'"),
         ({"stages": "crt", "stage_set": ("classifier.rl=1",)}, "unknown setting 'rl'"),
-        ({"stages": "crt", "stage_set": ("classifier.lr=x",)}, "lr must be float, got 'x'"),
+        ({"stages": "crt", "stage_set": ("classifier.lr=x",)}, "lr must be a number, got 'x'"),
         ({"stages": "crt", "stage_set": ("classifier.lr=-1",)}, "stage classifier of crt: lr must"),
         ({"stages": "crt", "stage_set": ("classifier.rho=1",)}, "rho requires optimizer"),
         ({"stages": "crt", "stage_set": ("classifier.seed=1",)}, "same in all stages"),
@@ -525,7 +525,7 @@ def test_a_head_that_cannot_be_taken_over_is_refused() -> None:
         ([{"name": "a"}, {"name": "b", "start": "c"}, {"name": "c"}], "not trained before it"),
         ([{"name": "a", "start": "a"}], "not trained before it"),
         ([{"name": "a"}, {"name": "b", "epoch": 1}], "stage 'b': unknown setting 'epoch'"),
-        ([{"name": "a"}, {"name": "b", "epochs": "x"}], "epochs must be int, got 'x'"),
+        ([{"name": "a"}, {"name": "b", "epochs": "x"}], "epochs must be a whole number, got 'x'"),
         ([{"name": "a", "method": "ce"}, {"name": "b"}], "first stage has the method of the run"),
     ],
 )

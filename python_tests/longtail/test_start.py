@@ -263,7 +263,9 @@ def test_an_own_module_is_trained_evaluated_and_exported(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "channels", [pytest.param(c, marks=[pytest.mark.slow] * (c != 4)) for c in (1, 3, 4)]
 )
-def test_pretrained_weights_of_torchvision_from_a_file(channels: int, tmp_path: Path) -> None:
+def test_pretrained_weights_of_torchvision_from_a_file(
+    channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The classifier of the file is left out, and input filters are adapted to the images."""
     torchvision = pytest.importorskip("torchvision")
     source = torchvision.models.resnet18(num_classes=5)
@@ -273,7 +275,9 @@ def test_pretrained_weights_of_torchvision_from_a_file(channels: int, tmp_path: 
     config = recipe(
         "own:mine", "ce", "sgd", pretrained=str(tmp_path / "weights.pth"), **values
     ).config()
-    trainer = Trainer(config, data=data, progress=False)
+    trainer = Trainer(config, data=data)
+    change = f"features.network.conv1.weight adapted from 3 to {channels} channels"
+    assert (change in capsys.readouterr().err) == (channels != 3)
     found = trainer.model.state_dict()
     for name, value in source.state_dict().items():
         if name == "conv1.weight":

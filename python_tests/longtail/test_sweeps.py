@@ -265,8 +265,8 @@ def test_values_on_the_command_line() -> None:
     for wrong, message in (
         ("rho", "must be NAME=VALUES"),
         ("roh=1", "did you mean 'rho'"),
-        ("lr=a", "lr must be float, got 'a'"),
-        ("epochs=1.5", "epochs must be int"),
+        ("lr=a", "lr must be a number, got 'a'"),
+        ("epochs=1.5", "epochs must be a whole number"),
         ("lr=0.1,", "lr has an empty value"),
     ):
         with pytest.raises(UsageError, match=message):

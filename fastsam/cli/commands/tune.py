@@ -24,16 +24,16 @@ from fastsam.text import notice
 class TuneCommand:
     """Draw trials of some settings, train them, and choose one on validation images."""
 
-    data: Annotated[str | None, named("data")] = None
-    method: Annotated[str | None, named("method")] = None
-    optimizer: Annotated[str | None, named("optimizer")] = None
+    data: Annotated[str | None, named("data", "(required, here or in --search)")] = None
+    method: Annotated[str | None, named("method", "(required, here or in --search)")] = None
+    optimizer: Annotated[str | None, named("optimizer", "(required, here or in --search)")] = None
     search: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(
             help="values of a setting: a list (rho=0.05,0.1), an interval (lr=0.01:1), or an interval on a "
             "logarithmic scale (lr=log:0.01:1); repeat the option for each setting",
             metavar="NAME=VALUES",
-            help_behavior_hint="",
+            help_behavior_hint="(required)",
         ),
     ] = ()
     trials: Annotated[int, arg(help="number of trials")] = 10

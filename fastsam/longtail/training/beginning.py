@@ -92,7 +92,12 @@ def _report(record: dict[str, Any], network: Classifier) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         notice(f"start from {record['name']}: left out {', '.join(names[:3])}{more}")
-    head = {k for k, v in network.state_dict().items() if k.startswith("head.") and v.ndim}
+    own = network.state_dict()
+    for name, channels in record.get("adapted", {}).items():
+        notice(
+            f"start from {record['name']}: {name} adapted from {channels} to {own[name].shape[1]} channels"
+        )
+    head = {k for k, v in own.items() if k.startswith("head.") and v.ndim}
     if (
         not chosen and head and head.issubset(record.get("fresh", ()))
     ):  # else it took over another head
