@@ -127,8 +127,11 @@ class Comparison:
 
     @property
     def trace_z(self) -> float:
-        """Difference of the traces divided by its standard error."""
-        return self.trace.value / self.trace.stderr if self.trace.stderr else math.inf
+        """Difference of the traces divided by its standard error; 0 if the traces are equal."""
+        difference, stderr = self.trace.value, self.trace.stderr
+        if stderr == 0:
+            return math.copysign(math.inf, difference) if difference else 0.0
+        return difference / stderr
 
 
 def compare(first: Spectrum, second: Spectrum) -> Comparison:
@@ -145,20 +148,28 @@ def compare(first: Spectrum, second: Spectrum) -> Comparison:
         >>> round(compare(one, two).wasserstein, 4)
         1.0
     """
-
-    def difference(name: str) -> Estimate:
-        errors = getattr(first, f"{name}_stderr"), getattr(second, f"{name}_stderr")
-        return Estimate(getattr(second, name) - getattr(first, name), math.hypot(*errors))
-
     return Comparison(
         lambda_min=second.lambda_min - first.lambda_min,
         lambda_max=second.lambda_max - first.lambda_max,
-        trace=difference("trace"),
-        frobenius_norm_squared=difference("frobenius_norm_squared"),
+        trace=_difference(first.trace_estimate, second.trace_estimate),
+        frobenius_norm_squared=_difference(
+            first.frobenius_norm_squared_estimate, second.frobenius_norm_squared_estimate
+        ),
         mass_below=_mass_difference(first, second),
         first=first,
         second=second,
     )
+
+
+def _difference(first: Estimate, second: Estimate) -> Estimate:
+    """Return the difference of two independent estimates, the second minus the first.
+
+    The degrees of freedom are those of Welch (Biometrika 34, 1947).
+    """
+    variance = first.stderr**2 + second.stderr**2
+    share = sum(each.stderr**4 / each.degrees for each in (first, second))
+    degrees = max(1.0, float(math.floor(variance**2 / share))) if 0 < share < math.inf else math.inf
+    return Estimate(second.value - first.value, math.sqrt(variance), degrees=degrees)
 
 
 def _mass_difference(first: Spectrum, second: Spectrum) -> MassBelow:

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from fastsam.curvature.checks import check_count
+from fastsam.curvature.checks import check_count, check_number
 from fastsam.curvature.lanczos.basis import allocated_basis
 from fastsam.curvature.lanczos.thick_restart import Goal, RitzPairs, Subspace, Which, find_extremes
 from fastsam.curvature.operators.base import Operator
@@ -83,7 +83,8 @@ def eigenpairs(
         subspace: number of vectors in memory, more than ``k``. A larger subspace takes fewer
             products. Default None: ``max(2 k + 1, 20)``, at most n.
         max_products: number of products after which the pairs are returned with a
-            :class:`ConvergenceWarning`. Default 10,000.
+            :class:`ConvergenceWarning`. Default 10,000. Up to ``k`` more measure the residuals, if
+            they were found in several searches.
         start: vectors to start from, ``[n]`` or ``[count, n]``, for example the eigenvectors of a
             similar operator. Default None: a random vector.
         seed: seed of random vectors.
@@ -93,6 +94,7 @@ def eigenpairs(
         progress: whether to show progress: a bar on a terminal, one line per minute elsewhere.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: an argument is invalid, the subspace does not fit in memory, or the operator is
             not symmetric.
         FloatingPointError: a product contains NaN or infinity.
@@ -109,11 +111,14 @@ def eigenpairs(
         raise ValueError(f"k must be at most the operator's dimension, {dimension}, got {k}")
     if which not in get_args(Which):
         raise ValueError(f"which must be one of {', '.join(get_args(Which))}, got {which!r}")
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol must be at least 0 and below 1, got {tol}")
+    check_number("tol", tol, below=1)
     check_count("max_products", max_products)
+    if subspace is not None:
+        check_count("subspace", subspace)
     if subspace is not None and subspace <= k < dimension:
         raise ValueError(f"subspace must be larger than k = {k}, got {subspace}")
+    if start is not None and not isinstance(start, Tensor):
+        raise TypeError(f"start must be a tensor, got {type(start).__name__}")
     if start is not None and (start.ndim not in (1, 2) or start.shape[-1] != dimension):
         raise ValueError(
             f"start must have shape [{dimension}] or [count, {dimension}], got {list(start.shape)}"

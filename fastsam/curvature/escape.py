@@ -111,6 +111,7 @@ def negative_curvature(
             max_products=max_products,
             seed=seed,
             basis=chosen.basis,
+            memory_limit=chosen.memory_limit,
             progress=run.options.progress,
         )
     vector = found.vectors[0]

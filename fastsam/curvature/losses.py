@@ -178,20 +178,26 @@ class CriterionLoss(ModelLoss):
             )
         return value.reshape(()) * samples, weight
 
-    def sample_losses(self, batch: Any, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def sample_losses(self, batch: Any, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the weighted losses of the samples (or positions), and their weights, of one shape.
 
         Args:
             batch: the batch.
-            targets: targets to use instead of those of the batch.
+            drawn: classes drawn from the model, for ``nn.CrossEntropyLoss``. The losses are then those
+                of these classes; the weights stay those of the batch's targets, so that the mean over
+                draws is the Fisher matrix.
 
         Raises:
             ValueError: the criterion has no attribute ``reduction``, or its forward ignores it.
         """
         criterion = self.criterion
         outputs = self.outputs(batch)
-        targets = self.targets(batch) if targets is None else targets
+        targets = self.targets(batch)
         samples = self.samples(batch)
+        if drawn is not None and is_likelihood(criterion):
+            losses = F.cross_entropy(outputs, drawn, reduction="none")
+            weights = _target_weights(criterion, targets, losses)
+            return weights * losses, weights
         if not isinstance(criterion, nn.Module) or not hasattr(criterion, "reduction"):
             raise ValueError(
                 "the losses of single samples require a torch.nn criterion with a reduction, got "

@@ -10,7 +10,7 @@ import numpy as np
 from fastsam.curvature.comparison import merge
 from fastsam.curvature.data import Batches
 from fastsam.curvature.spectrum import Spectrum
-from fastsam.curvature.structure import map_tensors, sample_count
+from fastsam.curvature.structure import common_length, map_tensors, sample_count
 from fastsam.distributed import World
 
 SHARDS = (None, "samples", "probes")
@@ -33,7 +33,7 @@ def sharded_world(shard: str | None) -> World:
 
 
 def shard_of_samples(batches: Batches, world: World, *, separable: bool) -> Batches:
-    """Return this rank's part of every batch, or every world_size-th batch if none may be split.
+    """Return this rank's part of every batch, or every world_size-th batch if one may not be split.
 
     Raises:
         ValueError: the data are not in memory, or differ between the ranks.
@@ -45,7 +45,7 @@ def shard_of_samples(batches: Batches, world: World, *, separable: bool) -> Batc
             "the ranks read different data or another order of the data; every rank must pass the "
             "whole data in the same order (shuffle=False, or a loader with the same seeded generator)"
         )
-    if not separable:
+    if not separable or any(common_length(batch) is None for batch in batches):
         own = [
             batch for number, batch in enumerate(batches) if number % world.world_size == world.rank
         ]

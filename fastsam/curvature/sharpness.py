@@ -24,8 +24,7 @@ from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss
 from fastsam.curvature.mean_loss import MeanLoss
 from fastsam.curvature.neighborhood import Neighborhood, finite_gradient, finite_loss
-from fastsam.curvature.products.passes import pieces
-from fastsam.curvature.structure import tensors_of
+from fastsam.curvature.products.passes import pieces, splittable
 from fastsam.curvature.student import student_quantile
 from fastsam.progress import ProgressBar
 
@@ -343,14 +342,4 @@ def _chunks(mean: MeanLoss, m: int) -> Batches:
             "m requires a criterion, because the batches of a BatchLoss cannot be split; pass "
             "m=None and batches of m samples"
         )
-
-    def checked(batch: Any) -> list[Any]:
-        lengths = {len(tensor) if tensor.ndim else None for tensor in tensors_of(batch)}
-        if len(lengths) > 1 or None in lengths:
-            raise ValueError(
-                "the tensors of a batch have no common first dimension, so the batch cannot be split "
-                "into chunks; pass m=None and batches of m samples"
-            )
-        return [batch]
-
-    return pieces(mean.batches.mapped(checked), m)
+    return pieces(splittable(mean.batches, "m requires; pass m=None and batches of m samples"), m)

@@ -146,17 +146,17 @@ class Spectrum(RitzValues):
     @property
     def trace(self) -> float:
         """Estimated trace of H."""
-        return self._trace.value
+        return self.trace_estimate.value
 
     @property
     def trace_stderr(self) -> float:
         """Standard error of :attr:`trace` over the probes; its quadrature is exact."""
-        return self._trace.stderr
+        return self.trace_estimate.stderr
 
     @property
     def frobenius_norm_squared(self) -> float:
         """Estimated squared Frobenius norm of H, the trace of H^2."""
-        return self._frobenius.value
+        return self.frobenius_norm_squared_estimate.value
 
     @property
     def frobenius_norm_squared_stderr(self) -> float:
@@ -164,17 +164,27 @@ class Spectrum(RitzValues):
 
         It requires the fourth moment of the eigenvalues, which takes two steps.
         """
-        return self._frobenius.stderr
+        return self.frobenius_norm_squared_estimate.stderr
 
     @cached_property
-    def _trace(self) -> Estimate:
+    def trace_estimate(self) -> Estimate:
+        """:attr:`trace` with its error and the degrees of freedom of the error."""
         mean, spread = first_moment(self.alpha, self.beta)
-        return Estimate(self.dimension * mean, self._stderr(spread))
+        return self._estimate(mean, spread, power=1)
 
     @cached_property
-    def _frobenius(self) -> Estimate:
+    def frobenius_norm_squared_estimate(self) -> Estimate:
+        """:attr:`frobenius_norm_squared` with its error and the degrees of freedom of the error."""
         mean, spread = second_moment(self.alpha, self.beta, self.order)
-        return Estimate(self.dimension * mean, self._stderr(spread))
+        return self._estimate(mean, spread, power=2)
+
+    def _estimate(self, mean: float, spread: float, *, power: int) -> Estimate:
+        """Return the trace of H^power, given mean and mean squared deviation of the eigenvalues' powers."""
+        pairs = zip(self.nodes, self.weights, strict=True)
+        fourth = float(np.mean([w @ (nodes**power - mean) ** 4 for nodes, w in pairs]))
+        return Estimate(
+            self.dimension * mean, self._stderr(spread), degrees=self._degrees(spread, fourth)
+        )
 
     def log_determinant(self, shift: float = 0.0, *, lowest: float | None = None) -> Estimate:
         """Estimate the log-determinant of ``H + shift I``; see :meth:`function` for its error.

@@ -78,12 +78,15 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return [leaf for leaf in _leaves(batch) if isinstance(leaf, Tensor)]
 
 
-def sample_count(batch: Any) -> int:
-    """Return the first dimension if all tensors of a batch share it, else 1."""
+def common_length(batch: Any) -> int | None:
+    """Return the first dimension that all tensors of a batch share; None if they share none."""
     lengths = {tensor.shape[0] if tensor.ndim else None for tensor in tensors_of(batch)}
-    if len(lengths) == 1:
-        return lengths.pop() or 1
-    return 1
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def sample_count(batch: Any) -> int:
+    """Return the number of samples of a batch that can be split along its first dimension, else 1."""
+    return common_length(batch) or 1
 
 
 def refuse_unreadable(batch: Any) -> None:

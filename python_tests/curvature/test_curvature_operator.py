@@ -21,6 +21,10 @@ from fastsam.curvature import (
     eigenpairs,
     operator_spectrum,
 )
+from fastsam.curvature.data import Batches
+from fastsam.curvature.losses import make_model_loss
+from fastsam.curvature.sharding import shard_of_samples
+from fastsam.distributed import World
 from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 
@@ -162,17 +166,55 @@ def test_tokens_with_ignored_labels_and_tied_weights(kind):
     assert torch.allclose(operator.to_dense(), expected, rtol=0, atol=1e-12)
 
 
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1, 5, 20], dtype=torch.float64), ignore_index=0)
+
+
+@pytest.mark.parametrize("criterion", [CRITERION, WEIGHTED], ids=["plain", "weighted, ignoring"])
 @pytest.mark.slow
-def test_the_sampled_fisher_matrix_approaches_the_gauss_newton_matrix():
+def test_the_sampled_fisher_matrix_approaches_the_gauss_newton_matrix(criterion):
     """They are equal for cross-entropy; here the mean of 400 samples has 5 % of error left."""
     model, batch = mlp((3, 4, 3)), classification(8, 3, 3)
-    ggn = curvature_operator(model, CRITERION, batch, kind="ggn").to_dense()
+    ggn = curvature_operator(model, criterion, batch, kind="ggn").to_dense()
     drawn = [
-        curvature_operator(model, CRITERION, batch, kind="mc-fisher", seed=seed).to_dense()
+        curvature_operator(model, criterion, batch, kind="mc-fisher", seed=seed).to_dense()
         for seed in range(400)
     ]
     assert float((torch.stack(drawn).mean(dim=0) - ggn).norm() / ggn.norm()) < 0.1
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_drawn_classes_have_the_weight_of_the_true_target():
+    """A drawn class that is ignored as a target counts, and one that is rare is not worth more."""
+    model, (inputs, _) = mlp((3, 4, 3)), classification(4, 3, 3)
+    targets, drawn = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0, 2, 0])
+    loss = make_model_loss(model, WEIGHTED)
+    losses, weights = loss.sample_losses((inputs, targets), drawn)
+    assert weights.tolist() == [0, 5, 20, 20]
+    plain = -model(inputs).log_softmax(dim=1)[range(4), drawn]
+    assert torch.allclose(losses, weights * plain, rtol=0, atol=1e-12)
+
+
+class Agreeing(World):
+    """One of several ranks that all read the same."""
+
+    def agree(self, value: object) -> bool:
+        return True
+
+
+def test_batches_without_a_common_length_are_whole_or_refused():
+    """Nodes and edges of a graph, for instance: a part of them would be another graph."""
+    model, (inputs, targets) = mlp((3, 4, 3)), classification(6, 3, 3)
+    batch = {"x": inputs, "edges": torch.zeros(2, 9), "y": targets}
+    loss = OutputLoss(outputs=lambda m, b: m(b["x"]), targets=lambda b: b["y"], criterion=CRITERION)
+    operator = curvature_operator(model, loss, batch)
+    expected = explicit("hessian", lambda m: m(inputs), targets, model)
+    assert torch.allclose(operator.to_dense(), expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"no common first dimension.*micro_batch requires"):
+        curvature_operator(model, loss, batch, micro_batch=4)
+    data = Batches([batch, batch], held=True, samples=2, fingerprint="")
+    ranks = [Agreeing(rank=rank, world_size=2) for rank in (0, 1)]
+    shares = [list(shard_of_samples(data, rank, separable=True)) for rank in ranks]
+    assert [[len(part["x"]) for part in share] for share in shares] == [[6], [6]]
 
 
 def test_vectors_columns_and_dicts():
@@ -225,6 +267,14 @@ def test_arithmetic_is_that_of_matrices():
     basis = torch.linalg.qr(directions.T).Q
     project = eye - basis @ basis.T
     assert torch.allclose(a.deflated(directions).to_dense(), project @ x @ project, atol=1e-12)
+    twice = torch.cat([directions, directions[:1], 0 * directions[:1]])
+    assert torch.allclose(a.deflated(twice).to_dense(), project @ x @ project, atol=1e-12)
+    with pytest.raises(TypeError, match=r"added to an operator, got int; operator\.shifted"):
+        a + 1  # type: ignore[operator]
+    with pytest.raises(TypeError, match="multiplied by a number"):
+        a * b  # type: ignore[operator]
+    with pytest.raises(ValueError, match="indices must be distinct"):
+        a.block(torch.tensor([1, 2, 1]))
     with pytest.raises(ValueError, match="different shape"):
         a + MatrixOperator(torch.eye(3, dtype=torch.float64))
     with pytest.raises(ValueError, match="different dtype"):

@@ -139,6 +139,16 @@ def test_too_few_products_warn_and_return_honest_residuals(seed):
     assert torch.allclose(found.residuals, true, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "tolerance"), [(2, 1e-5), (3, 1e-2), (5, 1e-4)])
+def test_residuals_of_pairs_that_several_searches_found(count, tolerance, seed):
+    """Second copies are found after the first pairs have converged; their residuals are measured."""
+    values = np.concatenate([[10, 10, 9, 9, 8.5], np.linspace(-1, 8, 295)])
+    matrix = rotated(values, np.random.default_rng(seed))
+    found = eigenpairs(MatrixOperator(matrix), count, tol=tolerance)
+    gaps = found.vectors @ matrix - found.values[:, None] * found.vectors
+    assert torch.allclose(found.residuals, gaps.norm(dim=1), rtol=1e-5, atol=1e-11)
+
+
 def test_basis_in_a_file_gives_the_same_bits(tmp_path, seed):
     matrix = rotated(np.linspace(-1, 1, N), np.random.default_rng(seed))
     places = ("device", tmp_path, str(tmp_path))

@@ -194,6 +194,30 @@ def test_comparison():
     nothing = compare(first, same)
     assert nothing.wasserstein < 0.05
     assert abs(nothing.trace_z) < 4
+    exact = [operator_spectrum(diagonal(torch.full((5,), x).double()), steps=2) for x in (1, 1, 0)]
+    assert compare(*exact[:2]).trace_z == 0
+    assert compare(*exact[1:]).trace_z == -math.inf
+
+
+def test_differences_have_the_degrees_of_freedom_of_their_errors():
+    """If two eigenvalues dominate, their random weights determine the error, which is then uncertain."""
+    values = torch.zeros(200, dtype=torch.float64)
+    values[:2] = torch.tensor([1.0, 0.7])
+    one, other = (
+        operator_spectrum(diagonal(values), steps=10, probes=probes, seed=probes)
+        for probes in (4, 9)
+    )
+    for name, function in (("trace", lambda x: x), ("frobenius_norm_squared", np.square)):
+        estimates = [getattr(each, f"{name}_estimate") for each in (one, other)]
+        for each, estimate in zip((one, other), estimates, strict=True):
+            assert estimate.degrees == each.function(function).degrees < 100
+        difference = getattr(compare(one, other), name)
+        first, second = (estimate.stderr**2 for estimate in estimates)
+        welch = (first + second) ** 2 / (
+            first**2 / estimates[0].degrees + second**2 / estimates[1].degrees
+        )
+        assert difference.degrees == math.floor(welch)
+        assert difference.stderr == pytest.approx(math.sqrt(first + second))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -76,7 +76,8 @@ class Subspace:
 
     After every method ``A Q[i] = sum_j T[i, j] Q[j] + coupling[i] q`` holds, where ``q`` is the row
     of ``memory`` after the basis. A plain Lanczos run has a coupling in its last entry alone. After
-    a restart every kept Ritz vector has one, and T is an arrowhead.
+    a restart every kept Ritz vector has one, and T is an arrowhead. After :meth:`leave` the equation
+    holds up to the residuals of the Ritz vectors at that time.
 
     Args:
         operator: symmetric operator of dimension n.
@@ -92,6 +93,9 @@ class Subspace:
         self.capacity = len(memory) - 1
         self._projected: Vector = np.zeros((self.capacity, self.capacity))
         self._coupling: Vector = np.zeros(0)
+        self.is_exact = True
+        """Whether the basis begins with Ritz vectors whose residuals the recurrence gave exactly."""
+        self._neglects = False
         self._left = 0
         """Size at which :meth:`leave` was called; the coupling of that direction is not exact."""
         self.size = 0
@@ -144,6 +148,7 @@ class Subspace:
         else:
             long = widened(direction)
             out.copy_(long / long.norm())
+        self._neglects |= bool(np.any(self._coupling))
         self._coupling = np.zeros(self.size)
         self._left = self.size
 
@@ -199,6 +204,7 @@ class Subspace:
 
     def restart(self, pairs: RitzPairs) -> None:
         """Reduce the basis to Ritz vectors; the direction that leads out stays."""
+        self.is_exact = self.is_exact and not self._neglects
         kept = len(pairs.values)
         sums = sum_dtype(self._memory.device, self._memory.dtype)
         mix = torch.from_numpy(np.ascontiguousarray(pairs.coordinates.T))
@@ -211,6 +217,15 @@ class Subspace:
         self._projected[:] = 0
         self._projected[np.arange(kept), np.arange(kept)] = pairs.values
         self.size = kept
+
+    def measured(self, count: int, allowed: float) -> RitzPairs:
+        """Return the first ``count`` rows of the basis as pairs, by a product with each."""
+        rows = self._memory[:count]
+        images = self._operator.matmat(rows.to(self._operator.device)).to(rows.device)
+        self.products += count
+        values = widened(torch.linalg.vecdot(rows, images))
+        gaps = widened(images) - values[:, None] * widened(rows)
+        return RitzPairs(values.numpy(), np.eye(count), gaps.norm(dim=1).numpy(), allowed)
 
     def _orthogonalize(
         self, rows: Tensor, vector: Tensor, out: Tensor | None, *, norm: float
@@ -260,9 +275,10 @@ def find_extremes(space: Subspace, goal: Goal) -> RitzPairs:
         pairs = _converge(space, goal)
         if space.is_whole or space.products >= goal.most_products:
             space.restart(pairs)
-            return pairs
+            break
         if not _misses(space, pairs, goal):
-            return pairs
+            break
+    return pairs if space.is_exact else space.measured(len(pairs.values), pairs.allowed)
 
 
 def _converge(space: Subspace, goal: Goal) -> RitzPairs:

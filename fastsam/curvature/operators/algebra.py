@@ -76,7 +76,12 @@ class SymmetricOperator(ABC):
         return self._derived(lambda rows: self.matmat(rows) - other.matmat(rows))
 
     def __mul__(self, factor: float) -> CallableOperator:
-        """Return a multiple."""
+        """Return a multiple.
+
+        Raises:
+            TypeError: ``factor`` is an operator.
+        """
+        _refuse_operator(factor)
         return self._derived(lambda rows: factor * self.matmat(rows))
 
     __rmul__ = __mul__
@@ -93,13 +98,18 @@ class SymmetricOperator(ABC):
         """Return ``P A P``, where P projects onto the complement of the span of ``vectors``.
 
         Args:
-            vectors: ``[k, n]``, for example :attr:`Eigenpairs.vectors`. They need not be orthonormal.
+            vectors: ``[k, n]``, for example :attr:`Eigenpairs.vectors`. They need not be orthonormal,
+                nor independent.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.shape[0]:
             raise ValueError(
                 f"vectors must have shape [k, {self.shape[0]}], got {list(vectors.shape)}"
             )
-        orthonormal: Tensor = torch.linalg.qr(vectors.to(self.device, self.dtype).T).Q
+        left, sizes, _ = torch.linalg.svd(
+            vectors.to(self.device, self.dtype).T, full_matrices=False
+        )
+        rounding = torch.finfo(self.dtype).eps * max(vectors.shape)
+        orthonormal: Tensor = left[:, sizes > rounding * sizes.max()] if len(sizes) else left
 
         def project(rows: Tensor) -> Tensor:
             rows = rows - (rows @ orthonormal) @ orthonormal.T
@@ -112,9 +122,14 @@ class SymmetricOperator(ABC):
         """Return the principal submatrix of some coordinates.
 
         Args:
-            indices: a slice, or an int64 tensor of coordinates.
+            indices: a slice, or an int64 tensor of distinct coordinates.
+
+        Raises:
+            ValueError: a coordinate occurs twice.
         """
         chosen = torch.arange(self.shape[0], device=self.device)[indices]
+        if len(set(chosen.tolist())) < len(chosen):
+            raise ValueError("indices must be distinct; a coordinate occurs twice")
 
         def product(rows: Tensor) -> Tensor:
             whole = rows.new_zeros(len(rows), self.shape[0])
@@ -153,7 +168,17 @@ class SymmetricOperator(ABC):
         )
 
 
+def _refuse_operator(factor: object) -> None:
+    if isinstance(factor, SymmetricOperator):
+        raise TypeError("an operator is multiplied by a number; A.matmat(B.matmat(rows)) is A B")
+
+
 def _refuse_unlike(first: Operator, second: Operator) -> None:
+    if not isinstance(second, Operator):  # type checkers forbid it, notebooks do not
+        raise TypeError(
+            f"an operator is added to an operator, got {type(second).__name__}; "
+            "operator.shifted(c) adds c times the identity"
+        )
     for name in ("shape", "dtype", "device"):
         if getattr(first, name) != getattr(second, name):
             raise ValueError(

@@ -63,8 +63,7 @@ class CurvatureOperator(SymmetricOperator):
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of ``vectors``, ``[count, n]``, as rows."""
         with undisturbed(self._model):
-            # A copy: the product may be memory that the next product overwrites.
-            return self._operator.matmat(vectors).clone()
+            return self._operator.matmat(vectors)
 
     # Type checkers forbid more types than in the base class, because of reflected operators, which
     # tensors and mappings lack.

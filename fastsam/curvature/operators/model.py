@@ -17,7 +17,7 @@ from fastsam.curvature.data import Batches, one_batch
 from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss, make_model_loss, unwrapped
 from fastsam.curvature.products.captured import Captured, device_product
 from fastsam.curvature.products.kinds import kind_named
-from fastsam.curvature.products.passes import JOINED_SAMPLES, joined, pieces
+from fastsam.curvature.products.passes import JOINED_SAMPLES, joined, pieces, splittable
 from fastsam.curvature.products.planning import Measurements, make_plan
 from fastsam.curvature.products.pure import PureLoss, parameter_names, shortest_selection
 from fastsam.curvature.products.strategies import (
@@ -101,6 +101,8 @@ class ModelOperator:
                 "micro_batch requires a criterion, because the batches of a BatchLoss cannot be "
                 "split; pass smaller batches"
             )
+        if micro_batch is not None:
+            batches = splittable(batches, "micro_batch requires; omit it or pass smaller batches")
         if world.world_size > 1:
             batches = shard_of_samples(batches, world, separable=model_loss.separable)
         self._world = world

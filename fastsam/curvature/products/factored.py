@@ -88,10 +88,10 @@ class FactoredGraph:
         return self._loss.join(products)
 
 
-def losses_graph(loss: PureLoss, batch: Any, targets: Tensor | None = None) -> FactoredGraph:
+def losses_graph(loss: PureLoss, batch: Any, drawn: Tensor | None = None) -> FactoredGraph:
     """Build the graph with J the Jacobian of the samples' losses and M the inverse of their weights."""
     leaves = loss.leaves()
-    losses, weights = loss.call("sample_losses", leaves, batch, targets)
+    losses, weights = loss.call("sample_losses", leaves, batch, drawn)
     inverse = torch.where(weights > 0, 1 / weights, 0).to(losses.dtype)
     return FactoredGraph(loss, leaves, losses, lambda vector: vector * inverse)
 

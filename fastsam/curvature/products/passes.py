@@ -10,18 +10,24 @@ from torch import Tensor
 
 from fastsam.curvature.data import Batches
 from fastsam.curvature.products.pure import PureLoss
-from fastsam.curvature.structure import map_tensors, sample_count
+from fastsam.curvature.structure import common_length, map_tensors, sample_count
 
 JOINED_SAMPLES = 64
 """Maximum number of samples of joined batches, if the graphs of all batches are held."""
 
 
 def pieces(batches: Batches, micro_batch: int | None) -> Batches:
-    """Split the batches into passes of at most ``micro_batch`` samples."""
+    """Split the batches into passes of at most ``micro_batch`` samples.
+
+    A batch whose tensors have different lengths, such as a graph with its edges, stays whole.
+    """
     if micro_batch is None:
         return batches
 
     def cut(batch: Any) -> list[Any]:
+        if common_length(batch) is None:
+            return [batch]
+
         def piece(start: int) -> Any:
             def rows(tensor: Tensor) -> Tensor:
                 return tensor[start : start + micro_batch]
@@ -31,6 +37,28 @@ def pieces(batches: Batches, micro_batch: int | None) -> Batches:
         return [piece(start) for start in range(0, sample_count(batch), micro_batch)]
 
     return batches.mapped(cut)
+
+
+def splittable(batches: Batches, option: str) -> Batches:
+    """Return the same batches; to read one that cannot be split along its first dimension is an error.
+
+    Args:
+        batches: the batches.
+        option: the option that requires them to be split, and what to do instead.
+
+    Raises:
+        ValueError: when a batch is read whose tensors have different lengths.
+    """
+
+    def checked(batch: Any) -> list[Any]:
+        if common_length(batch) is None:
+            raise ValueError(
+                "the tensors of a batch have no common first dimension, so the batch cannot be split, "
+                f"which {option}"
+            )
+        return [batch]
+
+    return batches.mapped(checked)
 
 
 def joined(batches: Batches, samples: int) -> Batches:

@@ -44,10 +44,7 @@ def sampled_fisher(seed: int) -> GraphBuilder:
         state = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
         generator = torch.Generator().manual_seed(state)
         drawn = torch.multinomial(probabilities.double(), 1, generator=generator)
-        drawn = drawn.reshape(targets.shape).to(targets)
-        return losses_graph(
-            loss, batch, torch.where(targets == criterion.ignore_index, targets, drawn)
-        )
+        return losses_graph(loss, batch, drawn.reshape(targets.shape).to(targets))
 
     return build
 
