@@ -41,6 +41,7 @@ def rendered(text: str) -> str:
     """Replace every marked section of ``text`` by the table of the current results."""
     tables = {
         "sam-step": sam_step(),
+        "train-step": train_step(),
         "spectrum": spectrum(),
         "products": products(),
         "eigenpairs": eigenpairs(),
@@ -121,6 +122,32 @@ def figures() -> str:
 def sam_step() -> str:
     """Return one table per device with results."""
     parts = [_sam_step_table(path) for path in sorted(RESULTS.glob("sam_step-*.json"))]
+    return "\n".join(parts)
+
+
+def train_step() -> str:
+    """Return a table of whole training steps for every device with results."""
+    parts = []
+    for path in sorted(RESULTS.glob("train_step-*.json")):
+        stored = json.loads(path.read_text())
+        for name, case in stored["cases"].items():
+            size = case["workload"]
+            rows = case["contestants"]
+            lines = [
+                f"{name}, {size['batch_size']} images of {size['image_size']} pixels, medians of "
+                f"{rows['sgd eager']['samples']} interleaved samples on "
+                f"{_machine(stored['environment'])} (`{stored['environment']['command']}`):",
+                "",
+                "| step | time | images per second | times SGD |",
+                "| --- | --- | --- | --- |",
+            ]
+            for way, row in rows.items():
+                ratio = row["median"] / rows["sgd eager"]["median"]
+                lines.append(
+                    f"| {way} | {_time(row['median'])} | {size['batch_size'] / row['median']:.0f} | "
+                    f"{ratio:.2f}x |"
+                )
+            parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
