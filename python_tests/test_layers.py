@@ -100,7 +100,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 LONGTAIL_LAYERS = (
-    ("errors", "precision"),
+    ("errors", "measured", "precision"),
     ("seeds", "settings"),
     ("registry", "runtime", "origin"),
     ("classes", "data"),

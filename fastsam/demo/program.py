@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from fastsam.files import write_bytes
 from fastsam.longtail import Checkpoint
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.landscape import REDRAWN, landscape
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import RunFolder, check_free
 from fastsam.progress import ProgressBar
@@ -113,7 +113,7 @@ def _panel(plan: PanelPlan, outcomes: Sequence[dict[str, Outcome]]) -> PairedPan
         arms.append(
             Arm(
                 way.name,
-                statistics.mean(each.gradients for each in mine),
+                Measured.of(each.gradients for each in mine).mean,
                 _by_score([each.raw for each in mine]),
                 _by_score([each.calibrated for each in mine]),
             )

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from fastsam.demo.plan import DATA, PanelPlan, Way
 from fastsam.longtail import Checkpoint, Trainer, recipe
-from fastsam.longtail.metrics import Metrics
 from fastsam.longtail.results import Result
 from fastsam.longtail.trained import TrainedRun, calibrate_run, evaluate_run
 from fastsam.longtail.trained.calibration import calibration_path
 from fastsam.longtail.training import Branch
-from fastsam.report.comparison import SCORES
+from fastsam.report.comparison import scores_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Outcome:
     """Test scores of one run, in percent.
 
     Attributes:
-        gradients: cost in forward-backward passes over whole batches.
+        gradients: cost in forward-backward passes over whole batches; None if unknown.
         raw: scores as trained, by name.
         calibrated: scores after logit adjustment with tau chosen on validation images, by name.
     """
 
-    gradients: float
+    gradients: float | None
     raw: dict[str, float]
     calibrated: dict[str, float]
 
@@ -88,9 +87,4 @@ def _outcome(result: Result, folder: Path) -> Outcome:
     calibration = calibrate_run(TrainedRun.load(folder), method="logit-adjustment")
     calibration.save(calibration_path(folder))
     calibrated = evaluate_run(TrainedRun.load(folder), bootstrap=0).metrics
-    return Outcome(float(result.total_gradients or 0), _scores(result.test), _scores(calibrated))
-
-
-def _scores(metrics: Metrics) -> dict[str, float]:
-    known = {"accuracy": metrics.accuracy, "balanced": metrics.balanced, **metrics.groups}
-    return {name: known[name] for name in SCORES}
+    return Outcome(result.total_gradients, scores_of(result.test), scores_of(calibrated))

@@ -7,6 +7,7 @@ eigenvalue.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -105,11 +106,16 @@ class ClassSpectrum:
 
     @property
     def ratio_bounds(self) -> tuple[float, float]:
-        """Smallest and largest ``|lambda_min / lambda_max|`` within the Ritz residual bounds."""
+        """Smallest and largest ``|lambda_min / lambda_max|`` within the Ritz residual bounds.
+
+        Both are NaN if lambda_max is 0 and its bound too.
+        """
         low, high = self.spectrum.lambda_min, self.spectrum.lambda_max
         low_error, high_error = self.spectrum.lambda_min_residual, self.spectrum.lambda_max_residual
+        if high == high_error == 0:
+            return math.nan, math.nan
         largest = abs(high) - high_error
-        upper = (abs(low) + low_error) / largest if largest > 0 else float("inf")
+        upper = (abs(low) + low_error) / largest if largest > 0 else math.inf
         return max(abs(low) - low_error, 0.0) / (abs(high) + high_error), upper
 
     @staticmethod

@@ -56,6 +56,10 @@ class Metrics:
         """Smallest of ``per_class``."""
         return float(np.nanmin(np.array(self.per_class, dtype=np.float64)))
 
+    def group_accuracy(self, name: str) -> float:
+        """Return the accuracy on ``all`` images or of a group; NaN for a group that does not exist."""
+        return self.accuracy if name == "all" else self.groups.get(name, float("nan"))
+
     @property
     def images(self) -> int:
         """Number of images that were evaluated."""

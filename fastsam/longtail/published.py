@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.landscape import ALL
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.settings import value_text
 
 
@@ -205,16 +206,17 @@ def figure_of(name: str, *, stages: str = "none") -> SpectraFigure:
     return figure
 
 
-Measured = tuple[float, float | None]
-"""A mean in percent and its standard deviation, or None if the paper gives no deviation."""
-
 MEASURES = ("all", "head", "mid", "tail")
 
 
 def _row(*values: float | tuple[float, float] | None) -> dict[str, Measured]:
-    """Return numbers by name; ``values`` are in the order of :data:`MEASURES`, None if not known."""
+    """Return numbers in percent by name, some with the standard deviation that the paper gives.
+
+    Args:
+        *values: in the order of :data:`MEASURES`; None for a number that the paper does not give.
+    """
     return {
-        name: value if isinstance(value, tuple) else (value, None)
+        name: Measured(*value) if isinstance(value, tuple) else Measured(value)
         for name, value in zip(MEASURES, values, strict=True)
         if value is not None
     }

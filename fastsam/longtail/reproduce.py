@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ from fastsam.longtail.config import TrainConfig, place_settings
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.landscape import ClassSpectrum, check_options, landscape
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.published import (
     ACCURACIES,
     EXTREMES,
     FIGURES,
     MEASURES,
     TABLES,
-    Measured,
     SpectraFigure,
     Variant,
     figure_of,
@@ -211,17 +210,10 @@ def reproduce_figure(
 
 
 def summarize(results: Sequence[Result]) -> dict[str, Measured]:
-    """Compute mean and standard deviation over runs that differ only in the seed.
-
-    The standard deviation is None for a single run.
-    """
-    numbers = [
-        (r.test.accuracy, *(r.test.groups.get(name, float("nan")) for name in MEASURES[1:]))
-        for r in results
-    ]
+    """Compute mean and standard deviation over runs that differ only in the seed."""
     return {
-        name: (statistics.mean(column), statistics.stdev(column) if len(column) > 1 else None)
-        for name, column in zip(MEASURES, zip(*numbers, strict=True), strict=True)
+        name: Measured.of(result.test.group_accuracy(name) for result in results)
+        for name in MEASURES
     }
 
 

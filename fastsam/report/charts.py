@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import html
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastsam.longtail.measured import Measured
 from fastsam.report.comparison import Judged, PairedPanel
 from fastsam.report.groups import Group
 from fastsam.report.paired import SMALLEST_EFFECT
 from fastsam.report.palette import style
-from fastsam.report.tables import by_count, confusion
+from fastsam.report.tables import accuracy_names, by_count, confusion
 
 Axis = dict[str, Any]
 SHOWN_MARKERS = 8
@@ -47,24 +47,21 @@ class Chart:
 
 def accuracy(groups: Sequence[Group]) -> Chart:
     """Test accuracy overall and by group of classes: means with deviations, and each seed."""
-    names = ["all", *dict.fromkeys(name for group in groups for name in group.first.test.groups)]
+    names = accuracy_names(groups)
     data = []
     for place, group in enumerate(groups):
         shift = 0.8 * ((place + 0.5) / len(groups) - 0.5)
-        rows = [
-            [{"all": r.test.accuracy, **r.test.groups}.get(name) for name in names]
-            for r in group.results
-        ]
-        columns = [[v for v in column if v is not None] for column in zip(*rows, strict=True)]
-        known = [i for i, column in enumerate(columns) if column]
-        if len(rows) > 1:
-            points = [(i + shift, v) for i in known for v in columns[i]]
+        columns = [[r.test.group_accuracy(name) for r in group.results] for name in names]
+        found = [(i + shift, Measured.of(column)) for i, column in enumerate(columns)]
+        known = [(x, each) for x, each in found if each.known]
+        if len(group.runs) > 1:
+            points = [(i + shift, v) for i, column in enumerate(columns) for v in column]
             data.append(trace(place, group.name, points, mode="markers", opacity=0.35))
-        means = [(i + shift, statistics.mean(columns[i])) for i in known]
+        means = [(x, each.mean) for x, each in known]
         shown = trace(place, group.name, means, mode="markers", hover="%{y:.1f} %")
         shown["marker"]["size"] = 9
-        if len(rows) > 1:
-            shown["error_y"] = {"array": [statistics.stdev(columns[i]) for i in known], "width": 3}
+        if len(group.runs) > 1:
+            shown["error_y"] = {"array": [each.deviation for _, each in known], "width": 3}
         data.append(shown)
     ticks = {"tickvals": list(range(len(names))), "ticktext": list(map(_text, names))}
     layout = {
@@ -87,7 +84,8 @@ def class_accuracy(groups: Sequence[Group], places: Sequence[int]) -> Chart:
     at = list(range(len(order)))
     data: list[dict[str, Any]] = []
     for place, group in zip(places, groups, strict=True):
-        means = [statistics.mean(r.test.per_class[label] for r in group.results) for label in order]
+        scores = [[r.test.per_class[label] for r in group.results] for label in order]
+        means = [Measured.of(column).mean for column in scores]
         shown = trace(place, group.name, list(zip(at, means, strict=True)))
         data.append({**shown, "text": names, "hovertemplate": hover_text("%{text}: %{y:.1f} %")})
     data.append(
@@ -187,6 +185,8 @@ _JUDGED: dict[Judged, str] = {"raw": "as trained", "calibrated": "calibrated"}
 def differences(panels: Sequence[PairedPanel]) -> list[Chart]:
     """Return the differences of each pair: seeds as dots, means with their 95 % intervals.
 
+    A score for which no difference is known has no figure.
+
     Args:
         panels: panels of the same data, all with or all without calibration.
     """
@@ -206,6 +206,7 @@ def differences(panels: Sequence[PairedPanel]) -> list[Chart]:
     charts = []
     for score, title in _SHOWN.items():
         data: list[dict[str, Any]] = []
+        notes: list[dict[str, Any]] = []
         for judged in ways:
             found = [panel.difference(left, right, judged, score) for panel, left, right in pairs]
             shift = 0.0 if len(ways) == 1 else {"raw": -0.15, "calibrated": 0.15}[judged]
@@ -218,16 +219,19 @@ def differences(panels: Sequence[PairedPanel]) -> list[Chart]:
             ]
             seeds = trace(color, _JUDGED[judged], gaps, mode="markers", opacity=0.4)
             seeds["showlegend"] = False
+            placed = list(zip(found, places, strict=True))
+            known = [(each, at) for each, at in placed if each.known]
+            notes += [_note(at, each.verdict()) for each, at in placed if not each.known]
             means = trace(
                 color,
                 _JUDGED[judged],
-                [(each.mean, at) for each, at in zip(found, places, strict=True)],
+                [(each.mean, at) for each, at in known],
                 mode="markers",
                 hover="%{x:+.1f} points, %{text}",
             )
-            means["text"] = [f"{each} : {each.verdict()}" for each in found]
+            means["text"] = [f"{each} : {each.verdict()}" for each, _ in known]
             means["marker"] |= {"size": 9}
-            widths = [each.half_width if math.isfinite(each.half_width) else 0 for each in found]
+            widths = [each.half_width if math.isfinite(each.half_width) else 0 for each, _ in known]
             means["error_x"] = {"array": widths, "width": 4}
             for shown in (seeds, means):  # of no single run
                 shown["meta"] = {"color": color}
@@ -245,9 +249,17 @@ def differences(panels: Sequence[PairedPanel]) -> list[Chart]:
                 "showgrid": False,
             },
             "shapes": [band],
+            "annotations": notes,
         }
-        charts.append(Chart(title, data, layout, 140 + 60 * len(pairs)))
+        if len(notes) < len(ways) * len(pairs):
+            charts.append(Chart(title, data, layout, 140 + 60 * len(pairs)))
     return charts
+
+
+def _note(at: float, text: str) -> dict[str, Any]:
+    """Return a text at the left end of a row of differences."""
+    side = {"x": 0, "xref": "paper", "xanchor": "left"}
+    return {"text": text, "showarrow": False, "y": at, "yref": "y", **side}
 
 
 def trace(
@@ -264,7 +276,7 @@ def trace(
     Args:
         place: place of the group.
         name: what the reader sees when pointing at it.
-        points: x and y of each point.
+        points: x and y of each point; one that is not finite is not shown.
         mode: ``lines``, ``markers`` or both, joined by ``+``.
         opacity: from 0 to 1.
         hover: what is said of a point, as a template of Plotly.
@@ -274,7 +286,7 @@ def trace(
         "type": "scatter",
         "mode": mode,
         "name": _text(name),
-        "x": [x for x, _ in points],
+        "x": [_finite(x) for x, _ in points],
         "y": [_finite(y) for _, y in points],
         "opacity": opacity,
         "line": {"width": 1.8, "dash": ",".join(f"{n}px" for n in look.dash) or "solid"},

@@ -9,13 +9,21 @@ from typing import ClassVar, Literal, get_args
 
 from fastsam.files import from_json, to_json, write_text
 from fastsam.longtail.errors import DataError
+from fastsam.longtail.measured import Measured
+from fastsam.longtail.metrics import Metrics
 from fastsam.records import build
 from fastsam.report.paired import Difference, paired
-from fastsam.report.text_table import TextTable, mean_and_deviation
+from fastsam.report.text_table import TextTable
 
 Judged = Literal["raw", "calibrated"]
 SCORES = ("accuracy", "balanced", "head", "mid", "tail")
 """Scores of an arm, in percent on the test set."""
+
+
+def scores_of(metrics: Metrics) -> dict[str, float]:
+    """Return the scores of one run by name; NaN for a group of classes that the data does not have."""
+    known = {"accuracy": metrics.accuracy, "balanced": metrics.balanced, **metrics.groups}
+    return {name: known.get(name, math.nan) for name in SCORES}
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Arm:
 
     Attributes:
         name: its name.
-        gradients: forward and backward passes over whole batches, mean over seeds.
+        gradients: forward and backward passes over whole batches, mean over seeds; NaN if the number of a
+            seed is unknown. Older versions wrote 0 instead.
         raw: each score of each seed, as trained.
         calibrated: the same after a calibration chosen on validation images; empty without one.
     """
@@ -64,10 +73,8 @@ class PairedPanel:
         return [a - b for a, b in zip(by_name[left], by_name[right], strict=True)]
 
     def cost(self, name: str) -> float:
-        """Return the gradients of an arm over those of the first; NaN where they are unknown."""
-        by_name = {arm.name: arm.gradients for arm in self.arms}
-        first = self.arms[0].gradients
-        return by_name[name] / first if first else math.nan  # older runs did not count
+        """Return the gradients of an arm over those of the first; NaN if one of them is unknown."""
+        return self._ratio(name, self.arms[0].name)
 
     @property
     def seeds(self) -> int:
@@ -100,19 +107,18 @@ class PairedPanel:
         overall, tail = (
             paired(first.calibrated[score], first.raw[score]) for score in ("balanced", "tail")
         )
-        return (
-            f"{first.name}, calibrated vs. as trained: {overall.verdict()}.",
-            f"Balanced accuracy {overall} points, tail {tail}. Calibration needs no further training.",
-        )
+        sentences = [*_sentence("", overall, tail), "Calibration needs no further training."]
+        verdict = f"{first.name}, calibrated vs. as trained: {overall.verdict()}."
+        return verdict, " ".join(sentences)
 
     def _about_pair(self, left: str, right: str) -> tuple[str, str]:
-        sentences = []
+        sentences: list[str] = []
         for judged in self.judged[::-1]:
             overall, tail = (
                 self.difference(left, right, judged, score) for score in ("balanced", "tail")
             )
             when = "As trained" if judged == "raw" else "After calibration"
-            sentences.append(f"{when}: balanced accuracy {overall} points, tail {tail}.")
+            sentences += _sentence(f"{when}: ", overall, tail)
         cost = self._ratio(left, right)
         if not math.isnan(cost):
             sentences.append(f"Cost: {cost:.2g}x the gradients.")
@@ -120,8 +126,9 @@ class PairedPanel:
         return f"{left} vs. {right}: {verdict}.", " ".join(sentences)
 
     def _ratio(self, left: str, right: str) -> float:
-        cost = self.cost(right)
-        return self.cost(left) / cost if cost else math.nan
+        by_name = {arm.name: arm.gradients for arm in self.arms}
+        counted = by_name[left] > 0 and by_name[right] > 0
+        return by_name[left] / by_name[right] if counted else math.nan
 
     def differences(self) -> TextTable:
         """Return each difference with its interval and the verdict on it."""
@@ -134,7 +141,7 @@ class PairedPanel:
                 balanced.verdict(),
                 str(tail),
                 tail.verdict(),
-                f"{self._ratio(left, right):.2f}x",
+                _times(self._ratio(left, right)),
             )
             for left, right in self.compared()
             for judged in self.judged
@@ -150,13 +157,26 @@ class PairedPanel:
         rows = tuple(
             (
                 f"{arm.name}, {judged}",
-                *(mean_and_deviation(arm.scores(judged, score)) for score in SCORES),
-                f"{self.cost(arm.name):.2f}x",
+                *(str(Measured.of(arm.scores(judged, score))) for score in SCORES),
+                _times(self.cost(arm.name)),
             )
             for arm in self.arms
             for judged in self.judged
         )
         return TextTable((f"{self.title}; test accuracy, %", *SCORES, "gradients"), rows)
+
+
+def _sentence(when: str, overall: Difference, tail: Difference) -> list[str]:
+    """Return a sentence about the differences that are known; none if there are none."""
+    known = [f"balanced accuracy {overall} points"] if overall.known else []
+    known += [f"tail {tail}"] if tail.known else []
+    text = f"{when}{', '.join(known)}."
+    return [text[0].upper() + text[1:]] if known else []
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio of costs, ``1.50x``; empty if it is unknown."""
+    return "" if math.isnan(ratio) else f"{ratio:.2f}x"
 
 
 @dataclass(frozen=True)

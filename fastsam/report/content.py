@@ -26,7 +26,8 @@ MOST_CELLS = 5000
 _BAND = (
     "Dots are seeds. The band is plus or minus one point. “No difference”: the interval lies inside it. "
     "“Better” and “worse”: the interval excludes 0 and reaches beyond the band. “Undecided”: it includes 0 "
-    "and reaches beyond the band. Intervals cover 95 % and are not corrected for the number of comparisons."
+    "and reaches beyond the band. “Unknown”: a seed lacks the score. "
+    "Intervals cover 95 % and are not corrected for the number of comparisons."
 )
 _CALIBRATED = (
     "The second table lists the runs that `fastsam calibrate` has calibrated. All other numbers of this "

@@ -46,7 +46,10 @@ def comparison_figure(panels: Sequence[PairedPanel]) -> Any:
 
 
 def _draw_differences(ax: Any, panel: PairedPanel, score: str) -> None:
-    """Draw the difference of each arm to the first: seeds as dots, the mean with its 95 % interval."""
+    """Draw the difference of each arm to the first: seeds as dots, the mean with its 95 % interval.
+
+    A difference that is not known is a word in place of the mean.
+    """
     first, *others = panel.arms
     ax.axvspan(-SMALLEST_EFFECT, SMALLEST_EFFECT, color="0.93")
     ax.axvline(0, color="0.6", linewidth=0.8)
@@ -58,11 +61,14 @@ def _draw_differences(ax: Any, panel: PairedPanel, score: str) -> None:
             gaps = panel.gaps(arm.name, first.name, judged, score)
             height = place + shift
             ax.plot(gaps, [height] * len(gaps), ".", color=style["color"], alpha=0.35, markersize=4)
-            error = found.half_width if found.n > 1 else 0.0
+            error = found.half_width if math.isfinite(found.half_width) else 0.0
             label = style["label"] if place == 0 else None
             ax.errorbar(
                 found.mean, height, xerr=error, fmt="o", capsize=3, **{**style, "label": label}
             )
+            if not found.known:
+                side = {"transform": ax.get_yaxis_transform(), "va": "center"}
+                ax.text(0.02, height, found.verdict(), fontsize=7, color="0.35", **side)
     names = [_with_cost(panel, arm.name) for arm in others]
     ax.set_yticks(range(len(others)), names, fontsize=8)
     ax.set_ylim(len(others) - 0.5, -0.5)
@@ -105,10 +111,11 @@ def spectra_panels(spectra: Sequence[ClassSpectrum]) -> str:
             color="firebrick" if wrong else "black",
         )
         low, high = item.spectrum.lambda_min, item.spectrum.lambda_max
+        ratio = item.spectrum.ratio
         for value in (low, high):
             ax.axvline(value, linewidth=0.6, linestyle=":", color="grey")
         ax.annotate(
-            f"{low:.3g} ... {high:.3g}\n|min/max| {item.spectrum.ratio:.3g}",
+            f"{low:.3g} ... {high:.3g}" + ("" if math.isnan(ratio) else f"\n|min/max| {ratio:.3g}"),
             (0.98, 0.95),
             xycoords="axes fraction",
             ha="right",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +17,7 @@ from fastsam.report.collect import Runs, read_runs
 from fastsam.report.content import PageTable, sections
 from fastsam.report.formats import Format, lines, shown
 from fastsam.report.groups import by_settings, data_title
+from fastsam.report.text_table import range_text
 
 _HERE = Path(__file__).parent
 
@@ -109,18 +110,13 @@ def _languages(table: PageTable) -> dict[Format, list[list[Any]]]:
 
 
 def _sets(results: Sequence[Result]) -> list[str]:
-    """Describe each data set once; wrong labels make the counts of its classes differ between seeds."""
+    """Describe each data set once."""
     counts: dict[tuple[str, int, int], list[Sequence[int]]] = {}
     for result in results:
         key = data_title(result), sum(result.counts), len(result.counts)
         counts.setdefault(key, []).append(result.counts)
     return [
-        f"{title}: {images} training images in {classes} classes, {_range(map(max, members))} in the "
-        f"largest and {_range(map(min, members))} in the smallest."
+        f"{title}: {images} training images in {classes} classes, {range_text(map(max, members))} in "
+        f"the largest and {range_text(map(min, members))} in the smallest."
         for (title, images, classes), members in counts.items()
     ]
-
-
-def _range(values: Iterable[int]) -> str:
-    found = sorted(set(values))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fastsam.extras import requires_extra
+from fastsam.longtail.measured import Measured
 
 SMALLEST_EFFECT = 1.0
 """Points of accuracy below which a difference does not matter."""
 LEVEL = 0.05
 """Significance level of verdicts; intervals cover 1 minus this."""
 
-Verdict = Literal["better", "worse", "no difference", "undecided"]
+Verdict = Literal["better", "worse", "no difference", "undecided", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Difference:
     """Mean of the paired differences of n seeds.
 
     Attributes:
-        mean: left minus right, in points.
-        half_width: half the width of the 95 % t interval; infinite for one pair.
-        p: two-sided p value of a paired t test; 1 for one pair.
+        mean: left minus right, in points; NaN if a seed lacks one of the two scores.
+        half_width: half the width of the 95 % t interval; infinite for one pair or an unknown mean.
+        p: two-sided p value of a paired t test; 1 for one pair or an unknown mean.
         n: number of pairs.
     """
 
@@ -33,6 +33,11 @@ class Difference:
     half_width: float
     p: float
     n: int
+
+    @property
+    def known(self) -> bool:
+        """Whether both ways to train have the score with all seeds."""
+        return not math.isnan(self.mean)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -44,11 +49,13 @@ class Difference:
 
         ``no difference`` if the interval lies within plus or minus :data:`SMALLEST_EFFECT`, also if it
         excludes 0. Otherwise ``better`` or ``worse`` if the p value is below :data:`LEVEL`, which for its own
-        p value means that the interval excludes 0; else ``undecided``.
+        p value means that the interval excludes 0; else ``undecided``. ``unknown`` if the mean is NaN.
 
         Args:
             p: p value after a correction for several comparisons; by default its own.
         """
+        if not self.known:
+            return "unknown"
         low, high = self.interval
         if low >= -SMALLEST_EFFECT and high <= SMALLEST_EFFECT:
             return "no difference"
@@ -57,7 +64,9 @@ class Difference:
         return "undecided"
 
     def __str__(self) -> str:
-        """Return the mean with its interval, ``+1.2 [0.3, 2.1]``."""
+        """Return the mean with its interval, ``+1.2 [0.3, 2.1]``; empty if the mean is NaN."""
+        if not self.known:
+            return ""
         if math.isinf(self.half_width):
             return f"{self.mean:+.1f}"
         low, high = self.interval
@@ -68,7 +77,8 @@ def paired(left: Sequence[float], right: Sequence[float]) -> Difference:
     """Return the difference of two ways to train over the same seeds.
 
     Args:
-        left: a score of each seed, in percent.
+        left: a score of each seed, in percent; NaN for a seed that lacks it, which makes the difference
+            unknown.
         right: that of the other way, in the same order of seeds.
 
     Raises:
@@ -82,10 +92,10 @@ def paired(left: Sequence[float], right: Sequence[float]) -> Difference:
         from scipy.stats import t
 
     gaps = [a - b for a, b in zip(left, right, strict=True)]
-    mean, n = statistics.mean(gaps), len(gaps)
-    if n < 2:
+    (mean, deviation), n = Measured.of(gaps), len(gaps)
+    if deviation is None:
         return Difference(mean, math.inf, 1.0, n)
-    error = statistics.stdev(gaps) / math.sqrt(n)
+    error = deviation / math.sqrt(n)
     half_width = float(t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = 2 * float(t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
     return Difference(mean, half_width, p, n)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastsam.longtail.differences import differences
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.optimizers import OPTIMIZERS
-from fastsam.longtail.results import Result
 from fastsam.longtail.schedules import RHO_SCHEDULES
 from fastsam.report.collect import Runs
-from fastsam.report.comparison import SCORES, Arm, PairedPanel
+from fastsam.report.comparison import SCORES, Arm, PairedPanel, scores_of
 from fastsam.report.groups import SEEDS, Group, data_title, seeds
 
 
@@ -62,14 +62,8 @@ def _panels(groups: Sequence[Group]) -> list[PairedPanel]:
 
 def _arm(group: Group, common: Sequence[object]) -> Arm:
     results = [next(r for r in group.results if seeds(r) == each) for each in common]
-    costs = [result.total_gradients or 0.0 for result in results]
-    scores = [_scores(result) for result in results]
+    cost = Measured.of(result.total_gradients for result in results)
+    scores = [scores_of(result.test) for result in results]
     raw = {name: [each[name] for each in scores] for name in SCORES}
     name = group.label.removeprefix(f"{group.first.config['method']} ")
-    return Arm(name, sum(costs) / len(costs), raw, {})
-
-
-def _scores(result: Result) -> dict[str, float]:
-    test = result.test
-    known = {"accuracy": test.accuracy, "balanced": test.balanced, **test.groups}
-    return {name: known.get(name, float("nan")) for name in SCORES}
+    return Arm(name, cost.mean, raw, {})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from fastsam.curvature.plots import plain, plot_density, set_eigenvalue_scale
 from fastsam.files import write_bytes
 from fastsam.longtail.landscape import REDRAWN
-from fastsam.longtail.results import Epoch
+from fastsam.longtail.measured import Measured
 from fastsam.report import palette
 from fastsam.report.canvas import legend_below, new_figure, pdf
 from fastsam.report.charts import MATRIX_CLASSES
@@ -22,16 +21,9 @@ from fastsam.report.figures import comparison_figure
 from fastsam.report.groups import Group, by_settings, with_the_same_classes
 from fastsam.report.marks import marks
 from fastsam.report.pairs import panels_of
+from fastsam.report.quantities import QUANTITIES
 from fastsam.report.spectra import RunSpectrum, run_spectra
-from fastsam.report.tables import by_count, confusion
-
-_QUANTITIES: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
-    ("training loss", "log", lambda epoch: epoch.loss),
-    ("training accuracy, %", "linear", lambda epoch: epoch.train_accuracy),
-    ("validation accuracy, %", "linear", lambda epoch: epoch.validation_accuracy),
-    ("learning rate", "log", lambda epoch: epoch.lr),
-    ("rho", "linear", lambda epoch: epoch.rho),
-)
+from fastsam.report.tables import accuracy_names, by_count, confusion
 
 
 def write_figures(runs: Runs, folder: str | Path) -> list[Path]:
@@ -84,18 +76,17 @@ def _accuracy(groups: Sequence[Group]) -> Any:
     """Means over seeds with standard deviations, overall and by group of classes."""
     figure, axes = new_figure(1, 1, (7.0, 3.0))
     ax = axes[0, 0]
-    names = ["all", *dict.fromkeys(name for group in groups for name in group.first.test.groups)]
+    names = accuracy_names(groups)
     for place, group in enumerate(groups):
         shift = 0.8 * ((place + 0.5) / len(groups) - 0.5)
-        values = [
-            [{"all": r.test.accuracy, **r.test.groups}.get(name, np.nan) for r in group.results]
+        found = [
+            Measured.of(result.test.group_accuracy(name) for result in group.results)
             for name in names
         ]
-        spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in values]
         ax.errorbar(
             [i + shift for i in range(len(names))],
-            [statistics.mean(column) for column in values],
-            yerr=spread if len(group.runs) > 1 else None,
+            [each.mean for each in found],
+            yerr=[each.deviation or 0.0 for each in found] if len(group.runs) > 1 else None,
             label=plain(group.name),
             capsize=2,
             **{**_style(place), "linestyle": "none"},
@@ -114,7 +105,7 @@ def _classes(groups: Sequence[Group], places: Sequence[int]) -> Any:
     order = by_count(first)
     for place in places:
         results = groups[place].results
-        means = [statistics.mean(r.test.per_class[label] for r in results) for label in order]
+        means = [Measured.of(r.test.per_class[label] for r in results).mean for label in order]
         upper.plot(range(len(order)), means, label=plain(groups[place].name), **_style(place))
     lower.bar(range(len(order)), [first.counts[label] for label in order], color="0.7")
     lower.set_yscale("log")
@@ -174,21 +165,21 @@ def _training(groups: Sequence[Group]) -> Any:
     """One row for each quantity, on one axis of epochs."""
     shown = [
         each
-        for each in _QUANTITIES
-        if any(each[2](e) is not None for g in groups for r in g.results for e in r.history)
+        for each in QUANTITIES
+        if any(each.value(e) is not None for g in groups for r in g.results for e in r.history)
     ]
     figure, axes = new_figure(len(shown), 1, (7.0, 1.6 * len(shown) + 0.4), sharex=True)
-    for ax, (name, scale, value) in zip(axes[:, 0], shown, strict=True):
+    for ax, quantity in zip(axes[:, 0], shown, strict=True):
         for place, group in enumerate(groups):
             label: str | None = plain(group.name)
             for result in group.results:
-                history = [(e.epoch, value(e)) for e in result.history]
+                history = [(e.epoch, quantity.value(e)) for e in result.history]
                 points = [(epoch, np.nan if y is None else y) for epoch, y in history]
                 style = {**_style(place), "markevery": max(1, len(points) // 8)}
                 ax.plot(*zip(*points, strict=True), label=label, **style)
                 label = None
-        ax.set_yscale(scale)
-        ax.set_ylabel(name, fontsize=8)
+        ax.set_yscale(quantity.scale)
+        ax.set_ylabel(quantity.label, fontsize=8)
     for after in {mark.after: None for mark in marks(groups)}:
         kinds = ", ".join(mark.kind for mark in marks(groups) if mark.after == after)
         for ax in axes[:, 0]:

@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from fastsam.longtail.config import settings_in
 from fastsam.longtail.landscape import REDRAWN, ClassSpectrum
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.results import Result
 from fastsam.longtail.trained import Evaluation
 from fastsam.report.collect import Run
 from fastsam.report.groups import SEEDS, Group, setting_text
-from fastsam.report.text_table import TextTable, mean_and_deviation
+from fastsam.report.text_table import TextTable, range_text
 
 
 def accuracy_table(groups: Sequence[Group]) -> TextTable:
     """Test accuracy in percent, overall and by group of classes, calibration error, and cost.
 
-    Mean and standard deviation over runs that differ in their seeds alone.
+    Mean and standard deviation over runs that differ in their seeds alone; a cell is empty if one of the
+    runs has no such number.
     """
-    names = dict.fromkeys(name for group in groups for name in group.first.test.groups)
+    names = accuracy_names(groups)
     rows = tuple(
         (
             group.name,
-            mean_and_deviation([r.test.accuracy for r in group.results]),
             *(
-                mean_and_deviation([r.test.groups.get(name, math.nan) for r in group.results])
+                str(Measured.of(r.test.group_accuracy(name) for r in group.results))
                 for name in names
             ),
-            mean_and_deviation([r.test.ece for r in group.results]),
-            _cost(group.results),
-            mean_and_deviation([r.seconds for r in group.results]),
+            str(Measured.of(r.test.ece for r in group.results)),
+            Measured.of(r.total_gradients for r in group.results).mean_text(0),
+            str(Measured.of(r.seconds for r in group.results)),
         )
         for group in groups
     )
-    return TextTable(("test accuracy, %", "all", *names, "ECE", "gradients", "seconds"), rows)
+    return TextTable(("test accuracy, %", *names, "ECE", "gradients", "seconds"), rows)
 
 
-def _cost(results: Sequence[Result]) -> str:
-    """Forward and backward passes over whole batches; empty where older runs did not count them."""
-    costs = [result.total_gradients for result in results if result.total_gradients is not None]
-    return f"{statistics.mean(costs):.0f}" if len(costs) == len(results) else ""
+def accuracy_names(groups: Sequence[Group]) -> list[str]:
+    """Return ``all`` and the names of the groups of classes of all runs."""
+    return ["all", *dict.fromkeys(name for group in groups for name in group.first.test.groups)]
 
 
 def class_accuracy_table(groups: Sequence[Group]) -> TextTable:
@@ -52,11 +51,8 @@ def class_accuracy_table(groups: Sequence[Group]) -> TextTable:
         (
             first.class_names[label],
             group_of.get(label, ""),
-            _range([result.counts[label] for group in groups for result in group.results]),
-            *(
-                mean_and_deviation([r.test.per_class[label] for r in group.results])
-                for group in groups
-            ),
+            range_text(result.counts[label] for group in groups for result in group.results),
+            *(str(Measured.of(r.test.per_class[label] for r in group.results)) for group in groups),
         )
         for label in by_count(first)
     )
@@ -68,21 +64,15 @@ def by_count(result: Result) -> list[int]:
     return sorted(range(len(result.counts)), key=lambda label: -result.counts[label])
 
 
-def _range(values: Sequence[int]) -> str:
-    """One number, or the smallest and the largest: wrong labels make counts differ between seeds."""
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
-
-
 def calibration_table(groups: Sequence[Group]) -> TextTable:
     """Calibration error, mean confidence and negative log likelihood on the test set."""
     rows = tuple(
         (
             group.name,
-            mean_and_deviation([r.test.ece for r in group.results]),
-            _mean_of_known([_confidence(result) for result in group.results], 1),
-            mean_and_deviation([r.test.accuracy for r in group.results]),
-            _mean_of_known([result.test.nll for result in group.results], 3),
+            str(Measured.of(r.test.ece for r in group.results)),
+            Measured.of(map(_confidence, group.results)).mean_text(1),
+            str(Measured.of(r.test.accuracy for r in group.results)),
+            Measured.of(r.test.nll for r in group.results).mean_text(3),
         )
         for group in groups
     )
@@ -123,12 +113,6 @@ def calibrated_table(runs: Sequence[Run]) -> TextTable:
 def _confidence(result: Result) -> float | None:
     bins = result.test.bins
     return None if bins is None else sum(each.share * each.confidence for each in bins) / 100
-
-
-def _mean_of_known(values: Sequence[float | None], digits: int) -> str:
-    """Return the mean; empty where older runs lack the number."""
-    known = [value for value in values if value is not None]
-    return f"{statistics.mean(known):.{digits}f}" if len(known) == len(values) else ""
 
 
 _CONFUSIONS = 5
@@ -299,7 +283,6 @@ def spectrum_table(
     several = len({item.subject.epoch for item in spectra}) > 1
     for place, item in enumerate(spectra):
         spectrum, subject = item.spectrum, item.subject
-        low, high = item.ratio_bounds
         rows.append(
             (
                 f"{names[place] if names else subject.run}, "
@@ -307,7 +290,7 @@ def spectrum_table(
                 f"({subject.of})" + (" RE-DRAWN" if subject.augment == REDRAWN else ""),
                 _with_error(spectrum.lambda_max, spectrum.lambda_max_residual),
                 _with_error(spectrum.lambda_min, spectrum.lambda_min_residual),
-                f"{spectrum.ratio:.4f} [{low:.4f}, {high:.4f}]",
+                _ratio(item),
                 _number(spectrum.loss),
                 _number(spectrum.gradient_norm),
                 _number(spectrum.weight_norm),
@@ -323,6 +306,12 @@ def spectrum_table(
         "|weights|",
     )
     return TextTable(header, tuple(rows))
+
+
+def _ratio(item: ClassSpectrum) -> str:
+    """Return the ratio of the extremes with its bounds; ``-`` if lambda_max is 0."""
+    ratio, (low, high) = item.spectrum.ratio, item.ratio_bounds
+    return "-" if math.isnan(ratio) else f"{ratio:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _with_error(value: float, error: float) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ONE = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|inf|nan)"
@@ -51,8 +50,10 @@ def numbers_in(cell: str) -> list[str]:
     return [] if found is None else [number for number in found.groups() if number is not None]
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """``80.1``, or ``80.1 +- 0.4`` for several values."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
+def range_text(values: Iterable[int]) -> str:
+    """Return the smallest and the largest of several counts, ``90 to 100``; one number if they are equal.
+
+    Wrong labels make the counts of the training images differ between seeds.
+    """
+    found = sorted(set(values))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

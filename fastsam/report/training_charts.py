@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastsam.longtail.results import Epoch, Result
+from fastsam.longtail.results import Result
 from fastsam.report.charts import LOG_AXIS, Axis, Chart, titled, trace
 from fastsam.report.groups import Group
 from fastsam.report.marks import Mark, marks
+from fastsam.report.quantities import QUANTITIES
 
 
 def training(groups: Sequence[Group]) -> list[Chart]:
     """Loss, accuracies, learning rate and rho by epoch, with deferral and ascent start."""
     found = _marks_by_epoch(groups)
-    quantities: tuple[tuple[str, str, Callable[[Epoch], float | None], Axis], ...] = (
-        ("Training loss", "loss", lambda e: e.loss, LOG_AXIS),
-        ("Training accuracy, augmented", "accuracy, %", lambda e: e.train_accuracy, {}),
-        ("Validation accuracy", "accuracy, %", lambda e: e.validation_accuracy, {}),
-        ("Learning rate", "learning rate", lambda e: e.lr, LOG_AXIS),
-        ("Ascent radius rho", "rho", lambda e: e.rho, {"rangemode": "tozero"}),
-    )
     charts = []
-    for title, name, value, axis in quantities:
+    for quantity in QUANTITIES:
         data = []
         for place, group in enumerate(groups):
             for result in group.results:
-                history = [(e.epoch, value(e)) for e in result.history]
+                history = [(e.epoch, quantity.value(e)) for e in result.history]
                 points = [(epoch, y) for epoch, y in history if y is not None]
                 if points:
-                    hover = f"epoch %{{x}}: {name} %{{y:.4g}}"
+                    hover = f"epoch %{{x}}: {quantity.axis} %{{y:.4g}}"
                     who = group.name + _seed(result, group)
                     data.append(trace(place, who, points, hover=hover))
         if data:
-            charts.append(_by_epoch(title, data, {**titled(name), **axis}, found))
+            axis = {**titled(quantity.axis), **(LOG_AXIS if quantity.scale == "log" else {})}
+            if quantity.from_zero:
+                axis["rangemode"] = "tozero"
+            charts.append(_by_epoch(quantity.title, data, axis, found))
     return charts
 
 

@@ -13,6 +13,7 @@ from fastsam.longtail import Checkpoint
 from fastsam.longtail.data import DATASETS
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.landscape import ClassSpectrum
+from fastsam.longtail.measured import Measured
 from fastsam.longtail.published import (
     ACCURACIES,
     EXTREMES,
@@ -22,9 +23,10 @@ from fastsam.longtail.published import (
     combinations,
 )
 from fastsam.longtail.recipes import recipe
-from fastsam.longtail.reproduce import reproduce_figure, reproduce_table
+from fastsam.longtail.reproduce import reproduce_figure, reproduce_table, summarize
 from fastsam.longtail.results import Result
 from fastsam.longtail.settings import Entry
+from python_tests.report.made_runs import result
 
 SIZES = {
     "cifar10-lt": (3, 4, 3),
@@ -53,6 +55,18 @@ def test_published_numbers_belong_to_a_row_or_a_panel() -> None:
     panels = {(n, r.name, c) for n, f in FIGURES.items() for r in f.runs for c in f.classes}
     assert set(EXTREMES) <= panels
     assert all(low < 0 < high for low, high in EXTREMES.values())
+
+
+def test_a_group_that_the_data_does_not_have_is_unknown_over_several_seeds() -> None:
+    """The made results have head and tail classes only."""
+    found = summarize([result("sgd", 80.0), result("sgd", 82.0)])
+    assert found["all"] == pytest.approx((81.0, 2**0.5))
+    assert {name: str(number) for name, number in found.items()} == {
+        "all": "81.0 +- 1.4",
+        "head": "81.0 +- 1.4",
+        "mid": "",
+        "tail": "40.5 +- 0.7",
+    }
 
 
 def test_every_combination_of_the_paper_has_a_recipe() -> None:
@@ -94,7 +108,7 @@ def test_only_an_unchanged_recipe_is_compared(
 def test_published_numbers_stand_below_their_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = {"all": (75.5, 0.2), "tail": (60.0, None)}
+    known = {"all": Measured(75.5, 0.2), "tail": Measured(60.0)}
     monkeypatch.setitem(ACCURACIES, ("digits-lt", "ce-drw-sgd"), known)
     shortest = {"epochs": 1, "lr_milestones": (1, 1), "warmup_epochs": 0, "defer_epoch": 0}
     for name, value in shortest.items():

@@ -21,6 +21,15 @@ def test_differences_are_those_of_a_paired_t_test(seed: int) -> None:
     assert paired([1.0, 2.0], [0.0, 1.0]).p == 0
 
 
+@pytest.mark.parametrize("left", [[math.nan], [math.nan, 2.0, 4.0], [math.nan] * 3])
+def test_a_missing_score_makes_a_difference_unknown(left: list[float]) -> None:
+    found = paired(left, [1.0, 2.0, 4.0][: len(left)])
+    assert math.isnan(found.mean)
+    assert (found.half_width, found.p, found.n) == (math.inf, 1.0, len(left))
+    assert found.verdict() == found.verdict(0.001) == "unknown"
+    assert str(found) == ""
+
+
 @pytest.mark.parametrize(
     ("mean", "half_width", "p", "expected"),
     [

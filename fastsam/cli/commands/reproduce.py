@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from fastsam.distributed import TIMEOUT, torchrun_world
 from fastsam.files import write_text
 from fastsam.longtail.errors import unknown
 from fastsam.longtail.landscape import ClassSpectrum
-from fastsam.longtail.published import FIGURES, MEASURES, TABLES, Measured, PublishedTable
+from fastsam.longtail.measured import Measured
+from fastsam.longtail.published import FIGURES, MEASURES, TABLES, PublishedTable
 from fastsam.longtail.reproduce import Panel, Row, reproduce_figure, reproduce_table
 from fastsam.longtail.sweeps import Shard
 from fastsam.stopping import StopRequest, stop_signals
@@ -214,10 +214,7 @@ def _cells(numbers: Mapping[str, Measured]) -> str:
 
 
 def _cell(number: Measured | None) -> str:
-    if number is None or math.isnan(number[0]):
-        return "-"
-    mean, deviation = number
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
+    return "-" if number is None else str(number) or "-"
 
 
 def command(arguments: Sequence[str]) -> Any:

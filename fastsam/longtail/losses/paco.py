@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from fastsam.longtail.classes import prior
 from fastsam.longtail.data.batch import Batch
-from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import (
     ClassStatistics,
     Loss,
     at_least_float32,
+    check_number,
     check_targets,
     register_loss,
 )
@@ -60,10 +60,8 @@ class PaCoLoss(Term):
     ) -> None:
         super().__init__()
         for name, value in (("alpha", alpha), ("beta", beta)):
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} must be finite and at least 0, got {value}")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise UsageError(f"temperature must be finite and above 0, got {temperature}")
+            check_number(name, value)
+        check_number("temperature", temperature, positive=True)
         self.register_buffer("log_prior", prior(counts).log())
         self.alpha = alpha
         self.beta = beta
