@@ -21,6 +21,7 @@ from fastsam.cli.commands.spectrum import _largest_and_smallest
 from fastsam.cli.options import every_setting
 from fastsam.curvature import Spectrum
 from fastsam.longtail import Checkpoint
+from fastsam.longtail.checkpoint import weights_hash
 from fastsam.longtail.data import DATASETS, load_dataset
 from fastsam.longtail.errors import UsageError
 
@@ -395,6 +396,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a published value" in capsys.readouterr().out
     assert main([*one[:-1], "--method", "vs-drs"]) == 0
     assert main(["recipes", "--data", "cifar"]) == 2
+    assert main(["recipes", "--data", "cifar10-lt", "--stages", "crt"]) == 2  # ignored otherwise
     assert main(["recipes", "--data", "digits-lt", "--method", "ce"]) == 2
 
 
@@ -497,8 +499,21 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search("^OpenMP: (yes|no)$", output, re.MULTILINE)
     assert re.search(r"^built with CUDA: (no|\d+\.\d, for architectures .*)$", output, re.MULTILINE)
     assert "cuda_" not in output
-    for package in ("scikit-learn", "onnx", "safetensors"):
+    for package in ("scikit-learn", "onnx", "safetensors", "datasets", "optuna"):
         assert f"\n{package}: " in output
+
+
+def test_spectrum_measures_the_weights_that_are_evaluated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["--method", "ce", "--optimizer", "sgd", "--ema", "0.5"]
+    assert main(["train", *settings, *TINY, "--out", str(run)]) == 0
+    checkpoint = Checkpoint.load(run)
+    command = ["spectrum", str(run), "--classes", "9", "--steps", "2", "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "spectra")]) == 0
+    (path,) = (tmp_path / "spectra").glob("*.json")
+    measured = Spectrum.load(path).settings["weights"]
+    assert measured == weights_hash(checkpoint.build_model(judged=True).state_dict())
+    assert measured != weights_hash(checkpoint.build_model().state_dict())
 
 
 @pytest.mark.parametrize(

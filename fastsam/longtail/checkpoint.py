@@ -268,6 +268,14 @@ class Checkpoint:
             parent=self.parent,
         )
 
+    def check_whole(self, path: Path) -> None:
+        """Raise :class:`CheckpointError` if this is a checkpoint within an epoch, read from ``path``."""
+        if self.unfinished is not None:
+            raise CheckpointError(
+                f"{path} is a checkpoint within an epoch, from which only training continues; pass the "
+                "folder of the run"
+            )
+
     def judged_weights(self) -> dict[str, Any]:
         """Return the state dict of the network that the run evaluates on the test set.
 

@@ -153,6 +153,7 @@ def landscape(
     checkpoint: Checkpoint,
     classes: Iterable[int | Literal["all"]],
     *,
+    epoch: int | None = None,
     split: str = "train",
     loss: str = "ce",
     augment: str = "none",
@@ -177,6 +178,7 @@ def landscape(
         data: the data set of the run.
         checkpoint: checkpoint of the run, for its settings and loss.
         classes: labels of the classes; ``all`` for the mean loss over the images of all classes.
+        epoch: epoch of the weights, for the description; None for that of the checkpoint.
         split: dataset split: ``train``, ``validation`` or ``test``.
         loss: ``ce`` for unweighted cross-entropy (of scaled cosines after LDAM), ``as-trained`` for
             the loss of the last epoch.
@@ -222,8 +224,9 @@ def landscape(
         "weights": weights_hash(model.state_dict()),
     }
     members = [_members(data, images, label, split) for label in classes]
+    options = {"split": split, "loss": loss, "augment": augment}
     subjects = [
-        _subject(data, checkpoint, label, len(chosen), split=split, loss=loss, augment=augment)
+        _subject(data, checkpoint, label, len(chosen), epoch=epoch, **options)
         for label, chosen in zip(classes, members, strict=True)
     ]
     spectra = []
@@ -334,11 +337,12 @@ def _subject(
     split: str,
     loss: str,
     augment: str,
+    epoch: int | None,
 ) -> Subject:
     groups = (name for name, labels in data.groups.items() if label in labels)
     return Subject(
         run=f"{checkpoint.config.method} {checkpoint.config.optimizer}",
-        epoch=checkpoint.epoch,
+        epoch=checkpoint.epoch if epoch is None else epoch,
         label=None if isinstance(label, str) else label,
         name=ALL if isinstance(label, str) else data.class_names[label],
         group=ALL if isinstance(label, str) else next(groups, "none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -359,6 +360,12 @@ def test_every_weight_and_buffer_enters_the_fingerprint(run: TrainedRun) -> None
         value += 1
         hashes.add(weights_hash(head))
     assert len(hashes) == 3 + len(head.state_dict())
+    layer = torch.nn.Linear(2, 1).requires_grad_(False)
+    digest = hashlib.sha256()
+    for name, value in (("bias", layer.bias.numpy()), ("weight", layer.weight.numpy())):
+        digest.update(f"0 {name} float32 {value.shape}\n".encode() + value.astype("<f4").tobytes())
+    assert weights_hash(layer) == digest.hexdigest()
+    assert weights_hash(layer.to(torch.bfloat16)) != digest.hexdigest()
     assert weights_hash(run.network.features, run.trained_head) == weights_hash(
         run.network.features, run.trained_head
     )

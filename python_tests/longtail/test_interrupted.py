@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Result, Trainer
 from fastsam.longtail.archive import write_archive
 from fastsam.longtail.errors import CheckpointError
@@ -162,13 +163,17 @@ def test_a_stopped_run_without_a_folder_says_that_nothing_was_saved() -> None:
         train(short("ce", "sgd", epochs=1), None, stop=request, on_step=on_step)
 
 
-def test_a_checkpoint_within_an_epoch_is_not_evaluated(tmp_path: Path) -> None:
+def test_a_checkpoint_within_an_epoch_is_not_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     request, on_step = stop_after(1)
     with pytest.raises(Stopped):
         train(short("ce", "sgd", batch_size=9), tmp_path, stop=request, on_step=on_step)
     (point,) = RunFolder(tmp_path).points()
     with pytest.raises(CheckpointError, match="within an epoch"):
         TrainedRun.load(point)
+    assert main(["spectrum", str(point), "--steps", "1"]) == 1
+    assert "within an epoch" in capsys.readouterr().err
 
 
 def test_weights_in_a_checkpoint_are_those_before_the_next_step(

@@ -99,6 +99,19 @@ def test_grey_of_16_bits_is_divided_by_its_white(
         decode(path, Reading(value_range=(0, 4095)))
 
 
+def test_a_damaged_second_page_is_an_unreadable_file(tmp_path: Path) -> None:
+    """Pillow raises TypeError for it, but only if the pages are counted."""
+    page, path = Image.new("L", (6, 5)), tmp_path / "pages.tif"
+    page.save(path, save_all=True, append_images=[page])
+    content = bytearray(path.read_bytes())
+    width = content.rfind(b"\x00\x01\x04\x00\x01\x00")  # the entry of the second page: one long
+    content[width : width + 2] = b"\xff\x7f"
+    path.write_bytes(content)
+    assert decode(path, Reading()).frames == 1
+    with pytest.raises(OSError, match="Missing dimensions"):
+        decode(path, Reading(), count_frames=True)
+
+
 def test_integers_of_32_bits_and_floats_need_a_range(tmp_path: Path) -> None:
     integers, floats, units = (tmp_path / f"{name}.tiff" for name in ("i", "f", "u"))
     Image.fromarray(GREY.astype(np.int32)).save(integers)

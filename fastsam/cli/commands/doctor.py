@@ -29,6 +29,8 @@ _OPTIONAL_PACKAGES: dict[str, tuple[Extra, str]] = {
     "onnx": ("export", "export to ONNX"),
     "onnxscript": ("export", "export to ONNX"),
     "safetensors": ("export", "export to safetensors"),
+    "datasets": ("huggingface", "--data hf:NAME"),
+    "optuna": ("optuna", "tune --sampler optuna"),
     "tensorboard": ("tensorboard", "--track tensorboard"),
     "wandb": ("wandb", "--track wandb"),
     "mlflow-skinny": ("mlflow", "--track mlflow"),

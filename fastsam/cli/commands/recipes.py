@@ -53,6 +53,8 @@ class Recipes:
         if self.names:
             _print_names()
         elif self.data is None or self.method is None or self.optimizer is None:
+            if (self.recipe, self.stages) != (STANDARD, "none"):
+                raise UsageError("--recipe and --stages require --data, --method and --optimizer")
             self._list()
         else:
             labels = {"recipe": self.recipe, "stages": self.stages}

@@ -24,6 +24,9 @@ from fastsam.stopping import StopRequest, stop_signals
 class SpectrumCommand:
     """Compute Hessian spectra of a trained network, for the loss of single classes or of all classes.
 
+    The weights are those that `fastsam evaluate` scores: the best epoch of a run with --select, the average
+    of a run with --ema, else the last epoch.
+
     The same command continues in --out after an interruption: it loads finished spectra, and continues an
     unfinished one from its Lanczos steps.
     """
@@ -82,6 +85,7 @@ class SpectrumCommand:
 
         device = chosen_device(self.device)
         checkpoint = Checkpoint.load(self.checkpoint)
+        checkpoint.check_whole(self.checkpoint)
         config = checkpoint.config
         if self.data_root is not None:
             config = config.replace(data_root=self.data_root)
@@ -93,11 +97,12 @@ class SpectrumCommand:
             if stored and not self.overwrite:
                 print(f"Continuing the spectra in {self.out}.")
         spectra = landscape(
-            checkpoint.build_model().to(device),
+            checkpoint.build_model(judged=True).to(device),
             load_configured(config, progress=not self.quiet),
             checkpoint,
             classes,
             **named,
+            epoch=checkpoint.judged_epoch,
             steps=self.steps,
             probes=self.probes,
             seed=self.seed,

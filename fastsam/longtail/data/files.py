@@ -138,7 +138,7 @@ class FileImages:
 
     @property
     def channels(self) -> int:
-        """Number of channels: 3, unless ``plain`` is grayscale."""
+        """Number of channels of the network's input, 1 or 3."""
         return self.preprocessing.channels
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastsam.extras import requires_extra
-from fastsam.files import write_text
+from fastsam.files import locked, write_text
 from fastsam.longtail.data.content import file_digests
 from fastsam.longtail.data.pixels import Reading, decode, is_gray
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
@@ -260,19 +260,13 @@ def write_pack(
 
     Raises:
         DataError: if an image cannot be read or has more than 8 bits per channel.
-        OSError: if the copy cannot be written.
+        OSError: if the copy cannot be written, or another process writes it.
     """
     with requires_extra("longtail", "a packed copy of image files"):
         import torchvision  # noqa: F401 (the workers need it)
 
     unique = list(dict.fromkeys(paths))
     files = [root / path for path in unique]
-    folder = root / FOLDER
-    digests = file_digests(files, progress=progress)
-    folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shapes: list[tuple[int, int]] = []
-    gray: list[bool] = []
     loader: DataLoader[Any] = DataLoader(
         _Reducer(files, reading, short_side),
         batch_size=None,
@@ -282,6 +276,31 @@ def write_pack(
         # Without a generator the loader would advance torch's global generator.
         generator=torch.Generator(),
     )
+    folder = root / FOLDER
+    with locked(folder):
+        digests = file_digests(files, progress=progress)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shapes, gray = _write_pixels(folder, files, loader, skip=skip, progress=progress)
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "short_side": short_side,
+            "reading": list(reading),
+            "paths": unique,
+            "shapes": shapes,
+            "gray": gray,
+            "digests": [digest.hex() for digest in digests],
+        }
+        write_text(folder / MANIFEST, json.dumps(content))
+    return Pack.load(folder, reading)
+
+
+def _write_pixels(
+    folder: Path, files: Sequence[Path], loader: DataLoader[Any], *, skip: bool, progress: bool
+) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Write the file of pixels, and return the height and width of each image and whether it is gray."""
+    shapes: list[tuple[int, int]] = []
+    gray: list[bool] = []
     unfinished = folder / f"{PIXELS}.part"
     bar = ProgressBar(total=len(files), description="packing", unit="image", enabled=progress)
     try:
@@ -306,18 +325,7 @@ def write_pack(
         unfinished.replace(folder / PIXELS)
     finally:
         unfinished.unlink(missing_ok=True)
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "short_side": short_side,
-        "reading": list(reading),
-        "paths": unique,
-        "shapes": shapes,
-        "gray": gray,
-        "digests": [digest.hex() for digest in digests],
-    }
-    write_text(folder / MANIFEST, json.dumps(content))
-    return Pack.load(folder, reading)
+    return shapes, gray
 
 
 def _unchanged(group: Any) -> Any:

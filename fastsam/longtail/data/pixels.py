@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -75,27 +77,23 @@ def decode(encoded: Encoded, reading: Reading, *, count_frames: bool = False) ->
     with requires_extra("longtail", "an image file"):
         from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path_or_file(encoded), formats=FORMATS) as opened:
-            frames = int(getattr(opened, "n_frames", 1)) if count_frames else 1
-            wide = _wide(opened)
-            if reading.value_range is not None and _narrowed(opened):
-                raise ValueError(
-                    "value_range does not apply to 16-bit color images, which Pillow reads with 8 bits; "
-                    "convert the file, or omit --value-range"
-                )
-            deep = _is_16_bit(opened)
-            limits = _range(opened, reading) if wide else (0.0, 1.0)
-            # Transpose before the conversion, which drops the orientation of TIFF files.
-            image = ImageOps.exif_transpose(opened) if reading.exif == "transpose" else opened
-            if not wide:
-                return Decoded(image.convert("RGB"), frames, None)
-            values = np.asarray(image).astype(np.float64)
-            scaled = _scaled(values, limits, stated=reading.value_range is not None)
-            return Decoded(scaled, frames, float(values.max()) if deep else None)
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for damaged files of some formats.
-        raise OSError(str(error)) from error
+    with _damage_named(), Image.open(path_or_file(encoded), formats=FORMATS) as opened:
+        frames = int(getattr(opened, "n_frames", 1)) if count_frames else 1
+        wide = _wide(opened)
+        if reading.value_range is not None and _narrowed(opened):
+            raise ValueError(
+                "value_range does not apply to 16-bit color images, which Pillow reads with 8 bits; "
+                "convert the file, or omit --value-range"
+            )
+        deep = _is_16_bit(opened)
+        limits = _range(opened, reading) if wide else (0.0, 1.0)
+        # Transpose before the conversion, which drops the orientation of TIFF files.
+        image = ImageOps.exif_transpose(opened) if reading.exif == "transpose" else opened
+        if not wide:
+            return Decoded(image.convert("RGB"), frames, None)
+        values = np.asarray(image).astype(np.float64)
+        scaled = _scaled(values, limits, stated=reading.value_range is not None)
+        return Decoded(scaled, frames, float(values.max()) if deep else None)
 
 
 def decode_fast(encoded: Encoded, reading: Reading) -> Image | Tensor:
@@ -135,11 +133,22 @@ def is_gray(encoded: Encoded) -> bool:
     with requires_extra("longtail", "an image file"):
         from PIL import Image
 
+    with _damage_named(), Image.open(path_or_file(encoded), formats=FORMATS) as opened:
+        return opened.mode in ("1", "L", "LA", "La") or _wide(opened)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Convert the errors of Pillow to OSError: for damaged files it raises other types, too.
+
+    Among them are SyntaxError, TypeError (a TIFF file without dimensions) and DecompressionBombError.
+    """
     try:
-        with Image.open(path_or_file(encoded), formats=FORMATS) as opened:
-            return opened.mode in ("1", "L", "LA", "La") or _wide(opened)
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
+        yield
+    except (OSError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def _wide(image: Image) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,13 @@ def weights_hash(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for number, module in enumerate(modules):
         for name, value in sorted(module.state_dict().items()):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{number} {name} {array.dtype.name} {array.shape}\n".encode())
-            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+            dtype = str(value.dtype).removeprefix("torch.")
+            digest.update(f"{number} {name} {dtype} {tuple(value.shape)}\n".encode())
+            flat = value.detach().cpu().reshape(-1)
+            content = flat.view(torch.uint8).reshape(len(flat), -1)  # NumPy has no bfloat16
+            digest.update(
+                (content if sys.byteorder == "little" else content.flip(1)).numpy().tobytes()
+            )
     return digest.hexdigest()
 
 

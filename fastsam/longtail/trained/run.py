@@ -18,7 +18,7 @@ from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import LongTailData, Preprocessing
 from fastsam.longtail.data.catalog import is_given
-from fastsam.longtail.errors import CheckpointError, DataError
+from fastsam.longtail.errors import DataError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.runtime import chosen_device
@@ -90,11 +90,7 @@ class TrainedRun:
         """
         path = Path(path)
         checkpoint = Checkpoint.load(path)
-        if checkpoint.unfinished is not None:
-            raise CheckpointError(
-                f"{path} is a checkpoint within an epoch, from which only training continues; pass the "
-                "folder of the run"
-            )
+        checkpoint.check_whole(path)
         if data_root is not None:
             checkpoint.config = checkpoint.config.replace(data_root=data_root)
         if not checkpoint.counts:  # an older version wrote it
