@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastsam.distributed import local_part
+from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
@@ -232,7 +233,9 @@ class KernelOptimizer(OuterOptimizer):
             return False
         gradients = [p.grad for p in self._parameters()]
         present = [local_part(gradient) for gradient in gradients if gradient is not None]
-        return bool(present) and not any(bool(gradient.any()) for gradient in present)
+        found = max((1 + bool(gradient.any()) for gradient in present), default=0)
+        # One rank's shards may be empty or 0 where those of others are not.
+        return sharding.largest(found, self._parameters()) == 1
 
     def _has_no_gradient(self) -> bool:
         return all(p.grad is None for group in self.param_groups for p in group["params"])

@@ -154,6 +154,19 @@ def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
         all_reduce(value, ReduceOp.MAX, group)
 
 
+def largest(value: int, parameters: Iterable[Tensor]) -> int:
+    """Return the maximum of ``value`` over all ranks that hold parts of ``parameters``."""
+    reduced: dict[ProcessGroup, torch.device] = {}
+    for parameter in parameters:
+        for group in shard_groups(parameter):
+            reduced.setdefault(group, local_part(parameter).device)
+    for group, device in reduced.items():
+        flag = torch.tensor(value, device=device)
+        all_reduce_max(flag, (group,))
+        value = int(flag)
+    return value
+
+
 def all_reduce_mean(values: Iterable[Tensor], group: ProcessGroup) -> None:
     """Replace each of ``values`` by its mean over the ranks, with one all-reduce per device and dtype."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
