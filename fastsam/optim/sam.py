@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
-from fastsam.optim._engine.ascent import AscentStep
+from fastsam.optim._engine.ascent import AscentStep, drop_loss_scale
 from fastsam.optim._engine.base_optimizer import resolve_base
 from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
@@ -230,12 +230,12 @@ class SAM(BetweenHalves):
                 the second pass was passed without gradients of the first; a closure for both passes did not
                 clear the gradients; or the last pass left no gradient. The weights are at w.
         """
-        if closure is None:
-            return self._finish_or_initialise()
         try:
-            return self._step_with(closure)
+            return self._finish_or_initialise() if closure is None else self._step_with(closure)
         except BaseException:
-            self.restore()
+            if closure is not None:
+                self.restore()
+            drop_loss_scale(self)
             raise
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
