@@ -289,6 +289,19 @@ def test_replaced_storage_is_refused(seed):
     assert_same_bits(parameters, before)
 
 
+def test_prepare_is_refused_between_the_halves(seed):
+    """It would make new memory for the replaced storage and drop the backup."""
+    optimizer, parameters, _ = climbed(torch.float32, seed)
+    before = bits(parameters)
+    optimizer.first_step()
+    parameters[0].data = parameters[0].detach().clone()
+    with pytest.raises(RuntimeError, match=r"prepare\(\) between first_step"):
+        optimizer.prepare()
+    optimizer.restore()
+    assert_same_bits(parameters, before)
+    optimizer.prepare()
+
+
 def test_autograd_notices_the_exchange(seed):
     weight = nn.Parameter(torch.ones(3))
     optimizer = SAM([weight], SGD, lr=0.1)

@@ -81,8 +81,10 @@ class KernelOptimizer(OuterOptimizer):
         with late ascents would run out of memory late. The weights and later steps are not affected.
 
         Raises:
+            RuntimeError: called between ``first_step`` and ``second_step``.
             ValueError: as in ``first_step``.
         """
+        self._refuse_midway("prepare()")
         self.policy.steps()
         self.native_step.prepare()
 

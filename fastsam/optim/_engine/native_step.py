@@ -308,6 +308,7 @@ class NativeStep:
 
     def _make_buckets(self) -> None:
         """Create the buckets if the parameters, their options or their storage changed."""
+        assert not self.climbed, "new buckets would drop the backups of an open step"
         layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
