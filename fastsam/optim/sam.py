@@ -88,8 +88,8 @@ class SAM(BetweenHalves):
             interval or stop, or all have ``perturb=False``; an option of the base optimizer has the same name
             as one of SAM's (Adadelta's ``rho``); a parameter is sharded by FSDP1; or
             ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
-        TypeError: ``base_optimizer`` does not return an optimizer, or returns one that needs a closure
-            (LBFGS); or both ``base_optimizer`` and ``optimizer`` were passed, or neither.
+        TypeError: the base is not an optimizer, is a wrapper such as SAM, or needs a closure (LBFGS); or both
+            ``base_optimizer`` and ``optimizer`` were passed, or neither.
 
     Example:
         >>> import torch
