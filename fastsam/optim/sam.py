@@ -221,14 +221,14 @@ class SAM(BetweenHalves):
 
         Returns:
             The loss that the closure returned, that of the first pass if it makes both. None without a
-            closure, or if a closure for the second pass was not called because no ascent is due. If the
-            closure raises, the weights are restored to w. A closure for both passes that returns None and
-            leaves no gradient skips the batch: nothing changes.
+            closure, or if one for the second pass was not called because no ascent is due. A closure for both
+            passes that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
             RuntimeError: an ascent is due, but neither a closure nor ``first_step`` was called; a closure for
                 the second pass was passed without gradients of the first; a closure for both passes did not
-                clear the gradients; or the last pass left no gradient. The weights are at w.
+                clear the gradients; or the last pass left no gradient. After any error, also one that the
+                closure raises, the weights are restored to w; without a closure they stay perturbed.
         """
         try:
             return self._finish_or_initialise() if closure is None else self._step_with(closure)

@@ -98,7 +98,10 @@ class KernelOptimizer(OuterOptimizer):
 
     @property
     def ascent_norm(self) -> Tensor:
-        """``||T_w g||`` of the last ascent over all groups: float64 scalar on the parameters' device.
+        """``||T_w g||`` of the last ascent over all groups: scalar on the parameters' device.
+
+        It is float64 with native kernels. PyTorch operations compute it in float32, unless a parameter is
+        float64; see :attr:`backend`.
 
         For SAM this is the 2-norm of the gradients that ``first_step`` used, after any clipping and without a
         scaler's loss scale. For ASAM each gradient is multiplied by ``|w| + eta`` first. For sharded
