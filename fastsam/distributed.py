@@ -78,20 +78,8 @@ class World:
 
         Tensors of one device and dtype share one all-reduce.
         """
-        if self.world_size == 1:
-            return
-        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for tensor in tensors:
-            alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-        for members in alike.values():
-            if len(members) == 1 and members[0].is_contiguous():
-                dist.all_reduce(members[0])  # without a copy: a block of vectors may be large
-                continue
-            flat = torch.cat([member.reshape(-1) for member in members])
-            dist.all_reduce(flat)
-            parts = torch.split(flat, [member.numel() for member in members])
-            for member, part in zip(members, parts, strict=True):
-                member.copy_(part.view_as(member))
+        if self.world_size > 1:
+            all_reduce_flat(tensors)
 
     def all_gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks: the first row of each rank in rank order, then the second ones, ...
@@ -145,6 +133,28 @@ class World:
         """Wait until all ranks have reached this call."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def all_reduce_flat(tensors: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Replace each tensor by its sum over the ranks, with one all-reduce per device and dtype.
+
+    Args:
+        tensors: tensors of any strides.
+        group: the ranks; None for the default process group.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for members in alike.values():
+        if len(members) == 1 and members[0].is_contiguous():
+            # Without a copy: a block of vectors may be large.
+            dist.all_reduce(members[0], group=group)
+            continue
+        flat = torch.cat([member.reshape(-1) for member in members])
+        dist.all_reduce(flat, group=group)
+        parts = torch.split(flat, [member.numel() for member in members])
+        for member, part in zip(members, parts, strict=True):
+            member.copy_(part.view_as(member))
 
 
 def is_sharded(tensor: Tensor) -> bool:

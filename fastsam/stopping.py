@@ -41,7 +41,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._deferred = False
-        self._received = 0.0
+        self._pressed: float | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -66,16 +66,20 @@ class StopRequest:
             self._deferred = before
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
         name = signal.Signals(number).name
         first = self.signal is None
-        if name == "SIGINT" and not first and now - self._received > _ONE_PRESS_SECONDS:
-            os._exit(EXIT_INTERRUPTED)
+        first_press = name == "SIGINT" and self._pressed is None
+        if name == "SIGINT":
+            now = time.monotonic()
+            if self._pressed is None:
+                self._pressed = now
+            elif now - self._pressed > _ONE_PRESS_SECONDS:
+                os._exit(EXIT_INTERRUPTED)
         if first:
-            self.signal, self._received = name, now
+            self.signal = name
         if first and not self._deferred:
             self.check()
-        if name == "SIGINT" and first and os.environ.get("RANK", "0") == "0":
+        if first_press and os.environ.get("RANK", "0") == "0":
             # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
             os.write(
                 2, f"\nfastsam: {name}: stopping after this step; Ctrl-C stops at once\n".encode()

@@ -31,7 +31,7 @@ def test_tensors_of_one_dtype_share_an_all_reduce(monkeypatch: pytest.MonkeyPatc
     """With torch.distributed patched to two ranks with equal values."""
     exchanged: list[tuple[torch.dtype, int]] = []
 
-    def double(tensor: torch.Tensor) -> None:
+    def double(tensor: torch.Tensor, group: object = None) -> None:
         exchanged.append((tensor.dtype, tensor.numel()))
         tensor.mul_(2)
 

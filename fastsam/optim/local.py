@@ -30,8 +30,8 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
         This rank's loss at the weights before the step, detached.
 
     Raises:
-        TypeError: ``model`` is not a ``DistributedDataParallel``. Sharded models (FSDP2, tensor parallel)
-            can only ascend on the gradient of all ranks.
+        TypeError: ``optimizer`` is not a SAM optimizer, or ``model`` is not a ``DistributedDataParallel``.
+            Sharded models (FSDP2, tensor parallel) can only ascend on the gradient of all ranks.
         ValueError: the optimizer has no ``process_group``; an ascent is due and the model, constructed with
             ``static_graph=True``, has not made a synchronized backward pass; or the ranks differ in their
             ascent policy. Nothing was changed.
@@ -39,6 +39,8 @@ def local_sam_step(model: nn.Module, optimizer: SAM, compute_loss: Callable[[], 
     Example:
         >>> # See examples/ddp_local.py; run it with `torchrun --nproc-per-node 2`.
     """
+    if not isinstance(optimizer, SAM):
+        raise TypeError(f"local_sam_step requires a fastsam.SAM, got {type(optimizer).__name__}")
     if not isinstance(model, DistributedDataParallel):
         raise TypeError(
             f"local_sam_step requires a DistributedDataParallel model, got {type(model).__name__}; with a "

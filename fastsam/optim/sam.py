@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from fastsam.optim._engine import sharding
-from fastsam.optim._engine.ascent import AscentStep
+from fastsam.optim._engine.ascent import AscentStep, drop_loss_scale
 from fastsam.optim._engine.base_optimizer import resolve_base
 from fastsam.optim._engine.between_halves import BetweenHalves
 from fastsam.optim._engine.closures import ClosurePasses
@@ -88,8 +88,8 @@ class SAM(BetweenHalves):
             interval or stop, or all have ``perturb=False``; an option of the base optimizer has the same name
             as one of SAM's (Adadelta's ``rho``); a parameter is sharded by FSDP1; or
             ``ZeroRedundancyOptimizer`` constructs SAM over one rank's part of the parameters.
-        TypeError: ``base_optimizer`` does not return an optimizer, or returns one that needs a closure
-            (LBFGS); or both ``base_optimizer`` and ``optimizer`` were passed, or neither.
+        TypeError: the base is not an optimizer, is a wrapper such as SAM, or needs a closure (LBFGS); or both
+            ``base_optimizer`` and ``optimizer`` were passed, or neither.
 
     Example:
         >>> import torch
@@ -221,21 +221,21 @@ class SAM(BetweenHalves):
 
         Returns:
             The loss that the closure returned, that of the first pass if it makes both. None without a
-            closure, or if a closure for the second pass was not called because no ascent is due. If the
-            closure raises, the weights are restored to w. A closure for both passes that returns None and
-            leaves no gradient skips the batch: nothing changes.
+            closure, or if one for the second pass was not called because no ascent is due. A closure for both
+            passes that returns None and leaves no gradient skips the batch: nothing changes.
 
         Raises:
             RuntimeError: an ascent is due, but neither a closure nor ``first_step`` was called; a closure for
                 the second pass was passed without gradients of the first; a closure for both passes did not
-                clear the gradients; or the last pass left no gradient. The weights are at w.
+                clear the gradients; or the last pass left no gradient. After any error, also one that the
+                closure raises, the weights are restored to w; without a closure they stay perturbed.
         """
-        if closure is None:
-            return self._finish_or_initialise()
         try:
-            return self._step_with(closure)
+            return self._finish_or_initialise() if closure is None else self._step_with(closure)
         except BaseException:
-            self.restore()
+            if closure is not None:
+                self.restore()
+            drop_loss_scale(self)
             raise
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:

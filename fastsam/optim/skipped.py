@@ -61,7 +61,7 @@ class KeptTensors:
 
     @cached_property
     def _groups(self) -> list[_Group]:
-        """Allocate the memory, which a run without skipped steps does not need."""
+        """Allocate the memory in the first :meth:`if_skipped`, which a run may never enter."""
         alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for tensor in self._tensors:
             alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)

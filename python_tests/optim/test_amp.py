@@ -121,6 +121,46 @@ def test_a_disabled_scaler_changes_nothing(base, seed):
     assert_same_bits([p.detach() for p in parameters], problem.run(*twin, 3))
 
 
+def test_a_scaled_step_is_repeated_after_an_error_in_the_second_half():
+    """A scaler leaves its scale on an optimizer whose step raises, and multiplies the next one by it."""
+    weight = nn.Parameter(torch.tensor([3.0]))
+    optimizer = SAM([weight], torch.optim.SGD, lr=0.1)
+    scaler = GradScaler("cpu", init_scale=4.0)
+
+    def half(target: torch.optim.Optimizer) -> None:
+        weight.grad = scaler.scale(torch.tensor([1.0]))
+        scaler.step(target)
+
+    half(optimizer.ascent)
+    weight.data = weight.detach().clone()
+    with pytest.raises(RuntimeError, match="storage of a parameter was replaced"):
+        half(optimizer)
+    optimizer.restore()
+    scaler.update()
+    half(optimizer.ascent)
+    half(optimizer)
+    assert weight.item() == pytest.approx(3.0 - 0.1)
+
+
+def test_a_scaled_step_is_repeated_after_an_error_in_the_first_half():
+    weight = nn.Parameter(torch.tensor([3.0]))
+    optimizer = SAM([weight], torch.optim.SGD, lr=0.1)
+    scaler = GradScaler("cpu", init_scale=4.0)
+    weight.grad = scaler.scale(torch.tensor([2.0]))
+    with pytest.raises(RuntimeError, match="needs first_step"):
+        scaler.step(optimizer)
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match="called twice"):
+        scaler.step(optimizer.ascent)
+    optimizer.restore()
+    scaler.update()
+    for target in (optimizer.ascent, optimizer):
+        weight.grad = scaler.scale(torch.tensor([2.0]))
+        scaler.step(target)
+    assert float(optimizer.ascent_norm) == 2.0
+    assert weight.item() == pytest.approx(3.0 - 0.2)
+
+
 def test_the_ascent_property_always_returns_one_object(seed):
     problem = Problem(SHAPES, seed=seed)
     optimizer, _ = make(SAM, problem, torch.optim.SGD, lr=0.1)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, St
 
 from fastsam import SAM
 from fastsam.kernels import sam as kernels
+from fastsam.optim import PGD, LookSAM
 from fastsam.optim.plain import PlainSAM
 from python_tests.optim.trajectories import OracleSAM, Problem, assert_close, assert_same_bits, make
 
@@ -543,6 +544,25 @@ def test_an_existing_lbfgs_is_refused_before_anything_changes():
     assert ready.param_groups[0] == before
     with pytest.raises(TypeError, match="LBFGS"):
         SAM([nn.Parameter(torch.ones(2))], partial(torch.optim.LBFGS, lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [
+        ("SAM", lambda base: SAM(optimizer=SAM(optimizer=base))),
+        ("PGD", lambda base: SAM(optimizer=PGD(base, sigma=0.1))),
+        ("LookSAM", lambda base: SAM(optimizer=LookSAM(base))),
+        ("SAM", lambda base: LookSAM(SAM(optimizer=base))),
+        ("AscentStep", lambda base: SAM(optimizer=SAM(optimizer=base).ascent)),
+        ("SAM", lambda base: SAM(base.param_groups, partial(SAM, base_optimizer=torch.optim.SGD))),
+        ("SAM", lambda base: SAM(base.param_groups, SAM)),
+    ],
+)
+def test_a_wrapper_is_refused_as_the_base(kind, build):
+    """Its step() needs a closure or a first_step(), which an outer step does not call."""
+    base = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(TypeError, match=f"is a {kind}, which wraps .*pass its base_optimizer"):
+        build(base)
 
 
 def test_a_callable_constructs_the_base(seed):

@@ -595,6 +595,37 @@ def test_fsdp_skips_on_all_ranks(outcomes):
     assert int(skipped) == 1
 
 
+def _warm_up(model: nn.Module, steps: int, data: Callable[[int], Any]) -> list[Tensor]:
+    """Train with a learning rate that starts at 0, where a step with zero gradients would only create state.
+
+    The last layer is one row of zeros, so in the first step all gradients but its own are 0, and one rank
+    holds all of its shards.
+    """
+    nn.init.zeros_(model[-1].weight)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, start=100, **OPTIONS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
+    for step in range(steps):
+        loss_of(model, data(step)).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert optimizer.attempted_steps == steps
+    return whole(model)
+
+
+def _fsdp_warm_up(rank: int, ranks: int) -> list[Tensor]:
+    model = network()
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer)
+    fully_shard(model)
+    return _warm_up(model, 4, lambda step: share(step, rank, ranks))
+
+
+def test_fsdp_warms_up_from_a_learning_rate_of_0(outcomes):
+    expected = _warm_up(network(), 4, batch)
+    assert_close(equal_on_all(outcomes, "fsdp_warm_up"), expected, 1e-5)
+
+
 def _fsdp_local(rank: int, ranks: int) -> str:
     model = fully_shard(network())
     optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=dist.group.WORLD, **OPTIONS)
@@ -760,6 +791,7 @@ SCENARIOS: dict[str, Callable[[int, int], Any]] = {
     "fsdp_generic": _fsdp_generic,
     "fsdp_inf": _fsdp_inf,
     "fsdp_perturb": _fsdp_perturb,
+    "fsdp_warm_up": _fsdp_warm_up,
     "fsdp_local": _fsdp_local,
     "fsdp_gathered_sgd": _fsdp_gathered_sgd,
     "fsdp_gathered_generic": _fsdp_gathered_generic,

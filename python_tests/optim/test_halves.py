@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, RMSprop
 
 from fastsam import SAM
-from fastsam.optim import LookSAM, m_sam_step
+from fastsam.optim import LookSAM, local_sam_step, m_sam_step
 from python_tests.optim.test_state_machine import LAYOUTS, Memory
 from python_tests.optim.trajectories import (
     TOLERANCE,
@@ -287,6 +287,19 @@ def test_replaced_storage_is_refused(seed):
     optimizer.first_step()  # the step was abandoned
     optimizer.restore()
     assert_same_bits(parameters, before)
+
+
+def test_prepare_is_refused_between_the_halves(seed):
+    """It would make new memory for the replaced storage and drop the backup."""
+    optimizer, parameters, _ = climbed(torch.float32, seed)
+    before = bits(parameters)
+    optimizer.first_step()
+    parameters[0].data = parameters[0].detach().clone()
+    with pytest.raises(RuntimeError, match=r"prepare\(\) between first_step"):
+        optimizer.prepare()
+    optimizer.restore()
+    assert_same_bits(parameters, before)
+    optimizer.prepare()
 
 
 def test_autograd_notices_the_exchange(seed):
@@ -604,6 +617,8 @@ def test_m_sam_step_refuses_invalid_arguments(seed):
         m_sam_step(optimizer, [])
     with pytest.raises(TypeError, match="got LookSAM"):
         m_sam_step(LookSAM(SGD(parameters, lr=0.1)), [closure])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"local_sam_step .*got LookSAM"):
+        local_sam_step(nn.Linear(1, 1), LookSAM(SGD(parameters, lr=0.1)), closure)  # type: ignore[arg-type]
     before = bits(parameters)
     optimizer.first_step()
     after = bits(parameters)

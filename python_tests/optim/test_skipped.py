@@ -88,6 +88,27 @@ def test_buffers_of_a_skipped_step(
     assert int(optimizer.skipped_steps) == 1
 
 
+@pytest.mark.filterwarnings("ignore::fastsam.kernels.backends.FallbackWarning")
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_count_moves_with_the_parameters(device: str) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = SAM([weight], torch.optim.SGD, lr=0.1)
+
+    def skip() -> None:
+        for step in (optimizer.first_step, optimizer.second_step):
+            weight.grad = torch.full_like(weight, float("nan"))
+            step(zero_grad=True)
+
+    skip()
+    assert optimizer.skipped_steps == 1
+    weight = nn.Parameter(torch.ones(2, device=device))
+    optimizer.param_groups[0]["params"] = [weight]
+    skip()
+    assert optimizer.skipped_steps.device == weight.device
+    if device != "meta":
+        assert optimizer.skipped_steps == 2
+
+
 def test_an_error_inside_passes_through() -> None:
     model = network(3)
     optimizer = sam(model)

@@ -298,6 +298,29 @@ def test_a_replaced_step_counter_is_noticed(seed):
     assert_close(*results, 1e-5)
 
 
+@pytest.mark.parametrize("which", [[0], [0, 1]], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), (torch.optim.Adam, {"lr": 0.1})],
+    ids=["SGD", "Adam"],
+)
+def test_replaced_storage_of_state_is_noticed(base, options, which, seed):
+    """Offloading assigns to ``.data``: the tensor object stays, and its old memory is freed."""
+    problem = Problem([(4,), (5,)], seed=seed)
+    results, states = [], []
+    for kind in (SAM, PlainSAM):
+        optimizer, parameters = make(kind, problem, base, **options)
+        problem.run(optimizer, parameters, 2)
+        for i in which:
+            for value in optimizer.base_optimizer.state[parameters[i]].values():
+                value.data = value.detach() * 0.5 + 0.25
+        results.append(problem.run(optimizer, parameters, range(2, 4)))
+        entries = [optimizer.base_optimizer.state[p] for p in parameters]
+        states.append([entry[key] for entry in entries for key in sorted(entry)])
+    assert_close(*results, 1e-5)
+    assert_close(*states, 1e-5)
+
+
 def test_empty_parameters_count_their_updates(seed):
     """An empty shard's counter is saved for the shards that are not empty."""
     problem = Problem([(0,), (4,)], seed=seed)

@@ -42,4 +42,18 @@ class AscentStep(OuterOptimizer):
             # The scaler's flag covers gradients that the ascent does not use. The norm of those that it does
             # use is inf or NaN if one of them is, so nothing is missed without the flag.
             found_inf = None
-        self._climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)
+        try:
+            self._climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)
+        except BaseException:
+            drop_loss_scale(self)
+            raise
+
+
+def drop_loss_scale(optimizer: Optimizer) -> None:
+    """Delete a scaler's ``grad_scale`` and ``found_inf`` after an error in ``optimizer.step()``.
+
+    ``torch.amp.GradScaler`` deletes them only if ``step()`` returns, and multiplies the scale of its next
+    call by one that it finds.
+    """
+    for name in ("grad_scale", "found_inf"):
+        vars(optimizer).pop(name, None)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
+from fastsam.optim._engine.outer import OuterOptimizer
+
 
 def resolve_base(
     owner: str,
@@ -18,7 +20,8 @@ def resolve_base(
     """Return ``optimizer`` if it is given, else construct the base optimizer from a class and parameters.
 
     Raises:
-        TypeError: both ways were used, or neither; or :func:`construct_base` raises.
+        TypeError: both ways were used, or neither; the base optimizer is a wrapper or needs a closure
+            (LBFGS); or :func:`construct_base` raises.
     """
     if optimizer is None:
         if params is None or base_optimizer is None:
@@ -34,7 +37,7 @@ def resolve_base(
             "pass either optimizer= (an existing base optimizer, with its parameters and settings) or params "
             "and base_optimizer, not both"
         )
-    refuse_lbfgs(type(optimizer))
+    refuse_unusable(type(optimizer))
     return optimizer
 
 
@@ -46,8 +49,8 @@ def construct_base(
     """Construct the base optimizer from a class or another callable.
 
     Raises:
-        TypeError: ``base_optimizer`` does not return an optimizer, or returns one that needs a closure
-            (LBFGS).
+        TypeError: ``base_optimizer`` does not return an optimizer, or returns a wrapper or one that needs a
+            closure (LBFGS).
     """
     if not callable(base_optimizer) or (
         isinstance(base_optimizer, type) and not issubclass(base_optimizer, Optimizer)
@@ -58,18 +61,27 @@ def construct_base(
             "SAM(optimizer=...)"
         )
     # Checked before the call, because an optimizer writes its defaults into the caller's group dicts.
-    refuse_lbfgs(base_optimizer)
+    refuse_unusable(base_optimizer)
     optimizer = base_optimizer(params, **kwargs)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"base_optimizer must return a torch.optim.Optimizer, got {optimizer!r} from {base_optimizer!r}"
         )
-    refuse_lbfgs(type(optimizer))
+    refuse_unusable(type(optimizer))
     return optimizer
 
 
-def refuse_lbfgs(base_optimizer: Callable[..., Any]) -> None:
-    if isinstance(base_optimizer, type) and issubclass(base_optimizer, LBFGS):
+def refuse_unusable(base_optimizer: Callable[..., Any]) -> None:
+    """Raise TypeError for a class whose ``step()`` makes passes of its own, or needs a closure for them."""
+    if not isinstance(base_optimizer, type):
+        return
+    if issubclass(base_optimizer, OuterOptimizer):
+        raise TypeError(
+            f"the base optimizer is a {base_optimizer.__name__}, which wraps another optimizer itself; "
+            "expected one whose step() makes the update from existing gradients, such as torch.optim.SGD: "
+            "pass its base_optimizer"
+        )
+    if issubclass(base_optimizer, LBFGS):
         raise TypeError(
             "LBFGS needs a closure, because it evaluates the loss several times in one step(); SAM cannot "
             "wrap it. Choose an optimizer whose step() needs no closure"

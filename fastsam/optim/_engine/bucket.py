@@ -37,13 +37,14 @@ class _Bound(NamedTuple):
 
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
+    addresses: list[int]
 
     def are_in(self, entry: Mapping[str, Any]) -> bool:
         """Return whether ``entry`` still holds the same tensor objects."""
         return all(map(is_, map(entry.get, self.names), self.tensors))
 
 
-_NOTHING_BOUND = _Bound((), ())
+_NOTHING_BOUND = _Bound((), (), [])
 
 
 class Bucket:
@@ -91,7 +92,7 @@ class Bucket:
             adaptive=[member.adaptive for member in members],
             stochastic=[member.stochastic for member in members],
         )
-        self._addresses = [parameter.data_ptr() for parameter in weights]
+        self._addresses = self._addresses_of(self.parameters)
         self.scratch = self.table.scratch()
         self.backup: Tensor | None = None
         self._backups: list[Tensor] = []
@@ -99,6 +100,7 @@ class Bucket:
         self._bound = [_NOTHING_BOUND] * len(self.parameters)
         self._bound_columns: dict[str, tuple[Tensor, ...]] = {}
         self._bound_tensors: list[Tensor] = []
+        self._bound_addresses: list[int] = []
         self._values: list[Mapping[str, Any]] = []
         self._entries: list[Mapping[str, Any]] = []
         self._counts_steps = False
@@ -120,10 +122,13 @@ class Bucket:
 
     def moved(self) -> bool:
         """Return whether a parameter's storage was replaced since the bucket was created."""
-        parameters: Iterable[Tensor] = self.parameters
+        return self._addresses != self._addresses_of(self.parameters)
+
+    def _addresses_of(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Return the addresses of the local parts of parameters or their state."""
         if self._sharded:
-            parameters = map(local_part, parameters)
-        return self._addresses != list(map(Tensor.data_ptr, parameters))
+            tensors = map(local_part, tensors)
+        return list(map(Tensor.data_ptr, tensors))
 
     def take_gradients(self) -> list[Tensor | None]:
         """Read ``p.grad`` of every parameter into the table and return the gradients."""
@@ -237,7 +242,8 @@ class Bucket:
     ) -> None:
         """Write the addresses of the base optimizer's state to the table, and create missing state.
 
-        The state is looked up in every step, because users replace, clear and load it.
+        The state is looked up in every step, because users replace, clear, load and offload it. An assignment
+        to ``.data`` replaces the memory of a tensor but not the tensor object, so addresses are compared too.
         """
         names = [
             (*rule.state_keys(group), rule.step_key) if rule.step_key else rule.state_keys(group)
@@ -253,7 +259,11 @@ class Bucket:
             if gradient is None or (old.names == wanted == ()):
                 continue
             entry = state[parameter]
-            if old.names == wanted and old.are_in(entry):
+            if (
+                old.names == wanted
+                and old.are_in(entry)
+                and old.addresses == self._addresses_of(old.tensors)
+            ):
                 continue
             if bound is None:
                 bound = list(self._bound)
@@ -262,6 +272,7 @@ class Bucket:
             self._write_state_columns(bound, rule, param_groups)
             self._bound = bound
             self._bound_tensors = [tensor for each in bound for tensor in each.tensors]
+            self._bound_addresses = [address for each in bound for address in each.addresses]
             self._bound_columns = {}
             if bound[0].names and all(each.names == bound[0].names for each in bound):
                 columns = zip(*(each.tensors for each in bound), strict=True)
@@ -276,6 +287,8 @@ class Bucket:
         """
         wanted = tuple(self._bound_columns)
         if not wanted or any(names[group] != wanted for group in set(self.groups)):
+            return False
+        if self._bound_addresses != self._addresses_of(self._bound_tensors):
             return False
         # Hashing tensors is slow, so look them up only after an entry was added, removed or replaced.
         values = list(state.values())
@@ -313,7 +326,8 @@ class Bucket:
             elif local_part(value).stride() != weight.stride():
                 entry[name] = self._like_parameter(i, fresh.copy_(local_part(value)))
         self._counters[i] = float(started)
-        return _Bound(names, tuple(entry[name] for name in names))
+        tensors = tuple(entry[name] for name in names)
+        return _Bound(names, tensors, self._addresses_of(tensors))
 
     def _like_parameter(self, i: int, tensor: Tensor) -> Tensor:
         """Return a state tensor as torch's optimizers create it: a DTensor for a DTensor parameter."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastsam.distributed import local_part
+from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
@@ -80,8 +81,10 @@ class KernelOptimizer(OuterOptimizer):
         with late ascents would run out of memory late. The weights and later steps are not affected.
 
         Raises:
+            RuntimeError: called between ``first_step`` and ``second_step``.
             ValueError: as in ``first_step``.
         """
+        self._refuse_midway("prepare()")
         self.policy.steps()
         self.native_step.prepare()
 
@@ -95,7 +98,10 @@ class KernelOptimizer(OuterOptimizer):
 
     @property
     def ascent_norm(self) -> Tensor:
-        """``||T_w g||`` of the last ascent over all groups: float64 scalar on the parameters' device.
+        """``||T_w g||`` of the last ascent over all groups: scalar on the parameters' device.
+
+        It is float64 with native kernels. PyTorch operations compute it in float32, unless a parameter is
+        float64; see :attr:`backend`.
 
         For SAM this is the 2-norm of the gradients that ``first_step`` used, after any clipping and without a
         scaler's loss scale. For ASAM each gradient is multiplied by ``|w| + eta`` first. For sharded
@@ -232,7 +238,9 @@ class KernelOptimizer(OuterOptimizer):
             return False
         gradients = [p.grad for p in self._parameters()]
         present = [local_part(gradient) for gradient in gradients if gradient is not None]
-        return bool(present) and not any(bool(gradient.any()) for gradient in present)
+        found = max((1 + bool(gradient.any()) for gradient in present), default=0)
+        # One rank's shards may be empty or 0 where those of others are not.
+        return sharding.largest(found, self._parameters()) == 1
 
     def _has_no_gradient(self) -> bool:
         return all(p.grad is None for group in self.param_groups for p in group["params"])

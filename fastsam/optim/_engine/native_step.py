@@ -308,6 +308,7 @@ class NativeStep:
 
     def _make_buckets(self) -> None:
         """Create the buckets if the parameters, their options or their storage changed."""
+        assert not self.climbed, "new buckets would drop the backups of an open step"
         layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
@@ -324,10 +325,16 @@ class NativeStep:
                 b.device for b in self._buckets if b.perturbs and b.is_16_bit
             )
         }
-        self._scalars = {
-            device: self._new_scalars(device)
-            for device in dict.fromkeys(bucket.device for bucket in self._buckets)
+        devices = dict.fromkeys(bucket.device for bucket in self._buckets)
+        # The kernels count on every device that has parameters, so the counts are equal.
+        count = self.skipped_steps
+        self._skipped = {
+            device: self._skipped[device]
+            if device in self._skipped
+            else count.to(device).reshape(1)
+            for device in devices
         }
+        self._scalars = {device: self._new_scalars(device) for device in devices}
         counted: set[torch.device] = set()
         for bucket in self._buckets:
             bucket.attach(self._scalars[bucket.device], counts_skips=bucket.device not in counted)
@@ -343,9 +350,7 @@ class NativeStep:
             tables=len(self._buckets),
             dtype=torch.float64 if torch.float64 in kinds else torch.float32,
             device=device,
-            skipped_steps=self._skipped.setdefault(
-                device, torch.zeros(1, dtype=torch.int64, device=device)
-            ),
+            skipped_steps=self._skipped[device],
             unchanged=self._lost[device].unchanged if device in self._lost else None,
         )
 

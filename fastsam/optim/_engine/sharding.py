@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, is_available
 
-from fastsam.distributed import is_sharded, local_part
+from fastsam.distributed import all_reduce_flat, is_sharded, local_part
 
 if is_available():
     from torch.distributed import (
@@ -154,18 +154,23 @@ def all_reduce_max(value: Tensor, groups: tuple[ProcessGroup, ...]) -> None:
         all_reduce(value, ReduceOp.MAX, group)
 
 
-def all_reduce_mean(values: Iterable[Tensor], group: ProcessGroup) -> None:
+def largest(value: int, parameters: Iterable[Tensor]) -> int:
+    """Return the maximum of ``value`` over all ranks that hold parts of ``parameters``."""
+    reduced: dict[ProcessGroup, torch.device] = {}
+    for parameter in parameters:
+        for group in shard_groups(parameter):
+            reduced.setdefault(group, local_part(parameter).device)
+    for group, device in reduced.items():
+        flag = torch.tensor(value, device=device)
+        all_reduce_max(flag, (group,))
+        value = int(flag)
+    return value
+
+
+def all_reduce_mean(values: Sequence[Tensor], group: ProcessGroup) -> None:
     """Replace each of ``values`` by its mean over the ranks, with one all-reduce per device and dtype."""
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for value in values:
-        alike.setdefault((value.device, value.dtype), []).append(value)
-    for members in alike.values():
-        flat = torch.cat([member.reshape(-1) for member in members])
-        all_reduce(flat, ReduceOp.SUM, group)
-        flat.div_(get_world_size(group))
-        parts = torch.split(flat, [member.numel() for member in members])
-        for member, part in zip(members, parts, strict=True):
-            member.copy_(part.view_as(member))
+    all_reduce_flat(values, group)
+    torch._foreach_div_(values, get_world_size(group))
 
 
 def gathered(
