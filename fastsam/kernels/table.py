@@ -59,7 +59,7 @@ class TensorTable:
 
     Raises:
         ValueError: ``weights`` is empty, the weights do not share a device and a supported dtype, or one has
-            gaps.
+            gaps or no address (a DTensor).
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class TensorTable:
                 raise ValueError(
                     f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps "
                     "or overlaps; pass a contiguous copy"
+                )
+            if weight.numel() and weight.data_ptr() == 0 and self.device.type != "meta":
+                raise ValueError(
+                    f"a {type(weight).__name__} of shape {tuple(weight.shape)} has no memory that kernels can "
+                    "write; pass a plain tensor, which for a DTensor is its to_local()"
                 )
         self.backend: Backend = backend_of(self.device)
         self.weights = list(weights)

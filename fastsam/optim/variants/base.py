@@ -65,10 +65,6 @@ class Option:
             raise ValueError(f"{error}; published: {self.source}") from None
 
 
-SEED = Option(high=2**63 - 1, whole=True)
-"""Seed of a variant's noise."""
-
-
 class WrappedOptimizer(OuterOptimizer, ABC):
     """Base class of optimizers around an existing base optimizer, whose groups and state they share.
 
@@ -169,13 +165,3 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     yield group, parameter
-
-    def _by_group(self, deviation: Callable[[dict[str, Any]], float]) -> list[Tensor]:
-        """Return a standard deviation per trainable parameter: float64 ``[1]``, shared within a group."""
-        return [
-            value
-            for group in self.param_groups
-            for value in [torch.tensor([deviation(group)], dtype=torch.float64)]
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]

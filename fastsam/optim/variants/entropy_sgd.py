@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import Option, Update
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer
 
 _PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
-class EntropySGD(WrappedOptimizer):
+class EntropySGD(NoisyOptimizer):
     """Implements Entropy-SGD: explore by Langevin steps and move toward the mean of the visited weights.
 
     Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
@@ -76,7 +77,7 @@ class EntropySGD(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        trained = list(self._parameters())
+        trained = self._trained()
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]
         try:
@@ -90,7 +91,8 @@ class EntropySGD(WrappedOptimizer):
                 add_normal(
                     [parameter for _, parameter in trained],
                     self._by_group(
-                        lambda group: math.sqrt(group["entropy_lr"]) * group["entropy_noise"]
+                        trained,
+                        lambda group: math.sqrt(group["entropy_lr"]) * group["entropy_noise"],
                     ),
                     seed=self.seed,
                     position=self.steps_taken * self.inner_steps + inner,

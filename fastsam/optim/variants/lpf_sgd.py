@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 from fastsam.kernels.backends import widened
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import Option, Update
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer
 
 
-class LPFSGD(WrappedOptimizer):
+class LPFSGD(NoisyOptimizer):
     """Implements LPF-SGD: the update uses the mean of gradients at randomly perturbed weights.
 
     Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
@@ -59,7 +60,7 @@ class LPFSGD(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        trained = list(self._parameters())
+        trained = self._trained()
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)
         for part in range(self.parts):
