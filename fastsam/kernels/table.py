@@ -91,8 +91,8 @@ class TensorTable:
                 )
             if weight.numel() and weight.data_ptr() == 0 and self.device.type != "meta":
                 raise ValueError(
-                    f"a {type(weight).__name__} of shape {tuple(weight.shape)} has no memory that kernels can "
-                    "write; pass a plain tensor, which for a DTensor is its to_local()"
+                    f"a {type(weight).__name__} of shape {tuple(weight.shape)} has no address, so kernels "
+                    "cannot write it; pass a plain tensor, which for a DTensor is its to_local()"
                 )
         self.backend: Backend = backend_of(self.device)
         self.weights = list(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -57,6 +58,35 @@ def test_sharded_parameters_are_refused(name: str, shard: Callable[[Tensor], nn.
 def test_a_table_refuses_a_tensor_without_an_address(
     shard: Callable[[Tensor], nn.Parameter],
 ) -> None:
-    with pytest.raises(ValueError, match=r"a DTensor of shape \(4, 3\) has no memory"):
+    with pytest.raises(ValueError, match=r"a DTensor of shape \(4, 3\) has no address"):
         TensorTable([shard(torch.ones(4, 3)).data], groups=[0], adaptive=[False])
     TensorTable([torch.ones(0, 3)], groups=[0], adaptive=[False])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_pass_in_one_autocast_context_uses_the_current_weights(name: str) -> None:
+    """As with one context per pass. Autocast caches 16-bit copies of weights until its context ends."""
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for shared in losses:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))
+        x, y = torch.randn(32, 5), torch.randn(32, 1)
+        optimizer = BUILDERS[name](SGD(model.parameters(), lr=1.0))
+        each = nullcontext() if shared else torch.autocast("cpu", torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16) if shared else nullcontext():
+            for _ in range(2):
+                for _ in optimizer.passes():
+                    optimizer.zero_grad()
+                    with each:
+                        loss = (model(x) - y).square().mean()
+                    loss.backward()
+                    losses[shared].append(loss.item())
+            abandoned = optimizer.passes()
+            next(abandoned)
+            with each:
+                model(x)
+            abandoned.close()
+            with each:
+                losses[shared].append((model(x) - y).square().mean().item())
+    assert losses[True] == losses[False]
+    assert len(set(losses[False])) == len(losses[False])

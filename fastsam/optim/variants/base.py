@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.closures import CLOSURE_CONTRACT, ClosurePasses
 from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
@@ -147,7 +147,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         return losses[0].detach()
 
     def _update(self, step: Callable[[], Any]) -> None:
-        step()
+        with weights_change():
+            step()
         self._opt_called = True  # learning-rate schedulers on this object check that it was stepped
         for group in self.param_groups:
             group[COUNTER] += 1

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.kernels.backends import widened
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.variants.base import Option, Update
-from fastsam.optim.variants.noisy import SEED, NoisyOptimizer
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, restore
 
 
 class LPFSGD(NoisyOptimizer):
@@ -65,16 +66,16 @@ class LPFSGD(NoisyOptimizer):
         total: list[Tensor | None] = [None] * len(trained)
         for part in range(self.parts):
             try:
-                add_normal(
-                    [parameter for _, parameter in trained],
-                    [group["lpf_gamma"] * _filter_norms(parameter) for group, parameter in trained],
-                    seed=self.seed,
-                    position=self.steps_taken * self.parts + part,
-                )
+                with weights_change():
+                    add_normal(
+                        [parameter for _, parameter in trained],
+                        [group["lpf_gamma"] * _filter_norms(p) for group, p in trained],
+                        seed=self.seed,
+                        position=self.steps_taken * self.parts + part,
+                    )
                 yield Need(part=(part, self.parts))
             finally:
-                for (_, parameter), old in zip(trained, before, strict=True):
-                    parameter.copy_(old)
+                restore(trained, before)
             for index, (_, parameter) in enumerate(trained):
                 gradient = parameter.grad
                 if gradient is not None:

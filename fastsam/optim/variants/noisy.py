@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.distributed import is_sharded
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim.variants.base import Option, WrappedOptimizer
 
 SEED = Option(high=2**63 - 1, whole=True)
@@ -37,9 +38,9 @@ class NoisyOptimizer(WrappedOptimizer, ABC):
         for parameter in parameters:
             if is_sharded(parameter):
                 raise ValueError(
-                    f"{cls.__name__} got a DTensor parameter of shape {tuple(parameter.shape)} (FSDP2, tensor "
-                    "parallel); its noise requires whole parameters on every rank. Train with "
-                    "DistributedDataParallel, or choose SAM, which works with DTensor parameters"
+                    f"{cls.__name__} got a DTensor parameter of shape {tuple(parameter.shape)}; its noise "
+                    "requires whole parameters on every rank. Train with DistributedDataParallel instead of "
+                    "FSDP2 or tensor parallelism, or choose SAM, which works with DTensor parameters"
                 )
 
     def _trained(self) -> Trained:
@@ -61,3 +62,10 @@ class NoisyOptimizer(WrappedOptimizer, ABC):
             for group in self.param_groups
         }
         return [values[id(group)] for group, _ in trained]
+
+
+def restore(trained: Trained, before: Sequence[Tensor]) -> None:
+    """Copy the weights from before the passes back into the parameters."""
+    with weights_change():
+        for (_, parameter), old in zip(trained, before, strict=True):
+            parameter.copy_(old)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes, run_passes
 from fastsam.optim.variants.base import Closure, Option, Update
-from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained, restore
 
 NOISE_ON = ("gradient", "weights")
 
@@ -62,11 +63,11 @@ class PGD(NoisyOptimizer):
         else:
             before = [parameter.clone() for _, parameter in trained]
             try:
-                self._add_noise(trained, [parameter for _, parameter in trained])
+                with weights_change():
+                    self._add_noise(trained, [parameter for _, parameter in trained])
                 yield Need()
             except BaseException:  # including GeneratorExit, when the caller abandons the step
-                for (_, parameter), old in zip(trained, before, strict=True):
-                    parameter.copy_(old)
+                restore(trained, before)
                 raise
         update(self.base_optimizer.step)
 
