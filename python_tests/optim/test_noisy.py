@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from fastsam.kernels.table import TensorTable
 from fastsam.optim import LPFSGD, PGD, EntropySGD
+from fastsam.optim._engine.noise import add_normal
 
 BUILDERS: dict[str, Callable[[Optimizer], Any]] = {
     "PGD gradient": lambda sgd: PGD(sgd, sigma=0.1, seed=3),
@@ -90,3 +91,40 @@ def test_every_pass_in_one_autocast_context_uses_the_current_weights(name: str) 
                 losses[shared].append((model(x) - y).square().mean().item())
     assert losses[True] == losses[False]
     assert len(set(losses[False])) == len(losses[False])
+
+
+def columns_outermost(weight: Tensor) -> Tensor:
+    return weight.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.clone, columns_outermost, channels_last])
+def test_filter_noise_reaches_its_filter_in_every_layout(
+    layout: Callable[[Tensor], Tensor],
+) -> None:
+    weight = torch.ones(3, 50, 20, 2)
+    weight[1] = 0.0
+    parameter = nn.Parameter(layout(weight))
+    strides = parameter.stride()
+    optimizer = LPFSGD(SGD([parameter], lr=0.1), gamma=0.1, seed=1)
+    for _ in optimizer.passes():
+        moved = (parameter - weight).detach()
+        parameter.grad = torch.zeros_like(parameter)
+    assert parameter.stride() == strides
+    assert torch.equal(parameter, weight)
+    for noisy in (moved[0], moved[2]):
+        assert noisy.std() == pytest.approx(0.1 * 2000**0.5, rel=0.1)
+    assert not moved[1].any()
+
+
+def test_deviations_may_have_any_strides() -> None:
+    """An expanded tensor has one element in memory, a slice has others between its elements."""
+    expected, tensor = torch.zeros(2, 3, 50).unbind()
+    deviations = torch.tensor([1.0, 9.0, 0.0, 9.0, 5.0])[::2]
+    add_normal([expected], [deviations.clone()], seed=1, position=0)
+    add_normal([tensor], [deviations], seed=1, position=0)
+    assert torch.equal(tensor, expected)
+    assert not tensor[1].any()
