@@ -139,3 +139,16 @@ def test_rows_require_the_first_dimension_outermost(device: torch.device) -> Non
     add_noise(table_of(images), [deviations], position, streams=[0])
     assert images[0].all()
     assert not images[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_product_is_rounded_before_the_sum(dtype: torch.dtype) -> None:
+    """With a fused multiply-add, the bits would depend on the instruction set of the processor."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4001, dtype=dtype, generator=generator)
+    z, position = torch.zeros(4001, dtype=dtype), torch.tensor([5, 9])
+    add_noise(table_of(z), [torch.ones(1, dtype=torch.float64)], position, streams=[2])
+    expected = weight.numpy() + np.float32(0.1).astype(z.numpy().dtype) * z.numpy()
+    deviation = torch.tensor([float(np.float32(0.1))], dtype=torch.float64)
+    add_noise(table_of(weight), [deviation], position, streams=[2])
+    assert (weight.numpy() == expected).all()
