@@ -207,8 +207,12 @@ class TensorTable:
             self.gradients = laid_out
 
     def release_gradients(self) -> None:
-        """Drop the references to the gradients, so that ``zero_grad`` frees their memory."""
+        """Drop the references to the gradients, so that ``zero_grad`` frees their memory.
+
+        Call it only after the launches that read them; the next one needs :meth:`set_gradients`.
+        """
         self.gradients = []
+        self._gradients = []
 
     def set_backups(self, backups: Sequence[Tensor], where: Sequence[bool] | None = None) -> None:
         """Set the memory for the weights before the ascent.
