@@ -23,6 +23,7 @@ class HyperRows:
 
     def __init__(self) -> None:
         self._rows: list[list[float]] = []
+        self._on_device: list[tuple[int, int]] = []
         self._options: list[dict[str, Any]] = []
 
     def write(
@@ -61,12 +62,15 @@ class HyperRows:
                 else:
                     row[column] = float(value)
             rows.append(row)
+        # Rows have 0.0 where the setting is a tensor on a device; a number there may be 0.0, too.
+        cells = [(index, column) for index, column, _ in on_device]
         for held in scalars.values():
-            if rows != self._rows:
+            if rows != self._rows or cells != self._on_device:
                 held.write_hyper(rows)
             for index, column, value in on_device:
                 held.write_setting(index, column, value)
         self._rows = rows
+        self._on_device = cells
         self._options = options if fixed else []
 
     def any_rho(self) -> bool:
