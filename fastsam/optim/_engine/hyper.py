@@ -10,9 +10,12 @@ from torch import Tensor
 
 from fastsam.kernels import extension
 from fastsam.kernels import sam as kernels
+from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine.fused import FusedRule
 from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import check_rho, eta_of
+
+__all__ = ["HyperRows", "need_not_wait"]
 
 _NUMBERS = frozenset({float, int, bool})
 _RHO = extension.HYPER_COLUMNS.index("rho")
@@ -76,12 +79,3 @@ class HyperRows:
     def any_rho(self) -> bool:
         """Return whether a group has a nonzero rho, among those that are not device tensors."""
         return any(row[_RHO] != 0.0 for row in self._rows)
-
-
-def need_not_wait(device: torch.device) -> bool:
-    """Return whether a copy to ``device`` may be asynchronous.
-
-    On CUDA the stream orders the copy before the kernels that read it. CPU kernels run at once, so the copy
-    must be complete. On other devices the source memory might be freed before an asynchronous copy reads it.
-    """
-    return device.type == "cuda"
