@@ -80,8 +80,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         declared: the options of the class by the name of the constructor's argument.
 
     Raises:
-        ValueError: an option is out of bounds, or the base optimizer has another option of the same name.
-            Nothing was changed.
+        ValueError: an option is out of bounds, also in a group, or the base optimizer has another option of
+            the same name. Nothing was changed.
     """
 
     declared: ClassVar[Mapping[str, Option]]
@@ -100,7 +100,14 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         if COUNTER not in optimizer.defaults:
             refuse_clashes(cls.__name__, cls._in_groups(options).keys() | {COUNTER}, optimizer)
         for group in optimizer.param_groups:
-            check_base_group(group)
+            cls._check_group(group)
+
+    @classmethod
+    def _check_group(cls, group: Mapping[str, Any]) -> None:
+        for option in cls.declared.values():
+            if option.key in group:
+                option.check(option.key, group[option.key])
+        check_base_group(group)
 
     @classmethod
     def _in_groups(cls, options: Mapping[str, Any]) -> dict[str, Any]:
