@@ -105,7 +105,7 @@ class WrappedOptimizer(OuterOptimizer, ABC):
     @classmethod
     def _check_group(cls, group: Mapping[str, Any]) -> None:
         for option in cls.declared.values():
-            if option.key in group:
+            if option.key is not None and option.key in group:
                 option.check(option.key, group[option.key])
         check_base_group(group)
 
