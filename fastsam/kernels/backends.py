@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -23,6 +25,9 @@ _TOOLKIT = (
     "NVIDIA's runfile with `--silent --toolkit --toolkitpath=$HOME/cuda`; put its bin folder on PATH and run "
     "`pip install .` in a checkout of fastsam"
 )
+
+
+_OTHER_DEVICE = "move the model to the CPU or to an NVIDIA GPU"
 
 
 class FallbackWarning(UserWarning):
@@ -48,7 +53,7 @@ def kernels_mode() -> Mode:
 
 
 def backend_of(device: torch.device) -> Backend:
-    """Return the backend for tensors on ``device``. It depends only on the type of the device.
+    """Return the backend for tensors on ``device``. It depends on its type, and on the architecture of a GPU.
 
     Raises:
         ImportError: the native module could not be loaded. There is no fallback in any mode.
@@ -57,7 +62,7 @@ def backend_of(device: torch.device) -> Backend:
 
     Warns:
         FallbackWarning: the device has no kernels and ``FASTSAM_KERNELS`` is ``auto``; once per process and
-            type of device, on rank 0.
+            reason, on rank 0.
 
     Example:
         >>> import torch
@@ -72,9 +77,10 @@ def backend_of(device: torch.device) -> Backend:
     if mode == "native":
         require_native(device)
         return "native"
-    if missing_kernels(device.type) is None:
+    missing = missing_kernels(device)
+    if missing is None:
         return "native"
-    _warn_of_fallback(device.type)
+    _warn_of_fallback(missing)
     return "torch"
 
 
@@ -97,40 +103,98 @@ def require_native(device: torch.device | str | None = None) -> None:
         RuntimeError: fastsam has no kernels for 'meta' devices, only for the CPU and NVIDIA GPUs...
     """
     extension.module()
-    kind = present_device() if device is None else torch.device(device).type
     if kernels_mode() == "torch":
         raise RuntimeError(
             f"{VARIABLE}=torch disables the native kernels: unset it, or set it to auto or native"
         )
-    reason = missing_kernels(kind)
-    if reason is not None:
-        raise RuntimeError(f"{reason}; {_advice(kind)}")
+    missing = missing_kernels(torch.device(present_device() if device is None else device))
+    if missing is not None:
+        raise RuntimeError(f"{missing.reason}; {missing.advice}")
 
 
-def missing_kernels(device_type: str) -> str | None:
-    """Return the reason why devices of a type have no native kernels; None if they have."""
-    if device_type == "cpu":
+@dataclass(frozen=True)
+class Missing:
+    """Why a device has no native kernels, and what to do about it."""
+
+    reason: str
+    advice: str
+
+
+def missing_kernels(device: torch.device) -> Missing | None:
+    """Return why ``device`` has no native kernels; None if it has."""
+    if device.type == "cpu":
         return None
-    if device_type != "cuda":
-        return (
-            f"fastsam has no kernels for {device_type!r} devices, only for the CPU and NVIDIA GPUs"
+    if device.type != "cuda":
+        return Missing(
+            f"fastsam has no kernels for {device.type!r} devices, only for the CPU and NVIDIA GPUs",
+            _OTHER_DEVICE,
         )
     if torch.version.hip is not None:
-        return "fastsam has no kernels for AMD GPUs (ROCm), only for the CPU and NVIDIA GPUs"
+        return Missing(
+            "fastsam has no kernels for AMD GPUs (ROCm), only for the CPU and NVIDIA GPUs",
+            _OTHER_DEVICE,
+        )
     if not hasattr(extension.module(), "cuda"):
-        return "fastsam was built without CUDA kernels, because the build found no nvcc"
-    return _outdated_driver(extension.module().build_info())
+        return Missing(
+            "fastsam was built without CUDA kernels, because the build found no nvcc", _TOOLKIT
+        )
+    build = extension.module().build_info()
+    return _outdated_driver(build) or _other_architecture(build, device)
 
 
-def _outdated_driver(build: dict[str, Any]) -> str | None:
+def _outdated_driver(build: dict[str, Any]) -> Missing | None:
     """Return a message if the driver has an older major version than the CUDA runtime of the build."""
     driver, runtime = build.get("cuda_driver", 0), build.get("cuda_runtime", 0)
     if driver // 1000 >= runtime // 1000:
         return None
-    return (
+    return Missing(
         f"fastsam was built with CUDA {cuda_version(runtime)}, but the NVIDIA driver supports only CUDA "
-        f"{cuda_version(driver)}"
+        f"{cuda_version(driver)}",
+        f"update the driver, or build with a toolkit that it supports: {_TOOLKIT}",
     )
+
+
+def _other_architecture(build: dict[str, Any], device: torch.device) -> Missing | None:
+    """Return a message if no code in the build runs on the GPU."""
+    major, minor = torch.cuda.get_device_capability(device)
+    architectures = build["cuda_architectures"]
+    if runs_on(architectures, (major, minor)):
+        return None
+    return Missing(
+        f"fastsam was built for the CUDA architectures {architectures}, but {device} has compute capability "
+        f"{major}.{minor}",
+        f"build for this GPU, with a toolkit that supports it: run `CUDAARCHS={major}{minor} pip install .` "
+        "in a checkout of fastsam",
+    )
+
+
+@functools.cache
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Return whether code for CMake's ``CUDA_ARCHITECTURES`` runs on a GPU of this compute capability.
+
+    Machine code (``75-real``) runs on GPUs of the same major and the same or a higher minor version. PTX
+    (``120-virtual``) is compiled for these and for all newer ones. ``90`` means both. Code for one
+    architecture (``90a``) and for one family (``100f``) does not run on newer ones. Names such as ``native``
+    do not tell the architecture and count as any.
+
+    Example:
+        >>> runs_on("75-real, 90", (8, 0)), runs_on("75-real, 90", (10, 0))
+        (False, True)
+    """
+    for entry in architectures.replace(",", " ").split():
+        found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", entry)
+        if found is None:
+            return True
+        built, suffix = (int(found[1]), int(found[2])), found[3]
+        if suffix == "a":
+            runs = capability == built
+        elif suffix == "f" or found[4] == "-real":
+            runs = capability[0] == built[0] and capability >= built
+        else:
+            runs = capability >= built
+        if runs:
+            return True
+    return False
 
 
 def cuda_version(number: int) -> str:
@@ -143,24 +207,16 @@ def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _advice(device_type: str) -> str:
-    if device_type != "cuda" or torch.version.hip is not None:
-        return "move the model to the CPU or to an NVIDIA GPU"
-    if not hasattr(extension.module(), "cuda"):
-        return _TOOLKIT
-    return f"update the driver, or build with a toolkit that it supports: {_TOOLKIT}"
-
-
 @functools.cache
-def _warn_of_fallback(device_type: str) -> None:
-    """Warn once per type of device, on rank 0; the cache makes later calls do nothing."""
+def _warn_of_fallback(missing: Missing) -> None:
+    """Warn once per reason, on rank 0; the cache makes later calls do nothing."""
     if _rank() != 0:
         return
     warnings.warn(
-        f"{missing_kernels(device_type)}. SAM, its variants and the Lanczos steps of spectra run as PyTorch "
+        f"{missing.reason}. SAM, its variants and the Lanczos steps of spectra run as PyTorch "
         "operations there. Results agree up to rounding, but every tensor takes several launches instead of "
         "one launch for all tensors; forward and backward passes are not slower. To get the kernels: "
-        f"{_advice(device_type)}. {VARIABLE}=torch silences this warning; fastsam.require_native() raises an "
+        f"{missing.advice}. {VARIABLE}=torch silences this warning; fastsam.require_native() raises an "
         "error instead",
         FallbackWarning,
         stacklevel=2,
@@ -202,9 +258,9 @@ def build_info() -> dict[str, Any]:
 
 
 def _described(device_type: str, mode: Mode) -> str:
-    reason = missing_kernels(device_type)
-    if reason is not None:
-        return f"{'none' if mode == 'native' else 'torch'} ({reason})"
+    missing = missing_kernels(torch.device(device_type))
+    if missing is not None:
+        return f"{'none' if mode == 'native' else 'torch'} ({missing.reason})"
     return "torch" if mode == "torch" else "native"
 
 

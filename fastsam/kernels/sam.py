@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastsam.kernels import extension
 from fastsam.kernels.backends import backend_of
+from fastsam.kernels.copies import need_not_wait
 from fastsam.kernels.table import TensorTable
 from fastsam.kernels.torch_ops import sam as torch_sam
 from fastsam.kernels.torch_ops import updates as torch_updates
@@ -78,10 +79,10 @@ class Scalars:
 
     def write_setting(self, group: int, column: int, value: Tensor) -> None:
         """Write one hyperparameter from a scalar tensor on a device."""
-        wait_not = value.device.type == "cuda"
-        self.hyper[group, column].copy_(value, non_blocking=wait_not)
+        non_blocking = need_not_wait(self.hyper.device)
+        self.hyper[group, column].copy_(value, non_blocking=non_blocking)
         if self.complements is not None:
-            self.complements[group, column].copy_(1.0 - value, non_blocking=wait_not)
+            self.complements[group, column].copy_(1.0 - value, non_blocking=non_blocking)
 
     def arguments(
         self,
@@ -124,7 +125,7 @@ class Scalars:
 def _send(values: np.ndarray, block: Tensor) -> None:
     """Copy float64 values from the host to ``block``, rounded to its dtype."""
     new = torch.from_numpy(values if block.dtype == torch.float64 else values.astype(np.float32))
-    if block.device.type == "cuda":
+    if need_not_wait(block.device):
         block.copy_(new.pin_memory(), non_blocking=True)
     else:
         block.copy_(new)

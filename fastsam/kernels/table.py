@@ -33,6 +33,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def has_slices_in_order(tensor: Tensor, rows: int) -> bool:
+    """Return whether ``rows`` equal ranges of a dense tensor's memory are slices of its first dimension."""
+    return rows == 1 or not tensor.numel() or tensor.stride(0) * len(tensor) == tensor.numel()
+
+
 class TensorTable:
     """The operands of a multi-tensor launch: one row per parameter of one dtype and device.
 
@@ -59,7 +64,7 @@ class TensorTable:
 
     Raises:
         ValueError: ``weights`` is empty, the weights do not share a device and a supported dtype, or one has
-            gaps.
+            gaps or no address (a DTensor).
     """
 
     def __init__(
@@ -88,6 +93,11 @@ class TensorTable:
                 raise ValueError(
                     f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps "
                     "or overlaps; pass a contiguous copy"
+                )
+            if weight.numel() and weight.data_ptr() == 0 and self.device.type != "meta":
+                raise ValueError(
+                    f"a {type(weight).__name__} of shape {tuple(weight.shape)} has no address, so kernels "
+                    "cannot write it; pass a plain tensor, which for a DTensor is its to_local()"
                 )
         self.backend: Backend = backend_of(self.device)
         self.weights = list(weights)
@@ -197,8 +207,12 @@ class TensorTable:
             self.gradients = laid_out
 
     def release_gradients(self) -> None:
-        """Drop the references to the gradients, so that ``zero_grad`` frees their memory."""
+        """Drop the references to the gradients, so that ``zero_grad`` frees their memory.
+
+        Call it only after the launches that read them; the next one needs :meth:`set_gradients`.
+        """
         self.gradients = []
+        self._gradients = []
 
     def set_backups(self, backups: Sequence[Tensor], where: Sequence[bool] | None = None) -> None:
         """Set the memory for the weights before the ascent.
@@ -271,26 +285,38 @@ class TensorTable:
         """Set the standard deviation and the random stream of each weight's noise.
 
         Args:
-            scales: ``[rows]`` per weight, on its device; float64, or float32 with PyTorch operations. The
-                weight's memory is divided into ``rows`` equal ranges: one row is one standard deviation for
-                the whole weight, ``weight.shape[0]`` rows are one per filter.
+            scales: ``[rows]`` per weight, on its device, contiguous; float64, or float32 with PyTorch
+                operations. The weight's memory is divided into ``rows`` equal ranges: one row is one
+                standard deviation for the whole weight, ``weight.shape[0]`` rows are one per filter.
             streams: index in [0, 2^32) of each weight's stream of random numbers.
 
         Raises:
-            ValueError: a scale has another dtype, device or number of dimensions, or its number of rows does
-                not divide the weight.
+            ValueError: a scale has another dtype, device or number of dimensions, or is not contiguous; its
+                number of rows does not divide the weight; or it has several rows and the weight's first
+                dimension is not the outermost in memory.
         """
         allowed = {torch.float64, self.sum_dtype}
         for weight, scale in zip(self.weights, scales, strict=True):
-            if scale.dtype not in allowed or scale.device != self.device or scale.dim() != 1:
+            if (
+                scale.dtype not in allowed
+                or scale.device != self.device
+                or scale.dim() != 1
+                or not scale.is_contiguous()
+            ):
                 raise ValueError(
-                    f"scales must be float64 [rows] on {self.device}, got {scale.dtype} "
-                    f"{tuple(scale.shape)} on {scale.device}"
+                    f"scales must be contiguous float64 [rows] on {self.device}, got {scale.dtype} "
+                    f"{tuple(scale.shape)} with strides {scale.stride()} on {scale.device}"
                 )
             if scale.numel() == 0 or weight.numel() % scale.numel() != 0:
                 raise ValueError(
                     f"{scale.numel()} standard deviations do not divide a weight of "
                     f"{weight.numel()} elements"
+                )
+            if not has_slices_in_order(weight, scale.numel()):
+                raise ValueError(
+                    f"{scale.numel()} standard deviations need a weight whose first dimension is outermost "
+                    f"in memory, got shape {tuple(weight.shape)} with strides {weight.stride()}; pass a "
+                    "contiguous copy"
                 )
         rows = [max(w.numel() // s.numel(), 1) for w, s in zip(self.weights, scales, strict=True)]
         self._set("scale", [scale.data_ptr() for scale in scales])

@@ -57,7 +57,7 @@ def capture_step(
         loss_fn: called as ``loss_fn(outputs, targets)``; returns a scalar.
         optimizer: optimizer over the parameters of ``model``. Either a :class:`SAM` on SGD, Adam or AdamW, or
             ``SGD(fused=True)``, ``Adam(capturable=True)`` or ``AdamW(capturable=True)`` with a tensor on the
-            device as ``lr``.
+            device as ``lr``. With an enabled scaler, Adam and AdamW need ``fused=True``, too.
         example_batch: ``(*inputs, targets)``, tensors with the shapes, dtypes and device of every later
             batch.
         autocast: dtype of ``torch.autocast``, entered separately for each pass. Default None: no autocast.
@@ -106,7 +106,7 @@ def capture_step(
 
     made: StepFunction = step
     if device.type == "cuda":
-        reason = obstacle(model, optimizer)
+        reason = obstacle(model, optimizer, scaler)
         if reason is not None:
             raise RuntimeError(f"this step cannot be captured as a CUDA graph: {reason}")
         # A graph is captured on the current device, which need not be the model's.
@@ -139,13 +139,17 @@ def _layout_of(batch: TensorBatch) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [(tuple(part.shape), part.dtype) for part in batch]
 
 
-def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
+def obstacle(
+    model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None = None
+) -> str | None:
     """Return the reason why a step cannot be captured as a CUDA graph, or None if it can."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if len({p.device for p in parameters}) > 1:
         return "the parameters are on several devices"
     reason = (
-        _obstacle_of_sam(optimizer) if isinstance(optimizer, SAM) else _obstacle_of_base(optimizer)
+        _obstacle_of_sam(optimizer)
+        if isinstance(optimizer, SAM)
+        else _obstacle_of_base(optimizer, scaler)
     )
     if reason is not None:
         return reason
@@ -176,7 +180,7 @@ def _obstacle_of_sam(optimizer: SAM) -> str | None:
     return None
 
 
-def _obstacle_of_base(optimizer: Optimizer) -> str | None:
+def _obstacle_of_base(optimizer: Optimizer, scaler: GradScaler | None) -> str | None:
     """Return the reason why a step of torch's own optimizer cannot be captured, or None."""
     name = type(optimizer).__name__
     if type(optimizer) not in (SGD, Adam, AdamW):
@@ -185,6 +189,11 @@ def _obstacle_of_base(optimizer: Optimizer) -> str | None:
         option = "fused" if isinstance(optimizer, SGD) else "capturable"
         if not group[option]:
             return f"{name} synchronizes with the host in its step: construct it with {option}=True"
+        if scaler is not None and scaler.is_enabled() and not group["fused"]:
+            return (
+                f"a GradScaler reads a flag on the host before each step of {name}, unless it is fused: "
+                "construct it with fused=True, capturable=True"
+            )
         lr = group["lr"]
         if not (isinstance(lr, Tensor) and all(lr.device == p.device for p in group["params"])):
             return (

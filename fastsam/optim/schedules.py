@@ -85,7 +85,7 @@ class _Ramp(Schedule):
     epochs: int
 
     def __post_init__(self) -> None:
-        _check_epochs(self.epochs)
+        check_number("epochs", self.epochs, low=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CosineAnnealing(Schedule):
             Default None: the cosine starts in epoch 1.
 
     Raises:
-        ValueError: ``epochs`` is less than 1, or ``warmup`` is not an integer from 0 to ``epochs``.
+        ValueError: ``epochs`` is not an integer >= 1, or ``warmup`` is not an integer from 0 to ``epochs``.
 
     Example:
         >>> [round(CosineAnnealing(0.1, epochs=4)(epoch), 4) for epoch in (1, 3, 5)]
@@ -149,7 +149,7 @@ class CosineAnnealing(Schedule):
     warmup: int | None = None
 
     def __post_init__(self) -> None:
-        _check_epochs(self.epochs)
+        check_number("epochs", self.epochs, low=1, whole=True)
         if self.warmup is not None:
             check_number("warmup", self.warmup, high=self.epochs, whole=True)
 
@@ -221,16 +221,18 @@ class RhoScheduler:
     """Sets rho in an optimizer's parameter groups, epoch by epoch.
 
     Args:
-        optimizer: SAM or LookSAM. The constructor sets its rho to the value of epoch 1. A rho that is a
-            tensor is filled in place, so that a captured step uses the new value.
+        optimizer: SAM, LookSAM, or another optimizer whose groups have SAM's ``rho`` and ``adaptive``. The
+            constructor sets its rho to the value of epoch 1. A rho that is a tensor is filled in place, so
+            that a captured step uses the new value.
         schedule: rho by epoch for all groups, or a sequence with one schedule per group.
 
     Attributes:
         epoch: the current epoch, counted from 1.
 
     Raises:
-        TypeError: a schedule is not a :class:`Schedule`. Plain functions are not accepted, because those
-            written for earlier versions count epochs from 0.
+        TypeError: the optimizer has no rho, or a ``rho`` of another meaning (Adadelta's decay rate); or a
+            schedule is not a :class:`Schedule`. Plain functions are not accepted, because those written for
+            earlier versions count epochs from 0.
         ValueError: the number of schedules differs from the number of groups, or a schedule returns a rho
             that is negative or not finite. No rho was changed.
 
@@ -249,6 +251,7 @@ class RhoScheduler:
     def __init__(self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule]) -> None:
         for each in schedule if isinstance(schedule, Sequence) else [schedule]:
             _check_schedule(each)
+        _check_optimizer(optimizer)
         self.optimizer = optimizer
         self.schedule = schedule
         self.epoch = 1
@@ -315,17 +318,20 @@ class RhoScheduler:
         self.epoch = epoch
 
 
+def _check_optimizer(optimizer: Optimizer) -> None:
+    # The rho of Adadelta is a decay rate. Only that of SAM comes with "adaptive".
+    if not all(group.keys() >= {"rho", "adaptive"} for group in optimizer.param_groups):
+        raise TypeError(
+            f"{type(optimizer).__name__} does not have SAM's rho: pass SAM or LookSAM to RhoScheduler"
+        )
+
+
 def _check_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(
             f"a schedule must be a fastsam.optim.Schedule, got {schedule!r}. Wrap a function in "
             "FunctionSchedule(function), which calls it with epochs counted from 1, not from 0"
         )
-
-
-def _check_epochs(epochs: int) -> None:
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
 
 
 def _progress(epoch: int, epochs: int) -> float:

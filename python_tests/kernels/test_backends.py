@@ -30,14 +30,19 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def built(monkeypatch: pytest.MonkeyPatch, **info: Any) -> None:
-    """Replace the native module by one with this build info, and CUDA kernels if it lists them."""
+    """Replace the native module by one with this build info, and CUDA kernels if it lists them.
+
+    The GPU has compute capability 9.0.
+    """
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    info = {"cuda_architectures": "90", **info}
     module = SimpleNamespace(cpu=object(), build_info=lambda: info)
     if info.get("cuda"):
         module.cuda = object()
     monkeypatch.setattr(extension, "_native", module)
 
 
-def test_the_device_s_type_and_the_mode_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_and_the_mode_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.backend_of(CPU) == "native"
     with pytest.warns(backends.FallbackWarning):
         assert backends.backend_of(META) == "torch"
@@ -56,7 +61,7 @@ def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
 
 
-def test_the_warning_comes_once_for_each_type_of_device() -> None:
+def test_the_warning_comes_once_for_each_reason() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -85,6 +90,12 @@ def test_only_rank_0_warns(monkeypatch: pytest.MonkeyPatch) -> None:
             "built with CUDA 13.0, but the NVIDIA driver supports only CUDA 12.8",
             "update the driver, or build with a toolkit that it supports",
         ),
+        (
+            {"cuda": True, "cuda_architectures": "75-real, 80-real, 100-real, 120"},
+            "built for the CUDA architectures 75-real, 80-real, 100-real, 120, but cuda:0 has compute "
+            "capability 9.0",
+            "CUDAARCHS=90 pip install .",
+        ),
         ({"cuda": True, "cuda_runtime": 12090, "cuda_driver": 12020}, None, None),
         ({"cuda": True, "cuda_runtime": 12090, "cuda_driver": 13000}, None, None),
     ],
@@ -101,10 +112,42 @@ def test_reasons_why_a_gpu_has_no_kernels(
     with pytest.warns(backends.FallbackWarning) as caught:
         assert backends.backend_of(device) == "torch"
     with pytest.raises(RuntimeError) as refused:
-        fastsam.require_native("cuda")
+        fastsam.require_native("cuda:0")
     for text in (str(caught[0].message), str(refused.value)):
         assert reason in text
         assert advice in text
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "fails"),
+    [
+        ("75-real", [(7, 5)], [(7, 0), (8, 0), (8, 6)]),
+        ("80-real", [(8, 0), (8, 6), (8, 9)], [(7, 5), (9, 0)]),
+        ("86-real", [(8, 6), (8, 9)], [(8, 0)]),
+        ("90", [(9, 0), (10, 0), (12, 1)], [(8, 9)]),
+        ("120-virtual", [(12, 0), (12, 1), (13, 0)], [(10, 0)]),
+        ("90a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("100f-real", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        ("100f", [(10, 0), (10, 3)], [(12, 0)]),
+        ("75-real, 80-real 100-real, 120", [(7, 5), (8, 6), (12, 0), (13, 0)], [(7, 0), (9, 0)]),
+        ("native", [(7, 0), (9, 0)], []),
+    ],
+)
+def test_architectures(
+    architectures: str, runs: list[tuple[int, int]], fails: list[tuple[int, int]]
+) -> None:
+    """The compatibility rules of the CUDA programming guide, for CMake's names."""
+    assert all(backends.runs_on(architectures, capability) for capability in runs)
+    assert not any(backends.runs_on(architectures, capability) for capability in fails)
+
+
+def test_each_gpu_has_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, cuda=True, cuda_architectures="80-real")
+    capabilities = {0: (8, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: capabilities[d.index])
+    assert backends.backend_of(torch.device("cuda", 0)) == "native"
+    with pytest.warns(backends.FallbackWarning, match=r"cuda:1 has compute capability 7\.5"):
+        assert backends.backend_of(torch.device("cuda", 1)) == "torch"
 
 
 def test_the_reason_names_amd_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,7 @@ def test_the_same_bits_on_every_thread_count(device: torch.device) -> None:
         (torch.ones(3, dtype=torch.float64), torch.tensor([0, 0]), "do not divide"),
         (torch.ones(0, dtype=torch.float64), torch.tensor([0, 0]), "do not divide"),
         (torch.ones(1, dtype=torch.float64), torch.tensor([0]), r"int64 \[2\]"),
+        (torch.ones(1, dtype=torch.float64).expand(2), torch.tensor([0, 0]), "contiguous"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
@@ -122,3 +123,32 @@ def test_arguments_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match=message):
         add_noise(table_of(weight), [scales], position, streams=[0])
     assert (weight == 0).all()
+
+
+def test_rows_require_the_first_dimension_outermost(device: torch.device) -> None:
+    """Channels-last weights of convolutions have it; transposed weights do not."""
+    deviations = torch.tensor([1.0, 0.0], dtype=torch.float64, device=device)
+    position = torch.tensor([0, 0], device=device)
+    transposed = torch.zeros(3, 2, device=device).t()
+    with pytest.raises(ValueError, match=r"outermost in memory, got shape \(2, 3\)"):
+        add_noise(table_of(transposed), [deviations], position, streams=[0])
+    assert not transposed.any()
+    add_noise(table_of(transposed), [deviations[:1]], position, streams=[0])
+    assert transposed.all()
+    images = torch.zeros(2, 3, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
+    add_noise(table_of(images), [deviations], position, streams=[0])
+    assert images[0].all()
+    assert not images[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_product_is_rounded_before_the_sum(dtype: torch.dtype) -> None:
+    """With a fused multiply-add, the bits would depend on the instruction set of the processor."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4001, dtype=dtype, generator=generator)
+    z, position = torch.zeros(4001, dtype=dtype), torch.tensor([5, 9])
+    add_noise(table_of(z), [torch.ones(1, dtype=torch.float64)], position, streams=[2])
+    expected = weight.numpy() + np.float32(0.1).astype(z.numpy().dtype) * z.numpy()
+    deviation = torch.tensor([float(np.float32(0.1))], dtype=torch.float64)
+    add_noise(table_of(weight), [deviation], position, streams=[2])
+    assert (weight.numpy() == expected).all()

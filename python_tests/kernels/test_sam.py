@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
+import weakref
 from array import array
 from collections.abc import Callable
 from typing import Literal
@@ -639,3 +641,21 @@ def test_gradients_in_another_layout_are_converted(draw: Draw, device: torch.dev
     norm = gradient.double().norm().item()
     expected = reference.perturb(before, gradient, norm=norm, rho=0.05, adaptive=False, eta=0.0)
     assert_near(weight, expected, torch.float32)
+
+
+def test_released_gradients_leave_no_copies(draw: Draw, device: torch.device) -> None:
+    """A gradient in another layout is copied into the weight's, which takes memory until the release."""
+    shape = (37, 41)
+    weight, gradient = draw(41, 37).t(), draw(*shape)
+    table = kernels.TensorTable([weight], groups=[0], adaptive=[False])
+    table.set_gradients([gradient])
+    copies = [
+        weakref.ref(each)
+        for each in gc.get_objects()
+        if issubclass(type(each), Tensor)  # isinstance() asks proxies, which warn
+        and each.shape == shape
+        and each.stride() == weight.stride()
+    ]
+    assert sum(copy() is not weight for copy in copies) == 1
+    table.release_gradients()
+    assert [copy() for copy in copies if copy() is not None] == [weight]

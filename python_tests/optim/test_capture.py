@@ -322,13 +322,20 @@ def test_the_error_names_the_obstacle_of_a_plain_optimizer():
     model = network(0)
     parameters = list(model.parameters())
 
-    def reason(make, **options) -> str:
-        return obstacle(model, make(parameters, **options)) or ""
+    def reason(make, scaler=None, **options) -> str:
+        return obstacle(model, make(parameters, **options), scaler) or ""
 
     lr = torch.tensor(0.1)
     assert reason(torch.optim.SGD, lr=lr, fused=True) == ""
     assert "fused=True" in reason(torch.optim.SGD, lr=lr)
     assert "capturable=True" in reason(torch.optim.AdamW, lr=lr, fused=True)
+    on, off = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (True, False))
+    for fused, scaler in [(False, None), (False, off), (True, on)]:
+        options = {"lr": lr, "capturable": True, "fused": fused, "scaler": scaler}
+        assert reason(torch.optim.AdamW, **options) == ""
+    for make in (torch.optim.Adam, torch.optim.AdamW):
+        assert "fused=True, capturable=True" in reason(make, on, lr=lr, capturable=True)
+    assert reason(torch.optim.SGD, on, lr=lr, fused=True) == ""
     assert "tensor" in reason(torch.optim.SGD, lr=0.1, fused=True)
     assert "neither SAM nor" in reason(torch.optim.RMSprop)
     assert "dampening" in reason(torch.optim.SGD, lr=lr, fused=True, momentum=0.9, dampening=0.5)

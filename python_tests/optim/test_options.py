@@ -164,6 +164,36 @@ def test_groups_that_come_later_are_checked_too() -> None:
             optimizer.first_step()
 
 
+VARIANT_KEYS = {
+    "LookSAM": "look_alpha",
+    "PGD": "sigma",
+    "LPFSGD": "lpf_gamma",
+    "EntropySGD": "entropy_noise",
+}
+
+
+@pytest.mark.parametrize("wrapper", VARIANT_KEYS)
+@pytest.mark.parametrize("value", ["nan", "inf", "string", "negative"])
+def test_options_in_the_groups_of_variants_are_checked(wrapper: str, value: str) -> None:
+    key, bad = VARIANT_KEYS[wrapper], NO_NUMBERS[value]
+    with pytest.raises(ValueError, match=f"{key} must be a finite number"):
+        WRAPPERS[wrapper](SGD([{"params": parameters(), key: bad}], lr=0.1))
+    optimizer = WRAPPERS[wrapper](SGD([{"params": parameters(), key: 0.5}], lr=0.1))
+    state = optimizer.state_dict()
+    for name in (key, "lr"):
+        with pytest.raises(ValueError, match=name):
+            optimizer.add_param_group({"params": parameters(), name: bad})
+        with pytest.raises(ValueError, match=name):
+            optimizer.load_state_dict(
+                {**state, "param_groups": [{**state["param_groups"][0], name: bad}]}
+            )
+        with pytest.raises(ValueError, match=name):
+            optimizer.param_groups = [{**optimizer.param_groups[0], name: bad}]
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0][key] == 0.5
+
+
 def test_the_base_classes_cannot_be_instantiated() -> None:
     with pytest.raises(TypeError, match="abstract"):
         WrappedOptimizer(SGD(parameters(), lr=0.1))  # type: ignore[abstract]

@@ -122,10 +122,12 @@ def test_bad_schedules() -> None:
     with pytest.raises(ValueError, match=r"must be in ascending order, got \(3, 2\)"):
         StepSchedule((3, 2), (0.1, 0.2, 0.3))
     for kind in (LinearSchedule, CosineSchedule):
-        with pytest.raises(ValueError, match="at least 1"):
-            kind(0.1, 0.2, 0)
-    with pytest.raises(ValueError, match="at least 1"):
-        CosineAnnealing(0.1, 0)
+        for epochs in (0, 2.5, True):
+            with pytest.raises(ValueError, match=f"epochs must be an integer >= 1, got {epochs}"):
+                kind(0.1, 0.2, epochs)
+    for epochs in (0, 2.5):
+        with pytest.raises(ValueError, match=f"epochs must be an integer >= 1, got {epochs}"):
+            CosineAnnealing(0.1, epochs)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="warmup must be an integer >= 0 and <= 5, got 6"):
         CosineAnnealing(0.1, 5, warmup=6)
     with pytest.raises(ValueError, match="epochs must be an integer"):
@@ -203,6 +205,15 @@ def test_resuming(schedule: Schedule) -> None:
     resumed.step()
     assert resumed.get_last_rho() == scheduler.get_last_rho()
     assert resumed.epoch == 7
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adadelta])
+def test_an_optimizer_without_the_rho_of_sam_is_refused(kind: type[torch.optim.Optimizer]) -> None:
+    optimizer = kind([nn.Parameter(torch.ones(2))], lr=0.1)  # type: ignore[call-arg]
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(TypeError, match=rf"{kind.__name__} does not have SAM's rho"):
+        RhoScheduler(optimizer, constant(0.25))
+    assert optimizer.param_groups[0] == before
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

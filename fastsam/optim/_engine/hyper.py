@@ -10,9 +10,12 @@ from torch import Tensor
 
 from fastsam.kernels import extension
 from fastsam.kernels import sam as kernels
+from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine.fused import FusedRule
 from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import check_rho, eta_of
+
+__all__ = ["HyperRows", "need_not_wait"]
 
 _NUMBERS = frozenset({float, int, bool})
 _RHO = extension.HYPER_COLUMNS.index("rho")
@@ -23,6 +26,7 @@ class HyperRows:
 
     def __init__(self) -> None:
         self._rows: list[list[float]] = []
+        self._on_device: list[tuple[int, int]] = []
         self._options: list[dict[str, Any]] = []
 
     def write(
@@ -61,23 +65,17 @@ class HyperRows:
                 else:
                     row[column] = float(value)
             rows.append(row)
+        # Rows have 0.0 where the setting is a tensor on a device; a number there may be 0.0, too.
+        cells = [(index, column) for index, column, _ in on_device]
         for held in scalars.values():
-            if rows != self._rows:
+            if rows != self._rows or cells != self._on_device:
                 held.write_hyper(rows)
             for index, column, value in on_device:
                 held.write_setting(index, column, value)
         self._rows = rows
+        self._on_device = cells
         self._options = options if fixed else []
 
     def any_rho(self) -> bool:
         """Return whether a group has a nonzero rho, among those that are not device tensors."""
         return any(row[_RHO] != 0.0 for row in self._rows)
-
-
-def need_not_wait(device: torch.device) -> bool:
-    """Return whether a copy to ``device`` may be asynchronous.
-
-    On CUDA the stream orders the copy before the kernels that read it. CPU kernels run at once, so the copy
-    must be complete. On other devices the source memory might be freed before an asynchronous copy reads it.
-    """
-    return device.type == "cuda"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels.noise import add_noise
-from fastsam.kernels.table import TensorTable
+from fastsam.kernels.table import TensorTable, has_slices_in_order
 from fastsam.upload import upload
 
 
@@ -19,7 +19,9 @@ def add_normal(
     """Add normal noise to tensors in place, with one native launch per device and dtype.
 
     The noise of an element depends only on ``seed``, ``position``, the index in ``tensors`` and the offset in
-    memory. It is bitwise equal for any number of threads, and equal up to rounding on all devices.
+    memory; that of a contiguous copy if there is a standard deviation per slice and the slices are not
+    consecutive in memory. It is bitwise equal for any number of threads, and equal up to rounding on all
+    devices.
 
     Args:
         tensors: dense tensors of any shape; changed in place.
@@ -29,6 +31,10 @@ def add_normal(
         position: index of this call within the run.
     """
     members: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    in_order = [
+        tensor if has_slices_in_order(tensor, len(deviation)) else tensor.contiguous()
+        for tensor, deviation in zip(tensors, deviations, strict=True)
+    ]
     for index, tensor in enumerate(tensors):
         if tensor.numel():
             members[tensor.device, tensor.dtype].append(index)
@@ -36,10 +42,10 @@ def add_normal(
         count = len(chosen)
         distinct = {id(deviations[index]): deviations[index] for index in chosen}
         table = TensorTable(
-            [tensors[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
+            [in_order[index] for index in chosen], groups=[0] * count, adaptive=[False] * count
         )
         moved = {
-            key: upload(deviation.to(table.sum_dtype), device)
+            key: upload(deviation.to(table.sum_dtype).contiguous(), device)
             for key, deviation in distinct.items()
         }
         add_noise(
@@ -48,3 +54,6 @@ def add_normal(
             upload(torch.tensor([seed, position]), device),
             streams=chosen,
         )
+    for tensor, written in zip(tensors, in_order, strict=True):
+        if written is not tensor:
+            tensor.copy_(written)

@@ -89,7 +89,13 @@ class OuterOptimizer(Optimizer):
     def param_groups(self, groups: Groups) -> None:
         self._replace_groups(groups)
 
+    @classmethod
+    def _check_group(cls, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if an option of a new group is invalid; options may be missing."""
+
     def _replace_groups(self, groups: Groups) -> None:
+        for group in groups:
+            self._check_group(group)
         self.options.complete(
             self.base_optimizer.param_groups
         )  # the values to fill ``groups`` from
@@ -146,7 +152,12 @@ class OuterOptimizer(Optimizer):
         return torch.zeros((), dtype=torch.int64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, which may set options of this optimizer and of the base optimizer."""
+        """Add a parameter group, which may set options of this optimizer and of the base optimizer.
+
+        Raises:
+            ValueError: an option is invalid. Nothing was changed.
+        """
+        self._check_group(param_group)
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,7 +165,11 @@ class OuterOptimizer(Optimizer):
         return state_dicts.save(self, self._pack)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a result of :meth:`state_dict`. Options missing in it keep their current values."""
+        """Load a result of :meth:`state_dict`. Options missing in it keep their current values.
+
+        Raises:
+            ValueError: an option of a group is invalid. Nothing was changed.
+        """
         state_dicts.load(self, self._unpack, state_dict)
 
     def _pack(self) -> dict[str, Any]:
@@ -162,6 +177,8 @@ class OuterOptimizer(Optimizer):
         return self.base_optimizer.state_dict()
 
     def _unpack(self, state_dict: dict[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            self._check_group(group)
         self.options.complete(self.base_optimizer.param_groups)
         self.base_optimizer.load_state_dict(state_dict)
         self.options.complete(self.base_optimizer.param_groups)

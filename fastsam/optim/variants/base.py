@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.closures import CLOSURE_CONTRACT, ClosurePasses
 from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
@@ -65,10 +65,6 @@ class Option:
             raise ValueError(f"{error}; published: {self.source}") from None
 
 
-SEED = Option(high=2**63 - 1, whole=True)
-"""Seed of a variant's noise."""
-
-
 class WrappedOptimizer(OuterOptimizer, ABC):
     """Base class of optimizers around an existing base optimizer, whose groups and state they share.
 
@@ -84,8 +80,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         declared: the options of the class by the name of the constructor's argument.
 
     Raises:
-        ValueError: an option is out of bounds, or the base optimizer has another option of the same name.
-            Nothing was changed.
+        ValueError: an option is out of bounds, also in a group, or the base optimizer has another option of
+            the same name. Nothing was changed.
     """
 
     declared: ClassVar[Mapping[str, Option]]
@@ -104,7 +100,14 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         if COUNTER not in optimizer.defaults:
             refuse_clashes(cls.__name__, cls._in_groups(options).keys() | {COUNTER}, optimizer)
         for group in optimizer.param_groups:
-            check_base_group(group)
+            cls._check_group(group)
+
+    @classmethod
+    def _check_group(cls, group: Mapping[str, Any]) -> None:
+        for option in cls.declared.values():
+            if option.key is not None and option.key in group:
+                option.check(option.key, group[option.key])
+        check_base_group(group)
 
     @classmethod
     def _in_groups(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +154,8 @@ class WrappedOptimizer(OuterOptimizer, ABC):
         return losses[0].detach()
 
     def _update(self, step: Callable[[], Any]) -> None:
-        step()
+        with weights_change():
+            step()
         self._opt_called = True  # learning-rate schedulers on this object check that it was stepped
         for group in self.param_groups:
             group[COUNTER] += 1
@@ -169,13 +173,3 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     yield group, parameter
-
-    def _by_group(self, deviation: Callable[[dict[str, Any]], float]) -> list[Tensor]:
-        """Return a standard deviation per trainable parameter: float64 ``[1]``, shared within a group."""
-        return [
-            value
-            for group in self.param_groups
-            for value in [torch.tensor([deviation(group)], dtype=torch.float64)]
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]

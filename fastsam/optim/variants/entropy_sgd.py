@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import Option, Update
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained, restore
 
 _PAPER = "section 4.2 of Chaudhari et al. 2017"
 
 
-class EntropySGD(WrappedOptimizer):
+class EntropySGD(NoisyOptimizer):
     """Implements Entropy-SGD: explore by Langevin steps and move toward the mean of the visited weights.
 
     Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys" (ICLR 2017),
@@ -76,31 +80,34 @@ class EntropySGD(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        trained = list(self._parameters())
+        trained = self._trained()
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]
         try:
             for inner in range(self.inner_steps):
                 yield Need(fresh=True)
-                for (group, parameter), old in zip(trained, center, strict=True):
-                    pull = (parameter - old).mul_(group["entropy_gamma"])
-                    if parameter.grad is not None:
-                        pull.add_(parameter.grad)
-                    parameter.sub_(pull, alpha=group["entropy_lr"])
-                add_normal(
-                    [parameter for _, parameter in trained],
-                    self._by_group(
-                        lambda group: math.sqrt(group["entropy_lr"]) * group["entropy_noise"]
-                    ),
-                    seed=self.seed,
-                    position=self.steps_taken * self.inner_steps + inner,
-                )
+                with weights_change():
+                    self._langevin_step(trained, center, inner)
                 for (group, parameter), mean in zip(trained, means, strict=True):
                     mean.lerp_(parameter, 1 - group["entropy_alpha"])
         finally:
-            for (_, parameter), old in zip(trained, center, strict=True):
-                parameter.copy_(old)
+            restore(trained, center)
         for (_, parameter), old, mean in zip(trained, center, means, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(old - mean)
         update(self.base_optimizer.step)
+
+    def _langevin_step(self, trained: Trained, center: Sequence[Tensor], inner: int) -> None:
+        for (group, parameter), old in zip(trained, center, strict=True):
+            pull = (parameter - old).mul_(group["entropy_gamma"])
+            if parameter.grad is not None:
+                pull.add_(parameter.grad)
+            parameter.sub_(pull, alpha=group["entropy_lr"])
+        add_normal(
+            [parameter for _, parameter in trained],
+            self._by_group(
+                trained, lambda group: math.sqrt(group["entropy_lr"]) * group["entropy_noise"]
+            ),
+            seed=self.seed,
+            position=self.steps_taken * self.inner_steps + inner,
+        )

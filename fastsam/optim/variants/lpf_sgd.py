@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastsam.kernels.backends import widened
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.variants.base import SEED, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import Option, Update
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, restore
 
 
-class LPFSGD(WrappedOptimizer):
+class LPFSGD(NoisyOptimizer):
     """Implements LPF-SGD: the update uses the mean of gradients at randomly perturbed weights.
 
     Bisla et al., "Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
@@ -59,21 +61,21 @@ class LPFSGD(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        trained = list(self._parameters())
+        trained = self._trained()
         before = [parameter.clone() for _, parameter in trained]
         total: list[Tensor | None] = [None] * len(trained)
         for part in range(self.parts):
             try:
-                add_normal(
-                    [parameter for _, parameter in trained],
-                    [group["lpf_gamma"] * _filter_norms(parameter) for group, parameter in trained],
-                    seed=self.seed,
-                    position=self.steps_taken * self.parts + part,
-                )
+                with weights_change():
+                    add_normal(
+                        [parameter for _, parameter in trained],
+                        [group["lpf_gamma"] * _filter_norms(p) for group, p in trained],
+                        seed=self.seed,
+                        position=self.steps_taken * self.parts + part,
+                    )
                 yield Need(part=(part, self.parts))
             finally:
-                for (_, parameter), old in zip(trained, before, strict=True):
-                    parameter.copy_(old)
+                restore(trained, before)
             for index, (_, parameter) in enumerate(trained):
                 gradient = parameter.grad
                 if gradient is not None:

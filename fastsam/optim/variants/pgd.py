@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes, run_passes
-from fastsam.optim.variants.base import SEED, Closure, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import Closure, Option, Update
+from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained, restore
 
 NOISE_ON = ("gradient", "weights")
 
 
-class PGD(WrappedOptimizer):
+class PGD(NoisyOptimizer):
     """Implements perturbed gradient descent: Gaussian noise on every gradient, or on every weight.
 
     Jin et al., "How to Escape Saddle Points Efficiently" (ICML 2017), perturb the weights occasionally;
@@ -53,17 +56,18 @@ class PGD(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
+        trained = self._trained()
         if self.noise_on == "gradient":
             yield Need()
-            self._add_noise(to_gradient=True)
+            self._add_noise(trained, [parameter.grad for _, parameter in trained])
         else:
-            before = [parameter.clone() for _, parameter in self._parameters()]
+            before = [parameter.clone() for _, parameter in trained]
             try:
-                self._add_noise(to_gradient=False)
+                with weights_change():
+                    self._add_noise(trained, [parameter for _, parameter in trained])
                 yield Need()
             except BaseException:  # including GeneratorExit, when the caller abandons the step
-                for (_, parameter), old in zip(self._parameters(), before, strict=True):
-                    parameter.copy_(old)
+                restore(trained, before)
                 raise
         update(self.base_optimizer.step)
 
@@ -77,13 +81,13 @@ class PGD(WrappedOptimizer):
         """Return the closure's result, as torch.optim does."""
         return losses[0]
 
-    def _add_noise(self, *, to_gradient: bool) -> None:
-        deviations = self._by_group(lambda group: group["sigma"])
-        noisy = [
-            (parameter.grad if to_gradient else parameter, deviation)
-            for (_, parameter), deviation in zip(self._parameters(), deviations, strict=True)
+    def _add_noise(self, trained: Trained, tensors: Sequence[Tensor | None]) -> None:
+        deviations = self._by_group(trained, lambda group: group["sigma"])
+        present = [
+            (tensor, deviation)
+            for tensor, deviation in zip(tensors, deviations, strict=True)
+            if tensor is not None
         ]
-        present = [(tensor, deviation) for tensor, deviation in noisy if tensor is not None]
         add_normal(
             [tensor for tensor, _ in present],
             [deviation for _, deviation in present],

@@ -1,0 +1,20 @@
+"""Autocast's cache of 16-bit weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def weights_change() -> Iterator[None]:
+    """Clear autocast's cache afterwards, because the body writes weights.
+
+    Inside one autocast context, later passes would otherwise use the weights of the first pass.
+    """
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
