@@ -22,6 +22,7 @@ from fastsam.longtail.archive import check_archive
 from fastsam.longtail.errors import DamagedError
 from fastsam.longtail.training import RunFolder
 from fastsam.longtail.training.resume import newest_outline
+from fastsam.longtail.training.step_requests import StepRequests
 
 TINY = ["--batch-size", "200", "--model", "resnet8", "--epochs", "2", "--threads", "1", "--quiet"]
 RUN = ["train", "--method", "ce", "--optimizer", "sam", *TINY]
@@ -135,6 +136,39 @@ def test_settings_of_a_file_and_branches_begin_and_continue(tmp_path: Path) -> N
     assert result.parent is not None
     assert result.config["rho"] == [0.2]
     assert result.history[0] == expected.history[0]
+
+
+@pytest.mark.parametrize(
+    ("stages", "folder"),
+    [
+        ([], "."),
+        pytest.param(
+            ["--stages", "crt", "--stage-set", "classifier.epochs=1"],
+            "stage-1",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_resumed_run_keeps_the_epochs_of_its_command(
+    stages: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step = StepRequests.after_step
+
+    def signaled(requests: StepRequests) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return after_step(requests)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepRequests, "after_step", signaled)
+        assert main([*RUN, *stages, "--keep", "1", "2", "--out", str(tmp_path)]) != 0
+    run = tmp_path / folder
+    assert not list(run.glob("epoch-*.pt"))
+    assert main(["train", "--resume", "--quiet", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "result.json").is_file()
+    assert {path.name for path in run.glob("epoch-*.pt")} == {"epoch-1.pt", "epoch-2.pt"}
+    (run / "epoch-1.pt").unlink()  # to free disk space
+    assert main(["train", "--resume", "--quiet", "--out", str(tmp_path)]) == 0
+    assert not (run / "epoch-1.pt").exists()
 
 
 @pytest.mark.slow

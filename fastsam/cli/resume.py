@@ -69,10 +69,13 @@ class StoredRun:
     Attributes:
         config: its settings; those before its list of stages changes them.
         sources: source of each setting, by name.
+        keep: epochs to come whose checkpoint the run keeps; empty for a run in stages, which reads its
+            record itself.
     """
 
     config: TrainConfig
     sources: dict[str, str]
+    keep: tuple[int, ...] = ()
 
 
 def stored_run(
@@ -110,7 +113,11 @@ def stored_run(
         return None  # the checkpoint has the settings of the last stage, not those of the run
     if stored is None and resume != "auto":
         Checkpoint.load(out)  # raises: there is none
-    return None if stored is None else StoredRun(stored.config, stored.sources)
+    if stored is None:
+        return None
+    # Earlier ones are written already. A user may have removed them to free disk space.
+    keep = tuple(epoch for epoch in stored.keep if epoch > stored.epoch)
+    return StoredRun(stored.config, stored.sources, keep)
 
 
 def check_same_parts(stored: StoredRun, named: Mapping[str, str], out: Path) -> None:

@@ -161,7 +161,7 @@ class TrainCommand:
                 overwrite=self.overwrite,
                 branch=branch,
                 from_stage=self.from_stage,
-                keep=self.keep,
+                keep=self.keep or (stored.keep if stored is not None else ()),
                 world=world,
                 profile=profile_folder(self.profile, self.out),
                 stop=stop,

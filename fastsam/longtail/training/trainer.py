@@ -226,6 +226,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             contents=self.contents,
             sources=sources or {},
+            keep=tuple(sorted(self.keep)),
             start=begun,
         )
         if resumed is not None:
