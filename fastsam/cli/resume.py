@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from fastsam.cli.options import option_value
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import CheckpointError, UsageError
@@ -52,14 +53,8 @@ ResumeOption = Annotated[
 
 def resume_in(arguments: Sequence[str]) -> ResumeMode:
     """Return the value of ``--resume`` in a command line that is not parsed yet."""
-    found: ResumeMode = False
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option == "--resume":
-            following = arguments[place + 1 : place + 2]
-            values = (value,) if equals else tuple(v for v in following if (v,) in _MODES)
-            found = _MODES.get(values, True)
-    return found
+    value = option_value(arguments, "--resume")
+    return False if value is None else _MODES.get((value,), True)
 
 
 @dataclass(frozen=True)
