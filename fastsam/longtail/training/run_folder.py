@@ -154,10 +154,12 @@ class RunFolder:
             with locked(self.path):
                 pass
 
-    def prepare(self, *, overwrite: bool = False) -> None:
+    def prepare(self, *, fresh: bool = False, overwrite: bool = False) -> None:
         """Create the folder.
 
         Args:
+            fresh: whether a run begins. This removes the settings of an attempt that ended before its first
+                checkpoint; those of a run in stages belong to its record.
             overwrite: remove the files of a previous run and its earlier stages, its calibrations, and its
                 spectra in the folder or in the subfolder ``spectra``.
         """
@@ -165,6 +167,8 @@ class RunFolder:
         for file in self.path.glob(ERROR_FILE.format("*")):
             file.unlink(missing_ok=True)
         self.stopped.unlink(missing_ok=True)
+        if fresh and not self.stages.is_file():
+            self.settings.unlink(missing_ok=True)
         if overwrite:
             earlier = (
                 self.earlier_stages() if self.stages.is_file() else []
