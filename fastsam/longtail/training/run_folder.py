@@ -20,6 +20,10 @@ RUN_FILES = (
     *("calibration.json", "*.calibration.json", ERROR_FILE.format("*"), "stages.json"),
 )
 """Names of the files in a run's folder, with wildcards."""
+PLAN_FILE = "sweep.json"
+"""Name of the file in the folder of a sweep that stores the plan."""
+TUNING_FILE = "tuning.json"
+"""Name of the file in the folder of a tuning with the scores of all trials, and the chosen one."""
 PROFILE = "profile"
 """Name of the folder of a profile in a run's folder."""
 _RESUME = "resume"
@@ -144,11 +148,17 @@ class RunFolder:
 
         Raises:
             UsageError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, or both
-                are.
+                are, or the folder is that of a sweep.
             FolderBusyError: if another process writes to it.
         """
         if resume and overwrite:
             raise UsageError("--resume cannot be combined with --overwrite; pass one of them")
+        for name in (PLAN_FILE, TUNING_FILE):
+            if (self.path / name).is_file():
+                raise UsageError(
+                    f"--out {self.path} is the folder of a sweep, because it contains {name}; choose another "
+                    "--out for a single run"
+                )
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
         if writes and self.path.is_dir():
             with locked(self.path):
