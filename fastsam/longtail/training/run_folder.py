@@ -93,10 +93,14 @@ class RunFolder:
 
     def epoch_checkpoints(self) -> list[Path]:
         """Return ``checkpoint`` and the kept checkpoints, newest first, of those that exist."""
+        newest = [self.checkpoint] if self.checkpoint.is_file() else []
+        return [*newest, *map(self.kept, self.kept_epochs())]
+
+    def kept_epochs(self) -> list[int]:
+        """Return the epochs of which a kept checkpoint exists, newest first."""
         stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
         epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
-        files = [self.checkpoint, *map(self.kept, epochs)]
-        return [path for path in files if path.is_file()]
+        return [epoch for epoch in epochs if self.kept(epoch).is_file()]
 
     def prune(self, newest: str | Path, count: int) -> None:
         """Remove checkpoints for resuming, and incomplete ones.
