@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from fastsam.cli import main
+from fastsam.cli.commands import train
 from fastsam.cli.resume import resume_in
 from fastsam.files import locked
 from fastsam.longtail import Checkpoint, Result
 from fastsam.longtail.archive import check_archive
-from fastsam.longtail.errors import DamagedError
+from fastsam.longtail.errors import DamagedError, UsageError
 from fastsam.longtail.training import RunFolder
 from fastsam.longtail.training.resume import newest_outline
 from fastsam.longtail.training.step_requests import StepRequests
@@ -169,6 +170,25 @@ def test_a_resumed_run_keeps_the_epochs_of_its_command(
     (run / "epoch-1.pt").unlink()  # to free disk space
     assert main(["train", "--resume", "--quiet", "--out", str(tmp_path)]) == 0
     assert not (run / "epoch-1.pt").exists()
+
+
+def test_settings_of_a_stored_run_apply_in_every_form_of_the_options(tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "branch.yaml"
+    parts = ["--method", "vs", "--optimizer", "sgd"]
+    assert main(["train", *parts, *TINY, "--keep", "1", "--out", str(run)]) == 0
+    file.write_text(f"from: {run}\nat: 1\ngamma: 0.1\n")
+    for arguments in (
+        ["--from", str(run), "--at", "1", "--gamma", "0.1"],
+        [f"--from={run}", "--at=1", "--gamma", "0.1"],
+        ["--from", "elsewhere", f"--from={run}", "--at=7", "--at", "1", "--gamma=0.1"],
+        [f"--out={run}", "--resume", "--gamma", "0.1"],
+        ["--out", "elsewhere", f"--out={run}", "--resume=auto", "--gamma", "0.1"],
+        ["--config", str(file)],
+        [f"--config={file}", "--at", "2"],
+    ):
+        assert hasattr(train.command(arguments).flat, "gamma"), arguments
+    with pytest.raises(UsageError, match="gamma"):
+        train.command([f"--from={run}", "--at=1", "--method", "ce", "--gamma", "0.1"])
 
 
 @pytest.mark.slow
