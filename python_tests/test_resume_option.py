@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from fastsam.cli import main
+from fastsam.cli.commands import train
 from fastsam.cli.resume import resume_in
 from fastsam.files import locked
 from fastsam.longtail import Checkpoint, Result
 from fastsam.longtail.archive import check_archive
-from fastsam.longtail.errors import DamagedError
+from fastsam.longtail.errors import DamagedError, UsageError
 from fastsam.longtail.training import RunFolder
 from fastsam.longtail.training.resume import newest_outline
+from fastsam.longtail.training.step_requests import StepRequests
 
 TINY = ["--batch-size", "200", "--model", "resnet8", "--epochs", "2", "--threads", "1", "--quiet"]
 RUN = ["train", "--method", "ce", "--optimizer", "sam", *TINY]
@@ -135,6 +137,58 @@ def test_settings_of_a_file_and_branches_begin_and_continue(tmp_path: Path) -> N
     assert result.parent is not None
     assert result.config["rho"] == [0.2]
     assert result.history[0] == expected.history[0]
+
+
+@pytest.mark.parametrize(
+    ("stages", "folder"),
+    [
+        ([], "."),
+        pytest.param(
+            ["--stages", "crt", "--stage-set", "classifier.epochs=1"],
+            "stage-1",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_resumed_run_keeps_the_epochs_of_its_command(
+    stages: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step = StepRequests.after_step
+
+    def signaled(requests: StepRequests) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return after_step(requests)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepRequests, "after_step", signaled)
+        assert main([*RUN, *stages, "--keep", "1", "2", "--out", str(tmp_path)]) != 0
+    run = tmp_path / folder
+    assert not list(run.glob("epoch-*.pt"))
+    assert main(["train", "--resume", "--quiet", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "result.json").is_file()
+    assert {path.name for path in run.glob("epoch-*.pt")} == {"epoch-1.pt", "epoch-2.pt"}
+    (run / "epoch-1.pt").unlink()  # to free disk space
+    assert main(["train", "--resume", "--quiet", "--out", str(tmp_path)]) == 0
+    assert not (run / "epoch-1.pt").exists()
+
+
+def test_settings_of_a_stored_run_apply_in_every_form_of_the_options(tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "branch.yaml"
+    parts = ["--method", "vs", "--optimizer", "sgd"]
+    assert main(["train", *parts, *TINY, "--keep", "1", "--out", str(run)]) == 0
+    file.write_text(f"from: {run}\nat: 1\ngamma: 0.1\n")
+    for arguments in (
+        ["--from", str(run), "--at", "1", "--gamma", "0.1"],
+        [f"--from={run}", "--at=1", "--gamma", "0.1"],
+        ["--from", "elsewhere", f"--from={run}", "--at=7", "--at", "1", "--gamma=0.1"],
+        [f"--out={run}", "--resume", "--gamma", "0.1"],
+        ["--out", "elsewhere", f"--out={run}", "--resume=auto", "--gamma", "0.1"],
+        ["--config", str(file)],
+        [f"--config={file}", "--at", "2"],
+    ):
+        assert hasattr(train.command(arguments).flat, "gamma"), arguments
+    with pytest.raises(UsageError, match="gamma"):
+        train.command([f"--from={run}", "--at=1", "--method", "ce", "--gamma", "0.1"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from fastsam.cli.options import NAMES
+from fastsam.cli.options import NAMES, option_value
 from fastsam.cli.resume import resume_in
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
@@ -61,19 +61,17 @@ class FileOptions(Tracking):
 
 def config_file(arguments: Sequence[str]) -> RunFile | None:
     """Read the ``--config`` file; return None if there is none, which the command reports."""
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option != "--config" or not (equals or place + 1 < len(arguments)):
-            continue
-        if resume_in(arguments) is True:
-            raise UsageError(
-                "--config cannot be combined with a bare --resume, which uses the settings of the run; pass "
-                "--resume auto, or only --resume"
-            )
-        names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
-        path = Path(value if equals else arguments[place + 1])
-        return _with_stages(read_run_file(path, options=names)) if path.is_file() else None
-    return None
+    value = option_value(arguments, "--config")
+    if not value:
+        return None
+    if resume_in(arguments) is True:
+        raise UsageError(
+            "--config cannot be combined with a bare --resume, which uses the settings of the run; pass "
+            "--resume auto, or only --resume"
+        )
+    names = {"from", *(item.name for item in fields(FileOptions))} - {"from_run"}
+    path = Path(value)
+    return _with_stages(read_run_file(path, options=names)) if path.is_file() else None
 
 
 def _with_stages(file: RunFile) -> RunFile:

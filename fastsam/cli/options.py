@@ -196,6 +196,28 @@ def named_parts(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def option_value(arguments: Sequence[str], option: str) -> str | None:
+    """Return the value of an option in a command line that is not parsed yet: the last one counts.
+
+    Args:
+        arguments: the command line.
+        option: the option with its dashes.
+
+    Returns:
+        The text after ``=``, or the next argument, empty if there is none; None without the option.
+
+    Example:
+        >>> option_value(["--at", "1", "--at=2"], "--at")
+        '2'
+    """
+    found = None
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            found = value if equals else "".join(arguments[place + 1 : place + 2])
+    return found
+
+
 def parts_in(values: Mapping[str, Any]) -> dict[str, Any]:
     """Select from ``values`` the settings that name a part of a run."""
     return {k: v for k, v in values.items() if k in NAMES or _names_a_part(k)}

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from fastsam.cli.options import option_value
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import CheckpointError, UsageError
@@ -52,14 +53,8 @@ ResumeOption = Annotated[
 
 def resume_in(arguments: Sequence[str]) -> ResumeMode:
     """Return the value of ``--resume`` in a command line that is not parsed yet."""
-    found: ResumeMode = False
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option == "--resume":
-            following = arguments[place + 1 : place + 2]
-            values = (value,) if equals else tuple(v for v in following if (v,) in _MODES)
-            found = _MODES.get(values, True)
-    return found
+    value = option_value(arguments, "--resume")
+    return False if value is None else _MODES.get((value,), True)
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,13 @@ class StoredRun:
     Attributes:
         config: its settings; those before its list of stages changes them.
         sources: source of each setting, by name.
+        keep: epochs to come whose checkpoint the run keeps; empty for a run in stages, which reads its
+            record itself.
     """
 
     config: TrainConfig
     sources: dict[str, str]
+    keep: tuple[int, ...] = ()
 
 
 def stored_run(
@@ -110,7 +108,11 @@ def stored_run(
         return None  # the checkpoint has the settings of the last stage, not those of the run
     if stored is None and resume != "auto":
         Checkpoint.load(out)  # raises: there is none
-    return None if stored is None else StoredRun(stored.config, stored.sources)
+    if stored is None:
+        return None
+    # Earlier ones are written already. A user may have removed them to free disk space.
+    keep = tuple(epoch for epoch in stored.keep if epoch > stored.epoch)
+    return StoredRun(stored.config, stored.sources, keep)
 
 
 def check_same_parts(stored: StoredRun, named: Mapping[str, str], out: Path) -> None:

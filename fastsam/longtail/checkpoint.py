@@ -63,6 +63,7 @@ class Checkpoint:
         curvature: state of the :class:`fastsam.curvature.CurvatureTracker`; None in runs without one.
         loss_scale: state of the loss scale; None in runs whose precision is not float16.
         world_size: number of processes that trained the run last.
+        keep: epochs whose checkpoint the run keeps.
         unfinished: state of an epoch between two of its steps; None after a whole epoch. See
             :mod:`fastsam.longtail.training.unfinished`.
         version: version of the file format and of the random numbers of training.
@@ -91,6 +92,7 @@ class Checkpoint:
     curvature: dict[str, Any] | None = None
     loss_scale: dict[str, Any] | None = None
     world_size: int = 1
+    keep: tuple[int, ...] = ()
     unfinished: dict[str, Any] | None = None
     version: int = VERSION
 

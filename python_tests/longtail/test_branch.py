@@ -11,7 +11,7 @@ import torch
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Result, TrainConfig, Trainer, recipe
 from fastsam.longtail.data import load_digits_lt
-from fastsam.longtail.errors import CheckpointError, UsageError
+from fastsam.longtail.errors import CheckpointError, DamagedError, UsageError
 from fastsam.longtail.training import Branch
 
 DIGITS = load_digits_lt()
@@ -134,6 +134,10 @@ def test_an_epoch_that_was_not_kept_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a file; pass the folder of a run"):
         Branch.load(tmp_path / "run" / "epoch-1.pt", 1)
     assert Branch.load(tmp_path / "run", 4).checkpoint.epoch == 4
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged")
+    assert Branch.load(tmp_path / "run", 3).checkpoint.epoch == 3
+    with pytest.raises(DamagedError, match=r"checkpoint\.pt"):
+        Branch.load(tmp_path / "run", 4)
 
 
 def test_the_command_line_branches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,11 +21,12 @@ from fastsam.curvature import Spectrum
 from fastsam.files import FolderBusyError
 from fastsam.longtail import Checkpoint, Result, Trainer
 from fastsam.longtail.checkpoint import checkpoint_bytes
-from fastsam.longtail.errors import CheckpointError, DataError, TrainingError
+from fastsam.longtail.errors import CheckpointError, DataError, TrainingError, UsageError
 from fastsam.longtail.landscape import ClassSpectrum, landscape
 from fastsam.longtail.predictions import predict
 from fastsam.longtail.reproduce import reproduce_figure
-from fastsam.longtail.training import Step
+from fastsam.longtail.training import RunFolder, Step
+from fastsam.longtail.training.run_folder import PLAN_FILE, TUNING_FILE
 from python_tests.longtail.test_trainer import DIGITS, FEW, StoppedError, short, stop_in
 
 TINY: dict[str, Any] = {"epochs": 2, "batch_size": 138, "progress": False}
@@ -45,6 +46,30 @@ def test_what_a_failed_run_leaves_does_not_hinder_the_next(tmp_path: Path) -> No
     Trainer(short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, progress=False).fit()
     assert not list(tmp_path.glob("error-rank-*"))
     assert (tmp_path / "result.json").is_file()
+
+
+def test_settings_of_an_attempt_without_a_checkpoint_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("seed: 5\n")
+    Trainer(
+        short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, resume="auto", progress=False
+    ).fit()
+    written = (tmp_path / "run.yaml").read_text()
+    assert "seed: 0" in written
+    (tmp_path / "run.yaml").write_text("# mine\n" + written)
+    Trainer(
+        short("ce", "sgd", epochs=1), data=FEW, out=tmp_path, resume="auto", progress=False
+    ).fit()
+    assert (tmp_path / "run.yaml").read_text() == "# mine\n" + written
+
+
+@pytest.mark.parametrize("name", [PLAN_FILE, TUNING_FILE])
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_the_folder_of_a_sweep_is_not_that_of_a_run(
+    name: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match=f"it contains {name}; choose another --out"):
+        RunFolder(tmp_path).check(**options)
 
 
 # --- results ---------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from fastsam.cli.options import (
     given,
     named,
     named_parts,
+    option_value,
     parts_in,
     refuse_settings_of_others,
     settings_of_run,
@@ -161,7 +162,7 @@ class TrainCommand:
                 overwrite=self.overwrite,
                 branch=branch,
                 from_stage=self.from_stage,
-                keep=self.keep,
+                keep=self.keep or (stored.keep if stored is not None else ()),
                 world=world,
                 profile=profile_folder(self.profile, self.out),
                 stop=stop,
@@ -258,7 +259,7 @@ def command(arguments: Sequence[str]) -> Any:
         settings, values = every_setting(plugins=bool(arguments)), {}
     else:
         try:
-            values = _values(arguments, named)
+            values = _values(arguments, named, {} if file is None else file.options)
         except UsageError as error:
             if file is None:
                 raise
@@ -318,20 +319,28 @@ def _with_defaults(file: RunFile) -> type[TrainCommand]:
     )
 
 
-def _values(arguments: Sequence[str], named: dict[str, str]) -> dict[str, Any]:
-    """Return the settings of the run in ``arguments`` that determine its parts."""
-    resume = resume_in(arguments)
-    if resume and "--out" in arguments[:-1]:
-        out = Path(arguments[arguments.index("--out") + 1])
+def _values(
+    arguments: Sequence[str], named: dict[str, str], stated: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of the run in ``arguments`` that determine its parts.
+
+    Args:
+        arguments: the command line.
+        named: the parts that it and the ``--config`` file name.
+        stated: options in the ``--config`` file.
+    """
+    resume, folder = resume_in(arguments), option_value(arguments, "--out")
+    if resume and folder:
+        out = Path(folder)
         stored = stored_run(resume, out, stages=named.get("stages"))
         if stored is not None:
             check_same_parts(stored, named, out)
             return stored.config.flat()
-    if "--from" in arguments[:-1] and "--at" in arguments[:-1]:
-        run, epoch = (arguments[arguments.index(option) + 1] for option in ("--from", "--at"))
-        if epoch.isdecimal():
-            with suppress(CheckpointError):  # raised again, and reported, by the command's run()
-                return Branch.load(Path(run), int(epoch)).settings(**named)[0].flat()
+    run = option_value(arguments, "--from") or stated.get("from")
+    epoch = str(option_value(arguments, "--at") or stated.get("at"))
+    if run and epoch.isdecimal():
+        with suppress(CheckpointError):  # raised again, and reported, by the command's run()
+            return Branch.load(str(run), int(epoch)).settings(**named)[0].flat()
     names = {name: named.get(name, default) for name, default in FIRST_RUN.items()}
     chosen = recipe(**names, **{k: v for k, v in named.items() if k not in names})
     return {**names, **{name: entry.value for name, entry in chosen.entries.items()}}

@@ -7,10 +7,11 @@ from fastsam.longtail.sweeps.executors import (
     register_executor,
 )
 from fastsam.longtail.sweeps.grid import GridPlan, plan_combinations, plan_grid, sweep
-from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, Shard, store_plan, stored_runs
+from fastsam.longtail.sweeps.plan import PlannedRun, Shard, store_plan, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, check_outcomes, run_plan
 from fastsam.longtail.sweeps.task import SweepTask, TaskExit
 from fastsam.longtail.sweeps.training import check_unfinished, complete, stored_result
+from fastsam.longtail.training.run_folder import PLAN_FILE
 
 __all__ = [
     "EXECUTORS",

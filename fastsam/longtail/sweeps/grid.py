@@ -15,8 +15,9 @@ from fastsam.longtail.differences import identity
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.recipes import Recipe, recipe
 from fastsam.longtail.settings import value_text
-from fastsam.longtail.sweeps.plan import PLAN_FILE, PlannedRun, check_stored_settings, stored_runs
+from fastsam.longtail.sweeps.plan import PlannedRun, check_stored_settings, stored_runs
 from fastsam.longtail.sweeps.run import Execution, RunOutcome, run_plan
+from fastsam.longtail.training.run_folder import PLAN_FILE
 
 NAMES = ("data", "method", "optimizer")
 """The settings that select a recipe."""

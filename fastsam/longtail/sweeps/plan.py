@@ -16,11 +16,10 @@ from fastsam.longtail.errors import CheckpointError, DataError, UsageError
 from fastsam.longtail.recipes import Recipe
 from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.training import RunFolder
+from fastsam.longtail.training.run_folder import PLAN_FILE
 from fastsam.longtail.training.stage_checks import check_start
 from fastsam.records import build
 
-PLAN_FILE = "sweep.json"
-"""Name of the file in the folder of a sweep that stores the plan."""
 FORMAT = 1
 _LONGEST_NAME = 200
 _BUSY_SECONDS = 30.0

@@ -58,17 +58,17 @@ class Branch:
                 f"{run} {what}; pass the folder of a run, and the epoch with --at"
             )
         folder = RunFolder(run)
-        kept = {}
-        for path in folder.epoch_checkpoints():
-            stem = path.stem.removeprefix("epoch-")
-            kept[int(stem) if stem.isdecimal() else Checkpoint.load(path).epoch] = path
-        if epoch not in kept:
-            have = ", ".join(map(str, sorted(kept))) or "none"
+        kept = folder.kept_epochs()
+        path = folder.kept(epoch) if epoch in kept else folder.checkpoint
+        checkpoint = Checkpoint.load(path) if path.is_file() else None
+        if checkpoint is None or checkpoint.epoch != epoch:
+            have = {*kept} if checkpoint is None else {*kept, checkpoint.epoch}
             raise CheckpointError(
-                f"{run} has no checkpoint of epoch {epoch}, only of: {have}. Choose one of these, or train "
+                f"{run} has no checkpoint of epoch {epoch}, only of: "
+                f"{', '.join(map(str, sorted(have))) or 'none'}. Choose one of these, or train "
                 f"the run with --keep {epoch}"
             )
-        return cls(run.resolve().name, Checkpoint.load(kept[epoch]), run.resolve())
+        return cls(run.resolve().name, checkpoint, run.resolve())
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -20,6 +20,10 @@ RUN_FILES = (
     *("calibration.json", "*.calibration.json", ERROR_FILE.format("*"), "stages.json"),
 )
 """Names of the files in a run's folder, with wildcards."""
+PLAN_FILE = "sweep.json"
+"""Name of the file in the folder of a sweep that stores the plan."""
+TUNING_FILE = "tuning.json"
+"""Name of the file in the folder of a tuning with the scores of all trials, and the chosen one."""
 PROFILE = "profile"
 """Name of the folder of a profile in a run's folder."""
 _RESUME = "resume"
@@ -89,10 +93,14 @@ class RunFolder:
 
     def epoch_checkpoints(self) -> list[Path]:
         """Return ``checkpoint`` and the kept checkpoints, newest first, of those that exist."""
+        newest = [self.checkpoint] if self.checkpoint.is_file() else []
+        return [*newest, *map(self.kept, self.kept_epochs())]
+
+    def kept_epochs(self) -> list[int]:
+        """Return the epochs of which a kept checkpoint exists, newest first."""
         stems = [path.stem.removeprefix("epoch-") for path in self.path.glob("epoch-*.pt")]
         epochs = sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
-        files = [self.checkpoint, *map(self.kept, epochs)]
-        return [path for path in files if path.is_file()]
+        return [epoch for epoch in epochs if self.kept(epoch).is_file()]
 
     def prune(self, newest: str | Path, count: int) -> None:
         """Remove checkpoints for resuming, and incomplete ones.
@@ -144,20 +152,28 @@ class RunFolder:
 
         Raises:
             UsageError: if the folder is not empty and neither ``resume`` nor ``overwrite`` is set, or both
-                are.
+                are, or the folder is that of a sweep.
             FolderBusyError: if another process writes to it.
         """
         if resume and overwrite:
             raise UsageError("--resume cannot be combined with --overwrite; pass one of them")
+        for name in (PLAN_FILE, TUNING_FILE):
+            if (self.path / name).is_file():
+                raise UsageError(
+                    f"--out {self.path} is the folder of a sweep, because it contains {name}; choose another "
+                    "--out for a single run"
+                )
         check_free(self.path, allowed=resume or overwrite, flags="--resume or --overwrite")
         if writes and self.path.is_dir():
             with locked(self.path):
                 pass
 
-    def prepare(self, *, overwrite: bool = False) -> None:
+    def prepare(self, *, fresh: bool = False, overwrite: bool = False) -> None:
         """Create the folder.
 
         Args:
+            fresh: whether a run begins. This removes the settings of an attempt that ended before its first
+                checkpoint; those of a run in stages belong to its record.
             overwrite: remove the files of a previous run and its earlier stages, its calibrations, and its
                 spectra in the folder or in the subfolder ``spectra``.
         """
@@ -165,6 +181,8 @@ class RunFolder:
         for file in self.path.glob(ERROR_FILE.format("*")):
             file.unlink(missing_ok=True)
         self.stopped.unlink(missing_ok=True)
+        if fresh and not self.stages.is_file():
+            self.settings.unlink(missing_ok=True)
         if overwrite:
             earlier = (
                 self.earlier_stages() if self.stages.is_file() else []

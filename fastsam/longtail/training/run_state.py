@@ -40,6 +40,7 @@ class RunState:
         steps_per_epoch: batches per epoch.
         contents: SHA-256 of images and labels of every split, and of the class names.
         sources: source of each setting, by name.
+        keep: epochs whose checkpoint is kept.
         history: one record per completed epoch.
         parent: run and epoch from which this run branched off; None for other runs.
         start: record of the weights that the run started from; None for random initial weights.
@@ -57,6 +58,7 @@ class RunState:
     steps_per_epoch: int
     contents: dict[str, str]
     sources: dict[str, str]
+    keep: tuple[int, ...] = ()
     history: list[Epoch] = field(default_factory=list)
     parent: dict[str, Any] | None = None
     start: dict[str, Any] | None = None
@@ -136,6 +138,7 @@ class RunState:
             curvature=self.curvature.state_dict(),
             loss_scale=None if self.loss_scale is None else self.loss_scale.state_dict(),
             world_size=self.world.world_size,
+            keep=self.keep,
             unfinished=unfinished,
         )
 

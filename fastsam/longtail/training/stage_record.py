@@ -60,7 +60,7 @@ class StageRecord:
     def differs(self, stored: StageRecord) -> bool:
         """Return whether a stored record repeats another run; where it is executed does not count."""
         changed = differences(stored.config.as_dict(), self.config.as_dict())
-        return bool(changed) or self.own != stored.own
+        return bool(changed) or (self.own, self.keep) != (stored.own, stored.keep)
 
     def changes_first(self, stored: StageRecord) -> bool:
         """Return whether a list that a file or a program defines sets other values in its first stage."""

@@ -111,6 +111,11 @@ class StagedRun:
         run._check_kept(keep)
         return run
 
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """Epochs of the first stage whose checkpoint is kept."""
+        return self._record.keep
+
     def folder(self, place: int) -> Path | None:
         """Return the folder of a stage; None if nothing is written."""
         return None if self.out is None else self.plan[place].path(self.out)

@@ -123,7 +123,8 @@ def stage_trainers(
         resume: continue the run in ``out``; ``"auto"`` begins one if there is none.
         overwrite: replace the run in ``out``.
         from_stage: folder of a finished run that is the first stage. It must have the same settings.
-        keep: epochs of the first stage whose checkpoint is kept.
+        keep: epochs of the first stage whose checkpoint is kept. If there are none, a resumed run in
+            stages keeps those of its record.
         profile: folder for the profile of the first stage that is trained.
         world: the ranks of the run.
         stop: request to stop by a signal.
@@ -194,7 +195,7 @@ def stage_trainers(
                 resume=False if fresh else "auto",
                 overwrite=overwrite and fresh,
                 start=start if place == 0 else begin,
-                keep=keep if place == 0 else (),
+                keep=run.keep if place == 0 else (),
                 profile=profile if place == first else None,
                 planned=True,
                 **common,

@@ -226,6 +226,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             contents=self.contents,
             sources=sources or {},
+            keep=tuple(sorted(self.keep)),
             start=begun,
         )
         if resumed is not None:
@@ -246,7 +247,7 @@ class Trainer:
         self.saver.begin_at(self.state.batches)
         if self._writes is not None:
             with self._writes.held(self._stamp):
-                self._writes.prepare(overwrite=overwrite)
+                self._writes.prepare(fresh=resumed is None, overwrite=overwrite)
                 coming = self._writes.coming_checkpoints(self.keep, config.keep_last)
                 check_room(self._writes.path, *[checkpoint_bytes(config, self.model)] * coming)
                 self._stamp = self._writes.stamp()

@@ -24,12 +24,11 @@ from fastsam.longtail.sweeps import (
     run_plan,
     stored_result,
 )
+from fastsam.longtail.training.run_folder import TUNING_FILE
 from fastsam.longtail.tuning.samplers import TRIAL_SAMPLERS
 from fastsam.longtail.tuning.space import Choices, Dimension
 from fastsam.records import build
 
-TUNING_FILE = "tuning.json"
-"""Name of the file in the folder of a tuning with the scores of all trials, and the chosen one."""
 MOST_TRIALS = 10_000
 RULE = "highest balanced accuracy on validation images, of equal ones the first"
 _DIVERGED = TrainingError.__name__
