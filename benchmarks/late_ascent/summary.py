@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.late_ascent import choice
-from benchmarks.late_ascent.arms import winners
+from benchmarks.late_ascent.arms import BASE, winners
 from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Unit
@@ -86,6 +86,9 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
             for kind in KINDS
         },
         "curvature": curvature_summary(setup, method),
+        "minus base": asdict(difference(runs, sam, BASE.name, "tau", "balanced"))
+        if BASE.name in everywhere
+        else None,
         "few": _other_choice(setup, method, runs, "by tau, few", "tau, few"),
         "raw": _other_choice(setup, method, runs, "raw", "raw"),
     }

@@ -111,7 +111,7 @@ def _answers(setups: Mapping[str, Any]) -> str:
         primary = table["primary"]
         tail = table["minus the chosen SGD"]["tau"][table["chosen"]["sam"]]["tail"]
         raw = table["minus the chosen SGD"]["raw"][table["chosen"]["sam"]]
-        others = [table["few"], table["raw"]]
+        others = [table["minus base"], table["few"], table["raw"]]
         rows.append(
             [
                 name,
@@ -130,7 +130,7 @@ def _answers(setups: Mapping[str, Any]) -> str:
     header = [
         *("setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau", "p", "verdict"),
         *("tail, after tau", "balanced, raw", "tail, raw"),
-        *("chosen with 20 images", "chosen and evaluated as trained"),
+        *("SAM minus base, after tau", "chosen with 20 images", "chosen and evaluated as trained"),
     ]
     return markdown_table(header, rows)
 

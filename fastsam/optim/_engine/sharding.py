@@ -170,7 +170,8 @@ def largest(value: int, parameters: Iterable[Tensor]) -> int:
 def all_reduce_mean(values: Sequence[Tensor], group: ProcessGroup) -> None:
     """Replace each of ``values`` by its mean over the ranks, with one all-reduce per device and dtype."""
     all_reduce_flat(values, group)
-    torch._foreach_div_(values, get_world_size(group))
+    for value in values:
+        value.div_(get_world_size(group))
 
 
 def gathered(
