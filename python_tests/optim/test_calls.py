@@ -556,6 +556,7 @@ def test_an_existing_lbfgs_is_refused_before_anything_changes():
         ("AscentStep", lambda base: SAM(optimizer=SAM(optimizer=base).ascent)),
         ("SAM", lambda base: SAM(base.param_groups, partial(SAM, base_optimizer=torch.optim.SGD))),
         ("SAM", lambda base: SAM(base.param_groups, SAM)),
+        ("SAM", lambda base: PGD(SAM(optimizer=base), sigma=0.1)),
     ],
 )
 def test_a_wrapper_is_refused_as_the_base(kind, build):

@@ -10,12 +10,9 @@ from torch import Tensor
 
 from fastsam.kernels import extension
 from fastsam.kernels import sam as kernels
-from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine.fused import FusedRule
 from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import check_rho, eta_of
-
-__all__ = ["HyperRows", "need_not_wait"]
 
 _NUMBERS = frozenset({float, int, bool})
 _RHO = extension.HYPER_COLUMNS.index("rho")

@@ -10,10 +10,11 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from fastsam.kernels import sam as kernels
+from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.bucket import Bucket
 from fastsam.optim._engine.fused import fused_rule
-from fastsam.optim._engine.hyper import HyperRows, need_not_wait
+from fastsam.optim._engine.hyper import HyperRows
 from fastsam.optim._engine.members import layout_of, members_of
 from fastsam.optim._engine.outer import GroupOptions, Groups
 from fastsam.optim._engine.rounding import LostAscent

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fastsam.distributed import is_sharded
 from fastsam.optim._engine.autocast import weights_change
+from fastsam.optim._engine.base_optimizer import refuse_unusable
 from fastsam.optim.variants.base import Option, WrappedOptimizer
 
 SEED = Option(high=2**63 - 1, whole=True)
@@ -30,6 +31,7 @@ class NoisyOptimizer(WrappedOptimizer, ABC):
 
     @classmethod
     def _check(cls, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+        refuse_unusable(type(optimizer))
         super()._check(optimizer, options)
         cls._refuse_sharded(p for group in optimizer.param_groups for p in group["params"])
 
