@@ -270,7 +270,7 @@ class Checkpoint:
             parent=self.parent,
         )
 
-    def check_whole(self, path: Path) -> None:
+    def check_whole(self, path: str | Path) -> None:
         """Raise :class:`CheckpointError` if this is a checkpoint within an epoch, read from ``path``."""
         if self.unfinished is not None:
             raise CheckpointError(

@@ -607,7 +607,8 @@ class Run:
             if self.refused(half.step, refusal):
                 return
         finally:
-            del half.grad_scale, half.found_inf
+            for name in ("grad_scale", "found_inf"):
+                vars(half).pop(name, None)  # a refused step has dropped them
         if descends:
             self.descend(versions, scale=scale, found_inf=found)
         else:
