@@ -120,8 +120,8 @@ FASTSAM_HD bool is_finite(double value) {
 
 // The two ways to round a product. Left alone, compilers fuse products with additions in some places and not
 // in others, even between the vectorized body and the tail of one loop, so an element's bits would depend on
-// its index. The loops of SAM and of noise are compiled without this contraction on CPUs and fuse only through
-// multiply_add. Sums of Lanczos have no such promise.
+// its index. The loops of SAM and of noise are compiled without this contraction on CPUs and fuse only
+// through multiply_add. Sums of Lanczos have no such promise.
 
 // a * b + c, rounded once if the processor has a fused multiply-add, else twice.
 FASTSAM_HD float multiply_add(float a, float b, float c) {
