@@ -139,13 +139,15 @@ def test_too_few_products_warn_and_return_honest_residuals(seed):
     assert torch.allclose(found.residuals, true, rtol=1e-6)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("count", "tolerance"), [(2, 1e-5), (3, 1e-2), (5, 1e-4)])
-def test_residuals_of_pairs_that_several_searches_found(count, tolerance, seed):
+def test_residuals_of_pairs_that_several_searches_found(count, tolerance, device, seed):
     """Second copies are found after the first pairs have converged; their residuals are measured."""
     values = np.concatenate([[10, 10, 9, 9, 8.5], np.linspace(-1, 8, 295)])
     matrix = rotated(values, np.random.default_rng(seed))
-    found = eigenpairs(MatrixOperator(matrix), count, tol=tolerance)
-    gaps = found.vectors @ matrix - found.values[:, None] * found.vectors
+    found = eigenpairs(MatrixOperator(matrix.to(device)), count, tol=tolerance)
+    vectors = found.vectors.cpu()
+    gaps = vectors @ matrix - found.values[:, None] * vectors
     assert torch.allclose(found.residuals, gaps.norm(dim=1), rtol=1e-5, atol=1e-11)
 
 

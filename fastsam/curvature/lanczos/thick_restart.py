@@ -225,7 +225,8 @@ class Subspace:
         self.products += count
         values = widened(torch.linalg.vecdot(rows, images))
         gaps = widened(images) - values[:, None] * widened(rows)
-        return RitzPairs(values.numpy(), np.eye(count), gaps.norm(dim=1).numpy(), allowed)
+        residuals = gaps.norm(dim=1).cpu().double().numpy()
+        return RitzPairs(values.cpu().double().numpy(), np.eye(count), residuals, allowed)
 
     def _orthogonalize(
         self, rows: Tensor, vector: Tensor, out: Tensor | None, *, norm: float

@@ -128,7 +128,7 @@ class SymmetricOperator(ABC):
             ValueError: a coordinate occurs twice.
         """
         chosen = torch.arange(self.shape[0], device=self.device)[indices]
-        if len(set(chosen.tolist())) < len(chosen):
+        if isinstance(indices, Tensor) and len(torch.unique(chosen)) < len(chosen):
             raise ValueError("indices must be distinct; a coordinate occurs twice")
 
         def product(rows: Tensor) -> Tensor:

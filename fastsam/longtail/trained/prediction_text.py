@@ -39,7 +39,7 @@ def csv_parts(
     places = range(2, (top or 1) + 1)
     ranked = [f"{what}_{place}" for place in places for what in _FIRST_COLUMNS[1:]]
     more = distinct_names(class_names, _FIRST_COLUMNS) if top is None else ranked
-    before = csv_line([*_FIRST_COLUMNS, *more])  # only with the first image, which may be an error
+    before = csv_line([*_FIRST_COLUMNS, *more])  # held back: the first image may be an error
     for item in predictions:
         cells: list[object] = [str(item.path)]
         for label in item.top(top or 1):
