@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ import pytest
 from benchmarks.late_ascent import (
     arms,
     choice,
+    command,
     curvature,
     curvature_summary,
     records,
@@ -108,6 +110,30 @@ def test_runs_are_recorded_one_by_one_and_not_repeated(tiny: Setup, tmp_path: Pa
     assert sgd["parent"] == sam["parent"]
     assert sam["gradients"] > sgd["gradients"] == found["base"]["gradients"]
     assert sgd["test"]["tau"]["tau"] == TAUS[np.argmax(sgd["validation"]["by tau"])]
+
+
+@pytest.mark.parametrize("name", OWN_TRIALS)
+def test_trials_from_scratch_train_with_their_own_settings(
+    name: str, tiny: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (method,) = SETUPS[name].methods
+    own = {family: trials[-1:] for family, trials in OWN_TRIALS[name].items()}
+    monkeypatch.setitem(OWN_TRIALS, name, own)
+    small = replace(tiny, methods=(method,), deferred=SETUPS[name].deferred)
+    monkeypatch.setitem(SETUPS, name, small)
+    monkeypatch.setattr(command, "ORDER", ((name, "primary"),))
+    monkeypatch.setattr(command.LateAscent, "_choose", lambda self, deadline: {})
+    monkeypatch.setattr(command.LateAscent, "_report", lambda self: None)
+    monkeypatch.setattr(
+        command, "in_processes", lambda task, items, jobs: [task(*item) for item in items]
+    )
+    command.LateAscent(setups=(name,), cache=tmp_path / "runs").run()
+    for number in (*TUNING_SEEDS, 0):
+        found = Unit(name, method, number).records()
+        for arm in itertools.chain(*own.values()):
+            wanted = json.loads(json.dumps(dict(arm.settings)))
+            assert {key: found[arm.name]["settings"][key] for key in wanted} == wanted
+            assert ("test" in found[arm.name]) == (number == 0)
 
 
 def test_records_of_tuning_seeds_do_not_know_the_test_set(tiny: Setup, tmp_path: Path) -> None:

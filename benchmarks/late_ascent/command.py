@@ -87,7 +87,11 @@ class LateAscent:
             if setup in OWN_TRIALS:
                 self._choose_own(setup, deadline)
             work = [
-                _Work(Unit(setup, method, seed), arms_of(setup, method, tier), base.get(method, {}))
+                _Work(
+                    Unit(setup, method, seed),
+                    arms_of(setup, method, tier),
+                    base.get(method, RECIPE),
+                )
                 for seed in range(SETUPS[setup].seeds)
                 for method in SETUPS[setup].methods
             ]
@@ -120,7 +124,7 @@ class LateAscent:
         """Train the tuning seeds of a setup with its own trials."""
         trials = [arm for arms in OWN_TRIALS[setup].values() for arm in arms]
         work = [
-            _Work(Unit(setup, method, seed), trials, {})
+            _Work(Unit(setup, method, seed), trials, RECIPE)
             for method in SETUPS[setup].methods
             for seed in TUNING_SEEDS
         ]

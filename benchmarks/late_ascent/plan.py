@@ -83,6 +83,9 @@ _RUN = (("threads", 1), ("channels_last", True), ("validate_every", 1000))
 end."""
 _FASHION = (*_RUN, ("validation_per_class", 100))
 _FASHION_600 = (*_FASHION, ("n_max", 600))
+_BFLOAT16 = ("precision", "bfloat16")
+"""Precision of the sets that were added to the plan later. They are trained on a processor with instructions
+for bfloat16, where a step takes 0.6 times as long as in float32."""
 
 SETUPS = {
     setup.name: setup
@@ -108,7 +111,7 @@ SETUPS = {
         Setup(
             "wide",
             "fashion-mnist-lt",
-            (*_FASHION_600, ("model", "resnet8-w32")),
+            (*_FASHION_600, _BFLOAT16, ("model", "resnet8-w32")),
             epochs=60,
             defer=48,
             seeds=5,
@@ -118,7 +121,7 @@ SETUPS = {
             Setup(
                 f"noise-{percent}",
                 "fashion-mnist-lt",
-                (*_FASHION_600, ("label_noise", percent / 100)),
+                (*_FASHION_600, _BFLOAT16, ("label_noise", percent / 100)),
                 epochs=60,
                 defer=48,
                 seeds=5,
@@ -131,6 +134,7 @@ SETUPS = {
             "fashion-mnist-lt",
             (
                 *_FASHION,
+                _BFLOAT16,
                 ("n_max", 100),
                 ("imbalance", 1.0),
                 ("label_noise", 0.4),
