@@ -77,10 +77,10 @@ class EigenpairRuns:
             warnings.simplefilter("ignore", ConvergenceWarning)
             products = self._spectra() if self.dimension else {}
             timed = self._network()
-        if self.save or self.out is not None:
-            settings = {"dimension": self.dimension, "tolerance": self.tolerance}
-            results = {"settings": settings, "spectra": products, "network": timed}
-            print(save("eigenpairs", results, device=self.device, folder=self.out))
+            if self.save or self.out is not None:
+                settings = {"dimension": self.dimension, "tolerance": self.tolerance}
+                results = {"settings": settings, "spectra": products, "network": timed}
+                print(save("eigenpairs", results, device=self.device, folder=self.out))
 
     def _spectra(self) -> dict[str, Any]:
         generator = np.random.default_rng(0)

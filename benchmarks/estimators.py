@@ -61,10 +61,10 @@ class Estimators:
                 for kind, matrix in self._matrices(make).items():
                     rows.append({"network": network, "kind": kind, **self._row(matrix)})
                     print(rows[-1], flush=True)
-        if self.save or self.out is not None:
-            settings = {"seeds": self.seeds, "epochs": self.epochs, "samples": self.samples}
-            content = {"settings": settings, "rows": rows}
-            print(save("estimators", content, device=self.device, folder=self.out))
+            if self.save or self.out is not None:
+                settings = {"seeds": self.seeds, "epochs": self.epochs, "samples": self.samples}
+                content = {"settings": settings, "rows": rows}
+                print(save("estimators", content, device=self.device, folder=self.out))
 
     def _matrices(self, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
         """Train a network and return its explicit curvature matrices in float64."""

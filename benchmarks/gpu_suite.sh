@@ -55,6 +55,7 @@ stage() { # stage NAME COMMAND...: run a command under the time limit, in a fres
   fi
   [ "$limit" -le "$left" ] || limit=$left
   status "$name" "stopped before its end"
+  rm -f "$BASE/$name"/*.json
   OUT="$BASE/$name" timeout --kill-after=10 "$limit" "$@" > "$BASE/$name/log" 2>&1 || code=$?
   [ "$code" -eq 0 ] || outcome="FAILED ($code)"
   [ "$code" -ne 124 ] && [ "$code" -ne 137 ] || outcome="TIMED OUT after $limit s"

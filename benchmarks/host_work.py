@@ -13,7 +13,7 @@ from typing import Any
 
 import fastsam
 from benchmarks import host_step
-from benchmarks.machine import save
+from benchmarks.machine import commit_of, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class HostWork:
         trees = {"this": Path(fastsam.__file__).parents[1]}
         if self.baseline is not None:
             trees["baseline"] = self.baseline.resolve()
-        results: dict[str, Any] = {"baseline": _commit(trees.get("baseline"))}
+        results: dict[str, Any] = {"baseline": self.baseline and commit_of(self.baseline)}
         for optimizer in ("sgd", "sam"):
             samples = self._samples(trees, optimizer)
             results[optimizer] = row = {label: _summary(taken) for label, taken in samples.items()}
@@ -111,11 +111,3 @@ def _summary(samples: list[float]) -> dict[str, Any]:
         "smallest": min(samples),
         "samples": len(samples),
     }
-
-
-def _commit(tree: Path | None) -> str | None:
-    """Return the short commit of a checkout."""
-    if tree is None:
-        return None
-    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
@@ -32,6 +33,7 @@ def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[st
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fastsam": fastsam.__version__,
+        "commit": commit_of(Path(__file__).parent),
         "native": fastsam.build_info(),
     }
     if device.type == "cuda":
@@ -45,6 +47,20 @@ def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[st
     for package in packages:
         info[package] = metadata.version(package)
     return info
+
+
+def commit_of(tree: Path) -> str | None:
+    """Return the short commit of a checkout, with ``+`` if files of it were changed; None outside a checkout.
+
+    New results are no changes.
+    """
+    git = ["git", "-C", str(tree)]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if found.returncode:
+        return None
+    sources = [":(top)", ":(top,exclude)benchmarks/results"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources]).returncode
+    return found.stdout.strip() + ("+" if changed else "")
 
 
 def refuse_fallback(device: str) -> None:

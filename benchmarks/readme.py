@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the results, so that no number is typed by hand."""
+"""Writes the tables of README.md and docs/ from the results. A test compares numbers in sentences with them."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def eigenpairs() -> str:
         "warns.",
         "",
         f"Hessian of a ResNet-8 at its initial weights, tolerance {NETWORK_TOLERANCE:.0e}, on "
-        f"{_machine({**stored['environment'], 'threads': 1})}. Number of products, and CPU time: seconds for "
+        f"{_machine(stored['environment'])}. Number of products, and CPU time: seconds for "
         "fastsam, multiples of fastsam's time for the others:",
         "",
         "| pairs | fastsam | " + " | ".join(others) + " |",
@@ -445,7 +445,7 @@ def tracking() -> str:
     settings = stored["settings"]
     lines = [
         f"A ResNet-8, {settings['steps']} steps of SAM on digits with batches of {settings['batch_size']}, "
-        f"one thread of {stored['environment']['processor']} (`{stored['environment']['command']}`):",
+        f"on {_machine(stored['environment'])} (`{stored['environment']['command']}`):",
         "",
         "| tracked | measured steps | overhead | products | products until convergence | "
         "error of lambda_max | error of lambda_min |",
@@ -556,7 +556,8 @@ def _known_extremes(results: dict[str, Any]) -> str:
 
 def _machine(environment: dict[str, Any]) -> str:
     name = environment.get("gpu", {}).get("name")
-    name = name or f"{environment['processor']}, {environment['threads']} threads"
+    threads = environment["threads"]
+    name = name or f"{environment['processor']}, {threads} thread{'' if threads == 1 else 's'}"
     return f"{name}, torch {environment['torch']}"
 
 

@@ -60,7 +60,8 @@ class SeedRuns:
 
         Args:
             runs: the runs. A run comes after its origin.
-            train: trains a run and returns its record. The entry ``parent`` is a hash of the weights that the
+            train: trains a run and returns its record. The entry ``settings`` names the device of a run that
+                is not trained on the CPU. The entry ``parent`` is a hash of the weights that the
                 run starts from; None for random initial weights. If runs start from different states of
                 the same seed, ``origin`` names the state.
             is_trained: whether the network of a run, given by its name, exists.
@@ -68,7 +69,9 @@ class SeedRuns:
         for run in _to_train(runs, self.records(), is_trained):
             print(f"{self.path.parent.name} {self.path.stem}: {run.name}", flush=True)
             record = train(run)
-            record["environment"] = environment(torch.device("cpu"))
+            record["environment"] = environment(
+                torch.device(record["settings"].get("device", "cpu"))
+            )
             known = {
                 name: entry
                 for name, entry in self.records().items()

@@ -61,8 +61,8 @@ class TorchOperations:
                 rows.append(self._sam(case, base, device))
             for count in self.rows:
                 rows.append(self._lanczos(count, device))
-        if self.save or self.out is not None:
-            save("torch_operations", {"rows": rows}, device=self.device, folder=self.out)
+            if self.save or self.out is not None:
+                save("torch_operations", {"rows": rows}, device=self.device, folder=self.out)
 
     def _sam(self, case: str, base: str, device: torch.device) -> dict[str, Any]:
         """Time the optimizer part of a SAM step and return its row."""

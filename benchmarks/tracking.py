@@ -70,10 +70,10 @@ class Tracking:
             for case in CASES:
                 rows.append({"case": case.name, **self._track(case)})
                 print(rows[-1], flush=True)
-        if self.save or self.out is not None:
-            settings = {"steps": self.steps, "batch_size": self.batch_size, "tol": CONVERGED}
-            content = {"settings": settings, "rows": rows}
-            print(save("tracking", content, device=self.device, folder=self.out))
+            if self.save or self.out is not None:
+                settings = {"steps": self.steps, "batch_size": self.batch_size, "tol": CONVERGED}
+                content = {"settings": settings, "rows": rows}
+                print(save("tracking", content, device=self.device, folder=self.out))
 
     def _track(self, case: _Case) -> dict[str, Any]:
         torch.manual_seed(0)

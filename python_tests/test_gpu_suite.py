@@ -72,6 +72,16 @@ def test_results_of_several_runs_add_up(suite: Any, tmp_path: Path) -> None:
     assert rows["memcheck"]["met"] is None
 
 
+def test_results_of_an_earlier_run_do_not_stand_for_a_failed_one(
+    suite: Any, tmp_path: Path
+) -> None:
+    stale = tmp_path / "out" / "epoch" / "epoch-cuda.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    assert suite("epoch")["epoch"].startswith("FAILED (3)")
+    assert not stale.exists()
+
+
 def test_a_stage_ends_at_its_limit(suite: Any) -> None:
     found = suite("late tracking", LIMIT="1")
     assert found["late"].startswith("TIMED OUT after 1 s")

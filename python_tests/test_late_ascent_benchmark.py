@@ -150,7 +150,7 @@ def test_curvature_of_the_switch_and_both_ends(tiny: Setup, tmp_path: Path) -> N
     sam = late_sam(0.1, 0.05)
     unit.train([Arm("base", branched=False), sam], values, tmp_path / "runs")
     curvature.measure_curvature(tiny, unit, {"sam": sam.name}, tmp_path / "runs")
-    found = json.loads(curvature.curvature_path(unit).read_text())
+    found = json.loads(curvature.spectra_path(unit).read_text())
     assert list(found) == ["switch", "sam", "initialization"]
     for place in ("switch", "sam"):
         assert [len(found[place][group]) for group in ("head", "tail")] == [3, 3]
@@ -170,7 +170,7 @@ def test_branches_of_other_weights_are_dropped(
     def trained(
         setup: Setup, method: str, arm: Arm, *rest: object, tested: bool
     ) -> dict[str, object]:
-        return {"parent": next(parents) if arm.branched else None}
+        return {"settings": {}, "parent": next(parents) if arm.branched else None}
 
     monkeypatch.setattr(records, "train_arm", trained)
     unit, base = Unit("digits", "ce-drw", 0), Arm("base", branched=False)
@@ -229,14 +229,14 @@ def test_curvature_answers_match_the_input(
     monkeypatch.setattr(curvature_summary, "winners", lambda setup, method: arms_by_name)
     assert curvature_summary.curvature_summary(setup, "ce-drw") is None
     for number, change in enumerate(changes):
-        unit = Unit("tiny", "ce-drw", number)
+        unit = Unit("tiny", "ce-drw", number, "curvature")
         unit.path.parent.mkdir(parents=True, exist_ok=True)
         runs = {
             arms_by_name[name].name: {"test": {kind: {"tail": gain} for kind in ("raw", "tau")}}
             for name, gain in (("sgd", 50.0), ("sam", 50.0 + 10 * change))
         }
         unit.path.write_text(json.dumps({"runs": runs}))
-        path = curvature.curvature_path(unit)
+        path = curvature.spectra_path(unit)
         path.write_text(json.dumps(measured(generator, change, "9")))
     found = curvature_summary.curvature_summary(setup, "ce-drw")
     assert found is not None

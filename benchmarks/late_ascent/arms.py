@@ -17,14 +17,23 @@ from benchmarks.late_ascent.plan import (
     throughout,
 )
 
-Tier = Literal["primary", "branches", "throughout"]
+Tier = Literal["primary", "branches", "throughout", "curvature"]
 BASE = Arm("base", branched=False)
+MEMORIZED = "balanced-noise-40"
+"""Setup whose chosen settings are also trained on the long-tailed sets with wrong labels."""
 
 _CHEAPER: dict[str, Values] = {
     "uniform quarter": {"ascent_share": 0.25},
     "weighted quarter": {"ascent_share": 0.25, "ascent_sample": "weighted"},
     "every 2nd step": {"ascent_interval": 2},
 }
+
+
+def tuned_on(setup: str) -> str | None:
+    """Return the setup whose own trials determine arms of ``setup``; None if there is none."""
+    if setup in OWN_TRIALS:
+        return setup
+    return MEMORIZED if SETUPS[setup].has_wrong_labels else None
 
 
 def winners(setup: str, method: str) -> dict[str, Arm]:
@@ -39,10 +48,13 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         setup: name of the setup.
         method: method, ``LOSS-RULE``.
         tier: ``primary`` for the two compared arms and the base that they branch from; ``branches`` for
-            controls that also branch; ``throughout`` for controls that train from scratch.
+            controls that also branch; ``throughout`` for controls that train from scratch; ``curvature`` for
+            the arms whose curvature is measured, which are those of ``primary``.
     """
     if setup in OWN_TRIALS:
         return _own_arms(setup, tier)
+    if tier == "curvature":
+        tier = "primary"
     chosen = winners(setup, method)
     sgd, sam = chosen["sgd"], chosen["sam"]
     if tier == "primary":
@@ -70,7 +82,7 @@ def _throughout_arms(setup: str, method: str) -> list[Arm]:
     if setup == "fashion-5000" and method != "ce-drw":
         return recipe
     if SETUPS[setup].has_wrong_labels:
-        return [*recipe, *sam, *choice.chosen_own("balanced-noise-40").values()]
+        return [*recipe, *sam, *choice.chosen_own(MEMORIZED).values()]
     return [*recipe, *sam]
 
 

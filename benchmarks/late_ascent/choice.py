@@ -18,7 +18,7 @@ from benchmarks.late_ascent.plan import (
     Values,
     more_trials,
 )
-from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.records import Stage, Unit
 
 BY = {"100 images": "by tau", "20 images": "by tau, few", "100 images, as trained": "raw"}
 """Selection criteria: balanced validation accuracy at the best tau on all images, at the best tau on the
@@ -34,7 +34,9 @@ def base_arm(base: Values) -> Arm:
     )
 
 
-def score(method: str, arm: str, stage: str, by: str = "by tau", *, setup: str = TUNED_ON) -> float:
+def score(
+    method: str, arm: str, stage: Stage, by: str = "by tau", *, setup: str = TUNED_ON
+) -> float:
     """Return the mean balanced validation accuracy over tuning seeds, at the best tau unless raw."""
     units = [Unit(setup, method, seed, stage) for seed in TUNING_SEEDS]
     curves = [unit.records()[arm]["validation"] for unit in units]

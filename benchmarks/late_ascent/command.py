@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.late_ascent import choice
-from benchmarks.late_ascent.arms import BASE, Tier, arms_of
-from benchmarks.late_ascent.curvature import measure_curvature
+from benchmarks.late_ascent.arms import BASE, Tier, arms_of, tuned_on
+from benchmarks.late_ascent.curvature import measure_curvature, spectra_path
 from benchmarks.late_ascent.plan import (
     BASES,
     METHODS,
@@ -24,7 +25,7 @@ from benchmarks.late_ascent.plan import (
     Arm,
     Values,
 )
-from benchmarks.late_ascent.records import FOLDER, Unit
+from benchmarks.late_ascent.records import FOLDER, Stage, Unit
 from benchmarks.late_ascent.summary import summary
 from benchmarks.processes import in_processes
 from fastsam.files import write_text
@@ -49,6 +50,7 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("wide", "throughout"),
     ("fashion-5000", "branches"),
     ("fashion-5000", "throughout"),
+    ("fashion-600", "curvature"),
     ("cifar10-4900", "primary"),
     ("cifar10-4900", "branches"),
     ("cifar10-4900", "throughout"),
@@ -69,6 +71,9 @@ class LateAscent:
     setups: tuple[str, ...] = tuple(name for name, setup in SETUPS.items() if not setup.gpu)
     """Setups to train. Settings are always chosen on fashion-600. cifar10-4900 requires a GPU and CIFAR-10 in
     data/."""
+    tiers: tuple[Tier, ...] = get_args(Tier)
+    """Arms to train: the primary comparison, controls that share its early phase, controls from scratch, and
+    the primary comparison once more to measure its curvature."""
     jobs: int = 2
     """Number of concurrent runs, with one thread each."""
     minutes: float = float("inf")
@@ -82,22 +87,24 @@ class LateAscent:
         base = self._choose(deadline)
         self._report()
         for setup, tier in ORDER:
-            if setup not in self.setups:
+            if setup not in self.setups or tier not in self.tiers:
                 continue
-            if setup in OWN_TRIALS:
-                self._choose_own(setup, deadline)
+            if (trials := tuned_on(setup)) is not None:
+                self._choose_own(trials, deadline)
+            stage: Stage = "curvature" if tier == "curvature" else "late"
             work = [
                 _Work(
-                    Unit(setup, method, seed),
+                    Unit(setup, method, seed, stage),
                     arms_of(setup, method, tier),
                     base.get(method, RECIPE),
                 )
                 for seed in range(SETUPS[setup].seeds)
                 for method in SETUPS[setup].methods
             ]
-            self._train(work, deadline)
-            if (setup, tier) == (TUNED_ON, "primary"):
-                self._measure([each.unit for each in work], deadline)
+            if tier == "curvature":
+                self._measure(work, deadline)
+            else:
+                self._train(work, deadline)
             self._report()
 
     def _choose(self, deadline: float) -> dict[str, Values]:
@@ -151,9 +158,10 @@ class LateAscent:
         if left:
             raise SystemExit(f"{len(left)} seeds are left; repeat the command to resume")
 
-    def _measure(self, units: Sequence[Unit], deadline: float) -> None:
-        """Measure the curvature of units whose networks are in the cache."""
-        in_processes(_measure_unit, [(unit, self.cache, deadline) for unit in units], self.jobs)
+    def _measure(self, work: Sequence[_Work], deadline: float) -> None:
+        """Train the units without spectra, and measure the curvature of their networks."""
+        missing = [each for each in work if not spectra_path(each.unit).is_file()]
+        in_processes(_measure_unit, [(each, self.cache, deadline) for each in missing], self.jobs)
 
 
 @dataclass(frozen=True)
@@ -174,10 +182,13 @@ def _train_unit(work: _Work, cache: Path, deadline: float) -> None:
         work.unit.train(list(work.arms), work.base, cache)
 
 
-def _measure_unit(unit: Unit, cache: Path, deadline: float) -> None:
+def _measure_unit(work: _Work, cache: Path, deadline: float) -> None:
     if time.monotonic() < deadline:
-        winners = choice.chosen_late(unit.method)
-        names = {name: arm.name for name, arm in winners.items()}
+        unit = work.unit
+        if not unit.runs(cache).is_dir():
+            unit.path.unlink(missing_ok=True)  # records of networks that were removed
+        unit.train(list(work.arms), work.base, cache)
+        names = {name: arm.name for name, arm in choice.chosen_late(unit.method).items()}
         measure_curvature(SETUPS[unit.setup], unit, names, cache)
 
 

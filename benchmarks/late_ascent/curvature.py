@@ -30,35 +30,27 @@ STEPS = 40
 CLASSES_OF_A_GROUP = 3
 
 
-def curvature_path(unit: Unit) -> Path:
+def spectra_path(unit: Unit) -> Path:
     """Return the path of a seed's spectra."""
-    return FOLDER / unit.setup / unit.method / f"curvature-seed-{unit.seed}.json"
+    return FOLDER / unit.setup / unit.method / f"spectra-seed-{unit.seed}.json"
 
 
 def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Path) -> None:
-    """Measure the spectra of a seed, unless there is a record.
+    """Measure the spectra of a seed and write them.
 
     Args:
         setup: the setup.
-        unit: a unit whose arms are trained.
+        unit: a unit whose networks are in ``cache``.
         arms: names of the trained arms by their keys in the record, ``sgd`` and ``sam``.
         cache: folder of the runs.
     """
-    path = curvature_path(unit)
-    if path.is_file():
-        return
     folder = unit.runs(cache)
     places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
     places |= {name: folder / arm.replace(" ", "-") for name, arm in arms.items()}
-    if not all(place.exists() for place in places.values()):
-        print(
-            f"{path.stem}: the networks are not in the cache; delete the seed's records to train them again"
-        )
-        return
     with cpu_threads(1):
         record = {name: class_spectra(TrainedRun.load(place)) for name, place in places.items()}
         record["initialization"] = _initial_gradients(TrainedRun.load(places["switch"]))
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(spectra_path(unit), json.dumps(record, indent=1) + "\n")
 
 
 def head_and_tail(data: LongTailData) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import pearsonr
 
 from benchmarks.late_ascent.arms import winners
-from benchmarks.late_ascent.curvature import curvature_path
+from benchmarks.late_ascent.curvature import spectra_path
 from benchmarks.late_ascent.plan import Setup
 from benchmarks.late_ascent.records import Unit
 from benchmarks.seed_scores import score_of
@@ -36,10 +36,10 @@ def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
     loss; and multiplied by the squared weight norm, which removes the scale that batch normalization leaves
     undetermined.
     """
-    units = [Unit(setup.name, method, seed) for seed in range(setup.seeds)]
-    if not all(curvature_path(unit).is_file() for unit in units):
+    units = [Unit(setup.name, method, seed, "curvature") for seed in range(setup.seeds)]
+    if not all(spectra_path(unit).is_file() for unit in units):
         return None
-    measured = [json.loads(curvature_path(unit).read_text()) for unit in units]
+    measured = [json.loads(spectra_path(unit).read_text()) for unit in units]
     slope = _slope(measured)
     logs: dict[str, Callable[[Record], float]] = {
         "lambda_max": lambda entry: _log(entry["lambda_max"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.late_ascent.plan import SETUPS, TUNING_SEEDS, Arm, Values
 from benchmarks.late_ascent.runs import train_arm
@@ -12,6 +12,7 @@ from benchmarks.machine import RESULTS
 from benchmarks.seed_runs import SeedRuns
 
 FOLDER = RESULTS / "late-ascent"
+Stage = Literal["bases", "late", "curvature"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class Unit:
         setup: name of the setup.
         method: method, ``LOSS-RULE``.
         seed: seed of the runs.
-        stage: ``bases`` for trials of the phase before the deferral, else ``late``.
+        stage: ``bases`` for trials of the phase before the deferral, ``curvature`` for networks that are
+            trained once more to measure their curvature, else ``late``.
     """
 
     setup: str
     method: str
     seed: int
-    stage: str = "late"
+    stage: Stage = "late"
 
     @property
     def path(self) -> Path:
