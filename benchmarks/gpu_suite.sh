@@ -17,7 +17,7 @@
 # PEERS    folder with other implementations (optional): sam.py (the reference SAM), and packages installed with
 #          pip install --target: pyhessian, curvlinops, pytorch_optimizer
 # FASHION  folder with the archives of Fashion-MNIST (optional), for throughput and experiment
-# PYTHON   interpreter with torch, pybind11 and scikit-build-core (default: python3)
+# PYTHON   interpreter with torch and pybind11 (default: python3)
 # LIMIT    time limit of each stage in seconds (default: 240); the summary marks stages that exceed it
 # TOTAL    time limit of all stages together in seconds (default: none); later stages are skipped
 # BUNDLE   path of a .tgz archive of OUT, rewritten after every stage (optional)
@@ -38,7 +38,7 @@ mkdir -p "$BASE"
 [ -d "${PEERS:-}" ] || echo "no other implementations are compared: PEERS is not a folder"
 # Unbuffered output, so that the log of a stage that exceeds its limit is complete. Plugins of pytest that happen to
 # be installed could warn, and warnings are errors in the tests.
-export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PEERS=${PEERS:-} FASHION=${FASHION:-} PYTHONPATH=${PEERS:-}${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PEERS=${PEERS:-} FASHION=${FASHION:-} PYTHONPATH=$PWD${PEERS:+:$PEERS}${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 status() { # status NAME TEXT: note the outcome of a stage, for the summary
   mkdir -p "$BASE/$1"
@@ -84,9 +84,15 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 
 for name in $STAGES; do
   case $name in
     build)
-      # FASTSAM_CUDA=ON makes the build fail, instead of building for the CPU only, if nvcc is not found.
-      CUDAARCHS=$capability stage build "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index \
-        --config-settings=cmake.define.FASTSAM_CUDA=ON --editable . || break
+      # Into the checkout, without pip, whose metadata would need packages that may be missing. FASTSAM_CUDA=ON makes
+      # the build fail, instead of building for the CPU only, if nvcc is not found.
+      CUDAARCHS=$capability stage build bash -euc '
+        cmake -S . -B build/gpu-native -DFASTSAM_CUDA=ON -DPython_EXECUTABLE="$1" \
+          -Dpybind11_DIR="$("$1" -m pybind11 --cmakedir)"
+        cmake --build build/gpu-native --parallel
+        cmake --install build/gpu-native --prefix .
+        "$1" -c "import fastsam; fastsam.require_native(\"cuda\"); print(fastsam.build_info())"
+      ' build "$(command -v "$PYTHON")" || break
       ;;
     tests)
       # The marks of the kernel tests are in their conftest.py.

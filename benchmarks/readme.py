@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ from the results. A test compares numbers in sentences with them."""
+"""Writes the tables of README.md and docs/ from the results; a test compares sentences with the tables."""
 
 from __future__ import annotations
 

@@ -109,6 +109,15 @@ struct NormElement {
     if (weight != nullptr) r.w = read<kPack>(weight + i);
   }
 
+  // As load(), for addresses that are not aligned.
+  template <int kPack>
+  __device__ void gather(int64_t i, Registers<kPack>& r) const {
+    for (int k = 0; k < kPack; ++k) {
+      r.g.value[k] = gradient[i + k];
+      if (weight != nullptr) r.w.value[k] = weight[i + k];
+    }
+  }
+
   template <int kPack>
   __device__ void apply(int64_t, const Registers<kPack>& r) {
     A squares = 0;
@@ -126,14 +135,26 @@ struct NormElement {
   }
 };
 
-// This thread's part of a chunk's sum in float64. Not inlined, because few gradients need it and its
-// registers and arithmetic should not burden the kernel.
-template <class T>
-FASTSAM_NOINLINE __device__ double squares_in_float64(const T* gradient, const T* weight, double eta,
-                                                      int64_t size, int64_t addresses) {
-  NormElement<T, double> element{gradient, weight, eta, 0.0, true};
-  sweep<T>(element, size, addresses);
-  return element.sum;
+// As sweep(), for operands that are not aligned: the same thread adds the same packs in the same order, so that
+// equal gradients have equal norms wherever they lie. Not inlined, because few gradients need it and its
+// registers should not burden the kernel.
+template <class T, class A>
+FASTSAM_NOINLINE __device__ NormElement<T, A> gathered_squares(NormElement<T, A> element, int64_t size) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int64_t packs = size / kPack;
+#pragma unroll 1
+  for (int64_t pack = threadIdx.x; pack < packs; pack += kThreads) {
+    typename NormElement<T, A>::template Registers<kPack> registers;
+    element.gather(pack * kPack, registers);
+    element.apply(pack * kPack, registers);
+  }
+#pragma unroll 1
+  for (int64_t i = packs * kPack + threadIdx.x; i < size; i += kThreads) {
+    typename NormElement<T, A>::template Registers<1> registers;
+    element.gather(i, registers);
+    element.apply(i, registers);
+  }
+  return element;
 }
 
 // Writes the sum of each chunk to partials [phase_chunks]. The last block of the last launch, found by
@@ -155,8 +176,16 @@ __global__ void __launch_bounds__(kThreads)
       const T* const w = at<const T>(weight, chunk.begin);
       const double eta = hyper_row(hyper, group_and_flags)[kEta];
       NormElement<T, Arithmetic<T>> element{g, w, static_cast<Arithmetic<T>>(eta), 0.0, true};
-      sweep<T>(element, chunk.size, gradient | weight);
-      sum = element.in_range ? element.sum : squares_in_float64(g, w, eta, chunk.size, gradient | weight);
+      if ((gradient | weight) % 16 == 0) {
+        sweep<T>(element, chunk.size, 0);
+      } else {
+        element = gathered_squares(element, chunk.size);
+      }
+      if (!element.in_range) {
+        sum = gathered_squares(NormElement<T, double>{g, w, eta, 0.0, true}, chunk.size).sum;
+      } else {
+        sum = element.sum;
+      }
     }
   }
   sum = block_sum(sum, warp_sums);

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastsam.distributed import is_sharded
+from fastsam.kernels.waits import waiting_is_an_error
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.untraced import untraced
 from fastsam.optim.batch_norm import frozen_batch_norm_statistics
@@ -74,7 +75,8 @@ def capture_step(
         ValueError: ``warmup`` is less than 1, the batch is not a sequence of tensors, or
             ``freeze_batch_norm`` is True without SAM. ``step`` raises it, with and without a graph, if a
             batch does not match the example.
-        RuntimeError: the step cannot be captured; the message names the reason. Nothing was changed. ``step``
+        RuntimeError: the step cannot be captured; the message names the reason. The model and the optimizer
+            are as before. ``step``
             raises it if the optimizer's parameters, groups or state were replaced since the capture, or if a
             number that the graph has frozen was changed; capture again.
 
@@ -277,8 +279,10 @@ def _captured(
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for due in variants:
+                decided = _with_ascent(step, optimizer, due)
                 for _ in range(warmup):
-                    _with_ascent(step, optimizer, due)(static)
+                    decided(static)
+                _refuse_waits(decided, static)
         torch.cuda.current_stream().wait_stream(side)
     frozen = _frozen(optimizer)
     graphs: dict[bool, _Graph] = {}
@@ -286,8 +290,16 @@ def _captured(
     pool: Any = None
     for due in variants:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side, pool=pool):
-            loss = _with_ascent(step, optimizer, due)(static)
+        try:
+            with torch.cuda.graph(graph, stream=side, pool=pool):
+                loss = _with_ascent(step, optimizer, due)(static)
+        except BaseException:
+            optimizer.zero_grad()
+            if isinstance(optimizer, SAM):
+                optimizer.native_step.forget_ascent()
+                optimizer.policy.abandon()
+                optimizer.policy.attempted_steps = attempted
+            raise
         pool = graph.pool()  # the graphs never replay at the same time, so they can share memory
         graphs[due] = _Graph(graph.replay, loss)
     if isinstance(optimizer, SAM):
@@ -299,6 +311,19 @@ def _captured(
             return replay(batch)
 
     return on_device
+
+
+def _refuse_waits(step: StepFunction, batch: TensorBatch) -> None:
+    """Make a step, and raise RuntimeError if it waits for the GPU."""
+    try:
+        with waiting_is_an_error():
+            step(batch)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "this step cannot be captured as a CUDA graph: the model or the loss waits for the GPU, for "
+            f"example in .item(), float(tensor) or a boolean mask ({str(error).splitlines()[0]}); remove it, "
+            "or take the step without capture_step"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -361,6 +361,31 @@ def test_unaligned_views(dtype: torch.dtype, offset: int, draw: Draw, device: to
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("largest", [1.0, 1e20])
+def test_the_bits_of_a_norm_do_not_depend_on_alignment(
+    dtype: torch.dtype, adaptive: bool, largest: float, draw: Draw, device: torch.device
+) -> None:
+    """Squares beyond the range of float32 are summed in another type, and in an order of their own."""
+    if dtype == torch.float16 and largest > 1.0:
+        pytest.skip("out of the range of float16")
+    memory = draw(2, 9_003, dtype=dtype)
+    memory[0, 5_000] *= largest
+    norms = []
+    for offset in (0, 1, 2):
+        gradient, weight = (torch.empty_like(row)[offset : offset + 9_000] for row in memory)
+        gradient.copy_(memory[0, :9_000])
+        weight.copy_(memory[1, :9_000])
+        problem = Problem(draw, [9_000], dtype, device)
+        table = kernels.TensorTable([weight], groups=[0], adaptive=[adaptive])
+        table.set_gradients([gradient])
+        kernels.norm(table, problem.scalars.hyper, problem.scalars.squared_norms, table.scratch())
+        norms.append(problem.scalars.squared_norms.item())
+    assert norms[0] > 0
+    assert norms == norms[:1] * 3
+
+
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 3])

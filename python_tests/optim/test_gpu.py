@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import peers
 from benchmarks.shapes import resnet50
 from fastsam import SAM
+from fastsam.optim import capture_step
 from python_tests.optim.trajectories import (
     TOLERANCE,
     OracleSAM,
@@ -277,6 +278,49 @@ def test_replays_have_the_bits_of_eager_steps(name, seed):
             step()
         results.append([p.detach().cpu() for p in parameters])
     assert_same_bits(*results)
+
+
+def test_a_step_that_waits_is_refused_before_its_capture(seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 2).cuda()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    batch = torch.randn(8, 4, device="cuda"), torch.randint(2, (8,), device="cuda")
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def loss(outputs, targets):
+        value = nn.functional.cross_entropy(outputs, targets)
+        return value * (1.0 if value.item() > 0 else 2.0)
+
+    with pytest.raises(RuntimeError, match="waits for the GPU, for example in"):
+        capture_step(model, loss, optimizer, batch)
+    assert_same_bits(list(model.parameters()), before)
+    assert optimizer.attempted_steps == 0
+    torch.cuda.empty_cache()  # fails in a process whose allocator is in the middle of a capture
+    step = capture_step(model, nn.functional.cross_entropy, optimizer, batch)
+    assert step(batch) > step(batch)
+
+
+def test_a_capture_that_fails_midway_leaves_no_open_step(seed, monkeypatch):
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 2).cuda()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    batch = torch.randn(8, 4, device="cuda"), torch.randint(2, (8,), device="cuda")
+    before = [p.detach().clone() for p in model.parameters()]
+    passes = iter(range(10_000))
+
+    def loss(outputs, targets):
+        if torch.cuda.is_current_stream_capturing() and next(passes) == 1:
+            raise RuntimeError("in the second pass")
+        return nn.functional.cross_entropy(outputs, targets)
+
+    with pytest.raises(RuntimeError):
+        capture_step(model, loss, optimizer, batch)
+    optimizer.restore()
+    assert_same_bits(list(model.parameters()), before)
+    nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    optimizer.first_step(zero_grad=True)
+    nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    optimizer.second_step()
 
 
 def test_memory_beyond_weights_gradients_and_momentum():

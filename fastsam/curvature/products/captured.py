@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from fastsam.curvature.products.graphs import GraphBuilder
 from fastsam.curvature.products.pure import PureLoss
 from fastsam.curvature.products.strategies import Product, make_product
+from fastsam.kernels.waits import waiting_is_an_error
 
 Result = TypeVar("Result")
 Replay = Callable[[], None]
@@ -59,27 +58,12 @@ class CudaRecorder:
         Raises:
             RuntimeError: the function does something that cannot be captured, or memory ran out.
         """
-        # A capture that fails midway leaves torch's allocator in a bad state, so detect operations
-        # that wait for the device in a run before it.
-        with _waiting_is_an_error():
+        with waiting_is_an_error():
             self.run(function)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             result = function()
         return graph.replay, result
-
-
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        # torch warns at the first use of this mode; the user's filters may turn that into an error.
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
 
 
 @dataclass(frozen=True)

@@ -325,7 +325,7 @@ class Bucket:
                 entry[name] = self._like_parameter(i, fresh)
             elif local_part(value).stride() != weight.stride():
                 entry[name] = self._like_parameter(i, fresh.copy_(local_part(value)))
-        self._counters[i] = float(started)
+        self._counter_views[i].fill_(float(started))  # an assignment would wait for a GPU
         tensors = tuple(entry[name] for name in names)
         return _Bound(names, tensors, self._addresses_of(tensors))
 

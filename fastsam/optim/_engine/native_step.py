@@ -138,6 +138,14 @@ class NativeStep:
         self.return_to_weights()
         self.climbed = False
 
+    def forget_ascent(self) -> None:
+        """Abandon a step whose launches were recorded but never ran: the weights are not perturbed."""
+        for bucket in self._buckets:
+            bucket.table.release_gradients()
+            bucket.forget_backups()
+        self.exchanged = self.climbed = False
+        self.ascent = None
+
     def return_to_weights(self) -> None:
         """Restore the perturbed weights."""
         for bucket in self._buckets:
@@ -332,7 +340,7 @@ class NativeStep:
         self._skipped = {
             device: self._skipped[device]
             if device in self._skipped
-            else count.to(device).reshape(1)
+            else count.to(device, non_blocking=need_not_wait(device)).reshape(1)
             for device in devices
         }
         self._scalars = {device: self._new_scalars(device) for device in devices}
