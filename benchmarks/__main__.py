@@ -14,7 +14,6 @@ from benchmarks.figures import Figures
 from benchmarks.host_work import HostWork
 from benchmarks.late_ascent.command import LateAscent
 from benchmarks.late_phase import LatePhase
-from benchmarks.longtail_digits import LongtailDigits
 from benchmarks.longtail_methods.command import LongtailMethods
 from benchmarks.machine import refuse_fallback
 from benchmarks.readme import Readme
@@ -39,7 +38,6 @@ def main() -> None:
             "host-work": HostWork,
             "epoch": EpochTime,
             "data-path": DataPath,
-            "longtail-digits": LongtailDigits,
             "longtail-methods": LongtailMethods,
             "late-ascent": LateAscent,
             "demo": DemoRuns,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.eigenpairs import NETWORK_TOLERANCE
+from benchmarks.late_ascent.tables import comparison
 from benchmarks.late_ascent.tables import tables as late_ascent_tables
 from benchmarks.longtail_methods.tables import tables as longtail_methods_tables
 from benchmarks.machine import RESULTS
 from benchmarks.scale import predictions
-from fastsam.files import write_text
+from fastsam.files import write_bytes, write_text
 from fastsam.records import build
 from fastsam.report import PairedComparison
+from fastsam.report.figures import comparison_png
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -26,13 +27,15 @@ DOCUMENTS = tuple(
     if "<!-- results:" in path.read_text("utf-8")
 )
 """Documents with tables of results."""
+FIGURE = ROOT / "docs" / "images" / "late-ascent.png"
 
 
 @dataclass(frozen=True)
 class Readme:
-    """Rewrite the tables of README.md and docs/ from benchmarks/results/."""
+    """Rewrite the tables of README.md and docs/, and a figure, from benchmarks/results/."""
 
     def run(self) -> None:
+        write_bytes(FIGURE, comparison_png(comparison()))
         for document in DOCUMENTS:
             write_text(document, rendered(document.read_text("utf-8")))
 
@@ -50,7 +53,6 @@ def rendered(text: str) -> str:
         "scale": predictions(json.loads((RESULTS / "data_path-cpu.json").read_text())),
         "torch-operations": torch_operations(),
         "estimators": estimators(),
-        "longtail-digits": longtail_digits(),
         "demo-short": demo(short=True),
         "demo": demo(short=False),
         "demo-verdicts": demo_verdicts(),
@@ -142,6 +144,9 @@ def train_step() -> str:
                 "| --- | --- | --- | --- |",
             ]
             for way, row in rows.items():
+                if way in case.get("disagreeing", ()):
+                    lines.append(f"| {way} | does not count: other weights | | |")
+                    continue
                 ratio = row["median"] / rows["sgd eager"]["median"]
                 lines.append(
                     f"| {way} | {_time(row['median'])} | {size['batch_size'] / row['median']:.0f} | "
@@ -216,82 +221,6 @@ def estimators() -> str:
                 f"{row[key]['rms'] / exact:.1e} | {row[key]['coverage']:.0%} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def longtail_digits() -> str:
-    """Return tables of the methods' accuracies with SGD and SAM, and the significant differences."""
-    parts = [
-        _longtail_digits_table(json.loads(path.read_text()))
-        for path in sorted(RESULTS.glob("longtail-digits-*.json"))
-    ]
-    return "\n".join(parts)
-
-
-def _longtail_digits_table(results: dict[str, Any]) -> str:
-    methods = results["methods"]
-    columns = list(next(iter(methods.values()))["summary"])
-    gaps = [name for name in next(iter(methods.values())) if " minus " in name]
-    text = (
-        f"`{results['data']}`, imbalance {results['imbalance']:g}, {results['epochs']} epochs, "
-        f"{results['seeds']} seeds, each with its own subset. Test accuracy of the last epoch in percent, "
-        "+- standard deviation; differences paired by seed, +- half the width of their 95 % interval. We "
-        f"tuned on the validation set: {len(results['trials']['sgd'])} pairs of lr and weight decay for SGD, "
-        f"{len(results['trials']['sam'])} values of rho for SAM, which uses the recipe's lr and weight decay "
-        f"(`{results['environment']['command']}`):"
-    )
-    lines = [
-        *textwrap.wrap(text, 110, break_on_hyphens=False),
-        "",
-        "| | " + " | ".join([*columns, *gaps]) + " |",
-        "| --- |" + " --- |" * (len(columns) + len(gaps)),
-    ]
-    for method, entry in methods.items():
-        for measure, label in (("accuracy", "all"), ("tail", "tail")):
-            cells = [
-                f"{entry['summary'][name][measure]['mean']:.1f} +- "
-                f"{entry['summary'][name][measure]['std']:.1f}"
-                for name in columns
-            ]
-            cells += [
-                f"{entry[gap][measure]['mean']:+.1f} +- {entry[gap][measure]['confidence_95']:.1f}"
-                for gap in gaps
-            ]
-            lines.append(f"| {method}, {label} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_verdicts(methods, gaps), _chosen(results)]) + "\n"
-
-
-def _chosen(results: dict[str, Any]) -> str:
-    """Describe the settings that were chosen on the validation set."""
-
-    def text(value: Any) -> str:
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    tuned = {name for trials in results["trials"].values() for name in trials[0]}
-    methods = [
-        f"{method}: "
-        + ", ".join(
-            f"{optimizer} "
-            + " ".join(f"{name} {text(value)}" for name, value in settings.items() if name in tuned)
-            for optimizer, settings in entry["chosen"].items()
-        )
-        for method, entry in results["methods"].items()
-    ]
-    return f"- chosen settings: {'; '.join(methods)}."
-
-
-def _verdicts(methods: dict[str, Any], gaps: list[str]) -> list[str]:
-    """List the differences whose interval excludes zero, without correction for multiple comparisons."""
-    lines = []
-    for gap in gaps:
-        beyond = []
-        for method, entry in methods.items():
-            for measure, label in (("accuracy", "all"), ("tail", "tail")):
-                mean, half = entry[gap][measure]["mean"], entry[gap][measure]["confidence_95"]
-                if abs(mean) > half:
-                    beyond.append(f"{method} {label}: {'better' if mean > 0 else 'worse'}")
-        found = f" ({', '.join(beyond)})" if beyond else ""
-        lines.append(f"- {gap}: {len(beyond)} of {2 * len(methods)} intervals exclude zero{found}.")
-    return lines
 
 
 def _sam_step_table(path: Path) -> str:
@@ -532,6 +461,8 @@ def _spectrum_table(device: str) -> str:
         what = f"{gives}, {settings['batches']} batches of {settings['batch_size']}"
         for name, row in results[part].items():
             cell = f"{_time(row['median_seconds'])} ({row['times_fastsam']:.2f}x)"
+            if differing := row.get("disagrees_on"):
+                cell = f"does not count: other {' and '.join(differing)}"
             lines.append(f"| {what} | {name} | {cell} |")
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,10 @@
-"""Record of a finished run: scores as trained, and with tau chosen on validation images."""
+"""Training of a run, and its record: scores as trained, and with tau chosen on validation images."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsam.longtail import Result
+from fastsam.longtail import Result, Trainer, recipe
 from fastsam.longtail.calibrators.logit_adjustment import TAUS
 from fastsam.longtail.classes import adjust_logits
 from fastsam.longtail.data import Images
 from fastsam.longtail.predictions import Predictions
 from fastsam.longtail.scores import Scorer
 from fastsam.longtail.trained import TrainedRun
+from fastsam.longtail.training import Branch
 
 FEW = 20
 """Number of validation images per class in the second choice of tau and settings."""
+
+
+def trained(
+    names: Mapping[str, str],
+    values: Mapping[str, Any],
+    out: Path,
+    *,
+    branch: Branch | None = None,
+    keep: tuple[int, ...] = (),
+) -> Result:
+    """Train a run, or continue it.
+
+    Args:
+        names: data, method and optimizer.
+        values: settings that differ from the recipe's, or from the parent's of a branch.
+        out: folder of the run.
+        branch: epoch of another run that it starts from; None to train from scratch.
+        keep: epochs whose checkpoints are kept.
+    """
+    if branch is None:
+        made = recipe(**names, **values)
+        config, sources = made.config(), made.sources
+    else:
+        config, sources = branch.settings(**names, **values)
+    return Trainer(
+        config, sources=sources, out=out, resume="auto", branch=branch, keep=keep, progress=False
+    ).fit()
 
 
 def record_of(result: Result, run: TrainedRun, *, tested: bool = True) -> dict[str, Any]:

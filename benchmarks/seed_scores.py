@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from fastsam.report.paired import Difference, paired
@@ -30,6 +31,11 @@ def spread(values: Sequence[float]) -> list[float]:
     """Return mean and standard deviation; the latter is NaN for one value."""
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return [round(statistics.mean(values), 4), round(deviation, 4)]
+
+
+def stored_difference(entry: Mapping[str, Any]) -> Difference:
+    """Return a difference that was stored with ``asdict``, perhaps beside other entries."""
+    return Difference(**{field.name: entry[field.name] for field in fields(Difference)})
 
 
 def difference(

@@ -116,10 +116,9 @@ class TrainStep:
                 content = {"cases": results}
                 print(f"wrote {save('train_step', content, device=self.device, folder=self.out)}")
         differing = [
-            f"{contestant} of {name} ({distance:.1%} of the distance trained)"
+            f"{contestant} of {name} ({result['relative_disagreement'][contestant]:.1%} of the way trained)"
             for name, result in results.items()
-            for contestant, distance in result["relative_disagreement"].items()
-            if not distance < DISAGREEMENT[WORKLOADS[name].autocast]
+            for contestant in result["disagreeing"]
         ]
         if differing:
             raise AssertionError(
@@ -185,6 +184,11 @@ class TrainStep:
         return {
             "workload": {**vars(workload), "autocast": str(workload.autocast)},
             "relative_disagreement": disagreement,
+            "disagreeing": [
+                contestant
+                for contestant, distance in disagreement.items()
+                if not distance < DISAGREEMENT[workload.autocast]
+            ],
             "left_out": left_out,
             "contestants": rows,
         }

@@ -18,10 +18,12 @@ class Classifier(lightning.LightningModule):
         self.parts.append(batch)
         if len(self.parts) < 4 and not self.trainer.is_last_batch:
             return
-        for half in (self.optimizers().first_step, self.optimizers().second_step):
+        optimizer = self.optimizers()
+        for half in (optimizer.first_step, optimizer.step):  # Lightning counts calls of step()
             for x, y in self.parts:
                 self.manual_backward(nn.functional.cross_entropy(self.net(x), y) / len(self.parts))
-            half(zero_grad=True)
+            half()
+            optimizer.zero_grad()
         self.parts.clear()
 
     def configure_optimizers(self) -> SAM:

@@ -92,7 +92,8 @@ def test_a_missing_origin_is_trained_again(tmp_path: Path) -> None:
 
     def train(arm: Any) -> dict[str, Any]:
         trained.append(arm.name)
-        return {"parent": None if arm.origin is None else "w", "origin": arm.origin}
+        parent = None if arm.origin is None else "w"
+        return {"settings": {}, "parent": parent, "origin": arm.origin}
 
     file.train(arms, train, lambda name: False)
     assert trained == list(file.records()) == [arm.name for arm in arms]

@@ -235,7 +235,7 @@ def test_the_slurm_script_queues_itself_until_the_run_is_finished(
     steps = 1 if seconds else 15
     stubs, out = tmp_path / "bin", tmp_path / "run"
     stubs.mkdir()
-    write_stub(stubs / "srun", 'exec "$@"')
+    write_stub(stubs / "srun", 'test "$1" = --cpus-per-task=64 && shift && exec "$@"')
     write_stub(
         stubs / "scontrol",
         f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi',
@@ -259,6 +259,7 @@ def test_the_slurm_script_queues_itself_until_the_run_is_finished(
                 "SLURM_JOB_NUM_NODES": "1",
                 "SLURM_JOB_NODELIST": "here",
                 "SLURM_GPUS_ON_NODE": "2",
+                "SLURM_CPUS_PER_TASK": "64",
             },
         )
         if wait_for_steps(out, len(steps_of(out)) + steps, job):

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.late_ascent.plan import Arm, Setup, Values
-from benchmarks.run_record import plain, record_of
-from fastsam.longtail import Trainer, recipe
+from benchmarks.run_record import plain, record_of, trained
 from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import Branch
 
@@ -36,22 +35,9 @@ def train_arm(
     values["seed"] += arm.seed
     out = folder / arm.name.replace(" ", "-")
     names = {"data": setup.data, "method": method, "optimizer": arm.optimizer}
-    if arm.branched:
-        branch = Branch.load(folder / "base", setup.defer)
-        config, sources = branch.settings(**names, **values)
-    else:
-        branch = None
-        made = recipe(**names, **values)
-        config, sources = made.config(), made.sources
-    result = Trainer(
-        config,
-        sources=sources,
-        out=out,
-        resume="auto",
-        branch=branch,
-        keep=() if arm.branched else (setup.defer,),
-        progress=False,
-    ).fit()
+    branch = Branch.load(folder / "base", setup.defer) if arm.branched else None
+    keep = () if arm.branched else (setup.defer,)
+    result = trained(names, values, out, branch=branch, keep=keep)
     return {
         "settings": plain(values),
         "optimizer": arm.optimizer,

@@ -13,8 +13,7 @@ from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Unit
 from benchmarks.late_ascent.verdict import holm
-from benchmarks.seed_scores import SCORES, difference, score_of, spread
-from fastsam.report.paired import Difference
+from benchmarks.seed_scores import SCORES, difference, score_of, spread, stored_difference
 
 KINDS = ("raw", "tau", "tau, few")
 CONFIRMED = ("fashion-600", "fashion-5000")
@@ -44,7 +43,7 @@ def summary() -> dict[str, Any]:
         primary = table["primary"]
         p = corrected.get(name, primary["p"])
         primary["p, corrected"] = p
-        primary["verdict"] = Difference(**{k: primary[k] for k in _FIELDS}).verdict(p)
+        primary["verdict"] = stored_difference(primary).verdict(p)
     tuning = {method: choice.tuning_table(method) for method in METHODS}
     for name in OWN_TRIALS:
         if any(title.partition(" ")[0] == name for title in complete):
@@ -53,9 +52,6 @@ def summary() -> dict[str, Any]:
         "tuning": tuning,
         "setups": complete,
     }
-
-
-_FIELDS = ("mean", "half_width", "p", "n")
 
 
 def _units(setup: Setup, method: str) -> list[Unit]:

@@ -7,15 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.late_ascent.arms import BASE
 from benchmarks.late_ascent.curvature_summary import PLACES
 from benchmarks.late_ascent.plan import SETUPS
 from benchmarks.late_ascent.records import FOLDER, Unit
 from benchmarks.markdown import markdown_table
-from benchmarks.seed_scores import SCORES
+from benchmarks.seed_scores import SCORES, stored_difference
 from fastsam.report import Arm, PairedComparison, PairedPanel
-from fastsam.report.paired import Difference
-
-_FIELDS = ("mean", "half_width", "p", "n")
 
 
 def tables() -> dict[str, str]:
@@ -31,17 +29,10 @@ def tables() -> dict[str, str]:
     return {f"late-ascent-{name}": text or "In progress.\n" for name, text in sections.items()}
 
 
-def comparison(setups: Sequence[str]) -> PairedComparison:
-    """Return the panels of a figure for the complete ones among ``setups``.
-
-    In each panel the arms are compared with the chosen SGD.
-    """
+def comparison() -> PairedComparison:
+    """Return the panels of a figure for every complete setup: chosen SAM, and the base, minus chosen SGD."""
     summary = json.loads((FOLDER / "summary.json").read_text())
-    panels = [
-        _panel(name, table)
-        for name, table in summary["setups"].items()
-        if name.partition(" ")[0] in setups
-    ]
+    panels = [_panel(name, table) for name, table in summary["setups"].items()]
     return PairedComparison(len(panels), panels)
 
 
@@ -49,23 +40,21 @@ def _panel(name: str, table: Mapping[str, Any]) -> PairedPanel:
     setup, _, method = name.partition(" ")
     runs = [Unit(setup, method, seed).records() for seed in range(SETUPS[setup].seeds)]
     chosen = table["chosen"]
-    others = [arm for arm in table["arms"] if arm not in chosen.values()]
-    shown = [chosen["sgd"], chosen["sam"], *others]
-    return PairedPanel(
-        f"{setup}, {method}, {len(runs)} seeds",
-        [
-            Arm(
-                arm,
-                table["arms"][arm]["gradients"],
-                *(
-                    {score: [run[arm]["test"][kind][score] for run in runs] for score in SCORES}
-                    for kind in ("raw", "tau")
-                ),
-            )
-            for arm in shown
-        ],
-        [],
-    )
+    shown = {"chosen SGD": chosen["sgd"], "chosen SAM": chosen["sam"]}
+    if table["minus base"] is not None:
+        shown["SGD, recipe's rate"] = BASE.name
+    arms = [
+        Arm(
+            label,
+            table["arms"][arm]["gradients"],
+            *(
+                {score: [run[arm]["test"][kind][score] for run in runs] for score in SCORES}
+                for kind in ("raw", "tau")
+            ),
+        )
+        for label, arm in shown.items()
+    ]
+    return PairedPanel(f"{setup}, {method}, {len(runs)} seeds", arms, [])
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:
@@ -118,13 +107,13 @@ def _answers(setups: Mapping[str, Any]) -> str:
                 str(table["seeds"]),
                 table["chosen"]["sgd"],
                 table["chosen"]["sam"],
-                str(_difference(primary)),
+                str(stored_difference(primary)),
                 f"{primary['p, corrected']:.2g}",
                 f"**{primary['verdict']}**",
-                str(_difference(tail)),
-                str(_difference(raw["balanced"])),
-                str(_difference(raw["tail"])),
-                *("" if other is None else str(_difference(other)) for other in others),
+                str(stored_difference(tail)),
+                str(stored_difference(raw["balanced"])),
+                str(stored_difference(raw["tail"])),
+                *("" if other is None else str(stored_difference(other)) for other in others),
             ]
         )
     header = [
@@ -133,10 +122,6 @@ def _answers(setups: Mapping[str, Any]) -> str:
         *("SAM minus base, after tau", "chosen with 20 images", "chosen and evaluated as trained"),
     ]
     return markdown_table(header, rows)
-
-
-def _difference(stored: Mapping[str, Any]) -> Difference:
-    return Difference(**{name: stored[name] for name in _FIELDS})
 
 
 def _all_arms(setups: Mapping[str, Any]) -> str:
@@ -172,7 +157,7 @@ def _arm_row(arm: str, entry: Mapping[str, Any], gap: Mapping[str, Any] | None) 
         cell("tau", "ece"),
         cell("clean training", "accuracy"),
         cell("clean training", "nll", 3),
-        "" if gap is None else str(_difference(gap["balanced"])),
+        "" if gap is None else str(stored_difference(gap["balanced"])),
     ]
 
 
@@ -201,7 +186,7 @@ def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
     """Return a table of late SAM minus late SGD, and of the correlation with tail accuracy."""
     rows = []
     for what, entry in found["sam minus sgd, tail classes"].items():
-        low, high = _difference(entry).interval
+        low, high = stored_difference(entry).interval
         rows.append([what, f"{entry['mean']:+.3f}", f"{low:+.3f} to {high:+.3f}"])
     for kind, entry in found["correlation with the change of tail accuracy"].items():
         what = f"correlation of log lambda_max with tail accuracy, {kind}"

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.longtail_methods.plan import SETUP, Arm, Group, arms_of
 from benchmarks.machine import RESULTS
-from benchmarks.run_record import plain, record_of
+from benchmarks.run_record import plain, record_of, trained
 from benchmarks.seed_runs import SeedRuns
-from fastsam.longtail import Result, Trainer, fit_stages, recipe
+from fastsam.longtail import Result, fit_stages, recipe
 from fastsam.longtail.calibrators import CALIBRATORS, TrainedHead
 from fastsam.longtail.checkpoint import weights_hash
 from fastsam.longtail.trained import TrainedRun, calibrate_run
@@ -71,44 +71,18 @@ def _train_arm(unit: Unit, arm: Arm, folder: Path) -> dict[str, Any]:
     out = _run_folder(folder, arm.name)
     origin = None if arm.origin is None else _run_folder(folder, arm.origin)
     if origin is None:
-        record = _from_scratch(names, values, out)
+        result = trained(names, values, out, keep=(SETUP.defer,))
+        record = {"parent": None, **record_of(result, TrainedRun.load(out))}
     elif arm.step == "late":
-        record = _branch(names, values, out, origin)
+        branch = Branch.load(origin, SETUP.defer)  # the ascents begin there
+        result = trained(names, values, out, branch=branch)
+        record = {"parent": branch.parent["weights"], **record_of(result, TrainedRun.load(out))}
     elif arm.step == "second":
         record = _second_stage(names, values, arm.way, out, origin)
     else:
         record = _calibrated(arm.way, origin)
     state = f"{arm.origin}, epoch {SETUP.defer}" if arm.step == "late" else arm.origin
     return {"settings": plain(values), "optimizer": arm.optimizer, "origin": state, **record}
-
-
-def _from_scratch(names: dict[str, str], values: dict[str, Any], out: Path) -> dict[str, Any]:
-    made = recipe(**names, **values)
-    result = Trainer(
-        made.config(),
-        sources=made.sources,
-        out=out,
-        resume="auto",
-        keep=(SETUP.defer,),
-        progress=False,
-    ).fit()
-    return {"parent": None, **record_of(result, TrainedRun.load(out))}
-
-
-def _branch(
-    names: dict[str, str], values: dict[str, Any], out: Path, origin: Path
-) -> dict[str, Any]:
-    """Train the late phase, from the epoch at which the ascents begin."""
-    branch = Branch.load(origin, SETUP.defer)
-    config, sources = branch.settings(**names, **values)
-    trainer = Trainer(
-        config, sources=sources, out=out, resume="auto", branch=branch, progress=False
-    )
-    result = trainer.fit()
-    return {
-        "parent": branch.parent["weights"],
-        **record_of(result, TrainedRun.load(out)),
-    }
 
 
 def _second_stage(

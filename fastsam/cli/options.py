@@ -247,8 +247,14 @@ def refuse_settings_of_others(
 
 
 def _named_data(arguments: Sequence[str]) -> DataSetPart | None:
-    known = (DATASETS.get(argument) for argument in arguments)
-    return next((part for part in known if part is not None), None)
+    """Return the data set that an argument names, or else the value of an option, which may be a folder."""
+    options = ("", *arguments)
+    values = [before.startswith("--") and "=" not in before for before in options]
+    known = [DATASETS.get(argument) for argument in arguments]
+    named = [
+        part for part, value in zip(known, values, strict=False) if part is not None and not value
+    ]
+    return next((part for part in (*named, *known) if part is not None), None)
 
 
 @cache

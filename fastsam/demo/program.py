@@ -80,7 +80,7 @@ def run_demo(
     tasks: list[_Task[dict[str, Outcome]]] = [
         (train_seed, (plan, each, epochs, out)) for plan in PANELS for each in every
     ]
-    found = _in_processes(tasks, "training", progress=progress)
+    found = _in_processes(tasks, "training", unit="task", progress=progress)
     panels = [
         _panel(plan, found[place * seeds : (place + 1) * seeds])
         for place, plan in enumerate(PANELS)
@@ -93,7 +93,9 @@ def run_demo(
         for way in LONG_TAIL.ways
         if way.name in LONG_TAIL.closer
     ]
-    _in_processes([(_spectra, (folder,)) for folder in folders], "spectra", progress=progress)
+    _in_processes(
+        [(_spectra, (folder,)) for folder in folders], "spectra", unit="run", progress=progress
+    )
     trunk = TrainedRun.load(folders[0])
     with cpu_threads(1):
         time_sam_step(trunk.network, _batch_loss(trunk)).save(out)
@@ -170,7 +172,7 @@ def _say_what_was_found(out: Path, say: Callable[[str], None]) -> None:
 
 
 def _in_processes(
-    tasks: Sequence[_Task[_Found]], description: str, *, progress: bool
+    tasks: Sequence[_Task[_Found]], description: str, *, unit: str, progress: bool
 ) -> list[_Found]:
     """Run tasks in worker processes, and return their results in order.
 
@@ -182,9 +184,7 @@ def _in_processes(
         delayed(task)(*arguments) for task, arguments in tasks
     )
     results = []
-    with ProgressBar(
-        total=len(tasks), description=description, unit="seed", enabled=progress
-    ) as bar:
+    with ProgressBar(total=len(tasks), description=description, unit=unit, enabled=progress) as bar:
         for result in found:
             results.append(result)
             bar.update()

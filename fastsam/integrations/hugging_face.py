@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
-from fastsam.optim import SAM
+from fastsam.optim import SAM, frozen_batch_norm_statistics
 
 
 class SAMOptions(TypedDict, total=False):
@@ -29,9 +29,9 @@ class SAMTrainer:
     List it before the trainer: ``class MyTrainer(SAMTrainer, Trainer)``. The arguments of the trainer, such
     as ``optim``, learning rate, weight decay, schedule, precision and checkpoints, work as usual. Both passes
     of a step use the same ``gradient_accumulation_steps`` micro-batches, which stay in memory during the
-    step. ``max_grad_norm`` clips the gradient of the update; it does not affect the ascent, whose length is
-    always ``rho``. The reported loss is that of the first pass. A SAM passed as ``optimizers=(SAM(...),
-    None)`` is not wrapped again.
+    step. The second pass does not update the running statistics of BatchNorm. ``max_grad_norm`` clips the
+    gradient of the update; it does not affect the ascent, whose length is always ``rho``. The reported loss
+    is that of the first pass. A SAM passed as ``optimizers=(SAM(...), None)`` is not wrapped again.
 
     Args:
         *args: arguments of the trainer.
@@ -75,17 +75,21 @@ class SAMTrainer:
             self.optimizer = SAM(optimizer=self.optimizer, **(self.sam or {}))
         return self.optimizer
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after dropping micro-batches of a step that an earlier training did not finish."""
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after dropping a step that an earlier training did not finish.
+
+        ``train`` calls this method, and with ``auto_find_batch_size`` once more after running out of memory.
+        """
         self._micro_batches = []
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Make the first pass over a micro-batch; after the last, also the ascent and the second pass.
 
-        The trainer then makes the update.
+        The trainer then makes the update. Its callbacks in between, and a checkpoint on a signal, see the
+        weights without the perturbation.
 
         Args:
             model: the model, wrapped by the trainer.
@@ -105,8 +109,14 @@ class SAMTrainer:
         sam = self.optimizer.optimizer  # inside Accelerate's wrapper
         if sam.ascent_due:
             sam.first_step(zero_grad=True)
-            for index, micro_batch in enumerate(micro_batches, start=1):
-                last = index == len(micro_batches)
-                with nullcontext() if last else self.accelerator.no_sync(model):
-                    step(model, micro_batch, num_items_in_batch)
+            try:
+                with frozen_batch_norm_statistics(model):
+                    for index, micro_batch in enumerate(micro_batches, start=1):
+                        last = index == len(micro_batches)
+                        with nullcontext() if last else self.accelerator.no_sync(model):
+                            step(model, micro_batch, num_items_in_batch)
+            except BaseException:
+                sam.restore()
+                raise
+            sam.return_to_weights()
         return loss

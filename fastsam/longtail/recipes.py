@@ -94,7 +94,7 @@ def _rho(*values: float) -> dict[str, Entry]:
 # (data, method, optimizer) with shell wildcards; later entries override earlier ones.
 EXACT: dict[tuple[str, str, str], Layer] = {
     ("digits-lt", "*", "sam"): layer(
-        "chosen for runs of a few seconds; not tuned (compared in benchmarks/longtail_digits.py)",
+        "chosen for runs of a few seconds; not tuned (compared in docs/results.md)",
         rho=(0.05,),
     ),
     ("cifar10-lt", "ce", "sam"): _rho(0.1),

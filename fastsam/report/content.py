@@ -261,13 +261,24 @@ def _spectra(runs: Runs, groups: Sequence[Group]) -> Iterable[Section]:
 def _provenance(runs: Runs, groups: Sequence[Group]) -> Section:
     place_of = places_of(groups)
     lacking = [run.folder or run.name for run in runs.runs if run.result.origin is None]
+    repeated = [run.folder for run in runs.runs if id(run) not in place_of]
     places = [place_of.get(id(run)) for run in runs.runs]
     caption = "Folder, seeds and origin of each run; dates are the ends of the runs, in UTC"
     return Section(
         "Origin of the runs",
-        _left_out("date, version and command", lacking),
+        [*_left_out("date, version and command", lacking), *_repetitions(repeated)],
         tables=[PageTable("runs", caption, tables.runs_table(runs.runs), places)],
     )
+
+
+def _repetitions(folders: Sequence[str]) -> list[str]:
+    """One sentence about the runs that no group contains."""
+    if not folders:
+        return []
+    return [
+        "Only the tables of runs contain these folders, because another run has their settings and seeds: "
+        f"{'; '.join(folders)}."
+    ]
 
 
 def _settings(groups: Sequence[Group]) -> Section:

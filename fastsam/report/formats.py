@@ -70,7 +70,8 @@ def _csv(table: TextTable) -> list[Line]:
     def cell(content: str, width: int) -> str:
         numbers = numbers_in(content) if width else []
         if not numbers:
-            return _csv_text([content] + [""] * (width - 1))
+            missing = width > 0 and content == "-"
+            return _csv_text(["" if missing else content] + [""] * (width - 1))
         return ",".join([n.lstrip("+") for n in numbers] + [""] * (width - len(numbers)))
 
     header = [

@@ -122,6 +122,56 @@ def test_a_training_that_stopped_within_a_step_leaves_nothing(seed: int, tmp_pat
     assert_same(run.model, by_hand(seed))
 
 
+def test_callbacks_before_the_update_see_the_weights(seed: int, tmp_path: Path) -> None:
+    """Transformers also saves there, if it is asked to stop (``enable_jit_checkpoint``)."""
+    seen: list[list[Tensor]] = []
+
+    class Look(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([p.detach().clone() for p in kwargs["model"].parameters()])
+            kwargs["optimizer"].state_dict()
+
+    run = trainer(seed, tmp_path, sam={"rho": 0.5})
+    run.args.learning_rate = 0.0
+    run.add_callback(Look())
+    run.train()
+    assert len(seen) == 6
+    for weights in seen:
+        assert all(map(torch.equal, weights, Network(seed).parameters()))
+
+
+@pytest.mark.parametrize("failing", [2, 6])
+def test_an_error_in_either_pass_leaves_nothing(failing: int, seed: int, tmp_path: Path) -> None:
+    """Out of memory with ``auto_find_batch_size``: the trainer then begins again with fewer rows."""
+    passes: list[int] = []
+
+    class Failing(InOrder):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            passes.append(len(inputs["labels"]))
+            if len(passes) == failing:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    start = Network(seed)
+    run = trainer(seed, tmp_path, sam={"rho": 0.5})
+    failed = Failing(model=start, args=run.args, train_dataset=rows(seed), sam={"rho": 0.5})
+    failed.args.auto_find_batch_size = True
+    failed.args.learning_rate = 0.0
+    failed.train()
+    after = passes[failing:]
+    assert after[:8] == after[:4] * 2  # both passes of the first step, of the new attempt alone
+    assert max(after) < passes[0]
+    assert all(map(torch.equal, start.parameters(), Network(seed).parameters()))
+
+
+def test_the_second_pass_leaves_batch_norm_alone(seed: int, tmp_path: Path) -> None:
+    run = trainer(seed, tmp_path, sam={"rho": 0.1})
+    norm = nn.BatchNorm1d(7)
+    run.model.net.insert(1, norm)
+    run.train()
+    assert norm.num_batches_tracked == ROWS  # two epochs of ten micro-batches
+
+
 def test_a_sam_of_the_caller_is_not_wrapped(seed: int, tmp_path: Path) -> None:
     model = Network(seed)
     ready = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastsam import SAM
 from fastsam.optim import frozen_batch_norm_statistics
@@ -111,6 +112,22 @@ def test_loops_of_other_libraries(script: str, package: str, parts: int) -> None
     x, y = samples()
     train(model, list(zip(x.split(32), y.split(32), strict=True)), epochs=2, parts=parts)
     assert_same_bits(found, model.state_dict())
+
+
+@pytest.mark.parametrize("script", ["lightning_manual.py", "lightning_accumulation.py"])
+def test_lightning_counts_the_steps_of_manual_optimization(script: str, tmp_path: Path) -> None:
+    """Otherwise it would not stop after ``max_steps``, and would save no checkpoint."""
+    lightning = pytest.importorskip(
+        "lightning", reason="lightning is not installed: pip install lightning"
+    )
+    model = runpy.run_path(str(EXAMPLES / script))["Classifier"]()
+    data = DataLoader(TensorDataset(*samples()), batch_size=8)
+    trainer = lightning.Trainer(
+        max_epochs=2, max_steps=3, accelerator="cpu", default_root_dir=tmp_path
+    )
+    trainer.fit(model, data)
+    assert trainer.global_step == 3
+    assert [*tmp_path.rglob("*.ckpt")]
 
 
 def test_lightning_logs_and_normalizes_in_the_first_pass_only() -> None:

@@ -63,6 +63,15 @@ def test_help_shows_the_recipe_of_a_named_data_set(command: list[str], capsys: A
     assert "overrides the defaults" not in text
 
 
+def test_an_option_may_have_a_value_that_names_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_listed(tmp_path / "digits-lt", {"train.txt": ("a", [2, 1]), "test.txt": ("b", [1, 1])})
+    for arguments in (["list", "--root", "digits-lt"], ["--root", "digits-lt", "list"]):
+        assert main(["data", "check", *arguments]) == 0, capsys.readouterr().err
+
+
 def test_help_without_a_data_set_says_that_recipes_override_defaults(capsys: Any) -> None:
     text = help_of(["data", "check"], capsys)
     assert "no validation set, else at least 5 (default: 0)" in text

@@ -567,12 +567,25 @@ def test_a_task_tells_who_holds_its_folder(tmp_path: Path) -> None:
     (run,) = plan_grid({}, TINY).runs
     task = SweepTask.of(run, tmp_path)
     assert SweepTask.from_json(task.to_json()) == task
-    assert task.command[1:3] == ["-m", "fastsam.longtail.sweeps"]
     with holding(tmp_path / run.name):
         assert task.run() == TaskExit.BUSY
         assert task.error() == ""
     with locked(tmp_path / run.name):
         pass
+
+
+def test_a_process_imports_from_the_folders_of_its_parent(tmp_path: Path) -> None:
+    """Not from the current folder, which may be a checkout whose native module is not built."""
+    (run,) = plan_grid({}, TINY).runs
+    broken = tmp_path / "fastsam" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('the fastsam of the current folder')")
+    task = SweepTask.of(run, tmp_path / "runs")
+    done = subprocess.run(
+        task.command, cwd=tmp_path, input=task.to_json(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(task.out, task.name, "result.json").is_file()
 
 
 def test_signals_stop_a_sweep(tmp_path: Path, here: type[Here]) -> None:

@@ -220,6 +220,20 @@ def test_unperturbed_does_nothing_without_a_perturbation(seed):
     assert not torch.equal(parameters[0], before[0])
 
 
+def test_a_state_can_be_saved_where_the_weights_are_returned(seed):
+    optimizer, parameters, problem = climbed(torch.float32, seed)
+    before = optimizer.state_dict()
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match="the weights are perturbed"):
+        optimizer.state_dict()
+    optimizer.return_to_weights()
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["state"].keys() == before["state"].keys()
+    problem.set_gradients(parameters, 1, 1)
+    optimizer.second_step()
+
+
 def test_a_step_cannot_be_finished_inside_unperturbed(seed):
     for base in BASES:
         optimizer, parameters, problem = climbed(torch.float32, seed, base)

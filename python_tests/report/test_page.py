@@ -361,6 +361,13 @@ def test_one_seed_has_differences_without_an_interval() -> None:
     assert Tables(page).tables["differences"][1][3:5] == ["+0.0", "undecided"]
 
 
+def test_a_run_with_the_settings_and_seeds_of_another_is_named(seed: int) -> None:
+    made = random_result(random.Random(seed), "sam", seed=1)
+    page = render(Runs([Run(made, folder) for folder in ("first", "copy")]))
+    assert "because another run has their settings and seeds: copy." in page
+    assert "because another run" not in render(Runs([Run(made, "first")]))
+
+
 def test_results_of_older_versions_have_a_page(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     old = json.loads(result("sam", 70.0).to_json())

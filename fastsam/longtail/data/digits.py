@@ -92,7 +92,7 @@ register_dataset(
         recipe={
             **layer("definition of digits-lt", imbalance=50.0, kind="exp", subset_seed=0),
             **layer(
-                "chosen for runs of a few seconds; not tuned (compared in benchmarks/longtail_digits.py)",
+                "chosen for runs of a few seconds; not tuned (compared in docs/results.md)",
                 model="resnet8",
                 epochs=100,
                 batch_size=32,

@@ -51,8 +51,16 @@ class SweepTask:
 
     @property
     def command(self) -> list[str]:
-        """Command line of a process that runs the task; it reads :meth:`to_json` from standard input."""
-        return [sys.executable, "-m", "fastsam.longtail.sweeps", str(self._folder)]
+        """Command line of a process that runs the task; it reads :meth:`to_json` from standard input.
+
+        The process imports from the folders of this one, as processes of multiprocessing do. With ``-m``, it
+        would import from the current folder first, which may be a checkout without the native module.
+        """
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; from runpy import run_module; "
+            "run_module('fastsam.longtail.sweeps', run_name='__main__')"
+        )
+        return [sys.executable, "-c", program, str(self._folder)]
 
     def to_json(self) -> str:
         """Convert the task to JSON, for the standard input of :attr:`command`."""

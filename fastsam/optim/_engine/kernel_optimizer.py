@@ -152,7 +152,8 @@ class KernelOptimizer(OuterOptimizer):
 
         Its groups include SAM's options. The key ``attempted_steps`` holds the counter.
         """
-        self._refuse_midway("state_dict()")
+        if self.native_step.ascent is not None:
+            self._refuse_midway("state_dict()")
         return super().state_dict()
 
     def _pack(self) -> dict[str, Any]:
