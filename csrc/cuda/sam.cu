@@ -135,8 +135,8 @@ struct NormElement {
   }
 };
 
-// As sweep(), for operands that are not aligned: the same thread adds the same packs in the same order, so that
-// equal gradients have equal norms wherever they lie. Not inlined, because few gradients need it and its
+// As sweep(), for operands that are not aligned: the same thread adds the same packs in the same order, so
+// that equal gradients have equal norms wherever they lie. Not inlined, because few gradients need it and its
 // registers should not burden the kernel.
 template <class T, class A>
 FASTSAM_NOINLINE __device__ NormElement<T, A> gathered_squares(NormElement<T, A> element, int64_t size) {
