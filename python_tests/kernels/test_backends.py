@@ -16,7 +16,7 @@ import fastsam
 from benchmarks.machine import refuse_fallback
 from fastsam.curvature import MatrixOperator, operator_spectrum
 from fastsam.kernels import backends, extension
-from fastsam.optim.capture import obstacle
+from fastsam.optim.obstacles import obstacle
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

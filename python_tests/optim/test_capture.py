@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 
 from fastsam import SAM
 from fastsam.optim import capture, capture_step
-from fastsam.optim.capture import obstacle
+from fastsam.optim.obstacles import obstacle
 from fastsam.optim.plain import PlainSAM
 from fastsam.optim.rehearsal import rehearsal
 from python_tests.optim.trajectories import assert_close, assert_same_bits

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 import torch
 
 
+def clear_cache() -> None:
+    """Clear autocast's cache, which is stale after kernels of other libraries wrote the weights."""
+    torch.clear_autocast_cache()
+
+
 @contextmanager
 def weights_change() -> Iterator[None]:
     """Clear autocast's cache afterwards, because the body writes weights.
@@ -17,4 +22,4 @@ def weights_change() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.clear_autocast_cache()
+        clear_cache()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fastsam.kernels import sam as kernels
 from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine import sharding
+from fastsam.optim._engine.autocast import clear_cache
 from fastsam.optim._engine.bucket import Bucket
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.hyper import HyperRows
@@ -118,7 +119,7 @@ class NativeStep:
             raise
         for device, scalars in self._scalars.items():
             _raise_flag(scalars.found_inf, _on(found_inf, device))
-        _clear_autocast_cache()
+        clear_cache()
         if self._lost:
             self._warn_of_lost_ascents()
 
@@ -154,7 +155,7 @@ class NativeStep:
             bucket.restore()
         self.exchanged = False
         self.ascent = None
-        _clear_autocast_cache()
+        clear_cache()
 
     def exchange(self) -> None:
         """Swap the perturbed weights and their backups.
@@ -167,7 +168,7 @@ class NativeStep:
         for bucket in self._buckets:
             bucket.exchange()
         self.exchanged = not self.exchanged
-        _clear_autocast_cache()
+        clear_cache()
 
     def backups(self) -> list[tuple[Tensor, Tensor]]:
         """Return each perturbed parameter with its backup; for a DTensor, that of the local part."""
@@ -218,7 +219,7 @@ class NativeStep:
             bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
         self.climbed = False
         self.ascent = None
-        _clear_autocast_cache()
+        clear_cache()
 
     def _agree_to_skip(
         self, check_finite: bool, process_group: ProcessGroup | None, found_inf: Tensor | None
@@ -396,8 +397,3 @@ def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
     """Set ``flag`` if ``other`` is set, without a host read."""
     if other is not None:
         torch.maximum(flag, other.reshape(1), out=flag)
-
-
-def _clear_autocast_cache() -> None:
-    """Clear autocast's cache of 16-bit weights, which is stale after the kernels write the weights."""
-    torch.clear_autocast_cache()
