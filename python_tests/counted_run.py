@@ -2,13 +2,14 @@
 
 Tests that kill the command read from it which steps were repeated. In a run in stages, the last stage has the
 folder ``--out``, and an earlier one its folder in it. A checkpoint is written after every epoch, also in the
-first seconds.
+first seconds. ``FASTSAM_STEP_SECONDS`` is a pause after each step.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class CountedTrainer(Trainer):
         def on_step(step: Step) -> None:
             with (out.parent / name).open("a") as file:
                 file.write(f"{step.epoch} {step.batch}\n")
+            time.sleep(float(os.environ.get("FASTSAM_STEP_SECONDS", "0")))
 
         super().__init__(*args, on_step=on_step, **options)
 

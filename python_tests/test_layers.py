@@ -165,7 +165,8 @@ OPTIM_LAYERS: dict[str, set[str]] = {
     "local": {"sam", "passes"},
     "m_sharpness": {"sam"},
     "rehearsal": {"sam"},
-    "capture": {"_engine", "sam", "batch_norm", "skipped", "rehearsal"},
+    "obstacles": {"_engine", "sam"},
+    "capture": {"sam", "obstacles", "batch_norm", "skipped", "rehearsal", "_engine"},
     "variants": {"_engine", "sam", "passes"},
 }
 """Allowed imports of each part of ``fastsam.optim``, besides itself."""

@@ -230,7 +230,10 @@ def write_stub(path: Path, text: str) -> None:
 def test_the_slurm_script_queues_itself_until_the_run_is_finished(
     whole: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Stubs stand for Slurm. ``FASTSAM_PREEMPT_SECONDS`` preempts each job after a time instead of steps."""
+    """Stubs stand for Slurm. ``FASTSAM_PREEMPT_SECONDS`` preempts each job after a time instead of steps.
+
+    Each of the 48 steps then takes a second longer, so that the run needs several jobs of 20 seconds.
+    """
     seconds = float(os.environ.get("FASTSAM_PREEMPT_SECONDS", "0"))
     steps = 1 if seconds else 15
     stubs, out = tmp_path / "bin", tmp_path / "run"
@@ -260,6 +263,7 @@ def test_the_slurm_script_queues_itself_until_the_run_is_finished(
                 "SLURM_JOB_NODELIST": "here",
                 "SLURM_GPUS_ON_NODE": "2",
                 "SLURM_CPUS_PER_TASK": "64",
+                "FASTSAM_STEP_SECONDS": "1" if seconds else "0",
             },
         )
         if wait_for_steps(out, len(steps_of(out)) + steps, job):

@@ -133,6 +133,7 @@ class Model:
         self.check_finite = check_finite
         self.begun = False
         self.climbed = False
+        self.returned = False
         self.decided: bool | None = None
         self.attempted = 0
         self.flagged = False
@@ -225,7 +226,7 @@ class Model:
         # A scaler checks all gradients, but those of other parameters do not matter here.
         found_inf = found_inf and all(settings["perturb"] for settings in self.settings)
         self.flagged = found_inf or not is_finite
-        self.climbed = True
+        self.climbed, self.returned = True, False
         for (slot, settings, group), t, trains in zip(
             self.members(), normalized, requires_grad, strict=True
         ):
@@ -263,6 +264,7 @@ class Model:
             if slot.backup is not None:
                 slot.weight = slot.backup
             slot.backup = slot.prediction = None
+        self.returned = True
 
     def restore(self) -> None:
         self.return_to_weights()

@@ -943,7 +943,7 @@ class Run:
     def state_dict(self) -> None:
         machine, model = self.machine, self.machine.model
         optimizer = machine.optimizer
-        if self.refuses_midway(optimizer.state_dict, "state_dict"):
+        if self.is_open_at_the_weights() or self.refuses_midway(optimizer.state_dict, "state_dict"):
             return
         state = optimizer.state_dict()
         if self.rng.random() < 0.5:
@@ -978,7 +978,9 @@ class Run:
     def load_into_fresh(self) -> None:
         """Continue with another optimizer over the same parameters, with other settings."""
         machine, model = self.machine, self.machine.model
-        if self.refuses_midway(machine.optimizer.state_dict, "state_dict"):
+        if self.is_open_at_the_weights() or self.refuses_midway(
+            machine.optimizer.state_dict, "state_dict"
+        ):
             return
         state = copy.deepcopy(machine.optimizer.state_dict())
         groups = [{"params": list(group["params"])} for group in machine.optimizer.param_groups]
@@ -1037,6 +1039,18 @@ class Run:
         machine.memory += [memory for _, memory in made]
         machine.lr_schedule = None
         machine.remember_addresses()
+
+    def is_open_at_the_weights(self) -> bool:
+        """Save the state if the weights of an open step were returned; return whether they were."""
+        machine = self.machine
+        if not (machine.model.climbed and machine.model.returned):
+            return False
+        machine.saved = (
+            copy.deepcopy(machine.optimizer.state_dict()),
+            machine.model.snapshot(),
+            machine.model.shape(),
+        )
+        return True
 
     def refuses_midway(self, call: Callable[[], Any], message: str) -> bool:
         return self.machine.model.climbed and self.refused(call, (RuntimeError, message))

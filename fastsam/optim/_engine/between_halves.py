@@ -82,7 +82,8 @@ class BetweenHalves(KernelOptimizer):
 
         ``step()`` or ``second_step()`` then updates with the current gradients. Methods that combine
         gradients at the original and the perturbed weights can compute more of them in between. A first pass
-        with gradients that are not finite still skips the update. Does nothing if no weight is perturbed.
+        with gradients that are not finite still skips the update. ``state_dict()`` is possible again; it does
+        not contain the open step. Does nothing if no weight is perturbed.
         """
         if self.native_step.climbed:
             self.native_step.return_to_weights()
