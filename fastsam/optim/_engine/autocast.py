@@ -9,7 +9,7 @@ import torch
 
 
 def clear_cache() -> None:
-    """Clear autocast's cache, which is stale after kernels of other libraries wrote the weights."""
+    """Clear autocast's cache, which is stale after kernels outside of torch wrote the weights."""
     torch.clear_autocast_cache()
 
 
