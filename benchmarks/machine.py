@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -50,10 +51,12 @@ def environment(device: torch.device, packages: tuple[str, ...] = ()) -> dict[st
 
 
 def commit_of(tree: Path) -> str | None:
-    """Return the short commit of a checkout, with ``+`` if files of it were changed; None outside a checkout.
+    """Return the short commit of a checkout, with ``+`` if files of it were changed.
 
-    New results are no changes.
+    New results are no changes. Outside a checkout, and without git, it is None.
     """
+    if shutil.which("git") is None:
+        return None
     git = ["git", "-C", str(tree)]
     found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     if found.returncode:
