@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> int:
     """Import and run the command line, and report interrupts and import errors without a traceback.
 
-    Importing takes seconds because of torch, so it happens inside the ``try``.
+    Importing takes seconds because of torch, so it happens inside the ``try``. A process that torchrun
+    started ends here; see :func:`fastsam.distributed.end_process`.
     """
     try:
         # NumPy first: torch ignores an interrupt while it imports NumPy, which is then half imported.
         import numpy  # noqa: F401
 
         from fastsam.cli import main as run
+        from fastsam.distributed import end_process
 
-        return run()
+        code = run()
+        if "RANK" in os.environ:
+            end_process(code)
+        return code
     except KeyboardInterrupt:
         print("fastsam: error: interrupted", file=sys.stderr)
         return 130

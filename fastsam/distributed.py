@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Hashable, Iterable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -229,3 +230,23 @@ def torchrun_world(
             yield World(rank, world_size, local_rank)
     finally:
         dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code, without finalizing the interpreter.
+
+    Without it, a rank of gloo may abort after its work is done ("terminate called without an active
+    exception"), and torchrun reports a finished run as failed. The reason: a thread of gloo releases the
+    tensors of a collective shortly after the collective. If the interpreter is finalized first, the thread
+    does not get the GIL any more. ``destroy_process_group`` leaves the thread alive while a model refers to
+    the group.
+
+    Exit handlers run, and standard output and error are flushed. Threads are not waited for.
+
+    Args:
+        code: exit code.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

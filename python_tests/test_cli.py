@@ -570,7 +570,7 @@ def test_doctor_prints_install_commands(
 
 def test_module_can_be_run() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastsam.cli", "train", "--data", "nothing"],
+        [sys.executable, "-m", "fastsam", "train", "--data", "nothing"],
         capture_output=True,
         text=True,
         check=False,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from fastsam.distributed import World, launched_world_size, torchrun_world
+from python_tests.ranks import free_port, run_ranks, torchrun_variables
 
 
 def test_a_single_process_communicates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +60,7 @@ def test_tensors_of_one_dtype_share_an_all_reduce(monkeypatch: pytest.MonkeyPatc
         assert tensor.data_ptr() == addresses[name], name
 
 
-def _reduce(rank: int, size: int, store: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+def _reduce(rank: int, size: int, folder: str) -> None:
     world = World.from_process_group()
     assert (world.rank, world.world_size) == (rank, size)
     generator = torch.Generator().manual_seed(rank)
@@ -70,19 +72,56 @@ def _reduce(rank: int, size: int, store: str, folder: str) -> None:
     assert world.all_gather(rank) == list(range(size))
     assert world.agree("same")
     assert not world.agree(rank)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_every_rank_has_the_same_bits(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _reduce, args=(3, str(tmp_path / "store"), str(tmp_path)), nprocs=3
-    )
+    run_ranks(_reduce, 3, 3, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
     expected = sum(part["own"] for part in found)
     for part in found:
         assert torch.equal(part["sum"], found[0]["sum"])
         assert torch.allclose(part["sum"], expected, rtol=0, atol=1e-14)
+
+
+ENDING = """
+import atexit, os, sys
+from fastsam.distributed import end_process
+
+class Finalized:
+    def __del__(self, write=os.write):
+        write(1, b"finalized")
+
+finalized = Finalized()
+atexit.register(print, "exit handler")
+sys.stdout.write("buffered, ")
+if sys.argv[1] == "end":
+    end_process(75)
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("way", ["end", "exit"])
+def test_a_process_can_end_without_finalizing_the_interpreter(way: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, way], capture_output=True, text=True, check=False
+    )
+    expected = ["buffered, exit handler"] + ["finalized"] * (way == "exit")
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (75, expected, "")
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_rank_of_torchrun_ends_so(launched: bool, tmp_path: Path) -> None:
+    """With a single rank, which needs no process group."""
+    variables = torchrun_variables(0, 1, free_port()) if launched else {}
+    done = subprocess.run(
+        [sys.executable, "-v", "-m", "fastsam", "recipes"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+    )
+    assert ("# cleanup[2] removing sys" in done.stderr) != launched
 
 
 def test_a_process_group_is_needed() -> None:

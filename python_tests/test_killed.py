@@ -23,7 +23,7 @@ KILLS, CHAINS = 30, 5
 LATEST_SECONDS = 12.0
 
 COMMAND = [
-    *(sys.executable, "-m", "fastsam.cli", "reproduce", "figure3", "--data", "digits-lt"),
+    *(sys.executable, "-m", "fastsam", "reproduce", "figure3", "--data", "digits-lt"),
     *("--epochs", "12", "--batch-size", "92", "--steps", "2", "--threads", "1", "--quiet", "--out"),
 ]
 
@@ -129,7 +129,7 @@ def test_a_killed_reader_ends_training_in_one_line(tmp_path: Path) -> None:
         settings = "--model resnet8 --epochs 5000 --batch-size 4 --image-size 16 --workers 2"
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "fastsam.cli", "train", *settings.split(), "--quiet"),
+                *(sys.executable, "-m", "fastsam", "train", *settings.split(), "--quiet"),
                 *("--data", "folder", "--data-root", str(tmp_path / "data"), "--out", str(out)),
             ],
             stdout=subprocess.DEVNULL,
@@ -165,7 +165,7 @@ def test_a_lost_rank_ends_the_others_in_one_line(
     out = tmp_path / "run"
     process = subprocess.Popen(
         [
-            *(sys.executable, *launch, *logs, "-m", "fastsam.cli", "train", "--quiet"),
+            *(sys.executable, *launch, *logs, "-m", "fastsam", "train", "--quiet"),
             *(
                 "--method",
                 "ldam-drw",

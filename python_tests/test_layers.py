@@ -51,7 +51,7 @@ LAYERS: dict[str, set[str]] = {
     "longtail": {"optim", "curvature", "kernels", *FOUNDATION},
     "report": {"longtail", "optim", "curvature", *FOUNDATION},
     "demo": {"report", "longtail", "optim", "curvature", *FOUNDATION},
-    "__main__": {"cli"},
+    "__main__": {"cli", "distributed"},
     "cli": {"demo", "report", "longtail", "optim", "curvature", "kernels", *FOUNDATION},
 }
 """Allowed imports of each part of the package, besides itself."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import torch.multiprocessing
 
 from fastsam.distributed import World, torchrun_world
 from fastsam.rank_errors import RankError
+from python_tests.ranks import free_port, torchrun_variables
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -26,8 +26,7 @@ SIZE = 3
 
 def _join(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(SIZE)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= torchrun_variables(rank, SIZE, port)
     os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/elastic-{rank}.json"
 
 
@@ -49,12 +48,6 @@ def _rank(rank: int, port: int, folder: str, what: str) -> None:
         _use(rank, folder, what)
     except (RankError, KeyError) as error:
         Path(folder, f"seen-{rank}").write_text(f"{type(error).__name__}: {error}")
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @pytest.mark.slow

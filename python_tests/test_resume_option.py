@@ -71,7 +71,7 @@ def test_the_same_command_begins_and_continues(
     assert "--resume must be" in capsys.readouterr().err
     with locked(out):
         process = subprocess.run(
-            [sys.executable, "-m", "fastsam.cli", *command],
+            [sys.executable, "-m", "fastsam", *command],
             capture_output=True,
             text=True,
             check=False,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from fastsam.curvature import BatchLoss, negative_curvature, spectral_density
 from fastsam.curvature.lanczos import run as runs
 from python_tests.curvature.oracles import classification, mlp
+from python_tests.ranks import run_ranks
 
 
 def summed(model, batch):
@@ -29,63 +28,50 @@ def lag_behind() -> None:
     runs.Monitor.__init__ = late
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=3)
-    try:
-        content = torch.load(f"{folder}/problem.pt", weights_only=True)
-        model = mlp((3, 5, 4))
-        model.load_state_dict(content["model"])
-        x, y = content["x"], content["y"]
-        batches = [(x[:11], y[:11]), (x[11:], y[11:])]
-        whole = {"steps": 12, "probes": 5, "progress": False}
-        found = {
-            "samples": spectral_density(model, F.cross_entropy, batches, shard="samples", **whole),
-            "batches": spectral_density(
-                model, BatchLoss(summed), batches, shard="samples", **whole
-            ),
-            "probes": spectral_density(model, F.cross_entropy, batches, shard="probes", **whole),
-        }
-        lag_behind()
-        kept = {"shard": "samples", "checkpoint_interval": 0 if rank == 0 else 60, **whole}
-        for name in ("kept", "resumed"):
-            found[name] = spectral_density(
-                model, F.cross_entropy, batches, checkpoint=f"{folder}/run", tolerance=0.2, **kept
-            )
-        messages = []
-        for data, options in (
-            ([(x + rank, y)], {"shard": "samples"}),
-            (batches, {"shard": "probes", "probes": 2}),
-            (batches, {"shard": "samples", "checkpoint": f"{folder}/{'run' if rank else 'none'}"}),
-        ):
-            try:
-                spectral_density(model, F.cross_entropy, data, steps=3, **options)
-            except ValueError as error:
-                messages.append(str(error))
+def work(rank: int, folder: str) -> None:
+    content = torch.load(f"{folder}/problem.pt", weights_only=True)
+    model = mlp((3, 5, 4))
+    model.load_state_dict(content["model"])
+    x, y = content["x"], content["y"]
+    batches = [(x[:11], y[:11]), (x[11:], y[11:])]
+    whole = {"steps": 12, "probes": 5, "progress": False}
+    found = {
+        "samples": spectral_density(model, F.cross_entropy, batches, shard="samples", **whole),
+        "batches": spectral_density(model, BatchLoss(summed), batches, shard="samples", **whole),
+        "probes": spectral_density(model, F.cross_entropy, batches, shard="probes", **whole),
+    }
+    lag_behind()
+    kept = {"shard": "samples", "checkpoint_interval": 0 if rank == 0 else 60, **whole}
+    for name in ("kept", "resumed"):
+        found[name] = spectral_density(
+            model, F.cross_entropy, batches, checkpoint=f"{folder}/run", tolerance=0.2, **kept
+        )
+    messages = []
+    for data, options in (
+        ([(x + rank, y)], {"shard": "samples"}),
+        (batches, {"shard": "probes", "probes": 2}),
+        (batches, {"shard": "samples", "checkpoint": f"{folder}/{'run' if rank else 'none'}"}),
+    ):
         try:
-            negative_curvature(model, F.cross_entropy, batches, probes=3, shard="probes")
+            spectral_density(model, F.cross_entropy, data, steps=3, **options)
         except ValueError as error:
             messages.append(str(error))
-        torch.save(messages, f"{folder}/messages-{rank}.pt")
-        for name, spectrum in found.items():
-            spectrum.save(f"{folder}/{name}-{rank}.npz")
-    finally:
-        torch.distributed.destroy_process_group()
+    try:
+        negative_curvature(model, F.cross_entropy, batches, probes=3, shard="probes")
+    except ValueError as error:
+        messages.append(str(error))
+    torch.save(messages, f"{folder}/messages-{rank}.pt")
+    for name, spectrum in found.items():
+        spectrum.save(f"{folder}/{name}-{rank}.npz")
 
 
 @pytest.mark.slow
 def test_three_ranks_equal_one_process(tmp_path):
-    import socket
-
     from fastsam.curvature import Spectrum
 
     model, (x, y) = mlp((3, 5, 4)), classification(13, 3, 4)
     torch.save({"model": model.state_dict(), "x": x, "y": y}, tmp_path / "problem.pt")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(tmp_path)), nprocs=3)
+    run_ranks(work, 3, str(tmp_path))
     batches = [(x[:11], y[:11]), (x[11:], y[11:])]
     alone = spectral_density(model, F.cross_entropy, batches, steps=12, probes=5)
     for name in ("samples", "batches", "probes"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastsam import SAM
 from fastsam.optim import frozen_batch_norm_statistics
+from python_tests.ranks import run_launched
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -296,11 +294,7 @@ def test_lora_adapters() -> None:
         )
 
 
-def _rank(rank: int, port: int, script: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
-    )
+def _rank(rank: int, script: str, folder: str) -> None:
     torch.save(run(script), Path(folder) / str(rank))
 
 
@@ -308,10 +302,7 @@ def _rank(rank: int, port: int, script: str, folder: str) -> None:
 @pytest.mark.parametrize("script", ["ddp.py", "fsdp2.py", "zero.py"])
 def test_two_processes(script: str, tmp_path: Path) -> None:
     """The plain loop adds gradients of half batches, because halving does not round."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (port, script, str(tmp_path)), nprocs=2)
+    run_launched(_rank, 2, script, str(tmp_path))
     torch.manual_seed(0)
     model = network()
     batches = [(torch.randn(32, 8), torch.randint(2, (32,))) for _ in range(8)]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -24,6 +23,7 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models import Classifier
 from fastsam.longtail.models.base import MODELS, Model
 from fastsam.longtail.training import Engine
+from python_tests.ranks import run_ranks
 
 DIGITS = load_digits_lt()
 IMAGES = 200
@@ -125,9 +125,6 @@ def test_runs_of_one_process_do_not_use_up_the_variants(
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
     found = []
     for compiles in (False, True):
@@ -138,13 +135,12 @@ def _rank(rank: int, folder: str) -> None:
         engine.backward(engine.outputs(inputs).logits.square().sum(), local=False)
         found.append([p.grad for p in network.parameters()])
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 def test_ranks_reduce_the_same_gradients(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_ranks(_rank, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for eager, compiled, other in zip(*first, second[1], strict=True):
         torch.testing.assert_close(compiled, eager)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from fastsam import SAM
@@ -22,6 +21,7 @@ from fastsam.longtail.sharding import Parallel, gathered
 from fastsam.longtail.training import Engine, Stepper
 from fastsam.longtail.training.loss_scale import LossScale
 from fastsam.longtail.training.recomputation import recomputed_blocks
+from python_tests.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,21 +72,15 @@ def train(world: World, parallel: Parallel, *, half: bool, recomputes: bool) -> 
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     found = {
         key: train(World(rank, RANKS), key[0], half=key[1], recomputes=key[2])
         for key in itertools.product(ENGINES, (False, True), (False, True))
     }
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_engines_agree_in_float16_and_with_recomputed_blocks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank, args=(str(tmp_path),), nprocs=RANKS
-    )
+    run_ranks(_rank, RANKS, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     for rank in ranks:
         for (engine, half, recomputes), found in rank.items():

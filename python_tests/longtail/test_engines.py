@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
 
 from fastsam import SAM
@@ -21,6 +20,7 @@ from fastsam.longtail.data import Batch, load_digits_lt
 from fastsam.longtail.sharding import Parallel, gathered
 from fastsam.longtail.training import Engine, Stepper
 from fastsam.optim import m_sam_step
+from python_tests.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -104,12 +104,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def _rank(rank: int, size: int, trained: list[Case], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
-    )
     torch.save([take_steps(case, World(rank, size)) for case in trained], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -124,9 +119,7 @@ def _rank(rank: int, size: int, trained: list[Case], folder: str) -> None:
 def test_ranks_take_the_steps_of_one_process(
     size: int, trained: list[Case], tmp_path: Path
 ) -> None:
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank, args=(size, trained, str(tmp_path)), nprocs=size
-    )
+    run_ranks(_rank, size, size, trained, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     expected = {case.alone(): take_steps(case.alone(), World()) for case in trained}
     for case, *found in zip(trained, *ranks, strict=True):
@@ -170,19 +163,12 @@ def local_steps(world: World, closures: int) -> Tensor:
 
 
 def _local_rank(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
-    )
     torch.save(local_steps(World(rank, size), 0), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=SLOW)])
 def test_local_ascents_are_those_of_m_sam_step(size: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _local_rank, args=(size, str(tmp_path)), nprocs=size
-    )
+    run_ranks(_local_rank, size, size, str(tmp_path))
     expected = local_steps(World(), size)
     for rank in range(size):
         found = torch.load(tmp_path / f"{rank}.pt")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -24,6 +23,7 @@ from fastsam.longtail.models import Classifier
 from fastsam.longtail.models.base import MODELS, Model
 from fastsam.longtail.training import Branch, Engine, Step, Stepper
 from fastsam.longtail.training.loss_scale import LossScale
+from python_tests.ranks import run_ranks
 
 DIGITS = load_digits_lt()
 CPU = torch.device("cpu")
@@ -249,9 +249,6 @@ def _first_is_infinite(calls: list[int], gradient: Tensor) -> Tensor:
 
 
 def _rank(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     found = {}
     for scope in ("global", "local"):
         model = network().eval()
@@ -274,13 +271,12 @@ def _rank(rank: int, size: int, folder: str) -> None:
         assert scale is not None
         found[scope] = (scale.get_scale(), stepper.skipped_steps, model.state_dict())
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.slow
 def test_ranks_skip_a_step_together(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    run_ranks(_rank, 2, 2, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for scope in ("global", "local"):
         for scale, skipped, weights in (found[scope] for found in ranks):

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from fastsam.distributed import World
 from fastsam.longtail import Trainer
@@ -21,6 +19,7 @@ from fastsam.longtail.training.resume import _load
 from fastsam.stopping import Stopped
 from python_tests.longtail.test_interrupted import compared, stop_after
 from python_tests.longtail.test_trainer import FEW, short
+from python_tests.ranks import run_ranks
 
 RANKS = 2
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -32,10 +31,6 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
     world, path = World(rank, RANKS), Path(folder)
     rng = np.random.default_rng(7)
     for name, (method, optimizer, options) in RUNS.items():
@@ -64,7 +59,6 @@ def _rank(rank: int, folder: str) -> None:
         ), name
         for key, value in gathered(whole.model.state_dict()).items():
             assert torch.equal(value, gathered(run.model.state_dict())[key]), (name, rank, key)
-    dist.destroy_process_group()
 
 
 def _flip_bits(folder: Path) -> None:
@@ -99,11 +93,11 @@ def _flip_bits(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_end_with_the_same_bits(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    run_ranks(_rank, RANKS, str(tmp_path))
 
 
 def test_the_ranks_of_a_checkpoint_can_change(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_stopped, args=(str(tmp_path),), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    run_ranks(_stopped, RANKS, str(tmp_path))
     config = short("ce", "sam", epochs=2, batch_size=15)
     with pytest.warns(UserWarning, match=r"trained by 2 process\(es\) and continues with 1"):
         run = Trainer(config, data=FEW, out=tmp_path / "run", resume=True, progress=False)
@@ -131,10 +125,6 @@ def test_the_ranks_of_a_checkpoint_can_change(tmp_path: Path) -> None:
 
 
 def _stopped(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
     config = short("ce", "sam", epochs=2, batch_size=15)
     request, on_step = stop_after(3)
     options: dict[str, Any] = {"stop": request, "on_step": on_step} if rank == 1 else {}
@@ -144,4 +134,3 @@ def _stopped(rank: int, folder: str) -> None:
     )
     with pytest.raises(Stopped, match="SIGTERM" if rank == 1 else "another process"):
         run.fit()
-    dist.destroy_process_group()

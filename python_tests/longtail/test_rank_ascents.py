@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from fastsam.longtail.data import Batch, load_digits_lt
 from fastsam.longtail.training import Engine, Stepper
 from fastsam.longtail.training.ascent_batch import AscentBatches
 from fastsam.optim.passes import Need, Passes
+from python_tests.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,9 +157,7 @@ def _average(rank: int, folder: str) -> dict[str, Any]:
     }
 
 
-def _rank_main(rank: int, store: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE)
+def _rank_main(rank: int, folder: str) -> None:
     found = {
         f"{optimizer}-{spoil}": _local(rank, optimizer, spoil=spoil)
         for optimizer in ("sam", "asam", "looksam")
@@ -169,15 +167,12 @@ def _rank_main(rank: int, store: str, folder: str) -> None:
         found[weighting] = {"gradients": _weighted(rank, weighting)}
     found["average"] = _average(rank, f"{folder}/run")
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank_main, args=(str(folder / "store"), str(folder)), nprocs=SIZE
-    )
+    run_ranks(_rank_main, SIZE, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
 from fastsam.distributed import World
@@ -21,6 +20,7 @@ from fastsam.longtail.models import cifar_resnet
 from fastsam.longtail.sharding import gathered
 from fastsam.longtail.training import RunFolder
 from python_tests.longtail.archives import write_listed
+from python_tests.ranks import run_processes, run_ranks
 
 COMBINATIONS = [
     ("ce-drw", "sam"),
@@ -56,10 +56,7 @@ def _without_batch_statistics(width: int) -> nn.Module:
     return nn.GroupNorm(4, width)
 
 
-def _train(rank: int, size: int, store: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+def _train(rank: int, size: int, folder: str) -> None:
     cifar_resnet.nn.BatchNorm2d = _without_batch_statistics  # type: ignore[assignment,misc]
     for method, optimizer in COMBINATIONS:
         run = Trainer(
@@ -73,16 +70,12 @@ def _train(rank: int, size: int, store: str, folder: str) -> None:
         state["losses"] = [epoch.loss for epoch in result.history]
         state["validation"] = [epoch.validation_accuracy for epoch in result.history]
         torch.save(state, f"{folder}/{method}-{optimizer}-{size}-{rank}.pt")
-    if size > 1:
-        dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    for size in (1, 2):
-        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-            _train, args=(size, str(tmp_path / "store"), str(tmp_path)), nprocs=size
-        )
+    run_processes(_train, 1, 1, str(tmp_path))
+    run_ranks(_train, 2, 2, str(tmp_path))
     for method, optimizer in COMBINATIONS:
         name = f"{method}-{optimizer}"
         alone, first, second = (
@@ -102,7 +95,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "fastsam.cli", "train", "--method", "ldam-drw", "--epochs", "1", "--quiet"]
+    command = ["-m", "fastsam", "train", "--method", "ldam-drw", "--epochs", "1", "--quiet"]
     done = subprocess.run(
         [sys.executable, *launcher, *command, "--out", str(tmp_path / "run")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -117,8 +110,6 @@ def test_torchrun_trains_and_writes_once(tmp_path: Path) -> None:
 
 
 def _skip(rank: int, folder: str, parallel: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     options = {"model": "resnet8", "image_size": 16, "workers": 0, "epochs": 2, "batch_size": 12}
     config = recipe(
         "list", "ce", "sam", data_root=folder, corrupt="skip", parallel=parallel, **options
@@ -131,7 +122,6 @@ def _skip(rank: int, folder: str, parallel: str) -> None:
     dist.barrier()
     result = run.fit()
     torch.save((lost, result.unreadable, flat_weights(run)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def flat_weights(run: Trainer) -> torch.Tensor:
@@ -145,9 +135,7 @@ def test_unreadable_images_are_skipped_on_two_processes(parallel: str, tmp_path:
     write_listed(tmp_path, lists)
     broken = sorted((tmp_path / "train").rglob("*.JPEG"))[0]
     broken.write_bytes(b"no image")
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _skip, args=(str(tmp_path), parallel), nprocs=2
-    )
+    run_ranks(_skip, 2, str(tmp_path), parallel)
     (lost, unreadable, weights), (_, other, other_weights) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
     )

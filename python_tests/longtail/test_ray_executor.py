@@ -31,6 +31,7 @@ from python_tests.longtail.sweep_log import (
     logged,
     wait_for,
 )
+from python_tests.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"data": "digits-lt", "method": "ce", "optimizer": "sgd"}
@@ -110,9 +111,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_addresses_of_the_cluster(
     plugin: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    closed = f"127.0.0.1:{free_port()}"
     listening = socket.create_server(("127.0.0.1", 0))
     there = f"127.0.0.1:{listening.getsockname()[1]}"
     for given, expected in (

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from fastsam.distributed import World
@@ -19,6 +18,7 @@ from fastsam.longtail.models import build_model
 from fastsam.longtail.training import Engine
 from fastsam.longtail.training.recomputation import recomputed, recomputed_blocks
 from fastsam.optim import frozen_batch_norm_statistics
+from python_tests.ranks import run_ranks
 
 DIGITS = load_digits_lt()
 
@@ -98,9 +98,6 @@ def test_training_has_the_same_bits(optimizer: str, tmp_path: Path) -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     found = []
     for recomputes in (False, True):
         network = build_model("resnet8", 10, channels=1, seed=1)
@@ -110,13 +107,12 @@ def _rank(rank: int, folder: str) -> None:
         engine.backward(engine.outputs(inputs).logits.square().sum(), local=False)
         found.append([p.grad for p in network.parameters()])
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.slow
 def test_ranks_reduce_the_same_gradients(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_ranks(_rank, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for plain, again, other in zip(*first, second[1], strict=True):
         assert torch.equal(plain, again)

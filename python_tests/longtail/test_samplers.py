@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from fastsam.longtail.data import load_digits_lt
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.samplers import ClassSampler, EpochSampler, ShuffledSampler
 from fastsam.longtail.training import Step
+from python_tests.ranks import run_ranks
 
 COUNTS = np.array([300, 90, 25, 7, 1])
 TARGETS = np.random.default_rng(1).permutation(np.repeat(np.arange(5), COUNTS))
@@ -90,8 +90,7 @@ def test_ranks_are_checked() -> None:
         ShuffledSampler(3, seed=0, rank=2, world_size=2)
 
 
-def _gather(rank: int, store: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _gather(rank: int, folder: str) -> None:
     everything = {}
     for name, sampler in (
         ("shuffled", ShuffledSampler(len(TARGETS), seed=5, rank=rank, world_size=2)),
@@ -104,14 +103,11 @@ def _gather(rank: int, store: str, folder: str) -> None:
         everything[name] = torch.stack(parts, dim=1).flatten()
     if rank == 0:
         torch.save(everything, f"{folder}/drawn.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_lose_and_double_nothing(tmp_path: Any) -> None:
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _gather, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2
-    )
+    run_ranks(_gather, 2, str(tmp_path))
     drawn = torch.load(tmp_path / "drawn.pt", weights_only=True)
     odd = len(TARGETS) % 2
     whole = ShuffledSampler(len(TARGETS), seed=5).order(1)

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from fastsam.distributed import World
 from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.training import Branch
 from fastsam.longtail.training.checks import check_run
+from python_tests.ranks import run_ranks
 
 RANKS = 2
 COMBINATIONS: list[dict[str, Any]] = [
@@ -50,10 +49,6 @@ def config_for(**options: Any) -> TrainConfig:
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
     world, path = World(rank, RANKS), Path(folder)
 
     def train(name: str, *, parallel: str, resume: bool = False, stop: int | None = None) -> None:
@@ -89,7 +84,6 @@ def _rank(rank: int, folder: str) -> None:
         config = recipe("digits-lt", **{"epochs": 2, **options}).config()
         found = Trainer(config, world=world, progress=False).fit()
         assert len(found.history) == config.epochs
-    dist.destroy_process_group()
 
 
 def _stop_after(stop: int | None, epoch: int) -> None:
@@ -101,9 +95,7 @@ def _stop_after(stop: int | None, epoch: int) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the runs."""
     folder = tmp_path_factory.mktemp("runs")
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-        _rank, args=(str(folder),), nprocs=RANKS
-    )
+    run_ranks(_rank, RANKS, str(folder))
     return folder
 
 

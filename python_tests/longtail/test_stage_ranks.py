@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from fastsam.distributed import World
 from fastsam.longtail import Checkpoint, Result, TrainConfig, fit_stages
@@ -17,6 +15,7 @@ from fastsam.longtail.errors import UsageError
 from python_tests.longtail.test_interrupted import compared
 from python_tests.longtail.test_stages import staged
 from python_tests.longtail.test_trainer import FEW
+from python_tests.ranks import run_ranks
 from python_tests.test_killed import children
 from python_tests.test_preempted import (
     assert_same,
@@ -47,21 +46,16 @@ def config_for(name: str, parallel: str = "ddp") -> TrainConfig:
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
     for parallel in PARALLEL:
         for name in LISTS:
             out = Path(folder) / f"{parallel}-{name}"
             config = config_for(name, parallel)
             fit_stages(config, data=FEW, out=out, world=World(rank, RANKS), progress=False)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_train_the_stages_that_one_trains(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    run_ranks(_rank, RANKS, str(tmp_path))
     for name in LISTS:
         alone = fit_stages(config_for(name), data=FEW, out=tmp_path / name, progress=False)
         for parallel in PARALLEL:

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from fastsam.distributed import World
 from fastsam.longtail import Checkpoint, TrainConfig, Trainer, recipe
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.training.checks import check_run
+from python_tests.ranks import run_ranks
 
 RANKS = 2
 FROZEN = "features.layers.0.weight"
@@ -39,17 +38,12 @@ def config_for(folder: Path, optimizer: str = "sam", **options: Any) -> TrainCon
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
-    )
     world, path = World(rank, RANKS), Path(folder)
     for parallel in ("ddp", "fsdp2"):
         for optimizer in ("sam", "adamw"):
             config = config_for(path, optimizer, parallel=parallel)
             out = path / f"{parallel}-{optimizer}"
             Trainer(config, out=out, world=world, progress=False).fit()
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -57,7 +51,7 @@ def test_two_ranks_train_what_one_trains(tmp_path: Path) -> None:
     """The oracle is a run of one process. Frozen weights keep the bits of the start."""
     first = recipe("digits-lt", "ce", "sgd", model="resnet8", epochs=1, batch_size=100).config()
     Trainer(first, out=tmp_path / "start", progress=False).fit()
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=RANKS)
+    run_ranks(_rank, RANKS, str(tmp_path))
     start = Checkpoint.load(tmp_path / "start").model
     for optimizer in ("sam", "adamw"):
         Trainer(config_for(tmp_path, optimizer), out=tmp_path / optimizer, progress=False).fit()

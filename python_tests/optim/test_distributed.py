@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsam import SAM
 from fastsam.optim import local_sam_step
 from python_tests.optim.trajectories import assert_close, assert_same_bits
+from python_tests.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,15 +40,9 @@ OPTIONS: dict[str, Any] = {"rho": 0.3, "lr": 0.2, "momentum": 0.9}
 BATCH = 12
 
 
-def _rank_main(rank: int, ranks: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    try:
-        results = {name: scenario(rank, ranks) for name, scenario in SCENARIOS.items()}
-        torch.save(results, Path(folder) / str(rank))
-    finally:
-        dist.destroy_process_group()
+def _rank_main(rank: int, ranks: int, folder: str) -> None:
+    results = {name: scenario(rank, ranks) for name, scenario in SCENARIOS.items()}
+    torch.save(results, Path(folder) / str(rank))
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -61,11 +53,8 @@ def ranks(request) -> int:
 @pytest.fixture(scope="module")
 def outcomes(ranks) -> list[dict[str, Any]]:
     """Run all scenarios in one start of the processes; return their results on every rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank_main, (ranks, port, folder), nprocs=ranks)
+        run_ranks(_rank_main, ranks, ranks, folder)
         return [torch.load(Path(folder) / str(rank)) for rank in range(ranks)]
 
 

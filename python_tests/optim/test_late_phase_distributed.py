@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import fully_shard
@@ -34,6 +31,7 @@ from python_tests.optim.late_phase import (
     reference,
 )
 from python_tests.optim.trajectories import assert_close, assert_same_bits
+from python_tests.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,34 +49,22 @@ RESUMED_AT = (3, 8)
 History = list[list[Tensor]]
 
 
-def _rank_main(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
-    try:
-        results: dict[str, History | str] = {}
-        for name, scenario in SCENARIOS.items():
-            for dtype in DTYPES:
-                try:
-                    results[f"{name} {dtype}"] = scenario(rank, Task(dtype=DTYPES[dtype]))
-                except (
-                    Exception,
-                    pytest.fail.Exception,
-                ):  # the other scenarios have their own tests
-                    results[f"{name} {dtype}"] = traceback.format_exc()
-        torch.save(results, Path(folder) / str(rank))
-    finally:
-        dist.destroy_process_group()
+def _rank_main(rank: int, folder: str) -> None:
+    results: dict[str, History | str] = {}
+    for name, scenario in SCENARIOS.items():
+        for dtype in DTYPES:
+            try:
+                results[f"{name} {dtype}"] = scenario(rank, Task(dtype=DTYPES[dtype]))
+            except (Exception, pytest.fail.Exception):  # the other scenarios have their own tests
+                results[f"{name} {dtype}"] = traceback.format_exc()
+    torch.save(results, Path(folder) / str(rank))
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Run all scenarios in one start of the processes; return their results on every rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank_main, (port, str(folder)), nprocs=RANKS)
+    run_ranks(_rank_main, RANKS, str(folder), timeout=timedelta(seconds=60))
     return [torch.load(folder / str(rank)) for rank in range(RANKS)]
 
 

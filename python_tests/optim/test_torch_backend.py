@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastsam import SAM
@@ -21,6 +19,7 @@ from fastsam.kernels import backends
 from fastsam.optim import LPFSGD, EntropySGD, LookSAM
 from python_tests.backend import Refusing
 from python_tests.optim.trajectories import Gradients, Problem, assert_close, everywhere, make
+from python_tests.ranks import run_ranks
 
 # Steps of 16-bit weights lose perturbations; both backends lose the same ones.
 pytestmark = pytest.mark.filterwarnings("ignore:the ascent left:UserWarning")
@@ -198,33 +197,20 @@ def test_variants_follow_the_native_kernels(
     assert_close(run("native", "native", "torch", "torch"), expected, tolerance)
 
 
-def _rank_main(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            backends.VARIABLE: ("native", "torch")[rank],
-        }
-    )
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _rank_main(rank: int, folder: str) -> None:
+    os.environ[backends.VARIABLE] = ("native", "torch")[rank]
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
     try:
-        weight = nn.Parameter(torch.ones(2))
-        weight.grad = torch.ones(2)
-        try:
-            SAM([weight], torch.optim.SGD, lr=0.1).first_step()
-        except ValueError as error:
-            (Path(folder) / str(rank)).write_text(str(error))
-    finally:
-        dist.destroy_process_group()
+        SAM([weight], torch.optim.SGD, lr=0.1).first_step()
+    except ValueError as error:
+        (Path(folder) / str(rank)).write_text(str(error))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 def test_ranks_must_run_the_same_kernels(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank_main, (port, str(tmp_path)), nprocs=2)
+    run_ranks(_rank_main, 2, str(tmp_path))
     for rank, (here, there) in enumerate((("native", "torch"), ("torch", "native"))):
         text = (tmp_path / str(rank)).read_text()
         assert f"got '{here}' here and '{there}' on rank {1 - rank}" in text
