@@ -50,7 +50,9 @@ class SeedRuns:
         self,
         runs: Sequence[R],
         train: Callable[[R], dict[str, Any]],
-        is_trained: Callable[[str], bool],
+        is_trained: Callable[[R], bool],
+        *,
+        networks: bool = False,
     ) -> None:
         """Train the runs that have no record, and write each record when its run is finished.
 
@@ -64,9 +66,10 @@ class SeedRuns:
                 is not trained on the CPU. The entry ``parent`` is a hash of the weights that the
                 run starts from; None for random initial weights. If runs start from different states of
                 the same seed, ``origin`` names the state.
-            is_trained: whether the network of a run, given by its name, exists.
+            is_trained: whether the network of a run exists.
+            networks: whether to train runs again that have a record but no network.
         """
-        for run in _to_train(runs, self.records(), is_trained):
+        for run in _to_train(runs, self.records(), is_trained, networks):
             print(f"{self.path.parent.name} {self.path.stem}: {run.name}", flush=True)
             record = train(run)
             record["environment"] = environment(
@@ -82,13 +85,16 @@ class SeedRuns:
 
 
 def _to_train(
-    runs: Sequence[R], known: Mapping[str, Any], is_trained: Callable[[str], bool]
+    runs: Sequence[R],
+    known: Mapping[str, Any],
+    is_trained: Callable[[R], bool],
+    networks: bool,
 ) -> list[R]:
-    """Return the runs without a record, and their origins whose network is missing."""
+    """Return the runs without a record, and those whose network is missing but needed."""
     chosen: list[R] = []
     for run in reversed(runs):
-        starts_another = any(other.origin == run.name for other in chosen)
-        if run.name not in known or (starts_another and not is_trained(run.name)):
+        needed = networks or any(other.origin == run.name for other in chosen)
+        if run.name not in known or (needed and not is_trained(run)):
             chosen.insert(0, run)
     return chosen
 

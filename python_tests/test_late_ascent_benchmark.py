@@ -39,7 +39,7 @@ from benchmarks.late_ascent.plan import (
     late_sgd,
     more_trials,
 )
-from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.records import Stage, Unit
 from benchmarks.late_ascent.verdict import holm
 from benchmarks.seed_scores import SCORES
 from fastsam.longtail.calibrators.logit_adjustment import TAUS
@@ -149,7 +149,7 @@ def test_curvature_of_the_switch_and_both_ends(tiny: Setup, tmp_path: Path) -> N
     unit, values = Unit(tiny.name, "ldam-drw", 0), {"lr": 0.1, "weight_decay": 5e-4}
     sam = late_sam(0.1, 0.05)
     unit.train([Arm("base", branched=False), sam], values, tmp_path / "runs")
-    curvature.measure_curvature(tiny, unit, {"sam": sam.name}, tmp_path / "runs")
+    curvature.measure_curvature(tiny, unit, {"sam": sam}, tmp_path / "runs")
     found = json.loads(curvature.spectra_path(unit).read_text())
     assert list(found) == ["switch", "sam", "initialization"]
     for place in ("switch", "sam"):
@@ -222,14 +222,13 @@ def test_curvature_answers_match_the_input(
 ) -> None:
     generator = np.random.default_rng(seed)
     changes = generator.uniform(0.5, 1.5, 6)
-    setup = Setup("tiny", "digits-lt", (), epochs=3, defer=2, seeds=6)
     monkeypatch.setattr(records, "FOLDER", tmp_path)
     monkeypatch.setattr(curvature, "FOLDER", tmp_path)
     arms_by_name = {"sgd": late_sgd(0.1, 1), "sam": late_sam(0.1, 0.1)}
     monkeypatch.setattr(curvature_summary, "winners", lambda setup, method: arms_by_name)
-    assert curvature_summary.curvature_summary(setup, "ce-drw") is None
-    for number, change in enumerate(changes):
-        unit = Unit("tiny", "ce-drw", number, "curvature")
+    units = [Unit("tiny", "ce-drw", number, "second") for number in range(6)]
+    assert curvature_summary.curvature_summary(units) is None
+    for unit, change in zip(units, changes, strict=True):
         unit.path.parent.mkdir(parents=True, exist_ok=True)
         runs = {
             arms_by_name[name].name: {"test": {kind: {"tail": gain} for kind in ("raw", "tau")}}
@@ -238,7 +237,7 @@ def test_curvature_answers_match_the_input(
         unit.path.write_text(json.dumps({"runs": runs}))
         path = curvature.spectra_path(unit)
         path.write_text(json.dumps(measured(generator, change, "9")))
-    found = curvature_summary.curvature_summary(setup, "ce-drw")
+    found = curvature_summary.curvature_summary(units)
     assert found is not None
     tail = found["negative curvature"]["tail"]
     assert tail["switch"]["negative curvature"] == tail["switch"]["of"] == 6
@@ -273,10 +272,19 @@ def test_the_summary_finds_the_planted_difference(
         write(Unit("fashion-600", method, tuned, "bases"), map(choice.base_arm, BASES))
         write(Unit("fashion-600", method, tuned), [*SGD_TRIALS, *SAM_TRIALS])
     for method, number in itertools.product(METHODS, range(10)):
-        tiers = (arms.arms_of("fashion-600", method, tier) for tier in get_args(arms.Tier))
-        write(Unit("fashion-600", method, number), itertools.chain(*tiers))
+        trained: dict[Stage, list[Arm]] = {"late": [], "second": []}
+        for tier in get_args(arms.Tier):
+            stage = arms.stage_of("fashion-600", tier)
+            trained[stage] += arms.arms_of("fashion-600", method, tier)
+        for stage, these in trained.items():
+            write(Unit("fashion-600", method, number, stage), these)
     found = summary.summary()
-    assert list(found["setups"]) == ["fashion-600 ce-drw", "fashion-600 ldam-drw"]
+    names = [f"fashion-600 {method}" for method in METHODS]
+    assert list(found["setups"]) == [x for name in names for x in (name, f"{name}, second run")]
+    second = found["setups"]["fashion-600 ce-drw, second run"]
+    assert second["primary"]["p, corrected"] == second["primary"]["p"]
+    assert second["primary"]["mean"] == pytest.approx(2.5, abs=0.3)
+    assert "sgd late lr 0.1 wd 1, other order" in second["arms"]
     table = found["setups"]["fashion-600 ce-drw"]
     assert table["chosen"] == {"sgd": "sgd late lr 0.1 wd 1", "sam": "sam late lr 0.1 rho 0.1"}
     assert table["primary"]["mean"] == pytest.approx(2.5, abs=0.3)

@@ -95,17 +95,19 @@ def test_a_missing_origin_is_trained_again(tmp_path: Path) -> None:
         parent = None if arm.origin is None else "w"
         return {"settings": {}, "parent": parent, "origin": arm.origin}
 
-    file.train(arms, train, lambda name: False)
+    file.train(arms, train, lambda arm: False)
     assert trained == list(file.records()) == [arm.name for arm in arms]
     stored = file.records()
     del stored["mislas sam"]
     file.path.write_text(json.dumps({"runs": stored}))
     trained.clear()
-    file.train(arms, train, lambda name: name == "mixup sgd")
+    file.train(arms, train, lambda arm: arm.name == "mixup sgd")
     assert trained == ["mixup sam", "mislas sam"]
     trained.clear()
-    file.train(arms, train, lambda name: False)
+    file.train(arms, train, lambda arm: False)
     assert not trained
+    file.train(arms, train, lambda arm: arm.name != "mislas sam", networks=True)
+    assert trained == ["mislas sam"]
 
 
 @pytest.mark.slow

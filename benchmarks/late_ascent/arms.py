@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +15,7 @@ from benchmarks.late_ascent.plan import (
     Values,
     throughout,
 )
+from benchmarks.late_ascent.records import Stage
 
 Tier = Literal["primary", "branches", "throughout", "curvature"]
 BASE = Arm("base", branched=False)
@@ -48,8 +48,8 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         setup: name of the setup.
         method: method, ``LOSS-RULE``.
         tier: ``primary`` for the two compared arms and the base that they branch from; ``branches`` for
-            controls that also branch; ``throughout`` for controls that train from scratch; ``curvature`` for
-            the arms whose curvature is measured, which are those of ``primary``.
+            controls that also branch, after the arms that they are compared with; ``throughout`` for controls
+            that train from scratch; ``curvature`` for those of ``primary``, whose curvature is measured.
     """
     if setup in OWN_TRIALS:
         return _own_arms(setup, tier)
@@ -61,7 +61,8 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         return [BASE, sgd, sam]
     if tier == "throughout":
         return _throughout_arms(setup, method)
-    controls = [
+    branches = [
+        *(BASE, sgd, sam),
         *choice.chosen_late(method, "by tau, few").values(),
         *choice.chosen_late(method, "raw").values(),
         choice.recipe_sam(method),
@@ -69,7 +70,13 @@ def arms_of(setup: str, method: str, tier: Tier) -> list[Arm]:
         replace(sgd, name=f"{sgd.name}, other order", seed=1000),
         *(_with(sam, name, values) for name, values in _CHEAPER.items()),
     ]
-    return _without_repeats([BASE, *(arm for arm in controls if arm not in (sgd, sam))])
+    return list({arm.name: arm for arm in branches}.values())
+
+
+def stage_of(setup: str, tier: Tier) -> Stage:
+    """Return the stage in whose records the arms of a tier are."""
+    is_second = SETUPS[setup].second_run and tier in ("branches", "curvature")
+    return "second" if is_second else "late"
 
 
 def _throughout_arms(setup: str, method: str) -> list[Arm]:
@@ -93,10 +100,6 @@ def _own_arms(setup: str, tier: Tier) -> list[Arm]:
     if tier == "branches":
         return []
     return [throughout("sgd", dict(chosen["sgd"].settings)["weight_decay"], longer=2)]
-
-
-def _without_repeats(arms: Iterable[Arm]) -> list[Arm]:
-    return list({arm.name: arm for arm in arms}.values())
 
 
 def _with(arm: Arm, name: str, values: Values) -> Arm:

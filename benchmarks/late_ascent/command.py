@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.late_ascent import choice
-from benchmarks.late_ascent.arms import BASE, Tier, arms_of, tuned_on
+from benchmarks.late_ascent.arms import BASE, Tier, arms_of, stage_of, tuned_on
 from benchmarks.late_ascent.curvature import measure_curvature, spectra_path
 from benchmarks.late_ascent.plan import (
     BASES,
@@ -25,7 +25,7 @@ from benchmarks.late_ascent.plan import (
     Arm,
     Values,
 )
-from benchmarks.late_ascent.records import FOLDER, Stage, Unit
+from benchmarks.late_ascent.records import FOLDER, Unit
 from benchmarks.late_ascent.summary import summary
 from benchmarks.processes import in_processes
 from fastsam.files import write_text
@@ -39,7 +39,6 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("digits-noise-40", "throughout"),
     ("balanced-noise-40", "primary"),
     ("balanced-noise-40", "throughout"),
-    ("fashion-600", "branches"),
     ("fashion-5000", "primary"),
     ("fashion-600", "throughout"),
     ("noise-40", "primary"),
@@ -48,9 +47,10 @@ ORDER: tuple[tuple[str, Tier], ...] = (
     ("noise-20", "throughout"),
     ("wide", "primary"),
     ("wide", "throughout"),
+    ("fashion-600", "curvature"),
+    ("fashion-600", "branches"),
     ("fashion-5000", "branches"),
     ("fashion-5000", "throughout"),
-    ("fashion-600", "curvature"),
     ("cifar10-4900", "primary"),
     ("cifar10-4900", "branches"),
     ("cifar10-4900", "throughout"),
@@ -73,7 +73,7 @@ class LateAscent:
     data/."""
     tiers: tuple[Tier, ...] = get_args(Tier)
     """Arms to train: the primary comparison, controls that share its early phase, controls from scratch, and
-    the primary comparison once more to measure its curvature."""
+    the arms whose curvature is measured."""
     jobs: int = 2
     """Number of concurrent runs, with one thread each."""
     minutes: float = float("inf")
@@ -91,15 +91,14 @@ class LateAscent:
                 continue
             if (trials := tuned_on(setup)) is not None:
                 self._choose_own(trials, deadline)
-            stage: Stage = "curvature" if tier == "curvature" else "late"
             work = [
                 _Work(
-                    Unit(setup, method, seed, stage),
+                    Unit(setup, method, seed, stage_of(setup, tier)),
                     arms_of(setup, method, tier),
                     base.get(method, RECIPE),
                 )
-                for seed in range(SETUPS[setup].seeds)
                 for method in SETUPS[setup].methods
+                for seed in range(SETUPS[setup].seeds)
             ]
             if tier == "curvature":
                 self._measure(work, deadline)
@@ -185,11 +184,8 @@ def _train_unit(work: _Work, cache: Path, deadline: float) -> None:
 def _measure_unit(work: _Work, cache: Path, deadline: float) -> None:
     if time.monotonic() < deadline:
         unit = work.unit
-        if not unit.runs(cache).is_dir():
-            unit.path.unlink(missing_ok=True)  # records of networks that were removed
-        unit.train(list(work.arms), work.base, cache)
-        names = {name: arm.name for name, arm in choice.chosen_late(unit.method).items()}
-        measure_curvature(SETUPS[unit.setup], unit, names, cache)
+        unit.train(list(work.arms), work.base, cache, networks=True)
+        measure_curvature(SETUPS[unit.setup], unit, choice.chosen_late(unit.method), cache)
 
 
 def _first_trials(method: str) -> list[Arm]:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.late_ascent.plan import Setup
+from benchmarks.late_ascent.plan import Arm, Setup
 from benchmarks.late_ascent.records import FOLDER, Unit
+from benchmarks.late_ascent.runs import place_of
 from fastsam import spectral_density
 from fastsam.files import write_text
 from fastsam.longtail.build import build_network
@@ -35,18 +36,18 @@ def spectra_path(unit: Unit) -> Path:
     return FOLDER / unit.setup / unit.method / f"spectra-seed-{unit.seed}.json"
 
 
-def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, str], cache: Path) -> None:
+def measure_curvature(setup: Setup, unit: Unit, arms: dict[str, Arm], cache: Path) -> None:
     """Measure the spectra of a seed and write them.
 
     Args:
         setup: the setup.
         unit: a unit whose networks are in ``cache``.
-        arms: names of the trained arms by their keys in the record, ``sgd`` and ``sam``.
+        arms: trained arms by their keys in the record, ``sgd`` and ``sam``.
         cache: folder of the runs.
     """
     folder = unit.runs(cache)
     places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
-    places |= {name: folder / arm.replace(" ", "-") for name, arm in arms.items()}
+    places |= {name: place_of(arm, folder) for name, arm in arms.items()}
     with cpu_threads(1):
         record = {name: class_spectra(TrainedRun.load(place)) for name, place in places.items()}
         record["initialization"] = _initial_gradients(TrainedRun.load(places["switch"]))

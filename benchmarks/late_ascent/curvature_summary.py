@@ -13,7 +13,6 @@ from scipy.stats import pearsonr
 
 from benchmarks.late_ascent.arms import winners
 from benchmarks.late_ascent.curvature import spectra_path
-from benchmarks.late_ascent.plan import Setup
 from benchmarks.late_ascent.records import Unit
 from benchmarks.seed_scores import score_of
 from fastsam.report.paired import paired
@@ -28,15 +27,14 @@ _TINY = 1e-12
 Record = Mapping[str, Any]
 
 
-def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
-    """Return the curvature summary of a setup, or None unless every seed was measured.
+def curvature_summary(units: Sequence[Unit]) -> dict[str, Any] | None:
+    """Return the curvature summary of the seeds of a setup, or None unless every seed was measured.
 
     lambda_max of SAM and SGD is compared by the mean difference of natural logarithms over the three tail
     classes: without correction; at equal class loss, by subtracting a common slope of log lambda_max on log
     loss; and multiplied by the squared weight norm, which removes the scale that batch normalization leaves
     undetermined.
     """
-    units = [Unit(setup.name, method, seed, "curvature") for seed in range(setup.seeds)]
     if not all(spectra_path(unit).is_file() for unit in units):
         return None
     measured = [json.loads(spectra_path(unit).read_text()) for unit in units]
@@ -70,7 +68,7 @@ def curvature_summary(setup: Setup, method: str) -> dict[str, Any] | None:
             "lambda_min / lambda_max": asdict(paired(lowest, zeros)),
         },
         "correlation with the change of tail accuracy": {
-            kind: _correlation(changes["lambda_max"], _tail_gains(units, setup, method, kind))
+            kind: _correlation(changes["lambda_max"], _tail_gains(units, kind))
             for kind in ("raw", "tau")
         },
         "medians": {
@@ -137,9 +135,9 @@ def _medians(measured: Sequence[Record], place: str, group: str) -> dict[str, fl
     return {name: float(np.median([entry[name] for entry in entries])) for name in names}
 
 
-def _tail_gains(units: Sequence[Unit], setup: Setup, method: str, kind: str) -> list[float]:
+def _tail_gains(units: Sequence[Unit], kind: str) -> list[float]:
     """Return the tail accuracy of late SAM minus that of late SGD for each seed."""
-    chosen = winners(setup.name, method)
+    chosen = winners(units[0].setup, units[0].method)
     gains = []
     for unit in units:
         records = unit.records()

@@ -14,7 +14,7 @@ from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import BASE
 from benchmarks.late_ascent.curvature import class_spectra
 from benchmarks.late_ascent.plan import Setup
-from benchmarks.late_ascent.runs import train_arm
+from benchmarks.late_ascent.runs import place_of, train_arm
 from benchmarks.machine import environment
 from fastsam.files import write_text
 from fastsam.longtail.trained import TrainedRun
@@ -83,7 +83,7 @@ class FullSize:
             scores = {key: found["test"][key]["balanced"] for key in ("raw", "tau", "tau, few")}
             print(f"{arm.name}: {found['seconds']} s, balanced accuracy {scores}", flush=True)
         places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
-        places |= {name: folder / arm.name.replace(" ", "-") for name, arm in chosen.items()}
+        places |= {name: place_of(arm, folder) for name, arm in chosen.items()}
         for name, place in places.items():
             began = time.perf_counter()
             record["spectra"][name] = class_spectra(TrainedRun.load(place))

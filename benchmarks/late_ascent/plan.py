@@ -31,6 +31,8 @@ class Setup:
         methods: methods, ``LOSS-RULE``.
         ordered: whether every seed has its own order of classes.
         deferred: whether the methods have a deferred rule.
+        second_run: whether the controls that branch off, and the curvature, come from a second run of every
+            seed, because the networks of the first were not kept.
         gpu: whether it requires a GPU; it is then trained only if it is selected explicitly.
     """
 
@@ -43,6 +45,7 @@ class Setup:
     methods: tuple[str, ...] = METHODS
     ordered: bool = True
     deferred: bool = True
+    second_run: bool = False
     gpu: bool = False
 
     @property
@@ -90,7 +93,15 @@ for bfloat16, where a step takes 0.6 times as long as in float32."""
 SETUPS = {
     setup.name: setup
     for setup in (
-        Setup("fashion-600", "fashion-mnist-lt", _FASHION_600, epochs=60, defer=48, seeds=10),
+        Setup(
+            "fashion-600",
+            "fashion-mnist-lt",
+            _FASHION_600,
+            epochs=60,
+            defer=48,
+            seeds=10,
+            second_run=True,
+        ),
         Setup(
             "fashion-5000",
             "fashion-mnist-lt",
@@ -98,6 +109,7 @@ SETUPS = {
             epochs=30,
             defer=24,
             seeds=5,
+            second_run=True,
         ),
         Setup(
             "digits",

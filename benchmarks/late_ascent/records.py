@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.late_ascent.plan import SETUPS, TUNING_SEEDS, Arm, Values
-from benchmarks.late_ascent.runs import train_arm
+from benchmarks.late_ascent.runs import place_of, train_arm
 from benchmarks.machine import RESULTS
 from benchmarks.seed_runs import SeedRuns
 
 FOLDER = RESULTS / "late-ascent"
-Stage = Literal["bases", "late", "curvature"]
+Stage = Literal["bases", "late", "second"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Unit:
         setup: name of the setup.
         method: method, ``LOSS-RULE``.
         seed: seed of the runs.
-        stage: ``bases`` for trials of the phase before the deferral, ``curvature`` for networks that are
-            trained once more to measure their curvature, else ``late``.
+        stage: ``bases`` for trials of the phase before the deferral, ``second`` for the second run of a seed,
+            else ``late``.
     """
 
     setup: str
@@ -45,13 +45,14 @@ class Unit:
         """Return the records by name of the arm."""
         return SeedRuns(self.path).records()
 
-    def train(self, arms: list[Arm], base: Values, cache: Path) -> None:
+    def train(self, arms: list[Arm], base: Values, cache: Path, *, networks: bool = False) -> None:
         """Train the arms that have no record; see :meth:`SeedRuns.train`.
 
         Args:
             arms: arms to train. The base comes before the arms that branch off from it.
             base: learning rate and weight decay of the phase before the deferral.
             cache: folder for the runs.
+            networks: whether to train arms again whose network is not in ``cache``.
         """
         folder = self.runs(cache)
         tested = self.seed not in TUNING_SEEDS
@@ -60,4 +61,7 @@ class Unit:
             setup = SETUPS[self.setup]
             return train_arm(setup, self.method, arm, self.seed, base, folder, tested=tested)
 
-        SeedRuns(self.path).train(arms, train, lambda name: (folder / name).is_dir())
+        def is_trained(arm: Arm) -> bool:
+            return (place_of(arm, folder) / "result.json").is_file()
+
+        SeedRuns(self.path).train(arms, train, is_trained, networks=networks)

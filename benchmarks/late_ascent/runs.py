@@ -11,6 +11,11 @@ from fastsam.longtail.trained import TrainedRun
 from fastsam.longtail.training import Branch
 
 
+def place_of(arm: Arm, folder: Path) -> Path:
+    """Return the folder of an arm's run among the runs of its seed in ``folder``."""
+    return folder / arm.name.replace(" ", "-")
+
+
 def train_arm(
     setup: Setup, method: str, arm: Arm, seed: int, base: Values, folder: Path, *, tested: bool
 ) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def train_arm(
         **dict(arm.settings),
     }
     values["seed"] += arm.seed
-    out = folder / arm.name.replace(" ", "-")
+    out = place_of(arm, folder)
     names = {"data": setup.data, "method": method, "optimizer": arm.optimizer}
     branch = Branch.load(folder / "base", setup.defer) if arm.branched else None
     keep = () if arm.branched else (setup.defer,)

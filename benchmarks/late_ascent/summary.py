@@ -11,7 +11,7 @@ from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import BASE, winners
 from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
-from benchmarks.late_ascent.records import Unit
+from benchmarks.late_ascent.records import Stage, Unit
 from benchmarks.late_ascent.verdict import holm
 from benchmarks.seed_scores import SCORES, difference, score_of, spread, stored_difference
 
@@ -25,18 +25,19 @@ def summary() -> dict[str, Any]:
 
     The primary comparison is the balanced accuracy of the chosen late SAM minus that of the chosen late SGD,
     with tau chosen on validation images. Its p values are corrected over the methods and the complete setups
-    in :data:`CONFIRMED`. All other comparisons are descriptive.
+    in :data:`CONFIRMED`, in their first run. All other comparisons are descriptive, those of second runs too.
     """
-    pairs = [(setup, method) for setup in SETUPS.values() for method in setup.methods]
     complete = {
-        f"{setup.name} {method}": _table(setup, method)
-        for setup, method in pairs
-        if _is_complete(setup, method)
+        name: _table(units)
+        for setup in SETUPS.values()
+        for method in setup.methods
+        for name, units in _units(setup, method).items()
+        if _is_complete(units)
     }
     confirmed = {
         name: table["primary"]["p"]
         for name, table in complete.items()
-        if name.partition(" ")[0] in CONFIRMED
+        if table["setup"] in CONFIRMED and table["stage"] == "late"
     }
     corrected = holm(confirmed)
     for name, table in complete.items():
@@ -46,7 +47,7 @@ def summary() -> dict[str, Any]:
         primary["verdict"] = stored_difference(primary).verdict(p)
     tuning = {method: choice.tuning_table(method) for method in METHODS}
     for name in OWN_TRIALS:
-        if any(title.partition(" ")[0] == name for title in complete):
+        if any(table["setup"] == name for table in complete.values()):
             tuning[name] = choice.own_tuning_table(name)
     return {
         "tuning": tuning,
@@ -54,25 +55,36 @@ def summary() -> dict[str, Any]:
     }
 
 
-def _units(setup: Setup, method: str) -> list[Unit]:
-    return [Unit(setup.name, method, seed) for seed in range(setup.seeds)]
+def _units(setup: Setup, method: str) -> dict[str, list[Unit]]:
+    """Return the reported seeds of the runs of a setup, by the name of the run in tables."""
+    stages: dict[str, Stage] = {f"{setup.name} {method}": "late"}
+    if setup.second_run:
+        stages[f"{setup.name} {method}, second run"] = "second"
+    return {
+        name: [Unit(setup.name, method, seed, stage) for seed in range(setup.seeds)]
+        for name, stage in stages.items()
+    }
 
 
-def _is_complete(setup: Setup, method: str) -> bool:
-    runs = [unit.records() for unit in _units(setup, method)]
+def _is_complete(units: Sequence[Unit]) -> bool:
+    runs = [unit.records() for unit in units]
     if not all(runs):
         return False  # settings may not have been chosen yet
-    wanted = {arm.name for arm in winners(setup.name, method).values()}
+    wanted = {arm.name for arm in winners(units[0].setup, units[0].method).values()}
     return all(wanted <= records.keys() for records in runs)
 
 
-def _table(setup: Setup, method: str) -> dict[str, Any]:
-    runs = [unit.records() for unit in _units(setup, method)]
+def _table(units: Sequence[Unit]) -> dict[str, Any]:
+    setup, method, stage = units[0].setup, units[0].method, units[0].stage
+    runs = [unit.records() for unit in units]
     everywhere = [name for name in runs[0] if all(name in records for records in runs)]
-    chosen = winners(setup.name, method)
+    chosen = winners(setup, method)
     sgd, sam = chosen["sgd"].name, chosen["sam"].name
     primary = difference(runs, sam, sgd, "tau", "balanced")
     return {
+        "setup": setup,
+        "method": method,
+        "stage": stage,
         "seeds": len(runs),
         "chosen": {"sgd": sgd, "sam": sam},
         "primary": asdict(primary),
@@ -81,7 +93,7 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
             kind: {name: _differences(runs, name, sgd, kind) for name in everywhere if name != sgd}
             for kind in KINDS
         },
-        "curvature": curvature_summary(setup, method),
+        "curvature": curvature_summary(units),
         "minus base": asdict(difference(runs, sam, BASE.name, "tau", "balanced"))
         if BASE.name in everywhere
         else None,
@@ -91,10 +103,10 @@ def _table(setup: Setup, method: str) -> dict[str, Any]:
 
 
 def _other_choice(
-    setup: Setup, method: str, runs: Sequence[Mapping[str, Any]], by: str, kind: str
+    setup: str, method: str, runs: Sequence[Mapping[str, Any]], by: str, kind: str
 ) -> dict[str, Any] | None:
     """Return the primary comparison under another selection criterion; None if its arms are not trained."""
-    if setup.name in OWN_TRIALS:
+    if setup in OWN_TRIALS:
         return None
     chosen = choice.chosen_late(method, by)
     sgd, sam = chosen["sgd"].name, chosen["sam"].name

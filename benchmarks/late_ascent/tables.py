@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.late_ascent.arms import BASE
 from benchmarks.late_ascent.curvature_summary import PLACES
-from benchmarks.late_ascent.plan import SETUPS
 from benchmarks.late_ascent.records import FOLDER, Unit
 from benchmarks.markdown import markdown_table
 from benchmarks.seed_scores import SCORES, stored_difference
@@ -37,8 +36,8 @@ def comparison() -> PairedComparison:
 
 
 def _panel(name: str, table: Mapping[str, Any]) -> PairedPanel:
-    setup, _, method = name.partition(" ")
-    runs = [Unit(setup, method, seed).records() for seed in range(SETUPS[setup].seeds)]
+    key = (table["setup"], table["method"])
+    runs = [Unit(*key, seed, table["stage"]).records() for seed in range(table["seeds"])]
     chosen = table["chosen"]
     shown = {"chosen SGD": chosen["sgd"], "chosen SAM": chosen["sam"]}
     if table["minus base"] is not None:
@@ -54,7 +53,7 @@ def _panel(name: str, table: Mapping[str, Any]) -> PairedPanel:
         )
         for label, arm in shown.items()
     ]
-    return PairedPanel(f"{setup}, {method}, {len(runs)} seeds", arms, [])
+    return PairedPanel(f"{name.replace(' ', ', ', 1)}, {len(runs)} seeds", arms, [])
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:

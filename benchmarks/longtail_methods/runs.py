@@ -51,7 +51,7 @@ class Unit:
         self.runs.train(
             arms_of(self.group),
             lambda arm: _train_arm(self, arm, folder),
-            lambda name: (_run_folder(folder, name) / "result.json").is_file(),
+            lambda arm: (_run_folder(folder, arm.name) / "result.json").is_file(),
         )
 
 
