@@ -176,6 +176,11 @@ def _check(
             f"recurrence has {recurrence.probes} probes and {recurrence.steps} steps, which does not match "
             f"{probes} probes at step {step}"
         )
+    if backend_of(rows.device) == "native" and recurrence.alpha.dtype != torch.float64:
+        raise ValueError(
+            f"kernels write the recurrence in float64, got {recurrence.alpha.dtype}; omit dtype= of "
+            "Recurrence.start()"
+        )
     for name, tensor in (("vector", vector), ("successor", successor)):
         if tensor is None:
             continue

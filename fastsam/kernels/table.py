@@ -18,7 +18,13 @@ _EMPTY = 16
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether ``tensor`` fills a contiguous range of memory without overlap, in any stride order."""
+    """Return whether kernels may read and write the memory of ``tensor`` as one range.
+
+    It must fill a contiguous range without overlap, in any stride order, and the numbers in memory must be
+    its values: those of a view with torch's negative bit have the other sign.
+    """
+    if tensor.is_neg():
+        return False
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -91,8 +97,8 @@ class TensorTable:
                 )
             if not is_dense(weight):
                 raise ValueError(
-                    f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps "
-                    "or overlaps; pass a contiguous copy"
+                    f"a weight of shape {tuple(weight.shape)} and strides {weight.stride()} has gaps, "
+                    "overlaps or a negative bit; pass a contiguous copy"
                 )
             if weight.numel() and weight.data_ptr() == 0 and self.device.type != "meta":
                 raise ValueError(
@@ -150,7 +156,8 @@ class TensorTable:
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Set the gradients of this pass; None for a weight without a gradient.
 
-        A gradient whose strides differ from its weight's is copied into the weight's layout.
+        A gradient whose strides differ from its weight's is copied into the weight's layout, and one whose
+        memory does not hold its values: with torch's negative bit, or a zero tensor without memory.
 
         Raises:
             ValueError: a gradient is sparse, or has another device, dtype or shape than its weight. The
@@ -192,8 +199,12 @@ class TensorTable:
                 or gradient.shape != weight.shape
             ):
                 raise ValueError(_describe_misfit(weight, gradient))
-            if not (
-                gradient.is_contiguous() if contiguous else gradient.stride() == weight.stride()
+            if (
+                not (
+                    gradient.is_contiguous() if contiguous else gradient.stride() == weight.stride()
+                )
+                or gradient.is_neg()
+                or gradient._is_zerotensor()
             ):
                 gradient = torch.empty_like(
                     weight, memory_format=torch.preserve_format, requires_grad=False

@@ -158,6 +158,7 @@ def _eager_step(
     buffers: AbstractContextManager[object] = (
         kept_if_skipped(optimizer, model.buffers()) if isinstance(optimizer, SAM) else nullcontext()
     )
+    optimizer.zero_grad()  # gradients that a failed step has left
     try:
         with buffers:
             for half in halves:
@@ -180,6 +181,8 @@ def _eager_step(
     except BaseException:
         if isinstance(optimizer, SAM):
             optimizer.restore()
+        if losses and scaler.is_enabled():
+            scaler.update(scaler.get_scale())  # forgets the half that was stepped, keeps the scale
         raise
     scaler.update()
     return losses[0]

@@ -245,7 +245,7 @@ class SAM(BetweenHalves):
             return loss
         passes = self._passes(self._descend)
         if self.closure == "both_passes":
-            return self._closure_passes.run(passes, closure, self._parameters())[0]
+            return self._closure_passes.run(passes, closure, self._all_parameters())[0]
         self._require_a_first_pass()
         next(passes)  # the caller has made the first pass
         losses = run_passes(passes, lambda _: _with_gradients(closure))
@@ -338,7 +338,7 @@ class SAM(BetweenHalves):
 
     def _check_ranks(self) -> None:
         if self.process_group is not None:
-            sharding.refuse_local_ascent(self._parameters())
+            sharding.refuse_local_ascent(self._all_parameters())
         self.policy.agree(self.process_group)
 
     def _require_a_gradient(self) -> None:

@@ -310,8 +310,12 @@ class RhoScheduler:
 
     def _apply(self, epoch: int) -> None:
         rhos = self._rhos(epoch)
+        written: set[int] = set()
         for group, rho in zip(self.optimizer.param_groups, rhos, strict=True):
             if isinstance(group["rho"], Tensor):
+                if id(group["rho"]) in written:  # groups made from one tensor share it
+                    group["rho"] = group["rho"].clone()
+                written.add(id(group["rho"]))
                 group["rho"].fill_(rho)
             else:
                 group["rho"] = rho

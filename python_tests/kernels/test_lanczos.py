@@ -220,3 +220,12 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], mes
             eps=1e-7,
         )
     assert torch.equal(vector, before)
+
+
+def test_kernels_refuse_a_recurrence_in_float32(draw: Draw) -> None:
+    if not is_native():
+        pytest.skip("PyTorch operations may use float32")
+    basis = orthonormal_rows(draw, 1, 1, 50, torch.float32)
+    recurrence = Recurrence.start(1, 1, dtype=torch.float32)
+    with pytest.raises(ValueError, match="float64"):
+        orthogonalize(basis, draw(1, 50), None, recurrence, step=0, eps=1e-7)

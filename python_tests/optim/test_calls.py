@@ -696,15 +696,32 @@ def test_native_mode_refuses_a_device_without_kernels(monkeypatch):
 
 def test_parameters_that_share_memory_are_refused():
     flat = torch.zeros(6)
+    one, other, part = map(nn.Parameter, (flat, flat.view(2, 3), flat[2:]))
     for shared in (
-        [nn.Parameter(flat), nn.Parameter(flat.view(2, 3))],
+        [one, other],
+        [one, part],
+        [part, one],
+        [{"params": [other], "perturb": False}, {"params": [one]}],
         [nn.Parameter(torch.zeros(1).expand(4))],
     ):
-        for p in shared:
-            p.grad = torch.ones_like(p)
+        optimizer = SAM(shared, torch.optim.SGD, lr=0.1)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
         with pytest.raises(ValueError, match="shares memory"):
-            SAM(shared, torch.optim.SGD, lr=0.1).first_step()
+            optimizer.first_step()
     assert not bool(flat.any())
+
+
+def test_parameters_of_one_buffer_need_not_share_memory():
+    flat = torch.arange(6.0)
+    parameters = [nn.Parameter(view) for view in (flat[0:4:2], flat[1:4:2], flat[4:])]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer = SAM(parameters, torch.optim.SGD, lr=0.5)
+    optimizer.first_step()
+    optimizer.second_step()
+    assert flat.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5, 4.5]
 
 
 def two_buckets(seed: int) -> tuple[Problem, list[nn.Parameter], SAM]:

@@ -132,6 +132,36 @@ def test_the_weights_are_restored_if_a_pass_raises(seed):
     assert_same_bits([p.detach() for p in model.parameters()], before)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("failing_pass", [0, 1])
+def test_a_step_after_one_that_raised_is_like_any_other(failing_pass, scaled, seed):
+    batch, results = next(batches(1, seed)), []
+    for fails in (True, False):
+        model = network(seed)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1)
+        scaler = GradScaler("cpu", init_scale=64.0) if scaled else None
+        passes = iter(range(10))
+
+        def failing(gradient, fails=fails, passes=passes):
+            if next(passes) == failing_pass and fails:
+                raise MemoryError
+            return gradient
+
+        # The gradients of the last layer exist when the one of the first layer raises.
+        model[0].weight.register_hook(failing)
+        step = capture_step(model, nn.functional.cross_entropy, optimizer, batch, scaler=scaler)
+        if fails:
+            with pytest.raises(MemoryError):
+                step(batch)
+            for layer in model:
+                if isinstance(layer, nn.BatchNorm1d):
+                    layer.reset_running_stats()
+        step(batch)
+        results.append([p.detach() for p in model.parameters()])
+        assert scaler is None or scaler.get_scale() == 64.0
+    assert_same_bits(*results)
+
+
 @pytest.mark.parametrize("used", [0, 2])
 def test_a_rehearsal_restores_everything(device, base, used, seed):
     """Weights, buffers, state, scale, counters, tensor settings and random numbers."""

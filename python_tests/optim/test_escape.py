@@ -599,3 +599,39 @@ def test_every_argument_of_a_variant_is_declared(kind: type) -> None:
     of_sam = {"optimizer", "rho", "start", "stop", "first_attempt", "process_group"}
     arguments = inspect.signature(kind).parameters.keys() - of_sam
     assert arguments == kind.declared.keys()
+
+
+def test_looksam_weighs_the_direction_by_the_alpha_of_the_group() -> None:
+    """With the same gradients, only the reused direction differs, in proportion to alpha."""
+
+    def weights(alphas: tuple[float, float]) -> list[Tensor]:
+        parameters = [nn.Parameter(torch.tensor([1.0, 2.0])) for _ in alphas]
+        groups = [
+            {"params": [parameter], "look_alpha": alpha}
+            for parameter, alpha in zip(parameters, alphas, strict=True)
+        ]
+        optimizer = LookSAM(SGD(groups, lr=0.1), rho=0.1, every=2)
+        for _ in range(2):
+            for _ in optimizer.passes():
+                optimizer.zero_grad()
+                sum(parameter.pow(4).sum() for parameter in parameters).backward()
+        return [parameter.detach() for parameter in parameters]
+
+    (a0, b0), (a1, b1), (a2, b2) = (weights((0.3, alpha)) for alpha in (0.0, 1.0, 2.0))
+    assert torch.equal(a0, a1)
+    assert torch.equal(a0, a2)
+    assert not torch.equal(b0, b1)
+    assert torch.allclose(b2 - b0, 2 * (b1 - b0), rtol=1e-3)
+
+
+def test_looksam_refuses_a_mixture_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSAM_KERNELS", "torch")
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))]
+    optimizer = LookSAM(SGD(parameters, lr=0.1))
+    steps = optimizer.passes()
+    next(steps)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(ValueError, match="one device"):
+        next(steps)
+    assert torch.equal(parameters[0], torch.ones(2))

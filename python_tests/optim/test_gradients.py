@@ -438,3 +438,46 @@ def test_accumulation_over_micro_batches_in_both_passes(seed):
 
 def test_accumulation_equals_the_plain_pattern_for_all_wrappers():
     assert everywhere(0, 0, 0) is True
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_gradients_whose_memory_does_not_hold_their_values(adaptive):
+    """Autograd makes gradients with a negative bit for the imaginary part of a conjugate."""
+    gradients = [torch.tensor([1.0, -2.0]), torch.tensor(3.0), torch.zeros(2)]
+    odd = [torch._neg_view(-gradients[0]), torch._neg_view(-gradients[1])]
+    results = []
+    for given in (gradients, [*odd, torch._efficientzerotensor(2)]):
+        parameters = [nn.Parameter(torch.ones_like(gradient)) for gradient in gradients]
+        optimizer = SAM(parameters, torch.optim.SGD, rho=0.3, lr=0.1, adaptive=adaptive)
+        for finish in (optimizer.first_step, optimizer.second_step):
+            for parameter, gradient in zip(parameters, given, strict=True):
+                parameter.grad = gradient
+            finish()
+            results.append([p.detach().clone() for p in parameters])
+    assert_same_bits(results[0], results[2])
+    assert_same_bits(results[1], results[3])
+
+
+def test_a_weight_with_a_negative_bit():
+    weight = nn.Parameter(torch._neg_view(torch.tensor([-1.0, 2.0])))
+    optimizer = SAM([weight], torch.optim.SGD, rho=0.5, lr=0.25)
+    for finish, expected in (
+        (optimizer.first_step, [1.5, -2.0]),
+        (optimizer.second_step, [0.75, -2]),
+    ):
+        weight.grad = torch.tensor([1.0, 0.0])
+        finish()
+        assert weight.tolist() == expected
+
+
+def test_the_conjugate_of_complex_numbers_trains():
+    a, b = (nn.Parameter(torch.tensor(1.0)) for _ in range(2))
+    optimizer = SAM([a, b], torch.optim.SGD, rho=0.01, lr=0.01)
+    for _ in range(30):
+        for finish in (optimizer.first_step, optimizer.second_step):
+            loss = (torch.complex(a, b).conj() * (2 + 3j) - (1 - 4j)).abs().square()
+            loss.backward()
+            finish(zero_grad=True)
+    solution = ((1 - 4j) / (2 + 3j)).conjugate()
+    assert a.item() == pytest.approx(solution.real, abs=0.01)
+    assert b.item() == pytest.approx(solution.imag, abs=0.01)

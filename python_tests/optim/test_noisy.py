@@ -128,3 +128,32 @@ def test_deviations_may_have_any_strides() -> None:
     add_normal([tensor], [deviations], seed=1, position=0)
     assert torch.equal(tensor, expected)
     assert not tensor[1].any()
+
+
+def test_entropy_sgd_moves_a_layer_that_the_last_pass_left_out() -> None:
+    always, sometimes, never = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = EntropySGD(
+        SGD([always, sometimes, never], lr=1.0), steps=3, inner_lr=0.5, gamma=0.0, noise=0.0
+    )
+    for turn, _ in enumerate(optimizer.passes()):
+        optimizer.zero_grad()
+        (always.sum() + (sometimes.sum() if turn < 2 else 0.0)).backward()
+    # x' = 0.5, 0, -0.5, and for the other 0.5, 0, 0; mu = 0.75 mu + 0.25 x'.
+    assert torch.allclose(always, torch.tensor(0.75 * (0.75 * 0.875) + 0.25 * -0.5))
+    assert torch.allclose(sometimes, torch.tensor(0.75 * (0.75 * 0.875)))
+    assert torch.equal(never, torch.ones(2))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_views_with_gaps_train(name: str) -> None:
+    results = []
+    for weight in (torch.ones(5), torch.ones(10)[::2]):
+        parameter = nn.Parameter(weight)
+        optimizer = BUILDERS[name](SGD([parameter], lr=0.1))
+        for _ in range(2):
+            for _ in optimizer.passes():
+                optimizer.zero_grad()
+                parameter.square().sum().backward()
+        results.append(parameter.detach().clone())
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], torch.ones(5))

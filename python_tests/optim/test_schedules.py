@@ -164,6 +164,15 @@ def test_one_schedule_per_group() -> None:
     assert scheduler.get_last_rho() == [0.5, 0.2]
 
 
+def test_groups_made_from_one_tensor_get_their_own_rho() -> None:
+    optimizer = build(groups=2, rho=torch.tensor(0.05))
+    scheduler = RhoScheduler(optimizer, [constant(0.1), StepSchedule((1,), (0.7, 0.8))])
+    for expected in ([0.1, 0.7], [0.1, 0.8]):
+        rhos = [float(group["rho"]) for group in optimizer.param_groups]
+        assert rhos == pytest.approx(expected) == scheduler.get_last_rho()
+        scheduler.step()
+
+
 def test_looksam_has_a_rho_too() -> None:
     optimizer = LookSAM(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
     RhoScheduler(optimizer, constant(0.3))

@@ -453,6 +453,55 @@ def test_distributed_checkpoint_saves_and_loads(momentum, adam, seed):
     assert_same_bits(run(other, fresh, 3), run(model, optimizer, 3))
 
 
+@pytest.mark.parametrize(
+    "variant", [lambda base: LookSAM(base, every=2), lambda base: PGD(base, sigma=0.1)]
+)
+def test_distributed_checkpoint_of_variants(variant, seed):
+    torch.manual_seed(seed)
+
+    def build() -> tuple[nn.Module, Any]:
+        model = nn.Linear(4, 2)
+        return model, variant(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+
+    def run(model: nn.Module, optimizer: Any, steps: int) -> list[torch.Tensor]:
+        for _ in range(steps):
+            for _ in optimizer.passes():
+                optimizer.zero_grad()
+                model(torch.arange(12.0).reshape(3, 4).sin()).square().mean().backward()
+        return [p.detach().clone() for p in model.parameters()]
+
+    model, optimizer = build()
+    assert dcp.get_optimizer_state_dict(*build())  # of a fresh optimizer
+    run(model, optimizer, 4)  # the next step of LookSAM finds a new direction
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(model, optimizer))
+    other, fresh = build()
+    other.load_state_dict(model.state_dict())
+    dcp.set_optimizer_state_dict(other, fresh, saved)
+    assert_same_bits(run(other, fresh, 3), run(model, optimizer, 3))
+    with pytest.raises(TypeError, match="needs a closure"):
+        build()[1].step()
+
+
+@pytest.mark.parametrize("later", ["save", "copy", "new group"])
+def test_a_momentum_loaded_into_the_base_after_prepare_is_kept(later, seed):
+    p = nn.Parameter(torch.ones(3))
+    plain = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    p.grad = torch.full((3,), 2.0)
+    plain.step()
+    optimizer = SAM([nn.Parameter(torch.ones(3))], torch.optim.SGD, lr=0.1, momentum=0.9)
+    optimizer.prepare()
+    optimizer.base_optimizer.load_state_dict(plain.state_dict())
+    if later == "save":
+        kept = optimizer.state_dict()["state"][0]
+    elif later == "copy":
+        (kept,) = copy.deepcopy(optimizer).state.values()
+    else:
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        optimizer.prepare()
+        (kept, _) = optimizer.state.values()
+    assert kept["momentum_buffer"].tolist() == [2.0, 2.0, 2.0]
+
+
 def test_a_learning_rate_of_zero_does_not_excuse_a_missing_first_step(seed):
     """Warm-up often starts at 0: only a step that would merely create state passes."""
     problem = Problem([(4,)], seed=seed)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from fastsam.kernels.table import is_dense
 
 _ALIGNMENT = 64  # bytes: a cache line, which the CPU kernels write at once; CUDA's need 16
 
@@ -13,22 +16,32 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
-    """Raise ValueError if weights share memory: a weight that is perturbed twice cannot be restored."""
-    seen: set[int] = set()
+    """Raise ValueError if weights share memory: a weight that is perturbed twice cannot be restored.
+
+    Views with gaps may interleave without sharing, so of these only the first addresses are compared.
+    """
+    ranges: list[tuple[int, int, Tensor]] = []
     for weight in weights:
         if weight.numel() == 0 or weight.is_meta:
             continue
-        repeats = any(
+        if any(
             stride == 0 and size > 1
             for stride, size in zip(weight.stride(), weight.shape, strict=True)
-        )
-        if repeats or weight.data_ptr() in seen:
-            raise ValueError(
-                f"a parameter of shape {tuple(weight.shape)} shares memory with "
-                f"{'itself' if repeats else 'another parameter'}: SAM could not restore it after the ascent. "
-                "Tie modules by assigning the same Parameter object to both."
-            )
-        seen.add(weight.data_ptr())
+        ):
+            raise _shares(weight, "itself")
+        start, elements = weight.data_ptr(), weight.numel() if is_dense(weight) else 1
+        ranges.append((start, start + elements * weight.element_size(), weight))
+    ranges.sort(key=lambda each: each[:2])
+    for (_, end, _), (start, _, weight) in pairwise(ranges):
+        if start < end:
+            raise _shares(weight, "another parameter")
+
+
+def _shares(weight: Tensor, other: str) -> ValueError:
+    return ValueError(
+        f"a parameter of shape {tuple(weight.shape)} shares memory with {other}: SAM could not restore it "
+        "after the ascent. Tie modules by assigning the same Parameter object to both."
+    )
 
 
 def backup_memory(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

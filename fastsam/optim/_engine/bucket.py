@@ -14,7 +14,7 @@ from fastsam.distributed import is_sharded, local_part
 from fastsam.kernels import sam as kernels
 from fastsam.kernels.table import TensorTable, is_dense
 from fastsam.optim._engine import sharding
-from fastsam.optim._engine.backup import backup_memory, exchange_bits, refuse_shared_memory
+from fastsam.optim._engine.backup import backup_memory, exchange_bits
 from fastsam.optim._engine.fused import FusedRule, new_state
 
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
@@ -75,7 +75,6 @@ class Bucket:
         self._sharded = any(map(is_sharded, self.parameters))
         self._gathering = sharding.gathering_modules(self.parameters) if self._sharded else []
         weights = [local_part(parameter) for parameter in self.parameters]
-        refuse_shared_memory(weights)
         self.device = weights[0].device
         self.dtype = weights[0].dtype
         # Kernels treat memory as flat, so a weight with gaps in its memory is processed in a dense copy.
@@ -259,11 +258,7 @@ class Bucket:
             if gradient is None or (old.names == wanted == ()):
                 continue
             entry = state[parameter]
-            if (
-                old.names == wanted
-                and old.are_in(entry)
-                and old.addresses == self._addresses_of(old.tensors)
-            ):
+            if old.names == wanted and self._still_holds(old, entry):
                 continue
             if bound is None:
                 bound = list(self._bound)
@@ -360,8 +355,13 @@ class Bucket:
         else:
             self.table.set_steps(self._counter_views if self._counts_steps else None)
 
-    def unstarted(self) -> list[tuple[Tensor, tuple[str, ...]]]:
-        """Return the parameters that have not been updated yet, with the names of their state tensors."""
+    def unstarted(
+        self, state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """Return the parameters that have not been updated yet, with the names of their state tensors.
+
+        State that was replaced since, for instance by a checkpoint, has been updated.
+        """
         if not self._counts_steps:
             return []
         return [
@@ -369,8 +369,16 @@ class Bucket:
             for parameter, bound, count in zip(
                 self.parameters, self._bound, self._counters.tolist(), strict=True
             )
-            if bound.names and count == 0
+            if bound.names and count == 0 and self._still_holds(bound, state.get(parameter))
         ]
+
+    def _still_holds(self, bound: _Bound, entry: Mapping[str, Any] | None) -> bool:
+        """Return whether ``entry`` has the bound tensors, in the same memory."""
+        return (
+            entry is not None
+            and bound.are_in(entry)
+            and bound.addresses == self._addresses_of(bound.tensors)
+        )
 
     def _set_backups_for_update(self) -> None:
         if any(self.perturbed):

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastsam.distributed import local_part
-from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
@@ -172,7 +170,7 @@ class KernelOptimizer(OuterOptimizer):
         unstarted = self.native_step.unstarted()
         return {
             index: unstarted[id(p)]
-            for index, p in enumerate(self._parameters())
+            for index, p in enumerate(self._all_parameters())
             if id(p) in unstarted
         }
 
@@ -226,28 +224,12 @@ class KernelOptimizer(OuterOptimizer):
         handle = state["process_group"]
         super().__setstate__({**state, "process_group": handle.group if handle else None})
         self._begin()
-        parameters = self._parameters()
+        parameters = self._all_parameters()
         for index, names in unstarted.items():
             self.state[parameters[index]].update(dict.fromkeys(names))
 
-    def _is_blank(self) -> bool:
-        """Return whether a step would only create state.
-
-        torch.distributed.checkpoint initializes an optimizer by one step with zero gradients and lr=0.
-        """
-        if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
-            return False
-        gradients = [p.grad for p in self._parameters()]
-        present = [local_part(gradient) for gradient in gradients if gradient is not None]
-        found = max((1 + bool(gradient.any()) for gradient in present), default=0)
-        # One rank's shards may be empty or 0 where those of others are not.
-        return sharding.largest(found, self._parameters()) == 1
-
     def _has_no_gradient(self) -> bool:
         return all(p.grad is None for group in self.param_groups for p in group["params"])
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _refuse_midway(self, what: str) -> None:
         if self.native_step.climbed:
@@ -263,11 +245,6 @@ def _attempted_steps(state_dict: Mapping[str, Any], otherwise: int) -> int:
     count = next((each[COUNTER] for each in counts if COUNTER in each), otherwise)
     check_number(COUNTER, count, whole=True)
     return int(count)
-
-
-def _is_zero(lr: float | Tensor) -> bool:
-    """Return whether a learning rate is 0; False for a device tensor, which the host would wait for."""
-    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
 
 
 class _Handle:

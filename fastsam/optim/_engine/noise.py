@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels.noise import add_noise
-from fastsam.kernels.table import TensorTable, has_slices_in_order
+from fastsam.kernels.table import TensorTable, has_slices_in_order, is_dense
 from fastsam.upload import upload
 
 
@@ -32,7 +32,9 @@ def add_normal(
     """
     members: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     in_order = [
-        tensor if has_slices_in_order(tensor, len(deviation)) else tensor.contiguous()
+        tensor
+        if is_dense(tensor) and has_slices_in_order(tensor, len(deviation))
+        else tensor.resolve_neg().contiguous()
         for tensor, deviation in zip(tensors, deviations, strict=True)
     ]
     for index, tensor in enumerate(tensors):

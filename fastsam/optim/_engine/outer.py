@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.distributed import local_part
 from fastsam.kernels.backends import Backend, backend_of
-from fastsam.optim._engine import state_dicts
+from fastsam.optim._engine import sharding, state_dicts
 
 Groups = list[dict[str, Any]]
 
@@ -183,6 +184,22 @@ class OuterOptimizer(Optimizer):
         self.base_optimizer.load_state_dict(state_dict)
         self.options.complete(self.base_optimizer.param_groups)
 
+    def _all_parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _is_blank(self) -> bool:
+        """Return whether a step would only create state.
+
+        torch.distributed.checkpoint initializes an optimizer by one step with zero gradients and lr=0.
+        """
+        if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
+            return False
+        parameters = self._all_parameters()
+        present = [local_part(p.grad) for p in parameters if p.grad is not None]
+        found = max((1 + bool(gradient.any()) for gradient in present), default=0)
+        # One rank's shards may be empty or 0 where those of others are not.
+        return sharding.largest(found, parameters) == 1
+
     def __getstate__(self) -> dict[str, Any]:
         self.options.complete(self.base_optimizer.param_groups)
         # Copies do not inherit hooks, as in torch.optim, nor the step() that a scheduler has set on this
@@ -192,3 +209,8 @@ class OuterOptimizer(Optimizer):
             for name, value in vars(self).items()
             if not name.startswith("_") and name != "step"
         }
+
+
+def _is_zero(lr: float | Tensor) -> bool:
+    """Return whether a learning rate is 0; False for a device tensor, which the host would wait for."""
+    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0

@@ -123,13 +123,16 @@ class WrappedOptimizer(OuterOptimizer, ABC):
 
         Args:
             closure: clears the gradients, runs forward and backward, and returns the loss. It is called
-                once per pass, with gradients enabled.
+                once per pass, with gradients enabled. Only a step that creates the base optimizer's state, as
+                ``torch.distributed.checkpoint`` makes it, needs none.
 
         Raises:
             TypeError: ``closure`` is missing, or did not return a tensor.
             RuntimeError: the closure did not clear existing gradients. After any error, including one that
                 the closure raises, the weights are unchanged.
         """
+        if closure is None and self._is_blank():
+            return self.base_optimizer.step()  # type: ignore[return-value]
         if closure is None:
             raise TypeError(f"{type(self).__name__}.step needs a closure that {CLOSURE_CONTRACT}")
         return self._loss_of(self._answer(self._passes(self._update), closure))

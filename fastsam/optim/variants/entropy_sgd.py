@@ -26,7 +26,8 @@ class EntropySGD(NoisyOptimizer):
     algorithm 1: from x' = mu = x, repeat ``steps`` times ``x' -= inner_lr (g(x') + gamma (x' - x))
     + sqrt(inner_lr) noise N(0, 1)`` and ``mu = alpha mu + (1 - alpha) x'``. Then the base optimizer
     uses ``x - mu`` as the gradient at x. The paper multiplies this gradient by gamma; here that factor is
-    part of the learning rate. ``step`` returns the loss of the first pass, at x.
+    part of the learning rate. ``step`` returns the loss of the first pass, at x. A parameter that has no
+    gradient in any pass is not updated.
 
     Args:
         optimizer: the base optimizer. With a learning rate of 1 and no momentum, x moves to mu.
@@ -83,18 +84,23 @@ class EntropySGD(NoisyOptimizer):
         trained = self._trained()
         center = [parameter.clone() for _, parameter in trained]
         means = [parameter.clone() for _, parameter in trained]
+        moved = [False] * len(trained)
         try:
             for inner in range(self.inner_steps):
                 yield Need(fresh=True)
+                for index, (_, parameter) in enumerate(trained):
+                    moved[index] |= parameter.grad is not None
                 with weights_change():
                     self._langevin_step(trained, center, inner)
                 for (group, parameter), mean in zip(trained, means, strict=True):
                     mean.lerp_(parameter, 1 - group["entropy_alpha"])
         finally:
             restore(trained, center)
-        for (_, parameter), old, mean in zip(trained, center, means, strict=True):
+        for (_, parameter), old, mean, has_moved in zip(trained, center, means, moved, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(old - mean)
+            elif has_moved:  # a layer that the last pass left out
+                parameter.grad = old - mean
         update(self.base_optimizer.step)
 
     def _langevin_step(self, trained: Trained, center: Sequence[Tensor], inner: int) -> None:

@@ -117,6 +117,7 @@ class LookSAM(WrappedOptimizer):
                     "no parameter has a gradient: the closure must run forward and backward, and "
                     "return the loss"
                 )
+            _refuse_mixed(gradients)
             norm = _norm([gradient for _, gradient in gradients])
             if due:
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
@@ -129,11 +130,11 @@ class LookSAM(WrappedOptimizer):
                 found = _flat_directions(ascent, norm, directions)
             else:
                 directions, found = (self._directions() if phase else {}), {}
-                length = self.param_groups[0]["look_alpha"] * norm
-                length = torch.where(length.isfinite(), length, 0.0)
-                for p, gradient in gradients:
-                    if p in directions:
-                        gradient.addcmul_(directions[p], length.to(gradient))
+                length = torch.where(norm.isfinite(), norm, 0.0)
+                for group, p in self._parameters():
+                    if p.grad is not None and p in directions:
+                        scale = group["look_alpha"] * length
+                        p.grad.addcmul_(directions[p], scale.to(p.grad))
             update(partial(self._step_sam, directions, found))
         finally:
             self.sam.restore()
@@ -192,6 +193,20 @@ class LookSAM(WrappedOptimizer):
 
     def _directions(self) -> dict[Tensor, Tensor]:
         return {p: state[_DIRECTION] for p, state in self.state.items() if _DIRECTION in state}
+
+
+def _refuse_mixed(gradients: list[tuple[Tensor, Tensor]]) -> None:
+    """Raise ValueError unless all parameters are on one device, and all are DTensors of one mesh or none is.
+
+    The direction takes inner products over all parameters.
+    """
+    kinds = {(p.device, getattr(p, "device_mesh", None)) for p, _ in gradients}
+    if len(kinds) > 1:
+        described = " and ".join(sorted(f"{device}, mesh {mesh}" for device, mesh in kinds))
+        raise ValueError(
+            "LookSAM requires parameters on one device that are all sharded over one mesh or all whole, got "
+            f"{described}; use SAM, or make the other parameters DTensors of the mesh, too"
+        )
 
 
 def _flat_directions(
