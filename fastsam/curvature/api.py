@@ -24,6 +24,7 @@ from fastsam.curvature.options import (
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.sharding import gather_probes
 from fastsam.curvature.spectrum import Spectrum
+from fastsam.distributed import World
 from fastsam.kernels.backends import backend_of, widened
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def spectral_density(
     chosen = SpectrumOptions(**options)
     with prepared_run(model, loss_fn, data, chosen) as run:
         operator = run.operator
-        spectrum = _run(operator, run.options, operator.identity)
+        world = run.world if chosen.shard == "samples" else World()
+        spectrum = _run(operator, run.options, operator.identity, world)
     if chosen.shard == "probes":
         spectrum = gather_probes(spectrum, run.world)
     return replace(
@@ -167,9 +169,14 @@ def operator_spectrum(operator: Operator, **options: Unpack[LanczosKeywords]) ->
     return _run(operator, LanczosOptions(**options), getattr(operator, "identity", {}))
 
 
-def _run(operator: Operator, options: LanczosOptions, identity: Mapping[str, Any]) -> Spectrum:
+def _run(
+    operator: Operator,
+    options: LanczosOptions,
+    identity: Mapping[str, Any],
+    world: World = World(),  # noqa: B008 (frozen)
+) -> Spectrum:
     began = time.perf_counter()
-    run = lanczos(operator, options, identity=identity)
+    run = lanczos(operator, options, identity=identity, world=world)
     return Spectrum(
         alpha=run.alpha,
         beta=run.beta,

@@ -113,9 +113,8 @@ def eigenpairs(
         raise ValueError(f"which must be one of {', '.join(get_args(Which))}, got {which!r}")
     check_number("tol", tol, below=1)
     check_count("max_products", max_products)
-    if subspace is not None:
-        check_count("subspace", subspace)
-    if subspace is not None and subspace <= k < dimension:
+    size = subspace_size(k, subspace)
+    if size <= k < dimension:
         raise ValueError(f"subspace must be larger than k = {k}, got {subspace}")
     if start is not None and not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor, got {type(start).__name__}")
@@ -127,7 +126,7 @@ def eigenpairs(
         start = start.reshape(-1, dimension).sum(dim=0)
         if not bool(torch.isfinite(start).all()) or not bool(start.any()):
             raise ValueError("start must be finite, and the sum of its vectors must not be zero")
-    capacity = min(dimension, subspace_size(k, subspace))
+    capacity = min(dimension, size)
     bar = ProgressBar(total=None, description="eigenpairs", unit="product", enabled=progress)
     memory = allocated_basis(
         1,
@@ -168,5 +167,13 @@ def eigenpairs(
 
 
 def subspace_size(k: int, subspace: int | None) -> int:
-    """Return the number of vectors in memory for ``k`` pairs: ``subspace``, or the default."""
-    return max(2 * k + 1, 20) if subspace is None else subspace
+    """Return the number of vectors in memory for ``k`` pairs: ``subspace``, or the default.
+
+    Raises:
+        TypeError: ``subspace`` is not an integer.
+        ValueError: ``subspace`` is less than 1.
+    """
+    if subspace is None:
+        return max(2 * k + 1, 20)
+    check_count("subspace", subspace)
+    return subspace

@@ -77,7 +77,7 @@ def find_ends(
     capacity = min(dimension, SUBSPACE)
     memory = torch.empty(capacity + 1, dimension, dtype=operator.dtype, device=operator.device)
     space = Subspace(operator, memory, seed=seed)
-    space.leave(_start(start, dimension, seed))
+    space.leave(_start(start, space.random_direction()))
     goal = Goal(
         count=min(2, dimension),
         which="ends",
@@ -105,15 +105,13 @@ def find_ends(
     )
 
 
-def _start(vectors: Tensor | None, dimension: int, seed: int) -> Tensor:
-    """Return the sum of the vectors and a random vector, or a random vector alone."""
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(dimension, generator=generator, dtype=torch.float64)
-    random /= random.norm()
-    if vectors is None:
-        return random
-    given = widened(vectors).sum(dim=0).cpu().double()
-    return given + RANDOM_PART * float(given.norm()) * random
+def _start(vectors: Tensor | None, direction: Tensor) -> Tensor:
+    """Return the sum of the vectors and a random direction, or the direction alone."""
+    start: Tensor = direction.double() / direction.double().norm()
+    if vectors is not None:
+        given = widened(vectors).sum(dim=0).cpu().double()
+        start = given + RANDOM_PART * float(given.norm()) * start
+    return start
 
 
 def _is_converged(pairs: RitzPairs, tol: float, space: Subspace) -> bool:

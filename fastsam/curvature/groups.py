@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from fastsam.curvature.api import spectral_density
 from fastsam.curvature.data import DATA_MEMORY, read_batches
@@ -47,8 +55,8 @@ def class_spectra(
     Args:
         model: as in :func:`spectral_density`.
         loss_fn: as in :func:`spectral_density`. A class weight cancels in the mean of its class.
-        dataset: a map-style dataset of ``(input, target)`` samples, a ``DataLoader`` over one, or a
-            pair of tensors ``(inputs, targets)``.
+        dataset: a map-style dataset of ``(input, target)`` samples, a pair of tensors ``(inputs,
+            targets)``, or a ``DataLoader`` that reads each sample of such a dataset once.
         classes: classes to compute. Default None: all that occur, in ascending order.
         targets: the class of every sample. Default None: taken from the dataset (``TensorDataset``,
             ``Subset``, an attribute ``targets`` of the right length, else by reading every sample
@@ -61,7 +69,8 @@ def class_spectra(
         The spectra by class.
 
     Raises:
-        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
+        ValueError: a class has no sample, or the loader does not read each sample once; otherwise as
+            in :func:`spectral_density`.
 
     Example:
         >>> inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
@@ -111,7 +120,7 @@ def group_spectra(
         The spectra by name of the group.
 
     Raises:
-        ValueError: a class has no sample; otherwise as in :func:`spectral_density`.
+        ValueError: as in :func:`class_spectra`.
 
     Example:
         >>> data = torch.randn(8, 3), torch.arange(8) % 4
@@ -179,7 +188,8 @@ def layer_spectra(
             if value.requires_grad:
                 selections.setdefault(name.rpartition(".")[0] or name, []).append(name)
     else:
-        selections = {layer: [layer] for layer in layers}
+        names = [layers] if isinstance(layers, str) else layers
+        selections = {layer: [layer] for layer in names}
     rest: dict[str, Any] = {**options}
     folder = rest.pop("checkpoint", None)
     rest.pop("description", None)
@@ -226,7 +236,7 @@ def group_loaders(
         seed: seed of the choice of these samples.
 
     Raises:
-        ValueError: a class has no sample.
+        ValueError: a class has no sample, or the loader does not read each sample once.
     """
     samples = _as_dataset(dataset)
     if collate_fn is None and isinstance(dataset, DataLoader):
@@ -251,16 +261,44 @@ def group_loaders(
 
 
 def _as_dataset(dataset: Any) -> Any:
-    if isinstance(dataset, DataLoader):
-        dataset = dataset.dataset
+    loader = dataset if isinstance(dataset, DataLoader) else None
+    if loader is not None:
+        dataset = loader.dataset
     if isinstance(dataset, (tuple, list)) and all(isinstance(part, Tensor) for part in dataset):
         return TensorDataset(*dataset)
     no_samples = isinstance(dataset, (tuple, list, dict, Tensor))
     if not no_samples and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        if loader is not None:
+            _refuse_partial(loader, len(dataset))
         return dataset
     raise TypeError(
         "spectra of classes require samples that can be indexed: expected a map-style dataset of (input, "
         f"target), a DataLoader over one, or a pair of tensors, got {type(dataset).__name__}"
+    )
+
+
+def _refuse_partial(loader: DataLoader[Any], samples: int) -> None:
+    """Refuse a loader that may not read every sample of its dataset once.
+
+    The samples of a class are chosen from the dataset, so a sampler would have no effect.
+    """
+    batches: Any = loader.batch_sampler
+    custom = batches is not None and type(batches) is not BatchSampler
+    sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    ordered = type(sampler) is SequentialSampler
+    shuffled = type(sampler) is RandomSampler and not sampler.replacement
+    if custom:
+        problem = f"a {type(batches).__name__} as batch_sampler"
+    elif not (ordered or shuffled) or len(sampler) != samples:
+        problem = f"a {type(sampler).__name__} as sampler"
+    elif batches is not None and batches.drop_last and samples % batches.batch_size:
+        problem = f"drop_last=True, which leaves {samples % batches.batch_size} samples out"
+    else:
+        return
+    raise ValueError(
+        f"spectra of classes require a DataLoader that reads each of its {samples} samples once, got "
+        f"one with {problem}; pass the dataset, or torch.utils.data.Subset(dataset, indices) for some "
+        "of its samples"
     )
 
 

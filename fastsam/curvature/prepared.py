@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,8 +52,8 @@ def prepared_run(
 ) -> Iterator[PreparedRun]:
     """Prepare a run, and isolate the context.
 
-    If the checkpoint folder contains a run, its strategy, passes and number of threads are reused,
-    because they determine the bits.
+    If the checkpoint folder contains a run, its strategy, passes and number of threads are reused
+    where the options allow it, because they determine the bits.
 
     Raises:
         TypeError, ValueError: as in :func:`fastsam.spectral_density`.
@@ -79,11 +79,10 @@ def prepared_run(
             verify=options.verify_data,
             memory_limit=options.data_memory,
         )
-        if earlier is not None and options.strategy == "auto" and "strategy" in earlier:
-            options = replace(
-                options, strategy=earlier["strategy"], micro_batch=earlier["micro_batch"]
-            )
-            kept = earlier.get("kept")
+        plan = _stored_plan(earlier, options)
+        if plan is not None:
+            options = replace(options, strategy=plan["strategy"], micro_batch=plan["micro_batch"])
+            kept = plan["kept"]
         make_operator = partial(
             ModelOperator,
             model,
@@ -107,6 +106,12 @@ def prepared_run(
             reserved=options.basis_bytes(operator) if options.basis == "device" else 0,
             measurements=options.measurements,
         )
+        if plan is not None and operator.micro_batch != options.micro_batch:
+            raise ValueError(
+                f"{options.checkpoint} contains a run with micro_batch={options.micro_batch}, but the "
+                f"memory now requires micro_batch={operator.micro_batch}; free memory, raise "
+                "memory_limit, or choose another folder"
+            )
         size, seconds = operator.predicted_bytes, operator.predicted_seconds
         if size is not None and seconds is not None:
             forecast = f"{readable(size)}, about {seconds:.0f} s"
@@ -130,6 +135,20 @@ def prepared_run(
                     "dtype=torch.float64, or --dtype float64 on the command line"
                 ) from None
             raise
+
+
+def _stored_plan(
+    identity: Mapping[str, Any] | None, options: SpectrumOptions
+) -> Mapping[str, Any] | None:
+    """Return the strategy and passes of a stored run; None if there are none that the options allow.
+
+    The size of the passes depends on the free memory, also for a strategy that the user chose.
+    """
+    if identity is None or "strategy" not in identity:
+        return None
+    size, most = identity["micro_batch"], options.micro_batch
+    fits = most is None or (size is not None and size <= most)
+    return identity if fits and options.strategy in ("auto", identity["strategy"]) else None
 
 
 def _own_folder(folder: Path, shard: str | None, world: World) -> Path:

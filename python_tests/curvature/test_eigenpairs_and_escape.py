@@ -252,3 +252,24 @@ def test_groups_of_classes():
         assert spectra[name].lambda_max == pytest.approx(whole.lambda_max, rel=1e-8)
     with pytest.raises(ValueError, match="class 9 has no sample"):
         group_spectra(model, F.cross_entropy, (inputs, targets), {"rest": [3, 9]})
+
+
+def test_one_layer_may_be_given_as_text():
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)]).double()
+    batch = torch.randn(5, 2).double(), torch.randn(5, 2).double()
+    (found,) = layer_spectra(model, nn.MSELoss(), batch, layers="10", steps=2).items()
+    expected = spectral_density(model, nn.MSELoss(), batch, params="10", steps=2)
+    assert found[0] == "10"
+    assert np.array_equal(found[1].alpha, expected.alpha)
+
+
+@pytest.mark.parametrize(
+    ("subspace", "error", "message"),
+    [
+        ("a", TypeError, "subspace must be an integer"),
+        (-5, ValueError, "subspace must be at least 1"),
+    ],
+)
+def test_the_subspace_of_negative_curvature_is_checked(subspace, error, message):
+    with pytest.raises(error, match=message):
+        negative_curvature(mlp(), F.cross_entropy, classification(9, 3, 4), subspace=subspace)

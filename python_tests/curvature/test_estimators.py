@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,12 +18,14 @@ from fastsam.curvature import (
     CallableOperator,
     Estimate,
     Operator,
+    diagonal,
     frobenius_norm,
     log_determinant,
     operator_spectrum,
     trace,
     trace_of,
 )
+from fastsam.curvature.estimators import sketch
 from fastsam.curvature.lanczos.quadrature import Quadrature
 from fastsam.curvature.student import student_quantile
 from python_tests.curvature.oracles import classification, explicit_hessian, mlp
@@ -266,10 +269,29 @@ def test_log_determinant_refuses_what_is_not_positive_definite(n):
         trace_of(diagonal_operator(np.linspace(-1, 1, n)), np.log)
 
 
-def test_lowest_must_be_a_lower_bound():
-    operator = diagonal_operator(np.linspace(-1, 1, 400))
-    with pytest.raises(ValueError, match="lowest must be at most the smallest eigenvalue, got 0"):
-        trace_of(operator, np.exp, lowest=0.0, alternating=True)
+@pytest.mark.parametrize("n", [20, 400])
+def test_lowest_must_be_a_lower_bound(n):
+    """Also where so many products are allowed that all eigenvalues are exact."""
+    operator = diagonal_operator(np.linspace(-1, 1, n))
+    message = "lowest must be at most the smallest eigenvalue, got 0"
+    for alternating in (True, False):
+        with pytest.raises(ValueError, match=message):
+            trace_of(operator, np.exp, lowest=0.0, alternating=alternating)
+    with pytest.raises(ValueError, match=message):
+        log_determinant(operator, shift=5.0, lowest=0.0)
+    expected = float(np.log(np.linspace(-1, 1, n) + 5).sum())
+    assert log_determinant(operator, shift=5.0, lowest=-1.0).value == pytest.approx(
+        expected, rel=0.1
+    )
+
+
+def test_a_sketch_that_does_not_fit_names_options_that_exist(monkeypatch):
+    monkeypatch.setattr(sketch, "plan_bytes", lambda device, limit: 10)
+    for estimate in (*SAMPLED, diagonal):
+        with pytest.raises(ValueError, match="pass fewer products") as caught:
+            estimate(diagonal_operator(np.ones(N)))
+        has_method = "method" in inspect.signature(estimate).parameters
+        assert ("method='hutchinson'" in str(caught.value)) == has_method
 
 
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

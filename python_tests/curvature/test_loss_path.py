@@ -198,3 +198,29 @@ def test_hostile_arguments():
     broken = call(second=state | {"0.bias": torch.full((5,), torch.nan)}, points=3)
     assert np.isnan(broken.losses[1:]).all()
     assert np.isnan(broken.barrier)
+
+
+def accuracy(outputs, targets):
+    return (outputs.argmax(dim=1) == targets).double().mean()
+
+
+def error_rate(outputs, targets):
+    return 1 - accuracy(outputs, targets)
+
+
+def test_a_file_with_another_metric_is_refused(tmp_path):
+    first, second = mlp((3, 5, 4)), mlp((3, 5, 4))
+    batch = classification(21, 3, 4)
+    states = first.state_dict(), second.state_dict()
+    file = tmp_path / "path.json"
+    options = {"points": 3, "path": file, "progress": False}
+    found = loss_path(first, F.cross_entropy, batch, *states, metric=accuracy, **options)
+    assert found.metrics[0] == pytest.approx(float(accuracy(first(batch[0]), batch[1])))
+    before = file.read_bytes()
+    for metric in (error_rate, None):
+        with pytest.raises(ValueError, match="other points"):
+            loss_path(first, F.cross_entropy, batch, *states, metric=metric, **options)
+    assert file.read_bytes() == before
+    found.save(file)  # a saved path can be continued, too
+    again = loss_path(first, F.cross_entropy, batch, *states, metric=accuracy, **options)
+    assert np.array_equal(again.metrics, found.metrics)

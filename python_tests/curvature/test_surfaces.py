@@ -228,6 +228,29 @@ def test_an_interrupted_surface_continues(tmp_path):
     )
 
 
+def error_rate(outputs, targets):
+    return (outputs.argmax(dim=1) != targets).double().mean()
+
+
+def test_a_file_with_another_metric_is_refused(tmp_path):
+    model, batch = mlp((3, 5, 4)), classification(21, 3, 4)
+    direction = random_directions(model, 1)
+    path = tmp_path / "surface.json"
+    options = {"points": 3, "path": path, "progress": False}
+    found = loss_surface(model, F.cross_entropy, batch, direction, metric=accuracy, **options)
+    expected = float(accuracy(model(batch[0]), batch[1]))
+    assert found.metric == found.metrics[1] == pytest.approx(expected)
+    before = path.read_bytes()
+    for metric in (error_rate, None):
+        with pytest.raises(ValueError, match="other points"):
+            loss_surface(model, F.cross_entropy, batch, direction, metric=metric, **options)
+    assert path.read_bytes() == before
+    found.save(path)  # a saved surface can be continued, too
+    again = loss_surface(model, F.cross_entropy, batch, direction, metric=accuracy, **options)
+    assert np.array_equal(again.metrics, found.metrics)
+    assert Surface.load(path).metric == found.metric
+
+
 def test_a_file_of_another_surface_is_refused(tmp_path):
     model, batch = mlp((3, 5, 4)), classification(20, 3, 4)
     directions = random_directions(model)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastsam.cli import main
 from fastsam.curvature import spectral_density
+from fastsam.curvature.lanczos import resume
 from fastsam.curvature.operators.model import ModelOperator
 from fastsam.longtail import Checkpoint
 from fastsam.longtail import landscape as landscapes
@@ -49,7 +50,10 @@ def pin(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
 
 @pytest.fixture
 def at_product(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Return a function that calls another in the product of a given number, and lists the products."""
+    """Return a function that calls another in the product of a given number, and lists the products.
+
+    The product by which a resumed run verifies its operator does not count.
+    """
     calls: list[int] = []
     events: dict[int, Callable[[], object]] = {}
     product = ModelOperator.matmat
@@ -59,7 +63,15 @@ def at_product(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         events.pop(len(calls), int)()
         return product(self, vectors)
 
+    verify = resume.repeat_first_step
+
+    def uncounted(*given: Any) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelOperator, "matmat", product)
+            return verify(*given)
+
     monkeypatch.setattr(ModelOperator, "matmat", counted)
+    monkeypatch.setattr(resume, "repeat_first_step", uncounted)
 
     def arrange(number: int = 0, event: Callable[[], object] = int) -> list[int]:
         calls.clear()

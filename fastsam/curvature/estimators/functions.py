@@ -13,7 +13,7 @@ from fastsam.curvature.api import operator_spectrum
 from fastsam.curvature.estimates import Estimate
 from fastsam.curvature.estimators.products import checked_products, matrix_rows
 from fastsam.curvature.lanczos.options import LanczosKeywords, LanczosOptions
-from fastsam.curvature.lanczos.quadrature import Floats, finite_values
+from fastsam.curvature.lanczos.quadrature import Floats, finite_values, refuse_below
 from fastsam.curvature.lanczos.symmetry import refuse_asymmetric
 from fastsam.curvature.operators.base import Operator
 from fastsam.curvature.spectrum import Spectrum, refuse_indefinite
@@ -46,7 +46,8 @@ def trace_of(
         alternating: whether the derivatives of f alternate in sign above ``lowest``, as those of
             log x, sqrt x, 1/x and exp(-x) do. The quadrature then has rigorous bounds.
         **options: fields of :class:`fastsam.curvature.LanczosOptions`; by default 4 probes of 40
-            steps. If steps times probes is at least n, n products give the exact value.
+            steps. If steps times probes is at least n, n products give the exact value. They are
+            not a Lanczos run: ``checkpoint`` and ``stop`` then have no effect.
 
     Raises:
         TypeError: ``operator`` is not an operator, or an option has the wrong type.
@@ -62,7 +63,9 @@ def trace_of(
     """
     found = _eigenvalues(operator, options)
     if isinstance(found, Spectrum):
+        refuse_below(lowest, found.lambda_min, resolution=found.resolution)
         return found.function(function, lowest=lowest, alternating=alternating)
+    refuse_below(lowest, float(found.min()), resolution=_resolution(operator, found))
     return Estimate(float(finite_values(function, found).sum()), 0.0)
 
 
@@ -83,7 +86,8 @@ def log_determinant(
             Without it they hold with 99 % probability, and they are infinite where H + shift I may
             be indefinite with more than 1 %.
         **options: fields of :class:`fastsam.curvature.LanczosOptions`; by default 4 probes of 40
-            steps. If steps times probes is at least n, n products give the exact value.
+            steps. If steps times probes is at least n, n products give the exact value. They are
+            not a Lanczos run: ``checkpoint`` and ``stop`` then have no effect.
 
     Raises:
         TypeError: ``operator`` is not an operator, or an option has the wrong type.
@@ -100,7 +104,8 @@ def log_determinant(
     found = _eigenvalues(operator, options)
     if isinstance(found, Spectrum):
         return found.log_determinant(shift, lowest=lowest)
-    resolution = 64 * torch.finfo(operator.dtype).eps * float(np.abs(found).max())
+    resolution = _resolution(operator, found)
+    refuse_below(lowest, float(found.min()), resolution=resolution)
     refuse_indefinite(float(found.min()), shift, resolution=resolution)
     return Estimate(float(np.log(found + shift).sum()), 0.0)
 
@@ -120,6 +125,11 @@ def _eigenvalues(operator: Operator, options: LanczosKeywords) -> Spectrum | Flo
         if products >= checked.shape[0]:
             return _exact(torch.cat([part.double() for _, part in matrix_rows(checked)]), operator)
     return operator_spectrum(operator, **filled)
+
+
+def _resolution(operator: Operator, eigenvalues: Floats) -> float:
+    """Return the largest error of an eigenvalue by rounding."""
+    return 64 * torch.finfo(operator.dtype).eps * float(np.abs(eigenvalues).max())
 
 
 def _exact(matrix: Tensor, operator: Operator) -> Floats:

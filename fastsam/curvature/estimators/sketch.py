@@ -74,7 +74,9 @@ class Sketch:
 
 
 @contextmanager
-def krylov_sketch(operator: CheckedOperator, *, products: int, seed: int) -> Iterator[Sketch]:
+def krylov_sketch(
+    operator: CheckedOperator, *, products: int, seed: int, remedy: str = "pass fewer products"
+) -> Iterator[Sketch]:
     """Grow a Krylov space, at most by half of the products, for as long as it pays.
 
     The variance after k of m products is the squared Frobenius norm of ``P A P`` divided by the m - k
@@ -86,6 +88,7 @@ def krylov_sketch(operator: CheckedOperator, *, products: int, seed: int) -> Ite
         operator: symmetric operator of dimension n, larger than ``products``.
         products: number of products m, including those of the probes.
         seed: seed of the start vector.
+        remedy: advice if the space does not fit in memory.
 
     Raises:
         ValueError: the space does not fit in memory, or the operator is not symmetric.
@@ -96,7 +99,7 @@ def krylov_sketch(operator: CheckedOperator, *, products: int, seed: int) -> Ite
     if limit is not None and size > limit:
         raise ValueError(
             f"the sketch needs {readable(size)} on {operator.device}, but {readable(limit)} may be "
-            "used: pass fewer products, or method='hutchinson', which needs no sketch"
+            f"used; {remedy}"
         )
     with allocated_basis(
         1,

@@ -74,7 +74,10 @@ def trace(
             )
         known = no_sketch(checked)
         if method == "hutch++":
-            known = stack.enter_context(krylov_sketch(checked, products=products, seed=seed))
+            remedy = "pass fewer products, or method='hutchinson', which needs no sketch"
+            known = stack.enter_context(
+                krylov_sketch(checked, products=products, seed=seed, remedy=remedy)
+            )
         count = products - len(known.basis)
         samples = sphere_samples(checked, known, count, form=torch.linalg.vecdot, seed=seed)
         return sampled(np.diagonal(known.projected), samples, eps=torch.finfo(checked.dtype).eps)

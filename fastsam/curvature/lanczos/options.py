@@ -36,6 +36,7 @@ class LanczosOptions:
             dimension 1000 had errors of up to 5e-5 of the norm at Ritz residuals of 1e-20, and the
             bound that always holds, 2^-8, is too large to be useful.
         checkpoint: folder for checkpoints. A run found there is resumed, with bitwise equal results.
+            One product verifies first that the run is of the same operator.
         checkpoint_interval: seconds between two checkpoints; 0 writes one after every step.
         memory_limit: bytes that the run may use on the device of the basis. Default None: 80 % of
             free memory.

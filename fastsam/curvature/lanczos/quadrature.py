@@ -156,12 +156,8 @@ class Quadrature:
         Raises:
             ValueError: f is not finite at a node or at ``lowest``, or a node is below ``lowest``.
         """
+        refuse_below(lowest, float(self.nodes[0]), resolution=self.resolution)
         slack = 2 * self.resolution
-        if self.nodes[0] < lowest - slack:
-            raise ValueError(
-                f"lowest must be at most the smallest eigenvalue, got {lowest} for a Ritz value of "
-                f"{self.nodes[0]}"
-            )
         rules = [(self.nodes, self.weights)]
         if not self.exhausted:
             rules.append(self._rule_with_node(min(lowest, float(self.nodes[0]))))
@@ -232,6 +228,20 @@ def finite_values(function: Callable[[Floats], Floats], points: Floats) -> Float
             "function that is finite at all eigenvalues, for example one of H + shift I"
         )
     return values
+
+
+def refuse_below(lowest: float | None, least: float, *, resolution: float) -> None:
+    """Raise ValueError if the smallest known eigenvalue, or estimate of it, is below ``lowest``.
+
+    Args:
+        lowest: a number that should be at most the smallest eigenvalue; None is not checked.
+        least: the smallest eigenvalue that is known.
+        resolution: largest error of an eigenvalue by rounding.
+    """
+    if lowest is not None and least < lowest - 2 * resolution:
+        raise ValueError(
+            f"lowest must be at most the smallest eigenvalue, got {lowest} for an eigenvalue of {least}"
+        )
 
 
 def share_limits(

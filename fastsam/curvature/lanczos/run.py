@@ -17,8 +17,10 @@ from fastsam.curvature.lanczos.checkpoint import LanczosCheckpoint, Progress
 from fastsam.curvature.lanczos.monitor import Monitor
 from fastsam.curvature.lanczos.options import LanczosOptions
 from fastsam.curvature.lanczos.probes import sphere_probes
+from fastsam.curvature.lanczos.resume import resume
 from fastsam.curvature.lanczos.symmetry import Symmetry
 from fastsam.curvature.operators.base import Operator, checked_product
+from fastsam.distributed import World
 from fastsam.kernels.backends import backend_of, sum_dtype
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
 from fastsam.progress import ProgressBar
@@ -42,7 +44,11 @@ class LanczosRun:
 
 
 def lanczos(
-    operator: Operator, options: LanczosOptions, *, identity: Mapping[str, Any]
+    operator: Operator,
+    options: LanczosOptions,
+    *,
+    identity: Mapping[str, Any],
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> LanczosRun:
     """Run Lanczos from random unit vectors.
 
@@ -50,6 +56,7 @@ def lanczos(
         operator: symmetric operator of dimension n.
         options: options of the run.
         identity: values that must equal those of a checkpoint to resume it, besides the options.
+        world: ranks that compute each product together. Default: one process.
 
     Raises:
         ValueError: the basis does not fit in memory, the checkpoint belongs to another run, or the
@@ -91,11 +98,8 @@ def lanczos(
         checkpoint = _open_checkpoint(options, identity, dimension)
         earlier = Progress()
         if checkpoint is not None:
-            earlier = checkpoint.restore(basis, recurrence, all_rows=not short)
+            earlier = resume(checkpoint, operator, basis, recurrence, options, world=world)
             bar.update(earlier.done)
-            skip = getattr(operator, "skip", None)
-            if skip is not None:
-                skip(earlier.done)
         eps = torch.finfo(operator.dtype).eps
         symmetry = Symmetry(recurrence, eps=eps) if options.verify_symmetry else None
         monitor = Monitor(recurrence, symmetry, tolerance=options.tolerance, start=earlier)

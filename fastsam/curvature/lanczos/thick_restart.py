@@ -133,14 +133,17 @@ class Subspace:
         """Whether there is room for no other row."""
         return self.size == self.capacity
 
+    def random_direction(self) -> Tensor:
+        """Draw a Gaussian vector ``[n]`` on the CPU, independent of all that were drawn before."""
+        shape = self._memory.shape[1:]
+        return torch.randn(shape, generator=self._generator, dtype=self._memory.dtype)
+
     def leave(self, direction: Tensor | None = None) -> None:
         """Replace the direction that leads out by ``direction`` ``[n]``, or by a random one.
 
         Its coupling to the basis is taken as zero: for Ritz vectors it is at most their residual.
         """
-        length = self._memory.shape[1]
-        if direction is None:
-            direction = torch.randn(length, generator=self._generator, dtype=self._memory.dtype)
+        direction = self.random_direction() if direction is None else direction
         direction = direction.to(self._memory).clone()
         out = self._memory[self.size]
         if self.size:

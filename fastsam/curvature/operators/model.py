@@ -113,6 +113,8 @@ class ModelOperator:
         self.strategy = strategy
         self.micro_batch = micro_batch
         self._kept = kept
+        self._passes: int | None = None
+        """Passes of all ranks over the data; None before :meth:`prepare`, or if data are read again."""
         self.predicted_bytes: int | None = None
         self.predicted_seconds: float | None = None
         self._product: Product | None = None
@@ -155,9 +157,11 @@ class ModelOperator:
                 measurements=Measurements() if measurements is None else measurements,
             )
         self.strategy = plan.strategy
-        if plan.micro_batch is not None:
-            self.micro_batch = plan.micro_batch
-            self._batches = pieces(self._batches, plan.micro_batch)
+        # The smallest of all ranks, because they share one identity.
+        sizes = [size for size in self._world.all_gather(plan.micro_batch) if size is not None]
+        if sizes:
+            self.micro_batch = min(sizes)
+            self._batches = pieces(self._batches, self.micro_batch)
         # The targets of mc-fisher are drawn per batch, so joining batches would change them.
         held = self.strategy in HOLDING and self.micro_batch is None
         if held and self._loss.model_loss.separable and not self.kind.is_random:
@@ -165,6 +169,9 @@ class ModelOperator:
         if self.strategy == "mixed" and self._kept is None:
             ends = np.cumsum([sample_count(batch) for batch in self._batches])
             self._kept = int(np.sum(ends <= plan.kept_samples))
+        if self._batches.held:
+            # Of all ranks, because they share one identity and the parts of a BatchLoss are uneven.
+            self._passes = sum(self._world.all_gather(len(list(self._batches))))
         self.predicted_bytes = plan.graph_bytes + reserved
         each = plan.product_seconds
         if each is None:
@@ -219,7 +226,7 @@ class ModelOperator:
             "device": self.device.type,
             "parameters": self._loss.checksum(),
             "data": self._batches.fingerprint,
-            "passes": len(list(self._batches)) if self._batches.held else None,
+            "passes": self._passes,
         }
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:

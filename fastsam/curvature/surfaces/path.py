@@ -93,6 +93,7 @@ class LossPath:
         content = {
             "positions": self.positions.tolist(),
             "loss": float(self.losses[0]),
+            "metric": metrics[0],
             "distance": self.distance,
             "buffers": self.buffers,
             "fingerprint": self.fingerprint,
@@ -196,9 +197,11 @@ def loss_path(
         mean = MeanLoss(model, loss_fn, batches, params=names, dtype=dtype, metric=metric)
         line = _Line(mean, *ends, buffers=buffers)
         positions = np.linspace(0, 1, points)
+        at_first = line.at(0.0)
         head = {
             "positions": positions.tolist(),
-            "loss": line.at(0.0)[0],
+            "loss": at_first[0],
+            "metric": at_first[1],
             "distance": line.distance,
             "buffers": buffers,
             "fingerprint": line.fingerprint(f"{points} {buffers} {metric is not None}"),

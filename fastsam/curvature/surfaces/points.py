@@ -99,8 +99,8 @@ def evaluate_points(
     Args:
         evaluate: returns the loss and the metric at a point.
         count: number of points.
-        head: all other content of the file, with a ``"fingerprint"`` of what determines the values
-            and the ``"loss"`` at a reference point.
+        head: all other content of the file, with a ``"fingerprint"`` of what determines the values,
+            and the ``"loss"`` and the ``"metric"`` at a reference point.
         file: where values are stored, at most once a second and when the call ends in any way. Those
             that it already has are not computed again.
         description: label of the progress bar.
@@ -143,6 +143,7 @@ def _stored(file: PointsFile, count: int, head: Mapping[str, Any]) -> tuple[Valu
         or not isinstance(metrics, list)
         or not len(losses) == len(metrics) == count
         or not _same(stored.get("loss"), head["loss"])
+        or not _same(stored.get("metric"), head["metric"])
     ):
         raise ValueError(
             f"{file.path} holds the losses of other points: the parameters, directions, coordinates, "
@@ -151,9 +152,9 @@ def _stored(file: PointsFile, count: int, head: Mapping[str, Any]) -> tuple[Valu
     return losses, metrics
 
 
-def _same(first: Any, second: float) -> bool:
-    if not isinstance(first, float):
-        return False
+def _same(first: Any, second: float | None) -> bool:
+    if not isinstance(first, float) or second is None:
+        return first is None and second is None
     return math.isclose(first, second, rel_tol=_SAME_LOSS) or (first != first and second != second)
 
 
@@ -161,7 +162,7 @@ def fingerprint_of(mean: MeanLoss, *parts: Tensor | str) -> str:
     """Return a checksum of the data and dtype of a mean loss and of ``parts``.
 
     The loss function is not part of it, because functions have no checksum. Files therefore also hold
-    the loss at a reference point.
+    the loss and the metric at a reference point.
     """
     checksum = hashlib.blake2b(digest_size=16)
     checksum.update(f"{mean.batches.fingerprint} {mean.loss.dtype}".encode())

@@ -46,6 +46,7 @@ class Surface:
         cosine: cosine of the angle between two directions; None for one.
         normalize: normalization of the directions.
         fingerprint: checksum of parameters, buffers, directions, coordinates and data.
+        metric: mean metric at the weights; None without a metric.
     """
 
     coordinates: tuple[Floats, ...]
@@ -56,6 +57,7 @@ class Surface:
     cosine: float | None
     normalize: Normalization
     fingerprint: str
+    metric: float | None = None
 
     def plot(self, axes: Any = None, *, levels: int = 20, metric: bool = False) -> Any:
         """Draw a curve, or filled contours, with matplotlib and return the axes.
@@ -86,6 +88,7 @@ class Surface:
         content = {
             "coordinates": [axis.tolist() for axis in self.coordinates],
             "loss": self.loss,
+            "metric": self.metric,
             "norms": list(self.norms),
             "cosine": self.cosine,
             "normalize": self.normalize,
@@ -120,6 +123,7 @@ class Surface:
             cosine=content["cosine"],
             normalize=content["normalize"],
             fingerprint=content["fingerprint"],
+            metric=content.get("metric"),
         )
 
 
@@ -201,9 +205,11 @@ def loss_surface(
                 point.add_(row, alpha=float(axis[coordinate]))
             return mean.at(point)
 
+        at_weights = mean.at(mean.origin)
         head = {
             "coordinates": [axis.tolist()] * len(rows),
-            "loss": mean.at(mean.origin)[0],
+            "loss": at_weights[0],
+            "metric": at_weights[1],
             "norms": widened(rows).norm(dim=1).tolist(),
             "cosine": cosine_of(rows),
             "normalize": normalize,
