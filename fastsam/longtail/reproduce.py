@@ -43,7 +43,7 @@ from fastsam.longtail.sweeps import (
 from fastsam.longtail.training import RunFolder
 from fastsam.stopping import StopRequest
 
-AS_PUBLISHED = ("seed", "threads")
+AS_PUBLISHED = ("threads",)
 """Settings that may be overridden without making a run incomparable with the published numbers, in
 addition to those that only determine where the run is executed."""
 
@@ -108,7 +108,7 @@ def reproduce_table(
         stop: request to stop by a signal, for runs and spectra that are computed in this process; see
             :func:`fastsam.stopping.stop_signals`.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
-        **overrides: settings that override every recipe.
+        **overrides: settings that override every recipe, except ``seed``.
 
     Raises:
         UsageError, CheckpointError: if a name or setting is not valid, or ``out`` has runs with others.
@@ -161,7 +161,7 @@ def reproduce_figure(
         execution: as in :func:`reproduce_table`. A part only trains and yields nothing.
         stop: as in :func:`reproduce_table`.
         progress: show progress: bars on a terminal, one line per minute elsewhere.
-        **overrides: settings that override every recipe.
+        **overrides: settings that override every recipe, except ``seed``.
 
     Raises:
         UsageError: if a name or setting is not valid, or ``torchrun`` started several processes; before
@@ -232,8 +232,8 @@ class _Runs:
         progress: show progress.
 
     Raises:
-        UsageError: if an override does not exist, or is a setting that a variant sets itself or does not
-            have.
+        UsageError: if an override does not exist, or is ``seed``, or a setting that a variant sets itself or
+            does not have.
     """
 
     def __init__(
@@ -249,6 +249,10 @@ class _Runs:
         stop: StopRequest | None = None,
         progress: bool,
     ) -> None:
+        if "seed" in overrides:
+            raise UsageError(
+                "a table or figure sets seed itself; omit it, or pass the number of seeds of a table"
+            )
         self.out = Path(out)
         self.world = world
         self.stop = stop

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import Subset, TensorDataset
 
 from fastsam.cli import main
-from fastsam.longtail.data import DATASETS, TensorImages, load_dataset
+from fastsam.longtail.data import DATASETS, TensorImages, from_datasets, load_dataset
 from fastsam.longtail.data.lists import read_list
 from fastsam.longtail.data.sheet import tiled, write_sheets
 from fastsam.longtail.errors import UsageError
@@ -134,3 +137,31 @@ def test_sheets_are_named_by_class_and_count(tmp_path: Path, capsys: Any) -> Non
     with pytest.raises(UsageError, match="rows and columns"):
         list(write_sheets(data, tmp_path, columns=0))
     assert tiled(np.zeros((4, 100, 90, 3), dtype=np.uint8), 3).shape == (2 * 102 - 2, 3 * 92 - 2, 3)
+
+
+def test_classes_without_an_image_in_the_split_have_an_empty_row(
+    tmp_path: Path, capsys: Any
+) -> None:
+    for name, count in {"train/a": 4, "train/b": 3, "train/c": 2, "test/a": 2, "test/c": 1}.items():
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.full((40, 40, 3), (len(name) * 50 + number * 9) % 200, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "test" / "b").mkdir()
+    out = tmp_path / "sheets"
+    command = ["data", "show", "folder", "--root", str(tmp_path), "--image-size", "32"]
+    options = ["--split", "test", "--columns", "2", "--workers", "0", "--out", str(out)]
+    assert main([*command, *options]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["0-a-2.png", "2-c-1.png", "overview.png"]
+    with Image.open(out / "overview.png") as opened:
+        rows = np.asarray(opened)
+    white = [bool((rows[66 * row : 66 * row + 64] == 255).all()) for row in range(3)]
+    assert white == [False, True, False]
+    images = TensorDataset(torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+    data = from_datasets("own", images, images)
+    empty = replace(data.test, dataset=Subset(images, []), labels=np.zeros(0, np.int64))  # type: ignore[type-var]
+    with pytest.raises(UsageError, match="test split of own has no images"):
+        list(write_sheets(replace(data, test=empty), tmp_path / "none", split="test"))
+    assert not (tmp_path / "none").exists()

@@ -138,10 +138,10 @@ def test_made_training_lists_with_the_published_totals(
 
 def test_paths_may_hold_spaces_and_lines_may_be_empty(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    path.write_text("a b/c d.jpg 1\n\n  e.jpg\t0  \n")
+    path.write_text(f"a b/c d.jpg 1\n\n  e.jpg\t0  \nf.jpg {'0' * 5000}2\n")
     images = read_list(path)
-    assert list(images.paths) == ["a b/c d.jpg", "e.jpg"]
-    assert images.targets.tolist() == [1, 0]
+    assert list(images.paths) == ["a b/c d.jpg", "e.jpg", "f.jpg"]
+    assert images.targets.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,7 @@ def test_paths_may_hold_spaces_and_lines_may_be_empty(tmp_path: Path) -> None:
         ("a.jpg -1\n", "line 1"),
         ("a.jpg 1.5\n", "line 1"),
         ("", "no image"),
+        (f"a.jpg 0\nb.jpg {'9' * 5000}\n", r"line 2: label 9{40}\.\.\. is too large"),
     ],
 )
 def test_lines_of_another_form_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from PIL import Image
 from fastsam.cli import main
 from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.data import Draw, load_dataset
+from fastsam.longtail.data import pack as pack_file
 from fastsam.longtail.data.files import FileImages
 from fastsam.longtail.data.pack import FOLDER, MANIFEST, PIXELS, Pack, write_pack
 from fastsam.longtail.data.pixels import Reading
 from fastsam.longtail.data.workers import Request, Sample
-from fastsam.longtail.errors import CheckpointError, DataError
+from fastsam.longtail.errors import CheckpointError, DataError, LongTailError
 
 CPU = torch.device("cpu")
 SIZE, SHORT = 28, 32
@@ -202,14 +203,63 @@ def test_unreadable_files_stop_the_packing_or_are_noted(packed: Path, capsys: An
     (packed / BROKEN).write_bytes(b"no image")
     assert pack(packed, "--overwrite") == 1
     assert f"{BROKEN}" in capsys.readouterr().err
-    assert [path.name for path in (packed / FOLDER).iterdir()] == [PIXELS]  # that of before
-    assert pack(packed, "--corrupt", "skip") == 0
+    assert sorted(path.name for path in (packed / FOLDER).iterdir()) == [MANIFEST, PIXELS]
+    assert len(images_of(packed, packed=True)) == 9  # the copy of before
+    assert pack(packed, "--corrupt", "skip", "--overwrite") == 0
     images = images_of(packed, packed=True, corrupt="skip")
     assert images.left_out == (BROKEN,)
     assert len(images) == 8
     assert images.content() == images_of(packed, corrupt="skip").content()
     with pytest.raises(DataError, match=rf"cannot read .*{BROKEN} .*when it was packed"):
         list(images_of(packed, packed=True).batches([np.arange(9)], None, CPU))
+
+
+@pytest.mark.parametrize("replaced", [0, 1])
+def test_a_kill_between_the_files_of_a_copy_leaves_no_copy(
+    replaced: int, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+    calls = iter(range(2))
+
+    def killed(path: Path, target: Path) -> Path:
+        if next(calls) == replaced:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_pack(packed, ["train/0.img", BROKEN], Reading("transpose"))
+    with pytest.raises(DataError, match=r"no packed copy in .*fastsam data pack"):
+        Pack.load(packed / FOLDER, Reading("transpose"))
+    assert pack(packed) == 0
+
+
+def test_a_full_disk_leaves_the_copy_of_before(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Pack.load(packed / FOLDER, Reading("transpose")).array(BROKEN).copy()
+
+    def full(*arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pack_file, "write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            write_pack(packed, [BROKEN], Reading("transpose"))
+    copy = Pack.load(packed / FOLDER, Reading("transpose"))
+    assert len(copy.rows) == 13
+    assert np.array_equal(copy.array(BROKEN), before)
+
+
+def test_pixels_that_were_replaced_after_the_copy_was_opened_are_not_read(packed: Path) -> None:
+    paths = [f"train/{number}.img" for number in range(9)]
+    opened, used = (Pack.load(packed / FOLDER, Reading("transpose")) for _ in range(2))
+    before = used.array(paths[0]).copy()
+    write_pack(packed, paths[::-1], Reading("transpose"))
+    with pytest.raises(LongTailError, match=r"pixels\.bin was replaced .*start the command again"):
+        pickle.loads(pickle.dumps(opened)).array(paths[0])
+    assert np.array_equal(used.array(paths[0]), before)  # the system keeps the old file
 
 
 def test_wide_images_are_not_packed(tmp_path: Path) -> None:

@@ -206,6 +206,12 @@ def test_compared_settings_cannot_be_overridden(tmp_path: Path) -> None:
             next(reproduce_figure("figure2", "digits-lt", tmp_path, **wrong))
     with pytest.raises(UsageError, match="seeds"):
         next(reproduce_table("table1", "digits-lt", tmp_path, seeds=10**9))
+    for started in (
+        reproduce_table("table1", "digits-lt", tmp_path, seed=3),
+        reproduce_figure("figure2", "digits-lt", tmp_path, seed=3),
+    ):
+        with pytest.raises(UsageError, match=r"sets seed itself; .*pass the number of seeds"):
+            next(started)
     with pytest.raises(UsageError, match="unknown figure"):
         next(reproduce_figure("table1", "digits-lt", tmp_path))
     assert list(tmp_path.iterdir()) == []

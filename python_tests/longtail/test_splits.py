@@ -227,12 +227,31 @@ def test_columns_by_default_and_numbered_classes(tmp_path: Path) -> None:
         ("path,label\na.png,x\na.png,y\n", "repeats the path"),
         ("path,label\na.png,x\nb.png,y\n", r"no test part.*--split-test 0\.2"),
         ("path,label\na.png,x\na.png,x\n", "list every image once"),
+        (
+            "path,label\na.png,x\nb.png,lesion, benign\n",
+            r"line 3: found 3 values, but the header names 2 columns; put values that contain ',' in double",
+        ),
+        ("path,label,\na.png,x,\nb.png,lesion, benign\n", r"line 3: found 3 values, .* 2 columns"),
+        ("path,label,label\na.png,x,y\n", r"names column 'label' more than once; rename or remove"),
+        (
+            f"path,label\na.png,1\nb.png,{'9' * 5000}\n",
+            r"images\.csv, line 3: label 9{40}\.\.\. has 5000 digits, expected at most 640; shorten it",
+        ),
     ],
 )
 def test_tables_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
     write_csv(tmp_path, text)
     with pytest.raises(DataError, match=message):
         load("csv", tmp_path)
+
+
+def test_empty_values_without_a_column_name_are_ignored(tmp_path: Path) -> None:
+    """Spreadsheets end lines with delimiters."""
+    for number in range(6):
+        image(tmp_path / f"{number}.png", number)
+    lines = [f"{number}.png,{'ab'[number % 2]},,, " for number in range(6)]
+    write_csv(tmp_path, "\n".join(["path,label,,", *lines, ",,,,", ""]))
+    assert load("csv", tmp_path, split_test=0.4).class_names == ("a", "b")
 
 
 def test_a_missing_table_and_groups_of_a_folder(

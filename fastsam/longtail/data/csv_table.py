@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,8 @@ def load_csv(settings: CSVSettings, progress: bool = False) -> LongTailData:
     The first line names the columns. Values are separated by commas, semicolons or tabs.
 
     Raises:
-        DataError: if the file or a column is missing, or a row has an empty or unknown value; the message
-            names the line.
+        DataError: if the file or a column is missing, two columns have the same name, a row has more values
+            than there are columns, or a value is empty or unknown; the message names the line.
     """
     path = settings.root / settings.csv_file
     label = settings.label_column or "label"
@@ -57,7 +58,9 @@ def load_csv(settings: CSVSettings, progress: bool = False) -> LongTailData:
     if settings.group_column is not None:
         wanted["--group-column"] = settings.group_column
     rows, split = _read(path, wanted, settings.split_column)
-    names, targets = named_classes([row[label] for _, row in rows])
+    names, targets = named_classes(
+        [row[label] for _, row in rows], lambda place: f"{path}, line {rows[place][0]}"
+    )
     parts = np.array(
         ["train" if split is None else _part(path, line, split, row[split]) for line, row in rows]
     )
@@ -97,7 +100,10 @@ def _read(path: Path, wanted: dict[str, str], split: str | None) -> tuple[_Rows,
             file.seek(0)
             reader = csv.DictReader(file, delimiter=delimiter)
             columns = [str(name).strip() for name in reader.fieldnames or ()]
+            while columns and not columns[-1]:
+                columns.pop()  # of a spreadsheet with empty columns; they have no values either
             reader.fieldnames = columns
+            _check_distinct(path, columns)
             for option, name in wanted.items():
                 if name not in columns:
                     raise DataError(
@@ -118,15 +124,33 @@ def _read(path: Path, wanted: dict[str, str], split: str | None) -> tuple[_Rows,
     return rows, split
 
 
+def _check_distinct(path: Path, columns: list[str]) -> None:
+    """Raise :class:`DataError` if two columns have the same name: one would hide the other."""
+    # No setting can choose a column without a name.
+    repeated = [name for name, count in Counter(columns).items() if name and count > 1]
+    if repeated:
+        raise DataError(
+            f"{path} names column {repeated[0]!r} more than once; rename or remove one of them"
+        )
+
+
 def _checked(
     path: Path, reader: Any, wanted: Iterable[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Iterate over the rows that are not blank."""
     for row in reader:
+        line = reader.line_num
+        surplus = row.pop(None, ())
+        if any(value.strip() for value in surplus):
+            count = len(reader.fieldnames)
+            raise DataError(
+                f"{path}, line {line}: found {count + len(surplus)} values, but the header names {count} "
+                f"columns; put values that contain {reader.reader.dialect.delimiter!r} in double quotes, "
+                "without a space before them, or name every column"
+            )
         if not any(row.values()):
             continue
-        line = reader.line_num
-        values = {k: v.strip() for k, v in row.items() if k is not None and isinstance(v, str)}
+        values = {name: value.strip() for name, value in row.items() if isinstance(value, str)}
         for name in wanted:
             if not values.get(name) or "\0" in values[name]:
                 raise DataError(

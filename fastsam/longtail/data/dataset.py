@@ -16,6 +16,7 @@ from fastsam.distributed import World
 from fastsam.longtail.data.augmentations.base import Frame, Policy
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.groups import check_several
+from fastsam.longtail.data.normalization import check_normalization
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.scan import Scan
 from fastsam.longtail.errors import DataError, UsageError
@@ -262,14 +263,10 @@ class LongTailData:
             std: standard deviation of each channel, by which pixels minus ``mean`` are divided.
 
         Raises:
-            UsageError: if the number of values does not fit the channels, or a deviation is not positive.
+            UsageError: if the number of values does not fit the channels, or a value is not finite, or a
+                deviation not positive.
         """
-        channels = self.train.channels
-        if not (len(mean) == len(std) == channels and min(std) > 0):
-            raise UsageError(
-                f"{self.name} has {channels} channel(s): expected as many means and positive standard "
-                f"deviations, got {tuple(mean)} and {tuple(std)}; pass one value of each per channel"
-            )
+        check_normalization(self.name, self.train.channels, mean, std)
         new: dict[str, Any] = {
             name: images.normalized(tuple(mean), tuple(std)) for name, images in self.splits.items()
         }

@@ -120,7 +120,7 @@ def load_hugging_face(
     known = getattr(features[label], "names", None)
     every = [value for found in values.values() for value in found]
     if known is None:
-        names, targets = named_classes(every)
+        names, targets = named_classes(every, lambda place: f"{name}, image {place}")
     else:
         names, targets = tuple(known), np.array(every, dtype=np.int64)
         if targets.min() < 0:

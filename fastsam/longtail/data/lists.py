@@ -78,13 +78,16 @@ def read_list(path: Path) -> ImageList:
                     raise DataError(
                         f"{path}, line {number}: expected `path label`, got {line.strip()[:80]!r}"
                     )
-                if len(parts[1]) > _DIGITS and int(parts[1][:-_DIGITS]) > 0:
+                # Python refuses to convert thousands of digits, even if they are zeros.
+                label = parts[1].lstrip("0") or "0"
+                if len(label) > _DIGITS:
+                    shown = label if len(label) <= 40 else f"{label[:40]}..."
                     raise DataError(
-                        f"{path}, line {number}: label {parts[1][:40]} is too large; number the "
-                        "classes from 0 without gaps"
+                        f"{path}, line {number}: label {shown} is too large; number the classes from 0 "
+                        "without gaps"
                     )
                 paths.append(parts[0].strip())
-                labels.append(int(parts[1]))
+                labels.append(int(label))
     except (EOFError, OSError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged or incomplete: {error}; download it again") from error
     if not paths:

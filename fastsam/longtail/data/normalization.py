@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastsam.longtail.errors import UsageError
 from fastsam.upload import upload
 
 
@@ -42,3 +44,22 @@ class Normalization:
             return pixels.float().div_(white).sub_(mean).div_(std)
 
         return normalize
+
+
+def check_normalization(
+    name: str, channels: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Raise :class:`UsageError` unless each channel has a finite mean and a positive deviation.
+
+    Args:
+        name: name of the data set, for the message.
+        channels: number of channels of its images.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+    """
+    finite = all(math.isfinite(value) for value in (*mean, *std))
+    if not (finite and len(mean) == len(std) == channels and min(std) > 0):
+        raise UsageError(
+            f"{name} has {channels} channel(s): expected as many means and positive standard deviations, got "
+            f"{tuple(mean)} and {tuple(std)}; pass one value of each per channel"
+        )

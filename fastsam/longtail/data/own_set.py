@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from fastsam.longtail.data.own_settings import OwnSettings
 from fastsam.longtail.data.splits import check_groups, cut_to_imbalance, hold_out
 from fastsam.longtail.data.statistics import pixel_statistics
 from fastsam.longtail.errors import DataError, UsageError
+
+_MOST_DIGITS = 640
+"""Largest number of digits that Python converts to an integer in every configuration."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +198,20 @@ class OwnImages:
         return made, (note,)
 
 
-def named_classes(labels: Sequence[object]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def named_classes(
+    labels: Sequence[object], where: Callable[[int], str] = "image {}".format
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the names of the classes in order, numerically if all are integers, and each label.
 
     Args:
         labels: class of each image, text or integers.
+        where: returns the place of the label with a given index, for the message.
 
     Returns:
         The names, and the label of each image, int64 ``[N]``.
+
+    Raises:
+        DataError: if all labels are integers and one has too many digits.
 
     Example:
         >>> named_classes(["10", "9", "10"])
@@ -211,6 +220,12 @@ def named_classes(labels: Sequence[object]) -> tuple[tuple[str, ...], NDArray[np
     texts = [str(label) for label in labels]
     unique = set(texts)
     if all(text.removeprefix("-").isdecimal() for text in unique):
+        longest = max(unique, key=len)
+        if len(longest) > _MOST_DIGITS:
+            raise DataError(
+                f"{where(texts.index(longest))}: label {longest[:40]}... has {len(longest)} digits, expected "
+                f"at most {_MOST_DIGITS}; shorten it"
+            )
         names = sorted(unique, key=lambda text: (int(text), text))
     else:
         names = sorted(unique)

@@ -21,7 +21,7 @@ from fastsam.files import locked, write_text
 from fastsam.longtail.data.content import file_digests
 from fastsam.longtail.data.pixels import Reading, decode, is_gray
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
-from fastsam.longtail.errors import DataError
+from fastsam.longtail.errors import DataError, LongTailError
 from fastsam.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -38,6 +38,22 @@ _TOGETHER = 16
 _HELP = "write the packed copy again: fastsam data pack NAME --overwrite"
 
 
+class FileIdentity(NamedTuple):
+    """What changes if another file takes the place of a file; all 0 if there is none."""
+
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileIdentity:
+        """Return the identity of the file at ``path``."""
+        if not path.is_file():
+            return cls(0, 0, 0)
+        found = path.stat()
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True, eq=False)
 class Pack:
     """A packed copy of image files, an :class:`~fastsam.longtail.data.image_source.ImageSource`.
@@ -52,6 +68,7 @@ class Pack:
         short_side: length of the shorter side of images that were larger, in pixels.
         gray: whether each original file stored one channel, bool ``[N]``; None if an earlier version wrote
             the copy.
+        pixels_file: identity of the file of pixels that the other attributes describe.
     """
 
     folder: Path
@@ -60,6 +77,7 @@ class Pack:
     digests: list[bytes]
     short_side: int
     gray: NDArray[np.bool_] | None
+    pixels_file: FileIdentity
 
     @classmethod
     def load(cls, folder: Path, reading: Reading) -> Pack:
@@ -73,6 +91,9 @@ class Pack:
             DataError: if the copy is missing, incomplete or damaged, or was written with another ``reading``.
         """
         path = folder / MANIFEST
+        # Before the manifest is read: write_pack removes it before it replaces the pixels. So the manifest
+        # belongs to these pixels or to later ones, which _bytes refuses.
+        pixels_file = FileIdentity.of(folder / PIXELS)
         try:
             content = json.loads(path.read_text("utf-8"))
         except FileNotFoundError as error:
@@ -101,10 +122,11 @@ class Pack:
                 f"{list(reading)}; use the same settings, or {_HELP}"
             )
         rows = {path: row for row, path in enumerate(paths)}
-        pack = cls(folder, rows, shapes, digests, short_side, gray)
-        size = (folder / PIXELS).stat().st_size if (folder / PIXELS).is_file() else 0
-        if size != pack.size:
-            raise DataError(f"{folder / PIXELS} must have {pack.size} bytes, got {size}; {_HELP}")
+        pack = cls(folder, rows, shapes, digests, short_side, gray, pixels_file)
+        if pixels_file.size != pack.size:
+            raise DataError(
+                f"{folder / PIXELS} must have {pack.size} bytes, got {pixels_file.size}; {_HELP}"
+            )
         return pack
 
     @cached_property
@@ -119,8 +141,15 @@ class Pack:
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
+        path = self.folder / PIXELS
         # Copy on write, because torch warns about arrays that are read-only. Nothing writes.
-        return np.memmap(self.folder / PIXELS, np.uint8, mode="c")
+        found = np.memmap(path, np.uint8, mode="c")
+        if FileIdentity.of(path) != self.pixels_file:
+            # Not a DataError, which readers take for an unreadable image.
+            raise LongTailError(
+                f"{path} was replaced after this process had opened the copy; start the command again"
+            )
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bytes"}
@@ -246,8 +275,8 @@ def write_pack(
     """Write a packed copy of image files to the folder :data:`FOLDER` in ``root``.
 
     Images whose shorter side is longer than ``short_side`` are reduced to it, as in evaluation. The file of
-    pixels holds the images one after the other, uint8 ``[H, W, 3]`` each. The manifest is written last, so
-    that a copy is complete or absent.
+    pixels holds the images one after the other, uint8 ``[H, W, 3]`` each. An existing copy stays readable
+    until the new one is complete. If the process is killed while it replaces the files, there is no copy.
 
     Args:
         root: folder that the paths are relative to.
@@ -279,52 +308,58 @@ def write_pack(
     folder = root / FOLDER
     with locked(folder):
         digests = file_digests(files, progress=progress)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shapes, gray = _write_pixels(folder, files, loader, skip=skip, progress=progress)
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "short_side": short_side,
-            "reading": list(reading),
-            "paths": unique,
-            "shapes": shapes,
-            "gray": gray,
-            "digests": [digest.hex() for digest in digests],
-        }
-        write_text(folder / MANIFEST, json.dumps(content))
+        unfinished = {name: folder / f"{name}.part" for name in (PIXELS, MANIFEST)}
+        try:
+            shapes, gray = _write_pixels(
+                unfinished[PIXELS], files, loader, skip=skip, progress=progress
+            )
+            content = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "short_side": short_side,
+                "reading": list(reading),
+                "paths": unique,
+                "shapes": shapes,
+                "gray": gray,
+                "digests": [digest.hex() for digest in digests],
+            }
+            write_text(unfinished[MANIFEST], json.dumps(content))
+            # Without a manifest there is no copy: a kill between these lines cannot leave a manifest with the
+            # pixels of another copy.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for name, path in unfinished.items():
+                path.replace(folder / name)
+        finally:
+            for path in unfinished.values():
+                path.unlink(missing_ok=True)
     return Pack.load(folder, reading)
 
 
 def _write_pixels(
-    folder: Path, files: Sequence[Path], loader: DataLoader[Any], *, skip: bool, progress: bool
+    path: Path, files: Sequence[Path], loader: DataLoader[Any], *, skip: bool, progress: bool
 ) -> tuple[list[tuple[int, int]], list[bool]]:
     """Write the file of pixels, and return the height and width of each image and whether it is gray."""
     shapes: list[tuple[int, int]] = []
     gray: list[bool] = []
-    unfinished = folder / f"{PIXELS}.part"
     bar = ProgressBar(total=len(files), description="packing", unit="image", enabled=progress)
-    try:
-        with unfinished.open("wb") as target, bar, lost_workers_named():
-            for group in loader:
-                for image in group:
-                    if isinstance(image, str):
-                        if not skip:
-                            raise DataError(
-                                f"cannot read {files[len(shapes)]} ({image}); replace the file or pass "
-                                "--corrupt skip"
-                            )
-                        shapes.append((0, 0))
-                        gray.append(False)
-                        continue
-                    target.write(image.pixels.data)
-                    shapes.append(image.pixels.shape[:2])
-                    gray.append(image.gray)
-                bar.update(len(group))
-            target.flush()
-            os.fsync(target.fileno())
-        unfinished.replace(folder / PIXELS)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with path.open("wb") as target, bar, lost_workers_named():
+        for group in loader:
+            for image in group:
+                if isinstance(image, str):
+                    if not skip:
+                        raise DataError(
+                            f"cannot read {files[len(shapes)]} ({image}); replace the file or pass "
+                            "--corrupt skip"
+                        )
+                    shapes.append((0, 0))
+                    gray.append(False)
+                    continue
+                target.write(image.pixels.data)
+                shapes.append(image.pixels.shape[:2])
+                gray.append(image.gray)
+            bar.update(len(group))
+        target.flush()
+        os.fsync(target.fileno())
     return shapes, gray
 
 

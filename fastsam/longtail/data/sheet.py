@@ -31,7 +31,8 @@ def write_sheets(
     """Write a contact sheet for each class, and an overview with one row per class, head to tail.
 
     A sheet shows the first images of a class without augmentation. Its name contains rank, class name and
-    number of images. Other files in the folder are not changed.
+    number of images. A class without images in the split has no sheet, and an empty row in the overview.
+    Other files in the folder are not changed.
 
     Args:
         data: the data set.
@@ -46,7 +47,7 @@ def write_sheets(
         The path of each file after it is written.
 
     Raises:
-        UsageError: if the split is unknown, or a number is below 1.
+        UsageError: if the split is unknown or empty, or a number is below 1.
     """
     with requires_extra("longtail", "a contact sheet"):
         from PIL import Image
@@ -56,6 +57,8 @@ def write_sheets(
     if classes < 1:
         raise UsageError(f"classes must be at least 1, got {classes}")
     images = data.split(split)
+    if not len(images):
+        raise UsageError(f"the {split} split of {data.name} has no images; choose another split")
     counts = np.bincount(images.targets, minlength=data.num_classes)
     order = np.argsort(-data.counts, kind="stable")
     width = len(str(data.num_classes - 1))
@@ -67,6 +70,8 @@ def write_sheets(
         members = np.flatnonzero(images.targets == label)[: columns * rows]
         shown = pictures(images, members)
         overview.append(_filled(shown[:columns], columns))
+        if not len(members):
+            continue
         name = _file_name(data.class_names[label])
         path = folder / f"{rank:0{width}d}-{name}-{counts[label]}.png"
         Image.fromarray(tiled(shown, columns)).save(path)
@@ -86,6 +91,8 @@ def pictures(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     Returns:
         uint8 ``[n, H, W, 3]``.
     """
+    if not len(indices):
+        return np.empty((0, *images.frame.size, 3), np.uint8)
     batches = images.batches([indices], None, torch.device("cpu"))
     read = torch.cat([batch.inputs for batch in batches])
     raw = read * torch.tensor(images.std)[:, None, None] + torch.tensor(images.mean)[:, None, None]

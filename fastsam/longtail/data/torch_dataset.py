@@ -20,9 +20,9 @@ from fastsam.longtail.data.content import content_hash
 from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.decoded import DecodedImages
 from fastsam.longtail.data.device_part import DevicePart
-from fastsam.longtail.data.groups import groups_by_count
+from fastsam.longtail.data.groups import check_every_class, groups_by_count
 from fastsam.longtail.data.items import ItemReader, as_image, as_pixels, read_items
-from fastsam.longtail.data.normalization import Normalization
+from fastsam.longtail.data.normalization import Normalization, check_normalization
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.workers import Workers
 from fastsam.longtail.errors import DataError, UsageError
@@ -46,8 +46,9 @@ def from_datasets(
     """Create a data set from map-style datasets whose items are ``(image, label)``.
 
     Images are Pillow images, uint8 tensors or uint8 arrays, which are divided by 255, or float tensors, which
-    are not scaled. All images must have the same size. Labels are integers from 0. Head, mid and tail are
-    split by training count: more than 100, 20 to 100, and fewer than 20 images.
+    are not scaled. All images must have the same size. Labels are integers from 0, and every class has a
+    training image. Head, mid and tail are split by training count: more than 100, 20 to 100, and fewer than
+    20 images.
 
     Args:
         name: name of the data set.
@@ -56,12 +57,14 @@ def from_datasets(
         validation: validation images; None for no validation set.
         class_names: one name per class; None for ``train.classes`` if it exists, else the labels.
         augmentation: augmentation of training images. The same seed, epoch and image give the same result.
-        mean: mean of each channel, which is subtracted from images.
-        std: standard deviation of each channel, by which images minus ``mean`` are divided.
+        mean: mean of each channel, or of all, which is subtracted from images.
+        std: standard deviation of each channel, or of all, by which images minus ``mean`` are divided.
         workers: number of worker processes that read images; 0 reads in this process.
 
     Raises:
-        DataError: if labels are not integers of at least 0.
+        DataError: if labels are not integers of at least 0, one for each image, or a class has no training
+            image.
+        UsageError: if ``mean`` and ``std`` do not fit the channels, or a deviation is not positive.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -80,17 +83,25 @@ def from_datasets(
         "test": images(test),
     }
     targets = splits["train"].targets  # type: ignore[union-attr]
-    names = class_names or getattr(train, "classes", None) or range(int(targets.max()) + 1)
+    known = range(int(targets.max(initial=-1)) + 1)
+    names = class_names or getattr(train, "classes", None) or known
     names = tuple(str(item) for item in names)
     counts = np.bincount(targets, minlength=len(names))
     selection = hashlib.sha256(np.ascontiguousarray(targets, "<i8").tobytes())
-    return LongTailData(
+    data = LongTailData(
         name=name,
         class_names=names,
         groups=groups_by_count(counts),
         subset_hash=selection.hexdigest(),
         **splits,  # type: ignore[arg-type]
     )
+    check_every_class(data.counts, f"the training set of {name}")
+    channels = data.train.channels
+    of_channels = (
+        values * channels if len(values) == 1 else values for values in (tuple(mean), tuple(std))
+    )
+    check_normalization(name, channels, *of_channels)
+    return data
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +134,7 @@ class DatasetImages(DecodedImages):
         """Classes, int64 ``[N]``: the dataset's ``targets`` if it has them, else the labels of its items.
 
         Raises:
-            DataError: if a label is not an integer of at least 0.
+            DataError: if a label is not an integer of at least 0, or their number is not that of the images.
         """
         if self.labels is not None:
             return self.labels
@@ -135,6 +146,11 @@ class DatasetImages(DecodedImages):
             raise DataError(
                 f"labels must be integers of at least 0, one for each image; got {labels.dtype} of "
                 f"shape {labels.shape}"
+            )
+        if len(labels) != len(self):
+            raise DataError(
+                f"the dataset {type(self.dataset).__name__} has {len(self)} images, but its targets have "
+                f"{len(labels)} labels; give each image one label"
             )
         return labels.astype(np.int64)
 
