@@ -12,6 +12,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses.base import at_least_float32
 from fastsam.longtail.models.classifier import Classifier
+from fastsam.longtail.models.heads import CosineHead
 from fastsam.longtail.trainable import matching_names
 
 _RECORD = "max_norm"
@@ -19,10 +20,11 @@ _RECORD = "max_norm"
 
 
 class NormLimits:
-    """Limits on the Euclidean norms of the vectors of parameters: their slices along the first dimension.
+    """Limits on the Euclidean norms of class vectors and filters.
 
     Alshammari et al., "Long-Tailed Recognition via Weight Balancing" (CVPR 2022), section 4: a vector that is
-    too long is scaled back to the limit.
+    too long is scaled back to the limit. Their code leaves parameters with one dimension alone: biases, and
+    the scales and shifts of normalization layers.
 
     Attributes:
         limits: limit of each limited parameter, by name.
@@ -31,7 +33,9 @@ class NormLimits:
     def __init__(self, network: Classifier, limits: Mapping[str, float]) -> None:
         parameters = dict(network.named_parameters())
         self.limits = dict(limits)
-        self._limited = [(parameters[name], limit) for name, limit in limits.items()]
+        self._limited = [
+            (parameters[name], _dimension(network, name), limit) for name, limit in limits.items()
+        ]
 
     @classmethod
     def of_run(
@@ -45,8 +49,8 @@ class NormLimits:
             record: record of the run's start; None if the limits are those of the present weights.
 
         Raises:
-            UsageError: if a setting has another form, its pattern matches no trained parameter, or the
-                weights are sharded.
+            UsageError: if a setting has another form, its pattern matches no trained parameter with vectors,
+                or the weights are sharded.
         """
         if config.max_norm and config.parallel == "fsdp2":
             raise UsageError(
@@ -58,8 +62,15 @@ class NormLimits:
         limits: dict[str, float] = {}
         for text in config.max_norm:
             pattern, share, number = _parsed(text)
-            for name in matching_names("max_norm", pattern, trained):
-                norms = _norms(trained[name])
+            matching = matching_names("max_norm", pattern, trained)
+            names = [name for name in matching if trained[name].ndim > 1]
+            if not names:
+                raise UsageError(
+                    f"max_norm pattern {pattern!r} matches only parameters with one dimension, such as "
+                    f"{matching[0]}, which have no vectors; limit for instance 'head.weight'"
+                )
+            for name in names:
+                norms = _norms(trained[name], _dimension(network, name))
                 low, high = float(norms.min()), float(norms.max())
                 limits[name] = low + number * (high - low) if share else number
         return cls(network, limits)
@@ -72,14 +83,20 @@ class NormLimits:
     @torch.no_grad()
     def project(self) -> None:
         """Scale vectors back to their limits. Call it after each step."""
-        for value, limit in self._limited:
-            factors = (limit / _norms(value).clamp_min(torch.finfo(value.dtype).tiny)).clamp_max(1)
-            value.mul_(factors.to(value).reshape(-1, *[1] * (value.ndim - 1)))
+        for value, dimension, limit in self._limited:
+            norms = _norms(value, dimension).clamp_min(torch.finfo(value.dtype).tiny)
+            factors = (limit / norms).clamp_max(1).to(value)
+            value.movedim(dimension, -1).mul_(factors)
 
 
-def _norms(value: Tensor) -> Tensor:
-    vectors = at_least_float32(value.detach()).reshape(len(value), -1)
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+def _dimension(network: Classifier, name: str) -> int:
+    """Return the dimension of a parameter that numbers its vectors."""
+    return int(name == "head.weight" and isinstance(network.head, CosineHead))  # [D, C]
+
+
+def _norms(value: Tensor, dimension: int) -> Tensor:
+    vectors = at_least_float32(value.detach()).movedim(dimension, 0)
+    norms: Tensor = torch.linalg.vector_norm(vectors.reshape(len(vectors), -1), dim=1)
     return norms
 
 

@@ -309,13 +309,6 @@ def _starting_points(recipe: Layer) -> Layer:
     return start | rescaled(start, recipe["epochs"].value) if "epochs" in recipe else start
 
 
-def default_imbalance(data: str) -> float:
-    """Return the imbalance factor in the recipe of a data set; 1 for sets that are used as they are."""
-    part = DATASETS.get(data)
-    entry = None if part is None else part.recipe.get("imbalance")
-    return 1.0 if entry is None else float(entry.value)
-
-
 def _completed(names: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Complete ``entries`` by the recipe of the network and the defaults of every part's settings."""
     entries = dict(entries)

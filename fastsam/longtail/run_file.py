@@ -196,7 +196,7 @@ def parse_setting(name: str, text: str) -> Any:
     words = text.split()
     plain = tuple(words if hint is str else map(_plain, words))
     if not plain:
-        raise UsageError(f"{name} has an empty value; pass values separated by commas")
+        raise UsageError(f"{name} has an empty value; pass a value, or several with spaces")
     return of_type(name, plain if len(plain) > 1 else plain[0])
 
 

@@ -129,8 +129,8 @@ class RunSettings(Settings):
     )
     max_norm: tuple[str, ...] = setting(
         "largest Euclidean norm of each class vector or filter, as PATTERN=NORM, such as 'head.weight=1'. "
-        "Longer ones are scaled back after every step. PATTERN=range:SHARE sets it from the weights before "
-        "the first step: the smallest norm plus SHARE of the range of the norms",
+        "Longer ones are scaled back after every step; biases are not limited. PATTERN=range:SHARE sets it "
+        "from the weights before the first step: the smallest norm plus SHARE of the range of the norms",
         default=(),
         default_text="no limit",
         before=(),

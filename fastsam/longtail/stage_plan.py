@@ -22,7 +22,9 @@ _LABELS = ("stages", "stage_set")
 _BEGINS = ("init", "head_from")
 """Settings of the first weights, which a later stage does not take over."""
 _SHARED = ("data", "model", "seed", "init", *_LABELS)
-"""Settings that all stages have in common, besides those of the data set and the network."""
+"""Settings that all stages have in common, besides those of data set, network, machine and checkpoints."""
+_MEASURED = ("track_curvature", "curvature_classes", "curvature_images", "curvature_budget")
+"""Settings of what is measured, which do not change the training but may differ between stages."""
 _RATES = ("lr", "weight_decay")
 """Settings that a stage with another base optimizer does not take over."""
 
@@ -299,9 +301,11 @@ def _scheduled(config: TrainConfig) -> set[str]:
 def _check_shared(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """Raise :class:`UsageError` if a stage sets what all stages have in common."""
     parts = (config.parts["data"], config.parts["model"])
-    shared = {item.name for part in parts for item in settings_of(type(part))}
+    shared = {item.name for part in parts for item in settings_of(type(part))} | {*_SHARED}
+    placed = {item.name for item in settings_of(type(config)) if item.metadata["place"]}
+    shared |= placed - {*_MEASURED}
     for name in values:
-        if name in shared or name in _SHARED:
+        if name in shared:
             raise UsageError(f"{name} is the same in all stages; set it for the whole run")
 
 

@@ -108,7 +108,7 @@ def load_start(
 
     All weights of the feature extractor must be there, except for those that the tuning of the run adds.
     Weights of a head that does not fit are left out, and so are those of parts that the network does not
-    have, such as the classifier of a library's network.
+    have, such as the classifier of a library's network, and buffers that belong to one run.
     Filters of the first layer are adapted to the number of channels.
 
     Args:
@@ -135,7 +135,8 @@ def load_start(
         given, parts = _taken_over(given, head)
     if keeps_head and parts & given.keys():
         _check_classes(start, class_names)
-    fits = {name: _adapted(name, given[name], own[name], network) for name in own.keys() & given}
+    shared = own.keys() & given.keys() - {*network.run_buffers}
+    fits = {name: _adapted(name, given[name], own[name], network) for name in shared}
     wrong = sorted(name for name, value in fits.items() if value.shape != own[name].shape)
     if not keeps_head or not parts <= fits.keys() or any(name in parts for name in wrong):
         fits = {name: value for name, value in fits.items() if not name.startswith("head.")}

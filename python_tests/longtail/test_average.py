@@ -118,6 +118,17 @@ def test_a_skipped_step_averages_in_the_unchanged_weights(seed: int) -> None:
     assert_close(judged.average, averaged(first, [moved, moved], 0.5))
 
 
+def test_integers_are_those_of_the_last_step(seed: int) -> None:
+    config = config_for(ema=0.5)
+    network = build_network(config, 10, 1)
+    network.register_buffer("labels", torch.full((3,), -1))
+    judged = JudgedWeights(network, config)
+    network.get_buffer("labels").copy_(torch.tensor([7, -1, 2]))
+    judged.update()
+    assert judged.average is not None
+    assert judged.average["labels"].tolist() == [7, -1, 2]
+
+
 def test_a_decay_of_0_evaluates_the_current_weights(tmp_path: Path) -> None:
     result = trained(config_for(ema=0.0), tmp_path)
     kept = Checkpoint.load(tmp_path)

@@ -80,6 +80,25 @@ def test_sam_to_sgd_and_late_settings(tmp_path: Path) -> None:
         assert torch.equal(momentum, stored[index]["momentum_buffer"])
 
 
+@pytest.mark.parametrize("optimizer", ["torch:RMSprop", "looksam"])
+def test_a_branch_to_sam_takes_over_the_state_of_the_base(optimizer: str, tmp_path: Path) -> None:
+    base = {"base_optimizer": "torch:RMSprop"} if optimizer == "looksam" else {}
+    config = config_for(
+        optimizer, model="resnet8", torch_options=("momentum=0.5",), **base, weight_decay=0.0
+    )
+    trained(config, tmp_path / "run", keep=(2,))
+    branch = Branch.load(tmp_path / "run", 2)
+    settings, _ = branch.settings(optimizer="sam")
+    run = Trainer(settings, data=DIGITS, branch=branch, progress=False)
+    stored, found = (
+        made["state"] for made in (branch.checkpoint.optimizer, run.optimizer.state_dict())
+    )
+    assert found.keys() == stored.keys()
+    for index, entry in found.items():
+        assert entry.keys() == {"step", "square_avg", "momentum_buffer"}
+        assert all(torch.equal(value, stored[index][name]) for name, value in entry.items())
+
+
 def test_a_branch_that_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsam.longtail.training.saving.EPOCH_SECONDS", 0.0)
     trained(config_for("sgd"), tmp_path / "sgd", keep=(2,))

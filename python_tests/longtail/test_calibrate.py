@@ -23,7 +23,7 @@ from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.errors import CheckpointError, DamagedError, UsageError
 from fastsam.longtail.features import collect_features
 from fastsam.longtail.trained import Calibration, TrainedRun, calibrate_run
-from fastsam.longtail.trained.calibration import calibration_path, weights_hash
+from fastsam.longtail.trained.calibration import calibration_path, modules_hash
 from fastsam.longtail.trained.head_scores import HeadScores
 
 DIGITS = load_digits_lt()
@@ -355,18 +355,18 @@ def test_calibrations_of_other_weights_are_refused(folder: Path, finished: Path)
 
 def test_every_weight_and_buffer_enters_the_fingerprint(run: TrainedRun) -> None:
     head = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    hashes = {weights_hash(head), weights_hash(head, head), weights_hash(head[0])}
+    hashes = {modules_hash(head), modules_hash(head, head), modules_hash(head[0])}
     for value in head.state_dict().values():
         value += 1
-        hashes.add(weights_hash(head))
+        hashes.add(modules_hash(head))
     assert len(hashes) == 3 + len(head.state_dict())
     layer = torch.nn.Linear(2, 1).requires_grad_(False)
     digest = hashlib.sha256()
     for name, value in (("bias", layer.bias.numpy()), ("weight", layer.weight.numpy())):
         digest.update(f"0 {name} float32 {value.shape}\n".encode() + value.astype("<f4").tobytes())
-    assert weights_hash(layer) == digest.hexdigest()
-    assert weights_hash(layer.to(torch.bfloat16)) != digest.hexdigest()
-    assert weights_hash(run.network.features, run.trained_head) == weights_hash(
+    assert modules_hash(layer) == digest.hexdigest()
+    assert modules_hash(layer.to(torch.bfloat16)) != digest.hexdigest()
+    assert modules_hash(run.network.features, run.trained_head) == modules_hash(
         run.network.features, run.trained_head
     )
 

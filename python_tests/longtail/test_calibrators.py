@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.calibrators import CALIBRATORS, TrainedHead
 from fastsam.longtail.errors import DataError, TrainingError
 from fastsam.longtail.features import Features
 from fastsam.longtail.models import CosineHead
-from fastsam.longtail.trained import head_scores
+from fastsam.longtail.trained import (
+    TrainedRun,
+    calibrate_run,
+    export_run,
+    head_scores,
+    load_weights,
+)
 from fastsam.longtail.trained.head_scores import HeadScores
 
 Array = NDArray[np.float64]
@@ -90,6 +98,21 @@ def test_tau_norm_divides_class_vectors_and_leaves_the_bias_out(scale: float) ->
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     after = trained.module.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_tau_normalized_run_has_the_entries_of_its_trained_head(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    config = recipe("digits-lt", "ce", "sgd", epochs=1, model="resnet8").config()
+    Trainer(config, out=tmp_path / "run", progress=False).fit()
+    found = calibrate_run(TrainedRun.load(tmp_path / "run"), method="tau-norm")
+    found.save(tmp_path / "run" / "calibration.json")
+    run = TrainedRun.load(tmp_path / "run")
+    loaded = load_weights(export_run(run, tmp_path / "model", format="safetensors"))
+    images = normal(5, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.network(images), run.network(images))
+    plain = TrainedHead(nn.Linear(WIDTH, 4, bias=False), 1.0, COUNTS)
+    assert CALIBRATORS["tau-norm"].build({"tau": 1.0}, plain).state_dict().keys() == {"weight"}
 
 
 def test_tau_norm_of_a_class_vector_of_zeros() -> None:

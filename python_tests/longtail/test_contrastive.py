@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,23 @@ def test_a_resumed_run_ends_with_the_same_bits(
     Trainer(config, data=DIGITS, out=tmp_path / "cut", resume=True, progress=False).fit()
     whole, cut = (Checkpoint.load(tmp_path / name).model for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize("queue", [64, 32])
+def test_a_run_that_starts_from_another_one_has_an_empty_queue(queue: int, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    config = config_for("sgd", epochs=1, model="resnet8", ema=0.9)
+    Trainer(config, data=DIGITS, out=one, progress=False).fit()
+    other = config.replace(init=str(one), paco_queue=queue)
+    model = Trainer(other, data=DIGITS, progress=False).model
+    kept = Checkpoint.load(one).judged_weights()
+    assert (kept["queue_targets"] >= 0).all()
+    assert isinstance(model, PaCoClassifier)
+    assert model.queue_targets.tolist() == [-1] * queue
+    assert not model.queue.any()
+    assert not model.queue_place
+    for name in ("projection.0.weight", "key_encoder.1.0.weight"):
+        assert torch.equal(model.state_dict()[name], kept[name])
 
 
 @pytest.mark.slow

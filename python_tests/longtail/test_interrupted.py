@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fastsam.cli import main
 from fastsam.longtail import Checkpoint, Result, Trainer
@@ -255,27 +256,33 @@ def test_a_failed_write_is_tried_again_and_then_ends_the_run(
         train(config, tmp_path / "all")
 
 
-def test_layers_that_drop_features_are_seeded_by_the_step(tmp_path: Path) -> None:
-    def run(out: Path | None, **options: Any) -> Trainer:
-        trainer = Trainer(config, data=DATA, out=out, progress=False, **options)
-        trainer.model.head = nn.Sequential(nn.Dropout(0.5), trainer.model.head)
-        trainer.stepper.__post_init__()
-        return trainer
+class RandomFeatures(nn.Module):
+    """Drops features by a function, and images by CPU numbers: no module of it is a dropout layer."""
 
-    config = short("ce", "sam", epochs=2, batch_size=9)
-    whole = run(None)
-    whole.fit()
-    request, on_step = stop_after(4)
-    first = run(None, stop=request, on_step=on_step)
-    torch.manual_seed(1)  # must not matter
-    with pytest.raises(Stopped):
-        first.fit()
-    other = run(None)
+    out_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = functional.dropout(self.layer(images.flatten(1)), 0.5, self.training)
+        return features * torch.rand(len(images), 1) if self.training else features
+
+
+def test_random_numbers_of_any_network_are_seeded_by_the_step(tmp_path: Path) -> None:
+    config = short("ce", "sam", model="own:random", epochs=2, batch_size=9)
+    model = RandomFeatures()
+    _, whole = train(config, None, model=model)
     state = torch.random.get_rng_state()
-    other.fit()
+    request, on_step = stop_after(4)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, model=model, stop=request, on_step=on_step)
     assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(1)  # must not matter
+    _, resumed = train(config, tmp_path, model=model, resume=True)
     for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, other.model.state_dict()[key]), key
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
 
 
 def test_signals_are_deferred_only_inside_the_context() -> None:

@@ -19,7 +19,7 @@ from fastsam.longtail.build import (
     build_schedules,
     double_adjustment,
 )
-from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.config import TrainConfig, find_setting
 from fastsam.longtail.data import load_dataset
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.losses import (
@@ -188,6 +188,10 @@ def test_the_mean_of_the_weighted_focal_loss() -> None:
     divisors = {"samples": 6.0, "weights": float(weight[targets].sum())}
     for mean, loss in losses.items():
         assert float(loss(logits, targets)) == pytest.approx(float(total) / divisors[mean])
+    options = {"weighting": "algorithm1", "focal_mean": "weights"}
+    settings = recipe("digits-lt", "focal-rw", "sgd", **options).config()
+    assert build_objective(settings, np.array(counts)).at(1)[0][0].mean == "samples"
+    assert "algorithm1" in find_setting("focal_mean")[0].metadata["help"]
 
 
 def test_class_names_are_no_mathematics() -> None:

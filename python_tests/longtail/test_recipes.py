@@ -19,7 +19,6 @@ from fastsam.longtail.losses import LOSSES
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.named_recipes import NAMED_RECIPES, STANDARD
 from fastsam.longtail.optimizers import OPTIMIZERS
-from fastsam.longtail.recipes import default_imbalance
 from fastsam.longtail.registry import registered_settings
 from fastsam.longtail.stage_plan import plan_stages
 from fastsam.longtail.trainable import freeze, trained_parameters
@@ -248,19 +247,6 @@ def test_rho_schedules() -> None:
     deferred = config_with(rho=(0.1, 0.5), rho_schedule="deferred", defer_epoch=80)
     assert [build_schedules(deferred)["rho"](e) for e in (80, 81)] == [0.1, 0.5]
     assert "rho" not in build_schedules(recipe("digits-lt", "ce", "sgd").config())
-
-
-def test_the_imbalance_of_a_data_set_is_that_of_its_recipes() -> None:
-    assert [
-        default_imbalance(name) for name in ("digits-lt", "cifar10-lt", "fashion-mnist-lt")
-    ] == [
-        50,
-        100,
-        100,
-    ]
-    assert default_imbalance("imagenet-lt") == 1
-    config = recipe("digits-lt", "ce", "sgd").config()
-    assert config.imbalance == default_imbalance("digits-lt")
 
 
 def test_a_number_will_do_for_a_setting_of_phases() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastsam.cli.main import main
 from fastsam.cli.resume import stored_run
@@ -56,18 +57,33 @@ def begin(config: TrainConfig, out: Path | None = None, **options: Any) -> None:
         ("accumulate=20", "stage classifier: batch_size must be at least 40"),
         ("sync_batch_norm=True", "sync_batch_norm requires a CUDA device"),
         ("model=resnet20", "model is the same in all stages"),
+        ("device=cuda", "device is the same in all stages"),
+        ("keep_last=3", "keep_last is the same in all stages"),
+        ("tf32=True", "stage classifier: tf32 requires an NVIDIA GPU"),
+        ("compile=True", r"stage classifier: compile requires a C\+\+ compiler"),
+        ("curvature_classes=foo", "stage classifier: unknown class in curvature_classes 'foo'"),
+        ("curvature_classes=", "stage classifier: curvature_classes is empty"),
     ],
 )
 def test_a_setting_of_a_later_stage_is_refused_before_the_first(
-    stage_set: str, message: str
+    stage_set: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    measured = ("classifier.track_curvature=5",) if "curvature" in stage_set else ()
     with pytest.raises(UsageError, match=message):
-        begin(staged("crt", f"classifier.{stage_set}"))
+        begin(staged("crt", f"classifier.{stage_set}", *measured))
 
 
 def test_limits_of_norms_are_refused_for_sharded_weights_before_the_first_stage() -> None:
     with pytest.raises(UsageError, match="max_norm requires whole weights"):
-        begin(staged("crt", "classifier.max_norm=head.weight=1", "classifier.parallel=fsdp2"))
+        begin(staged("crt", "classifier.max_norm=head.weight=1", parallel="fsdp2"))
+
+
+def test_blocks_to_recompute_are_looked_for_before_the_first_stage() -> None:
+    config = staged("crt", "classifier.checkpoint_activations=True", model="own:flat")
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+    with pytest.raises(UsageError, match="stage classifier: checkpoint_activations requires"):
+        begin(config, model=module)
 
 
 def test_a_trainer_refuses_several_stages() -> None:

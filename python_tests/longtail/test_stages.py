@@ -23,7 +23,6 @@ from fastsam.longtail.build import build_network
 from fastsam.longtail.data import TensorImages
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses import LOSSES, ClassStatistics
-from fastsam.longtail.norms import NormLimits
 from fastsam.longtail.samplers import ClassSampler
 from fastsam.longtail.stage_plan import plan_stages, stages_from
 from fastsam.longtail.stages import STAGES, Stage, StageList, register_stages
@@ -351,61 +350,7 @@ def test_the_cost_of_all_stages_adds_up() -> None:
     assert result.total_gradients == 3 * steps
 
 
-# ---- limits of norms, loss and sampler of the lists ----
-
-
-@pytest.mark.parametrize("text", ["head.weight=0.5", "head.weight=range:0.25"])
-def test_norms_are_limited_after_every_step(text: str, tmp_path: Path) -> None:
-    config = recipe("digits-lt", "ce", "sgd", epochs=2, batch_size=32, max_norm=(text,)).config()
-    norms: list[Tensor] = []
-
-    def on_step(_: Step) -> None:
-        norms.append(trainer.model.head.weight.detach().norm(dim=1))
-
-    trainer = Trainer(config, data=FEW, progress=False, on_step=on_step)
-    begin = trainer.model.head.weight.detach().norm(dim=1)
-    limit = 0.5 if "range" not in text else float(begin.min() + 0.25 * (begin.max() - begin.min()))
-    expected = trainer.fit()
-    assert all(bool((each <= limit * (1 + 1e-6)).all()) for each in norms)
-    assert any(bool((each > limit * (1 - 1e-6)).any()) for each in norms)  # it is active
-    request, stopping = stop_after(3)
-    with pytest.raises(Stopped):
-        Trainer(
-            config, data=FEW, out=tmp_path, progress=False, stop=request, on_step=stopping
-        ).fit()
-    resumed = Trainer(config, data=FEW, out=tmp_path, progress=False, resume=True)
-    assert resumed.limits.limits == pytest.approx({"head.weight": limit})
-    assert compared(resumed.fit()) == compared(expected)
-
-
-def test_a_projection_scales_long_vectors_only() -> None:
-    config = recipe("digits-lt", "ce", "sgd", max_norm=("head.weight=2",)).config()
-    network = build_network(config, 3, 1)
-    with torch.no_grad():
-        network.head.weight.copy_(torch.eye(3, 64) * torch.tensor([[1.0], [2.0], [5.0]]))
-    NormLimits.of_run(config, network, None).project()
-    assert network.head.weight.detach().norm(dim=1).tolist() == [1.0, 2.0, 2.0]
-
-
-def test_a_projection_in_float64() -> None:
-    config = recipe("digits-lt", "ce", "sgd", max_norm=("head.weight=range:0.3",)).config()
-    network = build_network(config, 10, 1).double()
-    head = network.head.get_parameter("weight")
-    limits = NormLimits.of_run(config, network, None)
-    lengths = head.detach().square().sum(dim=1).sqrt()
-    limit = float(0.7 * lengths.min() + 0.3 * lengths.max())
-    assert limits.limits["head.weight"] == pytest.approx(limit, rel=1e-12)
-    nn.init.normal_(head, std=limit / 8)
-    rows = [row * min(1, limit / float(row.square().sum().sqrt())) for row in head.detach().clone()]
-    limits.project()
-    torch.testing.assert_close(head.detach(), torch.stack(rows), rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("text", ["head.weight", "head.weight=0", "=1", "head.weight=range:x"])
-def test_a_wrong_limit_is_refused(text: str) -> None:
-    config = recipe("digits-lt", "ce", "sgd", max_norm=(text,)).config()
-    with pytest.raises(UsageError, match="max_norm must be PATTERN=NORM"):
-        NormLimits.of_run(config, build_network(config, 3, 1), None)
+# ---- loss and sampler of the lists ----
 
 
 def test_softmax_bce_is_the_binary_cross_entropy_of_the_softmax() -> None:

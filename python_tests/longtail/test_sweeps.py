@@ -267,7 +267,7 @@ def test_values_on_the_command_line() -> None:
         ("roh=1", "did you mean 'rho'"),
         ("lr=a", "lr must be a number, got 'a'"),
         ("epochs=1.5", "epochs must be a whole number"),
-        ("lr=0.1,", "lr has an empty value"),
+        ("lr=0.1,", "lr has an empty value; pass a value, or several with spaces"),
     ):
         with pytest.raises(UsageError, match=message):
             parse_grid([wrong])

@@ -21,7 +21,7 @@ from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.start import Start
 from fastsam.longtail.trainable import freeze, trained_count
 from fastsam.longtail.trained import TrainedRun, evaluate_run, export_run, load_weights
-from fastsam.longtail.training import stage_trainers
+from fastsam.longtail.training import Branch, stage_trainers
 from fastsam.longtail.tunings import transformer_blocks
 from fastsam.longtail.tunings.adapters import Adapter, default_width
 from python_tests.longtail.small_vit import VIT_BLOCKS, VIT_MLP, VIT_WIDTH, small_vit
@@ -316,3 +316,23 @@ def test_lift_on_a_network_of_timm(tmp_path: Path) -> None:
     state = again.model.features.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in run.network.features.state_dict().items())
     assert np.isfinite(result.test.accuracy)
+
+
+def test_a_branch_trains_other_parameters_but_no_other_network(tmp_path: Path) -> None:
+    for tune in ("all", "adapters"):
+        trainer_of(config_of(tune, epochs=2), out=tmp_path / tune, keep={1}).fit()
+    for tune, changes, message in (
+        ("all", {"tune": "adapters"}, r"only the branch has features.blocks.0.adapter"),
+        ("adapters", {"tune": "all"}, r"only adapters has features.blocks.0.adapter"),
+        ("adapters", {"adapter_width": R + 1}, r"features.blocks.0.adapter.* has another shape"),
+    ):
+        branch = Branch.load(tmp_path / tune, 1)
+        config, _ = branch.settings(**changes)
+        with pytest.raises(UsageError, match=rf"network: {message}.* --tune {tune}"):
+            trainer_of(config, branch=branch, out=tmp_path / "branch")
+        assert not (tmp_path / "branch").exists()
+    branch = Branch.load(tmp_path / "all", 1)
+    config, _ = branch.settings(tune="bias-norm")
+    trainer = trainer_of(config, branch=branch)
+    assert not trainer.model.get_parameter("features.blocks.0.mlp.0.weight").requires_grad
+    assert torch.equal(trainer.model.head.weight, branch.checkpoint.model["head.weight"])

@@ -18,7 +18,6 @@ from fastsam.longtail.errors import UsageError
 from fastsam.longtail.settings import Entry, layer, setting
 
 TORCH = "torch's default"
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,6 @@ register_base_optimizer(
         name="adam",
         build=lambda settings, inputs: settings.optimizer(Adam, inputs),
         settings=AdamSettings,
-        state=ADAM_STATE,
         shards=True,
         summary="Adam; the weight decay is an L2 penalty",
         recipe=layer(f"{TORCH}; not tuned", known=False, lr=1e-3, weight_decay=0.0),

@@ -65,14 +65,11 @@ class BaseOptimizer(RunPart):
 
     Attributes:
         build: ``build(settings, inputs)`` creates the optimizer from :class:`OptimizerInputs`.
-        state: names of its state tensors, which a branch with another optimizer around the same base
-            optimizer takes over.
         shards: whether it can train parameters of which each rank holds a part (DTensors).
     """
 
     build: Callable[[Any, OptimizerInputs], Optimizer]
     settings: type[OptimizerSettings] = OptimizerSettings
-    state: tuple[str, ...] = ()
     shards: bool = False
 
 

@@ -53,7 +53,6 @@ register_base_optimizer(
         name="sgd",
         build=_build,
         settings=SGDSettings,
-        state=("momentum_buffer",),
         shards=True,
         summary="stochastic gradient descent with momentum",
     )

@@ -7,6 +7,8 @@ the bias is dropped: tau = 0 gives the trained classifier without its bias.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -33,18 +35,17 @@ def _refuses(trained: TrainedHead) -> str | None:
 
 
 def _build(parameters: Parameters, trained: TrainedHead) -> nn.Linear:
-    trained_weight = trained.module.weight
-    if not isinstance(trained_weight, torch.Tensor):
+    before = trained.module
+    if not isinstance(before, nn.Linear):
         raise AssertionError("_refuses() accepts only linear heads")
-    weight = trained_weight.detach().double()
+    weight = before.weight.detach().double()
     length = weight.norm(dim=1, keepdim=True)
     # A class vector of zeros is not changed.
     divisor = torch.where(length > 0, length ** parameters["tau"], 1.0)
-    classes, width = weight.shape
-    head = nn.Linear(width, classes, bias=False, device=weight.device, dtype=trained_weight.dtype)
-    head.weight = nn.Parameter(
-        (trained.logit_scale * weight / divisor).to(trained_weight.dtype), requires_grad=False
-    )
+    head = copy.deepcopy(before).requires_grad_(requires_grad=False)
+    head.weight.copy_(trained.logit_scale * weight / divisor)
+    if head.bias is not None:  # exported weights have the entries of the trained head
+        head.bias.zero_()
     return head
 
 

@@ -54,7 +54,8 @@ class FocalSettings(Settings):
         "exponent of the focal loss", default=Entry(1.0, "code of Cao et al. 2019"), low=0
     )
     focal_mean: Mean = setting(
-        "divisor of the class-weighted focal loss: samples (their number) or weights (their sum)",
+        "divisor of the class-weighted focal loss: samples (their number) or weights (their sum). With "
+        "weighting algorithm1 it is always the number of samples",
         default=Entry("samples", "code of Cao et al. 2019"),
         before="weights",
     )

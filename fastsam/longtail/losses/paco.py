@@ -152,6 +152,7 @@ class PaCoClassifier(Classifier):
     """
 
     forward_methods = ("outputs", "keys")
+    run_buffers = ("queue", "queue_targets", "queue_place")
     queue: Tensor
     queue_targets: Tensor
     queue_place: Tensor

@@ -42,9 +42,12 @@ class Classifier(nn.Module):
         added: names of the entries of the state dict that the tuning added. Start weights may lack them.
         forward_methods: methods besides :meth:`forward` that compute with the parameters. Parameters that are
             sharded are gathered before each.
+        run_buffers: names of the buffers that belong to one run, such as a queue of its batches. A run that
+            starts from the weights of another one does not load them.
     """
 
     forward_methods: ClassVar[tuple[str, ...]] = ("outputs",)
+    run_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, features: nn.Module, head: nn.Module, feature_width: int) -> None:
         super().__init__()

@@ -181,12 +181,15 @@ class OptimizerPart(RunPart):
             :func:`fastsam.optim.passes_of`.
         base: name of the base optimizer whose state it has; None if the setting ``base_optimizer`` names it
             or there is none. A branch with another optimizer of the same base takes the state over.
+        state: names of the state tensors that it adds to those of its base optimizer. A branch with another
+            optimizer does not take them over.
         shards: whether it can train parameters of which each rank holds a part (DTensors).
     """
 
     build: Callable[[Any, OptimizerInputs], Optimizer]
     settings: type[OptimizerSettings] = OptimizerSettings
     base: str | None = None
+    state: tuple[str, ...] = ()
     shards: bool = False
 
 

@@ -49,6 +49,7 @@ register_optimizer(
             **settings.ascent(inputs),
         ),
         settings=LookSAMSettings,
+        state=("flat_direction",),
         shards=True,
         summary="SAM at every k-th step, reusing its direction in between",
         recipe=layer(

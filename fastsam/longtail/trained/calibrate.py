@@ -17,7 +17,7 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.features import Features, collect_features
 from fastsam.longtail.precision import float32_products
 from fastsam.longtail.settings import settings_of
-from fastsam.longtail.trained.calibration import Calibration, CalibratorScore, weights_hash
+from fastsam.longtail.trained.calibration import Calibration, CalibratorScore, modules_hash
 from fastsam.longtail.trained.head_scores import HeadScores
 from fastsam.longtail.trained.run import TrainedRun
 from fastsam.threads import cpu_threads
@@ -124,7 +124,7 @@ def calibrate_run(
         temperature=1.0 if score.temperature is None else score.temperature,
         scores=tuple(score for _, score in found.values()),
         images=len(scores.features),
-        weights=weights_hash(run.network.features, run.trained_head),
+        weights=modules_hash(run.network.features, run.trained_head),
         refused=refused,
     )
 

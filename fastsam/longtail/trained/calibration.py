@@ -108,7 +108,7 @@ class Calibration:
         """Raise :class:`CheckpointError` unless the calibration belongs to these weights.
 
         Args:
-            weights: :func:`weights_hash` of the run.
+            weights: :func:`modules_hash` of the run.
             path: path of the calibration, for the message.
         """
         if weights != self.weights:
@@ -188,7 +188,7 @@ def calibration_path(run: Path) -> Path:
     return run.with_name(f"{run.stem}.calibration.json")
 
 
-def weights_hash(*modules: nn.Module) -> str:
+def modules_hash(*modules: nn.Module) -> str:
     """Return the SHA-256 of names, shapes and values of all weights and buffers.
 
     Args:

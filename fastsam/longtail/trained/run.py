@@ -22,7 +22,7 @@ from fastsam.longtail.errors import DataError
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import AffineHead
 from fastsam.longtail.runtime import chosen_device
-from fastsam.longtail.trained.calibration import Calibration, calibration_path, weights_hash
+from fastsam.longtail.trained.calibration import Calibration, calibration_path, modules_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class TrainedRun:
         calibration, file = None, calibration_path(path)
         if calibrated and file.is_file():
             calibration = Calibration.load(file)
-            calibration.check_weights(weights_hash(network.features, head), file)
+            calibration.check_weights(modules_hash(network.features, head), file)
             network.head = calibration.head(TrainedHead(head, scale, counts)).to(where)
         groups = {name: tuple(members) for name, members in checkpoint.groups.items()}
         names = tuple(checkpoint.class_names)

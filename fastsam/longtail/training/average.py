@@ -22,9 +22,9 @@ class JudgedWeights:
     """Maintains the weights that a run evaluates.
 
     With ``ema`` they are an exponential moving average of weights and buffers, including running statistics:
-    ``a <- decay * a + (1 - decay) * w`` after every step. It starts at the initial weights, in a branch at
-    those of the checkpoint. A skipped step updates the average too, with the unchanged weights. Without
-    ``ema`` they are the trained weights.
+    ``a <- decay * a + (1 - decay) * w`` after every step. Integers, such as counters, are copied. It starts
+    at the initial weights, in a branch at those of the checkpoint. A skipped step updates the average too,
+    with the unchanged weights. Without ``ema`` they are the trained weights.
 
     Args:
         network: the network that is trained.
@@ -47,6 +47,10 @@ class JudgedWeights:
             mean = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
 
             def mean_of_parts(averages: _Tensors, values: _Tensors, count: Any) -> None:
+                if not averages[0].is_floating_point():  # a group of one dtype, such as labels
+                    for average, value in zip(averages, values, strict=True):
+                        average.copy_(value)
+                    return
                 # Buffers are whole even if parameters are sharded, and torch does not mix the two.
                 mean(*([local_part(v) for v in given] for given in (averages, values)), count)
 

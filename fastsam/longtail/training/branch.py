@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
-from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
 from fastsam.longtail.checkpoint import Checkpoint, weights_hash
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.losses.base import LOSSES
-from fastsam.longtail.optimizers.base import base_of
+from fastsam.longtail.optimizers.base import OPTIMIZERS, base_of
 from fastsam.longtail.recipes import NAMES, inherited_recipe, inherited_settings
 from fastsam.longtail.settings import settings_of
 from fastsam.longtail.sharding import sharded_state
@@ -157,6 +157,27 @@ class Branch:
                 f"{steps_per_epoch}; use the same number of processes"
             )
 
+    def check_network(self, network: nn.Module) -> None:
+        """Check that the weights of the parent fit the network of the branch.
+
+        Raises:
+            UsageError: if one of them has other entries, or entries of other shapes.
+        """
+        own, there = network.state_dict(), self.checkpoint.model
+        for name in sorted(own.keys() | there.keys()):
+            if name not in there:
+                what = f"only the branch has {name}"
+            elif name not in own:
+                what = f"only {self.name} has {name}"
+            elif own[name].shape != there[name].shape:
+                what = f"{name} has another shape"
+            else:
+                continue
+            raise UsageError(
+                f"a branch cannot change the network: {what}. Pass the same network and --tune "
+                f"{self.checkpoint.config.tune} with its settings, or train from scratch instead"
+            )
+
     def continue_optimizer(self, optimizer: Optimizer, config: TrainConfig, *, steps: int) -> None:
         """Load the state of the parent's optimizer into a new optimizer.
 
@@ -171,16 +192,12 @@ class Branch:
         """
         # Optimizers keep references to the tensors that they load, and this branch may be used again.
         stored, own = copy.deepcopy(self.checkpoint.optimizer), optimizer.state_dict()
-        kept = _kept_state(config, self.checkpoint.config)
+        kept = _kept_state(stored["state"], config, self.checkpoint.config)
         both = (stored["param_groups"], own["param_groups"])
         names = all("param_names" in group for groups in both for group in groups)
         places, own_places = (_places(groups, by_name=names) for groups in both)
-        state = {}
-        for name, index in own_places.items():
-            entry = stored["state"].get(places.get(name), {})
-            entry = {key: value for key, value in entry.items() if kept is None or key in kept}
-            if entry:
-                state[index] = entry
+        found = {index: kept.get(places.get(name)) for name, index in own_places.items()}
+        state = {index: entry for index, entry in found.items() if entry}
         first = stored["param_groups"][0]
         loaded = {
             **own,
@@ -194,14 +211,18 @@ class Branch:
         optimizer.load_state_dict(sharded_state(loaded, parameters))
 
 
-def _kept_state(config: TrainConfig, parent: TrainConfig) -> tuple[str, ...] | None:
-    """Return the names of the optimizer state that a branch takes over; None for all."""
-    base, before = base_of(config), base_of(parent)
-    if base != before:
-        return ()
-    if config.optimizer == parent.optimizer:
-        return None
-    return () if base is None else BASE_OPTIMIZERS[base].state
+def _kept_state(
+    stored: Mapping[Any, Mapping[str, Any]], config: TrainConfig, parent: TrainConfig
+) -> dict[Any, dict[str, Any]]:
+    """Return the part of the parent's optimizer state that a branch takes over, by parameter."""
+    base, same = base_of(config), config.optimizer == parent.optimizer
+    if base != base_of(parent) or (base is None and not same):
+        return {}
+    dropped = () if same else OPTIMIZERS[parent.optimizer].state
+    return {
+        index: {name: value for name, value in entry.items() if name not in dropped}
+        for index, entry in stored.items()
+    }
 
 
 def _places(groups: Sequence[Mapping[str, Any]], *, by_name: bool) -> dict[Any, int]:

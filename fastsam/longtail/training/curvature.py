@@ -39,10 +39,6 @@ class TrackedCurvature:
         self._tracker: CurvatureTracker | None = None
         if config.track_curvature is None or not writes:
             return
-        if not config.curvature_classes:
-            raise UsageError(
-                f"curvature_classes is empty; pass labels, groups or {ALL!r}, such as head tail"
-            )
         images = data.train
         self._tracker = CurvatureTracker(
             model,
@@ -50,7 +46,7 @@ class TrackedCurvature:
             _CleanImages(images, next(model.parameters()).device),
             every=config.track_curvature,
             budget=config.curvature_budget or None,
-            classes={name: _members(name, data) for name in config.curvature_classes},
+            classes=measured_classes(config, data),
             samples=config.curvature_images,
             targets=torch.from_numpy(np.asarray(images.targets)),
             seed=config.seed,
@@ -92,6 +88,19 @@ class TrackedCurvature:
             raise CheckpointError(
                 f"cannot resume the curvature of this run: {error}; use the same --curvature-classes"
             ) from error
+
+
+def measured_classes(config: TrainConfig, data: LongTailData) -> dict[str, list[int]]:
+    """Return the labels that a run with ``track_curvature`` measures, by the name of the class or group.
+
+    Raises:
+        UsageError: if there are none, or a class does not exist or has no training image.
+    """
+    if not config.curvature_classes:
+        raise UsageError(
+            f"curvature_classes is empty; pass labels, groups or {ALL!r}, such as head tail"
+        )
+    return {name: _members(name, data) for name in config.curvature_classes}
 
 
 def _members(name: str, data: LongTailData) -> list[int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsam.csv_text import csv_line
-from fastsam.files import OWN_FILES, locked, remove_orphans, write_text
+from fastsam.files import OWN_FILES, check_room, locked, remove_orphans, write_text
 from fastsam.longtail.errors import ChangedRunError, UsageError
 from fastsam.longtail.results import Epoch, Result
 from fastsam.longtail.sharded_archive import MANIFEST, is_complete
@@ -168,12 +168,51 @@ class RunFolder:
             with locked(self.path):
                 pass
 
-    def prepare(self, *, fresh: bool = False, overwrite: bool = False) -> None:
-        """Create the folder.
+    def check_origins(self, origins: Mapping[str, str | Path | None]) -> None:
+        """Check that replacing the run in the folder does not remove what the new run starts from.
 
         Args:
-            fresh: whether a run begins. This removes the settings of an attempt that ended before its first
-                checkpoint; those of a run in stages belong to its record.
+            origins: files or folders of other runs, by the option that names them; None is skipped.
+
+        Raises:
+            UsageError: if one is in this folder.
+        """
+        for option, path in origins.items():
+            if path is not None and Path(path).resolve().is_relative_to(self.path.resolve()):
+                raise UsageError(
+                    f"--overwrite would remove {option} {path}, which is in --out {self.path}; choose "
+                    "another --out"
+                )
+
+    def check_room(
+        self, size: int, keep: Collection[int], last: int, *, overwrite: bool = False
+    ) -> None:
+        """Check that the disk has space for the checkpoints of a run.
+
+        Args:
+            size: size of a checkpoint in bytes.
+            keep: epochs whose checkpoints are kept.
+            last: how many checkpoints for resuming are kept.
+            overwrite: whether :meth:`prepare` is going to remove the files of a previous run.
+
+        Raises:
+            OSError: if the folder cannot be written to, or has too little space.
+        """
+        needed = size * self.coming_checkpoints(keep, last)
+        if overwrite:
+            files = [file for path in self._replaced() for file in _files(path)]
+            sizes = {_stamp(file): file.stat().st_size for file in files}  # links count once
+            needed = size * (last + 2 + len(keep)) - sum(sizes.values())
+        whole, rest = divmod(max(0, needed), size)
+        check_room(self.path, *[size] * whole, rest)
+
+    def prepare(self, *, overwrite: bool = False) -> None:
+        """Create the folder.
+
+        The file of settings stays until a run replaces it, because it may be the ``--config`` file of the
+        command.
+
+        Args:
             overwrite: remove the files of a previous run and its earlier stages, its calibrations, and its
                 spectra in the folder or in the subfolder ``spectra``.
         """
@@ -181,29 +220,27 @@ class RunFolder:
         for file in self.path.glob(ERROR_FILE.format("*")):
             file.unlink(missing_ok=True)
         self.stopped.unlink(missing_ok=True)
-        if fresh and not self.stages.is_file():
-            self.settings.unlink(missing_ok=True)
         if overwrite:
             earlier = (
                 self.earlier_stages() if self.stages.is_file() else []
             )  # else they are the user's
-            _remove(self.resume)
-            left = (
-                "epoch-*.pt",
-                "tensorboard/events.*",
-                "calibration.json",
-                "epoch-*.calibration.json",
-                ERROR_FILE.format("*"),
-            )
-            spectra = ("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg")
-            old = [file for pattern in left + spectra for file in self.path.glob(pattern)]
-            tables = (self.history, self.per_class, self.settings, self.stages)
-            for file in (self.checkpoint, self.result, *tables, *old):
-                file.unlink(missing_ok=True)
-            for stage in earlier:
+            for path in self._replaced():
+                _remove(path)
+            for stage in map(RunFolder, earlier):
                 with suppress(OSError):  # it has other files, too
-                    RunFolder(stage).prepare(overwrite=True)
-                    stage.rmdir()
+                    stage.prepare(overwrite=True)
+                    stage.settings.unlink(missing_ok=True)
+                    stage.path.rmdir()
+
+    def _replaced(self) -> list[Path]:
+        """Return the files and folders that a new run replaces, without settings and earlier stages."""
+        patterns = (
+            *("epoch-*.pt", "calibration.json", "epoch-*.calibration.json", "tensorboard/events.*"),
+            *("class-*.json", "spectra.svg", "spectra/class-*.json", "spectra/spectra.svg"),
+        )
+        found = [file for pattern in patterns for file in self.path.glob(pattern)]
+        tables = (self.history, self.per_class, self.stages)
+        return [self.resume, self.checkpoint, self.result, *tables, *found]
 
     def earlier_stages(self) -> list[Path]:
         """Return the existing folders with names of earlier stages."""
@@ -224,9 +261,14 @@ class RunFolder:
         # Two more: one is written before the oldest is removed, and ``checkpoint`` may be older than all.
         return last + 2 - min(len(self.points()), last) - self.checkpoint.is_file() + missing
 
-    def write_settings(self, text: str) -> None:
-        """Write the file of settings, unless it exists."""
-        if not self.settings.is_file():
+    def write_settings(self, text: str, *, replace: bool = False) -> None:
+        """Write the file of settings, unless it exists.
+
+        Args:
+            text: its content.
+            replace: replace the file of another run. That of a run in stages belongs to its record.
+        """
+        if not self.settings.is_file() or (replace and not self.stages.is_file()):
             write_text(self.settings, text)
 
     def write(self, result: Result) -> None:
@@ -258,6 +300,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or all files in a folder; none if it does not exist."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -93,6 +93,7 @@ class RunState:
             CheckpointError: if the data differ.
         """
         branch.check(self.config, self.data, self.steps_per_epoch)
+        branch.check_network(self.model)
         start = branch.checkpoint
         self.parent = branch.parent
         steps = start.epoch * self.steps_per_epoch

@@ -37,6 +37,7 @@ class Saver:
         config: settings of the run.
         keep: epochs whose checkpoint is also kept as ``epoch-K.pt``.
         settings: text of the file of settings, which is written before the first checkpoint.
+        fresh: whether the run begins. It then replaces a file of settings in the folder.
         sharded: whether each rank holds only a part of each weight.
     """
 
@@ -48,6 +49,7 @@ class Saver:
         keep: Collection[int],
         *,
         settings: str,
+        fresh: bool,
         sharded: bool,
     ) -> None:
         self._folder = folder
@@ -55,6 +57,7 @@ class Saver:
         self._config = config
         self._keep = keep
         self._settings = settings
+        self._fresh = fresh
         self._sharded = sharded
         # Its own, because collectives of the training run at the same time.
         writes_parts = sharded and folder is not None
@@ -181,7 +184,8 @@ class Saver:
 
         def written() -> None:
             if writes:
-                folder.write_settings(self._settings)
+                folder.write_settings(self._settings, replace=self._fresh)
+                self._fresh = False
             if writes or sharded:
                 write()
             if not writes:

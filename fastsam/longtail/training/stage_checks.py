@@ -15,6 +15,7 @@ from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.models.own import is_given
 from fastsam.longtail.norms import NormLimits
+from fastsam.longtail.precision import check_tf32
 from fastsam.longtail.stage_plan import PlannedStage
 from fastsam.longtail.stages import STAGES
 from fastsam.longtail.trainable import freeze
@@ -26,6 +27,9 @@ from fastsam.longtail.training.checks import (
     check_selection,
     check_stage,
 )
+from fastsam.longtail.training.compiled import check_compiler
+from fastsam.longtail.training.curvature import measured_classes
+from fastsam.longtail.training.recomputation import recomputed_blocks
 
 
 def check_start(config: TrainConfig) -> None:
@@ -54,6 +58,7 @@ def check_later(
     stages: Sequence[PlannedStage],
     data: LongTailData,
     world: World,
+    device: torch.device,
     *,
     module: nn.Module | None = None,
 ) -> None:
@@ -63,17 +68,29 @@ def check_later(
         stages: the stages, without the one that is trained first.
         data: data set of the run.
         world: the ranks of the run.
+        device: device of this rank.
         module: module of a network ``own:NAME``.
 
     Raises:
-        UsageError: if a setting does not fit the network, the data set, or another setting.
+        UsageError: if a setting does not fit the network, the data set, the device, or another setting.
     """
     for stage in stages:
         with _named(stage):
-            _check(stage.config, data, world, module)
+            _check(stage.config, data, world, device, module)
 
 
-def _check(config: TrainConfig, data: LongTailData, world: World, module: nn.Module | None) -> None:
+def _check(
+    config: TrainConfig,
+    data: LongTailData,
+    world: World,
+    device: torch.device,
+    module: nn.Module | None,
+) -> None:
+    check_tf32(config.tf32, device)
+    if config.compile:
+        check_compiler(device)
+    if config.track_curvature is not None:
+        measured_classes(config, data)
     check_selection(config, data)
     objective = build_objective(config, data.counts, data.groups)
     check_accumulation(config, objective)
@@ -84,6 +101,8 @@ def _check(config: TrainConfig, data: LongTailData, world: World, module: nn.Mod
     freeze(network, config)
     NormLimits.of_run(config, network, None)
     build_optimizer(config, network, steps_per_epoch=1)
+    if config.checkpoint_activations:
+        recomputed_blocks(network, config.model)
 
 
 @contextmanager

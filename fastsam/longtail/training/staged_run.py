@@ -77,16 +77,8 @@ class StagedRun:
                 f"--from-stage requires a list of several stages, but stages is {config.stages}; pass for "
                 "instance --stages crt"
             )
-        if (
-            given is not None
-            and out is not None
-            and overwrite
-            and given.is_relative_to(out.resolve())
-        ):
-            raise UsageError(
-                f"--overwrite would remove --from-stage {from_stage}, which is in --out {out}; choose "
-                "another --out"
-            )
+        if out is not None and overwrite:
+            RunFolder(out).check_origins({"--init": config.init, "--from-stage": from_stage})
         if out is None and config.parallel == "fsdp2" and world.world_size > 1 and len(plan) > 1:
             raise UsageError("stages of a sharded network are passed on in files; pass --out DIR")
         origin = None if given is None else str(given)

@@ -173,10 +173,10 @@ def stage_trainers(
     if first == 0 and start is None and not run.begun(0):
         check_start(config)
     check_settings(plan[first:], world)
-    chosen_device(world.device(config.device))  # raises: there is none
+    device = chosen_device(world.device(config.device))
     shown = options.get("progress", True) and world.rank == 0
     data = given_or_loaded(plan[first].config, data, world, progress=shown)
-    check_later(plan[first + 1 :], data, world, module=options.get("model"))
+    check_later(plan[first + 1 :], data, world, device, module=options.get("model"))
     for place in range(first, len(plan)):
         last = place == len(plan) - 1
         fresh = place == first and not resume

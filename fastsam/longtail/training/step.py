@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from fastsam.distributed import World, local_part
 from fastsam.longtail.data import Batch
 from fastsam.longtail.models.classifier import Classifier, Outputs
-from fastsam.longtail.models.random_layers import has_random_layers
 from fastsam.longtail.objective import Objective
 from fastsam.longtail.precision import Precision, autocast
 from fastsam.longtail.seeds import Stream, derived_seed, global_seed
@@ -133,7 +132,6 @@ class Stepper:
         ]
         self._kept = KeptTensors([*self.network.buffers(), *moved])
         self._norms = batch_norm_layers(self.network)
-        self._has_random_layers = has_random_layers(self.network)
 
     @property
     def network(self) -> Classifier:
@@ -183,7 +181,7 @@ class Stepper:
         """
         stream, self.parts = iter(batches), parts
         for first in stream:
-            with self._seeded_layers(epoch):
+            with self._seeded_network(epoch):
                 seen = self._step(first, stream, epoch)
             yield seen
 
@@ -230,12 +228,16 @@ class Stepper:
         self.batches += len(batches)
         return [piece.seen for piece in pieces.values() if piece.seen is not None]
 
-    def _seeded_layers(self, epoch: int) -> AbstractContextManager[None]:
-        """Return a context that seeds layers such as dropout for the next step."""
-        if not self._has_random_layers:
-            return nullcontext()
+    @contextmanager
+    def _seeded_network(self, epoch: int) -> Iterator[None]:
+        """Seed torch's global generators, which layers such as dropout use, for the next step.
+
+        This takes some 20 microseconds. Whether a network is random cannot be read from its modules.
+        """
         seed = derived_seed(self.seed, Stream.LAYERS, epoch, self.parts)
-        return global_seed(seed, self._device)
+        # A network on a GPU may sample on the CPU too, for instance which of its layers to skip.
+        with global_seed(seed), global_seed(seed, self._device):
+            yield
 
     def _labeled(self, passes: Passes) -> Passes:
         """Label what the optimizer does between its passes for a profiler."""

@@ -11,7 +11,6 @@ from typing import Literal
 from torch import nn
 
 from fastsam.distributed import World
-from fastsam.files import check_room
 from fastsam.longtail.build import (
     augmented,
     build_objective,
@@ -133,6 +132,9 @@ class Trainer:
         self.folder = None if out is None else RunFolder(Path(out))
         if self.folder is not None:
             self.folder.check(resume=bool(resume), overwrite=overwrite, writes=world.rank == 0)
+            if overwrite:
+                parent = None if branch is None else branch.folder
+                self.folder.check_origins({"--init": config.init, "--from": parent})
         self.world = world
         self.device = chosen_device(world.device(config.device))
         check_tf32(config.tf32, self.device)
@@ -242,14 +244,20 @@ class Trainer:
             config, self.state.sources, options=options, processes=world.world_size
         )
         self.saver = Saver(
-            self.folder, world, config, self.keep, settings=settings, sharded=engine.is_sharded
+            self.folder,
+            world,
+            config,
+            self.keep,
+            settings=settings,
+            fresh=resumed is None,
+            sharded=engine.is_sharded,
         )
         self.saver.begin_at(self.state.batches)
         if self._writes is not None:
             with self._writes.held(self._stamp):
-                self._writes.prepare(fresh=resumed is None, overwrite=overwrite)
-                coming = self._writes.coming_checkpoints(self.keep, config.keep_last)
-                check_room(self._writes.path, *[checkpoint_bytes(config, self.model)] * coming)
+                size = checkpoint_bytes(config, self.model)
+                self._writes.check_room(size, self.keep, config.keep_last, overwrite=overwrite)
+                self._writes.prepare(overwrite=overwrite)
                 self._stamp = self._writes.stamp()
 
     def fit(self) -> Result:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsam.distributed import local_part
 from fastsam.kernels import extension as native
 from fastsam.optim._engine import sharding
+from fastsam.optim._engine.backup import refuse_shared_memory
 from fastsam.optim._engine.bucket import Member
 from fastsam.optim._engine.outer import Groups
 from fastsam.optim._engine.settings import normalized
@@ -36,7 +37,8 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
     ``perturb``.
 
     Raises:
-        ValueError: the kernels do not support the dtype or the sharding of a parameter.
+        ValueError: the kernels do not support the dtype or the sharding of a parameter, or parameters share
+            memory.
     """
     members: dict[tuple[Any, ...], list[Member]] = {}
     left_out = []
@@ -60,6 +62,7 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
             members.setdefault(key, []).append(
                 Member(parameter, index, adaptive, group["stochastic_rounding"], perturb)
             )
+    refuse_shared_memory([local_part(row.parameter) for rows in members.values() for row in rows])
     return list(members.values()), left_out
 
 

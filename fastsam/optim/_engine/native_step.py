@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
-from fastsam.distributed import local_part
 from fastsam.kernels import sam as kernels
 from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.autocast import clear_cache
-from fastsam.optim._engine.backup import refuse_shared_memory
 from fastsam.optim._engine.bucket import Bucket
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.hyper import HyperRows
@@ -328,7 +326,6 @@ class NativeStep:
         for group in self._groups:
             check_group(group)
         members, left_out = members_of(self._groups)
-        refuse_shared_memory([local_part(row.parameter) for rows in members for row in rows])
         for bucket in self._buckets:
             for parameter, names in bucket.unstarted(self._base.state):
                 self._base.state[parameter].update(dict.fromkeys(names))
