@@ -278,6 +278,7 @@ def test_the_summary_finds_the_planted_difference(
             trained[stage] += arms.arms_of("fashion-600", method, tier)
         for stage, these in trained.items():
             write(Unit("fashion-600", method, number, stage), these)
+    monkeypatch.setattr(summary, "curvature_summary", lambda units: {"of": units[0].stage})
     found = summary.summary()
     names = [f"fashion-600 {method}" for method in METHODS]
     assert list(found["setups"]) == [x for name in names for x in (name, f"{name}, second run")]
@@ -297,6 +298,9 @@ def test_the_summary_finds_the_planted_difference(
     gap = table["minus the chosen SGD"]["raw"]["sam rho 0.6"]["tail"]
     assert gap["mean"] == pytest.approx(-10.0, abs=0.3)
     assert table["curvature"] is None
+    assert second["curvature"] == {"of": "second"}
+    for each in found["setups"].values():
+        each["curvature"] = None
     tuning = found["tuning"]["ce-drw"]["late"]["100 images"]
     assert max(tuning, key=tuning.__getitem__) == "sam late lr 0.1 rho 0.1"
 

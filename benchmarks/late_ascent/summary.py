@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.late_ascent import choice
-from benchmarks.late_ascent.arms import BASE, winners
+from benchmarks.late_ascent.arms import BASE, stage_of, winners
 from benchmarks.late_ascent.curvature_summary import curvature_summary
 from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
 from benchmarks.late_ascent.records import Stage, Unit
@@ -93,7 +93,7 @@ def _table(units: Sequence[Unit]) -> dict[str, Any]:
             kind: {name: _differences(runs, name, sgd, kind) for name in everywhere if name != sgd}
             for kind in KINDS
         },
-        "curvature": curvature_summary(units),
+        "curvature": curvature_summary(units) if stage == stage_of(setup, "curvature") else None,
         "minus base": asdict(difference(runs, sam, BASE.name, "tau", "balanced"))
         if BASE.name in everywhere
         else None,

@@ -114,7 +114,7 @@ def test_a_small_change_beside_a_large_eigenvalue_is_refused(tmp_path: Path) -> 
     values[0] = 300.0  # the norm of the first product is far below that of the operator
     options: Any = {"steps": 9, "checkpoint": tmp_path / "run", "progress": False}
     operator_spectrum(MatrixOperator(torch.diag(values)), **options)
-    values[1:] *= 1.02
+    values[1:] *= 4
     with pytest.raises(ValueError, match=OTHER):
         operator_spectrum(MatrixOperator(torch.diag(values)), **options)
 
@@ -317,7 +317,8 @@ class Pair(World):
     def all_gather(self, value: Any) -> list[Any]:
         if isinstance(value, Progress) and self.fails:
             return [value, "a disk is gone"]
-        return [value, self.passes if type(value) is int else value]
+        other = self.passes if type(value) is int else value
+        return [value, other] if self.rank == 0 else [other, value]
 
 
 def test_ranks_with_different_numbers_of_passes_have_one_identity() -> None:
@@ -331,7 +332,7 @@ def test_ranks_with_different_numbers_of_passes_have_one_identity() -> None:
         operator.prepare(probes=1, steps=3)
         found.append(operator.identity)
     assert found[0] == found[1]
-    assert found[0]["passes"] == 3
+    assert found[0]["passes"] == 2
 
 
 def test_a_rank_that_cannot_restore_ends_the_run_on_all(tmp_path: Path) -> None:
@@ -346,3 +347,33 @@ def test_a_rank_that_cannot_restore_ends_the_run_on_all(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_with_different_numbers_of_passes_resume_together(tmp_path: Path) -> None:
     run_ranks(uneven_ranks, 2, str(tmp_path), timeout=timedelta(seconds=60))
+
+
+def test_the_rounding_of_another_processor_near_a_minimum_is_accepted(tmp_path: Path) -> None:
+    """Softmax minus target cancels, so that rounding changes products by far more than eps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 3, bias=False))
+    x, y = torch.randn(64, 16), torch.arange(64) % 3
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    while (loss := F.cross_entropy(model(x), y)) > 2e-5:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    class Reordered(nn.Sequential):
+        """The same functions, whose sums are rounded in another order."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            first, _, last = self
+            hidden = inputs[:, :8] @ first.weight[:, :8].T + inputs[:, 8:] @ first.weight[:, 8:].T
+            hidden = (hidden + first.bias).tanh()
+            return hidden[:, :16] @ last.weight[:, :16].T + hidden[:, 16:] @ last.weight[:, 16:].T
+
+    other = Reordered(*model)
+    options: Any = {"steps": 6, "checkpoint": tmp_path / "run", "progress": False}
+    loss_fn = nn.CrossEntropyLoss()
+    first = spectral_density(model, loss_fn, (x, y), **options)
+    again = spectral_density(other, loss_fn, (x, y), **options)
+    assert np.array_equal(again.alpha, first.alpha)
+    with pytest.raises(ValueError, match="another operator"):
+        spectral_density(other, nn.CrossEntropyLoss(label_smoothing=0.01), (x, y), **options)

@@ -49,7 +49,7 @@ def test_overwriting_does_not_remove_what_the_run_starts_from(
         settings = {"init": str(out), "stages": "crt"}
     begin = fit_stages if start == "stages" else Trainer
     config = short("ce", "sam", **settings)
-    with pytest.raises(UsageError, match=r"--overwrite would remove .* choose another --out"):
+    with pytest.raises(UsageError, match=r"run --overwrite replaces; choose another --out"):
         begin(config, data=FEW, out=out, overwrite=True, branch=branch, progress=False)
     assert (out / "checkpoint.pt").is_file()
 

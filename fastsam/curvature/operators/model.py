@@ -170,8 +170,8 @@ class ModelOperator:
             ends = np.cumsum([sample_count(batch) for batch in self._batches])
             self._kept = int(np.sum(ends <= plan.kept_samples))
         if self._batches.held:
-            # Of all ranks, because they share one identity and the parts of a BatchLoss are uneven.
-            self._passes = sum(self._world.all_gather(len(list(self._batches))))
+            # Of rank 0, because all share one identity and the parts of a BatchLoss are uneven.
+            self._passes = self._world.all_gather(len(list(self._batches)))[0]
         self.predicted_bytes = plan.graph_bytes + reserved
         each = plan.product_seconds
         if each is None:

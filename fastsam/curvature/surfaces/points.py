@@ -143,7 +143,8 @@ def _stored(file: PointsFile, count: int, head: Mapping[str, Any]) -> tuple[Valu
         or not isinstance(metrics, list)
         or not len(losses) == len(metrics) == count
         or not _same(stored.get("loss"), head["loss"])
-        or not _same(stored.get("metric"), head["metric"])
+        # Files of earlier versions do not have it; the fingerprint tells whether there is a metric.
+        or (stored.get("metric") is not None and not _same(stored["metric"], head["metric"]))
     ):
         raise ValueError(
             f"{file.path} holds the losses of other points: the parameters, directions, coordinates, "

@@ -180,7 +180,7 @@ class RunFolder:
         for option, path in origins.items():
             if path is not None and Path(path).resolve().is_relative_to(self.path.resolve()):
                 raise UsageError(
-                    f"--overwrite would remove {option} {path}, which is in --out {self.path}; choose "
+                    f"{option} {path} is in --out {self.path}, whose run --overwrite replaces; choose "
                     "another --out"
                 )
 

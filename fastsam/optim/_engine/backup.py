@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
     """Raise ValueError if weights share memory: a weight that is perturbed twice cannot be restored.
 
-    Views with gaps may interleave without sharing, so of these only the first addresses are compared.
+    Views with gaps may interleave without sharing, so of these only the first addresses are compared. Places
+    are counted within a storage, because not every device has addresses in bytes (MPS has none).
     """
-    ranges: list[tuple[int, int, Tensor]] = []
+    ranges: dict[tuple[torch.device, int], list[tuple[int, int]]] = defaultdict(list)
     for weight in weights:
         if weight.numel() == 0 or weight.is_meta:
             continue
@@ -29,12 +30,15 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
             for stride, size in zip(weight.stride(), weight.shape, strict=True)
         ):
             raise _shares(weight, "itself")
-        start, elements = weight.data_ptr(), weight.numel() if is_dense(weight) else 1
-        ranges.append((start, start + elements * weight.element_size(), weight))
-    ranges.sort(key=lambda each: each[:2])
-    for (_, end, _), (start, _, weight) in pairwise(ranges):
-        if start < end:
+        size = weight.element_size()
+        start, elements = (
+            int(weight.storage_offset()) * size,
+            weight.numel() if is_dense(weight) else 1,
+        )
+        storage = ranges[weight.device, weight.untyped_storage().data_ptr()]
+        if any(start < end and begin < start + elements * size for begin, end in storage):
             raise _shares(weight, "another parameter")
+        storage.append((start, start + elements * size))
 
 
 def _shares(weight: Tensor, other: str) -> ValueError:

@@ -117,7 +117,8 @@ class LookSAM(WrappedOptimizer):
                     "no parameter has a gradient: the closure must run forward and backward, and "
                     "return the loss"
                 )
-            _refuse_mixed(gradients)
+            if due:
+                _refuse_mixed(gradients)
             norm = _norm([gradient for _, gradient in gradients])
             if due:
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
@@ -131,10 +132,11 @@ class LookSAM(WrappedOptimizer):
             else:
                 directions, found = (self._directions() if phase else {}), {}
                 length = torch.where(norm.isfinite(), norm, 0.0)
-                for group, p in self._parameters():
-                    if p.grad is not None and p in directions:
-                        scale = group["look_alpha"] * length
-                        p.grad.addcmul_(directions[p], scale.to(p.grad))
+                for group in self.param_groups:
+                    scale = group["look_alpha"] * length
+                    for p in group["params"]:
+                        if p.requires_grad and p.grad is not None and p in directions:
+                            p.grad.addcmul_(directions[p], scale.to(p.grad))
             update(partial(self._step_sam, directions, found))
         finally:
             self.sam.restore()
