@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
     Views with gaps may interleave without sharing, so of these only the first addresses are compared. Places
     are counted within a storage, because not every device has addresses in bytes (MPS has none).
     """
-    ranges: dict[tuple[torch.device, int], list[tuple[int, int]]] = defaultdict(list)
+    ranges: dict[tuple[torch.device, int], list[tuple[int, int, torch.Size]]] = defaultdict(list)
     for weight in weights:
         if weight.numel() == 0 or weight.is_meta:
             continue
@@ -29,21 +30,20 @@ def refuse_shared_memory(weights: Sequence[Tensor]) -> None:
             stride == 0 and size > 1
             for stride, size in zip(weight.stride(), weight.shape, strict=True)
         ):
-            raise _shares(weight, "itself")
-        size = weight.element_size()
-        start, elements = (
-            int(weight.storage_offset()) * size,
-            weight.numel() if is_dense(weight) else 1,
-        )
+            raise _shares(weight.shape, "itself")
+        start, elements = int(weight.storage_offset()), weight.numel() if is_dense(weight) else 1
         storage = ranges[weight.device, weight.untyped_storage().data_ptr()]
-        if any(start < end and begin < start + elements * size for begin, end in storage):
-            raise _shares(weight, "another parameter")
-        storage.append((start, start + elements * size))
+        size = weight.element_size()
+        storage.append((start * size, (start + elements) * size, weight.shape))
+    for storage in ranges.values():
+        for (_, end, _), (begin, _, shape) in pairwise(sorted(storage)):
+            if begin < end:
+                raise _shares(shape, "another parameter")
 
 
-def _shares(weight: Tensor, other: str) -> ValueError:
+def _shares(shape: torch.Size, other: str) -> ValueError:
     return ValueError(
-        f"a parameter of shape {tuple(weight.shape)} shares memory with {other}: SAM could not restore it "
+        f"a parameter of shape {tuple(shape)} shares memory with {other}: SAM could not restore it "
         "after the ascent. Tie modules by assigning the same Parameter object to both."
     )
 
