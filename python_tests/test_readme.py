@@ -19,7 +19,7 @@ def test_numbers_are_those_of_the_results(document: Path) -> None:
 
 
 _SECTION = re.compile(r"<!-- results:.*?<!-- end -->", flags=re.DOTALL)
-_DIFFERENCE = re.compile(r"(-?\d+\.\d)\s+\[(-?\d+\.\d),\s+(-?\d+\.\d)\]")
+_DIFFERENCE = re.compile(r"(-?\d+\.\d+)\s+\[(-?\d+\.\d+),\s+(-?\d+\.\d+)\]")
 
 
 def differences(text: str) -> set[tuple[float, ...]]:

@@ -97,7 +97,7 @@ def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, i
         "lambda_min below its residual": sum(
             entry["lambda_min"] + entry["lambda_min_residual"] < 0 for entry, _ in entries
         ),
-        f"|lambda_min| above {RATIO} lambda_max": sum(
+        f"-lambda_min above {RATIO} lambda_max": sum(
             -entry["lambda_min"] > RATIO * entry["lambda_max"] for entry, _ in entries
         ),
         f"gradient below {GRADIENT} of the initial one": sum(

@@ -185,9 +185,12 @@ def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
     """Return a table of late SAM minus late SGD, and of the correlation with tail accuracy."""
     rows = []
     for what, entry in found["sam minus sgd, tail classes"].items():
-        low, high = stored_difference(entry).interval
-        rows.append([what, f"{entry['mean']:+.3f}", f"{low:+.3f} to {high:+.3f}"])
+        rows.append([what, _interval(entry["mean"], *stored_difference(entry).interval)])
     for kind, entry in found["correlation with the change of tail accuracy"].items():
         what = f"correlation of log lambda_max with tail accuracy, {kind}"
-        rows.append([what, f"{entry['r']:+.2f}", f"{entry['low']:+.2f} to {entry['high']:+.2f}"])
-    return markdown_table([f"{name}: SAM minus SGD, tail classes", "mean", "95 % interval"], rows)
+        rows.append([what, _interval(entry["r"], entry["low"], entry["high"])])
+    return markdown_table([f"{name}: SAM minus SGD, tail classes", "mean, 95 % interval"], rows)
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"
