@@ -25,8 +25,11 @@ def test_everything_there_is_has_its_line() -> None:
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
     quoted = re.findall(r"`([^`]+)`", prose)
     words = {word for text in quoted for word in re.split(r"[\s,]+", text)}
-    for names in (DATASETS, OPTIMIZERS, RULES):
-        assert set(names) - {"none"} <= words
+    for parts in (DATASETS, OPTIMIZERS, RULES):
+        # Without those that a page of the guide has registered in this process.
+        own = {name for name in parts if parts[name].package == "fastsam"}
+        assert own
+        assert own - {"none"} <= words
     methods = (FOLDER / "methods.md").read_text("utf-8")
     methods = methods[: methods.index("| rule | effect |")]
     rows = re.findall(r"^\|([^|]+)\|", methods, flags=re.MULTILINE)
