@@ -349,31 +349,12 @@ def test_ranks_with_different_numbers_of_passes_resume_together(tmp_path: Path) 
     run_ranks(uneven_ranks, 2, str(tmp_path), timeout=timedelta(seconds=60))
 
 
-def test_the_rounding_of_another_processor_near_a_minimum_is_accepted(tmp_path: Path) -> None:
-    """Softmax minus target cancels, so that rounding changes products by far more than eps."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 3, bias=False))
-    x, y = torch.randn(64, 16), torch.arange(64) % 3
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    while (loss := F.cross_entropy(model(x), y)) > 2e-5:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    class Reordered(nn.Sequential):
-        """The same functions, whose sums are rounded in another order."""
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            first, _, last = self
-            hidden = inputs[:, :8] @ first.weight[:, :8].T + inputs[:, 8:] @ first.weight[:, 8:].T
-            hidden = (hidden + first.bias).tanh()
-            return hidden[:, :16] @ last.weight[:, :16].T + hidden[:, 16:] @ last.weight[:, 16:].T
-
-    other = Reordered(*model)
+def test_products_may_differ_as_much_as_between_processors(tmp_path: Path) -> None:
+    """Near a minimum, float32 products of one network differed by 2e-3 between two instruction sets."""
+    matrix = symmetric(0).float()
     options: Any = {"steps": 6, "checkpoint": tmp_path / "run", "progress": False}
-    loss_fn = nn.CrossEntropyLoss()
-    first = spectral_density(model, loss_fn, (x, y), **options)
-    again = spectral_density(other, loss_fn, (x, y), **options)
+    first = operator_spectrum(MatrixOperator(matrix), **options)
+    again = operator_spectrum(MatrixOperator(1.002 * matrix), **options)
     assert np.array_equal(again.alpha, first.alpha)
-    with pytest.raises(ValueError, match="another operator"):
-        spectral_density(other, nn.CrossEntropyLoss(label_smoothing=0.01), (x, y), **options)
+    with pytest.raises(ValueError, match=OTHER):
+        operator_spectrum(MatrixOperator(1.2 * matrix), **options)
