@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import BASE
 from benchmarks.late_ascent.curvature import class_spectra
 from benchmarks.late_ascent.plan import Setup
 from benchmarks.late_ascent.runs import place_of, train_arm
-from benchmarks.machine import environment
-from fastsam.files import write_text
+from benchmarks.machine import save
 from fastsam.longtail.trained import TrainedRun
 
 METHOD = "ce-drw"
@@ -69,7 +65,6 @@ class FullSize:
         chosen = choice.chosen_late(METHOD)
         arms = {"base": BASE, **chosen}
         record: dict[str, Any] = {
-            "environment": environment(torch.device(self.device)),
             "chosen": {name: arm.name for name, arm in arms.items()},
             "arms": {},
             "spectra": {},
@@ -79,7 +74,7 @@ class FullSize:
         for name, arm in arms.items():
             found = train_arm(setup, METHOD, arm, self.seed, base, folder, tested=True)
             record["arms"][name] = found
-            self._write(record)
+            save("full_size", record, device=self.device, folder=self.out)
             scores = {key: found["test"][key]["balanced"] for key in ("raw", "tau", "tau, few")}
             print(f"{arm.name}: {found['seconds']} s, balanced accuracy {scores}", flush=True)
         places = {"switch": folder / "base" / f"epoch-{setup.defer}.pt"}
@@ -87,8 +82,5 @@ class FullSize:
         for name, place in places.items():
             began = time.perf_counter()
             record["spectra"][name] = class_spectra(TrainedRun.load(place))
-            self._write(record)
+            save("full_size", record, device=self.device, folder=self.out)
             print(f"class spectra of {name}: {time.perf_counter() - began:.1f} s", flush=True)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        write_text(self.out / "full_size.json", json.dumps(record, indent=1) + "\n")
