@@ -85,19 +85,23 @@ def demo(*, short: bool) -> str:
 
 
 def demo_verdicts() -> str:
-    """Return a table with the verdict on each comparison of the demo."""
-    comparison, _ = stored_demo()
-    lines = ["| data | comparison | verdict |", "| --- | --- | --- |"]
-    for panel in comparison.panels:
-        for sentence, _ in panel.verdicts():
+    """Return a table with the verdict on each comparison of the demo, on both processors that ran it."""
+    panels = stored_demo()[0].panels
+    others = stored_demo("demo-avx512.json")[0].panels
+    lines = ["| data | comparison | verdict | on a second processor |", "| --- | --- | --- | --- |"]
+    for panel, other in zip(panels, others, strict=True):
+        for (sentence, _), (again, _) in zip(panel.verdicts(), other.verdicts(), strict=True):
             compared, verdict = sentence.rstrip(".").rsplit(": ", 1)
-            lines.append(f"| {panel.title} | {compared} | {verdict} |")
+            lines.append(
+                f"| {panel.title} | {compared} | {verdict} | "
+                f"{again.removeprefix(compared).strip(':. ')} |"
+            )
     return "\n".join(lines) + "\n"
 
 
-def stored_demo() -> tuple[PairedComparison, dict[str, Any]]:
+def stored_demo(name: str = "demo-cpu.json") -> tuple[PairedComparison, dict[str, Any]]:
     """Load the results of the demo, and the environment in which it ran."""
-    stored = json.loads((RESULTS / "demo-cpu.json").read_text())
+    stored = json.loads((RESULTS / name).read_text())
     environment: dict[str, Any] = stored.pop("environment")
     return build(PairedComparison, stored), environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 _DESCRIPTION = (
-    "Sharpness-aware training, Hessian spectra and long-tailed classification. Every command "
+    "Sharpness-aware training, Hessian spectra and long-tailed classification. Begin with `fastsam demo`. "
+    "`fastsam COMMAND --help` describes a command, `fastsam --version` prints the version. Every command "
     "accepts --debug, which prints the traceback of an error."
 )
 
@@ -68,7 +70,10 @@ def parse(argv: Sequence[str] | None = None) -> Any:
     every: Any = reduce(
         lambda union, one: union | one,
         (
-            Annotated[made, subcommand(name, description=_description(name, made))]
+            Annotated[
+                made,
+                subcommand(name, description=_summary(_description(name, made) or made.__doc__)),
+            ]
             for name, made in made_by_name.items()
         ),
     )
@@ -127,6 +132,11 @@ def _description(name: str, made: Any) -> str | None:
     dataclasses, and tyro would show the docstring of :class:`typing.Union`.
     """
     return None if isinstance(made, type) else sys.modules[f"{commands.__name__}.{name}"].__doc__
+
+
+def _summary(text: str) -> str:
+    """Return the first sentence of a help text."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
 
 
 _EXPECTED = (LongTailError, LaunchError, RankError, OSError, ImportError, FloatingPointError)

@@ -61,9 +61,9 @@ class RunSettings(Settings):
     )
     head_from: str | None = setting(
         "initial weights of the head: class-means (of the features of the training images), fresh (random, "
-        "also with init), or a file with one vector per class, [C, D] (.npy, .pt or .safetensors)",
+        "also with --init), or a file with one vector per class, [C, D] (.npy, .pt or .safetensors)",
         optional=True,
-        default_text="those of init if they fit, else random",
+        default_text="those of --init if they fit, else random",
     )
     tune: str = setting(
         "part of the network that is trained, together with the head. A tuning may add small modules",
@@ -99,7 +99,10 @@ class RunSettings(Settings):
     )
 
     lr: float = setting("learning rate after warm-up", above=0)
-    weight_decay: float = setting("weight decay (L2 penalty) on all parameters", low=0)
+    weight_decay: float = setting(
+        "weight decay of all parameters: an L2 penalty with sgd and adam, decoupled with adamw",
+        low=0,
+    )
     warmup_epochs: int = setting(
         "epochs of linear learning-rate warm-up: lr * epoch / warmup_epochs", low=0, scaled=0
     )
@@ -121,8 +124,8 @@ class RunSettings(Settings):
         high=1,
     )
     no_decay: tuple[str, ...] = setting(
-        "parameters without weight decay, as patterns of their names. The word vectors stands for biases and "
-        "the scales and shifts of normalization layers",
+        "parameters without weight decay, as patterns of their names. The pattern vectors selects biases "
+        "and the scales and shifts of normalization layers",
         default=(),
         default_text="none",
         before=(),

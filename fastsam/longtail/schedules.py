@@ -34,7 +34,7 @@ class MultistepSettings(Settings):
         "epochs after which a multistep schedule changes the learning rate", low=1, scaled=0
     )
     lr_factors: tuple[float, ...] = setting(
-        "learning rate after each milestone, as a factor on lr", low=0
+        "learning rate after each milestone, as a factor on --lr", low=0
     )
 
     def check(self, run: Mapping[str, Any]) -> None:

@@ -57,8 +57,10 @@ class Recipes:
                 raise UsageError("--recipe and --stages require --data, --method and --optimizer")
             self._list()
         else:
-            labels = {"recipe": self.recipe, "stages": self.stages}
-            chosen = recipe(self.data, self.method, self.optimizer, **labels)
+            named = {"recipe": self.recipe, "stages": self.stages}
+            default = {"recipe": STANDARD, "stages": "none"}
+            given = {name: value for name, value in named.items() if value != default[name]}
+            chosen = recipe(self.data, self.method, self.optimizer, **given)
             _print_plan(plan_stages(chosen.config(), chosen.sources))
 
     def _list(self) -> None:
@@ -100,6 +102,7 @@ _SOURCES = (
     "[paper] Rangwani et al., NeurIPS 2022 (arXiv 2212.13827)",
     "[code] the published code of its authors",
     "default the default of fastsam",
+    "given   what you passed",
 )
 """Explanation of the sources in a recipe."""
 
@@ -166,7 +169,7 @@ def _print_plan(plan: Sequence[PlannedStage]) -> None:
 
 def _print_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     rows = [("setting", "value", "source")]
-    rows += [(name, _value(value), sources.get(name, "given")) for name, value in values.items()]
+    rows += [(name, _value(value), sources[name]) for name, value in values.items()]
     name = max(len(row[0]) for row in rows) + 2
     value = min(max(len(row[1]) for row in rows), _LONGEST) + 2
     for row in rows:

@@ -105,11 +105,11 @@ def command(arguments: Sequence[str]) -> Any:
     del settings["seed"]
     made = with_settings(TuneCommand, settings)
     made.__doc__ = (
-        "Draw trials of the settings in --search before the first one starts, train them, and choose the one "
-        "with the highest balanced accuracy on validation images. The choice reads no test score. The data "
-        "need validation images: pass --split-validation for your own images, or --validation-per-class for "
-        "data sets without a validation part. Options below set a value for all trials; the recipe of each "
-        "trial supplies the rest. The scores are stored in tuning.json of --out. The same command continues, "
-        "and more --trials are added to the first ones."
+        "Train --trials draws from the values in --search, and choose the one with the highest balanced "
+        "accuracy on validation images. All are drawn before the first one starts. The choice reads no test "
+        "score. The data need validation images: pass --split-validation for your own images, or "
+        "--validation-per-class for data sets without a validation part. Options below set a value for all "
+        "trials; the recipe of each trial supplies the rest. The scores are stored in tuning.json of --out. "
+        "The same command continues, and more --trials are added to the first ones."
     )
     return made

@@ -94,14 +94,14 @@ class InputSettings(Settings):
         before="imagenet",
     )
     pixel_mean: tuple[float, ...] | None = setting(
-        "mean of each channel of pixels in [0, 1], instead of normalization; requires pixel_std",
+        "mean of each channel of pixels in [0, 1], instead of --normalization; requires --pixel-std",
         optional=True,
-        default_text="from normalization",
+        default_text="from --normalization",
     )
     pixel_std: tuple[float, ...] | None = setting(
-        "standard deviation of each channel of pixels in [0, 1]; requires pixel_mean",
+        "standard deviation of each channel of pixels in [0, 1]; requires --pixel-mean",
         optional=True,
-        default_text="from normalization",
+        default_text="from --normalization",
         above=0,
     )
 
