@@ -106,7 +106,7 @@ class World:
         pieces = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
         pieces[self.rank] = rows
         places = torch.cat(
-            [torch.arange(size) * self.world_size + r for r, size in enumerate(sizes)]
+            [torch.arange(size, device="cpu") * self.world_size + r for r, size in enumerate(sizes)]
         )
         return torch.cat(pieces)[places.argsort().to(rows.device)]
 

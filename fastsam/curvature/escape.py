@@ -296,7 +296,9 @@ class _Moments:
 
     def report(self, curvature: float, rho: float) -> EscapeReport:
         columns = {
-            name: torch.tensor([found[name] for found in self._found], dtype=torch.float64)
+            name: torch.tensor(
+                [found[name] for found in self._found], dtype=torch.float64, device="cpu"
+            )
             for name in self._found[0]
         }
         sgd, sam, normalized = columns["sgd"], columns["sam"], columns["sam_normalized"]

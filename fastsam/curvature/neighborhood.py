@@ -53,7 +53,7 @@ class Neighborhood:
 
     def gaussian(self, generator: torch.Generator) -> Tensor:
         """Return a standard Gaussian vector, drawn in float64 on the CPU."""
-        drawn = torch.randn(len(self.scale), dtype=torch.float64, generator=generator)
+        drawn = torch.randn(len(self.scale), dtype=torch.float64, generator=generator, device="cpu")
         return drawn.to(self.scale.dtype).to(self.scale.device)
 
     def random_direction(self, generator: torch.Generator) -> Tensor:

@@ -313,7 +313,7 @@ def average_sharpness(
                 pair = neighborhood.loss_at(u, mean) + neighborhood.loss_at(-u, mean)
                 increases.append(pair / 2 - loss)
                 bar.update()
-    drawn = torch.tensor(increases, dtype=torch.float64)
+    drawn = torch.tensor(increases, dtype=torch.float64, device="cpu")
     return Sharpness(
         "average",
         float(drawn.mean()),

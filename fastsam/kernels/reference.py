@@ -7,6 +7,7 @@ float64, as the native kernels do.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +78,7 @@ def perturb(
 ) -> Tensor:
     """Return ``w + T_w^2 g rho / (norm + 1e-12)``, or w if the norm or the factor is not finite."""
     scale = rho / (norm + 1e-12)
-    if not torch.isfinite(torch.tensor(scale)) or not torch.isfinite(torch.tensor(norm)):
+    if not (math.isfinite(scale) and math.isfinite(norm)):
         return weight.clone()
     normalization = weight.double().abs() + eta if adaptive else 1.0
     return (weight.double() + normalization**2 * gradient.double() * scale).to(weight.dtype)

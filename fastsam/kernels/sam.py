@@ -78,7 +78,8 @@ class Scalars:
             _send(1.0 - values, self.complements)
 
     def write_setting(self, group: int, column: int, value: Tensor) -> None:
-        """Write one hyperparameter from a scalar tensor on a device."""
+        """Write one hyperparameter from a tensor of one element on a device."""
+        value = value.reshape(())
         non_blocking = need_not_wait(self.hyper.device)
         self.hyper[group, column].copy_(value, non_blocking=non_blocking)
         if self.complements is not None:

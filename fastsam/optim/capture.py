@@ -152,9 +152,9 @@ def _eager_step(
     *inputs, targets = batch
     scaler = scaler or GradScaler(device.type, enabled=False)
     losses: list[Tensor] = []
-    halves: tuple[Optimizer, ...] = (optimizer,)
-    if isinstance(optimizer, SAM) and optimizer.ascent_due:
-        halves = (optimizer.ascent, optimizer)
+    sam = optimizer if isinstance(optimizer, SAM) else None
+    due = sam is not None and sam.ascent_due
+    halves: tuple[Optimizer, ...] = (sam.ascent, sam) if sam is not None and due else (optimizer,)
     buffers: AbstractContextManager[object] = (
         kept_if_skipped(optimizer, model.buffers()) if isinstance(optimizer, SAM) else nullcontext()
     )
@@ -175,12 +175,17 @@ def _eager_step(
                     with cast:
                         loss = loss_fn(model(*inputs), targets)
                     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if sam is not None and not due:
+                    # step() alone may read the gradients on the host, to see whether it only creates state.
+                    sam.first_step()
                 scaler.step(half)
                 optimizer.zero_grad()
                 losses.append(loss.detach())
     except BaseException:
-        if isinstance(optimizer, SAM):
-            optimizer.restore()
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise  # launches and host reads would fail now and hide the error; _captured() cleans up
+        if sam is not None:
+            sam.restore()
         if losses and scaler.is_enabled():
             scaler.update(scaler.get_scale())  # forgets the half that was stepped, keeps the scale
         raise

@@ -27,7 +27,7 @@ def rehearsal(
     tensors += [p for group in optimizer.param_groups for p in group["params"]]
     tensors = list({id(tensor): tensor for tensor in tensors}.values())
     before = [tensor.detach().clone() for tensor in tensors]
-    skipped = optimizer.skipped_steps.clone() if isinstance(optimizer, SAM) else None
+    skipped = optimizer.skipped_steps if isinstance(optimizer, SAM) else None
     attempted = optimizer.attempted_steps if isinstance(optimizer, SAM) else 0
     unstarted = optimizer.native_step.unstarted() if isinstance(optimizer, SAM) else set()
     state = {p: dict(entry) for p, entry in optimizer.state.items() if id(p) not in unstarted}
@@ -46,7 +46,7 @@ def rehearsal(
                     if isinstance(value, Tensor):
                         entry[key].copy_(value)
             if isinstance(optimizer, SAM) and skipped is not None:
-                optimizer.skipped_steps.copy_(skipped)
+                optimizer.native_step.skipped_steps = skipped
                 optimizer.policy.abandon()
                 optimizer.policy.attempted_steps = attempted
                 optimizer.state.clear()

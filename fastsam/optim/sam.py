@@ -80,7 +80,10 @@ class SAM(BetweenHalves):
             torch.optim: SAM calls it once per pass and returns the loss of the first. SAM sets the gradients
             to None between the passes, and before the first pass those left by the previous step.
         process_group: ranks that must skip updates together, for ranks that ascend on their own gradients.
-            The skip flag (4 bytes) is max-reduced over them before the update.
+            The skip flag (4 bytes) is max-reduced over them before the update. Default None: the ranks of
+            sharded parameters, or else all ranks, which compare their ascent policy before the first step.
+            If each rank trains a model of its own, or only some ranks train, pass a group of one rank,
+            ``torch.distributed.new_subgroups(1)[0]``.
         **kwargs: arguments of the base optimizer.
 
     Raises:

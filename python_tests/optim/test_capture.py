@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.overrides import TorchFunctionMode
 
 from fastsam import SAM
 from fastsam.optim import capture, capture_step
@@ -472,3 +473,27 @@ def test_a_tensor_on_the_gpu_that_the_graph_reads_must_stay(name, new, seed):
     optimizer.param_groups[0][name] = new.cuda() if isinstance(new, torch.Tensor) else new
     with pytest.raises(RuntimeError, match="capture_step again"):
         step(batch)
+
+
+def test_a_step_without_an_ascent_reads_no_more_at_learning_rate_zero(seed):
+    """Momentum-less SGD has no state, so step() alone reads the gradients: it might only create state."""
+
+    def reads(lr: float) -> int:
+        model = network(seed)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, lr=lr, start=5)
+        (batch,) = batches(1, seed)
+        step = capture_step(model, nn.functional.cross_entropy, optimizer, batch)
+        count = 0
+
+        class Counter(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                nonlocal count
+                count += function is torch.Tensor.__bool__
+                return function(*args, **(kwargs or {}))
+
+        with Counter():
+            step(batch)
+        assert optimizer.attempted_steps == 1
+        return count
+
+    assert reads(0.0) == reads(0.1)

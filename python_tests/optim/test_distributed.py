@@ -758,7 +758,29 @@ def test_ranks_round_stochastically_alike(outcomes):
     equal_on_all(outcomes, "stochastic")
 
 
+# --- a model of its own on each rank ----------------------------------------------------------
+
+
+def _own_models(rank: int, ranks: int) -> list[Tensor]:
+    """Every rank has another interval, and trains another number of steps."""
+    (group, *_) = dist.new_subgroups(1)
+    model = network()
+    options = {**OPTIONS, "interval": rank + 1}
+    optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=group, **options)
+    asking(model, optimizer, 3 + rank, batch)
+    return whole(model)
+
+
+def test_ranks_may_train_models_of_their_own(outcomes):
+    for rank, outcome in enumerate(outcomes):
+        model = network()
+        optimizer = SAM(model.parameters(), torch.optim.SGD, **OPTIONS, interval=rank + 1)
+        asking(model, optimizer, 3 + rank, batch)
+        assert_same_bits(outcome["own_models"], whole(model))
+
+
 SCENARIOS: dict[str, Callable[[int, int], Any]] = {
+    "own_models": _own_models,
     "policy_ddp": _policy_ddp,
     "policy_zero_redundancy": _policy_zero_redundancy,
     "policy_fsdp": _policy_fsdp,

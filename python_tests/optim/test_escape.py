@@ -18,6 +18,7 @@ from torch.optim import SGD, Optimizer
 
 from fastsam import SAM
 from fastsam.optim._engine.noise import add_normal
+from fastsam.optim.variants import looksam
 from fastsam.optim.variants.entropy_sgd import EntropySGD
 from fastsam.optim.variants.looksam import LookSAM
 from fastsam.optim.variants.lpf_sgd import LPFSGD
@@ -635,3 +636,50 @@ def test_looksam_refuses_a_mixture_of_devices(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="one device"):
         next(steps)
     assert torch.equal(parameters[0], torch.ones(2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e-9])
+def test_looksam_direction_is_orthogonal_at_any_scale(scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = scale * torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    parameter = nn.Parameter(torch.zeros(50, dtype=torch.float64))
+    optimizer = LookSAM(SGD([parameter], lr=0.1), rho=0.1, every=3)
+    for _, gradient in zip(optimizer.passes(), (first, second), strict=True):
+        parameter.grad = gradient.clone()
+    direction = optimizer.state[parameter]["flat_direction"]
+    cosine = direction @ first / (direction.norm() * first.norm())
+    assert abs(float(cosine)) < 1e-12
+
+
+def test_looksam_computes_no_norm_that_it_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    norm = looksam._norm
+    monkeypatch.setattr(looksam, "_norm", lambda tensors: (called.append(1), norm(tensors))[1])
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = LookSAM(SGD([parameter], lr=0.1), rho=0.1, every=2, start=2, stop=4)
+    counts = []
+    for _ in range(6):
+        for _ in optimizer.passes():
+            parameter.grad = torch.ones(3)
+        counts.append(len(called))
+        called.clear()
+    assert [count > 0 for count in counts] == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["pgd gradient", "entropy", "looksam"])
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_gradients_that_cannot_be_used_are_named(name: str, kind: str) -> None:
+    dtype = torch.complex64 if kind == "complex" else torch.float32
+    weight = nn.Parameter(torch.ones(4, 2, dtype=dtype))
+    optimizer = BUILDERS[name](SGD([weight], lr=0.1))
+
+    def closure() -> Tensor:
+        weight.grad = torch.ones(4, 2, dtype=dtype)
+        if kind == "sparse":
+            weight.grad = weight.grad.to_sparse()
+        return torch.zeros(())
+
+    match = "to_dense" if kind == "sparse" else "view_as_real"
+    with pytest.raises(ValueError, match=match):
+        optimizer.step(closure)
+    assert (weight == 1).all()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsam.kernels import extension
+from fastsam.kernels.sam import Scalars
 from fastsam.optim._engine.hyper import HyperRows
 
 RHO = extension.HYPER_COLUMNS.index("rho")
@@ -44,3 +45,19 @@ def test_a_number_replaces_a_device_tensor() -> None:
             for row, value in zip(block.rows, values, strict=True):
                 assert row[RHO] is value or row[RHO] == value
     assert block.uploads == 5  # none for settings that stay the same
+
+
+def test_a_setting_may_be_a_tensor_of_shape_1() -> None:
+    """As torch.optim accepts lr=torch.tensor([0.1])."""
+    scalars = Scalars.zeros(
+        groups=2,
+        tables=1,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        skipped_steps=torch.zeros(1),
+    )
+    scalars.write_setting(1, 0, torch.tensor([0.25]))
+    assert scalars.hyper[1, 0] == 0.25
+    assert scalars.hyper.count_nonzero() == 1
+    assert scalars.complements is not None
+    assert scalars.complements[1, 0] == 0.75

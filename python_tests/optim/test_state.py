@@ -351,12 +351,12 @@ def test_state_that_does_not_fit_is_refused_every_time(base, seed):
     before = [p.detach().clone() for p in parameters]
     key = "momentum_buffer" if base is torch.optim.SGD else "exp_avg_sq"
     good = optimizer.state[parameters[1]][key]
-    optimizer.state[parameters[1]][key] = good.double()
+    optimizer.state[parameters[1]][key] = torch.ones(2)
     problem.set_gradients(parameters, 1, 0)
     optimizer.first_step()
     problem.set_gradients(parameters, 1, 1)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"optimizer state .*float64"):
+        with pytest.raises(ValueError, match=r"optimizer state of shape \(2,\)"):
             optimizer.second_step()
     optimizer.restore()
     assert_same_bits([p.detach() for p in parameters], before)

@@ -80,5 +80,5 @@ def matrix_rows(operator: CheckedOperator) -> Iterator[tuple[range, Tensor]]:
         units = torch.zeros(
             len(rows), operator.shape[0], dtype=operator.dtype, device=operator.device
         )
-        units[torch.arange(len(rows)), torch.tensor(rows)] = 1
+        units[torch.arange(len(rows), device="cpu"), torch.tensor(rows, device="cpu")] = 1
         yield rows, operator.matmat(units)

@@ -124,7 +124,7 @@ class LanczosCheckpoint:
             )
         for name in STATE_ARRAYS:
             tensor: Tensor = getattr(recurrence, name)
-            tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype))
+            tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype, device="cpu"))
         progress = Progress(done=state["done"], ended=state["ended"])
         self._hashes = {int(number): digest for number, digest in state["rows"].items()}
         if progress.ended:

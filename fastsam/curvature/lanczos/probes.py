@@ -24,7 +24,7 @@ def sphere_probes(
     """
     probes = torch.empty(len(indices), dimension, dtype=dtype, device=device)
     for row, generator in zip(probes, _generators(seed, indices), strict=True):
-        draw = torch.randn(dimension, generator=generator, dtype=dtype)
+        draw = torch.randn(dimension, generator=generator, dtype=dtype, device="cpu")
         row.copy_(draw / draw.double().norm().to(dtype))
     return probes
 
@@ -43,7 +43,7 @@ def sign_probes(
     """
     probes = torch.empty(len(indices), dimension, dtype=dtype, device=device)
     for row, generator in zip(probes, _generators(seed, indices), strict=True):
-        row.copy_(torch.randint(2, (dimension,), generator=generator) * 2 - 1)
+        row.copy_(torch.randint(2, (dimension,), generator=generator, device="cpu") * 2 - 1)
     return probes
 
 

@@ -136,7 +136,7 @@ class Subspace:
     def random_direction(self) -> Tensor:
         """Draw a Gaussian vector ``[n]`` on the CPU, independent of all that were drawn before."""
         shape = self._memory.shape[1:]
-        return torch.randn(shape, generator=self._generator, dtype=self._memory.dtype)
+        return torch.randn(shape, generator=self._generator, dtype=self._memory.dtype, device="cpu")
 
     def leave(self, direction: Tensor | None = None) -> None:
         """Replace the direction that leads out by ``direction`` ``[n]``, or by a random one.

@@ -249,8 +249,8 @@ class ModelOperator:
 
     def _survey(self) -> None:
         """Compute loss, weight and gradient over all data, and raise errors before the run."""
-        total_loss = torch.zeros((), dtype=torch.float64)
-        total_weight = torch.zeros((), dtype=torch.float64)
+        total_loss = torch.zeros((), dtype=torch.float64, device="cpu")
+        total_weight = torch.zeros((), dtype=torch.float64, device="cpu")
         total_gradient = torch.zeros(self._loss.dimension, dtype=self.dtype, device=self.device)
         self._gradient_seconds = 0.0
         first: list[Any] = []

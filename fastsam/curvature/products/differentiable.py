@@ -31,7 +31,7 @@ def refuse_undifferentiable(forward: Sequence[Tensor], backward: Sequence[Tensor
         if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
             missing: Any = node
             try:
-                missing(torch.zeros(()))  # raises an error that names the operation
+                missing(torch.zeros((), device="cpu"))  # raises an error that names the operation
             except RuntimeError as error:
                 complaint = complaint or str(error).replace("aten::", "")
     if complaint is not None:

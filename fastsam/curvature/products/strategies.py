@@ -130,7 +130,7 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings(), torch.autograd.forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         torch.autograd.forward_ad.make_dual(  # type: ignore[no-untyped-call]
-            torch.zeros(()), torch.zeros(())
+            torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
         )
 
 

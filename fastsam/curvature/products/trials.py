@@ -59,7 +59,7 @@ def _unfit(strategy: str, loss: PureLoss, batch: Any, build: GraphBuilder) -> st
     a power iteration: products with these products, which favor the largest eigenvalues.
     """
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(2, loss.dimension, generator=generator, dtype=loss.dtype)
+    vectors = torch.randn(2, loss.dimension, generator=generator, dtype=loss.dtype, device="cpu")
     vectors = vectors.to(loss.device)
     kept = make_product("kept-graph", loss, [batch], build, kept=0)
     expected = kept(vectors)

@@ -76,7 +76,7 @@ def random_directions(
     for _ in range(count):
         drawn = [
             # To the dtype first: some devices have no float64.
-            torch.randn(weight.shape, dtype=torch.float64, generator=generator)
+            torch.randn(weight.shape, dtype=torch.float64, generator=generator, device="cpu")
             .to(dtype)
             .to(weight.device)
             for weight in weights

@@ -48,6 +48,12 @@ class AscentStep(OuterOptimizer):
             drop_loss_scale(self)
             raise
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "optimizer.ascent cannot be copied or pickled, because it belongs to its optimizer: copy the "
+            "optimizer, and use the copy's .ascent"
+        )
+
 
 def drop_loss_scale(optimizer: Optimizer) -> None:
     """Delete a scaler's ``grad_scale`` and ``found_inf`` after an error in ``optimizer.step()``.

@@ -314,11 +314,12 @@ class Bucket:
             value = entry.get(name)
             if name == rule.step_key:
                 # Adam's counter may be on another device, or a plain number in old checkpoints.
-                value = fresh if value is None else torch.as_tensor(value)
+                if not isinstance(value, Tensor):
+                    value = fresh if value is None else torch.tensor(value, device="cpu")
                 entry[name] = value.to(device=self.device, dtype=torch.float32)
             elif value is None:
                 entry[name] = self._like_parameter(i, fresh)
-            elif local_part(value).stride() != weight.stride():
+            elif _differs_in_memory(local_part(value), weight):  # after model.double(), for example
                 entry[name] = self._like_parameter(i, fresh.copy_(local_part(value)))
         self._counter_views[i].fill_(float(started))  # an assignment would wait for a GPU
         tensors = tuple(entry[name] for name in names)
@@ -396,3 +397,12 @@ class Bucket:
         written = self.parameters if all(which) else list(compress(self.parameters, which))
         sharding.increment_versions(written)
         sharding.drop_gathered(self._gathering)
+
+
+def _differs_in_memory(state: Tensor, weight: Tensor) -> bool:
+    """Return whether a state tensor of the weight's shape needs another dtype, device or strides."""
+    return state.shape == weight.shape and (
+        state.dtype != weight.dtype
+        or state.device != weight.device
+        or state.stride() != weight.stride()
+    )

@@ -88,9 +88,10 @@ class KernelOptimizer(OuterOptimizer):
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Number of updates skipped for a non-finite gradient: int64 scalar on the parameters' device.
+        """Number of updates skipped for a non-finite gradient: a new int64 scalar on the parameters' device.
 
-        Reading its value makes the host wait for the device; the steps themselves never do.
+        Before the first step it is on the CPU. Reading its value makes the host wait for the device; the
+        steps themselves never do.
         """
         return self.native_step.skipped_steps
 

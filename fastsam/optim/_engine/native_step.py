@@ -14,6 +14,7 @@ from fastsam.kernels.copies import need_not_wait
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.autocast import clear_cache
 from fastsam.optim._engine.bucket import Bucket
+from fastsam.optim._engine.flags import on, raise_flag
 from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.hyper import HyperRows
 from fastsam.optim._engine.members import layout_of, members_of
@@ -113,20 +114,20 @@ class NativeStep:
             ].found_inf.zero_()  # on the other devices the perturbation clears it
         try:
             for bucket, taken in zip(perturbing, gradients, strict=True):
-                bucket.perturb(taken, grad_scale=_on(grad_scale, bucket.device))
+                bucket.perturb(taken, grad_scale=on(grad_scale, bucket.device))
+            for device, scalars in self._scalars.items():
+                raise_flag(scalars.found_inf, on(found_inf, device))
+            clear_cache()
+            if self._lost:
+                self._warn_of_lost_ascents()  # an error if the user's filter makes warnings errors
         except BaseException:
             self.restore()
             raise
-        for device, scalars in self._scalars.items():
-            _raise_flag(scalars.found_inf, _on(found_inf, device))
-        clear_cache()
-        if self._lost:
-            self._warn_of_lost_ascents()
 
     def skip_where(self, flag: Tensor) -> None:
         """Skip the update of the open step if ``flag``, a float32 scalar, is not 0."""
         for device, scalars in self._scalars.items():
-            _raise_flag(scalars.found_inf, _on(flag, device))
+            raise_flag(scalars.found_inf, on(flag, device))
 
     def begin_without_ascent(self) -> None:
         """Begin a step without an ascent, in which the weights are their own backup."""
@@ -216,7 +217,7 @@ class NativeStep:
             self._step_base(grad_scale)
             return
         for bucket, taken in zip(self._buckets, gradients, strict=True):
-            bucket.update(taken, rule, grad_scale=_on(grad_scale, bucket.device))
+            bucket.update(taken, rule, grad_scale=on(grad_scale, bucket.device))
         self.climbed = False
         self.ascent = None
         clear_cache()
@@ -228,18 +229,18 @@ class NativeStep:
         for bucket in self._buckets:
             flag = self._scalars[bucket.device].found_inf
             if found_inf is not None:
-                _raise_flag(flag, _on(found_inf, bucket.device))
+                raise_flag(flag, on(found_inf, bucket.device))
             elif check_finite:
                 kernels.check(bucket.table, flag)
             sharding.all_reduce_max(flag, bucket.shard_groups)
         flags = [scalars.found_inf for scalars in self._scalars.values()]
-        if process_group is not None:
+        if sharding.is_shared(process_group):
             for flag in flags:
                 sharding.all_reduce_max(flag, (process_group,))
         if len(flags) > 1:
             for flag in flags:
                 for other in flags:
-                    _raise_flag(flag, _on(other, flag.device))
+                    raise_flag(flag, on(other, flag.device))
 
     def _step_base(self, grad_scale: Tensor | None) -> None:
         """Call the step of a base optimizer that has no fused rule, unless the flag is set."""
@@ -252,7 +253,7 @@ class NativeStep:
             for group in self._groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        p.grad.div_(_on(grad_scale, p.grad.device))
+                        p.grad.div_(on(grad_scale, p.grad.device))
         self._base.step()
 
     # --- results --------------------------------------------------------------------------------
@@ -260,25 +261,29 @@ class NativeStep:
     @property
     def skipped_steps(self) -> Tensor:
         """The value of :attr:`fastsam.SAM.skipped_steps`."""
-        if not self._skipped:
-            return torch.zeros((), dtype=torch.int64)
-        return next(iter(self._skipped.values()))[0]
+        counts = [*self._skipped.values(), torch.zeros(1, dtype=torch.int64, device="cpu")]
+        return counts[0][0].clone()
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: Tensor) -> None:
+        for skipped in self._skipped.values():
+            skipped.copy_(count)
 
     @property
     def unchanged_share(self) -> Tensor:
         """The value of :attr:`fastsam.SAM.unchanged_share`."""
         if not self._lost:
-            return torch.zeros(())
+            return torch.zeros((), device="cpu")
         device = next(iter(self._lost))
-        unchanged = sum(lost.unchanged.to(device)[0] for lost in self._lost.values())
+        unchanged = torch.cat([lost.unchanged.to(device) for lost in self._lost.values()]).sum()
         elements = sum(lost.elements for lost in self._lost.values())
-        return torch.as_tensor(unchanged / max(elements, 1), dtype=torch.float32)
+        return (unchanged / max(elements, 1)).float()
 
     @property
     def ascent_norm(self) -> Tensor:
         """The value of :attr:`fastsam.SAM.ascent_norm`."""
         if not self._scalars:
-            return torch.zeros((), dtype=torch.float64)
+            return torch.zeros((), dtype=torch.float64, device="cpu")
         # Every device has the squared norms of all buckets.
         norm = next(iter(self._scalars.values())).squared_norms.sum().sqrt()
         return norm if self._loss_scale is None else norm / self._loss_scale.to(norm.device)
@@ -319,7 +324,10 @@ class NativeStep:
 
     def _make_buckets(self) -> None:
         """Create the buckets if the parameters, their options or their storage changed."""
-        assert not self.climbed, "new buckets would drop the backups of an open step"
+        if self.climbed:
+            raise RuntimeError(
+                "the weights are still perturbed by an earlier step: call restore() first"
+            )
         layout = layout_of(self._groups)
         if layout == self._layout and not any(bucket.moved() for bucket in self._buckets):
             return
@@ -385,16 +393,3 @@ class NativeStep:
         ):
             for lost in self._lost.values():
                 lost.end()
-
-
-def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """Return a scalar in float32 on ``device``, for its kernels; None for None."""
-    if scalar is None:
-        return None
-    return scalar.to(device, torch.float32, non_blocking=need_not_wait(device))
-
-
-def _raise_flag(flag: Tensor, other: Tensor | None) -> None:
-    """Set ``flag`` if ``other`` is set, without a host read."""
-    if other is not None:
-        torch.maximum(flag, other.reshape(1), out=flag)

@@ -53,7 +53,7 @@ def add_normal(
         add_noise(
             table,
             [moved[id(deviations[index])] for index in chosen],
-            upload(torch.tensor([seed, position]), device),
+            upload(torch.tensor([seed, position], device="cpu"), device),
             streams=chosen,
         )
     for tensor, written in zip(tensors, in_order, strict=True):

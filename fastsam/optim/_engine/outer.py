@@ -150,7 +150,7 @@ class OuterOptimizer(Optimizer):
     @property
     def skipped_steps(self) -> Tensor:
         """Number of updates skipped for a non-finite gradient: int64 scalar; 0 if the class never skips."""
-        return torch.zeros((), dtype=torch.int64)
+        return torch.zeros((), dtype=torch.int64, device="cpu")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, which may set options of this optimizer and of the base optimizer.

@@ -204,7 +204,9 @@ class AscentPolicy:
                     raise ValueError(
                         f"ranks must agree on the ascent policy, got {name}={value!r} here and "
                         f"{name}={there[name]!r} on rank {rank}; on all ranks construct SAM with the same "
-                        "options, load the same checkpoint, and change options in the same step"
+                        "options, load the same checkpoint, and change options in the same step. If each "
+                        "rank trains a model of its own, pass "
+                        "process_group=torch.distributed.new_subgroups(1)[0]"
                     )
         self._agreed = steps, any_rho
 

@@ -61,7 +61,7 @@ class LostAscent:
                 self._on_its_way = None
                 self._judge(count)
         elif due:
-            count = torch.empty(1, dtype=torch.int64, pin_memory=True)
+            count = torch.empty(1, dtype=torch.int64, device="cpu", pin_memory=True)
             count.copy_(self.unchanged, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(torch.cuda.current_stream(self.unchanged.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -165,6 +165,11 @@ def largest(value: int, parameters: Iterable[Tensor]) -> int:
         all_reduce_max(flag, (group,))
         value = int(flag)
     return value
+
+
+def is_shared(group: ProcessGroup | None) -> TypeGuard[ProcessGroup]:
+    """Return whether ``group`` has several ranks, so that they must communicate."""
+    return group is not None and get_world_size(group) > 1
 
 
 def all_reduce_mean(values: Sequence[Tensor], group: ProcessGroup) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -176,3 +177,19 @@ class WrappedOptimizer(OuterOptimizer, ABC):
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     yield group, parameter
+
+
+def refuse_unsupported(optimizer: str, gradients: Iterable[Tensor | None]) -> None:
+    """Raise ValueError if a gradient is sparse or complex, before anything is computed with it."""
+    for gradient in (gradient for gradient in gradients if gradient is not None):
+        if gradient.layout is not torch.strided:
+            raise ValueError(
+                f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); {optimizer} "
+                "requires dense gradients: construct the embedding with sparse=False, or set "
+                "p.grad = p.grad.to_dense()"
+            )
+        if gradient.is_complex():
+            raise ValueError(
+                f"a parameter of shape {tuple(gradient.shape)} is {gradient.dtype}; {optimizer} requires "
+                "real parameters: store real and imaginary parts, torch.view_as_real(p)"
+            )

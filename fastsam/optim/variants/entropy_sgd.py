@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes
-from fastsam.optim.variants.base import Option, Update
+from fastsam.optim.variants.base import Option, Update, refuse_unsupported
 from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained, restore
 
 _PAPER = "section 4.2 of Chaudhari et al. 2017"
@@ -88,6 +88,7 @@ class EntropySGD(NoisyOptimizer):
         try:
             for inner in range(self.inner_steps):
                 yield Need(fresh=True)
+                refuse_unsupported("EntropySGD", [parameter.grad for _, parameter in trained])
                 for index, (_, parameter) in enumerate(trained):
                     moved[index] |= parameter.grad is not None
                 with weights_change():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +17,13 @@ from fastsam.optim._engine.fused import fused_rule
 from fastsam.optim._engine.policy import COUNTER as ATTEMPTED
 from fastsam.optim.passes import Need, Passes
 from fastsam.optim.sam import SAM
-from fastsam.optim.variants.base import COUNTER, Option, Update, WrappedOptimizer
+from fastsam.optim.variants.base import (
+    COUNTER,
+    Option,
+    Update,
+    WrappedOptimizer,
+    refuse_unsupported,
+)
 
 _PAPER = "Liu et al. 2022"
 _DIRECTION = "flat_direction"
@@ -117,29 +124,32 @@ class LookSAM(WrappedOptimizer):
                     "no parameter has a gradient: the closure must run forward and backward, and "
                     "return the loss"
                 )
+            refuse_unsupported("LookSAM", [gradient for _, gradient in gradients])
             if due:
                 _refuse_mixed(gradients)
-            norm = _norm([gradient for _, gradient in gradients])
-            if due:
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]
                 self.sam.first_step()
                 if ranks is not None:
                     sharding.all_reduce_mean([gradient for _, gradient in ascent], ranks)
-                    norm = _norm([gradient for _, gradient in ascent])
                 yield Need()
                 directions = self._directions()
-                found = _flat_directions(ascent, norm, directions)
+                found = _flat_directions(ascent, directions)
             else:
                 directions, found = (self._directions() if phase else {}), {}
-                length = torch.where(norm.isfinite(), norm, 0.0)
-                for group in self.param_groups:
-                    scale = group["look_alpha"] * length
-                    for p in group["params"]:
-                        if p.requires_grad and p.grad is not None and p in directions:
-                            p.grad.addcmul_(directions[p], scale.to(p.grad))
+                if directions:
+                    self._add_directions(directions, _norm([gradient for _, gradient in gradients]))
             update(partial(self._step_sam, directions, found))
         finally:
             self.sam.restore()
+
+    def _add_directions(self, directions: Mapping[Tensor, Tensor], norm: Tensor) -> None:
+        """Add alpha times the norm of the gradient times the direction to each gradient."""
+        length = torch.where(norm.isfinite(), norm, 0.0)
+        for group in self.param_groups:
+            scale = group["look_alpha"] * length
+            for p in group["params"]:
+                if p.requires_grad and p.grad is not None and p in directions:
+                    p.grad.addcmul_(directions[p], scale.to(p.grad))
 
     def _step_sam(self, kept: dict[Tensor, Tensor], found: dict[Tensor, Tensor]) -> None:
         """Make SAM's update with the directions taken out of the state, and store them again afterwards.
@@ -212,7 +222,7 @@ def _refuse_mixed(gradients: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def _flat_directions(
-    ascent: list[tuple[Tensor, Tensor]], norm: Tensor, before: dict[Tensor, Tensor]
+    ascent: list[tuple[Tensor, Tensor]], before: dict[Tensor, Tensor]
 ) -> dict[Tensor, Tensor]:
     """Return the part of the new gradients that is orthogonal to the old ones, normalized to length 1.
 
@@ -221,14 +231,14 @@ def _flat_directions(
 
     Args:
         ascent: parameters with their old gradients; the new ones are in ``grad``.
-        norm: norm of the old gradients.
         before: the previous directions.
     """
     both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
+    norm = _norm([old for _, old in ascent])
     product = sum(
         (torch.sum(widened(old) * widened(new)) for _, old, new in both), norm.new_zeros(())
     )
-    share = product / (norm.square() + 1e-12)
+    share = torch.where(norm > 0, product / norm / norm, 0.0)  # the square may underflow in float32
     parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
     length = _norm(parts) + 1e-12
     finite = length.isfinite()
@@ -241,7 +251,7 @@ def _flat_directions(
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Return the joint norm of all tensors in the dtype of :func:`widened`; 0 for an empty list."""
     if not tensors:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     norms = [
         torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor.device, tensor.dtype))
         for tensor in tensors

@@ -60,7 +60,7 @@ class NoisyOptimizer(WrappedOptimizer, ABC):
     ) -> list[Tensor]:
         """Return a standard deviation per parameter: float64 ``[1]``, shared within a group."""
         values = {
-            id(group): torch.tensor([deviation(group)], dtype=torch.float64)
+            id(group): torch.tensor([deviation(group)], dtype=torch.float64, device="cpu")
             for group in self.param_groups
         }
         return [values[id(group)] for group, _ in trained]

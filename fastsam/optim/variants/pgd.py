@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.noise import add_normal
 from fastsam.optim.passes import Need, Passes, run_passes
-from fastsam.optim.variants.base import Closure, Option, Update
+from fastsam.optim.variants.base import Closure, Option, Update, refuse_unsupported
 from fastsam.optim.variants.noisy import SEED, NoisyOptimizer, Trained, restore
 
 NOISE_ON = ("gradient", "weights")
@@ -59,7 +59,9 @@ class PGD(NoisyOptimizer):
         trained = self._trained()
         if self.noise_on == "gradient":
             yield Need()
-            self._add_noise(trained, [parameter.grad for _, parameter in trained])
+            gradients = [parameter.grad for _, parameter in trained]
+            refuse_unsupported("PGD", gradients)
+            self._add_noise(trained, gradients)
         else:
             before = [parameter.clone() for _, parameter in trained]
             try:

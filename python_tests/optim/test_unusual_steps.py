@@ -1,0 +1,66 @@
+"""Steps that meet an error, another dtype of the weights, or a copy of a part of the optimizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from fastsam import SAM
+
+
+def test_a_warning_that_is_an_error_restores_the_weights() -> None:
+    weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    optimizer = SAM([weight], torch.optim.SGD, rho=1e-6, lr=0.5)
+    weight.grad = torch.ones_like(weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="unchanged"):
+            optimizer.first_step()
+    assert (weight == 1).all()
+    optimizer.first_step()
+    optimizer.second_step()
+    assert (weight == 0.5).all()
+
+
+def test_a_trained_model_may_change_its_dtype(seed: int) -> None:
+    """As in torch.optim, whose momentum follows the weights."""
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 3)
+    twin = copy.deepcopy(model)
+    options = {"lr": 0.1, "momentum": 0.9}
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.0, **options)
+    plain = torch.optim.SGD(twin.parameters(), **options)
+    for convert in (nn.Module.float, nn.Module.double):
+        for each in (model, twin):
+            convert(each)
+            for p in each.parameters():
+                p.grad = torch.ones_like(p)
+        optimizer.second_step()
+        plain.step()
+    for p, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert p.dtype == torch.float64
+        torch.testing.assert_close(p, other, rtol=1e-7, atol=1e-7)
+
+
+def test_skipped_steps_are_a_snapshot() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = SAM([weight], torch.optim.SGD, rho=0.0, lr=0.1)
+    counts = []
+    for value in (1.0, math.nan, math.nan):
+        weight.grad = torch.full((3,), value)
+        optimizer.second_step()
+        counts.append(optimizer.skipped_steps)
+    counts[0].fill_(7)
+    assert [int(count) for count in (*counts[1:], optimizer.skipped_steps)] == [1, 2, 2]
+
+
+def test_the_ascent_is_not_copied_alone() -> None:
+    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1)
+    with pytest.raises(TypeError, match="copy the optimizer"):
+        copy.deepcopy(optimizer.ascent)
+    assert copy.deepcopy(optimizer).ascent is not optimizer.ascent
