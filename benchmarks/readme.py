@@ -167,8 +167,9 @@ def torch_operations() -> str:
         stored = json.loads(path.read_text())
         environment, rows = stored["environment"], stored["rows"]
         lines = [
-            f"On {environment.get('gpu', {}).get('name') or environment['processor']}, {rows[0]['threads']} "
-            f"threads, torch {environment['torch']} (`{environment['command']}`):",
+            f"On {environment.get('gpu', {}).get('name') or environment['processor']}, "
+            f"{_counted(rows[0]['threads'], 'thread')}, torch {environment['torch']} "
+            f"(`{environment['command']}`):",
             "",
             "| step | native | PyTorch operations | plain PyTorch |",
             "| --- | --- | --- | --- |",
@@ -235,7 +236,8 @@ def _sam_step_table(path: Path) -> str:
     shown = [row for row in rows if row["threads"] == threads]
     others = [peer for peer in shown[0]["peers"] if peer != "fastsam"]
     place = (
-        environment.get("gpu", {}).get("name") or f"{environment['processor']}, {threads} threads"
+        environment.get("gpu", {}).get("name")
+        or f"{environment['processor']}, {_counted(threads, 'thread')}"
     )
     lines = [
         f"On {place}, torch {environment['torch']} (`{environment['command']}`). "
@@ -456,7 +458,8 @@ def _spectrum_table(device: str) -> str:
         settings = results["settings"]
         if not lines:
             lines = [
-                f"{settings['model']}, {settings['steps']} steps, median of {settings['rounds']} run(s), on "
+                f"{settings['model']}, {settings['steps']} steps, median of "
+                f"{_counted(settings['rounds'], 'run')}, on "
                 f"{_machine(results['environment'])}; commands in benchmarks/results:",
                 "",
                 "| task | library | time (ratio to fastsam) |",
@@ -469,6 +472,10 @@ def _spectrum_table(device: str) -> str:
                 cell = f"does not count: other {' and '.join(differing)}"
             lines.append(f"| {what} | {name} | {cell} |")
     return "\n".join(lines) + "\n"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _known_extremes(results: dict[str, Any]) -> str:
@@ -492,7 +499,7 @@ def _known_extremes(results: dict[str, Any]) -> str:
 def _machine(environment: dict[str, Any]) -> str:
     name = environment.get("gpu", {}).get("name")
     threads = environment["threads"]
-    name = name or f"{environment['processor']}, {threads} thread{'' if threads == 1 else 's'}"
+    name = name or f"{environment['processor']}, {_counted(threads, 'thread')}"
     return f"{name}, torch {environment['torch']}"
 
 
