@@ -71,8 +71,7 @@ class SAM(BetweenHalves):
             from the beginning (Foret et al. 2021). The last part of a run may suffice (Zhou et al. 2025).
         interval: number of steps from one ascent to the next. Default 1: every step.
         stop: attempted step from which on no ascent is due; None for no limit.
-        first_attempt: number of attempted steps before this optimizer's first, for a run that began without
-            SAM.
+        first_attempt: number of attempted steps before this optimizer's first, made without SAM.
         check_finite: check the gradients of the second pass for inf and NaN (4 of the 44 bytes per parameter
             that a step moves). The norm reveals those of the first pass at no cost.
         closure: what the closure of ``step(closure)`` does. ``"second_pass"`` (default): it makes the second
@@ -80,10 +79,8 @@ class SAM(BetweenHalves):
             torch.optim: SAM calls it once per pass and returns the loss of the first. SAM sets the gradients
             to None between the passes, and before the first pass those left by the previous step.
         process_group: ranks that must skip updates together, for ranks that ascend on their own gradients.
-            The skip flag (4 bytes) is max-reduced over them before the update. Default None: the ranks of
-            sharded parameters, or else all ranks, which compare their ascent policy before the first step.
-            If each rank trains a model of its own, or only some ranks train, pass a group of one rank,
-            ``torch.distributed.new_subgroups(1)[0]``.
+            The skip flag (4 bytes) is max-reduced over them before the update. Ranks that train models of
+            their own pass a group of one rank, ``torch.distributed.new_subgroups(1)[0]``.
         **kwargs: arguments of the base optimizer.
 
     Raises:

@@ -15,7 +15,7 @@ from fastsam.kernels import sam as kernels
 from fastsam.kernels.table import TensorTable, is_dense
 from fastsam.optim._engine import sharding
 from fastsam.optim._engine.backup import backup_memory, exchange_bits
-from fastsam.optim._engine.fused import FusedRule, new_state
+from fastsam.optim._engine.fused import FusedRule, needs_conversion, new_state
 
 _SLOTS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
@@ -319,7 +319,7 @@ class Bucket:
                 entry[name] = value.to(device=self.device, dtype=torch.float32)
             elif value is None:
                 entry[name] = self._like_parameter(i, fresh)
-            elif _differs_in_memory(local_part(value), weight):  # after model.double(), for example
+            elif needs_conversion(local_part(value), weight):  # after model.double(), for example
                 entry[name] = self._like_parameter(i, fresh.copy_(local_part(value)))
         self._counter_views[i].fill_(float(started))  # an assignment would wait for a GPU
         tensors = tuple(entry[name] for name in names)
@@ -397,12 +397,3 @@ class Bucket:
         written = self.parameters if all(which) else list(compress(self.parameters, which))
         sharding.increment_versions(written)
         sharding.drop_gathered(self._gathering)
-
-
-def _differs_in_memory(state: Tensor, weight: Tensor) -> bool:
-    """Return whether a state tensor of the weight's shape needs another dtype, device or strides."""
-    return state.shape == weight.shape and (
-        state.dtype != weight.dtype
-        or state.device != weight.device
-        or state.stride() != weight.stride()
-    )

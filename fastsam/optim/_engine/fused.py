@@ -101,3 +101,12 @@ def new_state(rule: FusedRule, group: Mapping[str, Any], weight: Tensor) -> dict
     for key in rule.state_keys(group):
         state[key] = torch.zeros_like(weight, memory_format=torch.preserve_format)
     return state
+
+
+def needs_conversion(state: Tensor, weight: Tensor) -> bool:
+    """Return whether a state tensor of the weight's shape needs another dtype, device or strides."""
+    return state.shape == weight.shape and (
+        state.dtype != weight.dtype
+        or state.device != weight.device
+        or state.stride() != weight.stride()
+    )
