@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastsam import SAM
 from fastsam.distributed import World
-from fastsam.optim import local_sam_step
+from fastsam.optim import LookSAM, local_sam_step
+from fastsam.optim._engine import sharding
+from fastsam.optim.obstacles import obstacle
 from python_tests.optim.trajectories import assert_close, assert_same_bits
 
 pytestmark = [
@@ -80,6 +83,11 @@ def sam(model: nn.Module, **options: object) -> SAM:
     return SAM(model.parameters(), torch.optim.SGD, rho=0.3, lr=0.2, momentum=0.9, **options)
 
 
+def looksam(model: nn.Module, **options: Any) -> LookSAM:
+    base = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    return LookSAM(base, every=2, **options)
+
+
 def train(model: nn.Module, optimizer: SAM, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     for batch in data:
         for finish in (optimizer.first_step, optimizer.second_step):
@@ -115,6 +123,35 @@ def test_a_local_ascent_takes_the_same_steps_and_does_not_wait(device: torch.dev
             local_sam_step(model, optimizer, lambda batch=batch: loss_of(model, batch))
             optimizer.zero_grad()
     assert_same_bits(weights(model), alone(device))
+
+
+def refuse(*arguments: object) -> None:
+    raise AssertionError("a rank that is alone communicates")
+
+
+@pytest.mark.parametrize("kind", [sam, looksam])
+def test_a_group_of_one_rank_costs_nothing(
+    device: torch.device, kind: Callable[..., SAM | LookSAM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "all_reduce", refuse)
+    monkeypatch.setattr(sharding, "all_reduce_flat", refuse)
+    model = network(device)
+    optimizer = kind(model, process_group=dist.group.WORLD)
+    for batch in batches(device):
+        for need in optimizer.passes():
+            assert not need.local
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+    expected = network(device)
+    reference = kind(expected)
+    for batch in batches(device):
+        for _ in reference.passes():
+            reference.zero_grad()
+            loss_of(expected, batch).backward()
+    assert_same_bits(weights(model), weights(expected))
+    optimizer.zero_grad()
+    if isinstance(optimizer, SAM):
+        assert obstacle(model, optimizer) is None
 
 
 def test_fsdp_takes_the_same_steps(device: torch.device) -> None:

@@ -9,7 +9,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastsam.distributed import is_sharded
 from fastsam.optim._engine.fused import fused_rule
-from fastsam.optim._engine.sharding import is_shared
 from fastsam.optim.sam import SAM
 
 
@@ -49,7 +48,7 @@ def _obstacle_of_sam(optimizer: SAM) -> str | None:
             "its steps run on PyTorch operations, which are not captured; unset FASTSAM_KERNELS, or install "
             "the CUDA kernels (fastsam.require_native() explains how)"
         )
-    if is_shared(optimizer.process_group):
+    if optimizer.peers is not None:
         return "communication between ranks is not captured; train with the plain calls"
     return None
 

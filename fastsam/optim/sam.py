@@ -80,7 +80,7 @@ class SAM(BetweenHalves):
             to None between the passes, and before the first pass those left by the previous step.
         process_group: ranks that must skip updates together, for ranks that ascend on their own gradients.
             The skip flag (4 bytes) is max-reduced over them before the update. Ranks that train models of
-            their own pass a group of one rank, ``torch.distributed.new_subgroups(1)[0]``.
+            their own pass a group of one rank, ``new_group([rank], use_local_synchronization=True)``.
         **kwargs: arguments of the base optimizer.
 
     Raises:
@@ -276,7 +276,7 @@ class SAM(BetweenHalves):
         try:
             self._check_ranks()
             due = self.ascent_due
-            loss = yield Need(local=due and self.process_group is not None, ascent=due)
+            loss = yield Need(local=due and self.peers is not None, ascent=due)
             if loss is None and self._has_no_gradient():
                 return  # Lightning's closure skips a batch this way when training_step returns None
             self.first_step(zero_grad=due)
@@ -379,7 +379,7 @@ class SAM(BetweenHalves):
             self.native_step.begin_without_ascent()
         self.native_step.descend(
             check_finite=self.check_finite,
-            process_group=self.process_group,
+            process_group=self.peers,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )

@@ -763,7 +763,7 @@ def test_ranks_round_stochastically_alike(outcomes):
 
 def _own_models(rank: int, ranks: int) -> list[Tensor]:
     """Every rank has another interval, and trains another number of steps."""
-    (group, *_) = dist.new_subgroups(1)
+    group = dist.new_group([rank], use_local_synchronization=True)
     model = network()
     options = {**OPTIONS, "interval": rank + 1}
     optimizer = SAM(model.parameters(), torch.optim.SGD, process_group=group, **options)

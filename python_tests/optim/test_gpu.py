@@ -335,3 +335,17 @@ def test_memory_beyond_weights_gradients_and_momentum():
         optimizer.second_step()
     extra = torch.cuda.max_memory_allocated() - before - parameter.nbytes
     assert extra == pytest.approx(parameter.nbytes, abs=100_000)
+
+
+def test_16_bit_weights_with_cuda_as_the_default_device():
+    torch.set_default_device("cuda")
+    try:
+        weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+        optimizer = SAM([weight], torch.optim.SGD, rho=2.0, lr=0.25)
+        weight.grad = torch.ones_like(weight)
+        for _ in range(2):  # the second ascent reads the count that the first has sent
+            optimizer.first_step()
+            optimizer.second_step()
+    finally:
+        torch.set_default_device(None)
+    assert weight.tolist() == [0.5] * 4

@@ -391,7 +391,12 @@ def test_a_closure_cannot_answer_every_need(by: str, seed: int) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-def test_local_ascents_need_a_local_gradient(seed: int) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_ascent_needs_a_local_gradient_only_beside_other_ranks(
+    alone: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not alone:
+        monkeypatch.setattr(SAM, "peers", property(lambda optimizer: optimizer.process_group))
     model = network(seed)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -404,7 +409,7 @@ def test_local_ascents_need_a_local_gradient(seed: int) -> None:
         for need in optimizer.passes():
             needs.append(need)
             model(torch.ones(3, 6)).square().sum().backward()
-        assert needs == [Need(local=True, ascent=True), Need()]
+        assert needs == [Need(local=not alone, ascent=True), Need()]
         by_closure(optimizer, model, batches(seed, 9))
     finally:
         dist.destroy_process_group()

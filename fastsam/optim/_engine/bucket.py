@@ -171,8 +171,8 @@ class Bucket:
         self.table.set_backups(self._backups)
         scalars = self._ascent if grad_scale is None else self._ascent_scalars(grad_scale)
         kernels.perturb(self.table, scalars)
-        self.table.release_gradients()
         self.perturbed = [gradient is not None for gradient in gradients]
+        self.table.release_gradients()
         self._written(self.perturbed)
 
     def restore(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fastsam.optim._engine import sharding
 from fastsam.optim._engine.native_step import NativeStep
 from fastsam.optim._engine.outer import Groups, OuterOptimizer
 from fastsam.optim._engine.policy import COUNTER, AscentPolicy, agreed_steps
@@ -53,6 +54,11 @@ class KernelOptimizer(OuterOptimizer):
                 perturbed.
         """
         return self.policy.due
+
+    @property
+    def peers(self) -> ProcessGroup | None:
+        """The ranks of ``process_group``; None if this rank is alone in it."""
+        return sharding.several(self.process_group)
 
     @property
     def attempted_steps(self) -> int:

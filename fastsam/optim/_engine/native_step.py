@@ -234,7 +234,7 @@ class NativeStep:
                 kernels.check(bucket.table, flag)
             sharding.all_reduce_max(flag, bucket.shard_groups)
         flags = [scalars.found_inf for scalars in self._scalars.values()]
-        if sharding.is_shared(process_group):
+        if process_group is not None:
             for flag in flags:
                 sharding.all_reduce_max(flag, (process_group,))
         if len(flags) > 1:

@@ -205,8 +205,8 @@ class AscentPolicy:
                         f"ranks must agree on the ascent policy, got {name}={value!r} here and "
                         f"{name}={there[name]!r} on rank {rank}; on all ranks construct SAM with the same "
                         "options, load the same checkpoint, and change options in the same step. If each "
-                        "rank trains a model of its own, pass "
-                        "process_group=torch.distributed.new_subgroups(1)[0]"
+                        "rank trains a model of its own, pass process_group="
+                        "torch.distributed.new_group([rank], use_local_synchronization=True)"
                     )
         self._agreed = steps, any_rho
 

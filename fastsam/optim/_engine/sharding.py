@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -167,9 +167,9 @@ def largest(value: int, parameters: Iterable[Tensor]) -> int:
     return value
 
 
-def is_shared(group: ProcessGroup | None) -> TypeGuard[ProcessGroup]:
-    """Return whether ``group`` has several ranks, so that they must communicate."""
-    return group is not None and get_world_size(group) > 1
+def several(group: ProcessGroup | None) -> ProcessGroup | None:
+    """Return ``group`` if it has several ranks, and None if this rank is alone in it."""
+    return group if group is not None and get_world_size(group) > 1 else None
 
 
 def all_reduce_mean(values: Sequence[Tensor], group: ProcessGroup) -> None:

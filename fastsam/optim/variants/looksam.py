@@ -112,11 +112,10 @@ class LookSAM(WrappedOptimizer):
 
     @torch.no_grad()
     def _passes(self, update: Update) -> Passes:
-        due, phase, ranks = self.sam.ascent_due, self.sam.policy.phase(), self.sam.process_group
+        due, phase, ranks = self.sam.ascent_due, self.sam.policy.phase(), self.sam.peers
         try:
-            self.sam.policy.agree(
-                ranks
-            )  # ranks that disagree would wait for each other in a later pass
+            # Ranks that disagree would wait for each other in a later pass.
+            self.sam.policy.agree(self.sam.process_group)
             yield Need(local=due and ranks is not None, ascent=due)
             gradients = [(p, p.grad) for _, p in self._parameters() if p.grad is not None]
             if not gradients:
@@ -235,13 +234,15 @@ def _flat_directions(
     """
     both = [(p, old, p.grad) for p, old in ascent if p.grad is not None]
     norm = _norm([old for _, old in ascent])
+    # Divide first: the product of two small gradients, or the square of a norm, may underflow.
     product = sum(
-        (torch.sum(widened(old) * widened(new)) for _, old, new in both), norm.new_zeros(())
+        (torch.sum(widened(old) / norm * widened(new)) for _, old, new in both), norm.new_zeros(())
     )
-    share = torch.where(norm > 0, product / norm / norm, 0.0)  # the square may underflow in float32
+    share = torch.where(norm > 0, product / norm, 0.0)
     parts = [torch.addcmul(new, old, -share.to(old)) for _, old, new in both]
-    length = _norm(parts) + 1e-12
-    finite = length.isfinite()
+    length = _norm(parts)
+    finite = norm.isfinite() & length.isfinite()
+    length = torch.where(length > 0, length, 1.0)
     return {
         p: torch.where(finite, part.div_(length.to(part)), before.get(p, 0.0))
         for (p, _, _), part in zip(both, parts, strict=True)
