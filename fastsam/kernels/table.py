@@ -198,7 +198,7 @@ class TensorTable:
                 or gradient.device != device
                 or gradient.shape != weight.shape
             ):
-                raise ValueError(_describe_misfit(weight, gradient))
+                raise ValueError(describe_misfit(weight, gradient))
             if (
                 not (
                     gradient.is_contiguous() if contiguous else gradient.stride() == weight.stride()
@@ -343,10 +343,11 @@ class TensorTable:
         return torch.zeros(max(size, 16), dtype=torch.uint8, device=self.device)
 
 
-def _describe_misfit(weight: Tensor, gradient: Tensor) -> str:
+def describe_misfit(weight: Tensor, gradient: Tensor) -> str:
+    """Say why the kernels cannot read ``gradient`` as that of ``weight``, and what to do."""
     if gradient.layout is not torch.strided:
         return (
-            f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); SAM requires dense "
+            f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); expected dense "
             "gradients: construct the embedding with sparse=False, or set p.grad = p.grad.to_dense()"
         )
     return (

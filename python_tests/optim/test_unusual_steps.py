@@ -59,8 +59,11 @@ def test_skipped_steps_are_a_snapshot() -> None:
     assert [int(count) for count in (*counts[1:], optimizer.skipped_steps)] == [1, 2, 2]
 
 
-def test_the_ascent_is_not_copied_alone() -> None:
-    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1)
-    with pytest.raises(TypeError, match="copy the optimizer"):
-        copy.deepcopy(optimizer.ascent)
-    assert copy.deepcopy(optimizer).ascent is not optimizer.ascent
+def test_a_copy_of_the_ascent_ascends_for_a_copy_of_its_optimizer() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    ascent = copy.deepcopy(SAM([weight], torch.optim.SGD, rho=2.0, lr=0.1).ascent)
+    (copied,) = ascent.param_groups[0]["params"]
+    copied.grad = torch.ones(4)
+    ascent.step()
+    assert copied.tolist() == [2.0] * 4
+    assert weight.tolist() == [1.0] * 4

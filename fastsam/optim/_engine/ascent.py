@@ -27,7 +27,7 @@ class AscentStep(OuterOptimizer):
 
     def __init__(self, optimizer: Optimizer, climb: Callable[..., None]) -> None:
         super().__init__(optimizer, {})
-        self._climb = climb
+        self.climb = climb  # a public name: copies and pickles omit private attributes
 
     @untraced
     @torch.no_grad()
@@ -43,16 +43,10 @@ class AscentStep(OuterOptimizer):
             # use is inf or NaN if one of them is, so nothing is missed without the flag.
             found_inf = None
         try:
-            self._climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)
+            self.climb(grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf)
         except BaseException:
             drop_loss_scale(self)
             raise
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "optimizer.ascent cannot be copied or pickled, because it belongs to its optimizer: copy the "
-            "optimizer, and use the copy's .ascent"
-        )
 
 
 def drop_loss_scale(optimizer: Optimizer) -> None:

@@ -52,11 +52,7 @@ def members_of(groups: Groups) -> tuple[list[list[Member]], list[Tensor]]:
                 parameter
             )  # again: FSDP1 may have sharded it after the constructor
             part = local_part(parameter)
-            if part.dtype not in native.DTYPE_CODES:
-                raise ValueError(
-                    f"a parameter of shape {tuple(parameter.shape)} has dtype {part.dtype}; SAM supports "
-                    "float32, float64, bfloat16 and float16. Convert it, or freeze it"
-                )
+            refuse_dtype(parameter)
             perturb = group["perturb"]
             key = (part.device, part.dtype, sharding.shard_groups(parameter), perturb)
             members.setdefault(key, []).append(
@@ -74,3 +70,12 @@ def _taking_part(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 _requires_grad = attrgetter("requires_grad")
+
+
+def refuse_dtype(parameter: Tensor) -> None:
+    """Raise ValueError if the kernels do not support the dtype of a parameter."""
+    if parameter.dtype not in native.DTYPE_CODES:
+        raise ValueError(
+            f"a parameter of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; expected float32, "
+            "float64, bfloat16 or float16: convert it, or freeze it"
+        )

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastsam.kernels.table import describe_misfit
 from fastsam.optim._engine.autocast import weights_change
 from fastsam.optim._engine.closures import CLOSURE_CONTRACT, ClosurePasses
+from fastsam.optim._engine.members import refuse_dtype
 from fastsam.optim._engine.outer import OuterOptimizer
 from fastsam.optim._engine.settings import (
     check_base_group,
@@ -179,17 +181,10 @@ class WrappedOptimizer(OuterOptimizer, ABC):
                     yield group, parameter
 
 
-def refuse_unsupported(optimizer: str, gradients: Iterable[Tensor | None]) -> None:
-    """Raise ValueError if a gradient is sparse or complex, before anything is computed with it."""
-    for gradient in (gradient for gradient in gradients if gradient is not None):
-        if gradient.layout is not torch.strided:
-            raise ValueError(
-                f"a gradient of shape {tuple(gradient.shape)} is sparse ({gradient.layout}); {optimizer} "
-                "requires dense gradients: construct the embedding with sparse=False, or set "
-                "p.grad = p.grad.to_dense()"
-            )
-        if gradient.is_complex():
-            raise ValueError(
-                f"a parameter of shape {tuple(gradient.shape)} is {gradient.dtype}; {optimizer} requires "
-                "real parameters: store real and imaginary parts, torch.view_as_real(p)"
-            )
+def refuse_unsupported(parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError if a dtype has no kernels or a gradient is sparse, before anything is computed."""
+    for parameter in parameters:
+        refuse_dtype(parameter)
+        gradient = parameter.grad
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise ValueError(describe_misfit(parameter, gradient))

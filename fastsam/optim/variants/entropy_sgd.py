@@ -88,7 +88,7 @@ class EntropySGD(NoisyOptimizer):
         try:
             for inner in range(self.inner_steps):
                 yield Need(fresh=True)
-                refuse_unsupported("EntropySGD", [parameter.grad for _, parameter in trained])
+                refuse_unsupported(parameter for _, parameter in trained)
                 for index, (_, parameter) in enumerate(trained):
                     moved[index] |= parameter.grad is not None
                 with weights_change():

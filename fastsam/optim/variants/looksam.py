@@ -123,7 +123,7 @@ class LookSAM(WrappedOptimizer):
                     "no parameter has a gradient: the closure must run forward and backward, and "
                     "return the loss"
                 )
-            refuse_unsupported("LookSAM", [gradient for _, gradient in gradients])
+            refuse_unsupported(p for p, _ in gradients)
             if due:
                 _refuse_mixed(gradients)
                 ascent = [(p, gradient.clone()) for p, gradient in gradients]

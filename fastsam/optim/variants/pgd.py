@@ -59,9 +59,8 @@ class PGD(NoisyOptimizer):
         trained = self._trained()
         if self.noise_on == "gradient":
             yield Need()
-            gradients = [parameter.grad for _, parameter in trained]
-            refuse_unsupported("PGD", gradients)
-            self._add_noise(trained, gradients)
+            refuse_unsupported(parameter for _, parameter in trained)
+            self._add_noise(trained, [parameter.grad for _, parameter in trained])
         else:
             before = [parameter.clone() for _, parameter in trained]
             try:
