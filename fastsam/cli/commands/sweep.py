@@ -28,7 +28,7 @@ class SweepCommand:
         arg(
             help="values of a setting to combine with those of the others, such as rho=0.05,0.1 or "
             "optimizer=sgd,sam; repeat the option for each setting. Spaces separate the values of a setting "
-            'with several: "warps=4 8,4 6"',
+            'with several: "lr_milestones=80 90,60 80"',
             metavar="NAME=VALUE,...",
             help_behavior_hint="",
         ),
