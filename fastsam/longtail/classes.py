@@ -113,7 +113,8 @@ def inverse_frequency_weights(counts: ArrayLike, power: float = 1.0) -> Tensor:
         counts: training images of each class, ``[C]``, each at least 1.
         power: exponent; 0 gives equal weights.
     """
-    weights = 1 / checked_counts(counts) ** power
+    values = checked_counts(counts)
+    weights = (values.min() / values) ** power  # at most 1, so that no power overflows
     return torch.from_numpy(weights / weights.sum() * len(weights))
 
 

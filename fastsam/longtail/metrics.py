@@ -19,7 +19,7 @@ class Metrics:
 
     Attributes:
         accuracy: share of images classified correctly.
-        balanced: mean of ``per_class`` over all classes; equal to ``accuracy`` on a balanced set.
+        balanced: mean of ``per_class`` over the classes with images; equal to ``accuracy`` on a balanced set.
         groups: mean of ``per_class`` over the classes of each group: head, mid and tail.
         groups_by_count: mean of ``per_class`` over classes with >100, 20 to 100, and <20 training images,
             the usual definition of head, mid and tail.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.errors import UsageError
-from fastsam.longtail.losses.base import at_least_float32
 from fastsam.longtail.models.classifier import Classifier
 from fastsam.longtail.models.heads import CosineHead
+from fastsam.longtail.precision import at_least_float32
 from fastsam.longtail.trainable import matching_names
 
 _RECORD = "max_norm"

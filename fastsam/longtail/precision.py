@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fastsam.longtail.errors import UsageError
 
@@ -37,6 +38,11 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     if dtype is None and not torch.is_autocast_enabled(device.type):
         return nullcontext()  # cheaper than a disabled autocast context
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Convert 16-bit values, such as logits under autocast, to float32; return others unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def chosen_precision(device: torch.device) -> tuple[Precision, str]:

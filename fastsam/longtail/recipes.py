@@ -111,6 +111,9 @@ EXACT: dict[tuple[str, str, str], Layer] = {
     ("inaturalist18", "ldam-drw", "sam"): _stepped(_RUNS, 0.05, 0.1, 0.5, 0.5),
     ("imagenet-lt", "ldam*", "*"): layer(CODE, max_margin=0.3),
     ("inaturalist18", "ldam*", "*"): layer(CODE, max_margin=0.3, weight_decay=1e-4),
+    ("inaturalist18", "lade*", "*"): layer(
+        "code of Hong et al. 2021", lade_alpha=0.05, lade_lambda=0.5
+    ),
     ("cifar*-lt", "ib*", "*"): _IB,
     ("cifar10-lt", "paco*", "*"): _PACO_CIFAR10,
     ("cifar100-lt", "paco*", "*"): PACO_CIFAR100,

@@ -120,7 +120,7 @@ class ClassSampler(EpochSampler):
         self.targets = _integers("targets", targets)
         self.counts = _integers("counts", counts)
         found = np.bincount(self.targets) if len(self.targets) else np.zeros(0, np.int64)
-        if not np.array_equal(found, np.trim_zeros(self.counts, "b")):
+        if not len(found) or not np.array_equal(found, np.trim_zeros(self.counts, "b")):
             raise UsageError(
                 f"counts must be the number of targets of each class, {found.tolist()!s:.60}, and not "
                 f"empty; got {self.counts.tolist()!s:.60}"

@@ -439,3 +439,16 @@ def test_other_start_weights_replace_the_pretrained_ones_of_places() -> None:
     assert [stage.config.pretrained for stage in plan_stages(own)] == [None, None]
     small = recipe("places-lt", "ce", "sgd", model="resnet18").config()
     assert (small.pretrained, small.freeze, small.lr_scale) == (None, (), ())
+
+
+def test_lade_on_inaturalist_has_the_values_of_its_code() -> None:
+    """Hong et al., config/iNaturalist18/lade.yaml: weight 0.05, remine_lambda 0.5; elsewhere 0.1."""
+    for data, values in {"inaturalist18": (0.05, 0.5), "imagenet-lt": (0.1, 0.1)}.items():
+        config = recipe(data, "lade", "sgd").config().flat()
+        assert (config["lade_alpha"], config["lade_lambda"]) == values
+
+
+def test_cmo_long_begins_its_cosine_after_the_warm_up() -> None:
+    """As PaCo's schedule, which the code of Park et al. uses on the large sets."""
+    config = recipe("imagenet-lt", "bs", "sgd", recipe="cmo-long").config().flat()
+    assert config["cosine_start"] == "after-warmup"

@@ -18,6 +18,7 @@ from fastsam.longtail.errors import UsageError, unknown
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.models.heads.base import Logits
 from fastsam.longtail.objective import Given, Term
+from fastsam.longtail.precision import at_least_float32
 from fastsam.longtail.registry import Registry, RunPart
 
 __all__ = ["LOSSES", "MEANS", "ClassStatistics", "LongTailLoss", "Loss", "Mean", "register_loss"]
@@ -48,11 +49,6 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
             "supported"
         )
     return targets.long()
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Convert 16-bit values, such as logits under autocast, to float32; return others unchanged."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_number(name: str, value: float, *, positive: bool = False) -> None:

@@ -13,13 +13,13 @@ from fastsam.longtail.classes import prior
 from fastsam.longtail.data.batch import Batch
 from fastsam.longtail.losses.base import (
     Loss,
-    at_least_float32,
     check_number,
     check_targets,
     register_loss,
 )
 from fastsam.longtail.models.classifier import Outputs
 from fastsam.longtail.objective import Given, Term
+from fastsam.longtail.precision import at_least_float32
 from fastsam.longtail.settings import Entry, Settings, setting
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from fastsam.longtail.precision import at_least_float32, autocast
 from fastsam.optim.batch_norm import batch_norm_layers
 
 BatchNormMode = Literal["train", "frozen", "statistics"]
@@ -78,10 +79,18 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images ``[B, channels, H, W]`` to logits ``[B, C]``."""
-        logits: Tensor = self.head(self.features(inputs))
-        return logits
+        return self._logits(self.features(inputs))
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """Compute all outputs that a loss may read, from images ``[B, channels, H, W]``."""
         features = self.features(inputs)
-        return Outputs(features, self.head(features))
+        return Outputs(features, self._logits(features))
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Apply the head in float32, also under autocast.
+
+        Cosines and logits in 16 bits tie, and ``argmax`` gives ties to the class with the most images.
+        """
+        with autocast("float32", features.device):
+            logits: Tensor = self.head(at_least_float32(features))
+        return logits

@@ -9,7 +9,7 @@ from fastsam.longtail.settings import borrowed, layer
 
 _SHARED: dict[str, Any] = {"mixer": "cmo", "epochs": 400, "batch_size": 128, "warmup_epochs": 10}
 _LARGE = {
-    **layer(CODE, **_SHARED, lr=0.02, lr_schedule="cosine"),
+    **layer(CODE, **_SHARED, lr=0.02, lr_schedule="cosine", cosine_start="after-warmup"),
     **layer(
         "the magnitude in the code of Park et al. 2022, which also has a second pipeline",
         known=False,

@@ -10,6 +10,7 @@ register_stages(
         name="lift",
         module=__name__,
         summary="train adapters and a cosine head of a pretrained vision transformer (Shi et al. 2024)",
+        needs_weights=True,
         stages=(
             Stage(
                 name="tuning",
