@@ -74,11 +74,15 @@ class LatePhase:
         for threads, name, base in itertools.product(all_threads, self.cases, self.bases):
             with cpu_threads(threads):
                 results["steps"] += self._steps(name, base, threads)
+        self._save(results)  # the runs may end in an error
         if self.runs and on_cpu:
             with cpu_threads(1):
                 results["run"] = self._runs()
         elif self.runs:
             results["runs"] = self._runs_on_gpu()
+        self._save(results)
+
+    def _save(self, results: dict[str, Any]) -> None:
         if self.save or self.out is not None:
             print(f"wrote {save('late_phase', results, device=self.device, folder=self.out)}")
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -252,6 +252,43 @@ def test_curvature_answers_match_the_input(
     assert found["correlation with the change of tail accuracy"]["raw"]["r"] == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_the_slope_within_a_class_ignores_differences_between_classes(
+    within: bool, seed: int
+) -> None:
+    """Classes differ along a slope of -2, the checkpoints of a class along a slope of 0.5."""
+    generator = np.random.default_rng(seed)
+
+    def place(shift: float) -> dict[str, Any]:
+        entries = {}
+        for label, level in levels.items():
+            loss = level + shift
+            entries[label] = {
+                "loss": math.exp(loss),
+                "lambda_max": math.exp(-2 * level + 0.5 * shift),
+            }
+        return {"tail": entries}
+
+    measured = []
+    for _ in range(5):
+        levels = dict(zip("789", generator.normal(size=3), strict=True))
+        shifts = generator.normal(scale=0.1, size=3)
+        measured.append(
+            {name: place(s) for name, s in zip(("switch", "sgd", "sam"), shifts, strict=True)}
+        )
+    found = curvature_summary._slope(measured, within=within)
+    if within:
+        assert found == pytest.approx(0.5)
+    else:
+        points = [
+            (math.log(entry["loss"]), math.log(entry["lambda_max"]))
+            for one in measured
+            for each in one.values()
+            for entry in each["tail"].values()
+        ]
+        assert found == pytest.approx(np.polyfit(*zip(*points, strict=True), 1)[0])
+
+
 @pytest.mark.slow
 def test_the_summary_finds_the_planted_difference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
@@ -295,6 +332,9 @@ def test_the_summary_finds_the_planted_difference(
     assert smaller["p, corrected"] == 2 * smaller["p"]
     assert larger["p, corrected"] == max(larger["p"], smaller["p, corrected"])
     assert table["arms"]["sam rho 0.6"]["raw"]["tail"][0] == pytest.approx(60, abs=0.2)
+    equal = table["at equal rate"]
+    assert (equal["sgd"], equal["sam"]) == ("sgd late lr 0.1 wd 1", "sam late lr 0.1 rho 0.1")
+    assert equal["tau"]["balanced"]["mean"] == table["primary"]["mean"]
     gap = table["minus the chosen SGD"]["raw"]["sam rho 0.6"]["tail"]
     assert gap["mean"] == pytest.approx(-10.0, abs=0.3)
     assert table["curvature"] is None

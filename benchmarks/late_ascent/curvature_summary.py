@@ -31,18 +31,21 @@ def curvature_summary(units: Sequence[Unit]) -> dict[str, Any] | None:
     """Return the curvature summary of the seeds of a setup, or None unless every seed was measured.
 
     lambda_max of SAM and SGD is compared by the mean difference of natural logarithms over the three tail
-    classes: without correction; at equal class loss, by subtracting a common slope of log lambda_max on log
-    loss; and multiplied by the squared weight norm, which removes the scale that batch normalization leaves
-    undetermined.
+    classes: without correction; at equal class loss, by subtracting a slope of log lambda_max on log loss,
+    which is fitted over all classes or within each class of a seed; and multiplied by the squared weight
+    norm, which removes the scale that batch normalization leaves undetermined.
     """
     if not all(spectra_path(unit).is_file() for unit in units):
         return None
     measured = [json.loads(spectra_path(unit).read_text()) for unit in units]
-    slope = _slope(measured)
+    slope, within = _slope(measured, within=False), _slope(measured, within=True)
     logs: dict[str, Callable[[Record], float]] = {
         "lambda_max": lambda entry: _log(entry["lambda_max"]),
         "lambda_max at equal loss": lambda entry: (
             _log(entry["lambda_max"]) - slope * _log(entry["loss"])
+        ),
+        "lambda_max at equal loss, slope within a class": lambda entry: (
+            _log(entry["lambda_max"]) - within * _log(entry["loss"])
         ),
         "lambda_max times squared weight norm": lambda entry: (
             _log(entry["lambda_max"]) + 2 * _log(entry["weight_norm"])
@@ -63,6 +66,7 @@ def curvature_summary(units: Sequence[Unit]) -> dict[str, Any] | None:
             for group in ("head", "tail")
         },
         "slope of log lambda_max on log loss": slope,
+        "slope within a class": within,
         "sam minus sgd, tail classes": {
             **{f"log {name}": asdict(paired(values, zeros)) for name, values in changes.items()},
             "lambda_min / lambda_max": asdict(paired(lowest, zeros)),
@@ -107,14 +111,26 @@ def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, i
     }
 
 
-def _slope(measured: Sequence[Record]) -> float:
-    """Fit the slope of log lambda_max on log loss, over tail classes, checkpoints and seeds."""
-    entries = [
-        entry for seed in measured for place in PLACES for entry in seed[place]["tail"].values()
-    ]
-    losses = [_log(entry["loss"]) for entry in entries]
-    values = [_log(entry["lambda_max"]) for entry in entries]
-    return float(np.polyfit(losses, values, 1)[0])
+def _slope(measured: Sequence[Record], *, within: bool) -> float:
+    """Fit the slope of log lambda_max on log loss, over tail classes, checkpoints and seeds.
+
+    Args:
+        measured: spectra of each seed.
+        within: give every class of a seed its own intercept, so that only its checkpoints are compared.
+    """
+    points = np.array(
+        [
+            [
+                (_log(seed[p]["tail"][c]["loss"]), _log(seed[p]["tail"][c]["lambda_max"]))
+                for p in PLACES
+            ]
+            for seed in measured
+            for c in seed["switch"]["tail"]
+        ]
+    )  # [classes, checkpoints, 2]
+    centered = points - points.mean(axis=1 if within else (0, 1), keepdims=True)
+    losses, values = centered[..., 0], centered[..., 1]
+    return float((losses * values).sum() / (losses**2).sum())
 
 
 def _log(value: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.late_ascent import choice
 from benchmarks.late_ascent.arms import BASE, stage_of, winners
 from benchmarks.late_ascent.curvature_summary import curvature_summary
-from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup
+from benchmarks.late_ascent.plan import METHODS, OWN_TRIALS, SETUPS, Setup, late_sgd
 from benchmarks.late_ascent.records import Stage, Unit
 from benchmarks.late_ascent.verdict import holm
 from benchmarks.seed_scores import SCORES, difference, score_of, spread, stored_difference
@@ -97,8 +97,27 @@ def _table(units: Sequence[Unit]) -> dict[str, Any]:
         "minus base": asdict(difference(runs, sam, BASE.name, "tau", "balanced"))
         if BASE.name in everywhere
         else None,
+        "at equal rate": _at_equal_rate(setup, method, runs, everywhere),
         "few": _other_choice(setup, method, runs, "by tau, few", "tau, few"),
         "raw": _other_choice(setup, method, runs, "raw", "raw"),
+    }
+
+
+def _at_equal_rate(
+    setup: str, method: str, runs: Sequence[Mapping[str, Any]], trained: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return the chosen late SAM minus SGD at the same late learning rate and weight decay.
+
+    The two arms differ in the ascent only. None if that SGD is not trained, or SAM trains from scratch.
+    """
+    sam = winners(setup, method)["sam"]
+    sgd = late_sgd(sam.factor, sam.decay)
+    if not sam.branched or sgd.name not in trained:
+        return None
+    return {
+        "sgd": sgd.name,
+        "sam": sam.name,
+        **{kind: _differences(runs, sam.name, sgd.name, kind) for kind in KINDS},
     }
 
 

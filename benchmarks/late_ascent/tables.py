@@ -22,6 +22,7 @@ def tables() -> dict[str, str]:
     sections = {
         "tuning": _tuning(summary["tuning"]),
         "answers": _answers(setups) if setups else "",
+        "equal-rate": _at_equal_rate(setups),
         "arms": _all_arms(setups) if setups else "",
         "curvature": _curvature(setups) if setups else "",
     }
@@ -121,6 +122,25 @@ def _answers(setups: Mapping[str, Any]) -> str:
         *("SAM minus base, after tau", "chosen with 20 images", "chosen and evaluated as trained"),
     ]
     return markdown_table(header, rows)
+
+
+def _at_equal_rate(setups: Mapping[str, Any]) -> str:
+    """Return a table of SAM minus SGD at the same late learning rate, where this SGD is trained."""
+    columns = [
+        *(("tau", score) for score in ("balanced", "tail", "worst_class")),
+        *(("raw", score) for score in ("balanced", "tail")),
+    ]
+    rows = []
+    for name, table in setups.items():
+        found = table["at equal rate"]
+        if found is not None:
+            gaps = [str(stored_difference(found[kind][score])) for kind, score in columns]
+            rows.append([name, str(table["seeds"]), found["sgd"], found["sam"], *gaps])
+    header = [
+        *("setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau", "tail, after tau"),
+        *("worst class, after tau", "balanced, raw", "tail, raw"),
+    ]
+    return markdown_table(header, rows) if rows else ""
 
 
 def _all_arms(setups: Mapping[str, Any]) -> str:

@@ -36,9 +36,9 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", WAYS, ids=lambda options: " ".join(options) or "plain")
 def test_a_run_learns(options: dict[str, Any]) -> None:
     settings = {
-        "epochs": 6,
-        "defer_epoch": 4,
-        "ascent_start": "3",
+        "epochs": 16,
+        "defer_epoch": 12,
+        "ascent_start": "8",
         "device": DEVICE.type,
         **options,
     }

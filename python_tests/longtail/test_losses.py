@@ -206,6 +206,8 @@ def test_published_weight_ratios_at_factor_100() -> None:
 
 
 def test_inverse_frequency_weights() -> None:
+    # 5000**90 overflows.
+    np.testing.assert_allclose(inverse_frequency_weights([5000, 4000], 90), [0, 2], atol=1e-8)
     weights = inverse_frequency_weights([4, 1, 2])
     assert weights.tolist() == pytest.approx([3 / 7, 12 / 7, 6 / 7])
 

@@ -138,3 +138,8 @@ def test_deferred_sampling_changes_the_samples(sampling: str) -> None:
         observed = np.bincount(drawn[epoch], minlength=10)
         expected = late.class_shares(epoch) * len(drawn[epoch])
         assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_a_sampler_needs_a_target() -> None:
+    with pytest.raises(UsageError, match="not empty"):
+        ClassSampler([], [0, 0], seed=0)

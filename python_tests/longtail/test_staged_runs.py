@@ -92,7 +92,7 @@ def test_a_trainer_refuses_several_stages() -> None:
 
 
 def test_lists_for_pretrained_networks_require_weights() -> None:
-    for name in ("linear-probe", "fine-tuning"):
+    for name in ("linear-probe", "fine-tuning", "lift"):
         with pytest.raises(UsageError, match=f"stages {name} .* random weights; pass --init FILE"):
             fit_stages(staged(name), data=FEW, progress=False)
 

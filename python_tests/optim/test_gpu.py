@@ -324,9 +324,11 @@ def test_a_capture_that_fails_midway_leaves_no_open_step(seed, monkeypatch):
 
 
 def test_memory_beyond_weights_gradients_and_momentum():
-    parameter = nn.Parameter(torch.randn(5_000_000, device="cuda"))
+    # A multiple of 2 MiB, to which the allocator rounds large blocks.
+    parameter = nn.Parameter(torch.randn(5 * 2**20, device="cuda"))
     parameter.grad = torch.randn_like(parameter)
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     optimizer = SAM([parameter], torch.optim.SGD, lr=0.1, momentum=0.9)

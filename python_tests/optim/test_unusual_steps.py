@@ -1,30 +1,14 @@
-"""Steps that meet an error, another dtype of the weights, or a copy of a part of the optimizer."""
+"""Another dtype of the weights, the counter of skipped steps, and copies of a part of the optimizer."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 
-import pytest
 import torch
 from torch import nn
 
 from fastsam import SAM
-
-
-def test_a_warning_that_is_an_error_restores_the_weights() -> None:
-    weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
-    optimizer = SAM([weight], torch.optim.SGD, rho=1e-6, lr=0.5)
-    weight.grad = torch.ones_like(weight)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="unchanged"):
-            optimizer.first_step()
-    assert (weight == 1).all()
-    optimizer.first_step()
-    optimizer.second_step()
-    assert (weight == 0.5).all()
 
 
 def test_a_trained_model_may_change_its_dtype(seed: int) -> None:

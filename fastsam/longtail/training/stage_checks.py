@@ -38,7 +38,7 @@ def check_start(config: TrainConfig) -> None:
         return
     if config.init is None and config.pretrained is None and not is_given(config.model):
         raise UsageError(
-            f"stages {config.stages} trains a head on fixed features, but the network has random weights; "
+            f"stages {config.stages} starts from pretrained weights, but the network has random weights; "
             "pass --init FILE, or --pretrained default with a torchvision or timm network"
         )
 

@@ -1,4 +1,4 @@
-"""``randaugment``: RandAugment after the data set's own augmentation.
+"""``randaugment``: RandAugment in addition to the data set's own augmentation.
 
 Cubuk, Zoph, Shlens and Le, "RandAugment: Practical automated data augmentation with a reduced search space"
 (NeurIPS 2020), as in torchvision.

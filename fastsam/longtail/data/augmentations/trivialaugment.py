@@ -1,4 +1,4 @@
-"""``trivialaugment``: TrivialAugment (wide) after the data set's own augmentation.
+"""``trivialaugment``: TrivialAugment (wide) in addition to the data set's own augmentation.
 
 Mueller and Hutter, "TrivialAugment: Tuning-free yet state-of-the-art data augmentation" (ICCV 2021), as in
 torchvision.
