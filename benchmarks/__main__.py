@@ -19,6 +19,7 @@ from benchmarks.machine import refuse_fallback
 from benchmarks.readme import Readme
 from benchmarks.sam_step import SamStep
 from benchmarks.spectrum import Spectra
+from benchmarks.startup import Startup
 from benchmarks.torch_operations import TorchOperations
 from benchmarks.tracking import Tracking
 from benchmarks.train_step import TrainStep
@@ -44,6 +45,7 @@ def main() -> None:
             "figures": Figures,
             "device-code": DeviceCode,
             "torch-operations": TorchOperations,
+            "startup": Startup,
             "readme": Readme,
         },
         prog="python -m benchmarks",
