@@ -1,4 +1,4 @@
-"""What an import of fastsam loads beside torch; ``python -m benchmarks startup`` measures how long it takes."""
+"""What importing fastsam loads beside torch; ``python -m benchmarks startup`` measures how long it takes."""
 
 from __future__ import annotations
 
