@@ -274,16 +274,28 @@ def build_second_sampler(
     return FixedSharesSampler(targets, counts, shares=mixer.class_shares, seed=seed)
 
 
-def double_adjustment(config: TrainConfig) -> str | None:
-    """Describe the two logit adjustments of a run that adjusts twice; return None for other runs."""
-    added = _loss(config).adjusts_logits(config.parts["loss"])
-    if config.posthoc_tau == 0 or added is None:
+def double_balance(config: TrainConfig) -> str | None:
+    """Describe what balances the classes of a run if more than one thing does; return None otherwise.
+
+    Each of a balancing loss, re-sampling, class weights and a post-hoc adjustment replaces the class prior of
+    the training images by a uniform one. Two of them favor rare classes beyond that.
+    """
+    method, loss, tau = config.parsed_method, _loss(config), config.posthoc_tau
+    ways = []
+    added = loss.adjusts_logits(config.parts["loss"])
+    if added is not None:
+        ways.append(f"loss {method.loss} adds {added} in training")
+    elif loss.balances_classes:
+        ways.append(f"loss {method.loss} balances them itself")
+    if method.resampled:
+        ways.append(f"rule {method.rule} re-samples them")
+    if method.weighted:
+        ways.append(f"rule {method.rule} weights them")
+    if tau > 0:
+        ways.append(f"posthoc_tau {tau:g} subtracts {tau:g} * log prior at test time")
+    if len(ways) < 2:
         return None
-    return (
-        f"logits are adjusted twice: loss {config.parsed_method.loss} adds {added} in training, "
-        f"and posthoc_tau {config.posthoc_tau:g} subtracts {config.posthoc_tau:g} * log prior at test "
-        "time; set posthoc_tau=0 to adjust only in the loss"
-    )
+    return f"classes are balanced {len(ways)} times: {'; '.join(ways)}; keep one of them"
 
 
 def _loss(config: TrainConfig) -> Loss:

@@ -60,6 +60,13 @@ class Predictions:
         """Accuracy in percent."""
         return 100.0 * int(self.right.sum()) / len(self.targets)
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes that have images of the accuracy of each class, in percent."""
+        images = self.targets.bincount().double()
+        right = self.targets[self.right].bincount(minlength=len(images))
+        return 100.0 * float((right / images)[images > 0].mean())
+
 
 def view_logits(model: Classifier, inputs: Tensor) -> Tensor:
     """Return the logits of images, averaged over their views, as float32 ``[B, C]``.

@@ -59,12 +59,17 @@ def _stepped(source: str, *rho: float, known: bool = True) -> dict[str, Entry]:
 
 
 _LIKE_DRW = "rho of ce-drw"
+_PACO_CIFAR100: Layer = {
+    **PACO_CIFAR100,
+    **layer(PACO, paco_alpha=0.01, paco_temperature=0.05, paco_queue=1024, paco_projection=32),
+}
 _PACO_LARGE: Layer = layer(
     PACO,
     lr=0.02,
     epochs=400,
     batch_size=128,
     warmup_epochs=10,
+    lr_schedule="cosine",
     cosine_start="after-warmup",
     paco_alpha=0.05,
     paco_temperature=0.2,
@@ -72,13 +77,6 @@ _PACO_LARGE: Layer = layer(
     paco_projection=128,
 )
 _PACO_STEPS: Layer = layer("scaled from 90 epochs", known=False, rho_milestones=(23, 267, 334))
-_PACO_CIFAR10: Layer = borrowed(
-    {
-        **{item.name: item.metadata["default"] for item in settings_of(LOSSES["paco"].settings)},
-        **PACO_CIFAR100,
-    },
-    "the CIFAR-100-LT recipe",
-)
 _IB: Layer = layer(
     "code of Park et al. 2021",
     lr_milestones=(100, 160, 180),
@@ -115,10 +113,14 @@ EXACT: dict[tuple[str, str, str], Layer] = {
         "code of Hong et al. 2021", lade_alpha=0.05, lade_lambda=0.5
     ),
     ("cifar*-lt", "ib*", "*"): _IB,
-    ("cifar10-lt", "paco*", "*"): _PACO_CIFAR10,
-    ("cifar100-lt", "paco*", "*"): PACO_CIFAR100,
+    ("cifar10-lt", "paco*", "*"): borrowed(_PACO_CIFAR100, "the CIFAR-100-LT recipe"),
+    ("cifar100-lt", "paco*", "*"): _PACO_CIFAR100,
     ("imagenet-lt", "paco*", "*"): {**_PACO_LARGE, **layer(PACO, weight_decay=5e-4)},
     ("inaturalist18", "paco*", "*"): {**_PACO_LARGE, **layer(PACO, weight_decay=1e-4)},
+    ("places-lt", "paco*", "*"): {
+        **_PACO_LARGE,
+        **layer(PACO, epochs=30, warmup_epochs=5, weight_decay=5e-4),
+    },
     ("imagenet-lt", "paco*", "sam"): _PACO_STEPS,
     ("inaturalist18", "paco*", "sam"): _PACO_STEPS,
 }
@@ -143,12 +145,27 @@ FACTORS: dict[tuple[str, str, str], Layer] = {
 }
 """Values of methods that depend on the imbalance factor, with their sources."""
 
-# (data, network)
-NETWORKS: dict[tuple[str, str], Layer] = {
+# (data, network, method)
+NETWORKS: dict[tuple[str, str, str], Layer] = {
     # ResNets with three blocks in the last layer. Other networks start from random weights.
-    ("places-lt", "resnet50"): LAST_BLOCK,
-    ("places-lt", "resnet101"): LAST_BLOCK,
-    ("places-lt", "resnet152"): LAST_BLOCK,
+    ("places-lt", "resnet50", "*"): LAST_BLOCK,
+    ("places-lt", "resnet101", "*"): LAST_BLOCK,
+    ("places-lt", "resnet152", "*"): LAST_BLOCK,
+}
+# PaCo's code freezes the convolutions before the last block, and trains all batch normalization.
+NETWORKS |= {
+    (data, network, "paco*"): layer(
+        PACO,
+        freeze=(
+            "features.network.conv1.*",
+            "features.network.layer[123].*.conv*",
+            "features.network.layer[123].*.downsample.0.*",
+            "features.network.layer4.[01].conv*",
+            "features.network.layer4.0.downsample.0.*",
+        ),
+        lr_scale=(),
+    )
+    for data, network, _ in tuple(NETWORKS)
 }
 """Start weights and trained parameters of a network on a data set, with their sources."""
 
@@ -247,7 +264,7 @@ def recipe(data: str, method: str, optimizer: str, **overrides: Any) -> Recipe:
     named = NAMED_RECIPES[overrides.get("recipe") or STANDARD].values(data, imbalance, method)
     entries = _with_layer(names, entries, named)
     network = overrides.get("model") or entries.get("model", Entry("", "")).value
-    entries |= matching(NETWORKS, data, network)
+    entries |= matching(NETWORKS, data, network, method)
     if overrides.get("init") is not None:
         entries.pop("pretrained", None)
     base = overrides.get("base_optimizer", optimizer_part.base)

@@ -39,6 +39,7 @@ class Epoch:
         gradients: cost in forward-backward passes over whole batches; None in runs of older versions, as are
             all attributes below.
         gradients_per_step: ``gradients`` by the number of steps; 2 for SAM.
+        validation_balanced: balanced accuracy in percent, where ``validation_accuracy`` is overall accuracy.
         images_per_second: training images of all processes per second of training, without evaluation and
             compilation.
         waiting: share of the training time in which the first process waited for its next batch, from 0 to 1.
@@ -57,6 +58,7 @@ class Epoch:
     skipped: int = 0
     gradients: float | None = None
     gradients_per_step: float | None = None
+    validation_balanced: float | None = None
     images_per_second: float | None = field(default=None, compare=False)
     waiting: float | None = field(default=None, compare=False)
     memory: float | None = field(default=None, compare=False)
@@ -64,8 +66,17 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:
-    """Return the epoch with the highest validation accuracy; of equal ones the first."""
-    return max(history, key=lambda record: record.validation_accuracy or 0.0).epoch
+    """Return the epoch with the highest balanced accuracy on validation; of equal ones the first.
+
+    Before any validation it is the first epoch. A run that an older version began recorded overall accuracy
+    alone, and keeps that criterion.
+    """
+    validated = [record for record in history if record.validation_accuracy is not None]
+    if not validated:
+        return history[0].epoch
+    older = any(record.validation_balanced is None for record in validated)
+    name = "validation_accuracy" if older else "validation_balanced"
+    return max(validated, key=lambda record: getattr(record, name)).epoch
 
 
 def judged_rule(

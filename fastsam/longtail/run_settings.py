@@ -141,7 +141,7 @@ class RunSettings(Settings):
 
     select: Selection = setting(
         "weights to evaluate: last (of the last epoch) or best-validation (of the epoch with the highest "
-        "overall accuracy on the validation set)",
+        "balanced accuracy on the validation set)",
         default="last",
         before="last",
     )

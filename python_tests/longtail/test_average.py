@@ -237,7 +237,9 @@ def test_the_best_epoch_of_the_parent_keeps_its_rule(
     config = config_for(select="best-validation")
     trained(config, tmp_path / "run", keep=(2,))
     branch = Branch.load(tmp_path / "run", 2)
-    record = replace(branch.checkpoint.history[0], validation_accuracy=100.0)
+    record = replace(
+        branch.checkpoint.history[0], validation_accuracy=100.0, validation_balanced=100.0
+    )
     branch.checkpoint.history[0] = record
     settings, _ = branch.settings(ema=0.8)
     result = trained(settings, branch=branch)

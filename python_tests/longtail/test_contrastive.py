@@ -191,6 +191,7 @@ def test_a_run_that_starts_from_another_one_has_an_empty_queue(queue: int, tmp_p
         assert torch.equal(model.state_dict()[name], kept[name])
 
 
+@pytest.mark.filterwarnings("ignore:classes are balanced")
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["paco", "paco-drs"])
@@ -203,6 +204,6 @@ def test_it_runs_with_every_optimizer(method: str, optimizer: str) -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for options in ({"alpha": -1.0}, {"beta": float("nan")}, {"temperature": 0.0}):
+    for options in ({"alpha": -1.0}, {"beta": float("nan")}, {"beta": 0.0}, {"temperature": 0.0}):
         with pytest.raises(UsageError):
             PaCoLoss(COUNTS, **options)

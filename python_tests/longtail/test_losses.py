@@ -187,6 +187,20 @@ def test_equalization_draws_the_stated_share_and_repeats_it() -> None:
     assert not torch.equal(first, loss.per_sample(logits, targets, None))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_equalization_without_any_rare_class_in_other_denominators(training: bool) -> None:
+    loss = EqualizationLoss([96, 1, 2, 1], threshold=0.015, drop=1.0).train(training)
+    logits = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(8) % 4
+    found = loss.per_sample(logits, targets, None)
+    kept = torch.tensor([[True, False, True, False]] * 8) | (targets[:, None] == torch.arange(4))
+    left = logits.where(kept, torch.tensor(-1e300, dtype=torch.float64))
+    expected = torch.nn.functional.cross_entropy(left, targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 1 - 1e-9])
 def test_class_balanced_weights(beta: float) -> None:
     for counts in (ORDINARY, EXTREME):
@@ -225,7 +239,7 @@ def test_options_out_of_range_are_refused() -> None:
         lambda: FocalLoss(-1.0),
         lambda: FocalLoss(float("nan")),
         lambda: VSLoss([2, 1], gamma=-0.1),
-        lambda: EqualizationLoss([2, 1], drop=1.0),
+        lambda: EqualizationLoss([2, 1], drop=1.1),
     ):
         with pytest.raises(UsageError):
             call()

@@ -17,7 +17,7 @@ from fastsam.longtail.build import (
     build_network,
     build_objective,
     build_schedules,
-    double_adjustment,
+    double_balance,
 )
 from fastsam.longtail.config import TrainConfig, find_setting
 from fastsam.longtail.data import load_dataset
@@ -96,23 +96,36 @@ def test_a_class_sampler_takes_lists_and_tensors() -> None:
         ClassSampler(targets, counts, strategy="even", seed=3)
 
 
-@pytest.mark.parametrize("method", ["bs", "la", "vs", "paco"])
-def test_adjusting_twice_is_a_warning(method: str) -> None:
-    config = recipe("digits-lt", method, "sgd", posthoc_tau=1.0).config()
+@pytest.mark.parametrize(
+    ("method", "tau", "ways"),
+    [
+        ("bs", 1.0, ["loss bs adds log prior", "posthoc_tau 1 "]),
+        ("la", 0.5, ["loss la adds", "posthoc_tau 0.5 "]),
+        ("vs", 1.0, ["loss vs adds", "posthoc_tau 1 "]),
+        ("paco", 1.0, ["loss paco adds", "posthoc_tau 1 "]),
+        ("paco-rs", 0.0, ["loss paco adds", "rule rs re-samples"]),
+        ("ib-rs", 0.0, ["loss ib balances", "rule rs re-samples"]),
+        ("la-drw", 0.0, ["loss la adds", "rule drw weights"]),
+        ("ce-rs", 1.0, ["rule rs re-samples", "posthoc_tau 1 "]),
+        ("ldam-drw", 1.0, ["rule drw weights", "posthoc_tau 1 "]),
+        ("bs-rs", 1.0, ["loss bs adds", "rule rs re-samples", "posthoc_tau 1 "]),
+    ],
+)
+def test_balancing_twice_is_a_warning(method: str, tau: float, ways: list[str]) -> None:
+    config = recipe("digits-lt", method, "sgd", posthoc_tau=tau).config()
     data = load_dataset("digits-lt")
-    with pytest.warns(UserWarning, match="adjusted twice"):
+    with pytest.warns(UserWarning, match=f"balanced {len(ways)} times"):
         Trainer(config, data=data, progress=False)
-    message = double_adjustment(config)
+    message = double_balance(config)
     assert message is not None
-    assert f"loss {method} adds" in message
-    assert "posthoc_tau 1" in message
+    assert all(way in message for way in ways)
 
 
-def test_adjusting_once_is_none() -> None:
-    cases = (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0))
+def test_balancing_once_is_none() -> None:
+    cases = (("bs", 0.0), ("ce", 1.0), ("ce-drw", -2.5), ("cdt", 1.0), ("ib", 0.0), ("ce-rs", 0.0))
     configs = [recipe("digits-lt", name, "sgd", posthoc_tau=tau).config() for name, tau in cases]
     for config in configs:
-        assert double_adjustment(config) is None
+        assert double_balance(config) is None
     logits = torch.zeros(1, 3)
     assert torch.allclose(adjust_logits(logits, COUNTS, -1.0), -adjust_logits(logits, COUNTS, 1.0))
     with pytest.raises(UsageError, match="posthoc_tau must be"):

@@ -76,6 +76,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_files_have_the_precision_of_training(pictures: Path, tmp_path: Path) -> None:
+    config = recipe(
+        "own:bytes", "ce", "sgd", epochs=1, model="resnet8", precision="bfloat16"
+    ).config()
+    data = digits()
+    Trainer(config, data=data, out=tmp_path, progress=False).fit()
+    run = TrainedRun.load(tmp_path)
+    found = np.stack([p.probabilities for p in predict_files(run, pictures, batch_size=COUNT)])
+    images = data.test.batches([np.arange(COUNT)], None, run.device)
+    inputs = next(iter(images)).inputs
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = run.network(inputs).float().softmax(dim=1).numpy()
+    with torch.no_grad():
+        exact = run.network(inputs).softmax(dim=1).numpy()
+    assert np.abs(found - rounded).max() < 1e-6
+    assert np.abs(found - exact).max() > 1e-5
+
+
 @pytest.fixture
 def hostile(tmp_path: Path, pictures: Path) -> Path:
     root = tmp_path / "hostile"

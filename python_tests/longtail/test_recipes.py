@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -147,6 +149,38 @@ def test_a_stored_config_must_be_complete() -> None:
         TrainConfig.from_dict({k: v for k, v in values.items() if k != "epochs"})
     with pytest.raises(UsageError, match="unknown setting 'epoch'"):
         TrainConfig.from_dict({**values, "epoch": 1})
+
+
+def test_the_recipe_of_paco_names_what_is_published_for_the_data_set() -> None:
+    known = {
+        data: {
+            name: value
+            for name, value in recipe(data, "paco", "sgd").sources.items()
+            if name in ("paco_alpha", "paco_temperature", "paco_queue", "paco_projection")
+        }
+        for data in ("cifar100-lt", "imagenet-lt", "inaturalist18", "places-lt", "digits-lt")
+    }
+    borrowed = known.pop("digits-lt").values()
+    assert all("not a published value" in source for source in borrowed)
+    assert all("Cui et al. 2021" in source for source in borrowed)
+    published = {source for sources in known.values() for source in sources.values()}
+    assert published == {"code of Cui et al. 2021"}
+    places = recipe("places-lt", "paco", "sgd").config()
+    assert (places.epochs, places.batch_size, places.warmup_epochs) == (30, 128, 5)
+    assert (places.lr, places.weight_decay, places.lr_scale) == (0.02, 5e-4, ())
+
+
+def test_paco_on_places_trains_the_last_block_and_all_batch_normalization() -> None:
+    values = {"model": "resnet50", "pretrained": None, "head_init": "torch"}
+    config = recipe("places-lt", "paco", "sgd", **values).config()
+    network = build_network(config, 5, 3)
+    names = [name for name, _ in network.named_parameters() if "key_encoder" not in name]
+    frozen = [n for n in names if any(fnmatchcase(n, pattern) for pattern in config.freeze)]
+    convolutions = [n for n in names if re.search(r"network\..*(conv\d|downsample\.0)\.weight", n)]
+    last = [name for name in convolutions if "layer4.2." in name]
+    assert sorted(frozen) == sorted(set(convolutions) - set(last))
+    assert len(convolutions) == 53
+    assert len(last) == 3
 
 
 def test_runs_of_format_1_are_read() -> None:

@@ -97,13 +97,13 @@ def test_lists_for_pretrained_networks_require_weights() -> None:
             fit_stages(staged(name), data=FEW, progress=False)
 
 
-def test_double_adjustments_of_all_stages_are_reported_once_before_training() -> None:
+def test_double_balances_of_all_stages_are_reported_once_before_training() -> None:
     config = staged("crt", "classifier.method=bs", posthoc_tau=1.0)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         with pytest.raises(TrainedError):
             begin(config)
-    assert ["adjusted twice: loss bs" in str(one.message) for one in seen] == [True]
+    assert ["balanced 2 times: loss bs" in str(one.message) for one in seen] == [True]
 
 
 # ---- what is removed ----

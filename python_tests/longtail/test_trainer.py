@@ -21,6 +21,8 @@ from fastsam.longtail.losses import adjust_logits
 from fastsam.longtail.methods import RULES, Method
 from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.predictions import Predictions
+from fastsam.longtail.results import Epoch, best_epoch
+from fastsam.longtail.scores import Scorer
 from fastsam.longtail.seeds import Stream, torch_generator
 from fastsam.longtail.training import RunFolder, Step
 from fastsam.longtail.training.evaluation import Judge
@@ -111,6 +113,7 @@ def expected_loss(method: Method, step: Step, *, deferred: bool) -> float:
     return float(weights @ losses / divisor)
 
 
+@pytest.mark.filterwarnings("ignore:classes are balanced")
 @pytest.mark.parametrize("optimizer", SOME_FIRST)
 @pytest.mark.parametrize("method", METHODS)
 def test_logged_loss_is_the_formula_before_and_after_deferral(method: str, optimizer: str) -> None:
@@ -282,6 +285,37 @@ def test_best_epoch_is_chosen_on_validation_and_labeled(
     )
     with pytest.raises(UsageError, match="requires a validation set"):
         Trainer(config, data=FEW)
+
+
+def test_the_best_epoch_has_the_highest_balanced_accuracy() -> None:
+    targets = torch.tensor([0] * 8 + [1] * 2 + [3] * 2)
+    guesses = {  # 8 of 12 right in one class of three; 6 of 12, with two whole classes and a quarter
+        1: torch.tensor([0] * 12),
+        2: torch.tensor([0] * 2 + [1] * 6 + [1] * 2 + [3] * 2),
+    }
+    history = []
+    for epoch, classes in guesses.items():
+        found = Predictions.of(torch.eye(5)[classes], targets)
+        scores = Scorer(found, 5).scores()
+        assert found.accuracy == pytest.approx(scores["accuracy"])
+        assert found.balanced_accuracy == pytest.approx(scores["balanced"])
+        history.append(
+            Epoch(
+                epoch=epoch,
+                lr=0.1,
+                rho=None,
+                loss=1.0,
+                train_accuracy=50.0,
+                validation_accuracy=found.accuracy,
+                validation_balanced=found.balanced_accuracy,
+                seconds=1.0,
+            )
+        )
+    unseen = replace(history[0], epoch=3, validation_accuracy=None, validation_balanced=None)
+    assert best_epoch([*history, unseen]) == 2
+    assert best_epoch([replace(unseen, epoch=1), replace(unseen, epoch=2)]) == 1
+    older = replace(history[1], validation_balanced=None)  # of a version that did not record it
+    assert best_epoch([history[0], older, unseen]) == 1
 
 
 def test_post_hoc_adjustment_reaches_the_metrics_only() -> None:

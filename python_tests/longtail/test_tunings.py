@@ -24,7 +24,7 @@ from fastsam.longtail.trained import TrainedRun, evaluate_run, export_run, load_
 from fastsam.longtail.training import Branch, stage_trainers
 from fastsam.longtail.tunings import transformer_blocks
 from fastsam.longtail.tunings.adapters import Adapter, default_width
-from python_tests.longtail.small_vit import VIT_BLOCKS, VIT_MLP, VIT_WIDTH, small_vit
+from python_tests.longtail.small_vit import VIT_BLOCKS, VIT_MLP, VIT_WIDTH, Block, small_vit
 from python_tests.longtail.test_trainer import FEW
 
 R, C = 3, 10
@@ -83,6 +83,45 @@ def test_adapters_equal_their_formula(seed: int) -> None:
     expected.backward(direction)
     for name, value in network.named_parameters():
         torch.testing.assert_close(value.grad, weights[name].grad, msg=name)
+
+
+class Scale(nn.Module):
+    """Layer scale, with the initial factor of DeiT III."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((VIT_WIDTH,), 1e-4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.gamma
+
+
+class ScaledBlock(Block):
+    """A block of timm with layer scale; ``dropped`` has stochastic depth after it, too."""
+
+    def __init__(self, *, dropped: bool) -> None:
+        super().__init__()
+        self.ls2 = Scale()
+        if dropped:
+            self.drop_path2 = nn.Dropout(1.0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        added = self.ls2(self.mlp(self.norm2(tokens)))
+        return tokens + (self.drop_path2(added) if hasattr(self, "drop_path2") else added)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_layer_scale_and_stochastic_depth_leave_the_adapter_alone(dropped: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    block, tokens = ScaledBlock(dropped=dropped), torch.randn(2, 4, VIT_WIDTH)
+    without = block(tokens)
+    [place] = transformer_blocks(block)
+    adapter = Adapter(VIT_WIDTH, R)
+    nn.init.normal_(adapter.up.weight)
+    adapter.attach(place)
+    hidden = tokens + block.attn(block.norm1(tokens))
+    torch.testing.assert_close(block(tokens), without + adapter(hidden))
 
 
 def test_the_network_starts_unchanged_and_keeps_its_names() -> None:

@@ -170,7 +170,8 @@ class Loss(RunPart):
         build: ``build(settings, classes)`` creates the term from a :class:`ClassStatistics`.
         head: kind of logits that the head must have; None for any head.
         early: name of the loss that is used up to the deferral epoch; None for this loss throughout.
-        balances_classes: whether the loss balances classes itself. It is then used without a rule.
+        balances_classes: whether the loss balances classes itself. Rules that weight classes are then
+            refused, and a rule that re-samples them is reported.
         adjusts_logits: ``adjusts_logits(settings)`` describes the logit adjustment of the loss; it returns
             None if there is none.
         network: ``network(settings, classifier)`` extends the network; None for no extension.

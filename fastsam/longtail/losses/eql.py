@@ -49,10 +49,9 @@ class EqualizationLoss(LongTailLoss):
     ) -> None:
         super().__init__(weight=weight, mean=mean)
         values = checked_counts(counts)
-        if not (0 <= drop < 1 and 0 <= threshold <= 1):
-            raise UsageError(
-                f"drop must be in [0, 1) and threshold in [0, 1], got {drop} and {threshold}"
-            )
+        for name, value in (("drop", drop), ("threshold", threshold)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} must be from 0 to 1, got {value}")
         self.register_buffer("rare", torch.from_numpy(values / values.sum() < threshold))
         self.drop = drop
         self._seed = 0

@@ -22,7 +22,7 @@ class FocalLoss(LongTailLoss):
     """Focal loss ``(1 - p)^gamma * CE``, where p is the probability of the true class.
 
     Lin et al., "Focal Loss for Dense Object Detection" (ICCV 2017), equation 4. The class weight
-    multiplies the loss and does not enter p.
+    multiplies the loss and does not enter p. In the code of Cao et al. 2019 it does: p is ``exp(-w CE)``.
 
     Args:
         gamma: focusing exponent, at least 0; 1 in Cao et al. 2019.

@@ -42,7 +42,7 @@ class PaCoLoss(Term):
     Args:
         counts: training images of each class, ``[C]``, each at least 1.
         alpha: weight of a contrast of the same class; 0.01 for CIFAR-100-LT, 0.05 for ImageNet-LT.
-        beta: weight of the center; 1 in the authors' code.
+        beta: weight of the center, above 0; 1 in the authors' code.
         temperature: temperature of the contrasts; 0.05 for CIFAR-100-LT, 0.2 for ImageNet-LT.
     """
 
@@ -59,9 +59,9 @@ class PaCoLoss(Term):
         temperature: float = 0.05,
     ) -> None:
         super().__init__()
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            check_number(name, value)
-        check_number("temperature", temperature, positive=True)
+        check_number("alpha", alpha)
+        for name, value in (("beta", beta), ("temperature", temperature)):
+            check_number(name, value, positive=True)
         self.register_buffer("log_prior", prior(counts).log())
         self.alpha = alpha
         self.beta = beta
@@ -227,7 +227,8 @@ def _paco(network: Classifier) -> PaCoClassifier:
     return network
 
 
-_SOURCE = "code of Cui et al. 2021 (CIFAR-100-LT)"
+_SOURCE = "code of Cui et al. 2021"
+_CIFAR100 = f"{_SOURCE} (CIFAR-100-LT)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,17 +237,25 @@ class PaCoSettings(Settings):
 
     paco_alpha: float = setting(
         "weight of a sample of the same class in the PaCo loss; the class center has weight 1",
-        default=Entry(0.01, _SOURCE),
+        default=Entry(0.01, _CIFAR100, known=False),
         low=0,
     )
     paco_temperature: float = setting(
-        "temperature of the contrasts in the PaCo loss", default=Entry(0.05, _SOURCE), above=0
+        "temperature of the contrasts in the PaCo loss",
+        default=Entry(0.05, _CIFAR100, known=False),
+        above=0,
     )
     paco_queue: int = setting(
-        "number of keys in PaCo's queue", default=Entry(1024, _SOURCE), low=1, high=2**20
+        "number of keys in PaCo's queue",
+        default=Entry(1024, _CIFAR100, known=False),
+        low=1,
+        high=2**20,
     )
     paco_projection: int = setting(
-        "dimension of PaCo's projected vectors", default=Entry(32, _SOURCE), low=1, high=2**14
+        "dimension of PaCo's projected vectors",
+        default=Entry(32, _CIFAR100, known=False),
+        low=1,
+        high=2**14,
     )
     paco_batch_norm: bool = setting(
         "use batch normalization in PaCo's projection", default=Entry(True, _SOURCE), before=False

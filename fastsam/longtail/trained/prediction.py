@@ -21,6 +21,7 @@ from fastsam.longtail.data.pixels import SUFFIXES
 from fastsam.longtail.data.preprocessing import Preprocessing, Views
 from fastsam.longtail.data.workers import lost_workers_named, prepare_worker
 from fastsam.longtail.errors import DataError, LongTailError, UsageError, unknown
+from fastsam.longtail.precision import autocast, float32_products
 from fastsam.longtail.predictions import view_logits
 from fastsam.longtail.trained.run import TrainedRun
 from fastsam.text import notice
@@ -64,7 +65,7 @@ def predict_files(
     corrupt: Corrupt = "stop",
     views: Views = 1,
 ) -> Iterator[FilePrediction]:
-    """Predict the classes of image files with the preprocessing of the run.
+    """Predict the classes of image files with the preprocessing and the precision of the run.
 
     Files are read and predicted lazily, during iteration, so memory does not grow with their number.
 
@@ -230,7 +231,12 @@ def _predictions(
 
 def _predicted(run: TrainedRun, paths: list[Path], inputs: Tensor) -> list[FilePrediction]:
     # A generator must not yield inside inference_mode, which would stay on in the caller's code.
-    with torch.inference_mode():
+    config = run.checkpoint.config
+    with (
+        torch.inference_mode(),
+        float32_products(config.tf32, run.device),
+        autocast(config.precision, run.device),
+    ):
         logits = view_logits(run.network, upload(inputs, run.device))
         probabilities = logits.softmax(dim=1).cpu()
     spoiled = (~probabilities.isfinite().all(dim=1)).nonzero()

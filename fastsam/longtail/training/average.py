@@ -108,7 +108,7 @@ class JudgedWeights:
             value.div_(world.world_size)
 
     def keep_best(self, history: Sequence[Epoch]) -> None:
-        """Store the weights if the last epoch has the highest validation accuracy so far."""
+        """Store the weights if the last epoch has the highest validation score so far."""
         if self._selects and best_epoch(history) == len(history):
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastsam.distributed import World
 from fastsam.longtail.base_optimizers.base import BASE_OPTIMIZERS
-from fastsam.longtail.build import double_adjustment
+from fastsam.longtail.build import double_balance
 from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.data.catalog import GIVEN
@@ -38,13 +38,13 @@ def check_run(config: TrainConfig, world: World) -> None:
 
 
 def check_stage(config: TrainConfig, world: World) -> None:
-    """Check settings against the number of processes, and warn if logits are adjusted twice.
+    """Check settings against the number of processes, and warn if classes are balanced twice.
 
     Raises:
         UsageError: if the ranks of ``world`` cannot split the batches, or ``ascent_share`` selects fewer than
             2 images of one.
     """
-    twice = double_adjustment(config)
+    twice = double_balance(config)
     if twice is not None and world.rank == 0:
         warnings.warn(twice, stacklevel=3)
     _check_batch_size(config, world)

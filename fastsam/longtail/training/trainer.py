@@ -356,12 +356,17 @@ class Trainer:
         self.judged.average_statistics(self.world)
         record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
         check_weights(self.model, self.world, epoch=epoch, lr=lr)
-        validation, accuracy = self.data.validation, None
+        validation = self.data.validation
         last = epoch == self.config.epochs
         if validation is not None and (last or epoch % self.config.validate_every == 0):
             with self.stepper.section(EVALUATION):
-                accuracy = self.judge.predictions(validation).accuracy
-        return replace(record, validation_accuracy=accuracy, seconds=totals.seconds)
+                found = self.judge.predictions(validation)
+            record = replace(
+                record,
+                validation_accuracy=found.accuracy,
+                validation_balanced=found.balanced_accuracy,
+            )
+        return replace(record, seconds=totals.seconds)
 
     def _after_step(self, epoch: int, done: int, totals: EpochTotals) -> None:
         """Save and stop if it is due.

@@ -53,19 +53,21 @@ class Adapter(nn.Module):
         return added
 
     def attach(self, place: TransformerBlock) -> None:
-        """Become the part ``adapter`` of a block, and add the output to that of its MLP.
+        """Become the part ``adapter`` of a block, and add the output to that of its MLP's branch.
+
+        Layer scale and stochastic depth of the block change the MLP's output only, as in the code of LIFT.
 
         Hooks do so, because every other part of the block must keep its name. As bound methods, they are
         copied together with the block.
         """
         place.block.add_module("adapter", self)
         place.norm.register_forward_pre_hook(self._keep)
-        place.mlp.register_forward_hook(self._add)
+        place.last.register_forward_hook(self._add)
 
     def _keep(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._hidden = inputs[0]
 
-    def _add(self, mlp: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _add(self, last: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         hidden, self._hidden = self._hidden, None
         if hidden is None:
             raise UsageError(
