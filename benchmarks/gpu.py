@@ -95,7 +95,7 @@ FULL = Sizes(
         "pixels": 224,
         "steps": 50,
         "batch_size": 64,
-        "rounds": 2,
+        "rounds": 1,
     },
     sweep_parameters=25_000_000,
     classes={

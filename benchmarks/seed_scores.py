@@ -28,9 +28,8 @@ def score_of(record: Mapping[str, Any], kind: str, name: str) -> float:
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """Return mean and standard deviation; the latter is NaN for one value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return [round(statistics.mean(values), 4), round(deviation, 4)]
+    """Return mean and standard deviation; the latter is NaN for one value. Only the tables round them."""
+    return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan]
 
 
 def stored_difference(entry: Mapping[str, Any]) -> Difference:

@@ -335,6 +335,10 @@ def test_the_summary_finds_the_planted_difference(
     equal = table["at equal rate"]
     assert (equal["sgd"], equal["sam"]) == ("sgd late lr 0.1 wd 1", "sam late lr 0.1 rho 0.1")
     assert equal["tau"]["balanced"]["mean"] == table["primary"]["mean"]
+    again = table["reported seeds"]
+    assert again["candidates"] == {"sgd": 2, "sam": 1}
+    assert (again["sgd"], again["sam"]) == ("sgd late lr 0.1 wd 1", "sam late lr 0.1 rho 0.1")
+    assert again["mean"] == table["primary"]["mean"]
     gap = table["minus the chosen SGD"]["raw"]["sam rho 0.6"]["tail"]
     assert gap["mean"] == pytest.approx(-10.0, abs=0.3)
     assert table["curvature"] is None

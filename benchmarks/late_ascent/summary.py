@@ -98,6 +98,7 @@ def _table(units: Sequence[Unit]) -> dict[str, Any]:
         if BASE.name in everywhere
         else None,
         "at equal rate": _at_equal_rate(setup, method, runs, everywhere),
+        "reported seeds": _by_reported_seeds(setup, method, runs, everywhere),
         "few": _other_choice(setup, method, runs, "by tau, few", "tau, few"),
         "raw": _other_choice(setup, method, runs, "raw", "raw"),
     }
@@ -118,6 +119,33 @@ def _at_equal_rate(
         "sgd": sgd.name,
         "sam": sam.name,
         **{kind: _differences(runs, sam.name, sgd.name, kind) for kind in KINDS},
+    }
+
+
+def _by_reported_seeds(
+    setup: str, method: str, runs: Sequence[Mapping[str, Any]], trained: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return SAM minus SGD after a choice by validation images of the reported seeds; None without a choice.
+
+    Candidates are the trials that are trained on every reported seed, and for SGD the recipe's late phase.
+    """
+    if setup in OWN_TRIALS:
+        return None
+
+    def validation(arm: str) -> float:
+        curves = (run[arm]["validation"]["by tau"] for run in runs)
+        return statistics.mean(max(map(float, curve)) for curve in curves)
+
+    names = {family: [arm.name for arm in arms] for family, arms in choice.families(method).items()}
+    names["sgd"] = [BASE.name, *names["sgd"]]
+    candidates = {family: [arm for arm in arms if arm in trained] for family, arms in names.items()}
+    if all(len(arms) < 2 for arms in candidates.values()):
+        return None
+    chosen = {family: max(arms, key=validation) for family, arms in candidates.items()}
+    return {
+        **chosen,
+        "candidates": {family: len(arms) for family, arms in candidates.items()},
+        **asdict(difference(runs, chosen["sam"], chosen["sgd"], "tau", "balanced")),
     }
 
 

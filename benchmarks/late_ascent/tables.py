@@ -23,6 +23,7 @@ def tables() -> dict[str, str]:
         "tuning": _tuning(summary["tuning"]),
         "answers": _answers(setups) if setups else "",
         "equal-rate": _at_equal_rate(setups),
+        "reported-seeds": _by_reported_seeds(setups),
         "arms": _all_arms(setups) if setups else "",
         "curvature": _curvature(setups) if setups else "",
     }
@@ -140,6 +141,18 @@ def _at_equal_rate(setups: Mapping[str, Any]) -> str:
         *("setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau", "tail, after tau"),
         *("worst class, after tau", "balanced, raw", "tail, raw"),
     ]
+    return markdown_table(header, rows) if rows else ""
+
+
+def _by_reported_seeds(setups: Mapping[str, Any]) -> str:
+    """Return a table of SAM minus SGD after a choice by validation images of the reported seeds."""
+    rows = []
+    for name, table in setups.items():
+        found = table["reported seeds"]
+        if found is not None:
+            arms = [f"{found[key]} (of {found['candidates'][key]})" for key in ("sgd", "sam")]
+            rows.append([name, str(table["seeds"]), *arms, str(stored_difference(found))])
+    header = ["setup", "seeds", "SGD", "SAM", "SAM minus SGD, balanced, after tau"]
     return markdown_table(header, rows) if rows else ""
 
 
