@@ -206,7 +206,8 @@ def measured(generator: np.random.Generator, change: float, label: str) -> dict[
             "gradient_norm": gradient,
             "weight_norm": 2.0,
         }
-        return {"head": {"0": {**shown, "lambda_min": 1.0}}, "tail": {label: shown}}
+        head = {**shown, "lambda_max": 2 / largest, "lambda_min": 1.0}
+        return {"head": {"0": head}, "tail": {label: shown}}
 
     level = float(np.exp(generator.normal()))
     return {
@@ -244,7 +245,9 @@ def test_curvature_answers_match_the_input(
     assert tail["sgd"]["negative curvature"] == 0  # |lambda_min| is too small
     assert tail["sam"]["negative curvature"] == 0  # the gradient is too large
     assert found["negative curvature"]["head"]["switch"]["lambda_min below its residual"] == 0
-    changed = found["sam minus sgd, tail classes"]
+    changed = found["sam minus sgd"]["tail"]
+    opposite = found["sam minus sgd"]["head"]["log lambda_max"]
+    assert opposite["mean"] == pytest.approx(changes.mean())
     assert changed["log lambda_max"]["mean"] == pytest.approx(-changes.mean())
     assert changed["log lambda_max at equal loss"]["mean"] == pytest.approx(-changes.mean())
     assert changed["log loss"]["mean"] == 0
@@ -276,7 +279,7 @@ def test_the_slope_within_a_class_ignores_differences_between_classes(
         measured.append(
             {name: place(s) for name, s in zip(("switch", "sgd", "sam"), shifts, strict=True)}
         )
-    found = curvature_summary._slope(measured, within=within)
+    found = curvature_summary._slope(measured, "tail", within=within)
     if within:
         assert found == pytest.approx(0.5)
     else:

@@ -17,6 +17,7 @@ from benchmarks.late_ascent.records import Unit
 from benchmarks.seed_scores import score_of
 from fastsam.report.paired import paired
 
+GROUPS = ("head", "tail")
 PLACES = ("switch", "sgd", "sam")
 RATIO, GRADIENT = 0.05, 0.1
 """Conditions for negative curvature: |lambda_min| / lambda_max is above RATIO, and the gradient norm is below
@@ -28,56 +29,27 @@ Record = Mapping[str, Any]
 
 
 def curvature_summary(units: Sequence[Unit]) -> dict[str, Any] | None:
-    """Return the curvature summary of the seeds of a setup, or None unless every seed was measured.
-
-    lambda_max of SAM and SGD is compared by the mean difference of natural logarithms over the three tail
-    classes: without correction; at equal class loss, by subtracting a slope of log lambda_max on log loss,
-    which is fitted over all classes or within each class of a seed; and multiplied by the squared weight
-    norm, which removes the scale that batch normalization leaves undetermined.
-    """
+    """Return the curvature summary of the seeds of a setup, or None unless every seed was measured."""
     if not all(spectra_path(unit).is_file() for unit in units):
         return None
     measured = [json.loads(spectra_path(unit).read_text()) for unit in units]
-    slope, within = _slope(measured, within=False), _slope(measured, within=True)
-    logs: dict[str, Callable[[Record], float]] = {
-        "lambda_max": lambda entry: _log(entry["lambda_max"]),
-        "lambda_max at equal loss": lambda entry: (
-            _log(entry["lambda_max"]) - slope * _log(entry["loss"])
-        ),
-        "lambda_max at equal loss, slope within a class": lambda entry: (
-            _log(entry["lambda_max"]) - within * _log(entry["loss"])
-        ),
-        "lambda_max times squared weight norm": lambda entry: (
-            _log(entry["lambda_max"]) + 2 * _log(entry["weight_norm"])
-        ),
-        "loss": lambda entry: _log(entry["loss"]),
-    }
-    changes = {
-        name: [_tail_mean(seed["sam"], value) - _tail_mean(seed["sgd"], value) for seed in measured]
-        for name, value in logs.items()
-    }
-    lowest = [
-        _tail_mean(seed["sam"], _relative) - _tail_mean(seed["sgd"], _relative) for seed in measured
-    ]
+    changes = {group: _changes(measured, group) for group in GROUPS}
     zeros = [0.0] * len(measured)
     return {
         "negative curvature": {
             group: {place: _negative(measured, place, group) for place in PLACES}
-            for group in ("head", "tail")
+            for group in GROUPS
         },
-        "slope of log lambda_max on log loss": slope,
-        "slope within a class": within,
-        "sam minus sgd, tail classes": {
-            **{f"log {name}": asdict(paired(values, zeros)) for name, values in changes.items()},
-            "lambda_min / lambda_max": asdict(paired(lowest, zeros)),
+        "sam minus sgd": {
+            group: {what: asdict(paired(values, zeros)) for what, values in found.items()}
+            for group, found in changes.items()
         },
         "correlation with the change of tail accuracy": {
-            kind: _correlation(changes["lambda_max"], _tail_gains(units, kind))
+            kind: _correlation(changes["tail"]["log lambda_max"], _tail_gains(units, kind))
             for kind in ("raw", "tau")
         },
         "medians": {
-            group: {place: _medians(measured, place, group) for place in PLACES}
-            for group in ("head", "tail")
+            group: {place: _medians(measured, place, group) for place in PLACES} for group in GROUPS
         },
     }
 
@@ -87,6 +59,39 @@ def is_negative(entry: Record, initial_gradient: float) -> bool:
     low = entry["lambda_min"] + entry["lambda_min_residual"]
     steep = -entry["lambda_min"] / entry["lambda_max"] > RATIO
     return bool(low < 0 and steep and entry["gradient_norm"] < GRADIENT * initial_gradient)
+
+
+def _changes(measured: Sequence[Record], group: str) -> dict[str, list[float]]:
+    """Return SAM minus SGD for each seed, as means over the three classes of a group.
+
+    lambda_max is compared by its natural logarithm: without correction; at equal class loss, by subtracting a
+    slope of log lambda_max on log loss, which is fitted over all classes of the group or within each class of
+    a seed; and multiplied by the squared weight norm, which removes the scale that batch normalization leaves
+    undetermined.
+    """
+    slope, within = (_slope(measured, group, within=inside) for inside in (False, True))
+    quantities: dict[str, Callable[[Record], float]] = {
+        "log lambda_max": lambda entry: _log(entry["lambda_max"]),
+        "log lambda_max at equal loss": lambda entry: (
+            _log(entry["lambda_max"]) - slope * _log(entry["loss"])
+        ),
+        "log lambda_max at equal loss, slope within a class": lambda entry: (
+            _log(entry["lambda_max"]) - within * _log(entry["loss"])
+        ),
+        "log lambda_max times squared weight norm": lambda entry: (
+            _log(entry["lambda_max"]) + 2 * _log(entry["weight_norm"])
+        ),
+        "log loss": lambda entry: _log(entry["loss"]),
+        "lambda_min / lambda_max": lambda entry: float(entry["lambda_min"] / entry["lambda_max"]),
+    }
+
+    def mean(place: Record, value: Callable[[Record], float]) -> float:
+        return float(np.mean([value(entry) for entry in place[group].values()]))
+
+    return {
+        what: [mean(seed["sam"], value) - mean(seed["sgd"], value) for seed in measured]
+        for what, value in quantities.items()
+    }
 
 
 def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, int]:
@@ -111,21 +116,22 @@ def _negative(measured: Sequence[Record], place: str, group: str) -> dict[str, i
     }
 
 
-def _slope(measured: Sequence[Record], *, within: bool) -> float:
-    """Fit the slope of log lambda_max on log loss, over tail classes, checkpoints and seeds.
+def _slope(measured: Sequence[Record], group: str, *, within: bool) -> float:
+    """Fit the slope of log lambda_max on log loss, over classes of a group, checkpoints and seeds.
 
     Args:
         measured: spectra of each seed.
+        group: ``head`` or ``tail``.
         within: give every class of a seed its own intercept, so that only its checkpoints are compared.
     """
     points = np.array(
         [
             [
-                (_log(seed[p]["tail"][c]["loss"]), _log(seed[p]["tail"][c]["lambda_max"]))
+                (_log(seed[p][group][c]["loss"]), _log(seed[p][group][c]["lambda_max"]))
                 for p in PLACES
             ]
             for seed in measured
-            for c in seed["switch"]["tail"]
+            for c in seed["switch"][group]
         ]
     )  # [classes, checkpoints, 2]
     centered = points - points.mean(axis=1 if within else (0, 1), keepdims=True)
@@ -135,14 +141,6 @@ def _slope(measured: Sequence[Record], *, within: bool) -> float:
 
 def _log(value: float) -> float:
     return math.log(max(value, _TINY))
-
-
-def _tail_mean(place: Record, value: Callable[[Record], float]) -> float:
-    return float(np.mean([value(entry) for entry in place["tail"].values()]))
-
-
-def _relative(entry: Record) -> float:
-    return float(entry["lambda_min"] / entry["lambda_max"])
 
 
 def _medians(measured: Sequence[Record], place: str, group: str) -> dict[str, float]:

@@ -217,12 +217,15 @@ def _curvature_places(name: str, found: Mapping[str, Any]) -> str:
 def _curvature_changes(name: str, found: Mapping[str, Any]) -> str:
     """Return a table of late SAM minus late SGD, and of the correlation with tail accuracy."""
     rows = []
-    for what, entry in found["sam minus sgd, tail classes"].items():
-        rows.append([what, _interval(entry["mean"], *stored_difference(entry).interval)])
+    for what in found["sam minus sgd"]["tail"]:
+        entries = [found["sam minus sgd"][group][what] for group in ("tail", "head")]
+        rows.append(
+            [what, *(_interval(e["mean"], *stored_difference(e).interval) for e in entries)]
+        )
     for kind, entry in found["correlation with the change of tail accuracy"].items():
         what = f"correlation of log lambda_max with tail accuracy, {kind}"
-        rows.append([what, _interval(entry["r"], entry["low"], entry["high"])])
-    return markdown_table([f"{name}: SAM minus SGD, tail classes", "mean, 95 % interval"], rows)
+        rows.append([what, _interval(entry["r"], entry["low"], entry["high"]), ""])
+    return markdown_table([f"{name}: SAM minus SGD, mean", "tail classes", "head classes"], rows)
 
 
 def _interval(mean: float, low: float, high: float) -> str:
