@@ -18,10 +18,11 @@ class Classifier(lightning.LightningModule):
         self.parts.append(batch)
         if len(self.parts) < 4 and not self.trainer.is_last_batch:
             return
-        optimizer = self.optimizers()
+        optimizer, images = self.optimizers(), sum(len(y) for _, y in self.parts)
         for half in (optimizer.first_step, optimizer.step):  # Lightning counts calls of step()
             for x, y in self.parts:
-                self.manual_backward(nn.functional.cross_entropy(self.net(x), y) / len(self.parts))
+                loss = nn.functional.cross_entropy(self.net(x), y, reduction="sum") / images
+                self.manual_backward(loss)
             half()
             optimizer.zero_grad()
         self.parts.clear()

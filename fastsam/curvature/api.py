@@ -183,6 +183,7 @@ def _run(
         order=run.order,
         dimension=operator.shape[0],
         eps=torch.finfo(operator.dtype).eps,
+        asymmetry=run.asymmetry,
         settings={
             "steps": options.steps,
             "probe_indices": list(options.indices),

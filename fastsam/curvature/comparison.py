@@ -73,6 +73,7 @@ def merge(spectra: Sequence[Spectrum]) -> Spectrum:
         order=np.concatenate([spectrum.order for spectrum in spectra]),
         dimension=first.dimension,
         eps=max(spectrum.eps for spectrum in spectra),
+        asymmetry=max(spectrum.asymmetry for spectrum in spectra),
         loss=first.loss,
         gradient_norm=first.gradient_norm,
         weight_norm=first.weight_norm,

@@ -32,7 +32,8 @@ class Eigenpairs:
         values: Ritz values, float64 ``[k]`` on the CPU.
         vectors: orthonormal vectors ``[k, n]`` on the operator's device.
         residuals: ``||A v - value v||``, float64 ``[k]`` on the CPU, up to the rounding of the
-            products. There is an eigenvalue within this distance of each value.
+            products. There is an eigenvalue within this distance plus ``resolution`` of each value.
+        resolution: largest error of an eigenvalue by rounding.
         norm: the largest absolute Ritz value of the run, a lower bound on the norm of A.
         tolerance: largest residual of a converged pair, as a fraction of ``norm``.
         products: number of products with the operator.
@@ -41,6 +42,7 @@ class Eigenpairs:
     values: Tensor
     vectors: Tensor
     residuals: Tensor
+    resolution: float
     norm: float
     tolerance: float
     products: int
@@ -151,6 +153,7 @@ def eigenpairs(
         values=torch.from_numpy(pairs.values.copy()),
         vectors=vectors,
         residuals=torch.from_numpy(pairs.residuals.copy()),
+        resolution=space.resolution,
         norm=space.norm,
         tolerance=max(tol, torch.finfo(operator.dtype).eps),
         products=space.products,

@@ -33,7 +33,8 @@ class Ends:
     Attributes:
         largest: Ritz value at the upper end.
         smallest: Ritz value at the lower end.
-        residuals: ``||A v - value v||`` of both, in this order.
+        residuals: ``||A v - value v||`` of both, in this order, and the largest error by rounding: an
+            eigenvalue is within this distance.
         vectors: Ritz vectors of both, from which a run on a similar operator can start, ``[2, n]``.
         products: number of products with the operator.
         converged: whether both residuals are within the tolerance.
@@ -98,7 +99,10 @@ def find_ends(
     return Ends(
         largest=float(pairs.values[0]),
         smallest=float(pairs.values[-1]),
-        residuals=(float(pairs.residuals[0]), float(pairs.residuals[-1])),
+        residuals=(
+            float(pairs.residuals[0]) + space.resolution,
+            float(pairs.residuals[-1]) + space.resolution,
+        ),
         vectors=space.basis.clone(),
         products=space.products,
         converged=converged or space.is_whole,

@@ -45,7 +45,8 @@ class NegativeCurvature:
 
     Attributes:
         value: Rayleigh quotient of ``direction``.
-        residual: ``||H v - value v||``: an eigenvalue is within this distance of ``value``.
+        residual: ``||H v - value v||`` and the largest error by rounding: an eigenvalue is within this
+            distance of ``value``.
         direction: unit vector as a tensor of each parameter's shape, by parameter name.
         gradient_component: component along ``direction`` of the gradient of the mean loss.
         gradient_norm: 2-norm of that gradient. If it is not small, the weights are not at a saddle
@@ -117,7 +118,7 @@ def negative_curvature(
     vector = found.vectors[0]
     return NegativeCurvature(
         value=float(found.values[0]),
-        residual=float(found.residuals[0]),
+        residual=float(found.residuals[0]) + found.resolution,
         direction=operator.split(vector),
         gradient_component=float(widened(operator.gradient) @ widened(vector)),
         gradient_norm=float(widened(operator.gradient).norm()),

@@ -20,7 +20,7 @@ class CurvaturePoint:
         group: what was measured: classes, layers, or ``all``.
         lambda_max: largest eigenvalue.
         lambda_min: smallest eigenvalue.
-        residuals: ``||H v - lambda v||`` of both, in this order, up to the rounding of the products.
+        residuals: ``||H v - lambda v||`` of both, in this order, and the largest error by rounding.
             There is an eigenvalue within this distance of each.
         converged: whether both residuals are within the tolerance.
         products: number of Hessian-vector products.

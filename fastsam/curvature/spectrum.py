@@ -14,7 +14,12 @@ from numpy.typing import ArrayLike
 
 from fastsam.curvature.density import smoothed_density, smoothing_width
 from fastsam.curvature.estimates import Estimate, Histogram, MassBelow, check_confidence
-from fastsam.curvature.lanczos.quadrature import Floats, bin_shares, share_limits
+from fastsam.curvature.lanczos.quadrature import (
+    Floats,
+    bin_shares,
+    refuse_indefinite,
+    share_limits,
+)
 from fastsam.curvature.lanczos.ritz import RitzValues
 from fastsam.curvature.lanczos.tridiagonal import first_moment, second_moment
 from fastsam.curvature.storage import read_spectrum, write_spectrum
@@ -36,6 +41,7 @@ class Spectrum(RitzValues):
         order: order of each T, int64 ``[probes]``.
         dimension: n.
         eps: machine epsilon of the products.
+        asymmetry: largest asymmetry of the products relative to the operator's norm; 0 if unknown.
         loss: mean loss; None if the operator is not that of a model.
         gradient_norm: 2-norm of the gradient of the mean loss, or None.
         weight_norm: 2-norm of the parameters, or None.
@@ -378,21 +384,6 @@ class Spectrum(RitzValues):
 
     def _repr_html_(self) -> str:
         return summary_table(self.summary(), steps=int(self.order.max()))
-
-
-def refuse_indefinite(least: float, shift: float, *, resolution: float) -> None:
-    """Raise ValueError unless ``H + shift I`` is positive definite beyond rounding.
-
-    Args:
-        least: smallest eigenvalue, or its estimate.
-        shift: the shift.
-        resolution: largest error of an eigenvalue by rounding.
-    """
-    if not least + shift > resolution:
-        raise ValueError(
-            f"H + shift I is not positive definite beyond rounding ({resolution:.1e}): lambda_min is "
-            f"{least:.6g}, shift is {shift:.6g}; pass a shift above {resolution - least:.3g}"
-        )
 
 
 def _is_finite_at(function: Callable[[Floats], Floats], point: float) -> bool:

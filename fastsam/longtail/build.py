@@ -77,7 +77,12 @@ def augmented(config: TrainConfig, data: LongTailData) -> LongTailData:
 
 
 def build_network(
-    config: TrainConfig, num_classes: int, channels: int, *, module: nn.Module | None = None
+    config: TrainConfig,
+    num_classes: int,
+    channels: int,
+    *,
+    size: tuple[int, int] | None = None,
+    module: nn.Module | None = None,
 ) -> Classifier:
     """Create the freshly initialized network of a configuration, on the CPU.
 
@@ -85,6 +90,7 @@ def build_network(
         config: settings of the run.
         num_classes: number of classes C.
         channels: channels of the input images.
+        size: height and width of the input images, for your module; None if unknown.
         module: your module for a network ``own:NAME``. It is copied.
     """
     seed = derived_seed(config.seed, Stream.MODEL)
@@ -96,6 +102,7 @@ def build_network(
         channels=channels,
         seed=seed,
         settings=config.parts["model"],
+        size=size,
         module=module,
     )
     before = network.state_dict().keys()

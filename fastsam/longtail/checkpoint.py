@@ -57,6 +57,7 @@ class Checkpoint:
         class_names: one name per class; empty in runs of older versions.
         counts: training images of each class; empty in runs of older versions.
         groups: classes of head, mid and tail; empty in runs of older versions.
+        size: height and width of the network's input; None in runs of older versions.
         average: state dict of the network with averaged weights; None in runs without ``ema``.
         preprocessing: how an image file becomes the network's input; None if that is unknown, and in
             runs of older versions.
@@ -78,6 +79,7 @@ class Checkpoint:
     history: list[Epoch]
     best: dict[str, Any] | None = None
     unreadable: dict[str, int] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
     sources: dict[str, str] = field(default_factory=dict)
     subset_hash: str | None = None
     contents: dict[str, str] = field(default_factory=dict)
@@ -314,7 +316,9 @@ class Checkpoint:
 
     def _network(self, weights: dict[str, Any], module: nn.Module | None) -> Classifier:
         config = self.config
-        model = build_network(config, self.num_classes, self.channels, module=module)
+        model = build_network(
+            config, self.num_classes, self.channels, size=self.size, module=module
+        )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

@@ -52,7 +52,16 @@ class EpochSampler(Sampler[int], ABC):
         return np.concatenate([drawn, np.resize(drawn, padding)])[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch (counted from 1) of the next iteration."""
+        """Set the epoch of the next iteration.
+
+        A run of fastsam counts epochs from 1. Loops that count from 0, as those of Lightning and Accelerate
+        do, may pass their numbers: only ``progressive`` depends on the epoch by more than chance.
+
+        Raises:
+            UsageError: if the epoch is negative.
+        """
+        if epoch < 0:
+            raise UsageError(f"epoch must be at least 0, got {epoch}")
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -133,7 +142,10 @@ class ClassSampler(EpochSampler):
         self.epochs = epochs
 
     def class_shares(self, epoch: int) -> NDArray[np.float64]:
-        """Return the probability of each class in ``epoch`` (counted from 1), float64 ``[C]``."""
+        """Return the probability of each class in ``epoch``, float64 ``[C]``.
+
+        ``progressive`` begins at epoch 1, and stays balanced after ``epochs``. Epoch 0 is as epoch 1.
+        """
         natural = self.counts / self.counts.sum()
         if self.strategy == "square-root":
             root = np.sqrt(self.counts)
@@ -141,7 +153,7 @@ class ClassSampler(EpochSampler):
         equal = (self.counts > 0) / np.count_nonzero(self.counts)
         if self.strategy in ("class-balanced", "class-aware"):
             return np.asarray(equal)
-        progress = (epoch - 1) / max(self.epochs - 1, 1)
+        progress = min(max((epoch - 1) / max(self.epochs - 1, 1), 0.0), 1.0)
         return np.asarray((1 - progress) * natural + progress * equal)
 
     def draw(self, epoch: int) -> NDArray[np.int64]:

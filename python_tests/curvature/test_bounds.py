@@ -14,6 +14,8 @@ from fastsam.curvature import (
     MatrixOperator,
     Spectrum,
     compare,
+    curvature_operator,
+    eigenpairs,
     operator_spectrum,
     spectral_density,
     table,
@@ -424,3 +426,54 @@ def test_explicit_matrices_of_every_size_have_narrow_bounds_without_a_cluster():
                 found = spectrum.mass_below(threshold)
                 assert found.upper - found.lower < 0.1, (n, name, threshold)
                 assert found.lower <= share(values, found.threshold) <= found.upper
+
+
+def test_the_bounds_hold_in_a_network_that_fits_its_data() -> None:
+    """In float32, rounding then moves eigenvalues by far more than 64 eps of the norm."""
+    torch.manual_seed(0)
+    model = mlp((10, 16, 5), dtype=torch.float32)
+    images, targets = classification(60, 10, 5, dtype=torch.float32)
+    optimizer, criterion = torch.optim.Adam(model.parameters(), lr=0.02), nn.CrossEntropyLoss()
+    for _ in range(3000):
+        optimizer.zero_grad()
+        loss = criterion(model(images), targets)
+        loss.backward()
+        optimizer.step()
+    hessian = explicit_hessian(
+        model.double(), lambda network: criterion(network(images.double()), targets)
+    )
+    exact, model = torch.linalg.eigvalsh(hessian).numpy(), model.float()
+    beyond_eps = held = 0
+    for seed in range(8):
+        found = spectral_density(model, criterion, (images, targets), seed=seed, progress=False)
+        error = np.abs(exact - found.lambda_max).min()
+        held += error <= found.lambda_max_residual
+        beyond_eps += error > 64 * found.eps * exact[-1]
+        assert np.abs(exact - found.lambda_min).min() <= found.lambda_min_residual
+    assert beyond_eps >= 4  # otherwise the network is not the case of this test
+    assert held == 8
+    operator = curvature_operator(model, criterion, (images, targets))
+    pairs = eigenpairs(operator, 2, which="ends", progress=False)
+    for value, residual in zip(pairs.values.numpy(), pairs.residuals.numpy(), strict=True):
+        assert np.abs(exact - value).min() <= residual + pairs.resolution
+
+
+def test_the_asymmetry_of_products_widens_the_bounds(seed: int) -> None:
+    """Rounding is emulated by a matrix with a symmetric and an antisymmetric part of one size."""
+    generator = generator_of(seed)
+    matrix = torch.diag(torch.linspace(-1, 3, 200, dtype=torch.float64))
+    noise = 1e-7 * torch.randn(200, 200, generator=generator, dtype=torch.float64)
+    rounded = matrix + (noise - noise.T) / 2
+    operator = CallableOperator(lambda rows: rows @ rounded.T, dimension=200, dtype=matrix.dtype)
+    exact = operator_spectrum(MatrixOperator(matrix), steps=60, seed=seed, progress=False)
+    found = operator_spectrum(operator, steps=60, seed=seed, progress=False)
+    assert exact.asymmetry < 1e-12
+    assert 1e-9 < found.asymmetry < 1e-6
+    assert found.resolution > 1e4 * exact.resolution
+    norm = found.resolution / (16 * found.asymmetry)
+    assert 3 < norm < 9
+    unchecked = operator_spectrum(
+        operator, steps=60, seed=seed, verify_symmetry=False, progress=False
+    )
+    assert unchecked.asymmetry == 0
+    assert np.array_equal(unchecked.alpha, found.alpha)

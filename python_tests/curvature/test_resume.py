@@ -358,3 +358,17 @@ def test_products_may_differ_as_much_as_between_processors(tmp_path: Path) -> No
     assert np.array_equal(again.alpha, first.alpha)
     with pytest.raises(ValueError, match=OTHER):
         operator_spectrum(MatrixOperator(1.2 * matrix), **options)
+
+
+def test_a_resumed_run_knows_the_asymmetry_of_its_earlier_products(tmp_path: Path) -> None:
+    matrix = symmetric(0)
+    matrix[0] += 1e-8
+    options: Any = {"steps": 12, "checkpoint": tmp_path / "run", "checkpoint_interval": 0}
+    options |= {"probes": 2, "progress": False}
+    whole = operator_spectrum(killed(matrix, at=100), **{**options, "checkpoint": None})
+    with pytest.raises(KilledError):
+        operator_spectrum(killed(matrix, at=10), **options)
+    resumed = operator_spectrum(killed(matrix, at=100), **options)
+    assert whole.asymmetry > 1e-10
+    assert resumed.asymmetry == whole.asymmetry
+    assert operator_spectrum(killed(matrix, at=100), **options).asymmetry == whole.asymmetry

@@ -31,9 +31,11 @@ def class_sampler(strategy: str, **options: Any) -> ClassSampler:
     [
         ("class-balanced", 1, np.full(5, 0.2)),
         ("square-root", 3, np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()),
+        ("progressive", 0, COUNTS / COUNTS.sum()),
         ("progressive", 1, COUNTS / COUNTS.sum()),
         ("progressive", 6, 0.5 * COUNTS / COUNTS.sum() + 0.1),
         ("progressive", 11, np.full(5, 0.2)),
+        ("progressive", 12, np.full(5, 0.2)),
     ],
 )
 def test_class_frequencies_match_the_rule(strategy: str, epoch: int, shares: np.ndarray) -> None:
@@ -143,3 +145,14 @@ def test_deferred_sampling_changes_the_samples(sampling: str) -> None:
 def test_a_sampler_needs_a_target() -> None:
     with pytest.raises(UsageError, match="not empty"):
         ClassSampler([], [0, 0], seed=0)
+
+
+def test_epochs_that_a_loop_counts_from_0() -> None:
+    sampler = class_sampler("progressive", epochs=3)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert len({tuple(order) for order in orders}) == 4
+    with pytest.raises(UsageError, match="epoch must be at least 0, got -1"):
+        sampler.set_epoch(-1)

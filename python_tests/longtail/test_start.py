@@ -20,7 +20,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData, from_datasets
 from fastsam.longtail.errors import CheckpointError, LongTailError, UsageError
 from fastsam.longtail.features import collect_features
-from fastsam.longtail.models.base import pretrained_normalization
+from fastsam.longtail.models.base import build_model, pretrained_normalization
 from fastsam.longtail.start import Start
 from fastsam.longtail.trained import TrainedRun, export_run, load_weights
 
@@ -218,6 +218,35 @@ class Small(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps: Tensor = self.norm(self.conv(images))
         return maps.relu().mean(dim=(2, 3))
+
+
+def flat(lazy: bool) -> nn.Sequential:
+    """Return a network whose features are as many as the pixels allow."""
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.LazyLinear(16)) if lazy else nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_an_own_module_may_depend_on_the_size_of_images(lazy: bool, tmp_path: Path) -> None:
+    config = config_of(model="own:flat", epochs=1)
+    trainer = Trainer(config, model=flat(lazy), out=tmp_path / "run", progress=False)
+    trainer.fit()
+    assert trainer.model.feature_width == (16 if lazy else 4 * 6 * 6)
+    run = TrainedRun.load(tmp_path / "run", module=flat(lazy))
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(run.network(images), trainer.model.eval()(images))
+    path = export_run(run, tmp_path / "export", format="safetensors")
+    assert torch.equal(load_weights(path, module=flat(lazy)).network(images), run.network(images))
+
+
+def test_without_a_size_the_width_must_not_depend_on_it() -> None:
+    with pytest.raises(UsageError, match=r"D depends on the image size: it is one of \[144, "):
+        build_model("own:flat", 10, channels=1, module=flat(lazy=False))
+    assert build_model("own:flat", 10, channels=1, module=flat(lazy=True)).feature_width == 16
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))  # accepts 8 x 8 only
+    assert build_model("own:flat", 10, channels=1, module=module).feature_width == 5
+    with pytest.raises(UsageError, match="shapes cannot be multiplied"):
+        build_model("own:flat", 10, channels=1, module=module, size=(9, 9))
 
 
 def test_an_own_module_is_trained_evaluated_and_exported(tmp_path: Path) -> None:

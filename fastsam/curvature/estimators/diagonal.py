@@ -85,7 +85,9 @@ def diagonal(
     Args:
         operator: a symmetric operator of dimension n.
         products: number of products with the operator, at least 2. With n or more, n products give
-            the exact diagonal. ``products / 2`` vectors are held in memory. Default 60.
+            the exact diagonal. ``products / 2`` vectors are held in memory. Default 60. With fewer than
+            about 20, intervals are too narrow where a row has few entries beside the diagonal: random
+            signs then give few different samples, which may be all equal.
         seed: seed of the random vectors.
         progress: whether to show progress: a bar on a terminal, one line per minute elsewhere.
 

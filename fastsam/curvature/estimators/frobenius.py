@@ -22,7 +22,8 @@ def frobenius_norm(
 
     As in :func:`trace`, a Krylov space holds the part of the large eigenvalues, whose norm is known,
     and random probes estimate the norm of the rest. The square of the norm is estimated without bias;
-    the standard error of the norm is that of the square divided by twice the norm.
+    the standard error of the norm is that of the square divided by twice the norm. Where a few eigenvalues
+    dominate the rest, the square is skewed, and a 95 % interval covers about 89 %.
 
     Args:
         operator: a symmetric operator of dimension n.

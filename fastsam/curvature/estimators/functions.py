@@ -13,10 +13,15 @@ from fastsam.curvature.api import operator_spectrum
 from fastsam.curvature.estimates import Estimate
 from fastsam.curvature.estimators.products import checked_products, matrix_rows
 from fastsam.curvature.lanczos.options import LanczosKeywords, LanczosOptions
-from fastsam.curvature.lanczos.quadrature import Floats, finite_values, refuse_below
+from fastsam.curvature.lanczos.quadrature import (
+    Floats,
+    finite_values,
+    refuse_below,
+    refuse_indefinite,
+)
 from fastsam.curvature.lanczos.symmetry import refuse_asymmetric
 from fastsam.curvature.operators.base import Operator
-from fastsam.curvature.spectrum import Spectrum, refuse_indefinite
+from fastsam.curvature.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -28,8 +28,9 @@ from fastsam.kernels.lanczos import Recurrence
 _STATE = "state.json"
 _EARLIER_STATE = "state.npz"
 """State file of the earlier formats 1 and 2, in which damage could go unnoticed."""
-_FORMAT = 3
-"""Format of the state; runs in other formats are refused. Format 3 has a checksum of everything."""
+_FORMAT = 4
+"""Format of the state; runs in other formats are refused. Format 3 has a checksum of everything, format 4 the
+asymmetry."""
 
 STATE_ARRAYS = ("alpha", "beta", "bound", "active", "steps_taken")
 """The arrays of a :class:`Recurrence` that are its state."""
@@ -43,10 +44,12 @@ class Progress:
         done: number of completed steps.
         ended: whether the run is complete: all steps were made, the tolerance was reached, or every
             Krylov space is exhausted.
+        asymmetry: largest asymmetry of the products for each probe; see :class:`Symmetry`.
     """
 
     done: int = 0
     ended: bool = False
+    asymmetry: tuple[float, ...] = ()
 
 
 @dataclass
@@ -125,7 +128,7 @@ class LanczosCheckpoint:
         for name in STATE_ARRAYS:
             tensor: Tensor = getattr(recurrence, name)
             tensor.copy_(torch.tensor(state[name], dtype=tensor.dtype, device="cpu"))
-        progress = Progress(done=state["done"], ended=state["ended"])
+        progress = Progress(state["done"], state["ended"], tuple(state["asymmetry"]))
         self._hashes = {int(number): digest for number, digest in state["rows"].items()}
         if progress.ended:
             return progress
@@ -162,6 +165,7 @@ class LanczosCheckpoint:
             "identity": self.identity,
             "done": progress.done,
             "ended": progress.ended,
+            "asymmetry": progress.asymmetry,
             "rows": self._hashes,
             **{name: getattr(recurrence, name).tolist() for name in STATE_ARRAYS},
         }
@@ -197,10 +201,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         if (folder / _EARLIER_STATE).exists():
-            raise ValueError(
-                f"{folder} contains a run in the checkpoint format of an earlier version; remove the "
-                "folder or choose another"
-            ) from None
+            raise _of_earlier_version(folder) from None
         names = [file.name for file in folder.iterdir()] if folder.exists() else []
         if names and not any(name.startswith(("row-", OWN_FILES)) for name in names):
             raise ValueError(
@@ -217,10 +218,18 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
         state = from_json(text)
     except ValueError as error:
         raise ValueError(_damaged(path, str(error))) from error
-    expected = {"identity", "done", "ended", "rows", *STATE_ARRAYS}
-    if set(state) != expected:
+    if "identity" in state and state["identity"].get("checkpoint format") != _FORMAT:
+        raise _of_earlier_version(folder)
+    if set(state) != {"identity", "done", "ended", "asymmetry", "rows", *STATE_ARRAYS}:
         raise ValueError(_damaged(path, "entries are missing or unknown"))
     return state
+
+
+def _of_earlier_version(folder: Path) -> ValueError:
+    return ValueError(
+        f"{folder} contains a run in the checkpoint format of another version; remove the folder or choose "
+        "another"
+    )
 
 
 def _write_row(path: Path, row: Tensor) -> str:

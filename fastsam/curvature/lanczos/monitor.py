@@ -30,7 +30,8 @@ class _Snapshot:
         self.recurrence = Recurrence(
             **{name: _to_host(getattr(recurrence, name)) for name in STATE_ARRAYS}
         )
-        self.asymmetry = None if asymmetry is None else _to_host(asymmetry)
+        zeros = torch.zeros_like(recurrence.bound)
+        self.asymmetry = _to_host(zeros if asymmetry is None else asymmetry)
         self._arrival: Any = None
         device = recurrence.alpha.device
         if device.type == "cuda":
@@ -119,7 +120,7 @@ class Monitor:
             )
 
     def _refuse_asymmetric(self, seen: _Snapshot) -> None:
-        if self._symmetry is None or seen.asymmetry is None:
+        if self._symmetry is None:
             return
         worst = float(seen.asymmetry.max())
         if worst > self._symmetry.tolerated:

@@ -337,3 +337,18 @@ def bin_shares(rules: Sequence[Quadrature], cuts: Floats) -> tuple[Floats, Float
     least = np.maximum(low[:, 1:] - high[:, :-1], 0).mean(axis=0)
     most = (high[:, 1:] - low[:, :-1]).mean(axis=0)
     return np.diff((low + high).mean(axis=0) / 2), least, most
+
+
+def refuse_indefinite(least: float, shift: float, *, resolution: float) -> None:
+    """Raise ValueError unless ``H + shift I`` is positive definite beyond rounding.
+
+    Args:
+        least: smallest eigenvalue, or its estimate.
+        shift: the shift.
+        resolution: largest error of an eigenvalue by rounding.
+    """
+    if not least + shift > resolution:
+        raise ValueError(
+            f"H + shift I is not positive definite beyond rounding ({resolution:.1e}): lambda_min is "
+            f"{least:.6g}, shift is {shift:.6g}; pass a shift above {resolution - least:.3g}"
+        )

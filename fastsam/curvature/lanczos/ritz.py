@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastsam.curvature.estimates import check_confidence
 from fastsam.curvature.lanczos.quadrature import Floats, Quadrature, extreme_slack
+from fastsam.curvature.lanczos.symmetry import rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class RitzValues:
         order: order of each T, int64 ``[probes]``.
         dimension: n.
         eps: machine epsilon of the products.
+        asymmetry: largest asymmetry of the products, relative to the operator's norm, where the run has
+            looked for it.
     """
 
     alpha: Floats
@@ -30,6 +33,7 @@ class RitzValues:
     order: NDArray[np.int64]
     dimension: int
     eps: float
+    asymmetry: float = 0.0
 
     @property
     def probes(self) -> int:
@@ -45,14 +49,15 @@ class RitzValues:
 
     @cached_property
     def resolution(self) -> float:
-        """Largest error of an eigenvalue by rounding, ``64 eps ||T||``.
+        """Largest error of an eigenvalue by rounding, ``max(64 eps, 16 asymmetry) ||T||``.
 
-        It is also the size of beta below which a Krylov space counts as exhausted.
+        See :func:`fastsam.curvature.lanczos.symmetry.rounding` for the factors.
         """
         previous = np.pad(self.beta, ((0, 0), (1, 0)))[:, :-1]
         rows = np.abs(self.alpha) + previous + self.beta
         used = np.arange(self.alpha.shape[1]) < self.order[:, None]
-        return float(64 * self.eps * np.max(rows, where=used, initial=0.0))
+        norm = float(np.max(rows, where=used, initial=0.0))
+        return rounding(self.asymmetry, eps=self.eps) * norm
 
     @property
     def nodes(self) -> list[Floats]:

@@ -36,11 +36,14 @@ class LanczosRun:
         beta: off-diagonals, float64 ``[probes, steps]``; ``beta[:, j]`` couples j and j + 1, and
             ``beta[:, order - 1]`` is the norm of the residual, 0 if the Krylov space is exhausted.
         order: order of each probe's T, int64 ``[probes]``.
+        asymmetry: largest asymmetry of the products that the run has seen, relative to the operator's
+            norm; 0 with ``verify_symmetry=False``.
     """
 
     alpha: NDArray[np.float64]
     beta: NDArray[np.float64]
     order: NDArray[np.int64]
+    asymmetry: float
 
 
 def lanczos(
@@ -101,7 +104,9 @@ def lanczos(
             earlier = resume(checkpoint, operator, basis, recurrence, options, world=world)
             bar.update(earlier.done)
         eps = torch.finfo(operator.dtype).eps
-        symmetry = Symmetry(recurrence, eps=eps) if options.verify_symmetry else None
+        symmetry = None
+        if options.verify_symmetry:
+            symmetry = Symmetry(recurrence, eps=eps, earlier=earlier.asymmetry)
         monitor = Monitor(recurrence, symmetry, tolerance=options.tolerance, start=earlier)
         if options.stop is not None:
             stack.enter_context(options.stop.deferred())
@@ -139,7 +144,7 @@ def lanczos(
                 checkpoint.write(
                     {number: basis[:, number - offset] for number in needed},
                     state.recurrence,
-                    Progress(done=state.step + 1, ended=ended),
+                    Progress(state.step + 1, ended, tuple(state.asymmetry.tolist())),
                 )
             if leaving:
                 break
@@ -153,6 +158,7 @@ def lanczos(
             alpha=state.recurrence.alpha.double().numpy(),
             beta=state.recurrence.beta.double().numpy(),
             order=state.recurrence.steps_taken.numpy(),
+            asymmetry=float(state.asymmetry.max()),
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsam.curvature.lanczos.symmetry import refuse_asymmetric
+from fastsam.curvature.lanczos.symmetry import refuse_asymmetric, rounding
 from fastsam.curvature.operators.base import Operator, checked_product
 from fastsam.kernels.backends import sum_dtype, widened
 from fastsam.kernels.lanczos import Recurrence, orthogonalize
@@ -102,6 +102,12 @@ class Subspace:
         self.norm = 0.0
         """Largest absolute Ritz value so far: a lower bound on the operator's norm."""
         self.products = 0
+        self._asymmetry = 0.0
+
+    @property
+    def resolution(self) -> float:
+        """Largest error of an eigenvalue by rounding."""
+        return rounding(self._asymmetry, eps=self._eps) * self.norm
 
     @property
     def basis(self) -> Tensor:
@@ -172,7 +178,9 @@ class Subspace:
             overlap = float(widened(torch.linalg.vecdot(self._memory[size - 1], image[0])))
             scale = max(self.norm, float(widened(image).norm()))
             if scale > 0:
-                refuse_asymmetric(abs(overlap - self._coupling[-1]) / scale, eps=self._eps)
+                asymmetry = abs(overlap - self._coupling[-1]) / scale
+                refuse_asymmetric(asymmetry, eps=self._eps)
+                self._asymmetry = max(self._asymmetry, asymmetry)
         # Without a successor where the basis spans everything: what is left of the image is rounding.
         whole = size + 1 == self._memory.shape[1]
         out = None if whole else self._memory[size + 1 : size + 2]

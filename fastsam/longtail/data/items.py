@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from fastsam.longtail.data.augmentations.base import Steps
 from fastsam.longtail.data.batch import Batch, Draw
 from fastsam.longtail.data.device_part import DevicePart
 from fastsam.longtail.data.workers import ReadRequest, Request, Sample, Unreadable, Workers
+from fastsam.longtail.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,37 @@ def read_items(
             yield batch
 
 
+def refuse_random(dataset: Dataset[Any], split: str) -> None:
+    """Raise :class:`UsageError` if an item is not the same at every reading, because of a random transform.
+
+    A transform that draws random numbers is found by the states of the global generators, which are then
+    restored, even if two readings happen to be equal.
+
+    Args:
+        dataset: a map-style dataset with items.
+        split: name of the dataset for the message.
+    """
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state: Any = np.random.get_state()
+    first = as_pixels(dataset[0][0])
+    left: Any = np.random.get_state()
+    draws = not (
+        torch.equal(torch.get_rng_state(), torch_state)
+        and random.getstate() == python_state
+        and np.array_equal(left[1], numpy_state[1])
+        and left[2:] == numpy_state[2:]
+    )
+    changes = draws or not torch.equal(first, as_pixels(dataset[0][0]))
+    torch.set_rng_state(torch_state)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    if changes:
+        raise UsageError(
+            f"the {split} dataset has a random transform, whose images a run could not repeat; remove it, "
+            "and pass what augments training images to from_datasets as augmentation="
+        )
+
+
 def as_image(item: Any) -> Tensor:
     """Convert an image to a float32 tensor ``[C, H, W]``; uint8 values are divided by 255."""
     pixels = as_pixels(item)
@@ -76,8 +109,36 @@ def as_image(item: Any) -> Tensor:
 
 
 def as_pixels(item: Any) -> Tensor:
-    """Convert an image to a tensor ``[C, H, W]``: uint8 if it is, otherwise float32."""
-    image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+    """Convert an image to a tensor ``[C, H, W]``: uint8 if it is, otherwise float32.
+
+    Pillow images with a palette, transparency or other colors are converted to RGB or gray, and 16-bit gray
+    is scaled to [0, 1], as in image files.
+
+    Raises:
+        DataError: if the values have no known range, as in arrays of other integers.
+    """
+    image = item if isinstance(item, Tensor) else torch.from_numpy(np.array(_plain(item)))
     if not isinstance(item, Tensor):
         image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
-    return image if image.dtype == torch.uint8 else image.float()
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point() and image.dtype != torch.bool:
+        raise DataError(
+            f"images must be uint8 from 0 to 255, or floats, but got {image.dtype}; divide them by their "
+            "largest possible value, and convert them to float32"
+        )
+    return image.float()
+
+
+def _plain(item: Any) -> Any:
+    """Convert a Pillow image to gray, RGB or an array; return anything else unchanged."""
+    mode = getattr(item, "mode", None)
+    if mode in (None, "L", "RGB") or not hasattr(item, "convert"):
+        return item
+    if mode.startswith("I;16"):
+        return np.asarray(item).astype(np.float32) / 65535
+    if mode in ("I", "F"):
+        raise DataError(
+            f"the range of a Pillow image of mode {mode} is unknown; return an array of float32 in [0, 1]"
+        )
+    return item.convert("L" if mode in ("1", "LA", "La") else "RGB")

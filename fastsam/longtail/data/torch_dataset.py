@@ -21,11 +21,14 @@ from fastsam.longtail.data.dataset import LongTailData
 from fastsam.longtail.data.decoded import DecodedImages
 from fastsam.longtail.data.device_part import DevicePart
 from fastsam.longtail.data.groups import check_every_class, groups_by_count
-from fastsam.longtail.data.items import ItemReader, as_image, as_pixels, read_items
+from fastsam.longtail.data.items import ItemReader, as_image, as_pixels, read_items, refuse_random
 from fastsam.longtail.data.normalization import Normalization, check_normalization
 from fastsam.longtail.data.preprocessing import Preprocessing
 from fastsam.longtail.data.workers import Workers
 from fastsam.longtail.errors import DataError, UsageError
+
+_COMPARED = 16
+"""Number of items whose labels are compared with the attribute ``targets``."""
 
 Augmentation = Callable[[Tensor], Tensor]
 """Maps an image ``[C, H, W]`` in [0, 1] to an augmented one, using torch's global CPU generator."""
@@ -50,12 +53,16 @@ def from_datasets(
     training image. Head, mid and tail are split by training count: more than 100, 20 to 100, and fewer than
     20 images.
 
+    Items must be the same whenever they are read. Random transforms belong in ``augmentation``, where they
+    depend on seed, epoch and image, so that a run can be repeated and resumed.
+
     Args:
         name: name of the data set.
         train: training images.
         test: test images.
         validation: validation images; None for no validation set.
-        class_names: one name per class; None for ``train.classes`` if it exists, else the labels.
+        class_names: one name per class; None for ``train.classes`` if it exists and no ``target_transform``
+            changes the labels, else the labels.
         augmentation: augmentation of training images. The same seed, epoch and image give the same result.
         mean: mean of each channel, or of all, which is subtracted from images.
         std: standard deviation of each channel, or of all, by which images minus ``mean`` are divided.
@@ -63,8 +70,9 @@ def from_datasets(
 
     Raises:
         DataError: if labels are not integers of at least 0, one for each image, or a class has no training
-            image.
-        UsageError: if ``mean`` and ``std`` do not fit the channels, or a deviation is not positive.
+            image. If the attribute ``targets`` of a dataset differs from the labels of its items.
+        UsageError: if ``mean`` and ``std`` do not fit the channels, or a deviation is not positive. If a
+            dataset has a random transform.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -82,9 +90,13 @@ def from_datasets(
         "validation": None if validation is None else images(validation),
         "test": images(test),
     }
+    for split, part in splits.items():
+        if part is not None and len(part):
+            refuse_random(part.dataset, split)
     targets = splits["train"].targets  # type: ignore[union-attr]
     known = range(int(targets.max(initial=-1)) + 1)
-    names = class_names or getattr(train, "classes", None) or known
+    relabeled = getattr(train, "target_transform", None) is not None
+    names = class_names or (None if relabeled else getattr(train, "classes", None)) or known
     names = tuple(str(item) for item in names)
     counts = np.bincount(targets, minlength=len(names))
     selection = hashlib.sha256(np.ascontiguousarray(targets, "<i8").tobytes())
@@ -131,14 +143,20 @@ class DatasetImages(DecodedImages):
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Classes, int64 ``[N]``: the dataset's ``targets`` if it has them, else the labels of its items.
+        """Classes, int64 ``[N]``: the labels of the items.
+
+        They are read from the attribute ``targets``, which needs no image, if the dataset has it.
 
         Raises:
-            DataError: if a label is not an integer of at least 0, or their number is not that of the images.
+            DataError: if a label is not an integer of at least 0, their number is not that of the images, or
+                ``targets`` differs from the labels of some items.
         """
         if self.labels is not None:
             return self.labels
         known = getattr(self.dataset, "targets", None)
+        relabel = getattr(self.dataset, "target_transform", None)
+        if known is not None and relabel is not None:
+            known = [relabel(label) for label in np.asarray(known).tolist()]
         labels = np.asarray(
             [self.dataset[i][1] for i in range(len(self))] if known is None else known
         )
@@ -152,7 +170,19 @@ class DatasetImages(DecodedImages):
                 f"the dataset {type(self.dataset).__name__} has {len(self)} images, but its targets have "
                 f"{len(labels)} labels; give each image one label"
             )
+        if known is not None and len(self):
+            self._compare(labels)
         return labels.astype(np.int64)
+
+    def _compare(self, labels: NDArray[Any]) -> None:
+        """Compare labels with those of some items, of which a wrapper may have changed either."""
+        for place in np.unique(np.linspace(0, len(self) - 1, _COMPARED).astype(int)).tolist():
+            found = self.dataset[place][1]
+            if found != labels[place]:
+                raise DataError(
+                    f"item {place} of the dataset {type(self.dataset).__name__} has label {found}, but its "
+                    f"attribute targets says {labels[place]}; give it the labels of the items"
+                )
 
     @property
     def channels(self) -> int:

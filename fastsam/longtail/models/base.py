@@ -58,6 +58,7 @@ def build_model(
     channels: int = 3,
     seed: int = 0,
     settings: Settings | None = None,
+    size: tuple[int, int] | None = None,
     module: nn.Module | None = None,
 ) -> Classifier:
     """Create a freshly initialized classifier.
@@ -76,6 +77,7 @@ def build_model(
         channels: channels of the input images.
         seed: seed of the initial weights; the global generator is not changed.
         settings: settings of the network, if it has any.
+        size: height and width of the input images, for your module; None if unknown.
         module: your module for a ``name`` that begins with ``own:``. It is copied.
 
     Raises:
@@ -97,7 +99,9 @@ def build_model(
         init = Entry(head_init, "") if head_init else model.recipe["head_init"]
         head_settings = _defaults(classifier_head, {"head_init": init})
     with global_seed(seed):
-        features = model.build(settings, channels) if module is None else copied(module, channels)
+        features = (
+            model.build(settings, channels) if module is None else copied(module, channels, size)
+        )
         width: int = features.out_features  # type: ignore[assignment]
         return Classifier(features, classifier_head.build(head_settings, width, num_classes), width)
 

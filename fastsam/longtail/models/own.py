@@ -11,6 +11,8 @@ from fastsam.longtail.errors import UsageError
 
 OWN = "own:"
 """Prefix of the names of networks that are passed from Python."""
+_SIZES = tuple((side, side) for side in (224, 32, 64, 28, 8))
+"""Image sizes to try if the size is unknown: many networks accept several, some only one."""
 
 
 def is_given(name: str) -> bool:
@@ -18,40 +20,56 @@ def is_given(name: str) -> bool:
     return name.startswith(OWN) and len(name) > len(OWN)
 
 
-def copied(module: nn.Module, channels: int) -> nn.Module:
+def copied(module: nn.Module, channels: int, size: tuple[int, int] | None = None) -> nn.Module:
     """Return a copy of a module as a feature extractor, with the attribute ``out_features``.
 
     Args:
         module: maps images ``[B, channels, H, W]`` to features ``[B, D]``. Without the attribute
             ``out_features`` it is called with images of zeros to find D.
         channels: channels of the images.
+        size: height and width of the images. Lazy layers are initialized for it. None tries several sizes.
 
     Raises:
-        UsageError: if it does not map images to vectors.
+        UsageError: if it does not map images to vectors, or D depends on the size and ``size`` is None.
     """
     module = copy.deepcopy(module)
     if isinstance(getattr(module, "out_features", None), int):
         return module
-    weight = next(module.parameters(), torch.empty(()))
-    was_training, error = module.training, ""
-    shape: tuple[int, ...] = ()
-    for side in (224, 32, 64, 28, 8):  # many networks accept several sizes, some only one
+    widths: set[int] = set()
+    reason = ""
+    for height, width in _SIZES if size is None else (size,):
+        # Lazy layers must not be initialized for a size that is only tried.
+        tried = copy.deepcopy(module) if size is None else module
         try:
-            with torch.no_grad():
-                images = torch.zeros(2, channels, side, side, device=weight.device)
-                shape = tuple(module.eval()(images).shape)
-            break
-        except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as reason:
-            error = str(reason).splitlines()[0][:120]
-    module.train(was_training)
-    if len(shape) != 2:
-        found = error or f"it returned shape {shape}"
+            shape = _shape(tried, channels, height, width)
+        except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
+            reason = str(error).splitlines()[0][:120]
+            continue
+        if len(shape) == 2:
+            widths.add(shape[1])
+        else:
+            reason = f"it returned shape {shape}"
+    if len(widths) > 1:
+        reason = f"D depends on the image size: it is one of {sorted(widths)}"
+    if len(widths) != 1:
         raise UsageError(
             f"the module must map images [B, {channels}, H, W] to features [B, D], without a classification "
-            f"layer, but: {found}. Set its attribute out_features to D if it accepts one image size only"
+            f"layer, but: {reason}. Set its attribute out_features to D if it accepts one image size only"
         )
-    module.out_features = shape[1]  # type: ignore[assignment]
+    (module.out_features,) = widths  # type: ignore[assignment]
     return module
+
+
+def _shape(module: nn.Module, channels: int, height: int, width: int) -> tuple[int, ...]:
+    """Return the shape of a module's outputs for two images of zeros."""
+    weight = next(module.parameters(), torch.empty(()))
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            images = torch.zeros(2, channels, height, width, device=weight.device)
+            return tuple(module.eval()(images).shape)
+    finally:
+        module.train(was_training)
 
 
 def unavailable(name: str) -> UsageError:

@@ -15,8 +15,9 @@ def metadata(run: TrainedRun) -> dict[str, str]:
     """Describe a run for the header of a model file.
 
     Returns:
-        ``fastsam`` (version), ``architecture``, ``head``, ``channels``, and as JSON ``classes`` (names
-        in the order of labels), ``counts`` (training images of each class), ``preprocessing`` (see
+        ``fastsam`` (version), ``architecture``, ``head``, ``channels``, and as JSON ``size`` (height and
+        width of the network's input; ``null`` if unknown), ``classes`` (names in the order of labels),
+        ``counts`` (training images of each class), ``preprocessing`` (see
         :class:`~fastsam.longtail.data.Preprocessing`; ``null`` if unknown) and ``config`` (settings; see
         :func:`portable_settings`).
     """
@@ -27,6 +28,7 @@ def metadata(run: TrainedRun) -> dict[str, str]:
         "architecture": config.model,
         "head": config.head,
         "channels": str(run.checkpoint.channels),
+        "size": json.dumps(run.checkpoint.size),
         "classes": json.dumps(list(run.class_names)),
         "counts": json.dumps(run.counts.tolist()),
         "preprocessing": json.dumps(None if preprocessing is None else preprocessing.as_dict()),

@@ -118,7 +118,14 @@ def load_weights(path: str | Path, *, module: nn.Module | None = None) -> Loaded
         stored = json.loads(header["preprocessing"])
         preprocessing = None if stored is None else Preprocessing.from_dict(stored)
         config = TrainConfig.from_dict(json.loads(header["config"]))
-        network = build_network(config, len(names), int(header["channels"]), module=module)
+        size = json.loads(header.get("size", "null"))  # older exports have none
+        network = build_network(
+            config,
+            len(names),
+            int(header["channels"]),
+            size=None if size is None else tuple(size),
+            module=module,
+        )
         scale, offset = state.pop(SCALE).item(), state.pop(OFFSET)
         network.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError) as error:

@@ -54,7 +54,7 @@ def begun_network(
     Raises:
         UsageError, CheckpointError: if the start weights or the settings do not fit the network.
     """
-    network = network_to_train(config, data.num_classes, data.test.channels, device, module=module)
+    network = network_to_train(config, data, device, module=module)
     record: dict[str, Any] | None = None
     if fresh:
         if start is None:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsam.distributed import World
 from fastsam.longtail.build import build_network
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.data import LongTailData
 from fastsam.longtail.models.classifier import Classifier, Outputs
 from fastsam.longtail.sharding import Parallel, shard, synchronize_gradients
 from fastsam.longtail.training.compiled import CompileClock, check_compiler, compiled_outputs
@@ -28,8 +29,7 @@ if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
 
 def network_to_train(
     config: TrainConfig,
-    num_classes: int,
-    channels: int,
+    data: LongTailData,
     device: torch.device,
     *,
     module: nn.Module | None = None,
@@ -38,12 +38,14 @@ def network_to_train(
 
     Args:
         config: settings of the run.
-        num_classes: number of classes.
-        channels: channels of the images.
+        data: data of the run.
         device: the device.
         module: your module for a network ``own:NAME``. It is copied.
     """
-    network = build_network(config, num_classes, channels, module=module).to(device)
+    images = data.test
+    network = build_network(
+        config, data.num_classes, images.channels, size=images.frame.size, module=module
+    ).to(device)
     if config.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if config.channels_last:

@@ -120,6 +120,7 @@ class RunState:
             epoch=len(self.history),
             channels=data.test.channels,
             num_classes=data.num_classes,
+            size=data.test.frame.size,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             history=list(self.history),

@@ -96,7 +96,10 @@ def _check(
     check_accumulation(config, objective)
     batches = EpochBatches.of_run(config, data, objective.views, torch.device("cpu"), world)
     check_batches(batches.indices(1), config, len(data.train), world)
-    network = build_network(config, data.num_classes, data.test.channels, module=module)
+    images = data.test
+    network = build_network(
+        config, data.num_classes, images.channels, size=images.frame.size, module=module
+    )
     file_vectors(network, config, data.num_classes)
     freeze(network, config)
     NormLimits.of_run(config, network, None)

@@ -356,8 +356,7 @@ class Trainer:
         self.judged.average_statistics(self.world)
         record = totals.record(self.world, epoch=epoch, lr=lr, rho=options.get("rho"))
         check_weights(self.model, self.world, epoch=epoch, lr=lr)
-        validation = self.data.validation
-        last = epoch == self.config.epochs
+        validation, last = self.data.validation, epoch == self.config.epochs
         if validation is not None and (last or epoch % self.config.validate_every == 0):
             with self.stepper.section(EVALUATION):
                 found = self.judge.predictions(validation)
