@@ -17,7 +17,7 @@ from fastsam.longtail import Trainer, recipe
 from fastsam.longtail.build import build_network
 from fastsam.longtail.checkpoint import Checkpoint, weights_hash
 from fastsam.longtail.config import TrainConfig
-from fastsam.longtail.data import LongTailData, from_datasets
+from fastsam.longtail.data import LongTailData, from_datasets, load_dataset
 from fastsam.longtail.errors import CheckpointError, LongTailError, UsageError
 from fastsam.longtail.features import collect_features
 from fastsam.longtail.models.base import build_model, pretrained_normalization
@@ -326,6 +326,22 @@ def test_pretrained_weights_of_torchvision_from_a_file(
     ]
 
 
+def test_images_that_are_normalized_unlike_those_of_pretraining_are_reported(
+    tmp_path: Path,
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    config = config_of(model="resnet18", pretrained=str(tmp_path / "weights.pth"))
+    data = load_dataset("digits-lt")
+    with pytest.warns(
+        UserWarning, match=r"resnet18 was pretrained on images normalized by mean \(0\.485"
+    ):
+        Trainer(config, data=data, progress=False)
+    fitting = data.normalized((0.45,), (0.226,))
+    Trainer(config, data=fitting, progress=False)  # warnings are errors
+
+
+@pytest.mark.filterwarnings("ignore:resnet18 was pretrained")
 def test_names_of_pretrained_weights() -> None:
     pytest.importorskip("torchvision")
     assert pretrained_normalization("resnet50", "IMAGENET1K_V1").std == (0.229, 0.224, 0.225)
@@ -342,6 +358,7 @@ def test_names_of_pretrained_weights() -> None:
         Trainer(config, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:resnet18 was pretrained")
 def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
 

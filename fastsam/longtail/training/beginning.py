@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from fastsam.longtail.config import TrainConfig
 from fastsam.longtail.data import LongTailData
 from fastsam.longtail.errors import UsageError
 from fastsam.longtail.features import collect_features
-from fastsam.longtail.models import HEADS, Classifier
+from fastsam.longtail.models import HEADS, Classifier, pretrained_normalization
 from fastsam.longtail.models.own import is_given
 from fastsam.longtail.start import Start, configured_start, load_start
 from fastsam.longtail.trainable import freeze, trained_count
@@ -23,6 +25,9 @@ from fastsam.text import notice
 
 CLASS_MEANS, FRESH = "class-means", "fresh"
 """Values of the setting ``head_from`` that are not files."""
+_ANOTHER = 0.1
+"""Difference, averaged over the channels, from which on a mean or a deviation counts as another one. Sets of
+photographs differ by less than 0.05."""
 
 
 def begun_network(
@@ -58,6 +63,8 @@ def begun_network(
     record: dict[str, Any] | None = None
     if fresh:
         if start is None:
+            if world.rank == 0:
+                _compare_normalization(config, data)
             with world.rank_0_first():  # it downloads what others then read
                 start = configured_start(config)
         if start is None and is_given(config.model):
@@ -84,6 +91,27 @@ def begun_network(
     if progress and network.frozen:
         notice(trained_count(network))
     return network, record
+
+
+def _compare_normalization(config: TrainConfig, data: LongTailData) -> None:
+    """Warn if a pretrained network expects images of clearly another mean or standard deviation."""
+    pretrained, prepared = config.flat().get("pretrained"), data.test.preprocessing
+    if pretrained is None or prepared is None:
+        return
+    expected = pretrained_normalization(config.model, pretrained)
+    pairs = ((expected.mean, prepared.mean), (expected.std, prepared.std))
+    if any(abs(_mean(one) - _mean(other)) > _ANOTHER for one, other in pairs):
+        warnings.warn(
+            f"{config.model} was pretrained on images normalized by mean {expected.mean} and standard "
+            f"deviation {expected.std}, but those of {data.name} are normalized by {prepared.mean} and "
+            f"{prepared.std}; for your own images, pass normalization=network, for others "
+            "data=data.normalized(mean, std) to the Trainer",
+            stacklevel=4,
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _report(record: dict[str, Any], network: Classifier) -> None:
