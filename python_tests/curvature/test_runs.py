@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
         operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder, seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_FORMAT", 1)
-        with pytest.raises(ValueError, match=r"other settings \(checkpoint format\)"):
+        with pytest.raises(ValueError, match=r"in the checkpoint format of another version"):
             operator_spectrum(MatrixOperator(matrix), steps=5, checkpoint=folder)
     state = folder / "state.json"
     state.write_bytes(state.read_bytes()[:100])
