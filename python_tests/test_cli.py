@@ -20,6 +20,8 @@ from fastsam.cli import main, parse
 from fastsam.cli.commands.spectrum import _largest_and_smallest
 from fastsam.cli.options import every_setting
 from fastsam.curvature import Spectrum
+from fastsam.demo import program
+from fastsam.demo.plan import LONG_TAIL
 from fastsam.longtail import Checkpoint
 from fastsam.longtail.checkpoint import weights_hash
 from fastsam.longtail.data import DATASETS, load_dataset
@@ -59,6 +61,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (["--select", "best"], "unknown select 'best'; valid: last, best-validation"),
         (["--head", "cosin"], "unknown head 'cosin', did you mean 'cosine'?"),
         (["--track", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["--precision", "BFLOAT16"], "unknown precision 'BFLOAT16', did you mean 'bfloat16'?"),
         (["--method", "cedrw"], "ce, eql, focal"),
         (["--optimizer", "rmsprop"], "sam, sgd"),
         (["--model", "vgg"], "resnet8"),
@@ -637,3 +640,66 @@ def test_demo_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (out / "report.html").read_text() == page
     assert main([*arguments, "--overwrite", "--seeds", "0"]) == 2
     assert "seeds must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_closed_pipe_loses_no_result(command: str, run: Path, tmp_path: Path) -> None:
+    """As in ``fastsam train ... | head -1``: the reader ends before the result is printed."""
+    out = tmp_path / "out"
+    arguments = {
+        "train": ["train", *TINY, "--out", str(out)],
+        "evaluate": ["evaluate", str(run), "--out", str(out), "--quiet"],
+    }[command]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "fastsam", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if command == "train":  # the last line before the training
+            while not process.stdout.readline().startswith("training set"):
+                pass
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert "standard output was closed" in errors
+    assert str(out) in errors
+    assert "Traceback" not in errors
+    stored = json.loads((out / "result.json" if command == "train" else out).read_text())
+    assert stored["test" if command == "train" else "metrics"]["accuracy"] > 0
+
+
+def test_a_resumed_run_with_other_epochs_says_what_differs(
+    run: Path, fails: Callable[..., str]
+) -> None:
+    """Its milestones do not fit the new number of epochs, which is not what is wrong."""
+    later = run.parent / "later"
+    assert (
+        main(["train", "--epochs", "20", "--batch-size", "2000", "--quiet", "--out", str(later)])
+        == 0
+    )
+    for mode in ([], ["auto"]):
+        message = fails(1, "train", "--resume", *mode, "--out", later, "--epochs", "2")
+        assert "cannot resume: epochs was 20, is now 2" in message
+
+
+def test_the_overwriting_demo_keeps_files_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReachedError(Exception):
+        """The demo begins to train."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(program, "_in_processes", stop)
+    foreign, earlier = (tmp_path / LONG_TAIL.folder / name for name in ("mine", "seed-7"))
+    for folder in (foreign, earlier):
+        folder.mkdir(parents=True)
+        (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(ReachedError):
+        program.run_demo(tmp_path, overwrite=True)
+    assert (foreign / "thesis.txt").read_text() == "precious"
+    assert not earlier.exists()

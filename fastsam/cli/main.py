@@ -111,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of the pipe closed it, as in `fastsam recipes | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        out = getattr(command, "out", None)
+        if out is not None:
+            notice(f"standard output was closed before the end; what was finished is in {out}")
         return EXIT_FAILED
     except Exception as error:
         if debug:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -13,6 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastsam.cli.options import option_value
 from fastsam.longtail.checkpoint import Checkpoint
 from fastsam.longtail.config import TrainConfig
+from fastsam.longtail.differences import changes
 from fastsam.longtail.errors import CheckpointError, UsageError
 from fastsam.longtail.stages import STAGES
 from fastsam.longtail.training import RunFolder, StageRecord
@@ -71,6 +72,24 @@ class StoredRun:
     config: TrainConfig
     sources: dict[str, str]
     keep: tuple[int, ...] = ()
+
+    def changed_by(self, options: Mapping[str, Any]) -> TrainConfig:
+        """Return the settings of the run with those of the command; the trainer compares them again.
+
+        Raises:
+            UsageError: if an option does not fit the settings, although it is that of the run.
+            CheckpointError: if an option does not fit them, and differs from the run's.
+        """
+        try:
+            return self.config.replace(**options)
+        except UsageError as error:
+            stored = self.config.as_dict()
+            changed = changes(stored, {**stored, **options})
+            if not changed:
+                raise
+            raise CheckpointError(
+                f"cannot resume: {changed}. Use the same settings or choose another --out"
+            ) from error
 
 
 def stored_run(

@@ -122,8 +122,17 @@ def _described(hint: Any) -> str:
         if get_origin(member) is Literal:
             return " or ".join(map(str, get_args(member)))
         if get_origin(member) is tuple:
-            return f"one or more {_SEVERAL.get(get_args(member)[0], 'values')}"
+            return f"one or more {_plural(get_args(member)[0])}"
     return next((text for kind, text in _KINDS.items() if kind in members), "a value")
+
+
+def _plural(hint: Any) -> str:
+    """Describe several values of a type, as in ``integers, or all``."""
+    if hint in _SEVERAL:
+        return _SEVERAL[hint]
+    names = [name for member in get_args(hint) for name in get_args(member)]
+    kinds = [_SEVERAL[member] for member in get_args(hint) if member in _SEVERAL]
+    return ", or ".join([*kinds, *map(str, names)]) or "values"
 
 
 def _values(option: str, arguments: Sequence[str]) -> list[str]:

@@ -73,7 +73,8 @@ def run_demo(
     check_free(out, allowed=overwrite, flags="--overwrite")
     for plan in PANELS:
         # The report would include runs with other seeds, or of an older demo.
-        shutil.rmtree(out / plan.folder, ignore_errors=True)
+        for earlier in (out / plan.folder).glob("seed-*"):
+            shutil.rmtree(earlier)
     every = range(seed, seed + seeds)
     ways = sum(len(plan.ways) for plan in PANELS)
     say(f"training {ways} configurations with {seeds} seed(s), one process per CPU core")

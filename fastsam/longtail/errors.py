@@ -63,5 +63,6 @@ def suggestion(name: object, valid: Iterable[str]) -> str:
         >>> suggestion("gren", ["red", "green"])
         ", did you mean 'green'?"
     """
-    close = get_close_matches(str(name), valid, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    names = {known.lower(): known for known in valid}
+    close = get_close_matches(str(name).lower(), names, n=1)
+    return f", did you mean {names[close[0]]!r}?" if close else ""

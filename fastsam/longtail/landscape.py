@@ -323,7 +323,7 @@ def _stored(
         if found.get(name) != value:
             raise CheckpointError(
                 f"{path} contains another spectrum: {name} was {found.get(name, 'not recorded')}, is now "
-                f"{value}; use the same settings or choose another --out"
+                f"{value}; use the same settings, choose another --out, or replace it with --overwrite"
             )
     return item
 

@@ -92,13 +92,14 @@ class EvaluateCommand:
             views=self.evaluation_views,
             progress=not self.quiet,
         )
+        if self.out is not None:
+            evaluation.save(self.out)  # first: the output may be a pipe that its reader closes
         views = "" if evaluation.views == 1 else f"; logits averaged over {evaluation.views} views"
         show(f"weights: {run.weights}; calibration: {evaluation.calibration}{views}")
         for table in (score_table, class_table, confusion_table):
             if table is not class_table or len(run.counts) <= self.classes:
                 show(f"{table(evaluation)}\n")
         if self.out is not None:
-            evaluation.save(self.out)
             print(f"evaluation: {self.out}")
 
 

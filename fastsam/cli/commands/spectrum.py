@@ -90,6 +90,7 @@ class SpectrumCommand:
         if self.data_root is not None:
             config = config.replace(data_root=self.data_root)
         classes = _largest_and_smallest(checkpoint) if self.classes is None else self.classes
+        classes = tuple(dict.fromkeys(classes))
         named = {"split": self.split, "loss": self.loss, "augment": self.augment}
         if self.out is not None:
             stored = stored_spectra(self.out, classes, **named)

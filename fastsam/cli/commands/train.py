@@ -208,14 +208,22 @@ class TrainCommand:
         tracked = self._tracked(folder, "" if one.last else one.stage.name)
         with tracker(tracked if writes else Tracked(), one.trainer.config) as sink:
             one.trainer.on_epoch = sink.epoch
+            unshown: list[OSError] = []
 
             def finished(result: Result) -> None:
-                if writes:
-                    _show(result)
+                try:
+                    if writes:
+                        _show(result)
+                except (
+                    OSError
+                ) as error:  # a closed pipe or a full disk; the result is written nevertheless
+                    unshown.append(error)
                 sink.result(result)
 
             one.trainer.on_result = finished
             one.fit()
+        if unshown:
+            raise unshown[0]
         if one.trainer.profile is not None:
             show_profile(one.trainer.profile)
 
@@ -233,7 +241,7 @@ class TrainCommand:
         """Return the settings of the run, and the source of each by name."""
         named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
         if stored is not None:
-            return stored.config.replace(**named, **given(self)), stored.sources
+            return stored.changed_by({**named, **given(self)}), stored.sources
         if branch is not None:
             return branch.settings(**named, **given(self))
         chosen = recipe(**{**FIRST_RUN, **named}, **given(self))

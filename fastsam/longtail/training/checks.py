@@ -89,7 +89,7 @@ def check_weights(model: nn.Module, world: World, *, epoch: int, lr: float) -> N
     if spoiled is not None:
         raise TrainingError(
             f"{spoiled} of the network is infinite or NaN after epoch {epoch}; check the images for such "
-            f"values or train again (--overwrite) with a lower learning rate (now {lr:g})"
+            f"values or train again with a lower learning rate (now {lr:g})"
         )
 
 

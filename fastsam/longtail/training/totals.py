@@ -135,7 +135,7 @@ class EpochTotals:
                 else f"gradients were infinite or NaN in {failed} of {self.steps} steps"
             )
             raise TrainingError(
-                f"{what} in epoch {epoch}; train again (--overwrite) with a lower learning rate (now {lr:g})"
+                f"{what} in epoch {epoch}; train again with a lower learning rate (now {lr:g})"
                 + ("" if rho is None else f" or rho (now {rho:g})")
             )
         gradients = self._stepper.gradients - self._gradients
