@@ -585,7 +585,9 @@ def test_a_process_imports_from_the_folders_of_its_parent(tmp_path: Path) -> Non
         task.command, cwd=tmp_path, input=task.to_json(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert Path(task.out, task.name, "result.json").is_file()
+    result = Result.load(Path(task.out, task.name, "result.json"))
+    assert result.origin is not None
+    assert result.origin.command == f"fastsam train --config {run.name}/run.yaml"
 
 
 def test_signals_stop_a_sweep(tmp_path: Path, here: type[Here]) -> None:
