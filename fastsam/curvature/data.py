@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from fastsam.curvature.checks import check_count
+from fastsam.curvature.holding import ReadBatches
 from fastsam.curvature.memory import readable
 from fastsam.curvature.randomness import Randomness, global_seed
 from fastsam.curvature.structure import refuse_unreadable, sample_count, sample_digests, tensors_of
@@ -278,68 +279,75 @@ def _held(batches: Sequence[Any]) -> Batches:
 
 
 def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
-    batches: list[Any] = []
-    size = 0
     loader = _Loader.of(data)
+    read = ReadBatches(memory_limit)
     for batch in loader.read(0, loader.streams(0)):
-        size += _bytes_of(batch)
-        if size > memory_limit:
+        read.add(batch)
+        if read.held is None:
             raise ValueError(
                 f"data is a one-shot iterator of more than {readable(memory_limit)} and cannot be "
                 "held in memory. Pass an iterable that can be read again (a DataLoader), pass fewer "
                 "batches, or raise data_memory"
             )
-        batches.append(batch)
-    return _held(batches)
+    if read.is_overwritten():
+        raise ValueError(
+            "data is a one-shot iterator that overwrites its earlier batches: it fills the same "
+            "memory for every batch. Yield copies (tensor.clone()), or pass an iterable that can be "
+            "read again"
+        )
+    return _of_read(read)
 
 
-def _freeze(loader: _Loader, *, reads: int, memory_limit: int) -> Batches:
-    batches: list[Any] = []
-    size = 0
+def _freeze(loader: _Loader, *, reads: int, memory_limit: int, copied: bool = False) -> Batches:
+    read = ReadBatches(memory_limit, copied=copied)
     for number in range(reads):
         for batch in loader.read(number, loader.streams(number)):
-            size += _bytes_of(batch)
-            if size > memory_limit:
+            read.add(batch)
+            if read.held is None:
                 raise ValueError(
                     f"freeze={reads} needs more than {readable(memory_limit)}; lower freeze, use "
                     "fewer samples, or raise data_memory"
                 )
-            batches.append(batch)
-    return _held(batches)
+    if read.is_overwritten():
+        return _freeze(loader, reads=reads, memory_limit=memory_limit, copied=True)
+    return _of_read(read)
 
 
 def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
-    held: list[Any] | None = []
-    first: Counter[bytes] = Counter()
-    size = samples = 0
+    first = ReadBatches(memory_limit)
     streams = loader.streams(0)
     for batch in loader.read(0, streams):
-        refuse_unreadable(batch)
-        first.update(sample_digests(batch))
-        samples += sample_count(batch)
-        size += _bytes_of(batch)
-        if size > memory_limit:
-            held = None
-        if held is not None:
-            held.append(batch)
-    if not first:
+        first.add(batch)
+    if not first.digests:
         raise ValueError("data has no batch; pass at least one")
-    second: Counter[bytes] = Counter()
+    if first.is_overwritten():
+        first.held = None
+        second = ReadBatches(memory_limit, copied=True)
+    else:
+        second = ReadBatches(0)
     for batch in loader.read(1, loader.streams(1)):
-        second.update(sample_digests(batch))
-    if first != second:
-        changed = (first - second).total()
+        second.add(batch)
+    if first.digests != second.digests:
+        changed = (first.digests - second.digests).total()
         raise ValueError(
-            f"{changed} of {first.total()} samples differ between two reads of data, so every "
+            f"{changed} of {first.digests.total()} samples differ between two reads of data, so every "
             "product would use another operator and the spectrum would be wrong. "
             f"{_cause_of_change(loader.data, changed)}, or pass freeze=K to hold K reads of the data"
         )
-    return Batches(
+    held = second.held if first.held is None else first.held
+    return replace(
+        _of_read(first),
         source=loader if held is None else held,
         held=held is not None,
-        samples=samples,
-        fingerprint=_fingerprint(first),
         may_draw=streams.drawn,
+    )
+
+
+def _of_read(read: ReadBatches) -> Batches:
+    if not read.digests:
+        raise ValueError("data has no batch; pass at least one")
+    return Batches(
+        read.held or [], held=True, samples=read.samples, fingerprint=_fingerprint(read.digests)
     )
 
 
@@ -375,7 +383,3 @@ def _fingerprint(checksums: Counter[bytes]) -> str:
     for digest, count in sorted(checksums.items()):
         checksum.update(digest + count.to_bytes(8, "little"))
     return checksum.hexdigest()
-
-
-def _bytes_of(batch: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
