@@ -68,6 +68,8 @@ class MeanLoss:
         self.origin = self.loss.join(self.loss.values)
         first = self.loss.place(next(iter(batches)))
         self.loss.refuse_random(first, float(self.loss(self.loss.leaves(), first)[0].detach()))
+        if self._metric is not None:  # the first call reports parameters that it cannot follow
+            self._metric(self._metric.values, first)
 
     def at(self, point: Tensor) -> tuple[float, float | None]:
         """Return the mean loss and the mean metric (None without a metric) at ``point``, ``[n]``.

@@ -1,14 +1,35 @@
-"""Detection of operations without a second derivative."""
+"""Checks of a loss's graph: parameters that are reached around the model, missing second derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
+
+
+def refuse_captured(total: Tensor, names: Mapping[int, str]) -> None:
+    """Raise ValueError if a loss uses the model's own tensor of a parameter.
+
+    A loss is evaluated with other tensors in the modules. A parameter that it finds elsewhere, such as
+    in a list that was made before, would silently be a constant.
+
+    Args:
+        total: the loss.
+        names: names of the model's parameters by their ``id``.
+    """
+    for node in _nodes([total]):
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ValueError(
+                f"the loss uses parameter {name!r} from a list or variable outside the modules, so its "
+                "derivative would be missing. Read it from its module whenever the loss is evaluated: "
+                "iterate over model.parameters() inside the loss instead of a list made before, and "
+                "hold parameters of a module as attributes or in an nn.ParameterList"
+            )
 
 
 def refuse_undifferentiable(forward: Sequence[Tensor], backward: Sequence[Tensor]) -> None:

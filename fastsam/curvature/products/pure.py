@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.losses import ModelLoss
+from fastsam.curvature.products.differentiable import refuse_captured
 from fastsam.curvature.products.second_order import TwiceDifferentiable
 from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
 from fastsam.curvature.structure import map_tensors
@@ -53,11 +54,19 @@ class PureLoss:
         self.dimension = sum(self.sizes)
         self._streams: Randomness | None = Randomness(global_seed())
         self._evaluations = 0
+        self._inspected = False
 
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
-        """Return (sum of losses, weight) of a batch on the run's device, at ``parameters``."""
+        """Return (sum of losses, weight) of a batch on the run's device, at ``parameters``.
+
+        Raises:
+            ValueError: in the first call, if the loss reaches a parameter around the modules.
+        """
         with self._installed(parameters):
             loss, weight = self.model_loss(batch)
+        if not self._inspected:
+            refuse_captured(loss, self._names_by_id())
+            self._inspected = True
         return loss, weight
 
     def call(
@@ -204,6 +213,12 @@ class PureLoss:
             checksum.update(name.encode())
             checksum.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return checksum.hexdigest()
+
+    def _names_by_id(self) -> dict[int, str]:
+        """Return the names of the model's own parameters and buffers by the tensors' ``id``."""
+        others = {id(own): name for name, (own, _) in self._constants.items()}
+        names = {key: name.removeprefix("model.") for key, name in others.items()}
+        return names | dict(zip(map(id, self._originals), self.names, strict=True))
 
     @contextmanager
     def _installed(self, parameters: Sequence[Tensor]) -> Iterator[None]:
