@@ -1,4 +1,4 @@
-"""Checks of a loss's graph: parameters that are reached around the model, missing second derivatives."""
+"""Checks of a loss's graph: parameters out of reach, missing second derivatives."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointFunction
 
 
-def refuse_captured(total: Tensor, names: Mapping[int, str]) -> None:
-    """Raise ValueError if a loss uses the model's own tensor of a parameter.
+def refuse_unreachable(total: Tensor, names: Mapping[int, str]) -> None:
+    """Raise ValueError if derivatives by a parameter would be missing or cannot be computed.
 
     A loss is evaluated with other tensors in the modules. A parameter that it finds elsewhere, such as
-    in a list that was made before, would silently be a constant.
+    in a list that was made before, would silently be a constant. Reentrant activation checkpointing
+    supports neither ``torch.autograd.grad`` nor second derivatives.
 
     Args:
         total: the loss.
-        names: names of the model's parameters by their ``id``.
+        names: names of the model's own tensors by their ``id``.
     """
     for node in _nodes([total]):
+        if getattr(type(node), "_forward_cls", None) is CheckpointFunction:
+            raise ValueError(
+                "the model uses torch.utils.checkpoint with use_reentrant=True, which cannot be "
+                "differentiated twice; set use_reentrant=False, or disable activation checkpointing"
+            )
         name = names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(

@@ -45,14 +45,15 @@ class FactoredGraph:
         # J'u is linear in u, so differentiating <J'u, v> by u gives J v: a forward-mode product from
         # two backward passes, which needs no forward-mode formulas.
         self._dummy = torch.zeros_like(outputs).requires_grad_()
-        self._pullback = torch.autograd.grad(
-            outputs,
-            leaves,
-            grad_outputs=self._dummy,
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        with loss.backward_at(leaves):
+            self._pullback = torch.autograd.grad(
+                outputs,
+                leaves,
+                grad_outputs=self._dummy,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
         self._used = [index for index, piece in enumerate(self._pullback) if piece.requires_grad]
 
     @property
@@ -67,7 +68,8 @@ class FactoredGraph:
                 "strategy 'kept-graph-batched' is available only for kind='hessian'; use "
                 "'kept-graph'"
             )
-        return torch.stack([self._one(vector) for vector in vectors])
+        with self._loss.backward_at(self._leaves):
+            return torch.stack([self._one(vector) for vector in vectors])
 
     def _one(self, vector: Tensor) -> Tensor:
         pieces = self._loss.split(vector)

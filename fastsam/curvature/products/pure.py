@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.losses import ModelLoss
-from fastsam.curvature.products.differentiable import refuse_captured
+from fastsam.curvature.products.differentiable import refuse_unreachable
 from fastsam.curvature.products.second_order import TwiceDifferentiable
 from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
 from fastsam.curvature.structure import map_tensors
 
+_RECOMPUTES = "the loss recomputes parts of its forward pass in the backward pass"
 _WATCHED = 2
 """Evaluations without a random number after which a loss is assumed to draw none."""
 
@@ -34,6 +35,8 @@ class PureLoss:
         values: values of the chosen parameters.
         sizes: number of elements of each.
         dimension: n, the sum of the sizes.
+        recomputes: whether a backward pass may run parts of the forward pass again, as activation
+            checkpointing does; known after the first call.
     """
 
     def __init__(self, model_loss: ModelLoss, names: Sequence[str], *, dtype: torch.dtype) -> None:
@@ -55,18 +58,35 @@ class PureLoss:
         self._streams: Randomness | None = Randomness(global_seed())
         self._evaluations = 0
         self._inspected = False
+        self.recomputes = False
 
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
         """Return (sum of losses, weight) of a batch on the run's device, at ``parameters``.
 
         Raises:
-            ValueError: in the first call, if the loss reaches a parameter around the modules.
+            ValueError: in the first call, if derivatives by a parameter would be missing.
         """
+        if not self._inspected:
+            return self._inspect(parameters, batch)
         with self._installed(parameters):
             loss, weight = self.model_loss(batch)
-        if not self._inspected:
-            refuse_captured(loss, self._names_by_id())
-            self._inspected = True
+        return loss, weight
+
+    def _inspect(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        """Evaluate the loss and find out how it can be differentiated."""
+        try:
+            # Activation checkpointing and offloading set hooks for saved tensors.
+            hooks = torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTES)
+            with hooks, self._installed(parameters):
+                loss, weight = self.model_loss(batch)
+        except RuntimeError as error:
+            if _RECOMPUTES not in str(error):
+                raise
+            self.recomputes = True
+            with self._installed(parameters):
+                loss, weight = self.model_loss(batch)
+        refuse_unreachable(loss, self._names_by_id())
+        self._inspected = True
         return loss, weight
 
     def call(
@@ -95,13 +115,14 @@ class PureLoss:
                 "the loss does not depend on the chosen parameters; check for detach() or no_grad in "
                 "the model"
             )
-        gradients = torch.autograd.grad(
-            total,
-            leaves,
-            create_graph=differentiable,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        with self.backward_at(leaves):
+            gradients = torch.autograd.grad(
+                total,
+                leaves,
+                create_graph=differentiable,
+                allow_unused=True,
+                materialize_grads=True,
+            )
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient.is_sparse:
                 raise ValueError(
@@ -112,6 +133,18 @@ class PureLoss:
             return list(gradients)
         # The gradient of a linear loss is a tensor of the graph itself, which it would keep alive.
         return [gradient.detach() for gradient in gradients]
+
+    @contextmanager
+    def backward_at(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Context of a backward pass through a graph that was computed at ``leaves``.
+
+        What the backward pass computes again must find the tensors of the forward pass.
+        """
+        if not self.recomputes:
+            yield
+            return
+        with self._installed(leaves, streams=False):
+            yield
 
     def place(self, batch: Any) -> Any:
         """Move ``batch`` to the run's device, and floating-point tensors to the run's dtype.
@@ -221,11 +254,15 @@ class PureLoss:
         return names | dict(zip(map(id, self._originals), self.names, strict=True))
 
     @contextmanager
-    def _installed(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+    def _installed(self, parameters: Sequence[Tensor], *, streams: bool = True) -> Iterator[None]:
         """Swap ``parameters``, and copies of all other tensors, into the modules inside the context.
 
         Tensors are replaced by identity wherever they occur. ``torch.func.functional_call`` is not
         used, because it unties parameters of a module that is registered under two names.
+
+        Args:
+            parameters: values of the chosen parameters.
+            streams: whether random numbers come from the run's streams.
         """
         new = {id(old): value for old, value in self._constants.values()}
         new |= {id(old): value for old, value in zip(self._originals, parameters, strict=True)}
@@ -239,7 +276,8 @@ class PureLoss:
                             if id(old) in new:
                                 undo.append(partial(table.__setitem__, name, old))
                                 table[name] = new[id(old)]
-                with self._random_numbers(), TwiceDifferentiable(self.device):
+                random = self._random_numbers() if streams else nullcontext()
+                with random, TwiceDifferentiable(self.device):
                     yield
             finally:
                 for restore in reversed(undo):

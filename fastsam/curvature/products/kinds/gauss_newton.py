@@ -25,7 +25,8 @@ def gauss_newton_graph(loss: PureLoss, batch: Any, number: int) -> Graph:
         )
     point = outputs.detach().requires_grad_()
     value, _ = loss.call("loss", leaves, point, batch)
-    (slope,) = torch.autograd.grad(value, point, create_graph=True)
+    with loss.backward_at(leaves):
+        (slope,) = torch.autograd.grad(value, point, create_graph=True)
 
     def middle(vector: Tensor) -> Tensor:
         if not slope.requires_grad:  # the loss is linear in the outputs, so its Hessian is 0

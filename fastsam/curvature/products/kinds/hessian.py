@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ class HessianGraph:
     def __init__(self, loss: PureLoss, batch: Any, number: int = 0) -> None:
         self._loss = loss
         self._leaves = loss.leaves()
-        with FastSecondOrder():
+        # It reads saved tensors in the forward pass, which a checkpoint would compute again there.
+        with nullcontext() if loss.recomputes else FastSecondOrder():
             gradients = loss.gradient(batch, self._leaves, differentiable=True)
         # The gradient by a parameter in which the loss is linear has no graph; its products are 0.
         self._curved = [index for index, piece in enumerate(gradients) if piece.requires_grad]
@@ -40,14 +42,15 @@ class HessianGraph:
 
     def _backward(self, vector: Tensor, *, batched: bool) -> Tensor:
         pieces = self._loss.split(vector)
-        products = torch.autograd.grad(
-            self._gradients,
-            self._leaves,
-            grad_outputs=[pieces[index] for index in self._curved],
-            retain_graph=True,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        with self._loss.backward_at(self._leaves):
+            products = torch.autograd.grad(
+                self._gradients,
+                self._leaves,
+                grad_outputs=[pieces[index] for index in self._curved],
+                retain_graph=True,
+                is_grads_batched=batched,
+                allow_unused=True,
+            )
         # With materialize_grads, torch's zeros for unused leaves would lack the batch dimension.
         lead = vector.shape[:-1]
         return self._loss.join(
