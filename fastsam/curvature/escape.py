@@ -29,7 +29,8 @@ from fastsam.curvature.operators.model import ModelOperator, run_dtype
 from fastsam.curvature.options import operator_options
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products.kinds.hessian import HessianGraph
-from fastsam.curvature.products.pure import PureLoss, parameter_names
+from fastsam.curvature.products.pure import PureLoss
+from fastsam.curvature.products.selection import parameter_names
 from fastsam.kernels.backends import widened
 from fastsam.progress import ProgressBar
 

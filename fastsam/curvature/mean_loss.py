@@ -19,7 +19,8 @@ from fastsam.curvature.losses import (
     unwrapped,
 )
 from fastsam.curvature.operators.model import run_dtype
-from fastsam.curvature.products.pure import PureLoss, parameter_names
+from fastsam.curvature.products.pure import PureLoss
+from fastsam.curvature.products.selection import parameter_names
 
 
 class MeanLoss:

@@ -25,7 +25,7 @@ from fastsam.curvature.points import CurvaturePoint, write_points
 from fastsam.curvature.prepared import prepared_run
 from fastsam.curvature.products.kinds import kind_named
 from fastsam.curvature.products.planning import Measurements
-from fastsam.curvature.products.pure import parameter_names
+from fastsam.curvature.products.selection import parameter_names
 from fastsam.kernels.backends import widened
 from fastsam.records import build
 

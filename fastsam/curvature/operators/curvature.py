@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from fastsam.curvature.isolation import undisturbed
 from fastsam.curvature.operators.algebra import CallableOperator, SymmetricOperator
 from fastsam.curvature.operators.model import ModelOperator
-from fastsam.curvature.products.pure import selected_names
+from fastsam.curvature.products.selection import selected_names
 
 
 class CurvatureOperator(SymmetricOperator):
     """The curvature of a model's mean loss, made by :func:`fastsam.curvature_operator`.
 
-    It belongs to the weights that the model had then: a later change of the model does not change it.
+    It belongs to the weights that the model had then: later changes in place, such as optimizer steps,
+    do not change it. If a parameter, buffer or module is replaced, for example by
+    ``load_state_dict(assign=True)``, products that evaluate the model again raise ValueError.
+
     Every product runs in evaluation mode with exact arithmetic (no TF32, no autocast) and restores
     the model's modes and the random state.
 

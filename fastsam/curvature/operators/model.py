@@ -19,7 +19,8 @@ from fastsam.curvature.products.captured import Captured, device_product
 from fastsam.curvature.products.kinds import kind_named
 from fastsam.curvature.products.passes import JOINED_SAMPLES, joined, pieces, splittable
 from fastsam.curvature.products.planning import Measurements, make_plan
-from fastsam.curvature.products.pure import PureLoss, parameter_names, shortest_selection
+from fastsam.curvature.products.pure import PureLoss
+from fastsam.curvature.products.selection import parameter_names, shortest_selection
 from fastsam.curvature.products.strategies import (
     HESSIAN_ONLY,
     HOLDING,

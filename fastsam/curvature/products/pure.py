@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -45,6 +46,7 @@ class PureLoss:
         self.dtype = dtype
         with USER_CODE:  # another run may have swapped its parameters into the model
             state = dict((*model_loss.named_parameters(), *model_loss.named_buffers()))
+            self._places = Counter(id(tensor) for _, _, tensor in _entries(model_loss))
         self._originals = [state.pop(f"model.{name}") for name in names]
         # Copies, because a module may write to its buffers or, as nn.Embedding(max_norm=) does, to a
         # parameter.
@@ -263,25 +265,37 @@ class PureLoss:
         Args:
             parameters: values of the chosen parameters.
             streams: whether random numbers come from the run's streams.
+
+        Raises:
+            ValueError: a module no longer holds a tensor that it held at construction.
         """
         new = {id(old): value for old, value in self._constants.values()}
         new |= {id(old): value for old, value in zip(self._originals, parameters, strict=True)}
         undo: list[Callable[[], None]] = []
         with USER_CODE:
             try:
-                for module in self.model_loss.modules():
-                    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-                    for table in tables:
-                        for name, old in list(table.items()):
-                            if id(old) in new:
-                                undo.append(partial(table.__setitem__, name, old))
-                                table[name] = new[id(old)]
+                places = list(_entries(self.model_loss))
+                self._refuse_replaced(Counter(id(tensor) for _, _, tensor in places))
+                for table, name, old in places:
+                    if id(old) in new:
+                        undo.append(partial(table.__setitem__, name, old))
+                        table[name] = new[id(old)]
                 random = self._random_numbers() if streams else nullcontext()
                 with random, TwiceDifferentiable(self.device):
                     yield
             finally:
                 for restore in reversed(undo):
                     restore()
+
+    def _refuse_replaced(self, places: Counter[int]) -> None:
+        replaced = self._places - places
+        if replaced:
+            name = self._names_by_id()[next(iter(replaced))]
+            raise ValueError(
+                f"{name!r} of the model is another tensor than when the operator was made, so the "
+                "operator cannot put its own values there. Make a new operator, or change the model "
+                "in place, as load_state_dict does without assign=True"
+            )
 
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
@@ -300,87 +314,9 @@ class PureLoss:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
-def parameter_names(model: nn.Module, selection: Iterable[str] | None) -> list[str]:
-    """Return the names of the parameters to differentiate by.
-
-    Args:
-        model: any module.
-        selection: names of parameters, or of modules for all parameters in them. None: all
-            parameters that require a gradient.
-
-    Raises:
-        ValueError: a name is unknown, no parameter is selected, or the parameters are on several
-            devices.
-    """
-    with USER_CODE:  # another run may have swapped its parameters into the model
-        available = dict(model.named_parameters())
-    if selection is None:
-        names = [name for name, value in available.items() if value.requires_grad]
-        if not names:
-            raise ValueError(
-                "the model has no parameter that requires a gradient; select some by name with "
-                "params="
-            )
-    else:
-        names = selected_names(available, [selection] if isinstance(selection, str) else selection)
-    for name in names:
-        if not available[name].is_floating_point():
-            raise ValueError(
-                f"parameter {name!r} has dtype {available[name].dtype}, expected a floating-point "
-                "dtype; exclude it with params="
-            )
-    devices = {str(available[name].device) for name in names}
-    if len(devices) > 1:
-        raise ValueError(
-            f"the parameters are on several devices, {', '.join(sorted(devices))}; expected one: move "
-            "the model, or select parameters of one device with params="
-        )
-    return names
-
-
-def shortest_selection(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Return the fewest names of layers and parameters that select exactly ``names``.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-        >>> shortest_selection(model, ["0.bias", "2.weight", "2.bias"])
-        ['0.bias', '2']
-    """
-    available = [name for name, _ in model.named_parameters()]
-    chosen, covered = set(names), set[str]()
-    selection: list[str] = []
-    for name in available:
-        if name in covered or name not in chosen:
-            continue
-        parts = name.split(".")
-        entries = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
-        widest = next(entry for entry in entries if chosen.issuperset(_within(available, entry)))
-        selection.append(widest)
-        covered.update(_within(available, widest))
-    return selection
-
-
-def _within(available: Iterable[str], entry: str) -> list[str]:
-    """Return the parameters that a name selects: itself, or all parameters of a layer."""
-    return [name for name in available if name == entry or name.startswith(f"{entry}.")]
-
-
-def selected_names(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Return the names of the parameters that names of parameters and layers select.
-
-    Raises:
-        ValueError: a name selects nothing, or nothing is selected.
-    """
-    available = list(available)
-    names: list[str] = []
-    for entry in wanted:
-        found = _within(available, entry)
-        if not found:
-            known = ", ".join(available)
-            raise ValueError(
-                f"params: the model has no parameter or layer named {entry!r}; it has {known}"
-            )
-        names += [name for name in found if name not in names]
-    if not names:
-        raise ValueError("params selects no parameter; pass at least one name, or None for all")
-    return names
+def _entries(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield every table of parameters or buffers that holds a tensor, the name in it, and the tensor."""
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            yield from ((table, name, value) for name, value in table.items() if value is not None)

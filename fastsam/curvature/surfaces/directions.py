@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fastsam.curvature.checks import check_count
 from fastsam.curvature.losses import unwrapped
 from fastsam.curvature.operators.model import run_dtype
-from fastsam.curvature.products.pure import PureLoss, parameter_names
+from fastsam.curvature.products.pure import PureLoss
+from fastsam.curvature.products.selection import parameter_names
 from fastsam.curvature.randomness import USER_CODE
 from fastsam.kernels.backends import widened
 
