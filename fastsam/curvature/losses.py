@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsam.curvature.criteria import as_module, is_likelihood, of_torch, reduction_of
 from fastsam.curvature.structure import sample_count
 from fastsam.kernels.backends import sum_dtype
 
@@ -168,7 +169,7 @@ class CriterionLoss(ModelLoss):
                 "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
             )
         weight = _scalar(samples, value.device)
-        reduction = getattr(criterion, "reduction", "mean")
+        reduction = reduction_of(criterion)
         if reduction in ("none", "sum"):
             return value.sum(), weight
         if value.numel() != 1:
@@ -222,24 +223,6 @@ class CriterionLoss(ModelLoss):
         return each, torch.ones_like(each).detach()
 
 
-def of_torch(criterion: Any) -> bool:
-    """Return whether a criterion is a class or function of torch, or uses its likelihoods."""
-    return (
-        type(criterion).__module__ == "torch.nn.modules.loss"
-        or getattr(criterion, "__module__", None) == "torch.nn.functional"
-        or is_likelihood(criterion)
-    )
-
-
-def is_likelihood(criterion: Any) -> TypeGuard[nn.CrossEntropyLoss | nn.NLLLoss]:
-    """Return whether a criterion computes torch's cross-entropy or negative log-likelihood.
-
-    A subclass that overrides forward, such as a focal loss, computes something else.
-    """
-    forward = getattr(getattr(criterion, "forward", None), "__func__", None)
-    return forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside data-parallel and compiled wrappers.
 
@@ -285,30 +268,27 @@ def make_model_loss(model: nn.Module, loss_fn: LossFunction | OutputLoss | Batch
             "loss_fn must be a criterion, an OutputLoss or a BatchLoss, got "
             f"{type(loss_fn).__name__}"
         )
-    if loss_fn is F.cross_entropy:
-        loss_fn = nn.CrossEntropyLoss()
-    elif loss_fn is F.nll_loss:
-        loss_fn = nn.NLLLoss()
-    reduction = getattr(loss_fn, "reduction", "mean")
+    criterion = as_module(loss_fn)
+    reduction = reduction_of(criterion)
     if reduction not in ("mean", "sum", "none") and not (
-        of_torch(loss_fn) and reduction == "batchmean"
+        of_torch(criterion) and reduction == "batchmean"
     ):
         raise ValueError(
             f"loss_fn has reduction {reduction!r}, expected 'mean', 'sum' or 'none'; wrap it in "
             "fastsam.curvature.BatchLoss, which returns (loss_sum, weight)"
         )
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and not is_likelihood(loss_fn):
-        _refuse_unknown_mean(loss_fn)
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and not is_likelihood(criterion):
+        _refuse_unknown_mean(criterion)
     if (
-        not of_torch(loss_fn)
+        not of_torch(criterion)
         and reduction == "mean"
-        and isinstance(getattr(loss_fn, "weight", None), Tensor)
+        and isinstance(getattr(criterion, "weight", None), Tensor)
     ):
         raise ValueError(
-            f"{type(loss_fn).__name__} has class weights, and it is unknown whether its mean divides "
+            f"{type(criterion).__name__} has class weights, and it is unknown whether its mean divides "
             "by them; use fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight))"
         )
-    return CriterionLoss(model, loss_fn, parts)
+    return CriterionLoss(model, criterion, parts)
 
 
 def _refuse_unknown_mean(criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:

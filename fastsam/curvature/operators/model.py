@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.curvature.checks import check_count
-from fastsam.curvature.data import Batches, one_batch
+from fastsam.curvature.data import Batches
 from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss, make_model_loss, unwrapped
+from fastsam.curvature.operators.coupling import refuse_coupled
 from fastsam.curvature.products.captured import Captured, device_product
 from fastsam.curvature.products.kinds import kind_named
 from fastsam.curvature.products.passes import JOINED_SAMPLES, joined, pieces, splittable
@@ -277,7 +277,7 @@ class ModelOperator:
                 first.append(batch)
             total_loss += loss.cpu().double()
             total_weight += weight.cpu().double()
-        self._refuse_coupled(first, alone=len(first) == 1 and self._alone)
+        refuse_coupled(self._loss, first, alone=len(first) == 1 and self._alone)
         totals = torch.stack([total_loss, total_weight]).to(
             self.device, sum_dtype(self.device, self.dtype)
         )
@@ -294,59 +294,6 @@ class ModelOperator:
         self.gradient = total_gradient / self.weight
         squares = sum(float(widened(value).square().sum()) for value in self._loss.values)
         self.weight_norm = squares**0.5
-
-    def _refuse_coupled(self, first: list[Any], *, alone: bool) -> None:
-        """Raise ValueError if samples depend on each other, unless the data are one whole batch.
-
-        Batches are split, joined and distributed over ranks, which does not change the sum of a
-        separable criterion. The loss of a contrastive criterion, or of one that divides by its own
-        weights, changes with every split. It is defined only on a single batch, which is then never
-        split.
-
-        Args:
-            first: the first batches. The first is compared with its halves, and all of them with
-                the joined batch.
-            alone: whether the data are one batch that was not split.
-        """
-        if not first or not self._loss.model_loss.separable:
-            return
-        half = -(-sample_count(first[0]) // 2)
-        several = replace(one_batch(first[0]), source=first)
-        cuts = [
-            (first[:1], list(pieces(one_batch(first[0]), half))),
-            (list(joined(several, JOINED_SAMPLES)), first),
-        ]
-        eps = torch.finfo(self.dtype).eps
-        for whole, parts in cuts:
-            if len(whole) == len(parts):
-                continue
-            try:
-                losses, weights = zip(*map(self._evaluate, whole), strict=True)
-                separate = [self._evaluate(part)[0] for part in parts]
-            except Exception:  # the model or loss accepts only batches of one size: never split
-                self._loss.model_loss.separable = False
-                return
-            loss = sum(losses)
-            size = max(map(abs, (*losses, *separate)))
-            if abs(loss - sum(separate)) > eps**0.5 * size + 100 * eps * sum(weights):
-                break
-        else:
-            return
-        if not alone:
-            raise ValueError(
-                "the samples of a batch depend on each other: the loss of whole batches is "
-                f"{loss:.6g}, the sum over their parts {sum(separate):.6g}, so the loss over all data "
-                "depends on how it is split into batches. Check whether the criterion compares "
-                "samples or divides by its own weights. Pass a single batch, or use "
-                "fastsam.curvature.BatchLoss(lambda model, batch: (loss_sum, weight)), whose batches "
-                "are never split"
-            )
-        self._loss.model_loss.separable = False
-
-    def _evaluate(self, batch: Any) -> tuple[float, float]:
-        """Return (sum of losses, weight) of a batch."""
-        loss, weight = self._loss(self._loss.leaves(), self._loss.place(batch))
-        return float(loss.detach()), float(weight)
 
 
 @contextmanager

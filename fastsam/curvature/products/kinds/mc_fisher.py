@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsam.curvature.losses import is_likelihood
+from fastsam.curvature.criteria import is_likelihood
 from fastsam.curvature.products.factored import criterion_of, losses_graph
 from fastsam.curvature.products.graphs import Graph, GraphBuilder
 from fastsam.curvature.products.kinds.kind import Kind, register_kind
