@@ -69,8 +69,8 @@ def class_spectra(
         The spectra by class.
 
     Raises:
-        ValueError: a class has no sample, or the loader does not read each sample once; otherwise as
-            in :func:`spectral_density`.
+        ValueError: a class has no sample, the targets are not integers, or the loader does not read
+            each sample once; otherwise as in :func:`spectral_density`.
 
     Example:
         >>> inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
@@ -80,7 +80,9 @@ def class_spectra(
         [0, 1]
     """
     labels = _class_of_samples(_as_dataset(dataset), targets)
-    chosen = np.unique(labels).tolist() if classes is None else [int(label) for label in classes]
+    chosen = (
+        np.unique(labels).tolist() if classes is None else [_as_class(label) for label in classes]
+    )
     return group_spectra(
         model,
         loss_fn,
@@ -129,7 +131,7 @@ def group_spectra(
         >>> list(spectra)
         ['head', 'tail']
     """
-    members = {name: [int(label) for label in classes] for name, classes in groups.items()}
+    members = {name: [_as_class(label) for label in classes] for name, classes in groups.items()}
     loaders = group_loaders(
         dataset, members, targets=targets, batch_size=batch_size, collate_fn=collate_fn
     )
@@ -311,7 +313,18 @@ def _class_of_samples(dataset: Any, targets: Any) -> NDArray[Any]:
             f"targets must have one class per sample: expected shape ({len(dataset)},), "
             f"got {labels.shape}"
         )
-    return labels
+    try:
+        with np.errstate(invalid="ignore"):
+            classes = labels.astype(np.int64)
+        wrong = labels[classes != labels]
+    except (TypeError, ValueError):  # strings and other objects
+        wrong = labels
+    if len(wrong):
+        raise ValueError(
+            f"the targets must be integers, the classes of the samples, got {wrong[0]!r}; pass the "
+            "class of every sample with targets="
+        )
+    return classes
 
 
 def _find_targets(dataset: Any) -> Any:
@@ -319,7 +332,12 @@ def _find_targets(dataset: Any) -> Any:
         parent = np.asarray(_find_targets(dataset.dataset))
         return parent[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[-1]
+        if len(dataset.tensors) != 2:
+            raise ValueError(
+                f"the dataset has {len(dataset.tensors)} tensors, expected (inputs, targets); pass the "
+                "class of every sample with targets="
+            )
+        return dataset.tensors[1]
     known = getattr(dataset, "targets", None)
     if known is not None and len(known) == len(dataset):
         return known
@@ -327,7 +345,7 @@ def _find_targets(dataset: Any) -> Any:
     for index in range(len(dataset)):
         sample = dataset[index]
         try:
-            labels.append(int(sample[1]))
+            labels.append(_as_class(sample[1]))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"sample {index} of the dataset is a {type(sample).__name__}, not a pair (input, "
@@ -335,3 +353,9 @@ def _find_targets(dataset: Any) -> Any:
                 "targets=[sample['label'] for sample in dataset]"
             ) from error
     return labels
+
+
+def _as_class(label: Any) -> int:
+    if int(label) != label:
+        raise ValueError(f"expected integers as classes, got {label}")
+    return int(label)

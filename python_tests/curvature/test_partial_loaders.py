@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -18,7 +19,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fastsam.curvature import CurvatureTracker, class_spectra, group_spectra, spectral_density
+from fastsam.curvature import (
+    BatchLoss,
+    CurvatureTracker,
+    class_spectra,
+    group_spectra,
+    spectral_density,
+)
 from python_tests.curvature.oracles import classification, mlp
 
 CRITERION = nn.CrossEntropyLoss()
@@ -86,3 +93,43 @@ def test_the_advice_gives_the_classes_of_the_subset() -> None:
     found = class_spectra(model, CRITERION, subset, steps=2, progress=False)
     expected = {label: sum(i % 3 == label for i in FEW) for label in range(3)}
     assert {label: spectrum.weight for label, spectrum in found.items()} == expected
+
+
+CLASSES = torch.arange(8) % 2
+INPUTS = torch.randn(8, 3)
+
+
+class Pairs(Dataset):
+    """Samples whose targets are numbers between classes."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return INPUTS[index], float(CLASSES[index]) + 0.5
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ((INPUTS, CLASSES + 0.25), {}, r"must be integers, .* got .*0\.25.*pass.*targets="),
+        ((INPUTS, CLASSES * float("nan")), {}, r"must be integers, .* got .*nan"),
+        ((INPUTS, CLASSES), {"targets": ["a"] * 8}, r"must be integers, .* got .*'a'"),
+        ((INPUTS, CLASSES), {"classes": [0.5]}, r"expected integers as classes, got 0\.5"),
+        (Pairs(), {}, r"not a pair \(input, target\) with an integer class"),
+        (TensorDataset(INPUTS, CLASSES, CLASSES), {}, r"has 3 tensors.*targets="),
+        (Subset(TensorDataset(INPUTS), range(8)), {}, r"has 1 tensors.*targets="),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        class_spectra(nn.Linear(3, 2), nn.CrossEntropyLoss(), dataset, steps=3, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.bool])
+def test_whole_numbers_of_any_type_are_classes(dtype):
+    loss = BatchLoss(lambda model, batch: (model(batch[0]).square().sum(), len(batch[0])))
+    found = class_spectra(nn.Linear(3, 2), loss, (INPUTS, CLASSES.to(dtype)), steps=3)
+    assert list(found) == [0, 1]
+    extra = TensorDataset(INPUTS, CLASSES, torch.randn(8))
+    assert list(class_spectra(nn.Linear(3, 2), loss, extra, targets=CLASSES, steps=3)) == [0, 1]
