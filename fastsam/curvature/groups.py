@@ -23,7 +23,7 @@ from torch.utils.data import (
 from fastsam.curvature.api import spectral_density
 from fastsam.curvature.data import DATA_MEMORY, read_batches
 from fastsam.curvature.isolation import undisturbed
-from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss
+from fastsam.curvature.losses import BatchLoss, LossFunction, OutputLoss, unwrapped
 from fastsam.curvature.products.planning import Measurements
 from fastsam.curvature.spectrum import Spectrum
 
@@ -186,7 +186,7 @@ def layer_spectra(
         raise ValueError("layer_spectra does not accept params=; pass the names as layers=")
     selections: dict[str, list[str]] = {}
     if layers is None:
-        for name, value in model.named_parameters():
+        for name, value in unwrapped(model).named_parameters():
             if value.requires_grad:
                 selections.setdefault(name.rpartition(".")[0] or name, []).append(name)
     else:
