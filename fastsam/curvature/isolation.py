@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -60,6 +61,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             for module in model.modules():
                 stack.enter_context(_held(("mode", id(module)), partial(remember, module)))
             model.eval()
+        yield
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled modules and functions eagerly, because compiled code cannot be differentiated twice.
+
+    The switch is that of the process: compiled code in other threads runs eagerly, too.
+    """
+
+    def change() -> Callable[[], None]:
+        stance = torch.compiler.set_stance("force_eager")
+        return lambda: stance.__exit__(None, None, None)
+
+    # Whoever compiled something has imported the compiler, which takes seconds.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with _held("compiler", change):
         yield
 
 
@@ -127,6 +147,6 @@ def _set_switches(
 
 @contextmanager
 def undisturbed(model: nn.Module, *, repeatable: bool = False) -> Iterator[None]:
-    """Combine :func:`evaluation_mode` and :func:`exact_arithmetic` for the duration of one run."""
-    with evaluation_mode(model), exact_arithmetic(repeatable=repeatable):
+    """Combine the contexts :func:`evaluation_mode`, :func:`eager` and :func:`exact_arithmetic`."""
+    with evaluation_mode(model), eager(), exact_arithmetic(repeatable=repeatable):
         yield
