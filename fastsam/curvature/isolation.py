@@ -17,6 +17,9 @@ _LOCK = threading.RLock()
 _HELD: dict[Hashable, list[Callable[[], None]]] = {}
 """For each thing that runs have changed, the functions that restore it, one per active run."""
 
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""Attributes of a module that hold its tensors and submodules."""
+
 
 @contextmanager
 def _held(thing: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
@@ -45,14 +48,21 @@ def _held(thing: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set every module to evaluation mode, and restore its mode and attributes on exit."""
+    """Set every module to evaluation mode; restore mode, attributes, tensors and submodules on exit."""
 
     def remember(module: nn.Module) -> Callable[[], None]:
         attributes = dict(module.__dict__)
+        # Restored in place: other code, such as an overlapping run, may hold these containers. Those of
+        # TorchScript are of other types, and its modules register nothing in forward.
+        found = [attributes.get(name) for name in _REGISTRIES]
+        contents = [(held, held.copy()) for held in found if isinstance(held, (dict, set))]
 
         def restore() -> None:
             module.__dict__.clear()
             module.__dict__.update(attributes)
+            for held, content in contents:
+                held.clear()
+                held.update(content)
 
         return restore
 

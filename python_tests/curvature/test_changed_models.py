@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastsam.curvature import curvature_operator
+from fastsam.curvature import curvature_operator, spectral_density
 from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 CRITERION = nn.CrossEntropyLoss()
@@ -93,4 +93,37 @@ def test_a_kept_graph_needs_the_model_no_more():
     operator = curvature_operator(model, CRITERION, (inputs, targets), strategy="kept-graph")
     operator.to_dense()
     assign(model)
+    assert torch.allclose(operator.to_dense(), expected, rtol=1e-8, atol=1e-10)
+
+
+class Lazy(nn.Module):
+    """Registers buffers and a submodule in its first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        if not hasattr(self, "position"):
+            self.register_buffer("position", torch.ones(3, dtype=inputs.dtype))
+            self.register_buffer("other", torch.ones(3, dtype=inputs.dtype), persistent=False)
+            self.activation = nn.Tanh()
+        return self.activation(self.layer(inputs + self.position))
+
+
+def test_what_a_model_registers_in_a_run_does_not_stay():
+    """The buffers had the dtype of the run."""
+    model = Lazy()
+    inputs, targets = classification(8, 3, 3, dtype=torch.float32)
+    options = {"steps": 3, "progress": False}
+    spectral_density(model, CRITERION, (inputs, targets), dtype=torch.float64, **options)
+    assert not list(model.buffers())
+    assert list(model._modules) == ["layer"]
+    assert not model._non_persistent_buffers_set
+    assert model(inputs).dtype is torch.float32
+    assert list(model._modules) == ["layer", "activation"]
+    expected = explicit_hessian(
+        model.double(), lambda m: F.cross_entropy(m(inputs.double()), targets)
+    )
+    operator = curvature_operator(model, CRITERION, (inputs.double(), targets))
     assert torch.allclose(operator.to_dense(), expected, rtol=1e-8, atol=1e-10)
