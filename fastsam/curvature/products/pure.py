@@ -157,6 +157,8 @@ class PureLoss:
         """
 
         def placed(tensor: Tensor) -> Tensor:
+            # Autograd cannot save tensors made under torch.inference_mode().
+            tensor = tensor.clone() if tensor.is_inference() else tensor
             converted = self._convert(tensor.detach().to(self.device))
             return converted.requires_grad_(tensor.requires_grad)
 
