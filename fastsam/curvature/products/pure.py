@@ -17,7 +17,7 @@ from fastsam.curvature.losses import ModelLoss
 from fastsam.curvature.products.differentiable import refuse_unreachable
 from fastsam.curvature.products.second_order import TwiceDifferentiable
 from fastsam.curvature.randomness import USER_CODE, Randomness, global_seed
-from fastsam.curvature.structure import map_tensors
+from fastsam.curvature.structure import map_tensors, tensors_of
 
 _RECOMPUTES = "the loss recomputes parts of its forward pass in the backward pass"
 _WATCHED = 2
@@ -60,6 +60,7 @@ class PureLoss:
         self._streams: Randomness | None = Randomness(global_seed())
         self._evaluations = 0
         self._inspected = False
+        self._writes = False
         self.recomputes = False
 
     def __call__(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
@@ -71,32 +72,40 @@ class PureLoss:
         if not self._inspected:
             return self._inspect(parameters, batch)
         with self._installed(parameters):
-            loss, weight = self.model_loss(batch)
+            loss, weight = self.model_loss(self._spare(batch))
         return loss, weight
 
     def _inspect(self, parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, Tensor]:
-        """Evaluate the loss and find out how it can be differentiated."""
+        """Evaluate the loss and find out how it can be evaluated again and differentiated."""
+        self._writes = True  # for the first evaluation
+        own = self._spare(batch)
         try:
             # Activation checkpointing and offloading set hooks for saved tensors.
             hooks = torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTES)
             with hooks, self._installed(parameters):
-                loss, weight = self.model_loss(batch)
+                loss, weight = self.model_loss(own)
         except RuntimeError as error:
             if _RECOMPUTES not in str(error):
                 raise
             self.recomputes = True
+            own = self._spare(batch)
             with self._installed(parameters):
-                loss, weight = self.model_loss(batch)
+                loss, weight = self.model_loss(own)
         refuse_unreachable(loss, self._names_by_id())
+        self._writes = any(tensor._version for tensor in tensors_of(own))
         self._inspected = True
         return loss, weight
+
+    def _spare(self, arguments: Any) -> Any:
+        """Return copies of the tensors if the model or the loss changes its arguments in place."""
+        return map_tensors(torch.clone, arguments) if self._writes else arguments
 
     def call(
         self, method: str, parameters: Sequence[Tensor], *arguments: Any, **keywords: Any
     ) -> Any:
         """Call another method of the :class:`ModelLoss` at ``parameters``."""
         with self._installed(parameters):
-            return getattr(self.model_loss, method)(*arguments, **keywords)
+            return getattr(self.model_loss, method)(*self._spare(arguments), **keywords)
 
     def gradient(
         self, batch: Any, leaves: Sequence[Tensor], *, differentiable: bool
