@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from fastsam.curvature.checks import check_count
 from fastsam.curvature.holding import ReadBatches
 from fastsam.curvature.memory import readable
 from fastsam.curvature.randomness import Randomness, global_seed
-from fastsam.curvature.structure import refuse_unreadable, sample_count, sample_digests, tensors_of
+from fastsam.curvature.structure import is_empty, sample_count, sample_digests, tensors_of
 
 DATA_MEMORY = 2**31
 """Default limit on the bytes of batches that are held in main memory."""
@@ -108,7 +109,7 @@ class _Loader:
         return cls(data, global_seed(*own), states)
 
     def read(self, number: int, streams: Randomness | None) -> Iterator[Any]:
-        """Yield the batches; two reads of one index yield the same order and random numbers.
+        """Yield the batches with samples; two reads of one index yield the same order and random numbers.
 
         Args:
             number: index of the read.
@@ -123,7 +124,8 @@ class _Loader:
                 batch = next(iterator, end)
             if batch is end:
                 return
-            yield batch
+            if not is_empty(batch):
+                yield batch
 
     def streams(self, number: int) -> Randomness:
         """Return the replacements of the global generators for one read."""
@@ -264,18 +266,10 @@ def read_batches(
 
 
 def _held(batches: Sequence[Any]) -> Batches:
-    if not batches:
-        raise ValueError("data has no batch; pass at least one")
-    digests: Counter[bytes] = Counter()
+    read = ReadBatches(sys.maxsize)
     for batch in batches:
-        refuse_unreadable(batch)
-        digests.update(sample_digests(batch))
-    return Batches(
-        source=batches,
-        held=True,
-        samples=sum(sample_count(batch) for batch in batches),
-        fingerprint=_fingerprint(digests),
-    )
+        read.add(batch)
+    return _of_read(read)
 
 
 def _read_once(data: Iterator[Any], *, memory_limit: int) -> Batches:
@@ -318,8 +312,6 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
     streams = loader.streams(0)
     for batch in loader.read(0, streams):
         first.add(batch)
-    if not first.digests:
-        raise ValueError("data has no batch; pass at least one")
     if first.is_overwritten():
         first.held = None
         second = ReadBatches(memory_limit, copied=True)
@@ -345,7 +337,7 @@ def _verified(loader: _Loader, *, memory_limit: int) -> Batches:
 
 def _of_read(read: ReadBatches) -> Batches:
     if not read.digests:
-        raise ValueError("data has no batch; pass at least one")
+        raise ValueError("data has no batch with samples; pass at least one")
     return Batches(
         read.held or [], held=True, samples=read.samples, fingerprint=_fingerprint(read.digests)
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsam.curvature.structure import (
+    is_empty,
     map_tensors,
     refuse_unreadable,
     sample_count,
@@ -43,12 +44,14 @@ class ReadBatches:
         self.samples = 0
 
     def add(self, batch: Any) -> None:
-        """Count a batch and hold it if there is room.
+        """Count a batch and hold it if there is room; skip one without samples.
 
         Raises:
             TypeError: the batch contains data that cannot be compared.
         """
         refuse_unreadable(batch)
+        if is_empty(batch):
+            return
         self.digests.update(sample_digests(batch))
         self.samples += sample_count(batch)
         self._size += sum(x.numel() * x.element_size() for x in tensors_of(batch))

@@ -89,6 +89,11 @@ def sample_count(batch: Any) -> int:
     return common_length(batch) or 1
 
 
+def is_empty(batch: Any) -> bool:
+    """Return whether a batch has 0 samples."""
+    return common_length(batch) == 0
+
+
 def refuse_unreadable(batch: Any) -> None:
     """Raise TypeError for a batch without tensors, or with an object whose data is inaccessible.
 

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastsam.curvature import BatchLoss, curvature_operator, loss_surface, random_directions
+from fastsam.curvature import (
+    BatchLoss,
+    curvature_operator,
+    loss_surface,
+    random_directions,
+    spectral_density,
+)
 from python_tests.curvature.oracles import classification, explicit_hessian, mlp
 
 CRITERION = nn.CrossEntropyLoss()
@@ -100,3 +106,47 @@ def test_a_surface_of_a_model_that_writes_to_its_input():
         losses.append(torch.as_tensor(surface.loss))
     assert torch.allclose(losses[0], losses[1], rtol=1e-10)
     assert torch.equal(batch[0], before)
+
+
+def loader(batches):
+    class Loader:
+        def __iter__(self):
+            return iter(batches)
+
+    return Loader()
+
+
+@pytest.mark.parametrize("given", [list, iter, loader])
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}])
+def test_batches_without_samples_are_skipped(given, options):
+    model = mlp((3, 4, 1))
+    inputs, targets = torch.randn(8, 3).double(), torch.randn(8, 1).double()
+    expected = explicit_hessian(model, lambda m: F.mse_loss(m(inputs), targets))
+    empty = inputs[:0], targets[:0]
+    batches = [empty, (inputs[:5], targets[:5]), empty, (inputs[5:], targets[5:]), empty]
+    operator = curvature_operator(model, nn.MSELoss(), given(batches), **options)
+    assert operator.weight == 8
+    assert torch.allclose(operator.to_dense(), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("given", [list, iter, loader])
+@pytest.mark.parametrize("options", [{"data_memory": 0}, {"verify_data": False}, {"freeze": 1}])
+def test_how_data_are_read_does_not_matter_for_empty_batches(given, options):
+    model = mlp((3, 4, 1))
+    batch = torch.randn(8, 3).double(), torch.randn(8, 1).double()
+    empty = tuple(part[:0] for part in batch)
+    if given is iter and options == {"data_memory": 0}:
+        return  # refused
+    found, expected = (
+        spectral_density(model, nn.MSELoss(), given(some), steps=4, progress=False, **options)
+        for some in ([batch, empty], [batch])
+    )
+    assert found.lambda_max == pytest.approx(expected.lambda_max, rel=1e-8)
+    assert found.settings["samples"] == expected.settings["samples"]
+
+
+def test_data_without_samples_are_refused():
+    empty = torch.randn(0, 3).double(), torch.randn(0, 1).double()
+    for data in (empty, [empty], loader([empty])):
+        with pytest.raises(ValueError, match="data has no batch with samples"):
+            curvature_operator(mlp((3, 4, 1)), nn.MSELoss(), data)

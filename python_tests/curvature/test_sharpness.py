@@ -234,7 +234,8 @@ def test_chosen_parameters_and_a_surface_along_the_worst_case():
         ({"rho": "0.1"}, TypeError, "rho must be a number"),
         ({"params": ["9"]}, ValueError, "no parameter or layer named '9'"),
         ({"data": []}, ValueError, "data has no batch"),
-        ({"data": (torch.zeros(0, 3), torch.zeros(0).long())}, ValueError, "weight"),
+        ({"data": (torch.zeros(0, 3), torch.zeros(0).long())}, ValueError, "with samples"),
+        ({"data": (torch.zeros(2, 3), torch.full((2,), -100))}, ValueError, "total weight 0"),
         (
             {"data": (torch.full((9, 3), math.nan), torch.zeros(9).long())},
             FloatingPointError,
