@@ -603,9 +603,13 @@ def test_an_early_interrupt_is_one_line() -> None:
             check=False,
             timeout=120,
         )
-        assert done.returncode == 130, done.stderr
-        answers.add(done.stderr)
-    assert answers == {"fastsam: error: interrupted\n"}
+        answers.add((done.returncode, done.stderr))
+    # On a fast machine the training has begun at the last moments.
+    begun = {answer for answer in answers if answer[0] == 75}
+    assert answers - begun == {(130, "fastsam: error: interrupted\n")}
+    for _, text in begun:
+        assert text.startswith("fastsam: stopped by SIGINT")
+        assert len(text.splitlines()) == 1
 
 
 def test_public_names_are_those_of_their_parts() -> None:

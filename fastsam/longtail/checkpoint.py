@@ -134,6 +134,11 @@ class Checkpoint:
         if path.is_dir():
             path = path / "checkpoint.pt"
         if not path.is_file():
+            if path.name == "checkpoint.pt" and (path.parent / "run.yaml").is_file():
+                raise CheckpointError(
+                    f"the run in {path.parent} is not finished; `fastsam train --resume --out {path.parent}` "
+                    "continues it"
+                )
             raise CheckpointError(
                 f"no checkpoint at {path}; pass the folder of a run, in which `fastsam train --out DIR` "
                 "wrote checkpoint.pt"

@@ -57,8 +57,9 @@ class Metrics:
         return float(np.nanmin(np.array(self.per_class, dtype=np.float64)))
 
     def group_accuracy(self, name: str) -> float:
-        """Return the accuracy on ``all`` images or of a group; NaN for a group that does not exist."""
-        return self.accuracy if name == "all" else self.groups.get(name, float("nan"))
+        """Return the accuracy on ``all`` images, ``balanced`` or of a group; NaN for an unknown group."""
+        known = {"all": self.accuracy, "balanced": self.balanced, **self.groups}
+        return known.get(name, float("nan"))
 
     @property
     def images(self) -> int:

@@ -17,6 +17,8 @@ from fastsam.report.timing import StepTiming
 from fastsam.text import notice, printable
 
 _Item = TypeVar("_Item")
+_BEGUN = ("checkpoint.pt", "run.yaml")
+"""Files of a run that has begun."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,20 @@ def read_runs(folder: str | Path) -> Runs:
 
 
 def _report_unfinished(folder: Path) -> None:
-    """Report the runs in ``folder`` that have a checkpoint, but no result."""
-    for path in sorted({found.parent for found in folder.rglob("checkpoint.pt")}):
+    """Report the runs in ``folder`` that have a checkpoint or settings, but no result."""
+    begun = {found.parent for name in _BEGUN for found in folder.rglob(name)}
+    for path in sorted(begun):
         if (path / "result.json").exists():
+            continue
+        errors = sorted(path.glob("error-rank-*.txt"))
+        if errors:
+            lines = errors[0].read_text("utf-8", "replace").splitlines() or ["unknown error"]
+            notice(f"left out: {path} failed: {lines[0]}")
+            continue
+        if not (path / "checkpoint.pt").exists():
+            notice(
+                f"left out: {path} is not finished; `fastsam train --resume --out {path}` continues it"
+            )
             continue
         try:
             found = Checkpoint.load(path)

@@ -13,6 +13,8 @@ from fastsam.report.collect import Run
 
 SEEDS = ("seed", "subset_seed")
 """Settings in which the runs of a group may differ."""
+_IMAGES = "images"
+"""Stands for the images among the names of settings in which runs differ."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,19 @@ def seeds(result: Result) -> tuple[Any, ...]:
     return tuple(result.config.get(name) for name in SEEDS)
 
 
+def on_same_images(one: Result, other: Result) -> bool:
+    """Return whether two runs can have been trained on the same images, by what their results record.
+
+    Runs with different ``subset_seed`` have different training sets, and are compared by their classes alone,
+    as are runs of older versions, which recorded less.
+    """
+    if one.class_names != other.class_names:
+        return False
+    hashes = {one.subset_hash, other.subset_hash}
+    seeds = {result.config.get("subset_seed") for result in (one, other)}
+    return len(hashes) == 1 or None in hashes or len(seeds) == 2
+
+
 def data_title(result: Result) -> str:
     """Return the data set of a run, with its imbalance and wrong labels where they were made."""
     imbalance, noise = result.config.get("imbalance"), result.config.get("label_noise")
@@ -105,11 +120,14 @@ def _differing_settings(members: Sequence[Run], groups: Sequence[Sequence[Run]])
     first = members[0]
     rivals = [other[0] for other in groups if other[0].name == first.name]
     differing = {name for rival in rivals for name in _differing(first, rival)}
-    return [
+    texts = [
         f"{name} {setting_text(value)}"
         for name, value in settings_in(first.result.config).items()
         if name in differing
     ]
+    if _IMAGES in differing:
+        texts.append(f"training set {(first.result.subset_hash or 'unknown')[:8]}")
+    return texts
 
 
 def _common_folder(members: Sequence[Run]) -> str:
@@ -121,6 +139,7 @@ def _common_folder(members: Sequence[Run]) -> str:
 
 
 def _differing(one: Run, other: Run) -> list[str]:
-    """Return the settings, except seeds, that distinguish two runs."""
+    """Return the settings, except seeds, that distinguish two runs, and :data:`_IMAGES` for other images."""
     found = differences(one.result.config, other.result.config)
-    return [name for name in found if name not in SEEDS]
+    images = [] if on_same_images(one.result, other.result) else [_IMAGES]
+    return [name for name in found if name not in SEEDS] + images

@@ -15,6 +15,9 @@ SMALLEST_EFFECT = 1.0
 LEVEL = 0.05
 """Significance level of verdicts; intervals cover 1 minus this."""
 
+_ROUNDING = 1e-9
+"""Points of accuracy below which a number counts as 0."""
+
 Verdict = Literal["better", "worse", "no difference", "undecided", "unknown"]
 
 
@@ -24,8 +27,9 @@ class Difference:
 
     Attributes:
         mean: left minus right, in points; NaN if a seed lacks one of the two scores.
-        half_width: half the width of the 95 % t interval; infinite for one pair or an unknown mean.
-        p: two-sided p value of a paired t test; 1 for one pair or an unknown mean.
+        half_width: half the width of the 95 % t interval; infinite for one pair, for pairs with the same
+            difference other than 0, and for an unknown mean.
+        p: two-sided p value of a paired t test; 1 in the same cases.
         n: number of pairs.
     """
 
@@ -93,7 +97,8 @@ def paired(left: Sequence[float], right: Sequence[float]) -> Difference:
 
     gaps = [a - b for a, b in zip(left, right, strict=True)]
     (mean, deviation), n = Measured.of(gaps), len(gaps)
-    if deviation is None:
+    # Few test images make accuracies coarse, so that equal differences occur. They say nothing about others.
+    if deviation is None or (deviation < _ROUNDING and abs(mean) > _ROUNDING):
         return Difference(mean, math.inf, 1.0, n)
     error = deviation / math.sqrt(n)
     half_width = float(t.ppf(1 - LEVEL / 2, n - 1)) * error

@@ -10,7 +10,7 @@ from fastsam.longtail.optimizers import OPTIMIZERS
 from fastsam.longtail.schedules import RHO_SCHEDULES
 from fastsam.report.collect import Runs
 from fastsam.report.comparison import SCORES, Arm, PairedPanel, scores_of
-from fastsam.report.groups import SEEDS, Group, data_title, seeds
+from fastsam.report.groups import SEEDS, Group, data_title, on_same_images, seeds
 
 
 def panels_of(runs: Runs, groups: Sequence[Group]) -> Sequence[PairedPanel]:
@@ -19,10 +19,11 @@ def panels_of(runs: Runs, groups: Sequence[Group]) -> Sequence[PairedPanel]:
 
 
 def paired_panels(groups: Sequence[Group]) -> list[PairedPanel]:
-    """Return a panel for all groups that differ in their optimizer and its settings alone.
+    """Return panels of all groups that differ in their optimizer and its settings alone.
 
-    The first arm is SGD where there is one. Only seeds that both sides of a pair have count, and a pair
-    needs two; pairs with other seeds are in a panel of their own.
+    Only seeds that both sides of a pair have count, and a pair needs two. The first arm of a panel is the
+    group with SGD that makes pairs with most others, or else any such group. Pairs with other seeds are in a
+    panel of their own, and so are groups that make no pair with the first one.
     """
     own = _settings_of_optimizers()
     alike: list[list[Group]] = []
@@ -42,22 +43,41 @@ def _settings_of_optimizers() -> set[str]:
 
 
 def _same(one: Group, other: Group, but_for: set[str]) -> bool:
-    return set(differences(one.first.config, other.first.config)) <= but_for
+    alike = set(differences(one.first.config, other.first.config)) <= but_for
+    return alike and on_same_images(one.first, other.first)
 
 
 def _panels(groups: Sequence[Group]) -> list[PairedPanel]:
-    plain = [group for group in groups if group.first.config["optimizer"] == "sgd"]
-    first = (plain or groups)[0]
-    partners: dict[tuple[object, ...], list[Group]] = {}
+    panels: list[PairedPanel] = []
+    left = list(groups)
+    while len(left) > 1:
+        partners = [_partners(group, left) for group in left]
+        plain = [group.first.config["optimizer"] == "sgd" for group in left]
+        order = range(len(left))
+        best = max(order, key=lambda i: (bool(partners[i]) and plain[i], len(partners[i])))
+        if not partners[best]:
+            break
+        first = left[best]
+        title = f"{data_title(first.first)}, {first.first.config['method']}"
+        by_seeds: dict[tuple[object, ...], list[Group]] = {}
+        for other, common in partners[best]:
+            by_seeds.setdefault(common, []).append(other)
+        for common, others in by_seeds.items():
+            arms = [_arm(group, common) for group in (first, *others)]
+            panels.append(PairedPanel(title, arms, []))
+        compared = [first, *(other for other, _ in partners[best])]
+        left = [group for group in left if all(group is not each for each in compared)]
+    return panels
+
+
+def _partners(first: Group, groups: Sequence[Group]) -> list[tuple[Group, tuple[object, ...]]]:
+    """Return the other groups with at least two seeds in common with ``first``, and these seeds."""
+    found: list[tuple[Group, tuple[object, ...]]] = []
     for group in groups:
         common = sorted({*map(seeds, first.results)} & {*map(seeds, group.results)}, key=repr)
         if group is not first and len(common) > 1:
-            partners.setdefault(tuple(common), []).append(group)
-    title = f"{data_title(first.first)}, {first.first.config['method']}"
-    return [
-        PairedPanel(title, [_arm(group, common) for group in (first, *others)], [])
-        for common, others in partners.items()
-    ]
+            found.append((group, tuple(common)))
+    return found
 
 
 def _arm(group: Group, common: Sequence[object]) -> Arm:

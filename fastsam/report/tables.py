@@ -16,7 +16,7 @@ from fastsam.report.text_table import TextTable, range_text
 
 
 def accuracy_table(groups: Sequence[Group]) -> TextTable:
-    """Test accuracy in percent, overall and by group of classes, calibration error, and cost.
+    """Test accuracy in percent, overall, balanced and by group of classes, calibration error, and cost.
 
     Mean and standard deviation over runs that differ in their seeds alone; a cell is empty if one of the
     runs has no such number.
@@ -39,8 +39,12 @@ def accuracy_table(groups: Sequence[Group]) -> TextTable:
 
 
 def accuracy_names(groups: Sequence[Group]) -> list[str]:
-    """Return ``all`` and the names of the groups of classes of all runs."""
-    return ["all", *dict.fromkeys(name for group in groups for name in group.first.test.groups)]
+    """Return ``all``, ``balanced`` and the names of the groups of classes of all runs."""
+    return [
+        "all",
+        "balanced",
+        *dict.fromkeys(name for group in groups for name in group.first.test.groups),
+    ]
 
 
 def class_accuracy_table(groups: Sequence[Group]) -> TextTable:

@@ -235,7 +235,7 @@ def test_chosen_parameters_and_a_surface_along_the_worst_case():
         ({"params": ["9"]}, ValueError, "no parameter or layer named '9'"),
         ({"data": []}, ValueError, "data has no batch"),
         ({"data": (torch.zeros(0, 3), torch.zeros(0).long())}, ValueError, "with samples"),
-        ({"data": (torch.zeros(2, 3), torch.full((2,), -100))}, ValueError, "total weight 0"),
+        ({"data": (torch.zeros(2, 3), torch.full((2,), -100))}, ValueError, "weight 0|no chunk"),
         (
             {"data": (torch.full((9, 3), math.nan), torch.zeros(9).long())},
             FloatingPointError,

@@ -22,7 +22,7 @@ from fastsam.longtail.trained import Evaluation, TrainedRun, calibrate_run, eval
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    config = recipe("digits-lt", "ldam-drw", "sgd", epochs=6, posthoc_tau=0.5).config()
+    config = recipe("digits-lt", "ldam", "sgd", epochs=6, posthoc_tau=0.5).config()
     Trainer(config, out=out, keep=[2], progress=False).fit()
     return out
 

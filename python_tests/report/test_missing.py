@@ -84,12 +84,12 @@ def test_a_score_that_one_seed_lacks_is_unknown(generator: random.Random) -> Non
     groups = by_settings([Run(each) for each in (*sgd, *sam, *late)])
     cells = dict(zip(("sgd", "sam", "asam"), accuracy_table(groups).rows, strict=True))
     tails = [made.test.groups["tail"] for made in sgd]
-    assert cells["sgd"][4] == f"{np.mean(tails):.1f} +- {np.std(tails, ddof=1):.1f}"
-    assert cells["asam"][4] == ""
-    assert cells["asam"][3] != ""
+    assert cells["sgd"][5] == f"{np.mean(tails):.1f} +- {np.std(tails, ddof=1):.1f}"
+    assert cells["asam"][5] == ""
+    assert cells["asam"][4] != ""
     seeds, means = accuracy(groups).data[-2:]
     assert late[0].test.groups["tail"] in seeds["y"]
-    assert len(means["y"]) == len(means["error_y"]["array"]) == 3
+    assert len(means["y"]) == len(means["error_y"]["array"]) == 4
     compared = panel(*sgd, *sam, *late)
     balanced, tail = differences([compared])
     assert len(balanced.data[1]["x"]) == 2
@@ -124,10 +124,10 @@ def test_runs_on_two_sets_one_without_a_group(generator: random.Random) -> None:
     ]
     first, second = page(*sgd, *other).tables["accuracy"][1:]
     tails = [made.test.groups["tail"] for made in sgd]
-    assert first[4] == f"{np.mean(tails):.1f} ± {np.std(tails, ddof=1):.1f}"
-    assert second[4] == ""
+    assert first[5] == f"{np.mean(tails):.1f} ± {np.std(tails, ddof=1):.1f}"
+    assert second[5] == ""
     upper = dict(figures(Runs([Run(each) for each in (*sgd, *other)])))["accuracy"].axes[0]
-    assert len(upper.get_xticks()) == 4
+    assert len(upper.get_xticks()) == 5
 
 
 def test_a_class_without_test_images(generator: random.Random) -> None:

@@ -104,6 +104,7 @@ def test_numbers_of_tables_are_those_of_the_files(
         tests = [run["test"] for run in runs]
         assert accuracy[name] == [
             spread([test["accuracy"] for test in tests]),
+            spread([test["balanced"] for test in tests]),
             *(
                 spread([test["groups"][group] for test in tests])
                 for group in ("head", "mid", "tail")

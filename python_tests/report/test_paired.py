@@ -18,7 +18,19 @@ def test_differences_are_those_of_a_paired_t_test(seed: int) -> None:
     assert found.p == pytest.approx(expected.pvalue)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert paired([1.0], [2.0]) == Difference(-1.0, math.inf, 1.0, 1)
-    assert paired([1.0, 2.0], [0.0, 1.0]).p == 0
+
+
+@pytest.mark.parametrize("gap", [2.0, -0.1])
+def test_equal_differences_are_no_certainty(gap: float) -> None:
+    """With 12 test images of a class, an accuracy is a multiple of 8.3 points."""
+    right = [100 * n / 12 for n in (1, 4, 7)]
+    found = paired([value + gap for value in right], right)
+    assert found.mean == pytest.approx(gap)
+    assert (found.half_width, found.p, found.n) == (math.inf, 1.0, 3)
+    assert found.verdict() == "undecided"
+    equal = paired(right, right)
+    assert (equal.mean, equal.half_width, equal.p) == (0.0, 0.0, 1.0)
+    assert equal.verdict() == "no difference"
 
 
 @pytest.mark.parametrize("left", [[math.nan], [math.nan, 2.0, 4.0], [math.nan] * 3])

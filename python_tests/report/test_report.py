@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fastsam.curvature import MatrixOperator, operator_spectrum
-from fastsam.longtail import Result
-from fastsam.longtail.errors import DataError
+from fastsam.longtail import Checkpoint, Result
+from fastsam.longtail.errors import CheckpointError, DataError
 from fastsam.longtail.landscape import ClassSpectrum
 from fastsam.longtail.trained.calibration import Calibration, CalibratorScore
 from fastsam.report import (
@@ -50,18 +50,19 @@ def test_tables_hold_the_numbers() -> None:
     assert table.header == (
         "test accuracy, %",
         "all",
+        "balanced",
         "head",
         "tail",
         "ECE",
         "gradients",
         "seconds",
     )
-    assert table.rows[1] == ("ce sam", "90.0", "90.0", "45.0", "3.2", "", "1.5")
+    assert table.rows[1] == ("ce sam", "90.0", "90.0", "90.0", "45.0", "3.2", "", "1.5")
     counted = [replace(r, history=[replace(e, gradients=4.0) for e in r.history]) for r in results]
-    costs = [row[5] for row in accuracy_table(by_settings(runs(*counted))).rows]
+    costs = [row[6] for row in accuracy_table(by_settings(runs(*counted))).rows]
     assert costs == [f"{4 * len(results[1].history)}"] * 2
     mixed = accuracy_table(by_settings(runs(counted[0], results[1])))
-    assert [row[5] for row in mixed.rows] == ["4", ""]
+    assert [row[6] for row in mixed.rows] == ["4", ""]
     (row,) = spectrum_table([spectrum()]).rows
     assert row[1].startswith("8 +-")
     assert row[2].startswith("-2 +-")
@@ -297,3 +298,25 @@ def test_calibrated_runs_are_listed_with_the_scores_of_their_files(tmp_path: Pat
     assert rows == [["a", made.described, "240", "61.25", "72.38", "1.5000", "0.9877"]]
     (tmp_path / "a" / "calibration.json").write_text("damaged")
     assert "calibrated run" not in write_report(tmp_path).read_text()
+
+
+def test_unfinished_and_failed_runs_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An interrupted run has settings and checkpoints within epochs, but no checkpoint.pt."""
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "result.json").write_text(result("sgd", 80.0).to_json())
+    for name in ("interrupted", "failed"):
+        (tmp_path / name / "resume").mkdir(parents=True)
+        (tmp_path / name / "run.yaml").write_text("data: digits-lt\n")
+    (tmp_path / "failed" / "error-rank-0.txt").write_text("out of memory\nTraceback ...\n")
+    assert len(read_runs(tmp_path).runs) == 1
+    interrupted = tmp_path / "interrupted"
+    continues = f"is not finished; `fastsam train --resume --out {interrupted}` continues it"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"fastsam: left out: {tmp_path / 'failed'} failed: out of memory",
+        f"fastsam: left out: {interrupted} {continues}",
+    ]
+    with pytest.raises(CheckpointError, match="is not finished; `fastsam train --resume"):
+        Checkpoint.load(interrupted)

@@ -69,7 +69,7 @@ def settings_of_all(command: Any) -> dict[str, Any]:
 
 
 def _accuracy(result: Result) -> str:
-    return f"test accuracy {result.test.accuracy:.1f} %"
+    return f"test accuracy {result.test.accuracy:.1f} %, balanced {result.test.balanced:.1f} %"
 
 
 def command(arguments: Sequence[str]) -> Any:

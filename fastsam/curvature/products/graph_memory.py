@@ -36,10 +36,11 @@ def graph_cost(loss: PureLoss, batch: Any, build: GraphBuilder) -> Cost:
 
 def graph_bytes(loss: PureLoss, batch: Any, build: GraphBuilder) -> int:
     """Return the bytes of the graph of a batch, which is built and dropped."""
+    # The first evaluation of a loss copies its arguments, so it must not be the one that is measured.
+    total, _ = loss(loss.leaves(), loss.place(batch))
     with LiveStorage() as live:
         graph = build(loss, loss.place(batch), 0)
         size: int = live.count()
-    total, _ = loss(loss.leaves(), loss.place(batch))
     refuse_undifferentiable([total], graph.roots)
     return size
 
