@@ -72,6 +72,7 @@ def compared(result: Result) -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:classes are balanced")
 @pytest.mark.usefixtures("linear")
 @pytest.mark.parametrize("name", RUNS)
 def test_stopped_between_steps_it_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:

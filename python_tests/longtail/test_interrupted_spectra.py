@@ -208,7 +208,7 @@ def test_other_settings_are_refused_before_anything_is_computed(
     for options, message in (
         ({"steps": 5}, r"class-0-\S+ contains another spectrum: steps was 6, is now 5"),
         ({"probes": 2}, r"probe_indices was \[0\], is now \[0, 1\]"),
-        ({"seed": 3}, "seed was 0, is now 3; use the same settings or choose another --out"),
+        ({"seed": 3}, "seed was 0, is now 3; use the same settings, choose another --out"),
         ({"dtype": torch.float64}, "dtype was float32, is now float64"),
     ):
         with pytest.raises(CheckpointError, match=message):

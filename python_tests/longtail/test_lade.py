@@ -49,6 +49,7 @@ def test_without_the_bound_it_is_a_balanced_softmax(seed: int) -> None:
     assert torch.allclose(LADELoss(COUNTS, alpha=0.0)(z, y), expected)
 
 
+@pytest.mark.filterwarnings("ignore:classes are balanced")
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 def test_runs_log_the_formula(optimizer: str) -> None:
     data = load_digits_lt()

@@ -178,7 +178,7 @@ class Subspace:
             overlap = float(widened(torch.linalg.vecdot(self._memory[size - 1], image[0])))
             scale = max(self.norm, float(widened(image).norm()))
             if scale > 0:
-                asymmetry = abs(overlap - self._coupling[-1]) / scale
+                asymmetry = float(abs(overlap - self._coupling[-1])) / scale
                 refuse_asymmetric(asymmetry, eps=self._eps)
                 self._asymmetry = max(self._asymmetry, asymmetry)
         # Without a successor where the basis spans everything: what is left of the image is rounding.
