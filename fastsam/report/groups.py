@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastsam.longtail.config import settings_in
-from fastsam.longtail.differences import differences
+from fastsam.longtail.differences import differences, is_own
 from fastsam.longtail.results import Result
 from fastsam.report.collect import Run
 
@@ -98,9 +99,13 @@ def on_same_images(one: Result, other: Result) -> bool:
 
 
 def data_title(result: Result) -> str:
-    """Return the data set of a run, with its imbalance and wrong labels where they were made."""
+    """Return the data set of a run, with its imbalance and wrong labels where they were made.
+
+    Of the user's own images, it names the last part of their folder.
+    """
     imbalance, noise = result.config.get("imbalance"), result.config.get("label_noise")
-    parts = [str(result.config["data"])]
+    data, root = str(result.config["data"]), result.config.get("data_root")
+    parts = [f"{data} {Path(root).name}" if root and is_own(data) else data]
     if imbalance is not None:
         parts.append(f"imbalance {imbalance:g}")
     if noise:

@@ -12,6 +12,7 @@ import pytest
 from fastsam.longtail import Result
 from fastsam.report import Run, by_settings
 from fastsam.report.comparison import PairedPanel
+from fastsam.report.groups import data_title
 from fastsam.report.pairs import paired_panels
 from python_tests.report.made_runs import random_result
 
@@ -126,3 +127,10 @@ def test_runs_on_other_images_are_other_groups(generator: random.Random) -> None
     for other in (drawn, older):
         (group,) = by_settings([Run(before[0]), Run(other)])
         assert len(group.runs) == 2
+
+
+def test_titles_name_the_folder_of_own_images(generator: random.Random) -> None:
+    made = random_result(generator, "sgd")
+    shown = made.config | {"data_root": "/data/photosA", "imbalance": None}
+    assert data_title(replace(made, config={**shown, "data": "folder"})) == "folder photosA"
+    assert data_title(replace(made, config=shown)) == "digits-lt"
