@@ -34,8 +34,9 @@ def command_for(folder: Path) -> list[str]:
     return [
         *("train", "--data", "folder", "--data-root", str(folder / "data"), "--workers", "0"),
         *("--model", f"timm:{NAME}", "--pretrained", str(folder / "weights.pt")),
-        *("--image-size", "32", "--method", "ce", "--optimizer", "sam"),
-        *("--base-optimizer", "adamw", "--batch-size", "4", "--epochs", "2", "--ema", "0.9"),
+        *("--normalization", "network", "--image-size", "32", "--method", "ce"),
+        *("--optimizer", "sam", "--base-optimizer", "adamw", "--batch-size", "4"),
+        *("--epochs", "2", "--ema", "0.9"),
         *("--stages", "fine-tuning", "--stage-set", "tuning.epochs=4", "--threads", "1"),
         *("--checkpoint-steps", "6", "--resume", "auto", "--quiet"),
     ]
