@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.late_ascent import (
     arms,
@@ -159,6 +161,25 @@ def test_curvature_of_the_switch_and_both_ends(tiny: Setup, tmp_path: Path) -> N
             assert entry["gradient_norm"] > 0
     assert found["switch"]["tail"] != found["sam"]["tail"]
     assert set(found["initialization"]) == {*found["sam"]["head"], *found["sam"]["tail"]}
+
+
+def test_a_class_below_the_resolution_of_float32_is_measured_in_float64() -> None:
+    network = nn.Linear(3, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[8.0, 0.0, 0.0], [-8.0, 0.0, 0.0]]))
+        network.bias.zero_()
+    inputs = torch.tensor([[1.0, 0.3, -0.2], [1.02, -0.7, 0.4], [0.99, 0.1, 0.9]])
+    targets = torch.zeros(3, dtype=torch.int64)
+    exact = torch.autograd.functional.hessian(
+        lambda weight: nn.functional.cross_entropy(inputs.double() @ weight.T, targets),
+        network.weight.detach().double(),
+    )
+    found = curvature._spectrum(network, inputs, targets)
+    assert found["precision"] == "float64"
+    assert found["loss"] < 1e-6
+    # The bias shares the curvature of the first input, which is about 1.
+    top = float(torch.linalg.eigvalsh(exact.reshape(6, 6))[-1])
+    assert top < found["lambda_max"] < 2 * top
 
 
 def test_branches_of_other_weights_are_dropped(
