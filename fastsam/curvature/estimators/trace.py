@@ -32,9 +32,8 @@ def trace(
     space (Chen and Hallman, arXiv 2205.01736), of at most half of the products. It stays small where
     it would hold little of the matrix, so the error is then close to that of Hutchinson's method. The
     estimate is unbiased, and its error follows from independent samples. Where a few eigenvalues
-    dominate, the samples of Hutchinson's method are skewed: for one that is 100 times the others, a
-    95 % interval covers about 85 % with 6 products, and 90 % with 20. Hutch++ covers 90 to 97 % in
-    such cases.
+    dominate, the samples of Hutchinson's method are skewed, so its interval covers the trace less often
+    than its confidence says, most of all with few products.
 
     Args:
         operator: a symmetric operator of dimension n, such as that of
